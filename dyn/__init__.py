@@ -1,0 +1,1 @@
+"""Dynamic convolutions for JAX and Flax."""

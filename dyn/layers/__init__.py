@@ -1,0 +1,19 @@
+"""Dynamic convolutions, drop-in for `flax.linen.Conv`.
+
+Every layer takes `nn.Conv`'s fields first, with the same names, order and meaning, and one positional
+input; the method's own fields follow. What they share:
+
+* **context** `layer(x, context=c)`: what attention looks at. None: the mean of the layer's own input
+  over space. `[*batch, D]`: any vector, for instance a block's input, or a label's embedding.
+* **temperature** is the variable `temperature` of the collection `attention`, one for each layer;
+  `dyn.schedules.set_temperature(variables, t)` sets them all. It may be traced: annealing costs one
+  compilation in all. It is 1 where the collection is not given.
+* **training or inference** is not passed: norms inside attention use batch statistics exactly when the
+  collection `batch_stats` is mutable, unless `use_running_average` says otherwise.
+* **what a layer decided** is sown into `intermediates` as `weights`; auxiliary losses into `losses`.
+"""
+
+# Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
+from dyn.layers.od_conv import ODConv
+
+__all__ = ["ODConv"]

@@ -1,0 +1,112 @@
+"""What the attention branches of the methods share: context, squeeze, heads, temperature.
+
+Attention is computed in float32 (or wider, if its parameters are) whatever dtype the convolution runs
+in: pooling, normalisation, softmax and the division by the temperature lose too much in bfloat16.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+# torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), which the papers' code uses throughout.
+he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+
+
+def attention_dtype(*arrays: Array) -> jnp.dtype:
+    """The dtype of attention: float32, or wider if an argument is."""
+    return jnp.result_type(jnp.float32, *(jnp.finfo(a.dtype).dtype for a in arrays))
+
+
+def global_average(x: Array, spatial_axes: int, dtype: jnp.dtype) -> Array:
+    """Mean over the spatial axes: `[B, *spatial, C]` to `[B, C]`."""
+    return jnp.mean(x, axis=tuple(range(1, 1 + spatial_axes)), dtype=dtype)
+
+
+def temperature(module: nn.Module) -> Array:
+    """The module's softmax temperature: the variable `temperature` of the collection `attention`.
+
+    It is 1 until `dyn.schedules.set_temperature` sets it, and 1 for a model that is applied without
+    that collection.
+    """
+    if not (
+        module.has_variable("attention", "temperature") or module.is_mutable_collection("attention")
+    ):
+        return jnp.ones(())
+    return module.variable("attention", "temperature", jnp.ones, ()).value
+
+
+def squeeze(
+    context: Array,
+    features: int,
+    *,
+    norm: str,
+    use_running_average: bool | None,
+    dtype: jnp.dtype,
+    param_dtype: jnp.dtype,
+) -> Array:
+    """ReLU(norm(W context)), without bias: `[B, D]` to `[B, features]`.
+
+    Call it inside a compact method: it makes the submodules `squeeze` and `norm` there.
+
+    Args:
+        context: what attention looks at, `[B, D]`.
+        features: size of the squeezed vector.
+        norm: 'batch' (the papers'), 'layer' (works at batch size 1, has no state) or 'none'.
+        use_running_average: whether the batch norm uses its running statistics; None: exactly when
+            the collection `batch_stats` is not mutable.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
+
+    Raises:
+        ValueError: for an unknown norm, and for batch statistics of a single sample.
+    """
+    z = nn.Dense(
+        features,
+        use_bias=False,
+        kernel_init=he_normal_fan_out,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name="squeeze",
+    )(context)
+    if norm == "batch":
+        module = nn.BatchNorm(
+            momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, name="norm"
+        )
+        if use_running_average is None:
+            use_running_average = not module.is_mutable_collection("batch_stats")
+        if context.shape[0] == 1 and not (use_running_average or module.is_initializing()):
+            raise ValueError(
+                "attention_norm='batch' cannot normalise the one context vector of a batch of size 1: "
+                "its variance is zero and the attention would ignore the input. Train with two or "
+                "more samples, use attention_norm='layer', or pass use_running_average=True."
+            )
+        z = module(z, use_running_average=use_running_average)
+    elif norm == "layer":
+        z = nn.LayerNorm(epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, name="norm")(z)
+    elif norm != "none":
+        raise ValueError(f"attention_norm={norm!r} is unknown: write 'batch', 'layer' or 'none'.")
+    return nn.relu(z)
+
+
+def head(name: str, z: Array, features: int, *, dtype: jnp.dtype, param_dtype: jnp.dtype) -> Array:
+    """W z + b, the logits of one kind of attention; call it inside a compact method."""
+    return nn.Dense(
+        features, kernel_init=he_normal_fan_out, dtype=dtype, param_dtype=param_dtype, name=name
+    )(z)
+
+
+def per_candidate(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
+    """Applies an initialiser to each of the K kernels of a stack `[K, ...]` by itself.
+
+    Applied to the stack it would count K as a part of the receptive field and get the fan wrong.
+    """
+
+    def init_stack(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+        keys = jax.random.split(key, shape[0])
+        return jnp.stack([init(k, tuple(shape[1:]), dtype) for k in keys])
+
+    return init_stack

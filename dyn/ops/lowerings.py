@@ -1,0 +1,210 @@
+"""The equal ways to compute a dynamic convolution, one function each, one signature.
+
+    y_b = conv(x_b, sum_k mix[b, k] * taps[b] * W_k)
+
+Each takes `inputs [B, *spatial, I]`, `kernels [K, *k, I/G, O]`, `mix` (`[B, K]`, `[B, *out, K]`, or None
+for K = 1 and weight one), `taps` (`[B, *k]` or None), a `Window` and a precision, and returns
+`[B, *out, O]` in the inputs' dtype. Kernels and attention are mixed in their own dtype (float32 as a
+rule) and rounded to the inputs' afterwards. `unable` says in words what a lowering cannot do. The axis
+letters are those of `window`.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dyn.ops.window import Array, Window
+
+Lowering = Callable[[Array, Array, Array | None, Array | None, Window, lax.PrecisionLike], Array]
+
+
+def aggregate(kernels: Array, mix: Array | None, taps: Array | None) -> Array:
+    """Mixes candidate kernels into one for each sample: `[K, *k, i, O]` to `[B, *k, i, O]`.
+
+    W_b = taps[b] * sum_k mix[b, k] W_k. At least one of `mix` and `taps` is given. No product of K
+    kernels is ever stored: the sum is one matrix product.
+    """
+    if mix is None:
+        mixed = kernels  # K = 1: the leading axis broadcasts over the batch
+    else:
+        flat = kernels.reshape(kernels.shape[0], math.prod(kernels.shape[1:]))
+        mixed = jnp.matmul(mix, flat, precision=lax.Precision.HIGHEST)
+        mixed = mixed.reshape(mix.shape[0], *kernels.shape[1:])
+    return mixed if taps is None else mixed * taps[..., None, None]
+
+
+def reference(inputs, kernels, mix, taps, window, precision) -> Array:
+    """A convolution of each sample with its own kernel, through `jax.vmap`.
+
+    The definition, for tests and for counting. XLA makes one grouped convolution of it, whose gradient
+    is 15 to 50 times slower than a static convolution's, and which gathers a sharded batch.
+    """
+    if mix is None and taps is None:
+        return window.convolve(inputs, kernels[0].astype(inputs.dtype), precision)
+    sample_kernels = aggregate(kernels, mix, taps).astype(inputs.dtype)
+    convolve = jax.vmap(lambda x, w: window.convolve(x[None], w, precision)[0])
+    return convolve(inputs, sample_kernels)
+
+
+def taps(inputs, kernels, mix, taps, window, precision) -> Array:
+    """A batched matrix product for each tap: y_b = sum_t shift_t(x_b) W_b[t]."""
+    shifts = window.shifts(inputs)
+    out = shifts[0].shape[1:-1]
+    sample_kernels = _grouped_kernels(_samples_or_shared(kernels, mix, taps), window)
+    sample_kernels = sample_kernels.astype(inputs.dtype)  # [B, T, i, G, o]
+    total = None
+    for t, shifted in enumerate(shifts):
+        x = shifted.reshape(
+            inputs.shape[0], math.prod(out), 1, window.groups, inputs.shape[-1] // window.groups
+        )
+        term = _apply_samples(x, sample_kernels[:, t : t + 1], precision)
+        total = term if total is None else total + term
+    return total.reshape(inputs.shape[0], *out, kernels.shape[-1])
+
+
+def patches(inputs, kernels, mix, taps, window, precision) -> Array:
+    """One batched matrix product over patches: y_b = patches(x_b) W_b."""
+    out = window.output_shape(inputs.shape[1:-1])
+    sample_kernels = _grouped_kernels(_samples_or_shared(kernels, mix, taps), window)
+    x = _grouped_patches(inputs, window)
+    y = _apply_samples(x, sample_kernels.astype(inputs.dtype), precision)
+    return y.reshape(inputs.shape[0], *out, kernels.shape[-1])
+
+
+def outputs(inputs, kernels, mix, taps, window, precision) -> Array:
+    """One dense convolution with all K kernels, its outputs mixed: y_b = sum_k mix[b, k] conv(x_b, W_k)."""
+    del taps  # see `unable`
+    num_kernels, features = kernels.shape[0], kernels.shape[-1]
+    # Features of the wide kernel run over (G, K, o), so that groups stay contiguous.
+    wide = kernels.reshape(*kernels.shape[:-1], window.groups, features // window.groups)
+    wide = jnp.moveaxis(wide, 0, -2)
+    wide = wide.reshape(*kernels.shape[1:-1], num_kernels * features)
+    y = window.convolve(inputs, wide.astype(inputs.dtype), precision)
+    if mix is None:
+        return y
+    y = y.reshape(*y.shape[:-1], window.groups, num_kernels, features // window.groups)
+    return _mix_outputs(y, mix, inputs.dtype)
+
+
+def shared(inputs, kernels, mix, taps, window, precision) -> Array:
+    """One matrix product of patches with all K kernels: y_b = sum_k mix[b, k] (taps[b] * patches(x_b)) W_k.
+
+    Tap attention scales the patches instead of the kernels, so there is no kernel of a sample's own.
+    """
+    out = window.output_shape(inputs.shape[1:-1])
+    x = _grouped_patches(inputs, window)  # [B, P, T, G, i]
+    if taps is not None:
+        x = x * taps.reshape(taps.shape[0], 1, window.taps, 1, 1).astype(inputs.dtype)
+    w = _grouped_kernels(kernels, window).astype(inputs.dtype)  # [K, T, i, G, o]
+    if w.shape[2] == 1:  # depthwise, as in `_apply_samples`
+        y = jnp.sum(x[..., None] * jnp.moveaxis(w[:, :, 0], 0, -2), axis=2)
+    else:
+        y = jnp.einsum("bptgi,ktigo->bpgko", x, w, precision=precision)
+    y = y.reshape(inputs.shape[0], *out, *y.shape[2:])
+    if mix is None:
+        return y.reshape(inputs.shape[0], *out, kernels.shape[-1])
+    return _mix_outputs(y, mix, inputs.dtype)
+
+
+def samples(inputs, kernels, mix, taps, window, precision) -> Array:
+    """One sample after another, with a gradient of its own (reverse mode only).
+
+    On a CPU each convolution uses all cores by itself, and XLA's convolution is good at one large
+    picture. Its gradient for the kernel is not, so that is a matrix product over patches here.
+    """
+    if mix is None and taps is None:
+        return window.convolve(inputs, kernels[0].astype(inputs.dtype), precision)
+    sample_kernels = aggregate(kernels, mix, taps).astype(inputs.dtype)
+    return _one_by_one(inputs, sample_kernels, window, precision)
+
+
+LOWERINGS: dict[str, Lowering] = {
+    "reference": reference,
+    "taps": taps,
+    "patches": patches,
+    "outputs": outputs,
+    "shared": shared,
+    "samples": samples,
+}
+
+
+def unable(lowering: str, *, pixelwise: bool, tap_attention: bool) -> str | None:
+    """Why a lowering cannot compute a case, or None if it can."""
+    if pixelwise and lowering not in ("outputs", "shared"):
+        return "a pixel-wise mixture has no kernel of a sample's own; only outputs can be mixed"
+    if tap_attention and lowering == "outputs":
+        return "tap attention changes every kernel within the window; whole outputs cannot be mixed"
+    return None
+
+
+def _samples_or_shared(kernels: Array, mix: Array | None, taps: Array | None) -> Array:
+    """Each sample's kernel `[B, *k, i, O]`, or the only one there is as `[1, *k, i, O]`."""
+    return kernels if mix is None and taps is None else aggregate(kernels, mix, taps)
+
+
+def _grouped_kernels(kernels: Array, window: Window) -> Array:
+    """`[N, *k, i, O]` to `[N, T, i, G, o]`."""
+    return kernels.reshape(
+        kernels.shape[0],
+        window.taps,
+        kernels.shape[-2],
+        window.groups,
+        kernels.shape[-1] // window.groups,
+    )
+
+
+def _grouped_patches(inputs: Array, window: Window) -> Array:
+    """`[B, *spatial, I]` to `[B, P, T, G, i]`."""
+    x = window.patches(inputs)
+    return x.reshape(*x.shape[:3], window.groups, x.shape[-1] // window.groups)
+
+
+def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
+    """Contracts taps and features: x `[B, P, T, G, i]`, w `[B or 1, T, i, G, o]` to `[B, P, G, o]`."""
+    if w.shape[2] == 1:  # depthwise: products of single numbers, not worth a matrix product
+        return jnp.sum(x * w[:, None, :, 0], axis=2)
+    if w.shape[0] == 1:
+        return jnp.einsum("bptgi,tigo->bpgo", x, w[0], precision=precision)
+    return jnp.einsum("bptgi,btigo->bpgo", x, w, precision=precision)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _one_by_one(inputs: Array, kernels: Array, window: Window, precision) -> Array:
+    """Convolves each sample of `[B, *spatial, I]` with its own of `[B, *k, i, O]`, in a loop."""
+
+    def one(sample):
+        x, w = sample
+        return window.convolve(x[None], w, precision)[0]
+
+    return lax.map(one, (inputs, kernels))
+
+
+def _one_by_one_forward(inputs, kernels, window, precision):
+    return _one_by_one(inputs, kernels, window, precision), (inputs, kernels)
+
+
+def _one_by_one_backward(window, precision, residuals, gradient):
+    def one(sample):
+        x, w, dy = sample
+        _, pull = jax.vjp(lambda x: window.convolve(x[None], w, precision)[0], x)
+        columns = _grouped_patches(x[None], window)[0]
+        rows = dy.reshape(columns.shape[0], window.groups, dy.shape[-1] // window.groups)
+        dw = jnp.einsum("ptgi,pgo->tigo", columns, rows, precision=precision)
+        return *pull(dy), dw.reshape(w.shape)
+
+    return lax.map(one, (*residuals, gradient))
+
+
+_one_by_one.defvjp(_one_by_one_forward, _one_by_one_backward)
+
+
+def _mix_outputs(y: Array, mix: Array, dtype: jnp.dtype) -> Array:
+    """Weighs candidate outputs: y `[B, *out, G, K, o]`, mix `[B, K]` or `[B, *out, K]` to `[B, *out, O]`."""
+    if mix.ndim == 2:
+        mix = mix.reshape(mix.shape[0], *(1,) * (y.ndim - 4), mix.shape[1])
+    mixed = jnp.sum(y * mix[..., None, :, None].astype(dtype), axis=-2)
+    return mixed.reshape(*mixed.shape[:-2], mixed.shape[-2] * mixed.shape[-1])

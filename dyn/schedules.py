@@ -1,0 +1,61 @@
+"""Temperature: its schedule, and how to set it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def linear_temperature(step: Array | int, start: float, steps: int) -> Array:
+    """Anneals linearly from `start` to 1 over `steps` steps, then stays at 1.
+
+        T = 1 + max(0, (start - 1) (steps - step) / steps)
+
+    Args:
+        step: number of the step, from 0; may be traced.
+        start: temperature at step 0. 30 in ODConv and in Chen et al. 2020.
+        steps: when 1 is reached; 0 means at once.
+
+    Example:
+        >>> from dyn.schedules import linear_temperature
+        >>> [float(linear_temperature(s, 30.0, 10)) for s in (0, 5, 10, 99)]
+        [30.0, 15.5, 1.0, 1.0]
+    """
+    left = jnp.maximum(steps - jnp.asarray(step, jnp.float32), 0.0) / max(steps, 1)
+    return 1.0 + (start - 1.0) * left
+
+
+def set_temperature(variables: Mapping[str, Any], temperature: Array | float) -> dict[str, Any]:
+    """Sets the temperature of every layer in `variables`.
+
+    Args:
+        variables: a model's variables, with or without the collection `attention`.
+        temperature: the new value; may be traced.
+
+    Returns:
+        A copy of `variables` in which every `temperature` of the collection `attention` is replaced.
+
+    Raises:
+        ValueError: if the temperature is known and not positive.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers import ODConv
+        >>> from dyn.schedules import set_temperature
+        >>> variables = ODConv(8, (3,)).init(jax.random.key(0), jnp.ones((2, 9, 4)))
+        >>> variables = set_temperature(variables, 30.0)
+        >>> float(variables["attention"]["attention"]["temperature"])
+        30.0
+    """
+    if not isinstance(temperature, jax.core.Tracer) and not float(temperature) > 0:
+        raise ValueError(f"temperature must be positive; got {temperature}.")
+
+    def replaced(path, leaf):
+        is_temperature = getattr(path[-1], "key", None) == "temperature"
+        return jnp.asarray(temperature, leaf.dtype) if is_temperature else leaf
+
+    attention = jax.tree_util.tree_map_with_path(replaced, variables.get("attention", {}))
+    return {**variables, **({"attention": attention} if "attention" in variables else {})}
