@@ -1,0 +1,1 @@
+"""The laboratory: trains, compares and reports on dynamic convolutional networks."""

@@ -1,0 +1,82 @@
+"""Checkpoints: the latest and the best, written in the background, each whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+
+class Checkpoints:
+    """The checkpoints of a run: arrays (`state`) beside plain numbers (`progress`).
+
+    Of those saved with metrics the one of the highest rank stays, and the latest of all. Orbax writes
+    under a temporary name and renames: what is there is complete.
+    """
+
+    def __init__(self, directory: Path):
+        self._manager = ocp.CheckpointManager(
+            directory.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policies.AnyPreservationPolicy(
+                    [
+                        policies.LatestN(1),
+                        policies.BestN(
+                            get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
+                        ),
+                    ]
+                ),
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, or None."""
+        return self._manager.latest_step()
+
+    def save(
+        self,
+        step: int,
+        state: Any,
+        progress: dict[str, Any],
+        metrics: dict[str, float] | None = None,
+    ) -> None:
+        """Starts writing a checkpoint; one with `metrics` takes part in the choice of the best."""
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+            ),
+            metrics=metrics,
+            force=True,
+        )
+
+    def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
+        """Reads (state, progress) of a step; `like` gives shapes, dtypes and shardings."""
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
+            ),
+        )
+        return restored.state, restored.progress
+
+    def wait(self) -> None:
+        """Returns when everything is written."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for what is being written, and ends."""
+        self._manager.close()
+
+
+def rank(metrics: dict[str, float]) -> tuple[float, float]:
+    """Which of two evaluations is better: the higher accuracy, then the lower loss."""
+    return metrics["accuracy"], -metrics["loss"]
+
+
+def with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+    """Gives every shape of a tree a sharding, so that a checkpoint is read for the devices of today."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
+    )

@@ -1,0 +1,1 @@
+"""One file per experiment; `common` holds what they share."""

@@ -1,0 +1,126 @@
+"""What all experiments share: the study's recipe, the data sets, and how a config's argument is read.
+
+`--config=experiments/configs/odconv.py:DATASET[,key=value...]` names a data set (default `digits`);
+`smoke`, alone or after a data set, asks for a run of seconds. `name=` says which set of the UCR archive
+or of the TFDS catalogue is meant.
+"""
+
+import difflib
+
+from ml_collections import ConfigDict
+
+from experiments.errors import UserError
+
+IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+
+# What each data set changes of the recipe below. The first is the default.
+DATASETS = {
+    # 1,797 pictures of 8x8: a network a quarter as wide, and pictures moved by a pixel.
+    "digits": {
+        "data": {"name": "digits"},
+        "model": {"width": 16, "stem": "small"},
+        "augment": "shift",
+    },
+    "tiny_imagenet": {
+        "data": {"name": "tiny_imagenet"},
+        "image_size": 64,
+        "augment": "crop_flip",
+        "normalise": IMAGENET,
+    },
+    # 390 series to train on: many more epochs, and all of them used for training.
+    "ucr": {
+        "data": {"name": "ucr", "validation": 0.0},
+        "model": {"stem": "small"},
+        "augment": "series",
+        "batch_size": 16,
+        "epochs": 150,
+        "plateau": {"patience": 30},
+        "early_stopping": {"patience": 60},
+    },
+    "folder": {
+        "data": {"name": "folder"},
+        "image_size": 64,
+        "augment": "crop_flip",
+        "normalise": IMAGENET,
+    },
+    "tfds": {"data": {"name": "tfds"}, "image_size": 64, "augment": "crop_flip"},
+}
+ALIASES = {"adiac": ("ucr", {"variant": "Adiac"})}
+
+
+def get_config(argument: str | None = "") -> ConfigDict:
+    """The study's recipe on the data set that `argument` names, with a static ResNet-18.
+
+    Recipe: Adam at 1e-3, batch 32, 30 epochs, dropout 0.2, the learning rate cut to a tenth after 5
+    epochs without a lower validation loss (not below 1e-6), stop after 10. Temperature falls from 30
+    to 1 over the first 10 epochs, as in the papers of the dynamic layers.
+    """
+    config = ConfigDict(
+        {
+            "name": "",
+            "task": "classification",
+            "seed": 0,
+            "data": {
+                "name": "",
+                "variant": "",  # which set of the UCR archive or of the TFDS catalogue
+                "source": "",  # where the data lies; '' where it is found or downloaded
+                "dir": "",  # where prepared data is kept; '' for ~/.cache/dyn
+                "validation": 0.1,  # share of train
+                "test": 0.2,  # share, where the set has no test split of its own
+                "limit": 0,  # at most so many examples a split; 0 for all
+            },
+            "image_size": 0,  # pixels; 0 leaves pictures as they are
+            "augment": "none",
+            "normalise": {"mean": (0.5,), "std": (0.25,)},
+            "conv": {"name": "conv"},
+            "model": {"depth": 18, "width": 64, "stem": "imagenet", "dropout": 0.2},
+            "dtype": "float32",
+            "optimizer": {"name": "adam", "learning_rate": 1e-3, "weight_decay": 0.0},
+            "plateau": {"factor": 0.1, "patience": 5, "min_learning_rate": 1e-6},
+            "early_stopping": {"patience": 10},  # 0 never stops early
+            "temperature": {"start": 30.0, "epochs": 10},
+            "batch_size": 32,
+            "epochs": 30,
+            "steps": 0,  # ends earlier than the epochs would; 0 for no limit
+            "log_every": 10,  # steps
+            "checkpoint_every": 200,  # steps; also after each evaluation
+            "input": {"threads": 2, "workers": 0},
+            "tensorboard": False,
+        }
+    )
+    dataset, keys, smoke = _parse(argument or "")
+    config.dataset = dataset if dataset not in ("ucr", "tfds") else keys.get("variant", dataset)
+    base, alias = ALIASES.get(dataset, (dataset, {}))
+    config.update(DATASETS[base])
+    config.data.update({**alias, **keys})
+    if smoke:
+        config.dataset += "-smoke"
+        config.data.limit = 64
+        config.model.width = 8
+        config.batch_size = 16
+        config.epochs = 2
+        config.log_every = 1
+    return config
+
+
+def _parse(argument: str) -> tuple[str, dict[str, str], bool]:
+    """Reads `DATASET[,name=...][,smoke]`: (data set, changes of `config.data`, whether it is smoke)."""
+    dataset, keys, smoke = None, {}, False
+    for word in filter(None, argument.split(",")):
+        key, equals, value = word.partition("=")
+        if word == "smoke":
+            smoke = True
+        elif equals and key == "name":
+            keys["variant"] = value
+        elif not equals and dataset is None and word in (*DATASETS, *ALIASES):
+            dataset = word
+        else:
+            choices = [*DATASETS, *ALIASES, "smoke", "name="]
+            near = difflib.get_close_matches(key, choices, n=1)
+            raise UserError(
+                f"'{word}' in the config's argument ':{argument}' is not understood"
+                + (f"; did you mean '{near[0]}'?" if near else ".")
+                + f" It is DATASET[,name=NAME][,smoke], the data set one of {', '.join(choices[:-2])}."
+                + " Other settings are flags of their own, such as --config.epochs=5."
+            )
+    return dataset or next(iter(DATASETS)), keys, smoke

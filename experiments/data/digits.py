@@ -1,0 +1,26 @@
+"""The 1,797 handwritten digits that come with scikit-learn: real data on any machine at once."""
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from experiments.data import splits
+from experiments.data.dataset import Dataset
+from experiments.data.sources import Arrays
+
+
+def load(config, seed: int) -> Dataset:
+    """Returns the digits as uint8 pictures of 8 by 8 pixels and one channel.
+
+    Args:
+        config: the data part of the configuration; `validation` and `test` are shares of the whole
+            (0.1 and 0.2 leave 70 % to train on).
+        seed: decides the stratified splits.
+    """
+    bunch = load_digits()
+    # The ink counts 0..16 are stretched over the range of a picture; nothing is lost.
+    pictures = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
+    labels = bunch.target.astype(np.int32)
+    parts, notes = splits.arrange(
+        "digits", config, seed, train=splits.Pool(Arrays(pictures, labels), labels)
+    )
+    return Dataset("digits", parts, [str(digit) for digit in range(10)], (8, 8, 1), notes)

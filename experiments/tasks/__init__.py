@@ -1,0 +1,1 @@
+"""One file per task: its model, loss, metrics and pictures."""

@@ -1,0 +1,134 @@
+"""A run's folder: whose it is, what it says of the run, and the words for it."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import flax
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import report
+from experiments.data import Dataset
+from experiments.errors import UserError
+from experiments.metrics import plain
+
+# Settings that change where a run reads and what it shows, but not what it computes.
+FREE = {"data.source", "data.dir", "input.threads", "input.workers", "tensorboard"}
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Makes the folder and notes the config in it, or checks that the folder is this config's.
+
+    Raises:
+        UserError: if the folder belongs to a run with other settings, or cannot be written.
+    """
+    file = workdir / "config.json"
+    mine = json.loads(json.dumps(plain(config.to_dict())))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        if not file.exists():
+            report.write_json(file, mine)
+            return
+        theirs = json.loads(file.read_text())
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
+    mine, theirs = _flat(mine), _flat(theirs)
+    differing = [
+        f"{key} was {theirs.get(key)!r} and is now {mine.get(key)!r}"
+        for key in {**theirs, **mine}
+        if key not in FREE and theirs.get(key) != mine.get(key)
+    ]
+    if differing:
+        raise UserError(
+            f"{workdir} holds a run with other settings: {'; '.join(differing)}. Choose another "
+            "--workdir for the new settings, or repeat the old ones to continue that run."
+        )
+
+
+def finished_summary(workdir: Path) -> dict[str, Any] | None:
+    """The summary of a run that is finished, or None."""
+    file = workdir / "summary.json"
+    return json.loads(file.read_text()) if file.exists() else None
+
+
+def parameters_sha256(params: Any) -> str:
+    """A checksum over names, types, shapes and bytes of all parameters."""
+    digest = hashlib.sha256()
+    for name, value in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
+        array = np.asarray(jax.device_get(value))
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """What the run was computed with."""
+    packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+    found = {"python": platform.python_version()}
+    return found | {package: metadata.version(package) for package in packages}
+
+
+def start_rows(
+    config: ConfigDict,
+    dataset: Dataset,
+    cost: Mapping[str, Any],
+    workdir: Path,
+    start_step: int,
+    epoch: int,
+    total_steps: int,
+) -> list[tuple[str, str]]:
+    """The facts a person wants to see before a run starts."""
+    kinds = [device.device_kind for device in jax.devices()]
+    sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    layer = ", ".join(f"{key}={value}" for key, value in config.conv.items() if key != "name")
+    shape = "x".join(str(n) if n else "any" for n in dataset.shape)
+    rows = [
+        ("devices", f"{len(kinds)} x {kinds[0]}, {jax.process_count()} host(s)"),
+        ("data", f"{sizes}; {len(dataset.classes)} classes; {shape}"),
+        *(("", note) for note in dataset.notes),
+    ]
+    if dataset.skipped:
+        rows.append(("", f"{len(dataset.skipped)} files skipped, listed in skipped.csv"))
+    rows += [
+        (
+            "model",
+            f"ResNet-{config.model.depth}, width {config.model.width}, "
+            f"{config.conv.name}{f'({layer})' if layer else ''}: "
+            f"{cost['parameters']:,} parameters, {cost['macs']:,} MACs an example",
+        ),
+        (
+            "recipe",
+            f"{config.optimizer.name} at {config.optimizer.learning_rate:g}, batch "
+            f"{config.batch_size}, {total_steps:,} steps, {epoch} an epoch; augmentation "
+            f"{config.augment}; {config.dtype}",
+        ),
+        ("workdir", str(workdir)),
+    ]
+    if start_step:
+        rows.append(("continues", f"from step {start_step:,}"))
+    return rows
+
+
+def result_rows(summary: Mapping[str, Any], workdir: Path) -> list[tuple[str, str]]:
+    """The result of a finished run, and where to find the rest."""
+    test = ", ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
+    best = summary["best"]
+    return [
+        ("test", test),
+        ("best", f"step {best['step']:,}, validation accuracy {best['accuracy']:.4f}"),
+        ("time", f"{summary['seconds']:.0f} s, {summary['compile_seconds']:.0f} s of it compiling"),
+        ("summary", str(workdir / "summary.json")),
+        ("figures", str(workdir / "figures")),
+    ]
+
+
+def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+    return flax.traverse_util.flatten_dict(dict(tree), sep=".")

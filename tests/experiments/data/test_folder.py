@@ -1,0 +1,155 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import data
+from experiments.data import pictures
+from experiments.errors import UserError
+
+
+def write(path, value=100, size=(6, 4), mode="RGB", **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value if mode != "RGB" else (value,) * 3).save(path, **options)
+
+
+def write_classes(root, count=10, classes=("cat", "dog"), **options):
+    for number, name in enumerate(classes):
+        for index in range(count):
+            write(root / name / f"{index}.png", 100 * number + index, **options)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "pets"
+
+
+@pytest.fixture
+def load(make_config, root):
+    def load(**fields):
+        return data.load(make_config(name="folder", source=root, **fields), 0)
+
+    return load
+
+
+def sizes(dataset):
+    return [len(dataset.splits[split]) for split in ("train", "validation", "test")]
+
+
+def test_classes_without_splits_are_split_here(load, root):
+    write_classes(root)
+    pets = load()
+    assert (pets.name, pets.shape, pets.classes) == ("pets", (4, 6, 3), ["cat", "dog"])
+    assert sizes(pets) == [14, 2, 4] and len(pets.notes) == 2
+    for source in pets.splits.values():
+        for example in (source[i] for i in range(len(source))):
+            assert example["inputs"].shape == (4, 6, 3) and example["inputs"].dtype == np.uint8
+            assert (example["inputs"][0, 0, 0] >= 100) == example["label"]
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
+def test_split_folders_are_used(load, root, validation):
+    for split, count in (("train", 10), (validation, 3), ("test", 2)):
+        write_classes(root / split, count)
+    assert sizes(load()) == [20, 6, 4]
+
+
+def test_missing_splits_are_carved_and_said(load, root):
+    write_classes(root / "train")
+    write_classes(root / "test", 3)
+    pets = load()
+    assert sizes(pets) == [18, 2, 6] and "validation: 2 examples set aside" in pets.notes[0]
+
+
+def test_unusable_hidden_and_empty(load, root):
+    write_classes(root)
+    (root / "cat" / "notes.txt").write_text("not a picture")
+    broken = (root / "cat" / "0.png").read_bytes()[:-30]
+    (root / "cat" / "broken.png").write_bytes(broken)
+    (root / "cat" / ".hidden.png").write_text("hidden")
+    (root / ".cache").mkdir()
+    (root / "bird").mkdir()
+    pets = load()
+    assert sorted(file for file, _ in pets.skipped) == ["cat/broken.png", "cat/notes.txt"]
+    assert all(reason for _, reason in pets.skipped)
+    assert pets.classes == ["cat", "dog"] and sum(sizes(pets)) == 20
+    assert "No usable pictures in bird." in pets.notes
+    assert any("2 files could not be used" in note for note in pets.notes)
+
+
+def test_truncated_jpegs_are_found(root):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    root.mkdir()
+    Image.fromarray(noise).save(root / "a.jpg")
+    assert pictures.check(root / "a.jpg") == ((64, 64), "")
+    (root / "a.jpg").write_bytes((root / "a.jpg").read_bytes()[:1500])
+    assert pictures.check(root / "a.jpg")[0] is None
+
+
+def test_exif_rotation_is_applied(load, root):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    write_classes(root, exif=exif)
+    pets = load()
+    assert pets.shape == (6, 4, 3) == pets.splits["train"][0]["inputs"].shape
+
+
+def test_pictures_of_different_sizes_have_no_common_shape(load, root):
+    write_classes(root)
+    write(root / "cat" / "wide.png", size=(9, 4))
+    pets = load()
+    assert pets.shape == (0, 0, 3) and any("--config.image_size" in note for note in pets.notes)
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "value", "expected"),
+    [
+        ("L", "png", 77, 77),
+        ("RGBA", "png", (77, 77, 77, 10), 77),
+        ("CMYK", "jpg", (0, 0, 0, 178), 77),
+        ("I;16", "png", 77 * 257, 77),
+        ("I;16", "tif", 77 * 257, 77),
+        ("1", "png", 1, 255),
+        ("P", "gif", 0, 0),
+    ],
+)
+def test_every_mode_becomes_rgb(root, mode, suffix, value, expected):
+    write(root / f"a.{suffix}", value, mode=mode)
+    picture = pictures.decode(root / f"a.{suffix}")
+    assert picture.shape == (4, 6, 3) and picture.dtype == np.uint8
+    assert abs(int(picture[0, 0, 0]) - expected) <= 3
+    assert pictures.decode((root / f"a.{suffix}").read_bytes(), channels=1).shape == (4, 6, 1)
+
+
+def test_a_class_that_cannot_be_learned_is_refused(load, root):
+    write_classes(root / "train")
+    write_classes(root / "test", 2, ("cat", "bird"))
+    with pytest.raises(UserError, match=r"test/bird: no such class"):
+        load()
+
+
+def test_a_class_without_test_pictures_is_said(load, root):
+    write_classes(root / "train")
+    write_classes(root / "test", 2, ("cat",))
+    assert "test has no pictures of dog." in load().notes
+
+
+def test_folders_of_the_wrong_kind_are_refused(load, root, make_config):
+    with pytest.raises(UserError, match="No folder of pictures was given"):
+        data.load(make_config(name="folder"), 0)
+    with pytest.raises(UserError, match="pets is not a folder"):
+        load()
+    write_classes(root, classes=("cat",))
+    with pytest.raises(UserError, match="at least two class folders"):
+        load()
+
+
+def test_too_few_pictures_are_refused(load, root):
+    write_classes(root, 1)
+    with pytest.raises(UserError, match="too few"):
+        load()
+
+
+def test_splits_without_train_are_refused(load, root):
+    write_classes(root / "test")
+    with pytest.raises(UserError, match="no folder train"):
+        load()

@@ -1,0 +1,53 @@
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import data
+from experiments.data import places
+from experiments.errors import UserError
+
+
+def test_digits_keep_every_ink_count(make_config):
+    digits = data.load(make_config(), seed=0)
+    assert {k: len(v) for k, v in digits.splits.items()} == {
+        "train": 1258,
+        "validation": 180,
+        "test": 359,
+    }
+    assert digits.shape == (8, 8, 1) and digits.classes == [str(d) for d in range(10)]
+    example = digits.splits["train"][0]
+    assert example["inputs"].dtype == np.uint8 and example["inputs"].shape == (8, 8, 1)
+    assert example["label"].dtype == np.int32
+    values = {int(v) for i in range(200) for v in np.unique(digits.splits["train"][i]["inputs"])}
+    assert len(values) == 17 and max(values) == 255
+
+
+def test_the_seed_decides_the_split(make_config):
+    first, same, other = (data.load(make_config(), seed=s).splits["test"] for s in (0, 0, 1))
+    np.testing.assert_array_equal(first.indices, same.indices)
+    assert set(first.indices) != set(other.indices)
+
+
+def test_an_unknown_name_lists_the_names_and_the_nearest(make_config):
+    with pytest.raises(UserError, match=r"'tinyimagenet'.*Did you mean 'tiny_imagenet'.*folder"):
+        data.load(make_config(name="tinyimagenet"), seed=0)
+
+
+def test_prepared_data_goes_where_it_was_asked_to(make_config, monkeypatch, tmp_path):
+    monkeypatch.setenv("DYN_DATA_DIR", str(tmp_path / "variable"))
+    assert places.data_dir(make_config(dir="")) == tmp_path / "variable"
+    assert places.data_dir(make_config(dir=tmp_path / "field")) == tmp_path / "field"
+    monkeypatch.delenv("DYN_DATA_DIR")
+    assert places.data_dir(make_config(dir="")).parts[-2:] == (".cache", "dyn")
+
+
+def test_no_reader_imports_tensorflow_or_torch():
+    code = (
+        "import sys, importlib\n"
+        "for name in ('digits', 'tiny_imagenet', 'ucr', 'folder', 'tfds_catalogue', 'pipeline'):\n"
+        "    importlib.import_module('experiments.data.' + name)\n"
+        "assert not {'tensorflow', 'torch'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,119 @@
+import itertools
+
+import numpy as np
+import pytest
+from absl import flags
+
+from experiments.data import pipeline, transforms
+from experiments.data.sources import Arrays
+from experiments.errors import UserError
+
+COUNT, BATCH = 21, 8
+TRAIN = transforms.make("crop_flip", 6, 0.5, 0.5, train=True)
+EVAL = transforms.make("crop_flip", 6, 0.5, 0.5, train=False)
+
+
+@pytest.fixture
+def source():
+    pictures = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1)).astype(np.uint8)
+    return Arrays(pictures, np.arange(COUNT))
+
+
+def take(batches, count):
+    taken = list(itertools.islice(batches, count))
+    batches.close()
+    return taken
+
+
+def train(source, count=6, **options):
+    options = {"batch_size": BATCH, "seed": 7} | options
+    return take(pipeline.train_batches(source, TRAIN, **options), count)
+
+
+def assert_equal(got, wanted):
+    assert len(got) == len(wanted)
+    for a, b in zip(got, wanted, strict=True):
+        assert set(a) == set(b)
+        for key in a:
+            np.testing.assert_array_equal(a[key], b[key])
+
+
+def side_by_side(hosts):
+    """Puts the hosts' batches next to each other, as a sharded global array does."""
+    return [
+        {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+        for parts in zip(*hosts, strict=True)
+    ]
+
+
+def test_batches_have_the_promised_form(source):
+    batch = train(source, 1)[0]
+    assert batch["inputs"].shape == (BATCH, 6, 6, 1) and batch["inputs"].dtype == np.float32
+    assert batch["label"].shape == (BATCH,) and batch["label"].dtype == np.int32
+
+
+def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(source):
+    labels = np.concatenate([batch["label"] for batch in train(source, 2 * COUNT)])
+    epochs = labels[: 2 * COUNT].reshape(2, COUNT)
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(COUNT))
+    assert not np.array_equal(*epochs)
+
+
+@pytest.mark.parametrize("hosts", [2, 4])
+def test_the_number_of_hosts_changes_nothing(source, hosts):
+    parts = [train(source, process_index=h, process_count=hosts) for h in range(hosts)]
+    assert_equal(side_by_side(parts), train(source))
+
+
+def test_threads_and_workers_change_nothing(source):
+    flags.FLAGS.mark_as_parsed()  # Grain's workers read a flag.
+    wanted = train(source)
+    assert_equal(train(source, num_threads=0), wanted)
+    assert_equal(train(source, num_threads=5), wanted)
+    assert_equal(train(source, num_workers=2, start_step=1), wanted[1:] + train(source, 7)[6:])
+
+
+@pytest.mark.parametrize("start", [1, 4])
+def test_a_restart_continues_with_the_very_next_batch(source, start):
+    assert_equal(train(source, 6 - start, start_step=start), train(source)[start:])
+    halves = [
+        train(source, 3, start_step=start, process_index=h, process_count=2) for h in range(2)
+    ]
+    assert_equal(side_by_side(halves), train(source, 3, start_step=start))
+
+
+def test_the_seed_decides(source):
+    assert not np.array_equal(train(source, 1)[0]["label"], train(source, 1, seed=8)[0]["label"])
+
+
+def test_a_source_smaller_than_a_batch_is_gone_through_again(source):
+    few = Arrays(source.inputs[:3], source.labels[:3])
+    labels = train(few, 1)[0]["label"]
+    assert sorted(labels[:3]) == [0, 1, 2] and len(labels) == BATCH
+
+
+@pytest.mark.parametrize("hosts", [1, 2])
+def test_evaluation_sees_every_example_once_in_batches_of_one_shape(source, hosts):
+    parts = [
+        list(
+            pipeline.eval_batches(
+                source, EVAL, batch_size=BATCH, process_index=h, process_count=hosts
+            )
+        )
+        for h in range(hosts)
+    ]
+    assert {len(part) for part in parts} == {3}
+    whole = side_by_side(parts)
+    mask = np.concatenate([batch["mask"] for batch in whole])
+    labels = np.concatenate([batch["label"] for batch in whole])
+    assert mask.dtype == np.float32 and mask.sum() == COUNT and len(mask) == 24
+    assert labels[mask == 1].tolist() == list(range(COUNT))
+    assert all(batch["inputs"].shape == (BATCH, 6, 6, 1) for batch in whole)
+
+
+def test_batches_that_cannot_be_are_refused(source):
+    with pytest.raises(UserError, match=r"batch size 8.*3 host"):
+        train(source, process_count=3)
+    with pytest.raises(UserError, match="no examples"):
+        train(Arrays(source.inputs[:0], source.labels[:0]))

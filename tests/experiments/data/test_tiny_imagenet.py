@@ -1,0 +1,238 @@
+import hashlib
+import io
+import os
+import pathlib
+import zipfile
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import data
+from experiments.data import tiny_imagenet, tiny_imagenet_files
+from experiments.errors import UserError
+
+ROOT = "tiny-imagenet-200"
+WNIDS = ["n03", "n01", "n02"]
+
+
+def jpeg(value=0, mode="RGB", size=(64, 64)):
+    stream = io.BytesIO()
+    Image.new(mode, size, value if mode == "L" else (value, 0, 0)).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def files():
+    """Returns the files of a set of 3 classes with 4 training and 2 val pictures each."""
+    files = {
+        "wnids.txt": "\n".join(WNIDS).encode(),
+        "words.txt": b"n00\tentity\nn01\tgoldfish, Carassius\nn02\tcrane\nn03\tcrane, bird",
+    }
+    annotations = []
+    for wnid in WNIDS:
+        value = 60 * int(wnid[1:])
+        for index in range(4):
+            files[f"train/{wnid}/images/{wnid}_{index}.JPEG"] = jpeg(value)
+        files[f"train/{wnid}/{wnid}_boxes.txt"] = b""
+        for index in range(2):
+            name = f"val_{wnid[2]}{index}.JPEG"
+            files[f"val/images/{name}"] = jpeg(value)
+            annotations.append(f"{name}\t{wnid}\t0\t0\t63\t63")
+    files["val/val_annotations.txt"] = "\n".join(annotations).encode()
+    files["test/images/test_0.JPEG"] = jpeg()
+    return files
+
+
+def write_folder(root, files):
+    for name, content in files.items():
+        path = root / ROOT / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def write_zip(path, files):
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(f"{ROOT}/{name}", content)
+    return path
+
+
+@pytest.fixture
+def load(make_config):
+    def load(source=""):
+        return data.load(make_config(name="tiny_imagenet", source=source, validation=0.25), 0)
+
+    return load
+
+
+def all_examples(dataset, split):
+    return [dataset.splits[split][i] for i in range(len(dataset.splits[split]))]
+
+
+@pytest.mark.parametrize("kind", ["zip", "folder", "parent"])
+def test_zip_and_folders_read_alike(load, files, tmp_path, kind):
+    files["train/n01/images/n01_0.JPEG"] = jpeg(60, "L")
+    files["train/n02/images/n02_0.JPEG"] = jpeg()[:200]
+    if kind == "zip":
+        source = write_zip(tmp_path / "a.zip", files)
+    else:
+        source = write_folder(tmp_path, files) / (ROOT if kind == "folder" else "")
+    tiny = load(source)
+    assert tiny.shape == (64, 64, 3)
+    assert tiny.classes == ["goldfish", "crane (n02)", "crane (n03)"]
+    assert {k: len(v) for k, v in tiny.splits.items()} == {"train": 8, "validation": 3, "test": 6}
+    assert [file for file, _ in tiny.skipped] == ["train/n02/images/n02_0.JPEG"]
+    assert "11 of the official 100,000 training pictures: a subset." in tiny.notes
+    assert "official val split" in tiny.notes[0]
+    for split in tiny.splits:
+        for example in all_examples(tiny, split):
+            assert example["inputs"].shape == (64, 64, 3) and example["inputs"].dtype == np.uint8
+            assert abs(int(example["inputs"][0, 0, 0]) - 60 * (example["label"] + 1)) <= 3
+
+
+def test_it_is_prepared_once_and_a_changed_source_again(load, files, tmp_path, capsys):
+    source = write_zip(tmp_path / "a.zip", files)
+    first = load(source)
+    assert "(once)" in capsys.readouterr().out
+    again = load(source)
+    assert "(once)" not in capsys.readouterr().out
+    for one, two in zip(all_examples(first, "train"), all_examples(again, "train"), strict=True):
+        np.testing.assert_array_equal(one["inputs"], two["inputs"])
+    assert (first.notes, first.classes) == (again.notes, again.classes)
+
+    for wnid in WNIDS:
+        files[f"train/{wnid}/images/more.JPEG"] = jpeg(60 * int(wnid[1:]))
+    larger = load(write_zip(source, files))
+    assert sum(len(larger.splits[split]) for split in ("train", "validation")) == 15
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.pop("wnids.txt"), "no wnids.txt"),
+        (lambda f: f.pop("words.txt"), "words.txt is missing"),
+        (lambda f: f.pop("val/val_annotations.txt"), "val_annotations.txt is missing"),
+        (lambda f: f.pop("val/images/val_10.JPEG"), r"lacks 1 of the 6 pictures.*val_10"),
+        (lambda f: f.update({"wnids.txt": b"n01 n02"}), "train/n03 is not a class"),
+        (lambda f: f.update({"wnids.txt": b"n01 n02 n03 n04"}), r"no training .* \(n04\)"),
+        (
+            lambda f: f.update({"val/val_annotations.txt": b"val_10.JPEG\tn09\t0"}),
+            r"names classes not in wnids.txt \(n09\)",
+        ),
+    ],
+)
+def test_incomplete_files_are_refused_before_anything_is_written(
+    load, files, tmp_path, change, message
+):
+    change(files)
+    with pytest.raises(UserError, match=message) as error:
+        load(write_zip(tmp_path / "a.zip", files))
+    assert "--config.data.source" in str(error.value)
+    assert not (tmp_path / "prepared").exists()
+
+
+def test_a_broken_zip_is_refused(load, files, tmp_path):
+    source = write_zip(tmp_path / "a.zip", files)
+    source.write_bytes(source.read_bytes()[:-100])
+    with pytest.raises(UserError, match="not a complete zip"):
+        load(source)
+    with pytest.raises(UserError, match="does not exist"):
+        load(tmp_path / "nowhere.zip")
+
+
+def test_an_interrupted_preparation_leaves_nothing(load, files, tmp_path, monkeypatch):
+    source = write_zip(tmp_path / "a.zip", files)
+    read = tiny_imagenet_files.ZipFiles.read
+
+    def interrupted(self, name):
+        if name.startswith("val/images"):
+            raise KeyboardInterrupt
+        return read(self, name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tiny_imagenet_files.ZipFiles, "read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(source)
+    assert not list((tmp_path / "prepared").rglob("dataset_info.json"))
+    (version,) = (tmp_path / "prepared" / "tiny_imagenet").iterdir()
+    assert len(load(source).splits["test"]) == 6
+    # What a kill leaves behind is swept away once it is old.
+    (version / "incomplete.X_1.0.0").mkdir()
+    os.utime(version / "incomplete.X_1.0.0", (0, 0))
+    (version / "incomplete.Y_1.0.0").mkdir()
+    load(source)
+    (version / "incomplete.Y_1.0.0").rmdir()
+    assert [p.name for p in version.iterdir()] == ["1.0.0"]
+
+
+def test_two_processes_may_prepare_at_once(load, files, tmp_path, monkeypatch):
+    source = write_zip(tmp_path / "a.zip", files)
+    prepare = tiny_imagenet.TinyImagenet.download_and_prepare
+
+    def overtaken(self, **options):
+        prepare(self, **options)
+        raise OSError("Directory not empty")
+
+    monkeypatch.setattr(tiny_imagenet.TinyImagenet, "download_and_prepare", overtaken)
+    assert len(load(source).splits["test"]) == 6
+
+
+def test_a_folder_that_cannot_be_written_is_said(load, files, tmp_path):
+    (tmp_path / "prepared").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"could not be prepared in .*--config\.data\.dir"):
+        load(write_zip(tmp_path / "a.zip", files))
+
+
+def test_members_that_point_outside_are_never_written(load, files, tmp_path):
+    files["../../escaped.txt"] = b"outside"
+    files["train/n01/images/../../../../escaped.JPEG"] = jpeg()
+    load(write_zip(tmp_path / "a.zip", files))
+    assert not list(tmp_path.parent.glob("escaped*")) and not list(tmp_path.rglob("escaped*"))
+
+
+class Response(io.BytesIO):
+    headers = MappingProxyType({})
+
+
+def test_a_download_that_fails_is_one_message(load, monkeypatch, tmp_path):
+    def unreachable(url, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(UserError) as error:
+        load()
+    for part in (tiny_imagenet_files.URL, "no network", "--config.data.source", str(tmp_path)):
+        assert part in str(error.value)
+
+
+def test_a_wrong_download_leaves_nothing(load, monkeypatch, tmp_path):
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"hello"))
+    with pytest.raises(UserError, match="something else"):
+        load()
+    assert not list((tmp_path / "prepared" / "downloads").iterdir())
+
+
+def test_a_right_download_is_kept(load, files, monkeypatch, tmp_path):
+    content = write_zip(tmp_path / "a.zip", files).read_bytes()
+    calls = []
+
+    def urlopen(url, timeout):
+        calls.append(url)
+        return Response(content)
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setattr(tiny_imagenet_files, "MD5", hashlib.md5(content).hexdigest())
+    for _ in range(2):
+        assert len(load().splits["test"]) == 6
+    assert calls == [tiny_imagenet_files.URL]
+
+
+def test_the_real_files(real_data):
+    source = real_data("tiny_imagenet/tiny-imagenet-200.zip")
+    layout = tiny_imagenet_files.read_layout(tiny_imagenet_files.open_files(pathlib.Path(source)))
+    assert len(layout.wnids) == len(set(layout.classes)) == 200
+    assert len(layout.members["train"]) == 16_000 and len(layout.members["val"]) == 2_000
+    assert "goldfish" in layout.classes
