@@ -19,7 +19,9 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
     Counted are convolutions and matrix products, those of the attention branches included, with padding
     taps. A dynamic convolution counts as the published numbers do, whatever lowering computes it: the
     convolution once, plus one multiply-add for each number of each of its K > 1 kernels to mix them; a
-    pixel-wise mixture has no mixed kernel and counts as K convolutions. Elementwise work is not counted.
+    pixel-wise mixture has no mixed kernel and counts as K convolutions. Under `jax.grad` and `jax.vmap`
+    it counts as what its lowering does. Of a condition the dearest branch counts, of a loop with an
+    unknown number of turns one turn. Elementwise work is not counted.
 
     Args:
         function: for instance `lambda v, x: net.apply(v, x)`.
@@ -41,8 +43,9 @@ def _jaxpr_macs(jaxpr: jex_core.Jaxpr) -> int:
     total = 0
     for eqn in jaxpr.eqns:
         name, inputs = eqn.primitive.name, [v.aval.shape for v in eqn.invars if hasattr(v, "aval")]
-        if eqn.params.get("name") == "_dynamic_conv":
-            total += _dynamic_conv_macs(inputs, eqn.outvars[0].aval.shape)
+        outputs = [v.aval.shape for v in eqn.outvars]
+        if eqn.params.get("name") == "_dynamic_conv" and _is_forward(inputs, outputs):
+            total += _dynamic_conv_macs(inputs, outputs[0])
         elif name == "dot_general":
             (contract, _), _ = eqn.params["dimension_numbers"]
             total += math.prod(eqn.outvars[0].aval.shape) * math.prod(
@@ -53,10 +56,32 @@ def _jaxpr_macs(jaxpr: jex_core.Jaxpr) -> int:
             kernel = inputs[1]
             taps_and_inputs = math.prod(kernel) // kernel[out_features]
             total += math.prod(eqn.outvars[0].aval.shape) * taps_and_inputs
+        elif name == "cond":
+            total += max(_jaxpr_macs(branch.jaxpr) for branch in eqn.params["branches"])
         else:
             repeats = eqn.params.get("length", 1) if name == "scan" else 1
             total += repeats * sum(map(_jaxpr_macs, _inner_jaxprs(eqn.params)))
     return total
+
+
+def _is_forward(inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]) -> bool:
+    """Whether these are the shapes of `dyn.ops.dynamic_conv` itself, not of its gradient or of a batch.
+
+    `jax.grad` and `jax.vmap` keep the name by which the operation is known, and change its arguments.
+    """
+    if len(inputs) < 2 or len(outputs) != 1:
+        return False
+    (x, kernels, *weights), (y,) = inputs, outputs
+    possible = (
+        (y[0], kernels[0]),
+        (*y[:-1], kernels[0]),
+        (y[0], *kernels[1:-2]),
+    )
+    return (
+        len(x) == len(y) == len(kernels) - 1
+        and (x[0], kernels[-1]) == (y[0], y[-1])
+        and all(w in possible for w in weights)
+    )
 
 
 def _dynamic_conv_macs(inputs: list[tuple[int, ...]], output: tuple[int, ...]) -> int:

@@ -2,24 +2,31 @@
 
 import math
 import os
-import textwrap
 from collections.abc import Mapping, Sequence
 
-import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import Colormap, PowerNorm
-from matplotlib.figure import Figure
+from matplotlib.colors import PowerNorm
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from experiments.metrics import replacing
-
-DPI = 130
-# Okabe and Ito's colours, which colour-blind readers tell apart too.
-TRAIN, VALIDATION, BEST, WRONG = "#8a94a6", "#0072b2", "#009e73", "#d55e00"
-INK, FAINT, LINE = "#222222", "#666666", "#cccccc"
-NUMBERED = 20  # up to so many classes, every cell of a confusion matrix has its number
+from experiments.style import (
+    BEST,
+    FAINT,
+    INK,
+    LINE,
+    NUMBERED,
+    TRAIN,
+    VALIDATION,
+    WRONG,
+    class_name,
+    class_ticks,
+    colormap,
+    escape,
+    new_figure,
+    save,
+    short,
+    style_axes,
+)
 
 
 def training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
@@ -34,13 +41,13 @@ def training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
     validation = [row for row in rows if row.get("split") == "validation"]
     schedules = any(row.get(name) for row in train for name in ("learning_rate", "temperature"))
     heights = [1, 1, 0.55] if schedules else [1, 1]
-    figure = _figure(7.5, 7.6 if schedules else 6, "Training")
+    figure = new_figure(7.5, 7.6 if schedules else 6, "Training")
     grid = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
     panels = grid[:, 0]
 
     best = _best(validation)
     for axes, name in zip(panels, ("loss", "accuracy"), strict=False):
-        _style(axes, ylabel=name)
+        style_axes(axes, ylabel=name)
         # Rows of training are single batches: thin, because they are noisy.
         _curve(axes, train, name, color=TRAIN, linewidth=0.9, label="train")
         marker = "o" if len(validation) <= 40 else None
@@ -63,7 +70,7 @@ def training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
     panels[-1].set_xlabel("step", fontsize=9.5)
     panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
     panels[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    _save(figure, path)
+    save(figure, path)
 
 
 def _best(validation: Sequence[Mapping]) -> Mapping | None:
@@ -95,7 +102,7 @@ def _frame_losses(axes: Axes) -> None:
 
 def _schedules(axes: Axes, train: Sequence[Mapping]) -> None:
     """The learning rate (left, logarithmic) and the temperature (right) in one small panel."""
-    _style(axes, ylabel="learning rate")
+    style_axes(axes, ylabel="learning rate")
     rates = [row for row in train if (row.get("learning_rate") or 0) > 0]
     if rates:
         _curve(axes, rates, "learning_rate", color=INK, linewidth=1.4)
@@ -109,7 +116,7 @@ def _schedules(axes: Axes, train: Sequence[Mapping]) -> None:
     temperatures = [row for row in train if row.get("temperature") is not None]
     if temperatures:
         right = axes.twinx()
-        _style(right, ylabel="temperature", grid=False)
+        style_axes(right, ylabel="temperature", grid=False)
         right.spines["right"].set_visible(True)
         _curve(right, temperatures, "temperature", color=WRONG, linewidth=1.4)
         right.set_ylim(0, 1.1 * max(row["temperature"] for row in temperatures))
@@ -139,7 +146,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLik
     caption = "Colour: share of a row, that is of the examples of one true class."
     if (totals == 0).any():
         caption += " Grey rows: classes without an example."
-    figure = _figure(size + 0.9 + side, size + 0.3, title, caption)
+    figure = new_figure(size + 0.9 + side, size + 0.3, title, caption)
     if numbered:
         axes = figure.subplots()
     else:
@@ -147,11 +154,11 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLik
         _worst_pairs(beside, matrix, classes)
     # Among many classes the mistakes are faint: the root lifts them.
     norm = PowerNorm(1.0 if numbered else 0.5, vmin=0, vmax=1)
-    picture = axes.imshow(shares, cmap=_colormap("Blues"), norm=norm, interpolation="nearest")
-    _style(axes, xlabel="prediction", ylabel="truth", grid=False, frame=True)
-    _class_ticks(axes.yaxis, classes, size - 1.6)
-    _class_ticks(axes.xaxis, classes, size - 1.6)
-    longest = max(len(_short(name)) for name in classes)
+    picture = axes.imshow(shares, cmap=colormap("Blues"), norm=norm, interpolation="nearest")
+    style_axes(axes, xlabel="prediction", ylabel="truth", grid=False, frame=True)
+    class_ticks(axes.yaxis, classes, size - 1.6)
+    class_ticks(axes.xaxis, classes, size - 1.6)
+    longest = max(len(short(name)) for name in classes)
     lying = numbered and longest * 0.08 < (size - 1.6) / number
     axes.tick_params(axis="x", rotation=0 if lying else 90)
     bar = figure.colorbar(picture, ax=axes, fraction=0.04, pad=0.02, aspect=30)
@@ -168,7 +175,7 @@ def confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLik
                     column, row, text,
                     ha="center", va="center", color=color, fontsize=9 if len(text) < 4 else 7,
                 )  # fmt: skip
-    _save(figure, path)
+    save(figure, path)
 
 
 def _worst_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
@@ -180,7 +187,7 @@ def _worst_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None
     lines = [("Most confused pairs (truth → prediction)", True)]
     for truth, guess in zip(*np.unravel_index(order, mistakes.shape), strict=True):
         if mistakes[truth, guess]:
-            pair = f"{_short(classes[truth], 20)} → {_short(classes[guess], 20)}"
+            pair = f"{short(classes[truth], 20)} → {short(classes[guess], 20)}"
             count = f"{int(mistakes[truth, guess])} of {int(matrix[truth].sum())}"
             lines.append((f"{count:>9}   {pair}", False))
     if len(lines) == 1:
@@ -192,7 +199,7 @@ def _worst_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None
     lines += [("", False), ("Classes recognised least", True)]
     for index in hardest:
         share = f"{matrix[index, index] / totals[index]:.0%}"
-        lines.append((f"{share:>9}   {_short(classes[index], 34)}", False))
+        lines.append((f"{share:>9}   {short(classes[index], 34)}", False))
     step = 1 / max(len(lines), 28)
     for position, (text, heading) in enumerate(lines):
         axes.text(
@@ -259,14 +266,15 @@ def prediction_grid(
     lines = math.ceil(max(number, 1) / columns)
     letters = int((width + 0.1) / 0.065)
     pairs = [
-        (_name(classes, t), _name(classes, p)) for t, p in zip(labels, predictions, strict=True)
+        (class_name(classes, t), class_name(classes, p))
+        for t, p in zip(labels, predictions, strict=True)
     ]
     one_line = all(len(truth) + len(guess) + 3 <= letters for truth, guess in pairs)
     wrong = int(np.sum(labels != predictions))
     remark = f"Orange: {wrong} wrong ones, shown first; their share here is not the error rate."
     if not wrong:
         remark = "All of these are right."
-    figure = _figure(
+    figure = new_figure(
         max(columns * (width + 0.2) + 0.2, 4.5),
         lines * (height + (0.42 if one_line else 0.56)) + 0.9,
         "Test examples",
@@ -287,11 +295,11 @@ def prediction_grid(
             spine.set_linewidth(0.8 if right else 2.2)
         p = f"p={probabilities[index]:.2f}"
         if one_line:
-            text = f"{_escape(truth)} → {_escape(guess)}\n{p}"
+            text = f"{escape(truth)} → {escape(guess)}\n{p}"
         else:
-            text = f"{_short(truth, letters)}\n→ {_short(guess, letters - 3)}\n{p}"
+            text = f"{short(truth, letters)}\n→ {short(guess, letters - 3)}\n{p}"
         axes.set_title(text, fontsize=7.5, pad=4.5, color=INK if right else WRONG)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _picture(axes: Axes, image: np.ndarray) -> None:
@@ -330,7 +338,7 @@ def attention_by_class(
     height = min(max(0.17 * len(classes), 1.5), 3.4 if lines <= 2 else 2.2)
     width = 1.45
     top = max(np.nanmax(table, initial=0.0) for table in tables.values()) or 1.0
-    figure = _figure(
+    figure = new_figure(
         max(columns * width + 2.2, 6.5),
         lines * (height + 0.75) + 1.1,
         "How the kernels were mixed: mean attention per class",
@@ -343,18 +351,18 @@ def attention_by_class(
         zip(panels.ravel(), tables.items(), strict=False)
     ):
         picture = axes.imshow(
-            table, aspect="auto", cmap=_colormap("viridis"), vmin=0, vmax=top,
+            table, aspect="auto", cmap=colormap("viridis"), vmin=0, vmax=top,
             interpolation="nearest",
         )  # fmt: skip
-        _style(axes, grid=False, frame=True)
+        style_axes(axes, grid=False, frame=True)
         tail = name if len(name) <= 22 else f"…{name[-21:]}"
-        axes.set_title(f"{_escape(tail)}\nspread {_spread(table):.3f}", fontsize=7.5, color=INK)
+        axes.set_title(f"{escape(tail)}\nspread {_spread(table):.3f}", fontsize=7.5, color=INK)
         kernels = table.shape[1]
         ticks = np.unique(np.linspace(0, kernels - 1, min(kernels, 6)).round().astype(int))
         axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
         axes.tick_params(axis="x", labelsize=7)
         if index % columns == 0:
-            _class_ticks(axes.yaxis, classes, height)
+            class_ticks(axes.yaxis, classes, height)
         else:
             axes.set_yticks([])
         if index + columns >= len(tables):
@@ -363,7 +371,7 @@ def attention_by_class(
     bar.set_label("attention", fontsize=8.5, color=INK)
     bar.ax.tick_params(labelsize=8, colors=FAINT, length=2)
     bar.outline.set_visible(False)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _spread(table: np.ndarray) -> float:
@@ -383,64 +391,3 @@ def _attention_caption(tables: Mapping[str, np.ndarray]) -> str:
         f"by class. One colour everywhere{even}: it is not selective. Spread: deviation over the "
         "classes, mean over the kernels; 0 is the same mixture for every class."
     )
-
-
-def _figure(width: float, height: float, title: str, caption: str = "") -> Figure:
-    """A figure of `width` by `height` inches with a title above and a caption below."""
-    # Figure and canvas by hand: pyplot would keep every figure and choose a backend for all.
-    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
-    if caption:
-        figure.supxlabel(textwrap.fill(caption, int(width / 0.067)), fontsize=8.5, color=FAINT)
-    return figure
-
-
-def _style(
-    axes: Axes, xlabel: str = "", ylabel: str = "", grid: bool = True, frame: bool = False
-) -> None:
-    """The look of every panel: few lines, small grey numbers."""
-    for side, spine in axes.spines.items():
-        spine.set_color(LINE)
-        spine.set_visible(frame or side in ("left", "bottom"))
-    axes.tick_params(labelsize=8.5, colors=FAINT, length=2.5)
-    axes.set_xlabel(xlabel, fontsize=9.5, color=INK)
-    axes.set_ylabel(ylabel, fontsize=9.5, color=INK)
-    if grid:
-        axes.grid(color="#e8e8e8", linewidth=0.7)
-        axes.set_axisbelow(True)
-
-
-def _class_ticks(axis, classes: Sequence[str], inches: float) -> None:
-    """Class names along an axis of so many inches, thinned until they do not touch."""
-    every = max(1, math.ceil(len(classes) / (inches / 0.135)))
-    ticks = range(0, len(classes), every)
-    axis.set_ticks(ticks, [_short(classes[tick]) for tick in ticks])
-    axis.set_tick_params(labelsize=9 if len(classes) <= NUMBERED and inches > 3 else 7)
-
-
-def _colormap(name: str) -> Colormap:
-    """A colour map that shows what was not measured (NaN) in grey."""
-    return matplotlib.colormaps[name].with_extremes(bad="#dddddd")
-
-
-def _name(classes: Sequence[str], index: int) -> str:
-    return str(classes[int(index)])
-
-
-def _short(name: str, letters: int = 22) -> str:
-    """A class name that fits."""
-    name = str(name)
-    return _escape(name if len(name) <= letters else f"{name[: letters - 1]}…")
-
-
-def _escape(text: str) -> str:
-    """Dollars as dollars: matplotlib would read a pair of them as a formula."""
-    return text.replace("$", r"\$")
-
-
-def _save(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes the PNG."""
-    with replacing(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)

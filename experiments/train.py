@@ -89,6 +89,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         for is_train in (True, False)
     }
     epoch = math.ceil(len(dataset.splits["train"]) / config.batch_size)
+    annealing = epoch * config.temperature.epochs
     total_steps = epoch * config.epochs
     if config.steps:
         total_steps = min(total_steps, config.steps)
@@ -156,7 +157,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     if start_step is None:
         start_step = 0
         state = jax.jit(create, out_shardings=replicated)()
-        progress = {"seconds": 0.0, "best": None, "early_stopping": None}
+        progress: dict[str, Any] = {"seconds": 0.0, "best": None, "early_stopping": None}
     else:
         state, progress = checkpoints.restore(start_step, shape)
     # Flax counts from the evaluation after the last good one.
@@ -178,9 +179,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     # ---------------------------------------------------------------- compilation
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict]:
         # Counted from one, as in the published schedule.
-        temperature = linear_temperature(
-            state.step + 1, config.temperature.start, config.temperature.epochs * epoch
-        )
+        temperature = linear_temperature(state.step + 1, config.temperature.start, annealing)
         variables = set_temperature(state.variables, temperature)
 
         def loss(params: Any) -> Any:
@@ -230,6 +229,8 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
         num_workers=config.input.workers,
         **hosts,
     )
+    if lead:
+        report.write_skipped(workdir, dataset.skipped)
     log = MetricLog(workdir, start_step or -1, config.tensorboard) if lead else None
     earlier = progress["seconds"]
 
@@ -262,11 +263,13 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 metrics = evaluate(evaluation_step, state.variables, batches_left, put)
                 check_finite(metrics["loss"], step)
                 write(step, "validation", metrics)
-                _, reduced = plateau.update({}, state.plateau, value=metrics["loss"])
-                state = state.replace(plateau=jax.device_put(reduced, replicated))
-                if config.early_stopping.patience:
-                    stopping = stopping.update(metrics["loss"])
-                    progress["early_stopping"] = dataclasses.asdict(stopping)
+                # Losses at different temperatures do not compare: patience begins behind annealing.
+                if step >= annealing or not state.attention:
+                    _, reduced = plateau.update({}, state.plateau, value=metrics["loss"])
+                    state = state.replace(plateau=jax.device_put(reduced, replicated))
+                    if config.early_stopping.patience:
+                        stopping = stopping.update(metrics["loss"])
+                        progress["early_stopping"] = dataclasses.asdict(stopping)
                 if progress["best"] is None or rank(metrics) >= rank(progress["best"]):
                     progress["best"] = {"step": step, **metrics}
                 save(step, metrics)

@@ -16,11 +16,6 @@ Array = jax.Array
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
-def attention_dtype(*arrays: Array) -> jnp.dtype:
-    """The dtype of attention: float32, or wider if an argument is."""
-    return jnp.result_type(jnp.float32, *(jnp.finfo(a.dtype).dtype for a in arrays))
-
-
 def global_average(x: Array, spatial_axes: int, dtype: jnp.dtype) -> Array:
     """Mean over the spatial axes: `[B, *spatial, C]` to `[B, C]`."""
     return jnp.mean(x, axis=tuple(range(1, 1 + spatial_axes)), dtype=dtype)
@@ -35,8 +30,8 @@ def temperature(module: nn.Module) -> Array:
     if not (
         module.has_variable("attention", "temperature") or module.is_mutable_collection("attention")
     ):
-        return jnp.ones(())
-    return module.variable("attention", "temperature", jnp.ones, ()).value
+        return jnp.ones((), jnp.float32)
+    return module.variable("attention", "temperature", jnp.ones, (), jnp.float32).value
 
 
 def squeeze(

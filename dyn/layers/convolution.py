@@ -46,4 +46,7 @@ def flatten_batch(x: Array, trailing: int) -> tuple[Array, tuple[int, ...]]:
 
 def compute_dtype(dtype: jnp.dtype | None, inputs: Array, param_dtype: jnp.dtype) -> jnp.dtype:
     """The dtype a convolution runs in: `dtype`, or None for what inputs and parameters promote to."""
-    return jnp.dtype(dtype) if dtype is not None else jnp.promote_types(inputs.dtype, param_dtype)
+    if dtype is not None:
+        return jnp.dtype(dtype)
+    with jax.numpy_dtype_promotion("standard"):  # also where the caller has forbidden it elsewhere
+        return jnp.promote_types(inputs.dtype, param_dtype)

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import (
-    attention_dtype,
     global_average,
     he_normal_fan_out,
     head,
@@ -24,6 +23,7 @@ from dyn.layers.attention import (
 )
 from dyn.layers.convolution import compute_dtype, flatten_batch, kernel_shape
 from dyn.ops import dynamic_conv
+from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.window import Padding
 
 Array = jax.Array
@@ -126,7 +126,7 @@ class ODConv(nn.Module):
                 )
             kernel = kernel * self.mask.astype(kernel.dtype)
 
-        attention_type = attention_dtype(x, kernel)
+        attention_type = float32_or_wider(x, kernel)
         if context is None:
             context = global_average(x, len(size), attention_type)
         elif context.shape[:-1] != batch:

@@ -31,8 +31,8 @@ def dynamic_conv(
 
     Args:
         inputs: `[B, *spatial, I]` with one, two or three spatial axes.
-        kernels: `[K, *k, I/G, O]`, the candidates. They are mixed in their own dtype and then rounded
-            to the inputs'.
+        kernels: `[K, *k, I/G, O]`, the candidates. They are mixed in float32 or wider and then
+            rounded to the inputs' dtype.
         mix: the weight of each candidate: `[B, K]`, or `[B, *out, K]` for a mixture at each output
             position (pixel-wise attention). None stands for weight one and needs K = 1.
         taps: `[B, *k]`, the weight of each kernel position, shared by the candidates; None for one.

@@ -4,8 +4,8 @@
 
 Each takes `inputs [B, *spatial, I]`, `kernels [K, *k, I/G, O]`, `mix` (`[B, K]`, `[B, *out, K]`, or None
 for K = 1 and weight one), `taps` (`[B, *k]` or None), a `Window` and a precision, and returns
-`[B, *out, O]` in the inputs' dtype. Kernels and attention are mixed in their own dtype (float32 as a
-rule) and rounded to the inputs' afterwards. `unable` says in words what a lowering cannot do. The axis
+`[B, *out, O]` in the inputs' dtype. Kernels and attention are mixed in float32 or wider and rounded to
+the inputs' dtype afterwards. `unable` says in words what a lowering cannot do. The axis
 letters are those of `window`.
 """
 
@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.window import Array, Window
 
 Lowering = Callable[[Array, Array, Array | None, Array | None, Window, lax.PrecisionLike], Array]
@@ -28,13 +29,15 @@ def aggregate(kernels: Array, mix: Array | None, taps: Array | None) -> Array:
     W_b = taps[b] * sum_k mix[b, k] W_k. At least one of `mix` and `taps` is given. No product of K
     kernels is ever stored: the sum is one matrix product.
     """
+    dtype = float32_or_wider(*(a for a in (kernels, mix, taps) if a is not None))
+    kernels = kernels.astype(dtype)
     if mix is None:
         mixed = kernels  # K = 1: the leading axis broadcasts over the batch
     else:
         flat = kernels.reshape(kernels.shape[0], math.prod(kernels.shape[1:]))
-        mixed = jnp.matmul(mix, flat, precision=lax.Precision.HIGHEST)
+        mixed = jnp.matmul(mix.astype(dtype), flat, precision=lax.Precision.HIGHEST)
         mixed = mixed.reshape(mix.shape[0], *kernels.shape[1:])
-    return mixed if taps is None else mixed * taps[..., None, None]
+    return mixed if taps is None else mixed * taps.astype(dtype)[..., None, None]
 
 
 def reference(inputs, kernels, mix, taps, window, precision) -> Array:

@@ -15,11 +15,11 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 # What each data set changes of the recipe below. The first is the default.
 DATASETS = {
-    # 1,797 pictures of 8x8: a network a quarter as wide, and pictures moved by a pixel.
+    # 1,797 pictures of 8x8: a network a quarter as wide, and pictures turned and moved a little.
     "digits": {
         "data": {"name": "digits"},
         "model": {"width": 16, "stem": "small"},
-        "augment": "shift",
+        "augment": "affine",
     },
     "tiny_imagenet": {
         "data": {"name": "tiny_imagenet"},

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
+from scipy import ndimage
 
 from experiments.data.dataset import Example
 from experiments.errors import UserError
 
-AUGMENTATIONS = ("none", "shift", "crop_flip", "resized_crop", "series")
+AUGMENTATIONS = ("none", "affine", "shift", "crop_flip", "resized_crop", "series")
 
 _CROP_AREA = (0.08, 1.0)  # Share of the picture that a resized crop keeps, and its
 _CROP_RATIO = (3 / 4, 4 / 3)  # width to height, both as in the training of Inception.
@@ -35,6 +36,21 @@ def fit(picture: np.ndarray, size: int) -> np.ndarray:
     picture = resize(picture, max(size, round(height * scale)), max(size, round(width * scale)))
     top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
     return picture[top : top + size, left : left + size]
+
+
+def random_affine(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Turns a picture by up to 10 degrees, scales it by up to a tenth, moves it by up to a sixteenth."""
+    size = np.array(picture.shape[:2])
+    angle = np.deg2rad(rng.uniform(-10, 10))
+    turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = turned / rng.uniform(0.9, 1.1, 2)
+    centre = (size - 1) / 2
+    offset = centre - matrix @ (centre + rng.uniform(-1, 1, 2) * size / 16)
+    channels = [
+        ndimage.affine_transform(picture[..., c].astype(np.float32), matrix, offset, order=1)
+        for c in range(picture.shape[-1])
+    ]
+    return np.round(np.stack(channels, axis=-1)).astype(np.uint8)
 
 
 def random_shift(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -178,6 +194,8 @@ class Augment:
         size, mean, std = self.prepare.image_size, self.prepare.mean, self.prepare.std
         if self.augment == "resized_crop":
             inputs = random_flip(random_resized_crop(inputs, size, rng), rng)
+        elif self.augment == "affine":
+            inputs = random_affine(fit(inputs, size), rng)
         elif self.augment == "crop_flip":
             inputs = random_flip(random_shift(fit(inputs, size), rng), rng)
         else:
@@ -196,9 +214,9 @@ def make(
     """Returns the callable that turns stored examples into the network's.
 
     Args:
-        augment: `none`; for pictures `shift` (small, no mirroring: for digits), `crop_flip` (pad,
-            crop, mirror) or `resized_crop` (random crop, resize, mirror); for series `series`
-            (jitter, scaling, time shift and window warp).
+        augment: `none`; for pictures `affine` (turn, scale and move a little: for digits), `shift`
+            (move a little), `crop_flip` (pad, crop, mirror) or `resized_crop` (random crop,
+            resize, mirror); for series `series` (jitter, scaling, time shift, window warp).
         image_size: the side of the square that pictures become, 0 to leave them as they are.
         mean: subtracted from pictures on the scale 0..1; series come normalised already.
         std: pictures are divided by it.

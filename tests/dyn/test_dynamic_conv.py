@@ -1,6 +1,7 @@
 """Every lowering against the loop over samples, in value and gradient."""
 
 import functools
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -184,7 +185,7 @@ def test_vmap_and_empty_output():
     w = jnp.ones((2, 3, 3, 2, 4))
     mix = jnp.ones((2, 3, 2))
     for lowering in LOWERINGS:
-        y = jax.vmap(lambda x, mix: dynamic_conv(x, w, mix, lowering=lowering))(x, mix)
+        y = jax.vmap(partial(dynamic_conv, lowering=lowering), in_axes=(0, None, 0))(x, w, mix)
         np.testing.assert_allclose(y[1], dynamic_conv(x[1], w, mix[1]), rtol=1e-6)
         assert dynamic_conv(x[0, :, :2], w, mix[0], padding="VALID", lowering=lowering).shape == (
             3,

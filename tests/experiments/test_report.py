@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import figures, report
+from experiments import figures, report, style
 
 NAMES = [f"$class$ with a rather long name {i}" for i in range(200)]
 
@@ -18,7 +18,7 @@ def _size(path):
     with Image.open(path) as image:
         assert image.format == "PNG"
         assert len(image.convert("RGB").getcolors(2**24)) > 10
-        return tuple(side / figures.DPI for side in image.size)
+        return tuple(side / style.DPI for side in image.size)
 
 
 def _rows(steps=6):
