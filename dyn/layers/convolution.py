@@ -1,12 +1,153 @@
-"""What every layer that stands in for `nn.Conv` does with its arguments."""
+"""What every layer that stands in for `nn.Conv` shares: its fields, and what is done with them."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn.layers.attention import global_average, he_normal_fan_out, per_candidate
+from dyn.ops import dynamic_conv
+from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.window import Padding
+
 Array = jax.Array
+
+
+class ConvLayer(nn.Module):
+    """`nn.Conv`'s fields, with its names, order, defaults and meaning, and the steps around attention.
+
+    A layer derives from it, adds its method's fields, and writes its `__call__` out of these steps.
+
+    Attributes:
+        features: number of output features.
+        kernel_size: one number for each spatial axis; a bare number means one axis.
+        strides: one number, or one for each spatial axis.
+        padding: 'SAME', 'VALID', 'CAUSAL' (1-D), 'CIRCULAR', 'REFLECT', a number, or pairs.
+        input_dilation: 1 + zeros between inputs.
+        kernel_dilation: 1 + inputs between kernel positions.
+        feature_group_count: number of groups of features.
+        use_bias: whether a bias is added.
+        mask: zeros and ones of the shape of one kernel, multiplied onto every candidate.
+        dtype: dtype of the convolution; None for what inputs and parameters promote to.
+        param_dtype: dtype of the parameters.
+        precision: as in `jax.lax.conv_general_dilated`.
+        kernel_init: initialises each candidate kernel by itself; the default is that of the papers'
+            code, normal with variance 2 / fan_out, and not `nn.Conv`'s.
+        bias_init: initialises the bias.
+    """
+
+    features: int
+    kernel_size: int | Sequence[int]
+    strides: int | Sequence[int] | None = 1
+    padding: Padding = "SAME"
+    input_dilation: int | Sequence[int] | None = 1
+    kernel_dilation: int | Sequence[int] | None = 1
+    feature_group_count: int = 1
+    use_bias: bool = True
+    mask: Array | None = None
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+    kernel_init: nn.initializers.Initializer = he_normal_fan_out
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+
+    def flat_inputs(self, inputs: Array) -> tuple[Array, tuple[int, ...]]:
+        """One batch axis instead of any number: (`[B, *spatial, I]`, the axes it stands for)."""
+        size = kernel_shape(self.kernel_size, inputs)
+        return flatten_batch(inputs, len(size) + 1)
+
+    def flat_context(self, context: Array | None, x: Array, batch: tuple[int, ...]) -> Array:
+        """What attention looks at, `[B, D]`: the context given, or the mean of the input over space.
+
+        Args:
+            context: `[*batch, D]` or None.
+            x: the flat inputs.
+            batch: the batch axes that the inputs had.
+
+        Raises:
+            ValueError: if the context's batch axes are not the inputs'.
+        """
+        if context is None:
+            return global_average(x, x.ndim - 2, float32_or_wider(x))
+        if context.shape[:-1] != batch:
+            raise ValueError(
+                f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
+                f"{context.shape}. The attention of {type(self).__name__} is one for the whole input: "
+                "for attention that differs from place to place take a pixel-wise layer."
+            )
+        return flatten_batch(context, 1)[0]
+
+    def candidate_kernels(self, x: Array, num_kernels: int) -> Array:
+        """The parameter `kernel`, `[K, *k, I/G, O]`, masked.
+
+        Raises:
+            ValueError: if the groups do not divide the features, or the mask is of another shape.
+        """
+        size, groups, in_features = self.kernel_dims(x), self.feature_group_count, x.shape[-1]
+        if in_features % groups or self.features % groups:
+            raise ValueError(
+                f"feature_group_count={groups} must divide the {in_features} input features and the "
+                f"{self.features} output features."
+            )
+        one_kernel = (*size, in_features // groups, self.features)
+        kernel = self.param(
+            "kernel",
+            per_candidate(self.kernel_init),
+            (num_kernels, *one_kernel),
+            self.param_dtype,
+        )
+        if self.mask is None:
+            return kernel
+        if self.mask.shape != one_kernel:
+            raise ValueError(
+                f"mask must have the shape of one kernel, {one_kernel}; got {self.mask.shape}."
+            )
+        return kernel * self.mask.astype(kernel.dtype)
+
+    def kernel_dims(self, x: Array) -> tuple[int, ...]:
+        """The kernel size, one number for each spatial axis of the flat inputs."""
+        return kernel_shape(self.kernel_size, x)
+
+    def conv_dtype(self, x: Array) -> jnp.dtype:
+        """The dtype that the convolution of `x` runs in."""
+        if self.dtype is not None:
+            return jnp.dtype(self.dtype)
+        with jax.numpy_dtype_promotion("standard"):  # also where the caller has forbidden it
+            return jnp.promote_types(x.dtype, self.param_dtype)
+
+    def convolve(
+        self,
+        x: Array,
+        kernels: Array,
+        mix: Array | None = None,
+        *,
+        taps: Array | None = None,
+        lowering: str = "auto",
+    ) -> Array:
+        """`dyn.ops.dynamic_conv` with the layer's strides, padding, dilation and groups."""
+        return dynamic_conv(
+            x,
+            kernels,
+            mix,
+            taps=taps,
+            strides=self.strides,
+            padding=self.padding,
+            input_dilation=self.input_dilation,
+            kernel_dilation=self.kernel_dilation,
+            feature_group_count=self.feature_group_count,
+            lowering=lowering,
+            precision=self.precision,
+        )
+
+    def add_bias(self, y: Array) -> Array:
+        """Adds the parameter `bias`, `(O,)`, if there is to be one."""
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        return y + bias.astype(y.dtype)
 
 
 def kernel_shape(kernel_size: int | Sequence[int], inputs: Array) -> tuple[int, ...]:
@@ -44,9 +185,6 @@ def flatten_batch(x: Array, trailing: int) -> tuple[Array, tuple[int, ...]]:
     return x.reshape(math.prod(batch), *x.shape[x.ndim - trailing :]), batch
 
 
-def compute_dtype(dtype: jnp.dtype | None, inputs: Array, param_dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype a convolution runs in: `dtype`, or None for what inputs and parameters promote to."""
-    if dtype is not None:
-        return jnp.dtype(dtype)
-    with jax.numpy_dtype_promotion("standard"):  # also where the caller has forbidden it elsewhere
-        return jnp.promote_types(inputs.dtype, param_dtype)
+def over_space(weights: Array, x: Array) -> Array:
+    """Weights `[B, C]` in the dtype and with the axes of `x`, `[B, *spatial, C]`."""
+    return weights.astype(x.dtype).reshape(weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])

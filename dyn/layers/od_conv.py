@@ -6,30 +6,20 @@ Deviations from the authors' code: kernels need not be square, 1-D and 3-D input
 `nn.Conv`, an optional bias, a choice of norm in the attention branch, and context from elsewhere.
 """
 
-from collections.abc import Sequence
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from dyn.layers.attention import (
-    global_average,
-    he_normal_fan_out,
-    head,
-    per_candidate,
-    squeeze,
-    temperature,
-)
-from dyn.layers.convolution import compute_dtype, flatten_batch, kernel_shape
-from dyn.ops import dynamic_conv
+from dyn.layers.attention import head, squeeze, temperature
+from dyn.layers.convolution import ConvLayer, over_space
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.window import Padding
 
 Array = jax.Array
 
 
-class ODConv(nn.Module):
+class ODConv(ConvLayer):
     """A convolution whose kernel is weighed along all four of its dimensions, for each input.
 
         y = a_f * conv(x * a_c, sum_k a_w[k] (a_s * W_k))
@@ -46,10 +36,7 @@ class ODConv(nn.Module):
     `dyn.layers`.
 
     Attributes:
-        features, kernel_size, strides, padding, input_dilation, kernel_dilation, feature_group_count,
-            use_bias, mask, dtype, param_dtype, precision, kernel_init, bias_init: as in `nn.Conv`, in
-            its order. `mask` has the shape of one kernel. `kernel_init` initialises each candidate by
-            itself; its default is the paper's, normal with variance 2 / fan_out.
+        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
         num_kernels: K, the number of candidate kernels.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: its least size.
@@ -68,20 +55,6 @@ class ODConv(nn.Module):
         (2, 16, 16, 16)
     """
 
-    features: int
-    kernel_size: int | Sequence[int]
-    strides: int | Sequence[int] | None = 1
-    padding: Padding = "SAME"
-    input_dilation: int | Sequence[int] | None = 1
-    kernel_dilation: int | Sequence[int] | None = 1
-    feature_group_count: int = 1
-    use_bias: bool = True
-    mask: Array | None = None
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    precision: Any = None
-    kernel_init: nn.initializers.Initializer = he_normal_fan_out
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     num_kernels: int = 4
     reduction: float = 1 / 16
     min_squeeze: int = 16
@@ -103,76 +76,30 @@ class ODConv(nn.Module):
         Raises:
             ValueError: if the kernel, the context or the groups do not fit the inputs.
         """
-        size = kernel_shape(self.kernel_size, inputs)
-        x, batch = flatten_batch(inputs, len(size) + 1)
-        in_features = x.shape[-1]
-        groups = self.feature_group_count
-        if in_features % groups or self.features % groups:
-            raise ValueError(
-                f"feature_group_count={groups} must divide the {in_features} input features and the "
-                f"{self.features} output features."
-            )
-        one_kernel = (*size, in_features // groups, self.features)
-        kernel = self.param(
-            "kernel",
-            per_candidate(self.kernel_init),
-            (self.num_kernels, *one_kernel),
-            self.param_dtype,
-        )
-        if self.mask is not None:
-            if self.mask.shape != one_kernel:
-                raise ValueError(
-                    f"mask must have the shape of one kernel, {one_kernel}; got {self.mask.shape}."
-                )
-            kernel = kernel * self.mask.astype(kernel.dtype)
-
-        attention_type = float32_or_wider(x, kernel)
-        if context is None:
-            context = global_average(x, len(size), attention_type)
-        elif context.shape[:-1] != batch:
-            raise ValueError(
-                f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
-                f"{context.shape}. ODConv's attention is one for the whole input: for attention that "
-                "differs from place to place take a pixel-wise layer."
-            )
-        else:
-            context, _ = flatten_batch(context, 1)
+        x, batch = self.flat_inputs(inputs)
+        kernel = self.candidate_kernels(x, self.num_kernels)
         channel, filters, taps, mix = ODAttention(
-            in_features=in_features,
+            in_features=x.shape[-1],
             features=self.features,
-            kernel_size=size,
-            groups=groups,
+            kernel_size=self.kernel_dims(x),
+            groups=self.feature_group_count,
             num_kernels=self.num_kernels,
             reduction=self.reduction,
             min_squeeze=self.min_squeeze,
             norm=self.attention_norm,
             use_running_average=self.use_running_average,
-            dtype=attention_type,
+            dtype=float32_or_wider(x, kernel),
             param_dtype=self.param_dtype,
             name="attention",
-        )(context)
+        )(self.flat_context(context, x, batch))
 
-        dtype = compute_dtype(self.dtype, x, self.param_dtype)
-        everywhere = (slice(None), *(None,) * len(size))
-        x = x.astype(dtype) * channel.astype(dtype)[everywhere]
-        y = dynamic_conv(
-            x,
-            kernel,
-            mix,
-            taps=taps,
-            strides=self.strides,
-            padding=self.padding,
-            input_dilation=self.input_dilation,
-            kernel_dilation=self.kernel_dilation,
-            feature_group_count=groups,
-            lowering=self.lowering,
-            precision=self.precision,
+        x = x.astype(self.conv_dtype(x))
+        y = self.convolve(
+            x * over_space(channel, x), kernel, mix, taps=taps, lowering=self.lowering
         )
         if filters is not None:
-            y = y * filters.astype(dtype)[everywhere]
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-            y = y + bias.astype(dtype)
+            y = y * over_space(filters, y)
+        y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
 
@@ -216,10 +143,7 @@ class ODAttention(nn.Module):
         if not depthwise:
             filters = nn.sigmoid(head("filter", z, self.features, **types) / t)
         if not pointwise:
-            positions = 1
-            for k in self.kernel_size:
-                positions *= k
-            taps = nn.sigmoid(head("spatial", z, positions, **types) / t)
+            taps = nn.sigmoid(head("spatial", z, math.prod(self.kernel_size), **types) / t)
             taps = taps.reshape(-1, *self.kernel_size)
         if self.num_kernels > 1:
             mix = nn.softmax(head("kernel", z, self.num_kernels, **types) / t)
