@@ -27,13 +27,14 @@ DATASETS = {
         "augment": "crop_flip",
         "normalise": IMAGENET,
     },
-    # 390 series to train on: many more epochs, and all of them used for training.
+    # A few hundred series: many more epochs, and all of them used for training.
     "ucr": {
         "data": {"name": "ucr", "validation": 0.0},
-        "model": {"stem": "small"},
+        "model": {"width": 32},
         "augment": "series",
         "batch_size": 16,
         "epochs": 150,
+        "temperature": {"epochs": 50},
         "plateau": {"patience": 30},
         "early_stopping": {"patience": 60},
     },
