@@ -13,7 +13,22 @@ input; the method's own fields follow. What they share:
 * **what a layer decided** is sown into `intermediates` as `weights`; auxiliary losses into `losses`.
 """
 
+# Channels and then places of x, for a block's last norm: from x to an x of the same shape.
+from dyn.layers.cbam import CBAM
+
+# A sum of expert kernels under sigmoid routing, which a block can share.
+from dyn.layers.cond_conv import CondConv
+
+# A static kernel and a small dynamic matrix: no kernel of a sample's own. DCDDense is its classifier.
+from dyn.layers.dcd_conv import DCDConv, DCDDense
+
+# A mixture of candidate kernels and biases under softmax attention with a temperature.
+from dyn.layers.dynamic_conv import DynamicConv
+
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
 from dyn.layers.od_conv import ODConv
 
-__all__ = ["ODConv"]
+# Channels of x, for a block's last norm: from x to an x of the same shape.
+from dyn.layers.squeeze_excite import SqueezeExcite
+
+__all__ = ["CBAM", "CondConv", "DCDConv", "DCDDense", "DynamicConv", "ODConv", "SqueezeExcite"]

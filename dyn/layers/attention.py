@@ -4,6 +4,7 @@ Attention is computed in float32 (or wider, if its parameters are) whatever dtyp
 in: pooling, normalisation, softmax and the division by the temperature lose too much in bfloat16.
 """
 
+import math
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -68,23 +69,66 @@ def squeeze(
         name="squeeze",
     )(context)
     if norm == "batch":
-        module = nn.BatchNorm(
-            momentum=0.9, epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, name="norm"
+        z = batch_norm(
+            "norm",
+            z,
+            use_running_average=use_running_average,
+            instead="use attention_norm='layer'",
+            dtype=dtype,
+            param_dtype=param_dtype,
         )
-        if use_running_average is None:
-            use_running_average = not module.is_mutable_collection("batch_stats")
-        if context.shape[0] == 1 and not (use_running_average or module.is_initializing()):
-            raise ValueError(
-                "attention_norm='batch' cannot normalise the one context vector of a batch of size 1: "
-                "its variance is zero and the attention would ignore the input. Train with two or "
-                "more samples, use attention_norm='layer', or pass use_running_average=True."
-            )
-        z = module(z, use_running_average=use_running_average)
     elif norm == "layer":
         z = nn.LayerNorm(epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, name="norm")(z)
     elif norm != "none":
         raise ValueError(f"attention_norm={norm!r} is unknown: write 'batch', 'layer' or 'none'.")
     return nn.relu(z)
+
+
+def batch_norm(
+    name: str,
+    z: Array,
+    *,
+    use_running_average: bool | None,
+    instead: str,
+    dtype: jnp.dtype,
+    param_dtype: jnp.dtype,
+    momentum: float = 0.9,
+    scale_init: nn.initializers.Initializer = nn.initializers.ones,
+) -> Array:
+    """A batch norm that finds out by itself whether it is training; call it inside a compact method.
+
+    Args:
+        name: of the submodule.
+        z: `[B, ..., C]`.
+        use_running_average: whether running statistics are used; None: exactly when the collection
+            `batch_stats` is not mutable.
+        instead: what else one could do where there is nothing to normalise, for the message.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
+        momentum: share of the running statistics that a step keeps (1 - torch's).
+        scale_init: initialises the scale.
+
+    Raises:
+        ValueError: for batch statistics of a single vector.
+    """
+    module = nn.BatchNorm(
+        momentum=momentum,
+        epsilon=1e-5,
+        scale_init=scale_init,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
+    )
+    running = use_running_average
+    if running is None:
+        running = not module.is_mutable_collection("batch_stats")
+    if math.prod(z.shape[:-1]) == 1 and not (running or module.is_initializing()):
+        raise ValueError(
+            "a batch norm inside attention cannot normalise the one vector of a batch of size 1: its "
+            "variance is zero and the attention would ignore the input. Train with two or more "
+            f"samples, {instead}, or pass use_running_average=True."
+        )
+    return module(z.astype(dtype), use_running_average=running)
 
 
 def head(name: str, z: Array, features: int, *, dtype: jnp.dtype, param_dtype: jnp.dtype) -> Array:

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from dyn.layers.attention import global_average, he_normal_fan_out, per_candidate
 from dyn.ops import dynamic_conv
@@ -148,6 +149,18 @@ class ConvLayer(nn.Module):
             return y
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
         return y + bias.astype(y.dtype)
+
+    def add_mixed_bias(self, y: Array, num_kernels: int, mix: Array | None) -> Array:
+        """Adds the parameter `bias`, `(K, O)`, mixed like the kernels, if there is to be one."""
+        if not self.use_bias:
+            return y
+        shape = (num_kernels, self.features)
+        bias = self.param("bias", per_candidate(self.bias_init), shape, self.param_dtype)
+        if mix is None:
+            return y + bias[0].astype(y.dtype)
+        # As exact as the mixture of kernels, also where matrix products are rounded by default.
+        mixed = jnp.matmul(mix, bias.astype(mix.dtype), precision=lax.Precision.HIGHEST)
+        return y + over_space(mixed, y)
 
 
 def kernel_shape(kernel_size: int | Sequence[int], inputs: Array) -> tuple[int, ...]:

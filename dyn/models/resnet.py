@@ -31,6 +31,9 @@ class ResNet(nn.Module):
         num_classes: number of logits.
         conv: makes a block convolution: `nn.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
+        attention: makes what stands behind the last norm of every block's residual branch, for instance
+            `SqueezeExcite` or `CBAM`; None for nothing.
+        dense: makes the classifier, a callable with `nn.Dense`'s arguments such as `DCDDense`.
         width: features of the first stage; each later stage has twice as many.
         stem: 'imagenet' (7x7, stride 2, max pooling) or 'small' (3x3, stride 1) for pictures below
             about 100 pixels and for short series.
@@ -54,6 +57,8 @@ class ResNet(nn.Module):
     block: Callable[..., nn.Module]
     num_classes: int
     conv: Conv = nn.Conv
+    attention: Callable[..., nn.Module] | None = None
+    dense: Callable[..., nn.Module] = nn.Dense
     width: int = 64
     stem: str = "imagenet"
     spatial_axes: int = 2
@@ -101,12 +106,13 @@ class ResNet(nn.Module):
                     conv=partial(self.conv, use_bias=False, dtype=self.dtype),
                     static=static,
                     norm=norm,
+                    attention=self.attention,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x)
 
         x = jnp.mean(x, axis=tuple(range(1, axes + 1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
-        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+        return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
 
 class BasicBlock(nn.Module):
@@ -117,6 +123,7 @@ class BasicBlock(nn.Module):
     conv: Conv
     static: Conv
     norm: Callable[..., nn.Module]
+    attention: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -126,6 +133,8 @@ class BasicBlock(nn.Module):
         y = nn.relu(self.norm(name="norm1")(y))
         y = self.conv(self.features, kernel, 1, padding=1, name="conv2")(y)
         y = self.norm(name="norm2")(y)
+        if self.attention is not None:
+            y = self.attention(name="attention")(y)
         return nn.relu(y + _shortcut(self, x, y))
 
 
@@ -137,6 +146,7 @@ class Bottleneck(nn.Module):
     conv: Conv
     static: Conv
     norm: Callable[..., nn.Module]
+    attention: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -148,6 +158,8 @@ class Bottleneck(nn.Module):
         y = nn.relu(self.norm(name="norm2")(y))
         y = self.conv(4 * self.features, one, 1, padding=0, name="conv3")(y)
         y = self.norm(name="norm3")(y)
+        if self.attention is not None:
+            y = self.attention(name="attention")(y)
         return nn.relu(y + _shortcut(self, x, y))
 
 

@@ -1,0 +1,150 @@
+"""Convolutional block attention: weighs the channels of its input, and then the places in it.
+
+Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module. ECCV 2018.
+https://arxiv.org/abs/1807.06521
+
+Deviations from the authors' code: any number of spatial axes; the norm of the spatial gate can be left
+out; weights start as those of the other attention heads here, normal with variance 2 / fan_out.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dyn.layers.attention import batch_norm, global_average, he_normal_fan_out, head
+from dyn.layers.convolution import over_space
+from dyn.layers.squeeze_excite import attention_dtype, flat_features, squeezed_size
+
+Array = jax.Array
+
+
+class CBAM(nn.Module):
+    """Weighs the channels of its input and then its places, for each input.
+
+        u = x * sigmoid(M(mean of x over space) + M(max of x over space))
+        y = u * sigmoid(norm(conv([max of u over channels, mean of u over channels])))
+
+    with M(v) = W_2 ReLU(W_1 v + b_1) + b_2.
+
+    In a residual network it stands behind the last norm of a block's residual branch, before the sum.
+    The norm of the spatial gate starts with scale zero, as in the authors' networks: every place is
+    weighed one half at first. Without it, for instance where a spectral norm is wanted instead, the
+    gate looks from the start.
+
+    Attributes:
+        reduction: size of the channel gate's hidden vector, as a share of the channels.
+        min_squeeze: its least size.
+        kernel_size: size of the spatial gate's kernel along every spatial axis.
+        spatial_norm: 'batch' (the authors') or 'none'.
+        use_running_average: for 'batch': None uses batch statistics exactly when the collection
+            `batch_stats` is mutable.
+        spatial_axes: number of spatial axes, the axes before them being batch axes; None: all axes
+            between the first and the last are spatial.
+        param_dtype: dtype of the parameters. The weights are computed in float32 or wider, the output
+            has the input's dtype.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers import CBAM
+        >>> layer = CBAM()
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> layer.apply(variables, x).shape
+        (2, 8, 8, 64)
+    """
+
+    reduction: float = 1 / 16
+    min_squeeze: int = 1
+    kernel_size: int = 7
+    spatial_norm: str = "batch"
+    use_running_average: bool | None = None
+    spatial_axes: int | None = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Applies the layer.
+
+        Args:
+            inputs: `[B, *spatial, C]`, or `[*batch, *spatial, C]` where `spatial_axes` is given.
+
+        Returns:
+            An array of the inputs' shape and dtype.
+
+        Raises:
+            ValueError: if inputs have too few axes or are whole numbers, for an unknown norm, and for
+                batch statistics of a single number.
+        """
+        x, _ = flat_features(self, inputs, self.spatial_axes)
+        types = {"dtype": attention_dtype(x, self.param_dtype), "param_dtype": self.param_dtype}
+        channel = ChannelGate(
+            squeezed_size(x.shape[-1], self.reduction, self.min_squeeze), **types, name="channel"
+        )(x)
+        x = x * over_space(channel, x)
+        spatial = SpatialGate(
+            self.kernel_size,
+            self.spatial_norm,
+            self.use_running_average,
+            **types,
+            name="spatial",
+        )(x)
+        self.sow("intermediates", "weights", {"channel": channel, "spatial": spatial})
+        return (x * spatial[..., None].astype(x.dtype)).reshape(inputs.shape)
+
+
+class ChannelGate(nn.Module):
+    """Weights of the channels (section 3, equation 2 of the paper), `[B, *spatial, C]` to `[B, C]`."""
+
+    squeezed: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Weighs the channels by their means and maxima over space."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        mean = global_average(x, x.ndim - 2, self.dtype)
+        largest = jnp.max(x, axis=tuple(range(1, x.ndim - 1))).astype(self.dtype)
+        # Both through the same two layers.
+        z = nn.relu(head("reduce", jnp.stack([mean, largest]), self.squeezed, **types))
+        return nn.sigmoid(head("expand", z, x.shape[-1], **types).sum(0))
+
+
+class SpatialGate(nn.Module):
+    """Weights of the places (section 3, equation 3), `[B, *spatial, C]` to `[B, *spatial]`."""
+
+    kernel_size: int
+    norm: str
+    use_running_average: bool | None
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Weighs the places by the maxima and means over the channels around them."""
+        if self.norm not in ("batch", "none"):
+            raise ValueError(f"spatial_norm={self.norm!r} is unknown: write 'batch' or 'none'.")
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        mean = jnp.mean(x, axis=-1, dtype=self.dtype)
+        z = jnp.stack([jnp.max(x, axis=-1).astype(self.dtype), mean], axis=-1)
+        z = nn.Conv(
+            1,
+            (self.kernel_size,) * (x.ndim - 2),
+            use_bias=False,
+            kernel_init=he_normal_fan_out,
+            **types,
+            name="conv",
+        )(z)
+        if self.norm == "batch":
+            z = batch_norm(
+                "norm",
+                z,
+                use_running_average=self.use_running_average,
+                instead="use spatial_norm='none'",
+                momentum=0.99,  # torch's 0.01, ten times as slow as its norms usually are
+                scale_init=nn.initializers.zeros_init(),
+                **types,
+            )
+        return nn.sigmoid(z[..., 0])

@@ -1,0 +1,104 @@
+"""Conditionally parameterized convolution: a mixture of experts inside one convolution.
+
+Yang, Bender, Le, Ngiam: CondConv: Conditionally Parameterized Convolutions for Efficient Inference.
+NeurIPS 2019. https://arxiv.org/abs/1904.04971
+
+Deviations from the authors' code: parameters keep the shape of kernels instead of being flattened; 1-D
+and 3-D inputs, groups and every padding of `nn.Conv`; a bias, mixed like the kernels, unless
+`use_bias=False` (theirs have none inside EfficientNet).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dyn.layers.convolution import ConvLayer
+from dyn.ops.dtypes import float32_or_wider
+
+Array = jax.Array
+
+
+class CondConv(ConvLayer):
+    """A convolution with a weighted sum of K expert kernels and biases, weighed anew for each input.
+
+        y = conv(x, sum_k r[k] W_k) + sum_k r[k] b_k,    r = sigmoid(R context + b)
+
+    The weights are not normalised, and there is no temperature: half of every expert is in the sum at
+    the start, so that outputs start sqrt(K) / 2 times as large as a static convolution's. Use a norm
+    behind the layer.
+
+    In the paper one routing serves all convolutions of a block and looks at the block's input: give them
+    the same `router` and, as `context`, the mean of that input over space.
+
+    Attributes:
+        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        num_kernels: K, the number of experts.
+        router: a module from a context `[B, D]` to logits `[B, K]`, made by the block and given to
+            several layers, which then route alike; None for a routing of the layer's own.
+        lowering: see `dyn.ops.dynamic_conv`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers import CondConv
+        >>> layer = CondConv(features=16, kernel_size=(3, 3), strides=2, num_kernels=8)
+        >>> x = jnp.ones((2, 32, 32, 3))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> layer.apply(variables, x).shape
+        (2, 16, 16, 16)
+    """
+
+    num_kernels: int = 8
+    router: nn.Module | None = None
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, inputs: Array, context: Array | None = None) -> Array:
+        """Applies the layer.
+
+        Args:
+            inputs: `[*batch, *spatial, I]`, any number of batch axes.
+            context: what routing looks at, `[*batch, D]`; None for the mean of the inputs over space.
+
+        Returns:
+            `[*batch, *out, features]`.
+
+        Raises:
+            ValueError: if the kernel, the context, the router or the groups do not fit.
+        """
+        x, batch = self.flat_inputs(inputs)
+        kernel = self.candidate_kernels(x, self.num_kernels)
+        mix = self.route(self.flat_context(context, x, batch), dtype=float32_or_wider(x, kernel))
+        y = self.convolve(x.astype(self.conv_dtype(x)), kernel, mix, lowering=self.lowering)
+        y = self.add_mixed_bias(y, self.num_kernels, mix)
+        return y.reshape(*batch, *y.shape[1:])
+
+    def route(self, context: Array, dtype: Any) -> Array:
+        """The experts' weights, `[B, D]` to `[B, K]`, by the router given or by the layer's own."""
+        router = self.router
+        if router is None:
+            router = nn.Dense(
+                self.num_kernels,
+                kernel_init=nn.initializers.glorot_uniform(),
+                dtype=dtype,
+                param_dtype=self.param_dtype,
+                name="routing",
+            )
+        logits = router(context.astype(dtype))
+        if logits.shape != (context.shape[0], self.num_kernels):
+            raise ValueError(
+                f"router must return logits [B, K] = {(context.shape[0], self.num_kernels)} for "
+                f"num_kernels={self.num_kernels}; got shape {logits.shape}."
+            )
+        return Routing(name="attention")(logits.astype(dtype))
+
+
+class Routing(nn.Module):
+    """The sigmoid of the routing's logits; sows it as `weights`, where other layers' attention does."""
+
+    @nn.compact
+    def __call__(self, logits: Array) -> Array:
+        """Weighs the experts, `[B, K]`."""
+        mix = nn.sigmoid(logits)
+        self.sow("intermediates", "weights", {"kernel": mix})
+        return mix

@@ -1,0 +1,355 @@
+"""Dynamic convolution by decomposition: a static kernel, and a small dynamic matrix in a latent space.
+
+Li, Chen, Dai, Liu, Chen, Yu, Yuan, Liu, Chen, Vasconcelos: Revisiting Dynamic Convolution via Matrix
+Decomposition. ICLR 2021. https://arxiv.org/abs/2103.08756
+
+Deviations from the authors' code: one layer serves both of its residual blocks (`pool`); 1-D and 3-D
+inputs, kernels that are not square, every padding of `nn.Conv`, an optional bias, context from elsewhere.
+"""
+
+import dataclasses
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dyn.layers.attention import batch_norm, he_normal_fan_out
+from dyn.layers.convolution import ConvLayer, flatten_batch, over_space
+from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.window import resolve
+
+Array = jax.Array
+
+# torch's default for linear layers, which the authors' residual networks leave in place.
+_linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+class DCDConv(ConvLayer):
+    """A static convolution with weighed filters, and a dynamic 1x1 convolution through a latent space.
+
+        y = a_f * conv(x, W) + P (norm(F q) + q),    q = norm(Q x)
+
+    where Q takes the I input features to L latent ones, and P takes these to the O output features, and
+    the context g gives
+
+        s = A_1 g,    s' = s * h(A_2 s),    a_f = h(A_f s'),    F = A_F s' as an L x L matrix
+
+    with h(v) = relu6(v + 3) / 3, which starts near one. No kernel of a sample's own is ever made: each
+    sample costs one product with its L x L matrix. Without norms the layer is a convolution with the
+    kernel a_f W, at whose central position P (F + 1) Q is added.
+
+    The context is the mean of the input in `pool` bins along each spatial axis. The authors have 2 in
+    the basic blocks of ResNet-18 and 34, and 1 in the bottlenecks of ResNet-50.
+
+    Attributes:
+        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        pool: number of bins along each spatial axis; their bounds are those of torch's adaptive average.
+        latent: L; None for the square root, rounded down, of I * pool ** (number of spatial axes).
+        reduction: size of the squeezed vector, as a share of the larger of the context's size and L * L.
+        min_squeeze: its least size.
+        use_running_average: None uses batch statistics exactly when the collection `batch_stats` is
+            mutable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers import DCDConv
+        >>> layer = DCDConv(features=16, kernel_size=(3, 3), strides=2)
+        >>> x = jnp.ones((2, 32, 32, 3))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> layer.apply(variables, x).shape
+        (2, 16, 16, 16)
+    """
+
+    pool: int = 2
+    latent: int | None = None
+    reduction: float = 1 / 16
+    min_squeeze: int = 4
+    use_running_average: bool | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Array, context: Array | None = None) -> Array:
+        """Applies the layer.
+
+        Args:
+            inputs: `[*batch, *spatial, I]`, any number of batch axes.
+            context: what attention looks at, `[*batch, D]`; None for the means of the inputs in `pool`
+                bins along each spatial axis.
+
+        Returns:
+            `[*batch, *out, features]`.
+
+        Raises:
+            ValueError: for groups and masks, which the dynamic part cannot respect; if the kernel or the
+                context does not fit the inputs; for batch statistics of a single position.
+        """
+        x, batch = self.flat_inputs(inputs)
+        self._check()
+        kernel = self.candidate_kernels(x, 1)
+        wide = float32_or_wider(x, kernel)
+        if context is None:
+            context = bin_averages(x, self.pool, wide)
+        else:
+            context = self.flat_context(context, x, batch).astype(wide)
+
+        latent = self.latent
+        if latent is None:
+            latent = math.isqrt(x.shape[-1] * self.pool ** (x.ndim - 2))
+        squeezed = max(int(max(context.shape[-1], latent**2) * self.reduction), self.min_squeeze)
+        filters, matrix = DCDAttention(
+            self.features, latent, squeezed, wide, self.param_dtype, name="attention"
+        )(context)
+
+        x = x.astype(self.conv_dtype(x))
+        # The kernel is the same for every sample, so this is one convolution.
+        y = self.convolve(x, kernel, lowering="outputs")
+        y = y * over_space(filters, y) + latent_branch(
+            self.central_inputs(x),
+            matrix,
+            self.features,
+            use_running_average=self.use_running_average,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+        )
+        y = self.add_bias(y)
+        return y.reshape(*batch, *y.shape[1:])
+
+    def central_inputs(self, x: Array) -> Array:
+        """What the central position of the kernel sees, `[B, *out, I]`."""
+        x, window = resolve(
+            x,
+            self.kernel_dims(x),
+            self.strides,
+            self.padding,
+            self.input_dilation,
+            self.kernel_dilation,
+            1,
+        )
+        edges = []
+        for k, dilation, (before, after) in zip(
+            window.size, window.kernel_dilation, window.padding, strict=True
+        ):
+            centre = (k - 1) // 2
+            edges.append((before - centre * dilation, after - (k - 1 - centre) * dilation))
+        ones = (1,) * window.rank
+        centre = dataclasses.replace(window, size=ones, kernel_dilation=ones, padding=tuple(edges))
+        return centre.shifts(x)[0]
+
+    def _check(self) -> None:
+        if self.feature_group_count != 1:
+            raise ValueError(
+                f"feature_group_count={self.feature_group_count}: the latent space of DCDConv mixes all "
+                "features. Leave grouped and depthwise convolutions static, as the paper does."
+            )
+        if self.mask is not None:
+            raise ValueError(
+                "mask hides weights of the static kernel of DCDConv only, not of its dynamic part: use "
+                "another layer where positions must stay hidden."
+            )
+        if self.pool < 1:
+            raise ValueError(f"pool={self.pool} must be one bin along each spatial axis, or more.")
+
+
+class DCDDense(nn.Module):
+    """The classifier that goes with `DCDConv`: a dense layer with the same two dynamic parts.
+
+        y = a_f * (W x + b) + P (norm(F q) + q),    q = norm(Q x)
+
+    with a_f and F from the context as in `DCDConv`. Drop-in for `nn.Dense`.
+
+    Attributes:
+        features: number of output features; `nn.Dense`'s fields come first, in its order.
+        use_bias: whether a bias is added.
+        dtype: dtype of the product; None for what inputs and parameters promote to.
+        param_dtype: dtype of the parameters.
+        precision: as in `jax.lax.dot_general`.
+        kernel_init: initialises the static kernel.
+        bias_init: initialises the bias.
+        latent: L, size of the latent space.
+        squeezed: size of the squeezed vector.
+        use_running_average: None uses batch statistics exactly when the collection `batch_stats` is
+            mutable.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers import DCDDense
+        >>> layer = DCDDense(features=10)
+        >>> x = jnp.ones((2, 512))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> layer.apply(variables, x).shape
+        (2, 10)
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    precision: Any = None
+    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+    latent: int = 32
+    squeezed: int = 32
+    use_running_average: bool | None = None
+
+    @nn.compact
+    def __call__(self, inputs: Array, context: Array | None = None) -> Array:
+        """Applies the layer.
+
+        Args:
+            inputs: `[*batch, D]`, any number of batch axes.
+            context: what attention looks at, `[*batch, C]`; None for the inputs.
+
+        Returns:
+            `[*batch, features]`.
+
+        Raises:
+            ValueError: if the context has other batch axes, and for batch statistics of one sample.
+        """
+        x, batch = flatten_batch(inputs, 1)
+        if context is None:
+            context = inputs
+        elif context.shape[:-1] != batch:
+            raise ValueError(
+                f"context must be [*batch, C] with the inputs' batch axes {batch}; got shape "
+                f"{context.shape}."
+            )
+        shape = (x.shape[-1], self.features)
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        wide = float32_or_wider(x, kernel)
+        filters, matrix = DCDAttention(
+            self.features, self.latent, self.squeezed, wide, self.param_dtype, name="attention"
+        )(flatten_batch(context, 1)[0].astype(wide))
+
+        dtype = self.dtype
+        if dtype is None:
+            with jax.numpy_dtype_promotion("standard"):  # also where the caller has forbidden it
+                dtype = jnp.promote_types(x.dtype, self.param_dtype)
+        x = x.astype(dtype)
+        y = jnp.matmul(x, kernel.astype(dtype), precision=self.precision)
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+            y = y + bias.astype(dtype)
+        y = y * filters.astype(dtype) + latent_branch(
+            x,
+            matrix,
+            self.features,
+            use_running_average=self.use_running_average,
+            param_dtype=self.param_dtype,
+            precision=self.precision,
+        )
+        return y.reshape(*batch, self.features)
+
+
+class DCDAttention(nn.Module):
+    """Weights of the filters and the matrix of the latent space, from a context `[B, D]`.
+
+    Returns `(filters [B, O], latent [B, L, L])` and sows them as `weights`.
+    """
+
+    features: int
+    latent: int
+    squeezed: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, context: Array) -> tuple[Array, Array]:
+        """Weighs filters and fills the matrix."""
+
+        def linear(name: str, features: int, z: Array) -> Array:
+            return nn.Dense(
+                features,
+                use_bias=False,
+                kernel_init=_linear_init,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+                name=name,
+            )(z)
+
+        z = linear("squeeze", self.squeezed, context)
+        z = z * _gate(linear("excite", self.squeezed, z))
+        filters = _gate(linear("filter", self.features, z))
+        latent = linear("latent", self.latent**2, z).reshape(-1, self.latent, self.latent)
+        self.sow("intermediates", "weights", {"filter": filters, "latent": latent})
+        return filters, latent
+
+
+def latent_branch(
+    x: Array,
+    matrix: Array,
+    features: int,
+    *,
+    use_running_average: bool | None,
+    param_dtype: Any,
+    precision: Any,
+) -> Array:
+    """P (norm(F q) + q) with q = norm(Q x); call it inside a compact method.
+
+    It makes the submodules `compress` (Q), `compress_norm`, `latent_norm` and `expand` (P) there.
+
+    Args:
+        x: `[B, ..., I]`.
+        matrix: F, `[B, L, L]`.
+        features: number of output features.
+        use_running_average: None uses batch statistics exactly when `batch_stats` is mutable.
+        param_dtype: dtype of the parameters.
+        precision: of the products.
+
+    Returns:
+        `[B, ..., features]` in the dtype of `x`.
+
+    Raises:
+        ValueError: for batch statistics of a single position.
+    """
+
+    def linear(name: str, features: int, z: Array) -> Array:
+        return nn.Dense(
+            features,
+            use_bias=False,
+            kernel_init=he_normal_fan_out,
+            dtype=x.dtype,
+            param_dtype=param_dtype,
+            precision=precision,
+            name=name,
+        )(z)
+
+    def norm(name: str, z: Array) -> Array:
+        # Statistics in float32 or wider, whatever the products run in.
+        z = batch_norm(
+            name,
+            z,
+            use_running_average=use_running_average,
+            instead="use larger pictures",
+            dtype=matrix.dtype,
+            param_dtype=param_dtype,
+        )
+        return z.astype(x.dtype)
+
+    q = norm("compress_norm", linear("compress", matrix.shape[-1], x))
+    mixed = jnp.einsum("blm,b...m->b...l", matrix.astype(x.dtype), q, precision=precision)
+    return linear("expand", features, norm("latent_norm", mixed) + q)
+
+
+def bin_averages(x: Array, bins: int, dtype: jnp.dtype) -> Array:
+    """Means of `x`, `[B, *spatial, C]`, in bins along each spatial axis: `[B, C * bins ** axes]`.
+
+    Bin i of an axis of length n goes from floor(i n / bins) to ceil((i + 1) n / bins): where the length is
+    no multiple of the number of bins, neighbours overlap. Features come first in the order of the result,
+    as in torch, so that published weights fit.
+    """
+    for axis in range(1, x.ndim - 1):
+        n = x.shape[axis]
+        bounds = [(i * n // bins, -(-(i + 1) * n // bins)) for i in range(bins)]
+        means = [
+            jnp.mean(lax.slice_in_dim(x, start, end, axis=axis), axis=axis, dtype=dtype)
+            for start, end in bounds
+        ]
+        x = jnp.stack(means, axis=axis)
+    return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
+
+
+def _gate(v: Array) -> Array:
+    """A hard sigmoid from zero to two, one at zero."""
+    return nn.relu6(v + 3) / 3

@@ -1,0 +1,123 @@
+"""Squeeze-and-excitation: weighs the channels of its input by the input's mean over space.
+
+Hu, Shen, Sun: Squeeze-and-Excitation Networks. CVPR 2018. https://arxiv.org/abs/1709.01507
+
+Deviations from the authors' networks: any number of spatial axes, and context from elsewhere; weights
+start as those of the other attention heads here, normal with variance 2 / fan_out.
+"""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dyn.layers.attention import global_average, head
+from dyn.layers.convolution import flatten_batch, over_space
+from dyn.ops.dtypes import float32_or_wider
+
+Array = jax.Array
+
+
+class SqueezeExcite(nn.Module):
+    """Weighs the channels of its input, for each input.
+
+        y = s * x,    s = sigmoid(W_2 ReLU(W_1 context + b_1) + b_2)
+
+    In a residual network it stands behind the last norm of a block's residual branch, before the sum.
+
+    Attributes:
+        reduction: size of the squeezed vector, as a share of the input's channels.
+        min_squeeze: its least size.
+        spatial_axes: number of spatial axes, the axes before them being batch axes; None: all axes
+            between the first and the last are spatial.
+        param_dtype: dtype of the parameters. The weights are computed in float32 or wider, the output
+            has the input's dtype.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers import SqueezeExcite
+        >>> layer = SqueezeExcite()
+        >>> x = jnp.ones((2, 8, 8, 64))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> layer.apply(variables, x).shape
+        (2, 8, 8, 64)
+    """
+
+    reduction: float = 1 / 16
+    min_squeeze: int = 1
+    spatial_axes: int | None = None
+    param_dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, inputs: Array, context: Array | None = None) -> Array:
+        """Applies the layer.
+
+        Args:
+            inputs: `[B, *spatial, C]`, or `[*batch, *spatial, C]` where `spatial_axes` is given.
+            context: what attention looks at, `[*batch, D]`; None for the mean of the inputs over space.
+
+        Returns:
+            An array of the inputs' shape and dtype.
+
+        Raises:
+            ValueError: if inputs or context have too few axes or others, or inputs are whole numbers.
+        """
+        x, batch = flat_features(self, inputs, self.spatial_axes)
+        if context is not None and context.shape[:-1] != batch:
+            raise ValueError(
+                f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
+                f"{context.shape}."
+            )
+        dtype = attention_dtype(x, self.param_dtype)
+        if context is None:
+            context = global_average(x, x.ndim - 2, dtype)
+        else:
+            context = flatten_batch(context, 1)[0].astype(dtype)
+        types = {"dtype": dtype, "param_dtype": self.param_dtype}
+        squeezed = squeezed_size(x.shape[-1], self.reduction, self.min_squeeze)
+        z = nn.relu(head("reduce", context, squeezed, **types))
+        channel = nn.sigmoid(head("expand", z, x.shape[-1], **types))
+        self.sow("intermediates", "weights", {"channel": channel})
+        return (x * over_space(channel, x)).reshape(inputs.shape)
+
+
+def squeezed_size(channels: int, reduction: float, least: int) -> int:
+    """Size of the squeezed vector: a share of the channels, and at least `least`."""
+    return max(int(channels * reduction), least)
+
+
+def attention_dtype(x: Array, param_dtype: Any) -> jnp.dtype:
+    """The dtype in which attention is computed: float32, or wider where input or parameters are."""
+    return float32_or_wider(x, jax.ShapeDtypeStruct((), param_dtype))
+
+
+def flat_features(
+    module: nn.Module, inputs: Array, spatial_axes: int | None
+) -> tuple[Array, tuple[int, ...]]:
+    """One batch axis instead of any number: (`[B, *spatial, C]`, the axes it stands for).
+
+    Args:
+        module: the layer, for the messages.
+        inputs: `[B, *spatial, C]`, or `[*batch, *spatial, C]` where `spatial_axes` is given.
+        spatial_axes: number of spatial axes; None: all between the first and the last.
+
+    Raises:
+        ValueError: if there are too few axes, or the inputs are whole numbers, which no weight between
+            zero and one could weigh.
+    """
+    if not jnp.issubdtype(inputs.dtype, jnp.floating):
+        raise ValueError(
+            f"{type(module).__name__} weighs its input, which must be floating point; got "
+            f"{inputs.dtype}: convert it first."
+        )
+    if spatial_axes is None:
+        spatial_axes = inputs.ndim - 2
+    if spatial_axes < 1 or inputs.ndim < spatial_axes + 1:
+        raise ValueError(
+            f"{type(module).__name__} needs an input [*batch, *spatial, C] with at least one spatial "
+            f"axis, and as many as spatial_axes says; got shape {inputs.shape}."
+        )
+    batch = inputs.shape[: inputs.ndim - spatial_axes - 1]
+    return inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :]), batch

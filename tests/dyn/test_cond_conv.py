@@ -1,0 +1,225 @@
+"""CondConv against published numbers, an independent computation, and one routing for a block."""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.test_util import check_grads
+
+from dyn.diagnostics import count_parameters
+from dyn.layers.cond_conv import CondConv
+from dyn.models import ResNet18
+
+
+def sines(shape, phase, amplitude=0.5, frequency=0.37):
+    return amplitude * np.sin(frequency * np.arange(math.prod(shape)) + phase).reshape(shape)
+
+
+def random_input(*shape, seed=1, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def shapes_of(layer, *args):
+    return jax.eval_shape(layer.init, jax.random.key(0), *args)
+
+
+def paths(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
+
+
+def filled(layer, *args, dtype=np.float32):
+    """Variables with a random number everywhere: nothing is zero or one by initialisation."""
+    rng = np.random.default_rng(0)
+    shapes = shapes_of(layer, *args)
+    return jax.tree.map(lambda s: np.asarray(0.3 * rng.standard_normal(s.shape), dtype), shapes)
+
+
+# Parity with a torch port, through numbers published with the formulas: all arrays are sines.
+
+
+def test_published_parity_vector():
+    layer = CondConv(6, (3, 3), padding=1, num_kernels=4, param_dtype=jnp.float64)
+    x = sines((2, 4, 5, 5), 0.05, 1.0, 0.23).transpose(0, 2, 3, 1)
+    params = {
+        "kernel": sines((4, 6, 4, 3, 3), 0.7).transpose(0, 3, 4, 2, 1),
+        "bias": sines((4, 6), 0.9),
+        "routing": {"kernel": sines((4, 4), 0.1, 2.0).T, "bias": sines((4,), 0.6)},
+    }
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(jnp.asarray, ({"params": params}, x))
+        assert paths(variables) == paths(shapes_of(layer, x))
+        y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
+    y = np.asarray(y)
+    assert y.dtype == np.float64
+    y = y.transpose(0, 3, 1, 2).ravel()
+    sums = (63.2198154482, 102.3466730759)
+    np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
+    entries = (0.30967746, 0.46452478, 0.5366627, 0.59566604, -0.10221358)
+    np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+    (sown,) = state["intermediates"]["attention"]["weights"]
+    routing = (0.65636318, 0.69201629, 0.54833597, 0.51123503)
+    np.testing.assert_allclose(sown["kernel"][0], routing, rtol=0, atol=6e-9)
+
+
+# The formulas, once more and with nothing shared with the library.
+
+
+def routing_by_numpy(params, context):
+    logits = np.asarray(context) @ np.asarray(params["kernel"]) + np.asarray(params["bias"])
+    return 1 / (1 + np.exp(-logits))
+
+
+CASES = {
+    "1d": ((3, 9, 4), dict(kernel_size=(3,), strides=2)),
+    "2d": ((3, 5, 6, 4), dict(kernel_size=(3, 2), strides=(2, 1), kernel_dilation=(1, 2))),
+    "2d groups": ((3, 5, 6, 4), dict(kernel_size=(3, 3), feature_group_count=2)),
+    "2d depthwise": ((3, 5, 6, 6), dict(kernel_size=(3, 3), feature_group_count=6)),
+    "2d reflect": ((3, 5, 6, 4), dict(kernel_size=(3, 3), padding="REFLECT")),
+    "3d": ((2, 3, 4, 3, 4), dict(kernel_size=(2, 3, 2), padding="VALID")),
+    "pointwise, no bias": ((3, 5, 6, 4), dict(kernel_size=(1, 1), use_bias=False)),
+    "one expert": ((3, 5, 6, 4), dict(kernel_size=(3, 3), num_kernels=1)),
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_follows_the_formulas(name, given):
+    shape, fields = CASES[name]
+    layer = CondConv(6, **{"num_kernels": 3, **fields}, param_dtype=jnp.float64)
+    own = ("kernel_size", "use_bias", "num_kernels")
+    window = {k: v for k, v in fields.items() if k not in own}
+    with jax.enable_x64(True):
+        x = random_input(*shape, dtype=np.float64)
+        context = random_input(shape[0], 7, seed=2, dtype=np.float64) if given else None
+        args = (x, context) if given else (x,)
+        variables = filled(layer, *args, dtype=np.float64)
+        y = jax.jit(layer.apply)(variables, *args)
+        params = variables["params"]
+        pooled = np.asarray(x).mean(tuple(range(1, x.ndim - 1)))
+        mix = routing_by_numpy(params["routing"], context if given else pooled)
+        want = np.asarray(jax.jit(partial(oracle.dynamic_conv, **window))(x, params["kernel"], mix))
+        if layer.use_bias:
+            bias = mix @ params["bias"]
+            want = want + bias.reshape(len(mix), *(1,) * (x.ndim - 2), 6)
+    np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
+
+
+def test_a_context_has_the_batch_axes_of_the_inputs():
+    x, context = random_input(2, 3, 5, 5, 4), random_input(2, 3, 7, seed=2)
+    layer = CondConv(6, (3, 3), num_kernels=3)
+    variables = filled(layer, x, context)
+    apply = jax.jit(layer.apply)
+    want = apply(variables, x.reshape(6, 5, 5, 4), context.reshape(6, 7))
+    np.testing.assert_allclose(
+        apply(variables, x, context), want.reshape(2, 3, 5, 5, 6), rtol=1e-5, atol=1e-6
+    )
+
+
+# One routing for a block.
+
+
+class InvertedResidual(nn.Module):
+    """Expansion, depthwise and projection convolutions with one routing, as in the paper."""
+
+    num_kernels: int = 3
+
+    @nn.compact
+    def __call__(self, x):
+        context = x.mean((1, 2))
+        conv = partial(
+            CondConv,
+            num_kernels=self.num_kernels,
+            router=nn.Dense(self.num_kernels, name="router"),
+            use_bias=False,
+        )
+        y = conv(8, (1, 1), name="expand")(x, context=context)
+        y = conv(8, (3, 3), feature_group_count=8, name="depthwise")(nn.relu(y), context=context)
+        return conv(x.shape[-1], (1, 1), name="project")(y, context=context) + x
+
+
+def test_one_routing_serves_a_block():
+    x = random_input(3, 5, 5, 4)
+    block = InvertedResidual()
+    variables = filled(block, x)
+    assert paths(variables["params"]) == {
+        "router/kernel": (4, 3),
+        "router/bias": (3,),
+        "expand/kernel": (3, 1, 1, 4, 8),
+        "depthwise/kernel": (3, 3, 3, 1, 8),
+        "project/kernel": (3, 1, 1, 8, 4),
+    }
+    _, state = jax.jit(partial(block.apply, mutable=["intermediates"]))(variables, x)
+    want = routing_by_numpy(variables["params"]["router"], np.asarray(x).mean((1, 2)))
+    for layer in ("expand", "depthwise", "project"):
+        (sown,) = state["intermediates"][layer]["attention"]["weights"]
+        np.testing.assert_allclose(sown["kernel"], want, rtol=1e-5)
+
+    def loss(params):
+        return jnp.sum(block.apply({"params": params}, x) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_a_router_for_another_number_of_experts_is_refused():
+    layer = CondConv(6, (3, 3), num_kernels=4, router=nn.Dense(3))
+    with pytest.raises(
+        ValueError, match=r"logits \[B, K\] = \(2, 4\) for num_kernels=4; got shape"
+    ):
+        shapes_of(layer, jnp.ones((2, 5, 5, 4)))
+
+
+# Parameters.
+
+
+def test_every_expert_starts_like_a_kernel_of_its_own():
+    """Normal with variance 2 / (k O), biases zero; the routing uniform with variance 2 / (I + K)."""
+    params = jax.jit(CondConv(96, (3, 3), num_kernels=3).init)(
+        jax.random.key(0), jnp.ones((2, 3, 3, 64))
+    )["params"]
+    for expert in params["kernel"]:
+        assert np.std(expert) == pytest.approx(np.sqrt(2 / (9 * 96)), rel=0.05)
+    np.testing.assert_array_equal(params["bias"], np.zeros((3, 96)))
+    bound = np.sqrt(6 / (64 + 3))
+    assert 0.9 * bound < np.abs(params["routing"]["kernel"]).max() <= bound
+    np.testing.assert_array_equal(params["routing"]["bias"], np.zeros(3))
+
+
+def test_parameters_of_resnet18():
+    """K kernels for each of the sixteen, and a routing (I + 1) K for each."""
+    net = ResNet18(num_classes=1000, conv=partial(CondConv, num_kernels=8))
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    inputs = [64] * 5 + [128] * 4 + [256] * 4 + [512] * 3
+    want = 11_689_512 + 7 * 10_985_472 + sum((i + 1) * 8 for i in inputs)
+    assert count_parameters(shapes_of(net, x)["params"]) == want == 88_615_080
+
+
+# Gradients and dtypes.
+
+
+def test_gradients_by_finite_differences():
+    layer = CondConv(3, (2, 2), num_kernels=2, param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        x = random_input(2, 4, 3, 2, dtype=np.float64)
+        context = random_input(2, 3, seed=2, dtype=np.float64)
+        variables = filled(layer, x, context, dtype=np.float64)
+        args = (variables, x, context)
+        check_grads(jax.jit(layer.apply), args, order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_routing_stays_in_float32():
+    x = random_input(3, 5, 5, 4).astype(jnp.bfloat16)
+    layer = CondConv(6, (3, 3), dtype=jnp.bfloat16)
+    variables = filled(layer, x)
+    y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
+    assert y.dtype == jnp.bfloat16
+    assert state["intermediates"]["attention"]["weights"][0]["kernel"].dtype == jnp.float32
+    want = jax.jit(CondConv(6, (3, 3)).apply)(variables, x.astype(jnp.float32))
+    np.testing.assert_allclose(np.asarray(y, np.float32), want, rtol=0.05, atol=0.05)

@@ -1,0 +1,240 @@
+"""DynamicConv against published numbers, an independent computation, and `nn.Conv`."""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.test_util import check_grads
+
+from dyn.diagnostics import count_parameters
+from dyn.layers.dynamic_conv import DynamicConv
+from dyn.models import ResNet18
+from dyn.schedules import set_temperature
+
+
+def sines(shape, phase, amplitude=0.5, frequency=0.37):
+    return amplitude * np.sin(frequency * np.arange(math.prod(shape)) + phase).reshape(shape)
+
+
+def random_input(*shape, seed=1, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def shapes_of(layer, *args):
+    return jax.eval_shape(layer.init, jax.random.key(0), *args)
+
+
+def paths(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
+
+
+def filled(layer, *args, temperature=1.7, dtype=np.float32):
+    """Variables with a random number everywhere: nothing is zero or one by initialisation."""
+    rng = np.random.default_rng(0)
+    shapes = shapes_of(layer, *args)
+    values = jax.tree.map(lambda s: np.asarray(0.3 * rng.standard_normal(s.shape), dtype), shapes)
+    return set_temperature(values, temperature)
+
+
+# Parity with a re-implementation, through numbers published with the formulas: all arrays are sines.
+
+
+def test_published_parity_vector():
+    # That code squeezes 4 channels to int(4 / 4) + 1.
+    layer = DynamicConv(6, (3, 3), padding=1, num_kernels=4, min_squeeze=2, param_dtype=jnp.float64)
+    x = sines((2, 4, 5, 5), 0.05, 1.0, 0.23).transpose(0, 2, 3, 1)
+    variables = {
+        "params": {
+            "kernel": sines((4, 6, 4, 3, 3), 0.7).transpose(0, 3, 4, 2, 1),
+            "bias": sines((4, 6), 0.9),
+            "attention": {
+                "squeeze": {"kernel": sines((2, 4), 0.1).T},
+                "kernel": {"kernel": sines((4, 2), 1.0, 3.0).T, "bias": sines((4,), 2.0)},
+            },
+        },
+        "attention": {"attention": {"temperature": np.asarray(31.0)}},
+    }
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(jnp.asarray, (variables, x))
+        assert paths(variables) == paths(shapes_of(layer, x))
+        y = np.asarray(jax.jit(layer.apply)(variables, x))
+    assert y.dtype == np.float64
+    y = y.transpose(0, 3, 1, 2).ravel()
+    sums = (27.8582934094, 46.1700000166)
+    np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
+    entries = (0.03852808, 0.05438972, 0.08794548, 0.1230944, -0.03931489)
+    np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+
+
+# The formulas, once more and with nothing shared with the library.
+
+
+def mix_by_numpy(variables, context):
+    params = variables["params"]["attention"]
+    z = np.maximum(np.asarray(context) @ np.asarray(params["squeeze"]["kernel"]), 0)
+    logits = z @ np.asarray(params["kernel"]["kernel"]) + np.asarray(params["kernel"]["bias"])
+    mix = np.exp(logits / float(variables["attention"]["attention"]["temperature"]))
+    return mix / mix.sum(1, keepdims=True)
+
+
+CASES = {
+    "1d": ((3, 9, 4), dict(kernel_size=(3,), strides=2)),
+    "1d causal": ((3, 9, 4), dict(kernel_size=(3,), padding="CAUSAL", kernel_dilation=2)),
+    "2d": ((3, 5, 6, 4), dict(kernel_size=(3, 2), strides=(2, 1))),
+    "2d groups": ((3, 5, 6, 4), dict(kernel_size=(3, 3), feature_group_count=2)),
+    "2d depthwise": ((3, 5, 6, 6), dict(kernel_size=(3, 3), feature_group_count=6)),
+    "2d circular": ((3, 5, 6, 4), dict(kernel_size=(3, 3), padding="CIRCULAR")),
+    "3d": ((2, 3, 4, 3, 4), dict(kernel_size=(2, 3, 2), padding="VALID")),
+    "pointwise, no bias": ((3, 5, 6, 4), dict(kernel_size=(1, 1), use_bias=False)),
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_follows_the_formulas(name, given):
+    shape, fields = CASES[name]
+    layer = DynamicConv(6, **fields, num_kernels=3, param_dtype=jnp.float64)
+    window = {k: v for k, v in fields.items() if k not in ("kernel_size", "use_bias")}
+    with jax.enable_x64(True):
+        x = random_input(*shape, dtype=np.float64)
+        context = random_input(shape[0], 7, seed=2, dtype=np.float64) if given else None
+        args = (x, context) if given else (x,)
+        variables = filled(layer, *args, dtype=np.float64)
+        y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, *args)
+        pooled = np.asarray(x).mean(tuple(range(1, x.ndim - 1)))
+        mix = mix_by_numpy(variables, context if given else pooled)
+        params = variables["params"]
+        want = np.asarray(jax.jit(partial(oracle.dynamic_conv, **window))(x, params["kernel"], mix))
+        if layer.use_bias:
+            bias = mix @ params["bias"]
+            want = want + bias.reshape(len(mix), *(1,) * (x.ndim - 2), 6)
+    np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
+    (sown,) = state["intermediates"]["attention"]["weights"]
+    np.testing.assert_allclose(sown["kernel"], mix, rtol=1e-12)
+
+
+def test_biases_are_mixed_and_not_shared():
+    """With kernels of zeros the output is the mixture of the biases, another for each sample."""
+    x = 5 * random_input(3, 4, 4, 2)
+    layer = DynamicConv(5, (3, 3), num_kernels=3)
+    variables = filled(layer, x, temperature=0.1)
+    variables["params"]["kernel"] *= 0.0
+    y = np.asarray(jax.jit(layer.apply)(variables, x))
+    want = mix_by_numpy(variables, np.asarray(x).mean((1, 2))) @ variables["params"]["bias"]
+    np.testing.assert_allclose(y, np.broadcast_to(want[:, None, None], y.shape), rtol=1e-5)
+    assert np.ptp(want, axis=0).min() > 1e-3
+
+
+def test_a_high_temperature_makes_the_mixture_uniform():
+    x = random_input(3, 5, 5, 4)
+    layer = DynamicConv(6, (3, 3), num_kernels=4)
+    variables = filled(layer, x, temperature=1e6)
+    params = variables["params"]
+    static = {name: np.asarray(params[name]).mean(0) for name in ("kernel", "bias")}
+    want = nn.Conv(6, (3, 3)).apply({"params": static}, x)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_one_kernel_is_a_static_convolution():
+    x = random_input(3, 5, 5, 4)
+    layer = DynamicConv(6, (3, 3), num_kernels=1)
+    variables = filled(layer, x)
+    assert set(variables) == {"params"} and set(variables["params"]) == {"kernel", "bias"}
+    static = {name: value[0] for name, value in variables["params"].items()}
+    want = nn.Conv(6, (3, 3)).apply({"params": static}, x)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize("size", [(3,), (3, 2), (3, 2, 1)])
+def test_every_candidate_starts_like_a_kernel_of_its_own(size):
+    """In 1-D, 2-D and 3-D alike: normal with variance 2 / fan_out; biases zero."""
+    x = jnp.ones((2, *size, 64))
+    layer = DynamicConv(96, size, num_kernels=3)
+    params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
+    std = np.sqrt(2 / (96 * math.prod(size)))
+    for candidate in params["kernel"]:
+        assert np.std(candidate) == pytest.approx(std, rel=0.05)
+        assert np.mean(candidate) == pytest.approx(0, abs=0.05 * std)
+    assert not np.array_equal(params["kernel"][0], params["kernel"][1])
+    np.testing.assert_array_equal(params["bias"], np.zeros((3, 96)))
+
+
+@pytest.mark.parametrize(("channels", "squeezed"), [(3, 4), (16, 4), (64, 16), (99, 24)])
+def test_squeeze_is_a_quarter_with_a_least_size(channels, squeezed):
+    x = jax.ShapeDtypeStruct((2, 4, 4, channels), jnp.float32)
+    params = shapes_of(DynamicConv(2, (1, 1)), x)["params"]["attention"]
+    assert params["squeeze"]["kernel"].shape == (channels, squeezed)
+
+
+def test_resnet18_has_exactly_the_published_number_of_parameters():
+    """45,471,092 with all 3x3 convolutions of the blocks dynamic and the three 1x1 shortcuts too."""
+    conv = partial(DynamicConv, num_kernels=4, use_bias=False)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    blocks = count_parameters(shapes_of(ResNet18(num_classes=1000, conv=conv), x)["params"])
+    for i in (64, 128, 256):
+        features = jax.ShapeDtypeStruct((2, 4, 4, i), jnp.float32)
+        shortcut = count_parameters(shapes_of(conv(2 * i, (1, 1), 2), features)["params"])
+        blocks += shortcut - 2 * i * i  # the static one is counted already
+    assert blocks == 45_471_092
+
+
+# Gradients and errors.
+
+
+@pytest.mark.parametrize("size", [(3,), (2, 2)])
+def test_gradients_by_finite_differences(size):
+    layer = DynamicConv(3, size, num_kernels=2, param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        x = random_input(2, *(4,) * len(size), 2, dtype=np.float64)
+        # A context of its own, far from the kink of ReLU where finite differences are wrong.
+        context = 1 + np.abs(random_input(2, 3, seed=2, dtype=np.float64))
+        variables = filled(layer, x, context, dtype=np.float64)
+        params = variables.pop("params")
+        squeeze = params["attention"]["squeeze"]
+        squeeze["kernel"] = np.abs(squeeze["kernel"]) + 0.1
+
+        @jax.jit
+        def function(params, x, context):
+            return layer.apply({"params": params, **variables}, x, context)
+
+        check_grads(function, (params, x, context), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_every_parameter_has_a_finite_gradient_that_is_not_zero():
+    x = random_input(4, 5, 5, 4)
+    layer = DynamicConv(6, (3, 3), num_kernels=3)
+    variables = filled(layer, x)
+
+    def loss(params):
+        return jnp.sum(layer.apply({**variables, "params": params}, x) ** 2)
+
+    gradient = jax.jit(jax.grad(loss))(variables["params"])
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+def test_attention_stays_in_float32(dtype):
+    x = random_input(3, 5, 5, 4).astype(dtype)
+    layer = DynamicConv(6, (3, 3), dtype=dtype)
+    variables = filled(layer, x)
+    y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
+    assert y.dtype == dtype
+    assert state["intermediates"]["attention"]["weights"][0]["kernel"].dtype == jnp.float32
+    want = jax.jit(DynamicConv(6, (3, 3)).apply)(variables, x.astype(jnp.float32))
+    np.testing.assert_allclose(np.asarray(y, np.float32), want, rtol=0.05, atol=0.05)
+
+
+def test_a_context_for_each_pixel_is_refused():
+    x = jnp.ones((2, 5, 5, 4))
+    with pytest.raises(ValueError, match="attention of DynamicConv is one for the whole input"):
+        shapes_of(DynamicConv(6, (3, 3)), x, jnp.ones((2, 5, 5, 4)))
