@@ -1,11 +1,20 @@
 """Checkpoints: the latest and the best, written in the background, each whole or not at all."""
 
+import copy
+import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
+
+# Orbax warns where nothing is wrong: in short runs a checkpoint often waits for the one before, and
+# those between evaluations have no metrics on purpose.
+_HARMLESS = ("Waiting for previous save to complete", "did not provide metrics")
+logging.getLogger("absl").addFilter(
+    lambda record: not any(text in str(record.msg) for text in _HARMLESS)
+)
 
 
 class Checkpoints:
@@ -19,6 +28,9 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
+                # Orbax writes the metrics beside a checkpoint only where it is told to compare
+                # them; without them a run that continues would lose its best checkpoint.
+                best_fn=rank,
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(1),
@@ -45,7 +57,9 @@ class Checkpoints:
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state), progress=ocp.args.JsonSave(progress)
+                state=ocp.args.StandardSave(state),
+                # Written in the background, when the caller may have changed it already.
+                progress=ocp.args.JsonSave(copy.deepcopy(progress)),
             ),
             metrics=metrics,
             force=True,

@@ -1,5 +1,7 @@
 """What all commands share: flags in, one sentence and an exit code out."""
 
+import difflib
+import importlib.util
 import re
 import sys
 import traceback
@@ -7,11 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from experiments.errors import UserError, nearest
 
 FLAGS = flags.FLAGS
 DEBUG = flags.DEFINE_bool("debug", False, "Whether errors show their traceback.")
+
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
 
 
 def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
@@ -28,7 +33,7 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
         main()
         return 0
     except UserError as error:
-        if "--debug" in argv:
+        if any(word.lstrip("-") in ("debug", "debug=true") for word in argv[1:]):
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -39,20 +44,77 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
 
 def _parse(argv: list[str]) -> None:
     """Parses the flags, in terms of UserError."""
-    for word in argv[1:]:
-        file = re.match(r"--?config=([^:]+)", word)
-        if file and not Path(file[1]).is_file():
-            path = Path(file[1])
-            known = sorted(p.stem for p in path.parent.glob("*.py") if p.stem[0] != "_")
-            known = [name for name in known if name != "common"]
-            hint = nearest(path.stem, known) if known else "; there is no such folder."
-            raise UserError(f"There is no config {path}{hint}")
+    # ml_collections finds these mistakes too, but its messages are for the config's author.
+    config = _load_config(argv)
+    if config is not None:
+        for word in argv[1:]:
+            if override := re.match(r"--?(?:no)?config\.([^=]*)", word):
+                _field(config, override[1])
     try:
         rest = FLAGS(argv)[1:]
-    except flags.Error as error:
-        raise UserError(str(error).strip()) from error
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        # What ml_collections raises for a field that does not exist, or a value of the wrong type.
-        raise UserError(str(error).strip("'\"").replace("\n", " ")) from error
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(FLAGS), n=1)
+        hint = f"did you mean '--{near[0]}'?" if near else "--help lists the flags."
+        raise UserError(f"There is no flag --{error.flagname}; {hint}") from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_wrong_value(config, argv, str(error))) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
     if rest:
         raise UserError(f"'{rest[0]}' is not a flag; flags are written --name=value.")
+
+
+def _load_config(argv: list[str]) -> ConfigDict | None:
+    """The config as its file has it, before any override; None where no file is named."""
+    flag = re.compile(r"--?config(=|$)")
+    position = next((i for i, word in enumerate(argv) if i and flag.match(word)), None)
+    if position is None:
+        return None
+    _, equals, value = argv[position].partition("=")
+    if not equals:
+        value = "".join(argv[position + 1 : position + 2])
+    file, colon, argument = value.partition(":")
+    path = Path(file)
+    if path.suffix != ".py" or not path.is_file():
+        known = [name for name in _config_names(path.parent) if name != "common"]
+        hint = nearest(path.stem, known) if known else "; no configs are in that folder."
+        raise UserError(f"There is no config {path}{hint}")
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        names = ", ".join(name for name in _config_names(path.parent) if name != path.stem)
+        raise UserError(f"{path} is no config: it has no get_config. Beside it there are {names}.")
+    return module.get_config(*([argument] if colon else []))
+
+
+def _config_names(folder: Path) -> list[str]:
+    return sorted(file.stem for file in folder.glob("*.py") if file.stem[0] != "_")
+
+
+def _field(config: ConfigDict, path: str) -> object:
+    """The value at a dotted path.
+
+    Raises:
+        UserError: if there is none, or a group of settings.
+    """
+    value, above = config, "config"
+    for key in path.split("."):
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"--config.{path}: --{above} is one setting and holds no others.")
+        if key not in value:
+            raise UserError(f"--{above} has no setting '{key}'{nearest(key, value)}")
+        value, above = value[key], f"{above}.{key}"
+    if isinstance(value, ConfigDict):
+        raise UserError(f"--{above} is a group of settings: {', '.join(value)}.")
+    return value
+
+
+def _wrong_value(config: ConfigDict | None, argv: list[str], message: str) -> str:
+    """What kind of value a field of the config wants; absl's message for another flag."""
+    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
+    if config is None or found is None:
+        return " ".join(message.split())
+    usual = _field(config, found[1])
+    kind = _KINDS.get(type(usual), f"a {type(usual).__name__}")
+    return f"--config.{found[1]}={found[2]} is not {kind}, such as {usual}."

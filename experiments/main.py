@@ -27,18 +27,33 @@ DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether there are several
 
 def main() -> None:
     """Trains what the flags say."""
-    if DISTRIBUTED.value:
-        jax.distributed.initialize()
-    jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
     config = CONFIG.value
     if config is None:
         raise UserError(
             "Which experiment? Give --config=experiments/configs/odconv.py, for example."
         )
+    if DISTRIBUTED.value:
+        join_cluster()
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
     # Imported late, so that a mistake in the flags is answered at once.
     from experiments.train import train
 
-    train(config, Path(WORKDIR.value or f"runs/{config.name}-{config.dataset.lower()}"))
+    train(
+        config, Path(WORKDIR.value or f"runs/{config.name}-{config.dataset.lower()}").expanduser()
+    )
+
+
+def join_cluster() -> None:
+    """Meets the other hosts; before anything else that asks JAX for its devices."""
+    try:
+        jax.distributed.initialize()
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"--distributed finds no cluster ({' '.join(str(error).split())}). It is for Cloud TPU "
+            "pods, Slurm, Open MPI and Kubernetes, which tell each process its place; on a "
+            "single machine leave it out: all its devices are used anyway."
+        ) from error
 
 
 if __name__ == "__main__":

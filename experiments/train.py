@@ -28,6 +28,7 @@ from experiments.evaluate import collect, evaluate
 from experiments.metrics import MetricLog
 from experiments.progress import Progress, end_table, start_table
 from experiments.tasks import classification
+from experiments.validate import validate
 from experiments.workdir import (
     claim,
     finished_summary,
@@ -68,12 +69,11 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     Raises:
         UserError: for what the person who started it can mend.
     """
+    validate(config)
     started = time.monotonic()
     lead = jax.process_index() == 0
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    task = TASKS.get(config.task)
-    if task is None:
-        raise UserError(f"--config.task={config.task}: choose one of {', '.join(TASKS)}.")
+    task = TASKS[config.task]
     if lead:
         claim(workdir, config)
     if summary := finished_summary(workdir):
@@ -103,11 +103,6 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     # ---------------------------------------------------------------- devices
     mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
     replicated, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
-    if config.batch_size % jax.device_count():
-        raise UserError(
-            f"--config.batch_size={config.batch_size} does not divide among {jax.device_count()} "
-            f"devices; choose a multiple of {jax.device_count()}."
-        )
 
     def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Makes one array over all devices of the hosts' shares of a batch."""
@@ -358,9 +353,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
             return optax.adam(rate)
         case "adam" | "adamw":
             return optax.adamw(rate, weight_decay=decay)
-        case "sgd":
+        case _:  # sgd; `validate` knows the names
             return optax.chain(
                 optax.add_decayed_weights(decay), optax.sgd(rate, momentum=0.9, nesterov=True)
             )
-        case name:
-            raise UserError(f"--config.optimizer.name={name}: choose adam, adamw or sgd.")

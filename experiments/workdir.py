@@ -32,7 +32,9 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     mine = json.loads(json.dumps(plain(config.to_dict())))
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        if not file.exists():
+        # A run that never came to a checkpoint has nothing to lose: whoever mistyped a setting may
+        # correct it and go on in the same place.
+        if not file.exists() or not _has_results(workdir):
             report.write_json(file, mine)
             return
         theirs = json.loads(file.read_text())
@@ -51,6 +53,12 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run with other settings: {'; '.join(differing)}. Choose another "
             "--workdir for the new settings, or repeat the old ones to continue that run."
         )
+
+
+def _has_results(workdir: Path) -> bool:
+    """Whether there is a checkpoint, or the summary of a finished run."""
+    steps = (workdir / "checkpoints").glob("*")
+    return (workdir / "summary.json").exists() or any(step.name.isdigit() for step in steps)
 
 
 def finished_summary(workdir: Path) -> dict[str, Any] | None:

@@ -20,6 +20,7 @@ DATASETS = {
         "data": {"name": "digits"},
         "model": {"width": 16, "stem": "small"},
         "augment": "affine",
+        "plateau": {"patience": 3},
     },
     "tiny_imagenet": {
         "data": {"name": "tiny_imagenet"},

@@ -1,0 +1,89 @@
+"""Whether a config can be run, said before anything is loaded, written or compiled."""
+
+import difflib
+import math
+from collections.abc import Iterable
+
+import jax
+from ml_collections import ConfigDict
+
+from experiments.data.transforms import AUGMENTATIONS
+from experiments.errors import UserError
+from experiments.tasks.backbone import make_resnet
+
+TASKS = ("classification",)
+DTYPES = ("float32", "bfloat16", "float16")
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+# The least value of each number.
+AT_LEAST = {
+    "seed": 0,
+    "data.limit": 0,
+    "image_size": 0,
+    "model.width": 1,
+    "optimizer.weight_decay": 0,
+    "plateau.patience": 0,
+    "plateau.min_learning_rate": 0,
+    "early_stopping.patience": 0,
+    "temperature.epochs": 0,
+    "data.validation": 0,
+    "data.test": 0,
+    "model.dropout": 0,
+    "batch_size": 1,
+    "epochs": 1,
+    "steps": 0,
+    "log_every": 1,
+    "checkpoint_every": 1,
+    "input.threads": 0,
+    "input.workers": 0,
+}
+ABOVE_ZERO = ("optimizer.learning_rate", "plateau.factor", "temperature.start")
+BELOW_ONE = ("plateau.factor", "data.validation", "data.test", "model.dropout")
+
+
+def validate(config: ConfigDict) -> None:
+    """Returns if every setting has a value that makes sense.
+
+    Raises:
+        UserError: names the first setting that does not, and what it could be.
+    """
+    for path, least in AT_LEAST.items():
+        value = _get(config, path)
+        if value is not None and not least <= value < math.inf:
+            raise UserError(f"--config.{path}={value}: choose {least} or more.")
+    for path in ABOVE_ZERO:
+        value = _get(config, path)
+        if value is not None and not 0 < value < math.inf:
+            raise UserError(f"--config.{path}={value}: choose more than 0.")
+    for path in BELOW_ONE:
+        value = _get(config, path)
+        if value is not None and not value < 1:
+            raise UserError(f"--config.{path}={value}: choose less than 1.")
+    _one_of(config, "task", TASKS)
+    _one_of(config, "dtype", DTYPES)
+    _one_of(config, "optimizer.name", OPTIMIZERS)
+    _one_of(config, "augment", AUGMENTATIONS)
+    if config.task == "classification":
+        make_resnet(config, num_classes=2, spatial_axes=2)
+    devices = jax.device_count()
+    if config.batch_size % devices:
+        raise UserError(
+            f"--config.batch_size={config.batch_size} does not divide among {devices} devices; "
+            f"choose a multiple of {devices}."
+        )
+
+
+def _one_of(config: ConfigDict, path: str, known: Iterable[str]) -> None:
+    value = _get(config, path)
+    if value not in known:
+        near = difflib.get_close_matches(str(value), known, n=1)
+        hint = f"did you mean '{near[0]}'? There are" if near else "choose one of"
+        raise UserError(f"--config.{path}={value}: {hint} {', '.join(known)}.")
+
+
+def _get(config: ConfigDict, path: str) -> object:
+    """The value at a dotted path, None where a config has no such setting."""
+    value = config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, ConfigDict) else None
+    return value
