@@ -80,6 +80,7 @@ def _is_forward(inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]) -
     return (
         len(x) == len(y) == len(kernels) - 1
         and (x[0], kernels[-1]) == (y[0], y[-1])
+        and (len(weights) > 0 or kernels[0] == 1)
         and all(w in possible for w in weights)
     )
 

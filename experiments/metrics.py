@@ -40,7 +40,12 @@ class MetricLog:
         self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            kept = [row for row in read_rows(self.path) if row["step"] <= resume_step]
+            # The test row is of the best step, but comes last: a run that goes on writes it again.
+            kept = [
+                row
+                for row in read_rows(self.path)
+                if row["step"] <= resume_step and row.get("split") != "test"
+            ]
             with replacing(self.path) as temporary:
                 temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)

@@ -151,7 +151,10 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     start_step = checkpoints.latest_step()
     if start_step is None:
         start_step = 0
-        state = jax.jit(create, out_shardings=replicated)()
+        # It runs once: what XLA would spend on making it fast on a CPU is half a minute of waiting.
+        quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+        options = quick if jax.default_backend() == "cpu" else None
+        state = jax.jit(create, out_shardings=replicated).lower().compile(options)()
         progress: dict[str, Any] = {"seconds": 0.0, "best": None, "early_stopping": None}
     else:
         state, progress = checkpoints.restore(start_step, shape)

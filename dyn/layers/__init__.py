@@ -25,10 +25,39 @@ from dyn.layers.dcd_conv import DCDConv, DCDDense
 # A mixture of candidate kernels and biases under softmax attention with a temperature.
 from dyn.layers.dynamic_conv import DynamicConv
 
+# Hard attention: kernels, filters or slices of a kernel are switched on or off.
+from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gate, prune_kernels
+
+# Not a convolution: a state carried across layers, which gives any of them its context.
+from dyn.layers.kernel_representation import KernelRepresentation, beside
+
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
 from dyn.layers.od_conv import ODConv
+
+# A mixture of candidate kernels of its own at each output position.
+from dyn.layers.pixel_conv import PixelDynamicConv
+
+# A bank of rotated kernels, mixed by attention or pooled over orientations. 2-D.
+from dyn.layers.rotated_conv import RotatedConv
 
 # Channels of x, for a block's last norm: from x to an x of the same shape.
 from dyn.layers.squeeze_excite import SqueezeExcite
 
-__all__ = ["CBAM", "CondConv", "DCDConv", "DCDDense", "DynamicConv", "ODConv", "SqueezeExcite"]
+__all__ = [
+    "CBAM",
+    "CondConv",
+    "DCDConv",
+    "DCDDense",
+    "DynamicConv",
+    "GatedConv",
+    "KernelRepresentation",
+    "ODConv",
+    "PixelDynamicConv",
+    "RotatedConv",
+    "SqueezeExcite",
+    "beside",
+    "density_loss",
+    "gate_report",
+    "hard_gate",
+    "prune_kernels",
+]

@@ -45,7 +45,7 @@ class Rates:
 
 RATES = {
     "cpu": Rates(
-        source="fitted to experiments/benchmarks/lowerings.py, float32, two x86-64 cores",
+        source="fitted to experiments.benchmarks.lowerings on two x86-64 cores, float32",
         convolution=120e9,
         matmul=150e9,
         batched=110e9,

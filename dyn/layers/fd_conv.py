@@ -1,0 +1,328 @@
+"""Frequency dynamic convolution: candidate kernels that share out one kernel's spectrum.
+
+Chen, Gu, Li, Yan, Fu: Frequency Dynamic Convolution for Dense Image Prediction. CVPR 2025.
+https://arxiv.org/abs/2503.18783
+
+Deviations from the authors' code: the filter head starts near zero, like the other heads (the code tests
+an attribute of another name there and leaves that head as it was, so that its layer is not the static
+convolution at the start); the Fourier weights are those of the orthonormal transform, so that they have
+the kernel's scale; groups of frequencies differ by one in size where they cannot be equal; any kernel
+size, 1-D and 3-D, any number of features. Left out: frequency band modulation of the input, softmax and
+tanh in place of the kernel attention's sigmoid, and kernels that are not made of all their frequencies.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn.layers.attention import global_average, squeeze, temperature
+from dyn.layers.convolution import ConvLayer, over_space
+from dyn.layers.kernel_warehouse import convolve_samples
+from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.lowerings import aggregate
+
+Array = jax.Array
+
+
+class FDConv(ConvLayer):
+    """A convolution whose kernel is weighed by frequency, and each of its numbers, for each input.
+
+        y = a_f * conv(x * a_c, a_l * a_s * sum_k a_w[k] W_k) + b
+
+    where W_k is the part of one kernel that lies in the k-th of K groups of frequencies, low to high:
+    there are as many parameters as in a static kernel, about, for any K. With
+    z = StarReLU(norm(W_fc context)), StarReLU(v) = s ReLU(v)^2 + t, and at temperature T,
+
+        a_c = 2 sigmoid((W_c z + b_c) / T)    input channels
+        a_f = 2 sigmoid((W_f z + b_f) / T)    output filters; not for a depthwise convolution
+        a_s = 2 sigmoid((W_s z + b_s) / T)    kernel positions; not for a 1x1 kernel
+        a_w = 2 sigmoid((W_w z + b_w) / T)    groups of frequencies
+        a_l = 2 sigmoid(conv1d(layernorm(GAP(x))))    every number of the kernel, if `local`
+
+    All of them start at one: the new layer is the static convolution with the kernel
+    `sum_k W_k`. The local attention is a 1-D convolution along the input channels, with one output for
+    each kernel position and filter, and so looks at the layer's own input whatever the context is.
+
+    The K kernels are stored at once, as many numbers as K static kernels. With `local` there is a kernel
+    of its own for each sample besides, and only the lowerings 'taps' and 'patches' serve.
+
+    Attributes:
+        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        num_kernels: K, the number of groups of frequencies; 64 in the paper.
+        local: whether there is local attention, too.
+        reduction: size of the squeezed vector, as a share of the context's.
+        min_squeeze: its least size.
+        attention_norm: 'batch' (the paper's), 'layer' or 'none'.
+        use_running_average: for 'batch': None uses batch statistics exactly when the collection
+            `batch_stats` is mutable.
+        lowering: see `dyn.ops.dynamic_conv`; with `local`: 'taps', 'patches', 'reference' or 'auto'.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers.fd_conv import FDConv
+        >>> layer = FDConv(features=32, kernel_size=(3, 3), num_kernels=8)
+        >>> x = jnp.ones((2, 8, 8, 32))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> layer.apply(variables, x).shape
+        (2, 8, 8, 32)
+        >>> variables["params"]["spectrum"].shape  # 9,408 numbers; the kernel has 9,216
+        (96, 49, 2)
+    """
+
+    num_kernels: int = 64
+    local: bool = True
+    reduction: float = 1 / 16
+    min_squeeze: int = 16
+    attention_norm: str = "batch"
+    use_running_average: bool | None = None
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, inputs: Array, context: Array | None = None) -> Array:
+        """Applies the layer.
+
+        Args:
+            inputs: `[*batch, *spatial, I]`, any number of batch axes.
+            context: what the global attention looks at, `[*batch, D]`; None for the mean of the inputs
+                over space.
+
+        Returns:
+            `[*batch, *out, features]`.
+
+        Raises:
+            ValueError: if the kernel, the context or the groups do not fit the inputs, or there are
+                more groups of frequencies than frequencies.
+        """
+        x, batch = self.flat_inputs(inputs)
+        kernels = self.candidates(x)
+        types = {"dtype": float32_or_wider(x, kernels), "param_dtype": self.param_dtype}
+        channel, filters, taps, mix = FrequencyAttention(
+            in_features=x.shape[-1],
+            features=self.features,
+            kernel_size=self.kernel_dims(x),
+            groups=self.feature_group_count,
+            num_kernels=self.num_kernels,
+            reduction=self.reduction,
+            min_squeeze=self.min_squeeze,
+            norm=self.attention_norm,
+            use_running_average=self.use_running_average,
+            **types,
+            name="attention",
+        )(self.flat_context(context, x, batch))
+        local = None
+        if self.local:
+            local = LocalAttention(
+                kernel_size=self.kernel_dims(x),
+                features=self.features,
+                groups=self.feature_group_count,
+                **types,
+                name="local",
+            )(global_average(x, x.ndim - 2, types["dtype"]))
+
+        x = x.astype(self.conv_dtype(x))
+        x = x * over_space(channel, x)
+        if local is None:
+            y = self.convolve(x, kernels, mix, taps=taps, lowering=self.lowering)
+        else:
+            y = convolve_samples(self, x, aggregate(kernels, mix, taps) * local, self.lowering)
+        if filters is not None:
+            y = y * over_space(filters, y)
+        y = self.add_bias(y)
+        return y.reshape(*batch, *y.shape[1:])
+
+    def candidates(self, x: Array) -> Array:
+        """The kernel of each group of frequencies, `[K, *k, I/G, O]`, from the parameter `spectrum`."""
+        size, groups, in_features = self.kernel_dims(x), self.feature_group_count, x.shape[-1]
+        if in_features % groups or self.features % groups:
+            raise ValueError(
+                f"feature_group_count={groups} must divide the {in_features} input features and the "
+                f"{self.features} output features."
+            )
+        shape = (*size, in_features // groups, self.features)
+
+        def init(key: Array, _: Sequence[int], dtype: Any) -> Array:
+            # In float32 or wider: there is no Fourier transform of bfloat16.
+            kernel = self.kernel_init(key, shape, float32_or_wider(jnp.zeros((), dtype)))
+            return kernel_to_spectrum(kernel).astype(dtype)
+
+        spectrum = self.param("spectrum", init, spectrum_shape(shape), self.param_dtype)
+        kernels = disjoint_kernels(
+            spectrum.astype(float32_or_wider(spectrum)), shape, self.num_kernels
+        )
+        if self.mask is None:
+            return kernels
+        if self.mask.shape != shape:
+            raise ValueError(
+                f"mask must have the shape of one kernel, {shape}; got {self.mask.shape}."
+            )
+        return kernels * self.mask.astype(kernels.dtype)
+
+
+class FrequencyAttention(nn.Module):
+    """The global attentions of FDConv (the paper's kernel spatial modulation), from a context `[B, D]`.
+
+    Returns `(channel [B, I], filters [B, O] or None, taps [B, *k] or None, mix [B, K])`; None stands for
+    a weight of one that is not computed. Sows what it returns as `weights`.
+    """
+
+    in_features: int
+    features: int
+    kernel_size: tuple[int, ...]
+    groups: int
+    num_kernels: int
+    reduction: float
+    min_squeeze: int
+    norm: str
+    use_running_average: bool | None
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, context: Array) -> tuple[Array, Array | None, Array | None, Array]:
+        """Weighs channels, filters, kernel positions and groups of frequencies."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        z = squeeze(
+            context.astype(self.dtype),
+            max(int(context.shape[-1] * self.reduction), self.min_squeeze),
+            norm=self.norm,
+            use_running_average=self.use_running_average,
+            **types,
+        )
+        # StarReLU with the initial values of the paper that it comes from (arXiv 2210.13452).
+        constant = nn.initializers.constant
+        scale = self.param("scale", constant(0.8944), (), self.param_dtype).astype(self.dtype)
+        shift = self.param("shift", constant(-0.4472), (), self.param_dtype).astype(self.dtype)
+        z = scale * z**2 + shift
+        t = temperature(self).astype(self.dtype)
+        depthwise = self.groups == self.in_features == self.features
+
+        def weights(name: str, features: int) -> Array:
+            small = nn.initializers.normal(1e-6)
+            return 2 * nn.sigmoid(nn.Dense(features, kernel_init=small, name=name, **types)(z) / t)
+
+        channel = weights("channel", self.in_features)
+        filters = None if depthwise else weights("filter", self.features)
+        taps = None
+        if any(k > 1 for k in self.kernel_size):
+            taps = weights("spatial", math.prod(self.kernel_size)).reshape(-1, *self.kernel_size)
+        mix = weights("kernel", self.num_kernels)
+
+        sown = {"channel": channel, "filter": filters, "spatial": taps, "kernel": mix}
+        self.sow("intermediates", "weights", {k: v for k, v in sown.items() if v is not None})
+        return channel, filters, taps, mix
+
+
+class LocalAttention(nn.Module):
+    """The weight of every number of the kernel, `[B, *k, I/G, O]`, from one number a channel, `[B, I]`.
+
+    The convolution reaches over about log2(I) / 2 neighbouring channels, an odd number.
+    """
+
+    kernel_size: tuple[int, ...]
+    features: int
+    groups: int
+    dtype: Any
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self, pooled: Array) -> Array:
+        """Weighs the kernel's numbers."""
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        taps, in_features, groups = math.prod(self.kernel_size), pooled.shape[-1], self.groups
+        reach = round(math.log2(in_features) / 2 + 0.5) // 2 * 2 + 1
+        v = nn.LayerNorm(epsilon=1e-5, name="norm", **types)(pooled)
+        v = nn.Conv(
+            taps * self.features,
+            (reach,),
+            use_bias=False,
+            kernel_init=nn.initializers.constant(1e-6),
+            name="conv",
+            **types,
+        )(v[..., None])
+        # Of a grouped convolution's outputs, each has weights for its own group's inputs.
+        v = v.reshape(-1, groups, in_features // groups, taps, groups, self.features // groups)
+        v = jnp.einsum("bgitgo->btigo", v)
+        v = v.reshape(-1, *self.kernel_size, in_features // groups, self.features)
+        return 2 * nn.sigmoid(v)
+
+
+def kernel_to_spectrum(kernel: Array) -> Array:
+    """The Fourier weights of a kernel `[*k, i, O]`, real and imaginary parts: `[R, C // 2 + 1, 2]`.
+
+    They are the orthonormal two-dimensional transform of the kernel as a matrix. Its R rows are the
+    filters and, within each, the first kernel axis; its C columns the input channels and the other
+    kernel axes. (A 1-D kernel's only axis is in the columns.)
+    """
+    f = jnp.fft.rfft2(_matrix(kernel), norm="ortho")
+    return jnp.stack([f.real, f.imag], axis=-1)
+
+
+def spectrum_to_kernel(spectrum: Array, shape: Sequence[int]) -> Array:
+    """The inverse of `kernel_to_spectrum`: `[..., R, C // 2 + 1, 2]` to `[..., *shape]`."""
+    f = jax.lax.complex(spectrum[..., 0], spectrum[..., 1])
+    matrix = jnp.fft.irfft2(f, s=_matrix_shape(shape), norm="ortho")
+    *size, i, o = shape
+    first, rest = _split(size)
+    leading = matrix.shape[:-2]
+    kernel = matrix.reshape(*leading, o, first, i, rest)
+    kernel = jnp.moveaxis(kernel, (-4, -2), (-1, -2))  # [..., first, rest, i, O]
+    return kernel.reshape(*leading, *shape)
+
+
+def disjoint_kernels(spectrum: Array, shape: Sequence[int], num_groups: int) -> Array:
+    """The kernel of each group of frequencies, `[K, *shape]`; their sum is the kernel."""
+    groups = jnp.asarray(frequency_groups(shape, num_groups))[..., None]
+    numbers = jnp.arange(num_groups, dtype=groups.dtype).reshape(-1, 1, 1, 1)
+    parts = jnp.where(groups == numbers, spectrum, jnp.zeros_like(spectrum))
+    return spectrum_to_kernel(parts, shape)
+
+
+def spectrum_shape(shape: Sequence[int]) -> tuple[int, int, int]:
+    """The shape of the Fourier weights of a kernel of a shape `[*k, i, O]`."""
+    rows, columns = _matrix_shape(shape)
+    return rows, columns // 2 + 1, 2
+
+
+def frequency_groups(shape: Sequence[int], num_groups: int) -> np.ndarray:
+    """The number of the group of each Fourier weight of a kernel of a shape `[*k, i, O]`.
+
+    The frequencies (f, g) of the matrix are sorted by sqrt(f^2 + g^2) and cut into groups of equal size,
+    or as equal as can be: `[R, C // 2 + 1]`, from 0, the lowest.
+
+    Raises:
+        ValueError: if there are more groups than frequencies.
+    """
+    rows, columns = _matrix_shape(shape)
+    radius = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns)[None])
+    if not 1 <= num_groups <= radius.size:
+        raise ValueError(
+            f"num_kernels={num_groups} must be from 1 to {radius.size}, the number of frequencies of a "
+            f"kernel of shape {tuple(shape)}."
+        )
+    order = np.argsort(radius, axis=None, kind="stable")
+    groups = np.empty(radius.size, np.uint8 if num_groups <= 256 else np.int32)
+    for number, members in enumerate(np.array_split(order, num_groups)):
+        groups[members] = number
+    return groups.reshape(radius.shape)
+
+
+def _split(size: Sequence[int]) -> tuple[int, int]:
+    """(kernel positions in the rows, those in the columns)."""
+    return (1, size[0]) if len(size) == 1 else (size[0], math.prod(size[1:]))
+
+
+def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
+    *size, i, o = shape
+    first, rest = _split(size)
+    return o * first, i * rest
+
+
+def _matrix(kernel: Array) -> Array:
+    *size, i, o = kernel.shape
+    first, rest = _split(size)
+    return kernel.reshape(first, rest, i, o).transpose(3, 0, 2, 1).reshape(o * first, i * rest)

@@ -1,0 +1,156 @@
+"""Convolution with spectral normalisation, of one kernel or of each candidate of a mixture.
+
+Miyato, Kataoka, Koyama, Yoshida: Spectral Normalization for Generative Adversarial Networks. ICLR 2018.
+https://openreview.net/forum?id=B1QRgziT-
+
+Deviations from the authors' code: several candidate kernels, each with a norm of its own; no factor and
+no learned gain. `flax.linen.SpectralNorm` around a dynamic convolution would take the norm of the stack
+of candidates, which is up to sqrt(K) times that of the largest, and normalise the attention as well.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from dyn.layers.convolution import ConvLayer
+from dyn.layers.dynamic_conv import KernelAttention
+from dyn.ops.dtypes import float32_or_wider
+
+Array = jax.Array
+
+
+class SpectralNormConv(ConvLayer):
+    """A convolution whose kernel has spectral norm one, or a mixture of K such kernels.
+
+        y = conv(x, sum_k a[k] W_k / sigma(W_k)) + b
+
+    with sigma(W) the largest singular value of W as the matrix of its outputs against all else, and, for
+    K > 1, `DynamicConv`'s attention,
+
+        a = softmax((W_2 ReLU(W_1 context) + b_2) / T)
+
+    A softmax keeps what the norm is for: sigma(sum_k a[k] W_k) <= sum_k a[k] sigma(W_k) <= 1. (It is the
+    norm of the reshaped kernel, as in the paper, not of the convolution as an operator; with groups it
+    is no less than the norm of each group.)
+
+    sigma is estimated from one vector u for each candidate, kept as `u` in the collection
+    `batch_stats`. Every call takes `n_steps` steps of the power iteration from there,
+
+        v = u W / |u W|,  u = W v / |W v|,  sigma = u W v
+
+    and keeps the new u exactly when `batch_stats` is mutable. The gradient goes through W alone, and not
+    through u and v.
+
+    Attributes:
+        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        num_kernels: K, the number of candidate kernels; with one there is no attention, and a context
+            is not looked at.
+        reduction: size of the squeezed vector, as a share of the context's.
+        min_squeeze: its least size.
+        n_steps: power iterations in each call.
+        epsilon: added to the length that u and v are divided by; also the least sigma.
+        lowering: see `dyn.ops.dynamic_conv`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers.spectral_norm import SpectralNormConv
+        >>> layer = SpectralNormConv(features=16, kernel_size=(3, 3), num_kernels=4)
+        >>> x = jnp.ones((2, 8, 8, 3))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> y, kept = layer.apply(variables, x, mutable=["batch_stats"])
+        >>> y.shape, kept["batch_stats"]["u"].shape
+        ((2, 8, 8, 16), (4, 16))
+    """
+
+    num_kernels: int = 1
+    reduction: float = 1 / 4
+    min_squeeze: int = 4
+    n_steps: int = 1
+    epsilon: float = 1e-12
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, inputs: Array, context: Array | None = None) -> Array:
+        """Applies the layer.
+
+        Args:
+            inputs: `[*batch, *spatial, I]`, any number of batch axes.
+            context: what attention looks at, `[*batch, D]`; None for the mean of the inputs over space.
+
+        Returns:
+            `[*batch, *out, features]`.
+
+        Raises:
+            ValueError: if the kernel, the context or the groups do not fit the inputs, or for a number
+                of kernels or of power iterations below one.
+        """
+        if self.num_kernels < 1 or self.n_steps < 1:
+            raise ValueError(
+                f"num_kernels={self.num_kernels} and n_steps={self.n_steps} must be at least 1."
+            )
+        x, batch = self.flat_inputs(inputs)
+        kernel = self.candidate_kernels(x, self.num_kernels)
+        kernel = self.normalised(kernel.astype(float32_or_wider(kernel)))
+        mix = None
+        if self.num_kernels > 1:
+            mix = KernelAttention(
+                num_kernels=self.num_kernels,
+                reduction=self.reduction,
+                min_squeeze=self.min_squeeze,
+                dtype=float32_or_wider(x, kernel),
+                param_dtype=self.param_dtype,
+                name="attention",
+            )(self.flat_context(context, x, batch))
+        y = self.convolve(x.astype(self.conv_dtype(x)), kernel, mix, lowering=self.lowering)
+        y = self.add_bias(y)
+        return y.reshape(*batch, *y.shape[1:])
+
+    def normalised(self, kernel: Array) -> Array:
+        """Each candidate of `[K, *k, i, O]` over its spectral norm; keeps u. Sows `sigma`, `[K]`."""
+
+        def unit_vectors() -> Array:
+            u = jax.random.normal(self.make_rng("params"), kernel.shape[:: kernel.ndim - 1])
+            return u / (jnp.linalg.norm(u, axis=-1, keepdims=True) + self.epsilon)
+
+        u = self.variable("batch_stats", "u", unit_vectors)
+        matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
+        after, sigma = spectral_norms(
+            matrices, u.value.astype(kernel.dtype), self.n_steps, self.epsilon
+        )
+        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
+            u.value = after.astype(u.value.dtype)
+        self.sow("intermediates", "sigma", sigma)
+        # A kernel of zeros stays one.
+        sigma = jnp.maximum(sigma, self.epsilon)
+        return kernel / sigma.reshape(-1, *(1,) * (kernel.ndim - 1))
+
+
+def spectral_norms(
+    matrices: Array, u: Array, steps: int = 1, epsilon: float = 1e-12
+) -> tuple[Array, Array]:
+    """The largest singular value of each matrix, by power iteration.
+
+    Args:
+        matrices: `[K, N, O]`.
+        u: a vector for each to begin with, `[K, O]`.
+        steps: number of iterations.
+        epsilon: added to the lengths that are divided by.
+
+    Returns:
+        u after the iterations, and the singular values `[K]`. They can be differentiated by the
+        matrices; the vectors count as constants.
+    """
+
+    def product(subscripts: str, *operands: Array) -> Array:
+        return jnp.einsum(subscripts, *operands, precision=lax.Precision.HIGHEST)
+
+    def unit(a: Array) -> Array:
+        return a / (jnp.linalg.norm(a, axis=-1, keepdims=True) + epsilon)
+
+    fixed = lax.stop_gradient(matrices)
+    u = lax.stop_gradient(u)
+    for _ in range(steps):
+        v = unit(product("kno,ko->kn", fixed, u))
+        u = unit(product("kno,kn->ko", fixed, v))
+    return u, product("kn,kno,ko->k", v, matrices, u)

@@ -1,0 +1,1 @@
+"""What each claim about speed is measured with."""

@@ -1,0 +1,347 @@
+"""FDConv: its spectrum, its start as a static convolution, and its formulas by numpy."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.test_util import check_grads
+
+from dyn.layers.fd_conv import (
+    FDConv,
+    disjoint_kernels,
+    frequency_groups,
+    kernel_to_spectrum,
+    spectrum_shape,
+    spectrum_to_kernel,
+)
+from dyn.models import ResNet18
+from dyn.schedules import set_temperature
+
+
+def random(*shape, seed=1, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def filled(layer, x, seed=0, dtype=np.float32):
+    """Variables of a layer with a random number everywhere, from the shapes alone."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        values = 0.4 * rng.standard_normal(leaf.shape)
+        positive = path[-1].key in ("var", "scale", "temperature")
+        return jnp.asarray(1 + np.abs(values) if positive else values, dtype)
+
+    # flax's LayerNorm promotes by itself.
+    with jax.numpy_dtype_promotion("standard"):
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+SHAPES = [
+    (3, 4, 6),
+    (4, 5, 3),
+    (3, 3, 4, 6),
+    (3, 2, 5, 7),
+    (1, 1, 4, 6),
+    (1, 1, 1, 1),
+    (2, 3, 2, 3, 4),
+]
+
+
+# The spectrum.
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_fourier_weights_round_trip(shape):
+    with jax.enable_x64(True):
+        kernel = random(*shape, dtype=np.float64)
+        spectrum = kernel_to_spectrum(kernel)
+        assert spectrum.shape == spectrum_shape(shape)
+        back = spectrum_to_kernel(spectrum, shape)
+        np.testing.assert_allclose(back, kernel, rtol=0, atol=1e-14)
+        # And any number of them at once.
+        both = spectrum_to_kernel(jnp.stack([spectrum, 2 * spectrum]), shape)
+        np.testing.assert_allclose(both, [kernel, 2 * kernel], rtol=0, atol=1e-14)
+
+
+def test_the_matrix_is_filters_and_rows_by_channels_and_columns():
+    kernel = np.asarray(random(3, 2, 4, 5))
+    torch = kernel.transpose(3, 2, 0, 1)  # (O, I, kh, kw)
+    matrix = torch.transpose(0, 2, 1, 3).reshape(5 * 3, 4 * 2)
+    f = np.fft.rfft2(matrix) / np.sqrt(matrix.size)
+    want = np.stack([f.real, f.imag], -1)
+    np.testing.assert_allclose(kernel_to_spectrum(jnp.asarray(kernel)), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("num_groups", [1, 3, 5])
+def test_groups_partition_the_spectrum_from_low_to_high(shape, num_groups):
+    rows, half, _ = spectrum_shape(shape)
+    if num_groups > rows * half:
+        pytest.skip("there are fewer frequencies")
+    groups = frequency_groups(shape, num_groups)
+    assert groups.shape == (rows, half)
+    sizes = np.bincount(groups.ravel(), minlength=num_groups)
+    assert sizes.sum() == rows * half and sizes.min() >= 1 and sizes.max() - sizes.min() <= 1
+    columns = shape[-2] * int(np.prod(shape[:-2])) * shape[-1] // rows
+    radius = np.hypot(np.fft.fftfreq(rows)[:, None], np.fft.rfftfreq(columns))
+    for number in range(num_groups - 1):
+        assert radius[groups == number].max() <= radius[groups == number + 1].min()
+    assert groups[0, 0] == 0  # the mean
+
+
+def test_the_candidates_share_out_the_kernel():
+    kernel = random(3, 3, 4, 6)
+    kernels = disjoint_kernels(kernel_to_spectrum(kernel), kernel.shape, 5)
+    assert kernels.shape == (5, 3, 3, 4, 6)
+    np.testing.assert_allclose(kernels.sum(0), kernel, atol=1e-5)
+    groups = frequency_groups((3, 3, 4, 6), 5)
+    # Where a group's weights are not, its kernel has none: but for the weights that a real kernel
+    # has twice (columns 0 and C/2), which may be cut apart.
+    for number, kernel in enumerate(kernels):
+        spectrum = np.asarray(kernel_to_spectrum(kernel))[:, 1:-1]
+        elsewhere = groups[:, 1:-1] != number
+        np.testing.assert_allclose(spectrum[elsewhere], 0, atol=1e-5)
+
+
+def test_a_kernel_has_as_many_parameters_as_the_paper_s():
+    x = jax.ShapeDtypeStruct((2, 8, 8, 32), jnp.float32)
+    for num_kernels in (4, 64):
+        layer = FDConv(32, (3, 3), num_kernels=num_kernels)
+        params = jax.eval_shape(layer.init, jax.random.key(0), x)["params"]
+        assert params["spectrum"].size == 9_408
+
+
+# At the start it is the static convolution.
+
+START = {
+    "usual": dict(features=6, kernel_size=(3, 3), strides=2, padding=1),
+    "groups": dict(features=6, kernel_size=(3, 2), feature_group_count=2, padding="VALID"),
+    "depthwise": dict(features=4, kernel_size=(3, 3), feature_group_count=4, padding="CIRCULAR"),
+    "pointwise": dict(features=6, kernel_size=(1, 1)),
+    "dilated": dict(features=6, kernel_size=(3, 3), kernel_dilation=2, use_bias=False),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("name", START)
+def test_equals_the_static_convolution_at_initialisation(name, local, training):
+    x = 3 * random(3, 6, 5, 4)
+    layer = FDConv(**START[name], num_kernels=3, local=local)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    i = 4 // layer.feature_group_count
+    kernel = spectrum_to_kernel(
+        variables["params"]["spectrum"], (*layer.kernel_size, i, layer.features)
+    )
+    static = {"kernel": kernel}
+    if layer.use_bias:
+        static["bias"] = variables["params"]["bias"]
+    want = jax.jit(nn.Conv(**START[name]).apply)({"params": static}, x)
+    if training:
+        got, _ = jax.jit(lambda v: layer.apply(v, x, mutable=["batch_stats"]))(variables)
+    else:
+        got = jax.jit(layer.apply)(variables, x)
+    np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
+
+
+def test_with_the_filter_head_of_the_authors_code_it_would_not():
+    x = random(3, 6, 5, 4)
+    layer = FDConv(16, (3, 3), num_kernels=3)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    before = jax.jit(layer.apply)(variables, x)
+    variables["params"]["attention"]["filter"]["kernel"] = 0.25 * random(16, 16)
+    after = jax.jit(layer.apply)(variables, x)
+    assert np.linalg.norm(after - before) > 0.01 * np.linalg.norm(before)
+
+
+def test_the_kernel_is_initialised_as_a_static_one():
+    x = jnp.ones((1, 4, 4, 64))
+    layer = FDConv(64, (3, 3), num_kernels=1, local=False)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    kernel = spectrum_to_kernel(variables["params"]["spectrum"], (3, 3, 64, 64))
+    np.testing.assert_allclose(kernel.var(), 2 / (9 * 64), rtol=0.05)
+    np.testing.assert_allclose(variables["params"]["spectrum"].var(), 1 / (9 * 64), rtol=0.05)
+
+
+# The formulas, once more and with nothing shared with the library.
+
+
+def sigmoid2(v):
+    return 2 / (1 + np.exp(-v))
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("name", ["usual", "groups", "depthwise", "pointwise"])
+def test_follows_the_formulas(name, local):
+    fields = START[name]
+    layer = FDConv(**fields, num_kernels=3, local=local, param_dtype=jnp.float64)
+    size, o, groups = layer.kernel_size, layer.features, layer.feature_group_count
+    with jax.enable_x64(True):
+        x = random(3, 5, 4, 4, dtype=np.float64)
+        variables = set_temperature(filled(layer, x, dtype=np.float64), 1.7)
+        with jax.numpy_dtype_promotion("standard" if local else "strict"):
+            y = np.asarray(jax.jit(layer.apply)(variables, x))
+        params = jax.tree.map(np.asarray, variables["params"])
+        running = jax.tree.map(np.asarray, variables["batch_stats"]["attention"]["norm"])
+        attention = params["attention"]
+        pooled = np.asarray(x).mean((1, 2))
+        z = pooled @ attention["squeeze"]["kernel"]
+        z = (z - running["mean"]) / np.sqrt(running["var"] + 1e-5)
+        z = np.maximum(z * attention["norm"]["scale"] + attention["norm"]["bias"], 0)
+        z = attention["scale"] * z**2 + attention["shift"]
+
+        def weights(name):
+            head = attention[name]
+            return sigmoid2((z @ head["kernel"] + head["bias"]) / 1.7)
+
+        depthwise, pointwise = name == "depthwise", name == "pointwise"
+        assert ("filter" in attention) == (not depthwise)
+        assert ("spatial" in attention) == (not pointwise)
+
+        # The mixture in the spectrum, and then one inverse transform.
+        i = 4 // groups
+        spectrum = params["spectrum"][..., 0] + 1j * params["spectrum"][..., 1]
+        of_group = frequency_groups((*size, i, o), 3)
+        want = []
+        for b in range(3):
+            f = spectrum * weights("kernel")[b][of_group]
+            rows, columns = o * size[0], i * size[1]
+            matrix = np.fft.irfft2(f, s=(rows, columns)) * np.sqrt(rows * columns)
+            kernel = matrix.reshape(o, size[0], i, size[1]).transpose(1, 3, 2, 0).copy()
+            if not pointwise:
+                kernel *= weights("spatial")[b].reshape(*size, 1, 1)
+            if local:
+                v = pooled[b]
+                v = (v - v.mean()) / np.sqrt(v.var() + 1e-5)
+                v = v * params["local"]["norm"]["scale"] + params["local"]["norm"]["bias"]
+                conv = params["local"]["conv"]["kernel"][:, 0]  # [reach, taps * O]
+                half = conv.shape[0] // 2
+                v = np.pad(v, half)
+                maps = np.stack([v[c : c + 2 * half + 1] @ conv for c in range(4)])
+                maps = sigmoid2(maps).reshape(4, *size, o)
+                for out in range(o):
+                    first = out // (o // groups) * i
+                    kernel[..., out] *= np.moveaxis(maps[first : first + i, ..., out], 0, -1)
+            sample = np.asarray(x)[b] * weights("channel")[b]
+            window = {k: v for k, v in fields.items() if k not in ("features", "kernel_size")}
+            out = np.asarray(oracle.convolve(jnp.asarray(sample), jnp.asarray(kernel), **window))
+            out = out if depthwise else out * weights("filter")[b]
+            want.append(out + params["bias"])
+    np.testing.assert_allclose(y, np.stack(want), rtol=1e-9, atol=1e-10)
+
+
+# The layer's protocol, where it differs from that of ODConv.
+
+
+@pytest.mark.parametrize("lowering", ["outputs", "shared", "taps", "patches", "auto"])
+def test_without_local_attention_every_lowering_serves(lowering):
+    x = random(3, 5, 5, 4)
+    layer = FDConv(6, (1, 1), num_kernels=3, local=False, lowering=lowering)
+    variables = filled(layer, x)
+    want = jax.jit(layer.clone(lowering="reference").apply)(variables, x)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("lowering", ["taps", "patches", "auto"])
+def test_with_local_attention_three_serve(lowering):
+    x = random(3, 5, 5, 4)
+    layer = FDConv(6, (3, 3), num_kernels=3, strides=2, lowering=lowering)
+    variables = filled(layer, x)
+    want = jax.jit(layer.clone(lowering="reference").apply)(variables, x)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 4), (2, 5, 4, 4), (2, 4, 3, 3, 4)])
+def test_one_two_and_three_dimensions_in_bfloat16(shape):
+    layer = FDConv(6, (3,) * (len(shape) - 2), num_kernels=3, dtype=jnp.bfloat16)
+    x = random(*shape).astype(jnp.bfloat16)
+    y, sown = jax.jit(lambda v: layer.apply(v, x, mutable=["intermediates"]))(filled(layer, x))
+    assert y.dtype == jnp.bfloat16 and y.shape == (*shape[:-1], 6)
+    weights = sown["intermediates"]["attention"]["weights"][0]
+    assert weights["kernel"].shape == (2, 3) and weights["kernel"].dtype == jnp.float32
+
+
+def test_a_mask_hides_weights_of_the_kernel():
+    x = random(1, 5, 5, 4)
+    mask = np.zeros((3, 3, 4, 6), np.int32)
+    mask[1, 1] = 1
+    layer = FDConv(6, (3, 3), num_kernels=2, local=False, mask=jnp.asarray(mask))
+    variables = filled(layer, x)
+    apply = jax.jit(lambda x, context: layer.apply(variables, x, context))
+    # Only the middle tap is left: what one position holds reaches no other.
+    context = random(1, 4, seed=5)
+    changed = apply(x.at[0, 2, 2].add(1.0), context) - apply(x, context)
+    assert np.abs(changed[0, 2, 2]).max() > 0
+    np.testing.assert_allclose(changed.at[0, 2, 2].set(0.0), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_every_parameter_has_a_finite_gradient_that_is_not_zero(local):
+    layer = FDConv(6, (3, 3), num_kernels=3, local=local)
+    x = random(4, 5, 5, 4)
+    variables = filled(layer, x)
+    params = variables.pop("params")
+
+    @jax.jit
+    def gradient(params, x):
+        def loss(params):
+            y, _ = layer.apply({"params": params, **variables}, x, mutable=["batch_stats"])
+            return jnp.sum(y**2)
+
+        return jax.grad(loss)(params)
+
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient(params, x)):
+        assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
+    for g in jax.tree.leaves(gradient(params, jnp.zeros_like(x))):
+        assert np.isfinite(g).all()
+
+
+@pytest.mark.parametrize("local", [False, True])
+def test_gradients_by_finite_differences(local):
+    layer = FDConv(3, (3, 2), num_kernels=2, local=local, param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        x = random(2, 4, 3, 2, dtype=np.float64)
+        variables = filled(layer, x, dtype=np.float64)
+        params = variables.pop("params")
+        # Away from the kinks of ReLU, and weights that do not saturate the sigmoids.
+        params["attention"]["norm"]["bias"] = jnp.full(16, 2.0)
+        params["attention"]["squeeze"]["kernel"] *= 0.2
+        for name in ("channel", "filter", "spatial", "kernel"):
+            params["attention"][name]["kernel"] *= 0.02
+
+        @jax.jit
+        def function(params, x):
+            return layer.apply({"params": params, **variables}, x)
+
+        with jax.numpy_dtype_promotion("standard"):
+            # The square in StarReLU asks for smaller differences than usual.
+            check_grads(function, (params, x), 1, ["rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
+
+
+def test_inside_resnet18():
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    net = ResNet18(num_classes=10, conv=FDConv)
+    params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+    # (512 * 3) rows of 512 * 3 // 2 + 1 complex numbers.
+    assert params["stage4_block2"]["conv2"]["spectrum"].shape == (1536, 769, 2)
+
+
+def test_says_what_it_cannot_do():
+    x, key = random(2, 5, 5, 4), jax.random.key(0)
+
+    def init(layer):
+        jax.eval_shape(layer.init, key, x)
+
+    with pytest.raises(ValueError, match="num_kernels=500 must be from 1 to 126"):
+        init(FDConv(6, (3, 3), num_kernels=500))
+    with pytest.raises(
+        ValueError, match="lowering='outputs' cannot do this: FDConv has a kernel for"
+    ):
+        init(FDConv(6, (3, 3), num_kernels=2, lowering="outputs"))
+    with pytest.raises(ValueError, match="feature_group_count=3 must divide"):
+        init(FDConv(6, (3, 3), num_kernels=2, feature_group_count=3))
+    with pytest.raises(ValueError, match=r"mask must have the shape of one kernel, \(3, 3, 4, 6\)"):
+        init(FDConv(6, (3, 3), num_kernels=2, mask=jnp.ones((3, 3))))

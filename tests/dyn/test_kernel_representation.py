@@ -1,0 +1,223 @@
+"""KernelRepresentation: its formula, its gradients, and a ResNet-18 that carries it."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.test_util import check_grads
+
+from dyn.layers import ODConv
+from dyn.layers.kernel_representation import KernelRepresentation, beside
+from dyn.layers.pixel_conv import PixelDynamicConv
+
+D = 8
+
+
+class Chain(nn.Module):
+    """Three layers' inputs of different sizes, one after another; all states."""
+
+    hidden: int | None = None
+    spatial_axes: int = 2
+    param_dtype: type = jnp.float32
+
+    @nn.compact
+    def __call__(self, *inputs):
+        representation = KernelRepresentation(
+            D,
+            hidden=self.hidden,
+            spatial_axes=self.spatial_axes,
+            param_dtype=self.param_dtype,
+            name="representation",
+        )
+        states, h = [], None
+        for number, x in enumerate(inputs):
+            h = representation(x, h, layer=f"conv{number}")
+            states.append(h)
+        return states
+
+
+def random_input(*shape, seed=1, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def filled(shapes, dtype=np.float32, seed=0):
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: np.asarray(0.5 * rng.standard_normal(leaf.shape), dtype), shapes
+    )
+
+
+def shapes_of(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
+
+
+def test_follows_the_formula():
+    chain = Chain(hidden=5, param_dtype=jnp.float64)
+    # flax's LayerNorm promotes by itself in float64.
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        inputs = [
+            random_input(2, 3, *shape, seed=i, dtype=np.float64)
+            for i, shape in enumerate([(4, 5, 3), (2, 2, 6), (1, 2, 4)])
+        ]
+        variables = filled(jax.eval_shape(chain.init, jax.random.key(0), *inputs), dtype=np.float64)
+        states = jax.jit(chain.apply)(variables, *inputs)
+    params = variables["params"]["representation"]
+    assert shapes_of(params) == {
+        "initial": (D,),
+        "norm/scale": (D,),
+        "norm/bias": (D,),
+        "hidden/kernel": (2 * D, 5),
+        "hidden/bias": (5,),
+        "update/kernel": (5, D),
+        "update/bias": (D,),
+        "contribution_conv0/kernel": (3, D),
+        "contribution_conv1/kernel": (6, D),
+        "contribution_conv2/kernel": (4, D),
+    }
+    h = np.broadcast_to(params["initial"], (2, 3, D))
+    for number, (x, got) in enumerate(zip(inputs, states, strict=True)):
+        own = np.asarray(x).mean((2, 3)) @ params[f"contribution_conv{number}"]["kernel"]
+        normed = (h - h.mean(-1, keepdims=True)) / np.sqrt(h.var(-1, keepdims=True) + 1e-5)
+        normed = normed * params["norm"]["scale"] + params["norm"]["bias"]
+        z = np.concatenate([normed, own], -1) @ params["hidden"]["kernel"]
+        z = np.maximum(z + params["hidden"]["bias"], 0)
+        h = h + z @ params["update"]["kernel"] + params["update"]["bias"]
+        np.testing.assert_allclose(got, h, rtol=0, atol=1e-12)
+
+
+def test_the_last_state_has_a_gradient_for_every_layer_s_contribution_at_initialisation():
+    inputs = [random_input(2, 4, 4, c, seed=c) for c in (3, 6, 4)]
+    chain = Chain()
+    params = jax.jit(chain.init)(jax.random.key(0), *inputs)
+    gradient = jax.jit(jax.grad(lambda p: jnp.sum(chain.apply(p, *inputs)[-1] ** 2)))(params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 1e-4, jax.tree_util.keystr(path)
+
+
+def test_gradients_by_finite_differences():
+    chain = Chain(spatial_axes=1, param_dtype=jnp.float64)
+    with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
+        inputs = [random_input(2, 4, c, seed=c, dtype=np.float64) for c in (3, 2)]
+        params = filled(jax.eval_shape(chain.init, jax.random.key(0), *inputs), dtype=np.float64)
+        function = jax.jit(lambda p, x: chain.apply(p, *x)[-1])
+        check_grads(function, (params, inputs), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_the_state_is_float32_whatever_the_inputs_are():
+    x = random_input(2, 4, 4, 3).astype(jnp.bfloat16)
+    states = jax.eval_shape(Chain().init_with_output, jax.random.key(0), x, x)[0]
+    assert {h.dtype for h in states} == {jnp.dtype(jnp.float32)}
+
+
+def test_beside_puts_the_state_at_each_place():
+    x, h = random_input(2, 3, 4, 5, 6), random_input(2, 3, D, seed=2)
+    context = beside(x, h)
+    assert context.shape == (2, 3, 4, 5, 6 + D)
+    np.testing.assert_array_equal(context[..., :6], x)
+    np.testing.assert_array_equal(context[1, 2, 3, 4, 6:], h[1, 2])
+
+
+def test_errors_say_what_to_do():
+    x = jnp.ones((2, 4, 4, 3))
+    layer = KernelRepresentation(D)
+    with pytest.raises(ValueError, match=r"state must be \[\*batch, d\] = \(2, 8\)"):
+        layer.init(jax.random.key(0), x, jnp.ones((3, D)), layer="conv")
+    with pytest.raises(ValueError, match="spatial_axes=2"):
+        layer.init(jax.random.key(0), x[0, 0], layer="conv")
+
+
+def test_beside_the_features_it_is_a_context_for_pixel_wise_layers():
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            representation, h = KernelRepresentation(D, spatial_axes=1, name="representation"), None
+            for name in ("conv1", "conv2"):
+                h = representation(x, h, layer=name)
+                conv = PixelDynamicConv(6, (3,), 2, lowering="outputs", name=name)
+                x = conv(x, context=beside(x, h))
+            return x
+
+    x = random_input(2, 8, 3)
+    params = jax.jit(Net().init)(jax.random.key(0), x)["params"]
+    loss = jax.jit(jax.grad(lambda p: jnp.sum(Net().apply({"params": p}, x) ** 2)))
+    for path, leaf in jax.tree_util.tree_leaves_with_path(loss(params)["representation"]):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+# A ResNet-18 in which every dynamic layer looks at the state.
+
+
+class Block(nn.Module):
+    features: int
+    strides: int
+    conv: type
+
+    @nn.compact
+    def __call__(self, x, state, representation):
+        def convolve(y, strides, name):
+            nonlocal state
+            state = representation(y, state, layer=f"{self.name}_{name}")
+            layer = self.conv(self.features, (3, 3), strides, use_bias=False, name=name)
+            return nn.LayerNorm(name=f"norm_{name}")(layer(y, context=state))
+
+        y = convolve(nn.relu(convolve(x, self.strides, "conv1")), 1, "conv2")
+        if x.shape != y.shape:
+            x = nn.Conv(self.features, (1, 1), self.strides, use_bias=False)(x)
+        return nn.relu(x + y), state
+
+
+class CarriedResNet18(nn.Module):
+    """Stem, four stages of two blocks, classifier; the state runs beside the features."""
+
+    conv: type
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        x, state = nn.relu(nn.Conv(self.width, (3, 3), use_bias=False, name="stem")(x)), None
+        representation = KernelRepresentation(D, name="representation")
+        for stage in range(4):
+            for block in range(2):
+                x, state = Block(
+                    self.width * 2**stage,
+                    2 if stage and not block else 1,
+                    self.conv,
+                    name=f"stage{stage + 1}_block{block + 1}",
+                )(x, state, representation)
+        return nn.Dense(5, name="head")(x.mean((1, 2)))
+
+
+def test_every_contribution_to_a_resnet18_has_a_gradient():
+    conv = partial(ODConv, num_kernels=2, attention_norm="none", lowering="shared")
+    net, x = CarriedResNet18(conv), random_input(2, 8, 8, 3)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+    params = filled(shapes)
+    contributions = {
+        f"contribution_stage{s}_block{b}_conv{c}"
+        for s in (1, 2, 3, 4)
+        for b in (1, 2)
+        for c in (1, 2)
+    }
+    names = set(params["representation"])
+    assert names == contributions | {"initial", "norm", "hidden", "update"}
+
+    @jax.jit
+    def gradient(params):
+        return jax.grad(lambda p: jnp.sum(net.apply({"params": p}, x) ** 2))(params)
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)["representation"]):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_parameters_that_it_adds_to_a_resnet18():
+    """d (initial) + 2 d (norm) + (2d + 1) d (hidden) + (d + 1) d (update) + d sum of the I_l."""
+    net = CarriedResNet18(partial(ODConv, num_kernels=1), width=64)
+    x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]["representation"]
+    inputs = 4 * 64 + (64 + 3 * 128) + (128 + 3 * 256) + (256 + 3 * 512)
+    want = D + 2 * D + (2 * D + 1) * D + (D + 1) * D + D * inputs
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == want

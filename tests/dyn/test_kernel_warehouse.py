@@ -1,0 +1,560 @@
+"""WarehouseConv against published numbers, an independent computation, and static convolutions."""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.test_util import check_grads
+
+from dyn.layers.kernel_warehouse import (
+    KernelShape,
+    Warehouse,
+    WarehouseConv,
+    Warehouses,
+    by_stage,
+    linear_blend,
+    set_blend,
+    share_kernels,
+)
+from dyn.models import ResNet18
+from dyn.models.resnet import BasicBlock
+from dyn.schedules import set_temperature
+
+
+def random(*shape, seed=1, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def filled(layer, x, seed=0, dtype=np.float32):
+    """Variables of a layer with a random number everywhere, and blend zero, from the shapes alone."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        values = 0.5 * rng.standard_normal(leaf.shape)
+        name = path[-1].key
+        if name == "blend":
+            values = np.zeros(())
+        return jnp.asarray(1 + np.abs(values) if name in ("var", "scale") else values, dtype)
+
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms in bfloat16
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def shapes_of(tree):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
+
+
+class Shared(nn.Module):
+    """The second of two convolutions that share a warehouse; the first is there but not looked at."""
+
+    param_dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        kernels = (KernelShape((3, 3), 4, 4), KernelShape((3, 3), 4, 8))
+        warehouse = Warehouse(kernels, param_dtype=self.param_dtype, name="warehouse")
+        return WarehouseConv(
+            8,
+            (3, 3),
+            padding=1,
+            use_bias=False,
+            warehouse=warehouse,
+            place=1,
+            param_dtype=self.param_dtype,
+            name="conv",
+        )(x)
+
+
+# Parity with the authors' code, through numbers published with the formulas: all arrays are sines.
+
+
+def sines(shape, phase, amplitude=0.5, frequency=0.37):
+    return amplitude * np.sin(frequency * np.arange(math.prod(shape)) + phase).reshape(shape)
+
+
+PARITY = {
+    0.0: (-0.7848171511, 376.9846173455),
+    0.5: (2.2350415362, 588.8586407950),
+    1.0: (5.2549002235, 1157.6097485885),
+}
+
+
+@pytest.mark.parametrize("blend", PARITY)
+def test_published_parity_vector(blend):
+    # Everything is made in torch's layout and then transposed to ours.
+    x = sines((2, 4, 5, 5), 0.05, 1.0, 0.23).transpose(0, 2, 3, 1)
+    blocks, cells, squeezed = 18, 27, 16
+    outputs = blocks * (cells + 1)
+    variables = {
+        "params": {
+            "warehouse": {"cells": sines((cells, 4, 4), 0.7).transpose(0, 2, 1)},
+            "conv": {
+                "attention": {
+                    "squeeze": {"kernel": sines((squeezed, 4), 1.3).T},
+                    "norm": {
+                        "scale": 1 + sines((squeezed,), 1.6, 0.1),
+                        "bias": sines((squeezed,), 1.9),
+                    },
+                    "cell": {
+                        "kernel": sines((outputs, squeezed), 2.2).T,
+                        "bias": sines((outputs,), 2.5),
+                    },
+                }
+            },
+        },
+        "batch_stats": {
+            "conv": {"attention": {"norm": {"mean": np.zeros(squeezed), "var": np.ones(squeezed)}}}
+        },
+        "attention": {"conv": {"attention": {"blend": np.asarray(blend)}}},
+    }
+    net = Shared(param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        variables = jax.tree.map(jnp.asarray, variables)
+        x = jnp.asarray(x)
+        assert shapes_of(variables) == shapes_of(filled(net, x))
+        y = np.asarray(jax.jit(net.apply)(variables, x))
+    assert y.dtype == np.float64
+    y = y.transpose(0, 3, 1, 2).ravel()
+    np.testing.assert_allclose((y.sum(), np.abs(y).sum()), PARITY[blend], rtol=0, atol=1e-10)
+    if blend == 0:
+        entries = (-1.98753421, -1.72398163, -1.55411329, -1.30239414, -0.67717493)
+        np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+
+
+def test_the_vector_s_blocks_start_with_cells_9_to_26():
+    warehouse = Warehouse((KernelShape((3, 3), 4, 4), KernelShape((3, 3), 4, 8)))
+    assert warehouse.num_cells == 27
+    assert warehouse.assignment(0) == tuple(range(9))
+    assert warehouse.assignment(1) == tuple(range(9, 27))
+
+
+# The formulas, once more and with nothing shared with the library.
+
+
+def kernels_by_definition(variables, context, size, blocks, cells, blend, assignment):
+    """Each sample's kernel, `[B, *size, i, o]`, one block after another."""
+    attention = jax.tree.map(np.asarray, variables["params"]["attention"])
+    running = variables["batch_stats"]["attention"]["norm"]
+    z = np.asarray(context) @ attention["squeeze"]["kernel"]
+    z = (z - running["mean"]) / np.sqrt(running["var"] + 1e-5)
+    z = np.maximum(z * attention["norm"]["scale"] + attention["norm"]["bias"], 0)
+    q = z @ attention["cell"]["kernel"] + attention["cell"]["bias"]
+    n, i, o = cells.shape
+    out_blocks, in_blocks = blocks
+    kernels = []
+    for row in q:
+        kernel = np.zeros((math.prod(size), in_blocks * i, out_blocks * o))
+        for m, weights in enumerate(row.reshape(-1, n + 1)):
+            weights = (1 - blend) * weights / (np.abs(weights).sum() + 1e-3)
+            weights[assignment[m]] += blend
+            block = sum(w * cell for w, cell in zip(weights[:n], cells, strict=True))
+            tap, rest = divmod(m, out_blocks * in_blocks)
+            p, r = divmod(rest, in_blocks)
+            kernel[tap, r * i : (r + 1) * i, p * o : (p + 1) * o] = block
+        kernels.append(kernel.reshape(*size, in_blocks * i, out_blocks * o))
+    return np.stack(kernels)
+
+
+CASES = {
+    "usual": dict(kernel_size=(3, 2), strides=2, cell_ratio=2),
+    "blocks": dict(kernel_size=(3, 3), in_ratio=0.5, out_ratio=0.25, cell_ratio=0.5),
+    "groups": dict(kernel_size=(3, 3), feature_group_count=2, padding="VALID"),
+    "pointwise": dict(kernel_size=(1, 1), in_ratio=0.5),
+}
+
+
+@pytest.mark.parametrize("blend", [0.0, 0.3])
+@pytest.mark.parametrize("name", CASES)
+def test_follows_the_formulas(name, blend):
+    layer = WarehouseConv(8, **CASES[name], param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        x = random(3, 5, 4, 4, dtype=np.float64)
+        variables = set_blend(filled(layer, x, dtype=np.float64), blend)
+        y = jax.jit(layer.apply)(variables, x)
+        cells = np.asarray(variables["params"]["warehouse"]["cells"])
+        i = 4 // layer.feature_group_count
+        warehouse = Warehouse(
+            (KernelShape(layer.kernel_size, i, 8),),
+            layer.cell_ratio,
+            layer.in_ratio,
+            layer.out_ratio,
+        )
+        kernels = kernels_by_definition(
+            variables,
+            np.asarray(x).mean((1, 2)),
+            layer.kernel_size,
+            (8 // cells.shape[2], i // cells.shape[1]),
+            cells,
+            blend,
+            warehouse.assignment(0),
+        )
+        convolve = jax.jit(
+            partial(
+                oracle.convolve,
+                strides=layer.strides,
+                padding=layer.padding,
+                feature_group_count=layer.feature_group_count,
+            )
+        )
+        want = np.stack([convolve(a, jnp.asarray(w)) for a, w in zip(x, kernels, strict=True)])
+        want = want + np.asarray(variables["params"]["bias"])
+    np.testing.assert_allclose(y, want, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("blend", [1.0])
+def test_at_blend_one_it_is_the_static_convolution_of_the_assigned_cells(blend):
+    layer = WarehouseConv(8, (3, 3), in_ratio=0.5)
+    x = random(3, 5, 5, 4)
+    variables = set_blend(filled(layer, x), blend)
+    cells = np.asarray(variables["params"]["warehouse"]["cells"])  # [18, 2, 8], taps first
+    static = {
+        "kernel": jnp.asarray(cells.reshape(3, 3, 4, 8)),
+        "bias": variables["params"]["bias"],
+    }
+    want = jax.jit(nn.Conv(8, (3, 3)).apply)({"params": static}, x)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+# Cells: how many, which ones, how initialised.
+
+
+def test_ratios_of_two_and_a_half_assign_as_in_the_paper_s_code():
+    kernels = (KernelShape((3,), 4, 8), KernelShape((3,), 8, 8))
+    twice = Warehouse(kernels, cell_ratio=2)
+    assert twice.cell == (4, 8) and twice.num_cells == 18
+    assert twice.assignment(0) == (0, 2, 4)
+    assert twice.assignment(1) == (6, 8, 10, 12, 14, 16)
+    half = Warehouse((KernelShape((3, 3), 4, 4),) * 4, cell_ratio=0.5)
+    zero = half.num_cells
+    assert zero == 18
+    assert half.assignment(0) == (0, zero, zero, 1, 2, zero, zero, 3, 4)
+    assert half.assignment(1) == (5, zero, zero, 6, 7, zero, zero, 8, 9)
+    # Odd numbers of blocks ask for more than half of them: the count starts again.
+    assert half.assignment(3) == (15, zero, zero, 16, 17, zero, zero, 0, 1)
+
+
+def test_every_cell_is_some_block_s_first_at_ratio_one():
+    kernels = tuple(KernelShape((3, 3), i, o) for i, o in ((4, 4), (4, 8), (8, 12)))
+    warehouse = Warehouse(kernels)
+    taken = [cell for place in range(3) for cell in warehouse.assignment(place)]
+    assert taken == list(range(warehouse.num_cells))
+
+
+def test_cells_are_initialised_by_the_slice_of_each_kernel():
+    """Variance 2 / (cells of the kernel * o)."""
+    kernels = (KernelShape((1, 1), 32, 32), KernelShape((3, 3), 32, 64))
+    cells = np.asarray(Warehouse(kernels).init(jax.random.key(0))["params"]["cells"])
+    assert cells.shape == (19, 32, 32)
+    for part, count in ((cells[:1], 1), (cells[1:], 18)):
+        np.testing.assert_allclose(part.var(), 2 / (count * 32), rtol=0.12)
+    few = Warehouse(kernels, cell_ratio=0.01).init(jax.random.key(0))["params"]["cells"]
+    assert few.shape == (1, 32, 32) and np.abs(few).max() > 0
+
+
+# A network that shares.
+
+
+def projects_with_conv(*, conv, static, **fields):
+    """A basic block whose shortcut, too, draws on a warehouse."""
+    del static
+    return BasicBlock(conv=conv, static=conv, **fields)
+
+
+def resnet18(x, **fields):
+    names = ("width", "stem", "num_classes")
+    network = {k: fields.pop(k) for k in names if k in fields}
+    return share_kernels(
+        lambda conv: ResNet18(
+            **{"num_classes": 1000, **network}, block=projects_with_conv, conv=conv
+        ),
+        x,
+        **fields,
+    )
+
+
+@pytest.mark.parametrize(
+    ("ratios", "parameters"),
+    [
+        (dict(cell_ratio=0.5, in_ratio=0.5, out_ratio=0.5), 7_431_044),
+        (dict(cell_ratio=1), 11_932_148),
+        (dict(cell_ratio=2), 23_242_127),
+        (dict(cell_ratio=4), 45_862_085),
+    ],
+    ids=["half", "one", "two", "four"],
+)
+def test_resnet18_has_the_paper_s_parameters(ratios, parameters):
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    net = resnet18(x, **ratios)
+    params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+    if ratios == {"cell_ratio": 1}:
+        cells = {name: w["cells"].shape for name, w in params["conv"].items()}
+        assert cells == {
+            "stage1": (56, 64, 64),
+            "stage2": (47, 128, 128),
+            "stage3": (47, 256, 256),
+            "stage4": (27, 512, 512),
+        }
+
+        def attention_outputs(block, name):
+            return params[block][name]["attention"]["cell"]["bias"].size
+
+        assert attention_outputs("stage1_block1", "conv1") == 513
+        assert attention_outputs("stage2_block1", "conv1") == 1026
+        assert attention_outputs("stage2_block1", "downsample_conv") == 114
+        assert attention_outputs("stage3_block1", "conv2") == 432
+        assert attention_outputs("stage3_block1", "conv1") == 864
+        assert attention_outputs("stage4_block1", "downsample_conv") == 96
+        assert attention_outputs("stage4_block2", "conv2") == 252
+
+
+class Nested(nn.Module):
+    """A network that is not the root: paths are then longer."""
+
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.network(x, train)
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_small_resnet_trains_and_every_layer_reaches_its_cells(nested):
+    x = random(4, 8, 8, 3)
+    net = resnet18(x, width=4, stem="small", num_classes=3, lowering="taps")
+    net = Nested(net) if nested else net
+    variables = filled(net, x)
+    inner = (lambda tree: tree["network"]) if nested else (lambda tree: tree)
+    assert set(inner(variables["params"])["conv"]) == {"stage1", "stage2", "stage3", "stage4"}
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            logits, _ = net.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+            return jnp.mean(nn.log_softmax(logits)[:, 0] ** 2)
+
+        return jax.grad(loss)(params)
+
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
+        assert np.isfinite(g).all(), jax.tree_util.keystr(path)
+        if path[-1].key == "cells":
+            assert (np.abs(g).max((1, 2)) > 0).all()
+
+
+def test_the_gradient_of_shared_cells_is_the_sum_over_layers():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, y):
+            cells = Warehouse((KernelShape((3,), 4, 4),) * 2, name="warehouse")
+            first = WarehouseConv(4, (3,), warehouse=cells, place=0, name="first")(x)
+            return first.sum(), WarehouseConv(4, (3,), warehouse=cells, place=1, name="second")(
+                y
+            ).sum()
+
+    x, y = random(2, 6, 4), random(2, 6, 4, seed=2)
+    net = Two()
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, y)
+    variables = jax.tree.map(lambda leaf: 0.1 * random(*leaf.shape), shapes)
+    variables["batch_stats"] = jax.tree.map(jnp.ones_like, variables["batch_stats"])
+    assert sum("cells" in name for name in shapes_of(variables["params"])) == 1
+
+    def cells_gradient(weigh):
+        def loss(params):
+            return weigh(*net.apply({**variables, "params": params}, x, y))
+
+        return jax.jit(jax.grad(loss))(variables["params"])["warehouse"]["cells"]
+
+    first, second = cells_gradient(lambda a, b: a), cells_gradient(lambda a, b: b)
+    assert np.abs(first).max() > 0 and np.abs(second).max() > 0
+    both = cells_gradient(lambda a, b: a + b)
+    np.testing.assert_allclose(both, first + second, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_layer_may_be_rematerialised():
+    class Net(nn.Module):
+        conv: type = WarehouseConv
+
+        @nn.compact
+        def __call__(self, x):
+            cells = Warehouse((KernelShape((3, 3), 4, 4),) * 2, name="warehouse")
+            for place in range(2):
+                x = self.conv(4, (3, 3), warehouse=cells, place=place, name=f"conv{place}")(x)
+            return x
+
+    x = random(3, 5, 5, 4)
+    variables = filled(Net(), x)
+
+    def gradient(net):
+        return jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, x) ** 2)))(variables)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+        gradient(Net(nn.remat(WarehouseConv)))["params"],
+        gradient(Net())["params"],
+    )
+
+
+# The blend.
+
+
+def test_temperature_does_not_touch_the_blend_and_annealing_compiles_once():
+    layer = WarehouseConv(8, (3,))
+    x = random(3, 6, 4)
+    variables = set_temperature(filled(layer, x), 30.0)
+    assert variables["attention"]["attention"]["blend"] == 0
+    traces = []
+
+    @jax.jit
+    def apply(variables, step):
+        traces.append(1)
+        return layer.apply(set_blend(variables, linear_blend(step, 10)), x)
+
+    outputs = [apply(variables, jnp.asarray(step)) for step in (0, 5, 10)]
+    assert len(traces) == 1
+    assert not np.allclose(outputs[0], outputs[1])
+    np.testing.assert_allclose(outputs[2], layer.apply(variables, x), rtol=1e-4, atol=1e-5)
+    without = {k: v for k, v in variables.items() if k != "attention"}
+    np.testing.assert_array_equal(layer.apply(without, x), layer.apply(variables, x))
+
+
+def test_a_new_layer_s_blend_is_zero():
+    layer = WarehouseConv(8, (3,))
+    variables = layer.init(jax.random.key(0), random(3, 6, 4))
+    assert variables["attention"]["attention"]["blend"] == 0
+
+
+def test_sows_the_weights_and_the_share_of_each_cell():
+    layer = WarehouseConv(8, (3, 3))
+    x = random(3, 5, 5, 4)
+    _, sown = jax.jit(lambda v: layer.apply(v, x, mutable=["intermediates"]))(filled(layer, x))
+    weights = sown["intermediates"]["attention"]["weights"][0]
+    assert weights["cell"].shape == (3, 9, 9) and weights["kernel"].shape == (3, 9)
+    assert (np.abs(weights["cell"]).sum(-1) <= 1).all()
+    np.testing.assert_allclose(weights["kernel"].sum(1), 1, rtol=1e-5)
+
+
+# The layer's protocol, where it differs from that of a mixture of kernels.
+
+
+@pytest.mark.parametrize("lowering", ["auto", "patches", "reference"])
+@pytest.mark.parametrize("name", CASES)
+def test_every_lowering_gives_the_same_numbers(name, lowering):
+    x = random(2, 5, 4, 4)
+    layer = WarehouseConv(8, **CASES[name], lowering=lowering)
+    variables = filled(layer, x)
+    want = jax.jit(layer.clone(lowering="taps").apply)(variables, x)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(2, 7, 4), (2, 3, 5, 4, 4), (2, 4, 3, 3, 4)])
+def test_dimensions_and_batch_axes_in_bfloat16(shape):
+    rank = 2 if len(shape) == 5 and shape[2] == 5 else len(shape) - 2
+    layer = WarehouseConv(6, (3,) * rank, dtype=jnp.bfloat16)
+    x = random(*shape).astype(jnp.bfloat16)
+    y, sown = jax.jit(lambda v: layer.apply(v, x, mutable=["intermediates"]))(filled(layer, x))
+    assert y.dtype == jnp.bfloat16 and y.shape == (*shape[:-1], 6)
+    assert sown["intermediates"]["attention"]["weights"][0]["cell"].dtype == jnp.float32
+
+
+def test_a_mask_hides_weights_of_the_assembled_kernel():
+    x = random(1, 5, 5, 4)
+    mask = np.zeros((3, 3, 4, 8), np.int32)
+    mask[1, 1] = 1
+    layer = WarehouseConv(8, (3, 3), mask=jnp.asarray(mask))
+    variables = filled(layer, x)
+    apply = jax.jit(lambda x, context: layer.apply(variables, x, context))
+    # Only the middle tap is left: what one position holds reaches no other.
+    context = random(1, 4, seed=5)
+    changed = apply(x.at[0, 2, 2].add(1.0), context) - apply(x, context)
+    assert np.abs(changed[0, 2, 2]).max() > 0
+    np.testing.assert_allclose(changed.at[0, 2, 2].set(0.0), 0, atol=1e-6)
+
+
+def test_every_parameter_has_a_finite_gradient_that_is_not_zero():
+    layer = WarehouseConv(8, (3, 3), cell_ratio=2)
+    x = random(4, 5, 5, 4)
+    variables = filled(layer, x)
+    params = variables.pop("params")
+
+    @jax.jit
+    def gradient(params, x):
+        def loss(params):
+            y, _ = layer.apply({"params": params, **variables}, x, mutable=["batch_stats"])
+            return jnp.sum(y**2)
+
+        return jax.grad(loss)(params)
+
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient(params, x)):
+        assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
+    for g in jax.tree.leaves(gradient(params, jnp.zeros_like(x))):
+        assert np.isfinite(g).all()
+
+
+@pytest.mark.parametrize("lowering", ["taps", "patches"])
+def test_gradients_by_finite_differences(lowering):
+    layer = WarehouseConv(4, (3, 2), out_ratio=0.5, param_dtype=jnp.float64, lowering=lowering)
+    with jax.enable_x64(True):
+        x = random(2, 4, 3, 2, dtype=np.float64)
+        variables = set_blend(filled(layer, x, dtype=np.float64), 0.25)
+        params = variables.pop("params")
+        # Away from the kinks of ReLU.
+        params["attention"]["norm"]["bias"] = jnp.full(16, 8.0)
+
+        @jax.jit
+        def function(params, x):
+            return layer.apply({"params": params, **variables}, x)
+
+        check_grads(function, (params, x), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_says_what_it_cannot_do():
+    x, key = random(2, 5, 5, 4), jax.random.key(0)
+
+    def init(net, x=x):
+        jax.eval_shape(net.init, key, x)
+
+    class Wrong(nn.Module):
+        place: int
+
+        @nn.compact
+        def __call__(self, x):
+            cells = Warehouse((KernelShape((3, 3), 4, 4),))
+            return WarehouseConv(8, (3, 3), warehouse=cells, place=self.place)(x)
+
+    for place in (0, 1, -1):
+        with pytest.raises(ValueError, match=f"no KernelShape.*features=8.* at place {place}"):
+            init(Wrong(place))
+    with pytest.raises(ValueError, match="which do not divide"):
+        init(WarehouseConv(8, (3, 3), in_ratio=0.75))
+    with pytest.raises(ValueError, match="cell_ratio must be positive"):
+        init(WarehouseConv(8, (3, 3), cell_ratio=0))
+    with pytest.raises(
+        ValueError, match="lowering='outputs' cannot do this: WarehouseConv has a k"
+    ):
+        init(WarehouseConv(8, (3, 3), lowering="outputs"))
+    with pytest.raises(ValueError, match="feature_group_count=3 must divide"):
+        init(WarehouseConv(8, (3, 3), feature_group_count=3))
+    with pytest.raises(ValueError, match=r"mask must have the shape of one kernel, \(3, 3, 4, 8\)"):
+        init(WarehouseConv(8, (3, 3), mask=jnp.ones((3, 3))))
+    with pytest.raises(ValueError, match="blend must be from 0 to 1"):
+        set_blend({}, 30.0)
+    with pytest.raises(ValueError, match="is in no stage: give share="):
+        by_stage(("Conv_0",))
+
+    class Elsewhere(nn.Module):
+        conv: nn.Module
+
+        @nn.compact
+        def __call__(self, x):
+            return self.conv(8, (3, 3), name="new")(x)
+
+    plan = (("all", ((("old",), KernelShape((3, 3), 4, 8)),)),)
+    with pytest.raises(ValueError, match="no warehouse was planned for the convolution new"):
+        init(Elsewhere(Warehouses(plan)))

@@ -1,0 +1,216 @@
+"""PixelDynamicConv against a loop over output positions, and against the image-wise layer."""
+
+import itertools
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from jax.test_util import check_grads
+
+from dyn.layers.pixel_conv import PixelDynamicConv
+from dyn.models import ResNet18
+from dyn.schedules import set_temperature
+
+
+def filled(layer, *args, seed=0, dtype=np.float32):
+    """Variables with a random number everywhere, from the shapes alone."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        values = 0.5 * rng.standard_normal(leaf.shape)
+        if path[-1].key in ("var", "scale", "temperature"):
+            values = 1 + np.abs(values)
+        return np.asarray(values, dtype)
+
+    with jax.numpy_dtype_promotion("standard"):  # flax's norms in float64
+        shapes = jax.eval_shape(layer.init, jax.random.key(0), *args)
+    return jax.tree_util.tree_map_with_path(fill, shapes)
+
+
+def random_input(*shape, seed=1, dtype=np.float32):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
+
+
+def mixture_by_numpy(variables, context):
+    """softmax((V ReLU(U c) + b) / T) of any number of context vectors."""
+    params = variables["params"]["attention"]
+    z = np.maximum(np.asarray(context, np.float64) @ params["squeeze"]["kernel"], 0)
+    logits = z @ params["kernel"]["kernel"] + params["kernel"]["bias"]
+    e = np.exp(logits / variables["attention"]["attention"]["temperature"])
+    return e / e.sum(-1, keepdims=True)
+
+
+def by_definition(variables, x, mix, **window):
+    convolve = jax.jit(partial(oracle.dynamic_conv, **window))
+    params = variables["params"]
+    return np.asarray(convolve(x, params["kernel"], np.asarray(mix, x.dtype))) + params["bias"]
+
+
+# (shape of the input, fields, which input each output position looks at along each axis)
+CASES = {
+    "same": ((2, 4, 3, 4), dict(kernel_size=(3, 3)), (range(4), range(3))),
+    "strided": ((2, 6, 5, 4), dict(kernel_size=(3, 3), strides=2, padding=1), ([0, 2, 4],) * 2),
+    "valid": ((2, 5, 6, 4), dict(kernel_size=(3, 2), padding="VALID"), ([1, 2, 3], range(5))),
+    "dilated": ((2, 7, 4), dict(kernel_size=3, kernel_dilation=2, padding=0), ([2, 3, 4],)),
+    "causal": ((2, 7, 4), dict(kernel_size=3, strides=2, padding="CAUSAL"), ([0, 2, 4, 6],)),
+    "circular": (
+        (2, 6, 4),
+        dict(kernel_size=3, strides=2, padding="CIRCULAR"),
+        ([0, 2, 4],),
+    ),
+    "upsampled": (
+        (2, 3, 4),
+        dict(kernel_size=3, input_dilation=2, padding=[(1, 2)]),
+        ([0, 0, 1, 1, 2, 2],),
+    ),
+    "groups": (
+        (2, 3, 2, 2, 4),
+        dict(kernel_size=(1, 2, 2), feature_group_count=2),
+        (range(3), range(2), range(2)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_output_position_has_the_mixture_of_its_own_context(name):
+    shape, fields, seen = CASES[name]
+    layer = PixelDynamicConv(6, **fields, num_kernels=3, param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        x = random_input(*shape, dtype=np.float64)
+        variables = set_temperature(filled(layer, x, dtype=np.float64), 1.7)
+        y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
+        context = np.asarray(x)[np.ix_(range(2), *seen, range(4))]
+        mix = mixture_by_numpy(variables, context)
+        window = {k: v for k, v in fields.items() if k != "kernel_size"}
+        want = by_definition(variables, x, mix, **window)
+    np.testing.assert_allclose(y, want, rtol=0, atol=1e-12)
+    assert np.abs(mix - mix[:, :1]).max() > 0.05  # places do differ
+    (weights,) = state["intermediates"]["attention"]["weights"]
+    np.testing.assert_allclose(weights["pixel"], mix, rtol=0, atol=1e-12)
+    mean = mix.mean(tuple(range(1, mix.ndim - 1)))
+    np.testing.assert_allclose(weights["kernel"], mean, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("padding", [1, "CAUSAL"])
+def test_strides_subsample(padding):
+    x = random_input(2, 9, 4)
+    dense = PixelDynamicConv(5, (3,), padding=padding)
+    strided = PixelDynamicConv(5, (3,), 2, padding=padding)
+    variables = filled(dense, x)
+    want = jax.jit(dense.apply)(variables, x)[:, ::2]
+    np.testing.assert_allclose(jax.jit(strided.apply)(variables, x), want, rtol=1e-5, atol=1e-6)
+
+
+def test_a_causal_layer_sees_nothing_of_the_future():
+    x = random_input(2, 8, 4)
+    layer = PixelDynamicConv(5, (3,), 2, padding="CAUSAL")
+    variables, apply = filled(layer, x), jax.jit(layer.apply)
+    changed = apply(variables, x.at[:, 5:].add(3.0))
+    np.testing.assert_array_equal(changed[:, :3], apply(variables, x)[:, :3])  # inputs 0, 2, 4
+
+
+@pytest.mark.parametrize("grid", [(6, 5), (3, 3)], ids=["input", "output"])
+def test_a_constant_context_gives_the_image_wise_layer(grid):
+    x, vector = random_input(2, 3, 6, 5, 4), random_input(2, 3, 7, seed=2)
+    pixel = PixelDynamicConv(6, (3, 3), 2, num_kernels=3)
+    image = pixel.copy(attention="image")
+    variables = filled(pixel, x, vector)
+    everywhere = jnp.broadcast_to(vector[:, :, None, None], (2, 3, *grid, 7))
+    want = jax.jit(image.apply)(variables, x, vector)
+    flat = x.reshape(6, 6, 5, 4)
+    mix = mixture_by_numpy(variables, vector.reshape(6, 7))
+    definition = by_definition(variables, flat, mix, strides=2)
+    np.testing.assert_allclose(want.reshape(definition.shape), definition, rtol=1e-4, atol=1e-5)
+    for layer in (pixel, image):
+        for context in (everywhere, vector):
+            got = jax.jit(layer.apply)(variables, x, context)
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_image_attention_looks_at_the_mean():
+    x = random_input(2, 6, 5, 4)
+    layer = PixelDynamicConv(6, (3, 3), 2, attention="image")
+    variables = filled(layer, x)
+    want = by_definition(variables, x, mixture_by_numpy(variables, x.mean((1, 2))), strides=2)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("norm", ["batch", "layer"])
+def test_norms_are_over_positions_so_that_one_picture_can_train(norm):
+    x = random_input(1, 4, 4, 6)
+    layer = PixelDynamicConv(6, (3, 3), attention_norm=norm)
+    variables = filled(layer, x)
+    step = partial(layer.apply, mutable=["batch_stats", "intermediates"])
+    y, state = jax.jit(step)(variables, x)
+    assert np.isfinite(y).all()
+    if norm == "batch":
+        z = np.asarray(x).reshape(16, 6) @ variables["params"]["attention"]["squeeze"]["kernel"]
+        mean = 0.9 * variables["batch_stats"]["attention"]["norm"]["mean"] + 0.1 * z.mean(0)
+        got = state["batch_stats"]["attention"]["norm"]["mean"]
+        np.testing.assert_allclose(got, mean, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("fields", [{}, dict(strides=2), dict(attention="image")])
+def test_gradients_by_finite_differences(fields):
+    layer = PixelDynamicConv(3, (3, 2), num_kernels=2, min_squeeze=4, param_dtype=jnp.float64)
+    layer = layer.copy(**fields)
+    with jax.enable_x64(True):
+        x = random_input(2, 4, 3, 2, dtype=np.float64)
+        variables = filled(layer, x, dtype=np.float64)
+        params = variables.pop("params")
+
+        @jax.jit
+        def function(params, x):
+            return layer.apply({"params": params, **variables}, x)
+
+        check_grads(function, (params, x), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
+        gradient = jax.grad(lambda p: jnp.sum(function(p, x) ** 2))(params)
+    for leaf in jax.tree.leaves(gradient):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
+
+
+def test_bfloat16_keeps_attention_in_float32():
+    x = random_input(2, 5, 5, 4)
+    layer = PixelDynamicConv(6, (3, 3), dtype=jnp.bfloat16)
+    variables = filled(layer, x)
+    y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
+    assert y.dtype == jnp.bfloat16
+    (weights,) = state["intermediates"]["attention"]["weights"]
+    assert {w.dtype for w in weights.values()} == {jnp.dtype(jnp.float32)}
+
+
+def test_parameters_in_resnet18():
+    def count(conv):
+        net = ResNet18(num_classes=10, conv=conv)
+        x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+        shapes = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
+        return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+    # Each block convolution from I to O features gains one kernel and the two layers of its generator.
+    widths = [64] * 5 + [128] * 4 + [256] * 4 + [512] * 4
+    gained = 0
+    for i, o in itertools.pairwise(widths):
+        squeezed = max(i // 4, 16)
+        gained += 9 * i * o + squeezed * i + squeezed * 2 + 2
+    assert count(partial(PixelDynamicConv, num_kernels=2)) == count(nn.Conv) + gained
+
+
+def test_errors_say_what_to_do():
+    x = jnp.ones((2, 6, 6, 4))
+
+    def init(context=None, **fields):
+        layer = PixelDynamicConv(6, (3, 3), 2, **fields)
+        return jax.eval_shape(layer.init, jax.random.key(0), x, context)
+
+    with pytest.raises(ValueError, match="write 'pixel' or 'image'"):
+        init(attention="local")
+    with pytest.raises(ValueError, match=r"the input's is \(6, 6\) and the output's \(3, 3\)"):
+        init(jnp.ones((2, 4, 4, 5)))
+    with pytest.raises(ValueError, match=r"\[\*batch, D\] or \[\*batch, \*spatial, D\]"):
+        init(jnp.ones((3, 5)))
+    with pytest.raises(ValueError, match="cannot do this"):
+        init(lowering="patches")

@@ -1,0 +1,178 @@
+import json
+import logging
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.training.early_stopping import EarlyStopping
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from experiments.checkpoint import Checkpoints, rank, with_sharding
+
+STATE = {"weights": jnp.arange(6.0).reshape(2, 3), "rng": jax.random.key(3)}
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Returns a function that opens the same folder, each time as a new process would."""
+    managers = []
+
+    def open_again() -> Checkpoints:
+        for manager in managers:
+            manager.close()
+        managers[:] = [Checkpoints(tmp_path / "checkpoints")]
+        return managers[0]
+
+    yield open_again
+    for manager in managers:
+        manager.close()
+
+
+@pytest.fixture
+def kept(tmp_path):
+    def steps() -> list[int]:
+        found = (tmp_path / "checkpoints").glob("*")
+        return sorted(int(folder.name) for folder in found if folder.name.isdigit())
+
+    return steps
+
+
+def metrics(accuracy, loss=1.0):
+    return {"accuracy": accuracy, "loss": loss}
+
+
+def like(state):
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
+
+
+def test_what_is_saved_comes_back(opened):
+    progress = {"seconds": 1.5, "best": {"step": 3, "accuracy": 0.1}, "early_stopping": None}
+    opened().save(3, STATE, progress, metrics(0.1))
+    again = opened()
+    assert again.latest_step() == 3
+    state, read = again.restore(3, like(STATE))
+    np.testing.assert_array_equal(state["weights"], STATE["weights"])
+    assert jnp.array_equal(jax.random.key_data(state["rng"]), jax.random.key_data(STATE["rng"]))
+    assert read == progress
+
+
+def test_an_early_stopping_that_has_seen_nothing_survives_json(opened):
+    # Its best loss so far is infinite, which JSON proper cannot say.
+    fresh = {"best_metric": EarlyStopping().best_metric}
+    opened().save(1, STATE, fresh, metrics(0.1))
+    assert opened().restore(1, like(STATE))[1] == fresh
+
+
+def test_an_empty_folder_has_no_latest_step(opened):
+    assert opened().latest_step() is None
+
+
+def test_the_best_and_the_latest_are_kept(opened, kept):
+    checkpoints = opened()
+    for step, accuracy in enumerate((0.2, 0.9, 0.5, 0.6), start=1):
+        checkpoints.save(step, STATE, {}, metrics(accuracy))
+    checkpoints.save(5, STATE, {})
+    checkpoints.wait()
+    assert kept() == [2, 5]
+
+
+def test_the_best_is_still_known_after_a_restart(opened, kept):
+    opened().save(1, STATE, {}, metrics(0.9))
+    checkpoints = opened()
+    for step in (2, 3):
+        checkpoints.save(step, STATE, {}, metrics(0.5))
+    opened().save(4, STATE, {})
+    opened().save(5, STATE, {}, metrics(0.1))
+    opened()
+    assert kept() == [1, 5]
+
+
+@pytest.mark.parametrize("reopen", [False, True])
+def test_of_equally_good_checkpoints_the_later_is_kept(opened, kept, reopen):
+    # The loop notes the later one as the best, and reads it back at the end.
+    checkpoints = opened()
+    for step, accuracy in enumerate((0.9, 0.9, 0.9, 0.1), start=1):
+        checkpoints = opened() if reopen else checkpoints
+        checkpoints.save(step, STATE, {}, metrics(accuracy))
+    checkpoints.wait()
+    assert kept() == [3, 4]
+
+
+def test_a_higher_accuracy_is_better_and_then_a_lower_loss():
+    assert rank(metrics(0.5, 9.0)) > rank(metrics(0.4, 0.1))
+    assert rank(metrics(0.5, 0.1)) > rank(metrics(0.5, 0.2))
+
+
+def test_progress_is_that_of_the_moment_of_saving(opened):
+    # It is written in the background, while the loop goes on changing it.
+    checkpoints = opened()
+    progress = {"best": {"step": 1}, "early_stopping": {"patience_count": 0}}
+    expected = json.loads(json.dumps(progress))
+    checkpoints.save(1, STATE, progress, metrics(0.1))
+    progress["best"] = None
+    progress["early_stopping"]["patience_count"] = 5
+    checkpoints.wait()
+    assert checkpoints.restore(1, like(STATE))[1] == expected
+
+
+def test_a_checkpoint_holds_its_step_although_the_next_step_overwrites_the_buffers(opened):
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    step = jax.jit(
+        lambda state: jax.tree.map(lambda x: x + 1, state),
+        donate_argnums=0,
+        out_shardings=everywhere,
+    )
+    # Large and small: what takes long to write, and what XLA may keep in place.
+    start = {"large": jnp.zeros((512, 1024)), "small": jnp.zeros((), jnp.int32)}
+    state = jax.device_put(start, everywhere)
+    checkpoints = opened()
+    for number in range(1, 4):
+        state = step(state)
+        expected = jax.tree.map(lambda x: np.array(x, copy=True), state)
+        checkpoints.save(number, state, {})
+        pointers = {
+            shard.data.unsafe_buffer_pointer() for shard in state["large"].addressable_shards
+        }
+        for _ in range(20):
+            state = step(state)
+        checkpoints.wait()
+        shapes = with_sharding(jax.eval_shape(lambda: start), everywhere)
+        restored, _ = checkpoints.restore(number, shapes)
+        jax.tree.map(np.testing.assert_array_equal, restored, expected)
+    # Otherwise this test would show nothing: buffers are in fact used again.
+    later = {shard.data.unsafe_buffer_pointer() for shard in state["large"].addressable_shards}
+    assert pointers & later
+
+
+def test_a_checkpoint_that_was_cut_off_is_not_seen(opened, tmp_path, kept):
+    opened().save(1, STATE, {}, metrics(0.1))
+    opened()
+    torn = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    torn.mkdir()
+    (torn / "half").write_text("")
+    checkpoints = opened()
+    assert checkpoints.latest_step() == 1
+    checkpoints.save(2, STATE, {}, metrics(0.2))
+    checkpoints.wait()
+    assert kept() == [2]
+
+
+def test_orbax_does_not_warn_of_what_is_meant(opened):
+    heard = []
+    handler = logging.Handler()
+    handler.emit = lambda record: heard.append(record.getMessage())
+    logging.getLogger("absl").addHandler(handler)
+    try:
+        checkpoints = opened()
+        for step in range(3):
+            checkpoints.save(step, STATE, {})
+        logging.getLogger("absl").warning("Waiting for previous save to complete took %f s", 2.0)
+        logging.getLogger("absl").warning("something else")
+    finally:
+        logging.getLogger("absl").removeHandler(handler)
+    assert [text for text in heard if "INFO" not in text][-1:] == ["something else"]
+    assert not any("previous save" in text or "metrics" in text for text in heard)

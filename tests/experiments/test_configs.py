@@ -1,0 +1,110 @@
+import importlib
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import experiments.configs
+from experiments.configs import base, common, odconv
+from experiments.errors import UserError
+from experiments.validate import validate
+
+FOLDER = Path(experiments.configs.__file__).parent
+NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "common"))
+
+
+def load(name):
+    return importlib.import_module(f"experiments.configs.{name}")
+
+
+def flat(config):
+    """A config as {dotted path: value}, without what belongs to the convolution."""
+    found = {}
+    for key, value in config.items():
+        if hasattr(value, "items"):
+            found |= {f"{key}.{below}": item for below, item in flat(value).items()}
+        else:
+            found[key] = value
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_loads_and_can_be_run(name):
+    for argument in ((), ("",), ("smoke",), ("digits",)):
+        config = load(name).get_config(*argument)
+        assert config.name == name
+        validate(config)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_docstring_begins_with_a_sentence_and_gives_the_command_of_its_own_file(name):
+    text = load(name).__doc__
+    assert re.match(r"[A-Z][^\n]*\.\n\n", text)
+    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("    python -m")]
+    own = f"--config=experiments/configs/{name}.py"
+    assert any(word.split(":")[0] == own for words in commands for word in words)
+    for words in commands:
+        flags = [word for word in words if word.startswith("--config=")]
+        for flag in flags:
+            assert (FOLDER.parents[1] / flag.removeprefix("--config=").split(":")[0]).is_file()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_smoke_variant_is_small(name):
+    config, usual = load(name).get_config("smoke"), load(name).get_config()
+    assert config.epochs <= 2 and config.data.limit <= 64 and config.model.width <= 8
+    assert config.dataset == f"{usual.dataset}-smoke"
+
+
+@pytest.mark.parametrize("argument", [None, "smoke", "tiny_imagenet", "adiac", "folder"])
+def test_odconv_and_its_static_twin_differ_in_the_convolution_alone(argument):
+    dynamic, static = flat(odconv.get_config(argument)), flat(base.get_config(argument))
+    differing = {key for key in {**dynamic, **static} if dynamic.get(key) != static.get(key)}
+    assert {key.split(".")[0] for key in differing} == {"name", "conv"}
+
+
+@pytest.mark.parametrize("dataset", [*common.DATASETS, *common.ALIASES])
+def test_every_data_set_has_a_recipe(dataset):
+    config = common.get_config(dataset)
+    assert config.data.name in common.DATASETS
+    validate(config)
+    assert common.get_config(f"{dataset},smoke").epochs == 2
+
+
+@pytest.mark.parametrize(
+    ("argument", "dataset", "name", "variant"),
+    [
+        ("", "digits", "digits", ""),
+        ("digits", "digits", "digits", ""),
+        ("smoke", "digits-smoke", "digits", ""),
+        ("smoke,digits", "digits-smoke", "digits", ""),
+        ("adiac", "adiac", "ucr", "Adiac"),
+        ("ucr,name=Adiac", "Adiac", "ucr", "Adiac"),
+        ("ucr,name=Beef,smoke", "Beef-smoke", "ucr", "Beef"),
+        ("ucr", "ucr", "ucr", ""),
+        ("tfds,name=mnist", "mnist", "tfds", "mnist"),
+        ("tiny_imagenet", "tiny_imagenet", "tiny_imagenet", ""),
+    ],
+)
+def test_the_argument_names_the_data_set(argument, dataset, name, variant):
+    config = common.get_config(argument)
+    assert (config.dataset, config.data.name, config.data.variant) == (dataset, name, variant)
+
+
+@pytest.mark.parametrize(
+    ("argument", "hint"),
+    [
+        ("digts", "did you mean 'digits'"),
+        ("smok", "did you mean 'smoke'"),
+        ("ucr,nme=x", "did you mean 'name='"),
+        ("tiny_imagnet", "did you mean 'tiny_imagenet'"),
+        ("epochs=5", "such as --config.epochs=5"),
+        ("digits,folder", "'folder'"),
+        ("xyzzy", "one of digits, tiny_imagenet, ucr, folder, tfds, adiac"),
+    ],
+)
+def test_an_argument_that_is_not_understood_is_answered_with_what_is(argument, hint):
+    with pytest.raises(UserError) as error:
+        common.get_config(argument)
+    assert hint in str(error.value) and "\n" not in str(error.value)

@@ -1,0 +1,329 @@
+"""The whole loop, small: eight steps of a network a few channels wide."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+from PIL import Image
+
+from experiments import train as loop
+from experiments.checkpoint import Checkpoints
+from experiments.configs import base, odconv
+from experiments.train import train
+
+ROOT = Path(loop.__file__).parents[1]
+FIGURES = {"curves.png", "confusion.png", "predictions.png", "attention.png"}
+SMALL = {
+    "model.width": 4,
+    "data.limit": 32,
+    "batch_size": 8,
+    "epochs": 2,
+    "log_every": 1,
+    # Of eight steps, evaluations after the 4th and the 8th: some checkpoints lie between.
+    "checkpoint_every": 3,
+    # So that the plateau and the early stopping have a state to lose.
+    "temperature.epochs": 1,
+    "plateau.patience": 1,
+}
+
+
+def small(config_file=odconv, argument="digits,smoke", **changes):
+    config = config_file.get_config(argument)
+    with config.unlocked():
+        config.update_from_flattened_dict({**SMALL, **changes})
+    return config
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """Compiled programs are kept for the module: runs that continue ask for the same ones."""
+    folder = tmp_path_factory.mktemp("xla")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        # Optax does not pass strict promotion.
+        "jax_numpy_dtype_promotion": "standard",
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run: (workdir, summary)."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return workdir, train(small(), workdir)
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_kept(workdir):
+    return sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
+
+
+def saved_state(workdir, step):
+    manager = Checkpoints(workdir / "checkpoints")._manager
+    args = ocp.args.Composite(state=ocp.args.StandardRestore())
+    state = manager.restore(step, args=args).state
+    manager.close()
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    plain = jax.random.key_data
+    return {
+        jax.tree_util.keystr(path): np.asarray(
+            plain(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        )
+        for path, x in leaves
+    }
+
+
+def without_times(summary):
+    return {key: summary[key] for key in summary if key not in ("seconds", "compile_seconds")}
+
+
+def assert_same_run(workdir, expected):
+    """Two runs are bit for bit the same: parameters, metrics, optimiser, statistics."""
+    summary, other = (
+        json.loads((folder / "summary.json").read_text()) for folder in (workdir, expected)
+    )
+    assert summary["params_sha256"] == other["params_sha256"]
+    assert without_times(summary) == without_times(other)
+    ours, theirs = ((folder / "metrics.jsonl").read_bytes() for folder in (workdir, expected))
+    assert ours == theirs
+    assert steps_kept(workdir) == steps_kept(expected)
+    for step in steps_kept(expected):
+        ours, theirs = saved_state(workdir, step), saved_state(expected, step)
+        assert ours.keys() == theirs.keys() and any("opt_state" in path for path in ours)
+        for path, values in theirs.items():
+            np.testing.assert_array_equal(ours[path], values, err_msg=path)
+
+
+def test_the_workdir_holds_what_it_should(finished):
+    workdir, summary = finished
+    assert {p.name for p in workdir.iterdir()} == {
+        *("config.json", "metrics.jsonl", "summary.json", "checkpoints", "figures")
+    }
+    assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
+    assert {p.name for p in (workdir / "figures").iterdir()} == FIGURES
+    for name in FIGURES:
+        Image.open(workdir / "figures" / name).verify()
+    assert steps_kept(workdir) == sorted({summary["best"]["step"], 8})
+
+
+def test_the_metrics_have_a_row_per_step_and_per_evaluation(finished):
+    workdir, summary = finished
+    found = rows(workdir)
+    best = summary["best"]["step"]
+    assert [(row["split"], row["step"]) for row in found] == [
+        *(("train", step) for step in range(1, 5)),
+        ("validation", 4),
+        *(("train", step) for step in range(5, 9)),
+        ("validation", 8),
+        ("test", best),
+    ]
+    for row in found:
+        names = {"loss", "accuracy"}
+        names |= {"learning_rate", "temperature"} if row["split"] == "train" else {"top5"}
+        assert set(row) == {"step", "split"} | names
+        assert np.isfinite(row["loss"])
+    temperatures = [row["temperature"] for row in found if row["split"] == "train"]
+    assert temperatures == sorted(temperatures, reverse=True) and temperatures[-1] == 1.0
+
+
+def test_the_summary_says_what_came_out(finished):
+    workdir, summary = finished
+    assert json.loads((workdir / "summary.json").read_text()) == summary
+    assert {"test", "best", "parameters", "macs", "params_sha256", "seconds", "versions"} <= set(
+        summary
+    )
+    assert summary["dataset"] == "digits" and summary["steps"] == 8
+    assert summary["examples"] == {"train": 32, "validation": 32, "test": 32}
+    assert summary["parameters"] > 10_000 and summary["macs"] > 10_000
+    evaluations = [row for row in rows(workdir) if row["split"] == "validation"]
+    best = max(evaluations, key=lambda row: (row["accuracy"], -row["loss"]))
+    assert {**summary["best"], "split": "validation"} == best
+    test = rows(workdir)[-1]
+    assert summary["test"] == {name: test[name] for name in ("loss", "accuracy", "top5")}
+
+
+def test_a_finished_run_started_again_prints_its_result_and_stops(finished, monkeypatch, capsys):
+    workdir, summary = finished
+    before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
+    monkeypatch.setattr(loop.data, "load", lambda *_: pytest.fail("it loads data"))
+    assert train(small(), workdir) == summary
+    out = capsys.readouterr().out
+    assert "already finished" in out and f"{summary['test']['accuracy']:.4f}" in out
+    assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
+
+
+class Interrupted(Exception):
+    """Stands for anything that ends a run in the middle."""
+
+
+def test_a_run_that_is_stopped_and_continued_is_the_uninterrupted_one(
+    finished, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "run"
+    managers, real, begun = [], loop.pipeline.train_batches, []
+
+    class Recorded(Checkpoints):
+        def __init__(self, *args):
+            super().__init__(*args)
+            managers.append(self)
+
+    def stop_before(last):
+        def batches(*args, start_step, **fields):
+            begun.append(start_step)
+            for step, batch in enumerate(real(*args, start_step=start_step, **fields), start_step):
+                if step == last:
+                    raise Interrupted
+                yield batch
+
+        return batches
+
+    monkeypatch.setattr(loop, "Checkpoints", Recorded)
+    monkeypatch.setattr(loop.pipeline, "train_batches", stop_before(7))
+    with pytest.raises(Interrupted):
+        train(small(), workdir)
+    # A process that ends waits for its writer; here both go on in the same process.
+    managers.pop().close()
+    assert not (workdir / "summary.json").exists()
+    monkeypatch.setattr(loop.pipeline, "train_batches", stop_before(None))
+    train(small(), workdir)
+    # The checkpoint of the sixth step lies between two evaluations.
+    assert begun == [0, 6]
+    assert_same_run(workdir, finished[0])
+
+
+def test_a_run_that_is_stopped_after_its_last_step_only_writes_the_result(
+    finished, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "run"
+    # What is there when a process dies while it draws: all but the figures and the summary.
+    unfinished = shutil.ignore_patterns("summary.json", "figures")
+    shutil.copytree(finished[0], workdir, ignore=unfinished)
+    train(small(), workdir)
+    assert {p.name for p in (workdir / "figures").iterdir()} == FIGURES
+    assert_same_run(workdir, finished[0])
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_at_random_moments_is_the_uninterrupted_one(
+    finished, tmp_path, compiled_once
+):
+    workdir = tmp_path / "run"
+    overrides = [f"--config.{key}={value}" for key, value in SMALL.items()]
+    command = [
+        *(sys.executable, "-m", "experiments.main", f"--workdir={workdir}"),
+        *("--config=experiments/configs/odconv.py:digits,smoke", *overrides),
+    ]
+    environment = {
+        **os.environ,
+        # As in this process, or the numbers would differ in the last bits.
+        "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    chance = random.Random()
+    killed = 0
+    for attempt in range(8):
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
+        try:
+            if attempt < 3:
+                # Not before the first step, where there is nothing to lose.
+                until = chance.randint(1, 8)
+                while process.poll() is None and step_reached(workdir) < until:
+                    time.sleep(0.01)
+                time.sleep(chance.uniform(0, 0.5))
+                process.send_signal(signal.SIGKILL)
+            process.wait(timeout=120)
+        finally:
+            process.kill()
+            errors = process.communicate()[1].decode()
+        killed += process.returncode == -signal.SIGKILL
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+    assert killed, "every run was faster than its killer"
+    assert_same_run(workdir, finished[0])
+
+
+def step_reached(workdir):
+    file = workdir / "metrics.jsonl"
+    return file.read_text().count('"train"') if file.exists() else 0
+
+
+@pytest.mark.parametrize(
+    ("config_file", "figures"),
+    [
+        (base, FIGURES - {"attention.png"}),
+        pytest.param(odconv, FIGURES, marks=pytest.mark.slow),
+    ],
+    ids=["static twin", "dynamic"],
+)
+def test_series_train_through_the_same_loop(config_file, figures, tmp_path):
+    rng = np.random.default_rng(0)
+    folder = tmp_path / "Toy"
+    folder.mkdir()
+    for part in ("TRAIN", "TEST"):
+        table = rng.normal(size=(16, 25))
+        table[:, 0] = np.arange(16) % 2 + 1
+        np.savetxt(folder / f"Toy_{part}.tsv", table, delimiter="\t", fmt="%.4f")
+    source = {"data.source": str(folder)}
+    summary = train(small(config_file, "ucr,name=Toy,smoke", **source), tmp_path / "run")
+    assert summary["dataset"] == "Toy" and summary["steps"] == 4
+    assert summary["examples"]["train"] == summary["examples"]["test"] == 16
+    # The static twin has no attention to show, and no temperature.
+    assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == figures
+    assert ("temperature" in rows(tmp_path / "run")[0]) == ("attention.png" in figures)
+
+
+@pytest.mark.slow
+def test_pictures_of_a_folder_train_through_the_same_loop(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cats", "dogs"):
+        folder = tmp_path / "pets" / name
+        folder.mkdir(parents=True)
+        for number in range(12):
+            pixels = rng.integers(0, 256, (18, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    (tmp_path / "pets" / "cats" / "broken.png").write_bytes(b"no picture")
+    changes = {"data.source": str(tmp_path / "pets"), "image_size": 16}
+    summary = train(small(base, "folder,smoke", **changes), tmp_path / "run")
+    assert summary["dataset"] == "pets" and sum(summary["examples"].values()) == 24
+    assert summary["skipped"] == 1
+    assert "broken.png" in (tmp_path / "run" / "skipped.csv").read_text()
+    assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == FIGURES - {"attention.png"}
+
+
+def test_a_loss_that_is_not_finite_is_answered_with_what_to_do():
+    loop.check_finite(2.5, 3)
+    with pytest.raises(loop.UserError, match=r"The loss is nan at step 3.*learning_rate"):
+        loop.check_finite(float("nan"), 3)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    changes = {"optimizer.learning_rate": 1e30, "epochs": 100}
+    with pytest.raises(loop.UserError, match=r"The loss is \S+ at step \d+.*learning_rate"):
+        train(small(base, **changes), tmp_path)
+    assert not (tmp_path / "summary.json").exists()
