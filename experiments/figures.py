@@ -74,11 +74,12 @@ def training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
 
 
 def _best(validation: Sequence[Mapping]) -> Mapping | None:
-    """The validation row of the highest accuracy, or of the lowest loss where none has one."""
-    for name, sign in (("accuracy", 1), ("loss", -1)):
-        measured = [row for row in validation if row.get(name) is not None]
+    """The validation row whose parameters are kept: see `checkpoint.rank`; of equals the last."""
+    for names in (("accuracy", "loss"), ("accuracy",), ("loss",)):
+        measured = [row for row in validation if all(row.get(n) is not None for n in names)]
         if measured:
-            return max(measured, key=lambda row: sign * row[name])
+            sign = {"accuracy": 1, "loss": -1}
+            return max(reversed(measured), key=lambda row: [sign[n] * row[n] for n in names])
     return None
 
 

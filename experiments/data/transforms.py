@@ -14,7 +14,7 @@ from scipy import ndimage
 from experiments.data.dataset import Example
 from experiments.errors import UserError
 
-AUGMENTATIONS = ("none", "affine", "shift", "crop_flip", "resized_crop", "series")
+AUGMENTATIONS = ("none", "affine", "shift", "crop_flip", "resized_crop", "series", "cyclic")
 
 _CROP_AREA = (0.08, 1.0)  # Share of the picture that a resized crop keeps, and its
 _CROP_RATIO = (3 / 4, 4 / 3)  # width to height, both as in the training of Inception.
@@ -116,12 +116,20 @@ def random_scaling(series: np.ndarray, rng: np.random.Generator, scale: float = 
 
 
 def random_time_shift(
-    series: np.ndarray, rng: np.random.Generator, share: float = 0.05
+    series: np.ndarray, rng: np.random.Generator, share: float = 0.02
 ) -> np.ndarray:
     """Moves a series by up to `share` of its length; the end values fill what opens up."""
     reach = max(1, round(share * len(series)))
     offset = rng.integers(-reach, reach + 1)
     return series[np.clip(np.arange(len(series)) + offset, 0, len(series) - 1)]
+
+
+def random_cyclic_shift(
+    series: np.ndarray, rng: np.random.Generator, share: float = 0.02
+) -> np.ndarray:
+    """Moves where a closed series begins by up to `share` of its length, for instance an outline's."""
+    reach = max(1, round(share * len(series)))
+    return np.roll(series, rng.integers(-reach, reach + 1), axis=0)
 
 
 def random_window_warp(
@@ -166,6 +174,12 @@ class Prepare:
         return _finished(inputs, example["label"])
 
 
+SERIES = {
+    "series": (random_window_warp, random_time_shift, random_scaling, random_jitter),
+    "cyclic": (random_cyclic_shift, random_scaling),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class Augment:
     """What is done to an example before training.
@@ -183,14 +197,16 @@ class Augment:
         inputs = example["inputs"]
         if self.augment == "none":
             return self.prepare(example)
-        if (inputs.ndim == 3) == (self.augment == "series"):
+        if (inputs.ndim == 3) == (self.augment in SERIES):
             kind = "pictures" if inputs.ndim == 3 else "series"
             raise UserError(
                 f"The augmentation {self.augment!r} is not for {kind}; choose 'none' or "
                 f"{'one for pictures' if inputs.ndim == 3 else repr('series')}."
             )
-        if self.augment == "series":
-            return _finished(_augment_series(inputs, rng), example["label"])
+        if self.augment in SERIES:
+            for step in SERIES[self.augment]:
+                inputs = step(inputs, rng)
+            return _finished(inputs, example["label"])
         size, mean, std = self.prepare.image_size, self.prepare.mean, self.prepare.std
         if self.augment == "resized_crop":
             inputs = random_flip(random_resized_crop(inputs, size, rng), rng)
@@ -216,7 +232,8 @@ def make(
     Args:
         augment: `none`; for pictures `affine` (turn, scale and move a little: for digits), `shift`
             (move a little), `crop_flip` (pad, crop, mirror) or `resized_crop` (random crop,
-            resize, mirror); for series `series` (jitter, scaling, time shift, window warp).
+            resize, mirror); for series `series` (window warp, time
+            shift, scaling, jitter) or `cyclic` (scaling, and another beginning: for outlines).
         image_size: the side of the square that pictures become, 0 to leave them as they are.
         mean: subtracted from pictures on the scale 0..1; series come normalised already.
         std: pictures are divided by it.
@@ -235,12 +252,6 @@ def make(
         )
     prepare = Prepare(image_size, _plain(mean), _plain(std))
     return Augment(augment, prepare) if train else prepare
-
-
-def _augment_series(series: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    for step in (random_window_warp, random_time_shift, random_scaling, random_jitter):
-        series = step(series, rng)
-    return series
 
 
 def _finished(inputs: np.ndarray, label: np.ndarray) -> Example:

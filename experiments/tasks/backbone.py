@@ -11,7 +11,12 @@ from dyn import layers, models
 from experiments.errors import UserError, nearest
 
 CONVS = {"conv": nn.Conv, "odconv": layers.ODConv}
-RESNETS = {18: models.ResNet18, 34: models.ResNet34, 50: models.ResNet50}
+RESNETS = {
+    10: partial(models.ResNet, stage_sizes=(1, 1, 1, 1), block=models.BasicBlock),
+    18: models.ResNet18,
+    34: models.ResNet34,
+    50: models.ResNet50,
+}
 
 
 def make_resnet(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
