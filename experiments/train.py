@@ -277,6 +277,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
                 save(step)
         if stopping.should_stop:
             shown.say(f"stopped early: no lower loss in {config.early_stopping.patience} epochs")
+    batches.close()
     checkpoints.wait()
 
     # ---------------------------------------------------------------- test and pictures

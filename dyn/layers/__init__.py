@@ -25,11 +25,24 @@ from dyn.layers.dcd_conv import DCDConv, DCDDense
 # A mixture of candidate kernels and biases under softmax attention with a temperature.
 from dyn.layers.dynamic_conv import DynamicConv
 
+# Candidate kernels that share out one kernel's spectrum: many kernels for one kernel's parameters.
+from dyn.layers.fd_conv import FDConv
+
 # Hard attention: kernels, filters or slices of a kernel are switched on or off.
 from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gate, prune_kernels
 
 # Not a convolution: a state carried across layers, which gives any of them its context.
 from dyn.layers.kernel_representation import KernelRepresentation, beside
+
+# Kernels assembled from cells that the layers of a stage share; share_kernels builds such a network.
+from dyn.layers.kernel_warehouse import (
+    KernelShape,
+    Warehouse,
+    WarehouseConv,
+    Warehouses,
+    by_stage,
+    share_kernels,
+)
 
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
 from dyn.layers.od_conv import ODConv
@@ -40,6 +53,9 @@ from dyn.layers.pixel_conv import PixelDynamicConv
 # A bank of rotated kernels, mixed by attention or pooled over orientations. 2-D.
 from dyn.layers.rotated_conv import RotatedConv
 
+# Kernels of spectral norm one, each candidate by itself: for discriminators.
+from dyn.layers.spectral_norm import SpectralNormConv
+
 # Channels of x, for a block's last norm: from x to an x of the same shape.
 from dyn.layers.squeeze_excite import SqueezeExcite
 
@@ -49,15 +65,23 @@ __all__ = [
     "DCDConv",
     "DCDDense",
     "DynamicConv",
+    "FDConv",
     "GatedConv",
     "KernelRepresentation",
+    "KernelShape",
     "ODConv",
     "PixelDynamicConv",
     "RotatedConv",
+    "SpectralNormConv",
     "SqueezeExcite",
+    "Warehouse",
+    "WarehouseConv",
+    "Warehouses",
     "beside",
+    "by_stage",
     "density_loss",
     "gate_report",
     "hard_gate",
     "prune_kernels",
+    "share_kernels",
 ]
