@@ -2,7 +2,18 @@
 
     python -m experiments.main --config=experiments/configs/odconv.py
 
-RESULT_ODCONV
+Measured on two x86-64 cores (jax 0.10.2), seed 0:
+
+* digits, the command above: test accuracy 0.9833 (359 pictures) after 100 s, 16 s of it compiling.
+* Adiac, `--config=experiments/configs/odconv.py:adiac --config.data.source=PATH/Adiac`: test accuracy
+  0.8338 (391 series) after 726 s on cores that had other work.
+* Tiny ImageNet, a subset of 80 pictures a class, `:tiny_imagenet --config.image_size=64
+  --config.steps=300`: top-1 0.0205, top-5 0.0815 (chance: 0.005, 0.025) after 434 s on shared cores.
+  The full set: not run.
+
+The attention branch has a layer norm. With the paper's batch norm (`--config.conv.attention_norm=batch`)
+training on digits broke down as the temperature approached 1: test accuracy 0.92, by an evaluation
+at temperature 16 (30 epochs, another augmentation).
 """
 
 from ml_collections import ConfigDict
