@@ -1,4 +1,4 @@
-"""Temperature: its schedule, and how to set it."""
+"""Temperature and blend: their schedules, and how to set them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -24,8 +24,7 @@ def linear_temperature(step: Array | int, start: float, steps: int) -> Array:
         >>> [float(linear_temperature(s, 30.0, 10)) for s in (0, 5, 10, 99)]
         [30.0, 15.5, 1.0, 1.0]
     """
-    left = jnp.maximum(steps - jnp.asarray(step, jnp.float32), 0.0) / max(steps, 1)
-    return 1.0 + (start - 1.0) * left
+    return 1.0 + (start - 1.0) * linear_blend(step, steps)
 
 
 def set_temperature(variables: Mapping[str, Any], temperature: Array | float) -> dict[str, Any]:
@@ -53,9 +52,50 @@ def set_temperature(variables: Mapping[str, Any], temperature: Array | float) ->
     if not isinstance(temperature, jax.core.Tracer) and not float(temperature) > 0:
         raise ValueError(f"temperature must be positive; got {temperature}.")
 
+    return _set_everywhere(variables, "temperature", temperature)
+
+
+def linear_blend(step: Array | int, steps: int) -> Array:
+    """The blend of `WarehouseConv`: goes linearly from 1 to 0 over `steps` steps, then stays at 0.
+
+    Args:
+        step: number of the step, from 0; may be traced.
+        steps: when 0 is reached; 0 means at once.
+
+    Example:
+        >>> from dyn.schedules import linear_blend
+        >>> [float(linear_blend(s, 10)) for s in (0, 5, 10, 99)]
+        [1.0, 0.5, 0.0, 0.0]
+    """
+    return jnp.maximum(steps - jnp.asarray(step, jnp.float32), 0.0) / max(steps, 1)
+
+
+def set_blend(variables: Mapping[str, Any], value: Array | float) -> dict[str, Any]:
+    """Sets the blend of every `WarehouseConv` in `variables`.
+
+    Args:
+        variables: a model's variables, with or without the collection `attention`.
+        value: the new value, from 0 to 1; may be traced.
+
+    Returns:
+        A copy of `variables` in which every `blend` of the collection `attention` is replaced.
+
+    Raises:
+        ValueError: if the value is known and not from 0 to 1.
+    """
+    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) <= 1:
+        raise ValueError(f"blend must be from 0 to 1; got {value}.")
+
+    return _set_everywhere(variables, "blend", value)
+
+
+def _set_everywhere(
+    variables: Mapping[str, Any], name: str, value: Array | float
+) -> dict[str, Any]:
+    """A copy of `variables` with a new value for every variable `name` of the collection `attention`."""
+
     def replaced(path, leaf):
-        is_temperature = getattr(path[-1], "key", None) == "temperature"
-        return jnp.asarray(temperature, leaf.dtype) if is_temperature else leaf
+        return jnp.asarray(value, leaf.dtype) if getattr(path[-1], "key", None) == name else leaf
 
     attention = jax.tree_util.tree_map_with_path(replaced, variables.get("attention", {}))
     return {**variables, **({"attention": attention} if "attention" in variables else {})}

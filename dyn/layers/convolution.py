@@ -143,6 +143,33 @@ class ConvLayer(nn.Module):
             precision=self.precision,
         )
 
+    def convolve_samples(self, x: Array, kernels: Array, lowering: str = "auto") -> Array:
+        """Convolves each sample with its own kernel: `[B, *spatial, I]` and `[B, *k, I/G, O]`.
+
+        It is `dyn.ops.dynamic_conv` of one kernel, mapped over the batch: 'taps' and 'patches' become
+        products of matrices for each sample. 'auto' takes 'taps', which cuts every kernel into its taps, or
+        'patches', which stores the inputs once for each tap, whichever has the less to store.
+
+        Raises:
+            ValueError: for a lowering that needs whole kernels to mix, or loops.
+        """
+        possible = ("taps", "patches", "reference")
+        if lowering == "auto":
+            shape = jax.eval_shape(
+                lambda x, w: self.convolve(x, w, lowering="reference"), x, kernels[:1]
+            )
+            positions, group_features = math.prod(shape.shape[1:-1]), kernels.shape[-1]
+            group_features //= self.feature_group_count
+            lowering = "taps" if positions >= group_features else "patches"
+        elif lowering not in possible:
+            raise ValueError(
+                f"lowering={lowering!r} cannot do this: {type(self).__name__} has a kernel for each sample "
+                f"and no candidates to mix; write 'auto' or one of {list(possible)}."
+            )
+        return jax.vmap(lambda x, w: self.convolve(x[None], w[None], lowering=lowering)[0])(
+            x, kernels
+        )
+
     def add_bias(self, y: Array) -> Array:
         """Adds the parameter `bias`, `(O,)`, if there is to be one."""
         if not self.use_bias:

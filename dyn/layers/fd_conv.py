@@ -22,7 +22,6 @@ import numpy as np
 
 from dyn.layers.attention import global_average, squeeze, temperature
 from dyn.layers.convolution import ConvLayer, over_space
-from dyn.layers.kernel_warehouse import convolve_samples
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.lowerings import aggregate
 
@@ -129,7 +128,7 @@ class FDConv(ConvLayer):
         if local is None:
             y = self.convolve(x, kernels, mix, taps=taps, lowering=self.lowering)
         else:
-            y = convolve_samples(self, x, aggregate(kernels, mix, taps) * local, self.lowering)
+            y = self.convolve_samples(x, aggregate(kernels, mix, taps) * local, self.lowering)
         if filters is not None:
             y = y * over_space(filters, y)
         y = self.add_bias(y)

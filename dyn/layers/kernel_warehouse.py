@@ -159,8 +159,8 @@ class WarehouseConv(ConvLayer):
         a[m] = (1 - t) q[m] / (sum_j |q[m, j]| + 0.001) + t beta[m]
 
     beta is a fixed assignment of one cell to each block: with t = 1 the kernel is static. The paper goes
-    from 1 to 0 over the first epochs: see `linear_blend`. It is the variable `blend` of the collection
-    `attention`, which `set_blend` sets; it is 0 until then.
+    from 1 to 0 over the first epochs: see `dyn.schedules.linear_blend`. It is the variable
+    `blend` of the collection `attention`, which `dyn.schedules.set_blend` sets; it is 0 until then.
 
     There is a kernel of its own for each sample, and no mixture of whole kernels that could be applied
     afterwards: of the lowerings, 'taps' and 'patches' serve. Sows `weights`: `cell`, the attention
@@ -246,7 +246,7 @@ class WarehouseConv(ConvLayer):
                     f"mask must have the shape of one kernel, {one_kernel}; got {self.mask.shape}."
                 )
             kernel = kernel * self.mask.astype(dtype)
-        y = convolve_samples(self, x.astype(self.conv_dtype(x)), kernel, self.lowering)
+        y = self.convolve_samples(x.astype(self.conv_dtype(x)), kernel, self.lowering)
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
@@ -462,76 +462,11 @@ def by_stage(path: tuple[str, ...]) -> str:
     return f"stage{stage - leads_into}"
 
 
-def convolve_samples(layer: ConvLayer, x: Array, kernels: Array, lowering: str = "auto") -> Array:
-    """Convolves each sample with its own kernel: `[B, *spatial, I]` and `[B, *k, I/G, O]`.
-
-    It is `dyn.ops.dynamic_conv` of one kernel, mapped over the batch: 'taps' and 'patches' become
-    products of matrices for each sample. 'auto' takes 'taps', which cuts every kernel into its taps, or
-    'patches', which stores the inputs once for each tap, whichever has the less to store.
-
-    Raises:
-        ValueError: for a lowering that needs whole kernels to mix, or loops.
-    """
-    possible = ("taps", "patches", "reference")
-    if lowering == "auto":
-        shape = jax.eval_shape(
-            lambda x, w: layer.convolve(x, w, lowering="reference"), x, kernels[:1]
-        )
-        positions, group_features = math.prod(shape.shape[1:-1]), kernels.shape[-1]
-        group_features //= layer.feature_group_count
-        lowering = "taps" if positions >= group_features else "patches"
-    elif lowering not in possible:
-        raise ValueError(
-            f"lowering={lowering!r} cannot do this: {type(layer).__name__} has a kernel for each sample "
-            f"and no candidates to mix; write 'auto' or one of {list(possible)}."
-        )
-    return jax.vmap(lambda x, w: layer.convolve(x[None], w[None], lowering=lowering)[0])(x, kernels)
-
-
 def blend(module: nn.Module) -> Array:
-    """The variable `blend` of the collection `attention`: 0 until `set_blend` sets it.
+    """The variable `blend` of the collection `attention`: 0 until `dyn.schedules.set_blend` sets it.
 
     Zero is what a trained layer has; with one the attention would have no effect, and learn nothing.
     """
     if not (module.has_variable("attention", "blend") or module.is_mutable_collection("attention")):
         return jnp.zeros((), jnp.float32)
     return module.variable("attention", "blend", jnp.zeros, (), jnp.float32).value
-
-
-def linear_blend(step: Array | int, steps: int) -> Array:
-    """Goes linearly from 1 to 0 over `steps` steps, then stays at 0.
-
-    Args:
-        step: number of the step, from 0; may be traced.
-        steps: when 0 is reached; 0 means at once.
-
-    Example:
-        >>> from dyn.layers.kernel_warehouse import linear_blend
-        >>> [float(linear_blend(s, 10)) for s in (0, 5, 10, 99)]
-        [1.0, 0.5, 0.0, 0.0]
-    """
-    return jnp.maximum(steps - jnp.asarray(step, jnp.float32), 0.0) / max(steps, 1)
-
-
-def set_blend(variables: Mapping[str, Any], value: Array | float) -> dict[str, Any]:
-    """Sets the blend of every `WarehouseConv` in `variables`.
-
-    Args:
-        variables: a model's variables, with or without the collection `attention`.
-        value: the new value, from 0 to 1; may be traced.
-
-    Returns:
-        A copy of `variables` in which every `blend` of the collection `attention` is replaced.
-
-    Raises:
-        ValueError: if the value is known and not from 0 to 1.
-    """
-    if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) <= 1:
-        raise ValueError(f"blend must be from 0 to 1; got {value}.")
-
-    def replaced(path, leaf):
-        is_blend = getattr(path[-1], "key", None) == "blend"
-        return jnp.asarray(value, leaf.dtype) if is_blend else leaf
-
-    attention = jax.tree_util.tree_map_with_path(replaced, variables.get("attention", {}))
-    return {**variables, **({"attention": attention} if "attention" in variables else {})}

@@ -14,6 +14,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn.layers.attention import he_normal_fan_out
+
 Array = jax.Array
 Conv = Callable[..., nn.Module]
 """`conv(features, kernel_size, strides, padding=..., use_bias=..., dtype=..., name=...)`, as `nn.Conv`."""
@@ -86,7 +88,7 @@ class ResNet(nn.Module):
             epsilon=1e-5,
             dtype=self.dtype,
         )
-        static = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=_kernel_init)
+        static = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out)
 
         if self.stem == "imagenet":
             x = static(self.width, (7,) * axes, 2, padding=3, name="stem_conv")(x)
@@ -171,8 +173,6 @@ def _shortcut(block: BasicBlock | Bottleneck, x: Array, y: Array) -> Array:
     x = block.static(y.shape[-1], one, block.strides, padding=0, name="downsample_conv")(x)
     return block.norm(name="downsample_norm")(x)
 
-
-_kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
 ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)

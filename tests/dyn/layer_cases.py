@@ -1,5 +1,7 @@
 """Variables and inputs for tests of layers."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,3 +36,7 @@ def shapes_of(tree):
     """`{"attention/squeeze/kernel": (4, 16), ...}`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
+
+
+def sines(shape, phase, amplitude=0.5, frequency=0.37):
+    return amplitude * np.sin(frequency * np.arange(math.prod(shape)) + phase).reshape(shape)

@@ -10,29 +10,18 @@ import numpy as np
 import oracle
 import pytest
 from jax.test_util import check_grads
+from layer_cases import random_input, sines
+from layer_cases import shapes_of as paths
 
 from dyn.diagnostics import count_parameters
 from dyn.layers.dcd_conv import DCDConv, DCDDense, bin_averages
 from dyn.models import ResNet18, ResNet50
 
 
-def sines(shape, phase, amplitude=0.5, frequency=0.37):
-    return amplitude * np.sin(frequency * np.arange(math.prod(shape)) + phase).reshape(shape)
-
-
-def random_input(*shape, seed=1, dtype=np.float32):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
 def shapes_of(layer, *args):
     # flax's own norms cannot compute statistics in float64 or bfloat16 under strict promotion.
     with jax.numpy_dtype_promotion("standard"):
         return jax.eval_shape(layer.init, jax.random.key(0), *args)
-
-
-def paths(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
 
 
 def filled(layer, *args, dtype=np.float32):

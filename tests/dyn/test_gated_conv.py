@@ -9,6 +9,7 @@ import numpy as np
 import oracle
 import pytest
 from jax.test_util import check_grads
+from layer_cases import random_input
 
 from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gate, prune_kernels
 from dyn.models import ResNet18
@@ -25,10 +26,6 @@ def filled(layer, *args, seed=0, dtype=np.float32):
         ),
         shapes,
     )
-
-
-def random_input(*shape, seed=1, dtype=np.float32):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def logits_by_numpy(variables, x, layer):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from layer_cases import random_input
 
 from dyn.layers import ODConv
 from dyn.layers.kernel_representation import KernelRepresentation, beside
@@ -37,10 +38,6 @@ class Chain(nn.Module):
             h = representation(x, h, layer=f"conv{number}")
             states.append(h)
         return states
-
-
-def random_input(*shape, seed=1, dtype=np.float32):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def filled(shapes, dtype=np.float32, seed=0):

@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from jax.test_util import check_grads
+from layer_cases import sines
 
 from dyn.layers.kernel_warehouse import (
     KernelShape,
@@ -17,13 +18,11 @@ from dyn.layers.kernel_warehouse import (
     WarehouseConv,
     Warehouses,
     by_stage,
-    linear_blend,
-    set_blend,
     share_kernels,
 )
 from dyn.models import ResNet18
 from dyn.models.resnet import BasicBlock
-from dyn.schedules import set_temperature
+from dyn.schedules import linear_blend, set_blend, set_temperature
 
 
 def random(*shape, seed=1, dtype=np.float32):
@@ -73,10 +72,6 @@ class Shared(nn.Module):
 
 
 # Parity with the authors' code, through numbers published with the formulas: all arrays are sines.
-
-
-def sines(shape, phase, amplitude=0.5, frequency=0.37):
-    return amplitude * np.sin(frequency * np.arange(math.prod(shape)) + phase).reshape(shape)
 
 
 PARITY = {

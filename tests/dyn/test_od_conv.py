@@ -6,17 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import filled, random_input, shapes_of
+from layer_cases import filled, random_input, shapes_of, sines
 from od_conv_oracle import attention_by_numpy, od_conv_by_definition
 
 from dyn.layers import ODConv
 from dyn.schedules import set_temperature
 
 # Parity with the authors' code, through numbers published with the formulas: all arrays are sines.
-
-
-def sines(shape, phase, amplitude=0.5, frequency=0.37):
-    return amplitude * np.sin(frequency * np.arange(math.prod(shape)) + phase).reshape(shape)
 
 
 PARITY = {

@@ -10,6 +10,7 @@ import numpy as np
 import oracle
 import pytest
 from jax.test_util import check_grads
+from layer_cases import random_input
 
 from dyn.layers.pixel_conv import PixelDynamicConv
 from dyn.models import ResNet18
@@ -29,10 +30,6 @@ def filled(layer, *args, seed=0, dtype=np.float32):
     with jax.numpy_dtype_promotion("standard"):  # flax's norms in float64
         shapes = jax.eval_shape(layer.init, jax.random.key(0), *args)
     return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-def random_input(*shape, seed=1, dtype=np.float32):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
 
 
 def mixture_by_numpy(variables, context):

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from layer_cases import shapes_of as paths
 
 from dyn.diagnostics import count_macs, count_parameters
 from dyn.layers import ODConv
@@ -31,11 +32,6 @@ def filled(shapes, seed=0):
         ),
         shapes,
     )
-
-
-def paths(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
 
 
 @pytest.mark.parametrize(

@@ -8,23 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
+from layer_cases import random_input
+from layer_cases import shapes_of as paths
 
 from dyn.diagnostics import count_parameters
 from dyn.layers.squeeze_excite import SqueezeExcite
 from dyn.models import BasicBlock, ResNet18
 
 
-def random_input(*shape, seed=1, dtype=np.float32):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
 def shapes_of(layer, *args):
     return jax.eval_shape(layer.init, jax.random.key(0), *args)
-
-
-def paths(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
 
 
 def filled(layer, *args, dtype=np.float32):
