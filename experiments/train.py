@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from optax.contrib import ReduceLROnPlateauState, reduce_on_plateau
 
 from dyn.diagnostics import count_macs, count_parameters
-from dyn.schedules import linear_temperature, set_temperature
+from dyn.schedules import linear_blend, linear_temperature, set_blend, set_temperature
 from experiments import data, report
 from experiments.checkpoint import Checkpoints, rank, with_sharding
 from experiments.data import Example, Source, pipeline, transforms
@@ -43,7 +43,10 @@ TASKS = {"classification": classification}
 
 @struct.dataclass
 class TrainState:
-    """All that a step changes. `attention` holds the temperatures, `plateau` the learning rate's scale."""
+    """All that a step changes.
+
+    `attention` holds the temperatures and blends, `plateau` the learning rate's scale.
+    """
 
     step: jax.Array
     params: Any
@@ -90,6 +93,7 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     }
     epoch = math.ceil(len(dataset.splits["train"]) / config.batch_size)
     annealing = epoch * config.temperature.epochs
+    ramp = epoch * config.auxiliary.epochs
     total_steps = epoch * config.epochs
     if config.steps:
         total_steps = min(total_steps, config.steps)
@@ -178,18 +182,28 @@ def train(config: ConfigDict, workdir: Path) -> dict[str, Any]:
     def train_step(state: TrainState, batch: dict[str, jax.Array]) -> tuple[TrainState, dict]:
         # Counted from one, as in the published schedule.
         temperature = linear_temperature(state.step + 1, config.temperature.start, annealing)
-        variables = set_temperature(state.variables, temperature)
+        blend = linear_blend(state.step + 1, annealing)
+        variables = set_blend(set_temperature(state.variables, temperature), blend)
+        auxiliary_weight = config.auxiliary.weight * (1 - linear_blend(state.step, ramp))
 
         def loss(params: Any) -> Any:
             rng = jax.random.fold_in(state.rng, state.step)
-            return task.loss(model, {**variables, "params": params}, batch, rng)
+            value, (metrics, changed) = task.loss(
+                model, {**variables, "params": params}, batch, rng
+            )
+            sown = jax.tree.leaves(changed.pop("losses", {}))
+            if sown:
+                metrics["auxiliary"] = sum(leaf.astype(jnp.float32) for leaf in sown)
+                value = value + auxiliary_weight * metrics["auxiliary"]
+            return value, (metrics, changed)
 
         gradients, (metrics, changed) = jax.grad(loss, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * state.plateau.scale, updates)
         metrics["learning_rate"] = config.optimizer.learning_rate * state.plateau.scale
-        if state.attention:
-            metrics["temperature"] = temperature
+        annealed = {path[-1].key for path, _ in jax.tree.leaves_with_path(state.attention)}
+        schedules = {"temperature": temperature, "blend": blend}
+        metrics |= {name: value for name, value in schedules.items() if name in annealed}
         state = state.replace(
             step=state.step + 1,
             params=optax.apply_updates(state.params, updates),

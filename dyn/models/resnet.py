@@ -14,7 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import he_normal_fan_out
+from dyn.layers.attention import global_average, he_normal_fan_out
+from dyn.layers.kernel_representation import KernelRepresentation, beside
+from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
 Conv = Callable[..., nn.Module]
@@ -24,15 +26,17 @@ Conv = Callable[..., nn.Module]
 class ResNet(nn.Module):
     """A residual network: stem, four stages of blocks, global average, linear classifier.
 
-    `conv` makes every convolution of the blocks' residual branches; those of the stem and the shortcuts
-    stay static, as in the papers of the dynamic layers.
+    `conv` makes every convolution of the blocks' residual branches; those of the stem stay static, and
+    those of the shortcuts too unless `shortcut` is given, as in the papers of the dynamic layers.
 
     Attributes:
         stage_sizes: number of blocks in each stage.
         block: `BasicBlock` or `Bottleneck`.
-        num_classes: number of logits.
+        num_classes: number of logits; None for no classifier: the network then returns the features
+            behind each stage, for a head of its own such as those of `dyn.models.segmentation`.
         conv: makes a block convolution: `nn.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
+        shortcut: makes the 1x1 convolutions of the shortcuts; None for static ones.
         attention: makes what stands behind the last norm of every block's residual branch, for instance
             `SqueezeExcite` or `CBAM`; None for nothing.
         dense: makes the classifier, a callable with `nn.Dense`'s arguments such as `DCDDense`.
@@ -42,6 +46,14 @@ class ResNet(nn.Module):
         spatial_axes: 2 for pictures `[B, H, W, C]`, 1 for series `[B, L, C]`.
         dropout: share of the pooled features dropped before the classifier in training.
         dtype: dtype of the computation; None for the inputs'.
+        context: what the attention of the block convolutions looks at: 'input', whatever the layer takes
+            by itself (and all that `nn.Conv` can do); 'block', the mean of the block's input, the same
+            for all its convolutions; 'carried', a state carried from convolution to convolution by
+            `KernelRepresentation`; 'carried_pixels', that state beside the convolution's input at each
+            place, for pixel-wise layers.
+        representation: size of the carried state.
+        output_stride: how many times smaller the last features are than the input, at most. A stage that
+            would go beyond dilates its kernels instead of striding; None never does.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -57,8 +69,9 @@ class ResNet(nn.Module):
 
     stage_sizes: Sequence[int]
     block: Callable[..., nn.Module]
-    num_classes: int
+    num_classes: int | None
     conv: Conv = nn.Conv
+    shortcut: Conv | None = None
     attention: Callable[..., nn.Module] | None = None
     dense: Callable[..., nn.Module] = nn.Dense
     width: int = 64
@@ -66,10 +79,13 @@ class ResNet(nn.Module):
     spatial_axes: int = 2
     dropout: float = 0.0
     dtype: Any = None
+    context: str = "input"
+    representation: int = 64
+    output_stride: int | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array:
-        """Logits `[B, num_classes]` of `x`, `[B, *spatial, C]`.
+    def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
+        """Logits `[B, num_classes]` of `x`, `[B, *spatial, C]`; without classifier, the features.
 
         Args:
             x: pictures or series, channels last.
@@ -100,21 +116,85 @@ class ResNet(nn.Module):
         else:
             raise ValueError(f"stem={self.stem!r} is unknown: write 'imagenet' or 'small'.")
 
+        branch = {"use_bias": False, "dtype": self.dtype}
+        look, state = self._look(), None
+        stride, dilation = 4 if self.stem == "imagenet" else 1, 1
+        features = []
         for stage, blocks in enumerate(self.stage_sizes):
+            strides, before = 1 if stage == 0 else 2, dilation
+            if self.output_stride and stride * strides > self.output_stride:
+                strides, dilation = 1, dilation * strides
+            stride *= strides
             for block in range(blocks):
-                x = self.block(
+                x, state = self.block(
                     features=self.width * 2**stage,
-                    strides=2 if stage > 0 and block == 0 else 1,
-                    conv=partial(self.conv, use_bias=False, dtype=self.dtype),
-                    static=static,
+                    strides=strides if block == 0 else 1,
+                    # What would have strided sees features that are not thinned out yet.
+                    dilations=(before if block == 0 else dilation, dilation),
+                    conv=partial(self.conv, **branch),
+                    shortcut=static if self.shortcut is None else partial(self.shortcut, **branch),
                     norm=norm,
+                    look=look,
                     attention=self.attention,
                     name=f"stage{stage + 1}_block{block + 1}",
-                )(x)
+                )(x, state)
+            features.append(x)
+        if self.num_classes is None:
+            return tuple(features)
 
         x = jnp.mean(x, axis=tuple(range(1, axes + 1)))
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
+
+    def _look(self) -> "Look":
+        """What the blocks ask for the context of their convolutions."""
+        match self.context:
+            case "input":
+                return _own_input
+            case "block":
+                return _block_input
+            case "carried" | "carried_pixels":
+                return partial(
+                    _carried,
+                    representation=KernelRepresentation(
+                        self.representation, spatial_axes=self.spatial_axes, name="representation"
+                    ),
+                    pixels=self.context == "carried_pixels",
+                )
+        raise ValueError(
+            f"context={self.context!r} is unknown: write 'input', 'block', 'carried' or "
+            "'carried_pixels'."
+        )
+
+
+Look = Callable[[str, Array, Array, Array | None], tuple[dict[str, Array], Array | None]]
+"""`look(layer, block_input, x, state)`: what a convolution takes beside its input x, and the next state."""
+
+
+def _own_input(
+    layer: str, block_input: Array, x: Array, state: None
+) -> tuple[dict[str, Array], None]:
+    return {}, None
+
+
+def _block_input(
+    layer: str, block_input: Array, x: Array, state: None
+) -> tuple[dict[str, Array], None]:
+    mean = global_average(block_input, block_input.ndim - 2, float32_or_wider(block_input))
+    return {"context": mean}, None
+
+
+def _carried(
+    layer: str,
+    block_input: Array,
+    x: Array,
+    state: Array | None,
+    *,
+    representation: KernelRepresentation,
+    pixels: bool,
+) -> tuple[dict[str, Array], Array]:
+    state = representation(x, state, layer=layer)
+    return {"context": beside(x, state) if pixels else state}, state
 
 
 class BasicBlock(nn.Module):
@@ -123,21 +203,26 @@ class BasicBlock(nn.Module):
     features: int
     strides: int
     conv: Conv
-    static: Conv
+    shortcut: Conv
     norm: Callable[..., nn.Module]
+    dilations: tuple[int, int] = (1, 1)  # of the strided 3x3 convolution, and of those behind it
+    look: Look = _own_input
     attention: Callable[..., nn.Module] | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """`[B, *spatial, C]` to `[B, *spatial / strides, features]`."""
-        kernel = (3,) * (x.ndim - 2)
-        y = self.conv(self.features, kernel, self.strides, padding=1, name="conv1")(x)
+    def __call__(self, x: Array, state: Array | None = None) -> tuple[Array, Array | None]:
+        """`[B, *spatial, C]` to `[B, *spatial / strides, features]`, and the state behind the block."""
+        three = partial(self.conv, kernel_size=(3,) * (x.ndim - 2))
+        first, second = (_dilated(dilation) for dilation in self.dilations)
+        given, state = self.look(f"{self.name}_conv1", x, x, state)
+        y = three(self.features, strides=self.strides, **first, name="conv1")(x, **given)
         y = nn.relu(self.norm(name="norm1")(y))
-        y = self.conv(self.features, kernel, 1, padding=1, name="conv2")(y)
+        given, state = self.look(f"{self.name}_conv2", x, y, state)
+        y = three(self.features, strides=1, **second, name="conv2")(y, **given)
         y = self.norm(name="norm2")(y)
         if self.attention is not None:
             y = self.attention(name="attention")(y)
-        return nn.relu(y + _shortcut(self, x, y))
+        return nn.relu(y + _shortcut(self, x, y)), state
 
 
 class Bottleneck(nn.Module):
@@ -146,23 +231,35 @@ class Bottleneck(nn.Module):
     features: int
     strides: int
     conv: Conv
-    static: Conv
+    shortcut: Conv
     norm: Callable[..., nn.Module]
+    dilations: tuple[int, int] = (1, 1)  # of the strided 3x3 convolution, and of those behind it
+    look: Look = _own_input
     attention: Callable[..., nn.Module] | None = None
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """`[B, *spatial, C]` to `[B, *spatial / strides, 4 * features]`."""
-        one, three = (1,) * (x.ndim - 2), (3,) * (x.ndim - 2)
-        y = self.conv(self.features, one, 1, padding=0, name="conv1")(x)
+    def __call__(self, x: Array, state: Array | None = None) -> tuple[Array, Array | None]:
+        """`[B, *spatial, C]` to `[B, *spatial / strides, 4 * features]`, and the state behind it."""
+        axes = x.ndim - 2
+        one = partial(self.conv, kernel_size=(1,) * axes, strides=1, padding=0)
+        three = partial(self.conv, kernel_size=(3,) * axes, **_dilated(self.dilations[0]))
+        given, state = self.look(f"{self.name}_conv1", x, x, state)
+        y = one(self.features, name="conv1")(x, **given)
         y = nn.relu(self.norm(name="norm1")(y))
-        y = self.conv(self.features, three, self.strides, padding=1, name="conv2")(y)
+        given, state = self.look(f"{self.name}_conv2", x, y, state)
+        y = three(self.features, strides=self.strides, name="conv2")(y, **given)
         y = nn.relu(self.norm(name="norm2")(y))
-        y = self.conv(4 * self.features, one, 1, padding=0, name="conv3")(y)
+        given, state = self.look(f"{self.name}_conv3", x, y, state)
+        y = one(4 * self.features, name="conv3")(y, **given)
         y = self.norm(name="norm3")(y)
         if self.attention is not None:
             y = self.attention(name="attention")(y)
-        return nn.relu(y + _shortcut(self, x, y))
+        return nn.relu(y + _shortcut(self, x, y)), state
+
+
+def _dilated(dilation: int) -> dict[str, int]:
+    """The padding that keeps the size of a 3x3 convolution, and its dilation where there is any."""
+    return {"padding": 1} if dilation == 1 else {"padding": dilation, "kernel_dilation": dilation}
 
 
 def _shortcut(block: BasicBlock | Bottleneck, x: Array, y: Array) -> Array:
@@ -170,7 +267,7 @@ def _shortcut(block: BasicBlock | Bottleneck, x: Array, y: Array) -> Array:
     if x.shape == y.shape:
         return x
     one = (1,) * (x.ndim - 2)
-    x = block.static(y.shape[-1], one, block.strides, padding=0, name="downsample_conv")(x)
+    x = block.shortcut(y.shape[-1], one, block.strides, padding=0, name="downsample_conv")(x)
     return block.norm(name="downsample_norm")(x)
 
 

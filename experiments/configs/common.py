@@ -77,13 +77,27 @@ def get_config(argument: str | None = "") -> ConfigDict:
             "image_size": 0,  # pixels; 0 leaves pictures as they are
             "augment": "none",
             "normalise": {"mean": (0.5,), "std": (0.25,)},
-            "conv": {"name": "conv"},
-            "model": {"depth": 18, "width": 64, "stem": "imagenet", "dropout": 0.2},
+            # Each of the three takes the fields of its layer beside the name.
+            "conv": {"name": "conv"},  # in the blocks
+            "attention": {"name": "none"},  # behind the last norm of a block
+            "classifier": {"name": "dense"},
+            "model": {
+                "depth": 18,
+                "width": 64,
+                "stem": "imagenet",
+                "dropout": 0.2,
+                "context": "input",  # what attention looks at; see dyn.models.ResNet
+                "representation": 64,  # size of a carried context
+                "shortcut": "static",  # or conv: the shortcuts' 1x1 convolutions are dynamic too
+            },
             "dtype": "float32",
             "optimizer": {"name": "adam", "learning_rate": 1e-3, "weight_decay": 0.0},
             "plateau": {"factor": 0.1, "patience": 5, "min_learning_rate": 1e-6},
             "early_stopping": {"patience": 10},  # 0 never stops early
+            # Falls to 1; the warehouse's blend falls from 1 to 0 over the same epochs.
             "temperature": {"start": 30.0, "epochs": 10},
+            # Of the losses that layers sow, such as the density of gates; it grows from 0 over the epochs.
+            "auxiliary": {"weight": 1.0, "epochs": 10},
             "batch_size": 32,
             "epochs": 30,
             "steps": 0,  # ends earlier than the epochs would; 0 for no limit
@@ -108,6 +122,14 @@ def get_config(argument: str | None = "") -> ConfigDict:
         config.epochs = 2
         config.log_every = 1
     return config
+
+
+def take(argument: str | None, key: str) -> tuple[str, str | None]:
+    """The argument without `key=value`, and the value; None where it is not there."""
+    words = (argument or "").split(",")
+    rest = [word for word in words if not word.startswith(f"{key}=")]
+    values = [word.partition("=")[2] for word in words if word.startswith(f"{key}=")]
+    return ",".join(rest), values[-1] if values else None
 
 
 def _parse(argument: str) -> tuple[str, dict[str, str], bool]:

@@ -28,9 +28,16 @@ def make_model(config: ConfigDict, dataset: Dataset) -> nn.Module:
 def loss(
     model: nn.Module, variables: Mapping[str, Any], batch: Batch, rng: Array
 ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
-    """Mean cross-entropy of a training batch: (loss, (metrics, the collections that changed))."""
+    """Mean cross-entropy of a training batch: (loss, (metrics, the collections that changed)).
+
+    Among the collections is `losses`, what the layers have sown.
+    """
     logits, changed = model.apply(
-        variables, batch["inputs"], train=True, mutable=["batch_stats"], rngs={"dropout": rng}
+        variables,
+        batch["inputs"],
+        train=True,
+        mutable=["batch_stats", "losses"],
+        rngs={"dropout": rng},
     )
     logits = logits.astype(jnp.float32)
     value = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()

@@ -13,6 +13,7 @@ from layer_cases import random_input
 from dyn.layers import ODConv
 from dyn.layers.kernel_representation import KernelRepresentation, beside
 from dyn.layers.pixel_conv import PixelDynamicConv
+from dyn.models import ResNet18
 
 D = 8
 
@@ -148,51 +149,13 @@ def test_beside_the_features_it_is_a_context_for_pixel_wise_layers():
 # A ResNet-18 in which every dynamic layer looks at the state.
 
 
-class Block(nn.Module):
-    features: int
-    strides: int
-    conv: type
-
-    @nn.compact
-    def __call__(self, x, state, representation):
-        def convolve(y, strides, name):
-            nonlocal state
-            state = representation(y, state, layer=f"{self.name}_{name}")
-            layer = self.conv(self.features, (3, 3), strides, use_bias=False, name=name)
-            return nn.LayerNorm(name=f"norm_{name}")(layer(y, context=state))
-
-        y = convolve(nn.relu(convolve(x, self.strides, "conv1")), 1, "conv2")
-        if x.shape != y.shape:
-            x = nn.Conv(self.features, (1, 1), self.strides, use_bias=False)(x)
-        return nn.relu(x + y), state
-
-
-class CarriedResNet18(nn.Module):
-    """Stem, four stages of two blocks, classifier; the state runs beside the features."""
-
-    conv: type
-    width: int = 4
-
-    @nn.compact
-    def __call__(self, x):
-        x, state = nn.relu(nn.Conv(self.width, (3, 3), use_bias=False, name="stem")(x)), None
-        representation = KernelRepresentation(D, name="representation")
-        for stage in range(4):
-            for block in range(2):
-                x, state = Block(
-                    self.width * 2**stage,
-                    2 if stage and not block else 1,
-                    self.conv,
-                    name=f"stage{stage + 1}_block{block + 1}",
-                )(x, state, representation)
-        return nn.Dense(5, name="head")(x.mean((1, 2)))
-
-
 def test_every_contribution_to_a_resnet18_has_a_gradient():
     conv = partial(ODConv, num_kernels=2, attention_norm="none", lowering="shared")
-    net, x = CarriedResNet18(conv), random_input(2, 8, 8, 3)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
-    params = filled(shapes)
+    net = ResNet18(
+        num_classes=5, width=4, stem="small", conv=conv, context="carried", representation=D
+    )
+    x = random_input(2, 8, 8, 3)
+    params = filled(jax.eval_shape(net.init, jax.random.key(0), x)["params"])
     contributions = {
         f"contribution_stage{s}_block{b}_conv{c}"
         for s in (1, 2, 3, 4)
@@ -204,7 +167,11 @@ def test_every_contribution_to_a_resnet18_has_a_gradient():
 
     @jax.jit
     def gradient(params):
-        return jax.grad(lambda p: jnp.sum(net.apply({"params": p}, x) ** 2))(params)
+        def loss(params):
+            logits, _ = net.apply({"params": params}, x, train=True, mutable=["batch_stats"])
+            return jnp.sum(logits**2)
+
+        return jax.grad(loss)(params)
 
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)["representation"]):
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
@@ -212,7 +179,8 @@ def test_every_contribution_to_a_resnet18_has_a_gradient():
 
 def test_parameters_that_it_adds_to_a_resnet18():
     """d (initial) + 2 d (norm) + (2d + 1) d (hidden) + (d + 1) d (update) + d sum of the I_l."""
-    net = CarriedResNet18(partial(ODConv, num_kernels=1), width=64)
+    conv = partial(ODConv, num_kernels=1)
+    net = ResNet18(num_classes=5, conv=conv, context="carried", representation=D)
     x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]["representation"]
     inputs = 4 * 64 + (64 + 3 * 128) + (128 + 3 * 256) + (256 + 3 * 512)

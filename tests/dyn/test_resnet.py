@@ -135,7 +135,7 @@ NORM = partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
 @pytest.mark.parametrize("axes", [1, 2])
 def test_a_strided_basic_block_pads_as_torch_does(axes):
     """torch pads both ends by one; 'SAME' would pad a strided even axis at its end alone."""
-    block = BasicBlock(features=3, strides=2, conv=STATIC, static=STATIC, norm=NORM)
+    block = BasicBlock(features=3, strides=2, conv=STATIC, shortcut=STATIC, norm=NORM)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, *(6,) * axes, 2)), jnp.float32)
     variables = filled(jax.eval_shape(block.init, jax.random.key(0), x))
 
@@ -152,13 +152,13 @@ def test_a_strided_basic_block_pads_as_torch_does(axes):
         short = convolve(x, kernels["downsample_conv"], 2, 0)
         return nn.relu(y + normalize(short, variables, "downsample_norm"))
 
-    y = jax.jit(block.apply)(variables, x)
+    y, _ = jax.jit(block.apply)(variables, x)
     assert y.shape == (2, *(3,) * axes, 3)
     np.testing.assert_allclose(y, by_hand(variables, x), rtol=1e-4, atol=1e-5)
 
 
 def test_a_bottleneck_strides_in_its_3x3_convolution():
-    block = Bottleneck(features=2, strides=2, conv=STATIC, static=STATIC, norm=NORM)
+    block = Bottleneck(features=2, strides=2, conv=STATIC, shortcut=STATIC, norm=NORM)
     x = jnp.asarray(np.random.default_rng(1).standard_normal((2, 6, 6, 3)), jnp.float32)
     variables = filled(jax.eval_shape(block.init, jax.random.key(0), x))
 
@@ -173,7 +173,7 @@ def test_a_bottleneck_strides_in_its_3x3_convolution():
         short = convolve(x, params["downsample_conv"]["kernel"], 2, 0)
         return nn.relu(y + normalize(short, variables, "downsample_norm"))
 
-    y = jax.jit(block.apply)(variables, x)
+    y, _ = jax.jit(block.apply)(variables, x)
     assert y.shape == (2, 3, 3, 8)
     np.testing.assert_allclose(y, by_hand(variables, x), rtol=1e-4, atol=1e-5)
 

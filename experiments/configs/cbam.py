@@ -1,0 +1,18 @@
+"""CBAM (Woo et al., ECCV 2018): channels, and then places, weighed in every block.
+
+    python -m experiments.main --config=experiments/configs/cbam.py
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """A static ResNet-18 with CBAM behind every block, on the data set that `argument` names."""
+    config = common.get_config(argument)
+    config.name = "cbam"
+    config.attention = {"name": "cbam"}
+    return config

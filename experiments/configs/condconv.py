@@ -1,0 +1,19 @@
+"""CondConv (Yang et al., NeurIPS 2019): a sigmoid sum of eight experts, all of a block looking at its input.
+
+    python -m experiments.main --config=experiments/configs/condconv.py
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """CondConv with eight experts on the data set that `argument` names."""
+    config = common.get_config(argument)
+    config.name = "condconv"
+    config.conv = {"name": "condconv", "num_kernels": 8}
+    config.model.context = "block"
+    return config

@@ -1,0 +1,19 @@
+"""Dynamic convolution by decomposition (Li et al., ICLR 2021), with the dynamic classifier that goes with it.
+
+    python -m experiments.main --config=experiments/configs/dcd.py
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """DCDConv and DCDDense on the data set that `argument` names."""
+    config = common.get_config(argument)
+    config.name = "dcd"
+    config.conv = {"name": "dcd", "pool": 2}  # 1 for the bottlenecks of --config.model.depth=50
+    config.classifier = {"name": "dcd"}
+    return config

@@ -1,0 +1,18 @@
+"""Dynamic convolution (Chen et al., CVPR 2020): a softmax mixture of four kernels in every block.
+
+    python -m experiments.main --config=experiments/configs/dyconv.py
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """DynamicConv with four candidate kernels on the data set that `argument` names."""
+    config = common.get_config(argument)
+    config.name = "dyconv"
+    config.conv = {"name": "dyconv", "num_kernels": 4}
+    return config

@@ -1,0 +1,20 @@
+"""Frequency dynamic convolution (Chen et al., CVPR 2025), without the modulation of its input's bands.
+
+Eight groups of frequencies instead of the paper's 64: each costs a kernel's worth of memory.
+
+    python -m experiments.main --config=experiments/configs/fdconv.py
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """FDConv with eight groups of frequencies on the data set that `argument` names."""
+    config = common.get_config(argument)
+    config.name = "fdconv"
+    config.conv = {"name": "fdconv", "num_kernels": 8, "attention_norm": "layer"}
+    return config

@@ -1,0 +1,18 @@
+"""Global soft attention (the study; squeeze and excite, Hu et al., CVPR 2018) behind every block.
+
+    python -m experiments.main --config=experiments/configs/global_soft.py
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """A static ResNet-18 with SqueezeExcite behind every block, on the data set that `argument` names."""
+    config = common.get_config(argument)
+    config.name = "global_soft"
+    config.attention = {"name": "squeeze_excite"}
+    return config

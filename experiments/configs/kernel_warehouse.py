@@ -1,0 +1,22 @@
+"""KernelWarehouse (Li, Yao; ICML 2024): the kernels of a stage are assembled from cells that they share.
+
+`--config.conv.cell_ratio=4` has four times the parameters of the static convolutions, 0.5 half of them. The
+shortcuts' convolutions are assembled, too, as in the paper.
+
+    python -m experiments.main --config=experiments/configs/kernel_warehouse.py
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """KernelWarehouse with as many parameters as static kernels on the data set that `argument` names."""
+    config = common.get_config(argument)
+    config.name = "kernel_warehouse"
+    config.conv = {"name": "warehouse", "cell_ratio": 1.0, "attention_norm": "layer"}
+    config.model.shortcut = "conv"
+    return config

@@ -1,0 +1,23 @@
+"""Local soft attention (the study): a mixture of four kernels of its own at each place.
+
+What attention looks at is the place itself, beside a kernel representation that is carried from
+convolution to convolution. `--config.conv.attention=image --config.model.context=carried` is the image-wise
+form.
+
+    python -m experiments.main --config=experiments/configs/local_soft.py
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """PixelDynamicConv on a carried state, on the data set that `argument` names."""
+    config = common.get_config(argument)
+    config.name = "local_soft"
+    config.conv = {"name": "pixel", "num_kernels": 4, "attention": "pixel"}
+    config.model.context = "carried_pixels"
+    return config

@@ -1,0 +1,27 @@
+"""Direction-adaptive kernels (the study; Pu et al., ICCV 2023): one kernel in eight orientations, mixed.
+
+`--config.conv.pooling=max` pools over the orientations instead: a quarter turn of the picture then turns the
+features. Pictures only. The same as `odconv.py:digits,rotations=8`.
+
+    python -m experiments.main --config=experiments/configs/rotated.py
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """RotatedConv with eight orientations on the data set that `argument` names."""
+    config = common.get_config(argument)
+    config.name = "rotated"
+    config.conv = {
+        "name": "rotated",
+        "num_kernels": 1,
+        "rotations": 8,
+        "pooling": "mixture",
+        "attention_norm": "layer",
+    }
+    return config
