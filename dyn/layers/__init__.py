@@ -34,15 +34,8 @@ from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gat
 # Not a convolution: a state carried across layers, which gives any of them its context.
 from dyn.layers.kernel_representation import KernelRepresentation, beside
 
-# Kernels assembled from cells that the layers of a stage share; share_kernels builds such a network.
-from dyn.layers.kernel_warehouse import (
-    KernelShape,
-    Warehouse,
-    WarehouseConv,
-    Warehouses,
-    by_stage,
-    share_kernels,
-)
+# Kernels assembled from cells that several layers share; see warehouse_sharing for whole networks.
+from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
 
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
 from dyn.layers.od_conv import ODConv
@@ -58,6 +51,9 @@ from dyn.layers.spectral_norm import SpectralNormConv
 
 # Channels of x, for a block's last norm: from x to an x of the same shape.
 from dyn.layers.squeeze_excite import SqueezeExcite
+
+# share_kernels builds a network of WarehouseConvs in which the layers of a stage share their cells.
+from dyn.layers.warehouse_sharing import Warehouses, by_stage, share_kernels
 
 __all__ = [
     "CBAM",

@@ -68,20 +68,42 @@ def squeeze(
         param_dtype=param_dtype,
         name="squeeze",
     )(context)
-    if norm == "batch":
-        z = batch_norm(
-            "norm",
+    return nn.relu(
+        attention_norm(
             z,
+            norm,
             use_running_average=use_running_average,
-            instead="use attention_norm='layer'",
             dtype=dtype,
             param_dtype=param_dtype,
         )
-    elif norm == "layer":
-        z = nn.LayerNorm(epsilon=1e-5, dtype=dtype, param_dtype=param_dtype, name="norm")(z)
-    elif norm != "none":
-        raise ValueError(f"attention_norm={norm!r} is unknown: write 'batch', 'layer' or 'none'.")
-    return nn.relu(z)
+    )
+
+
+def attention_norm(
+    z: Array,
+    norm: str,
+    *,
+    use_running_average: bool | None,
+    dtype: jnp.dtype,
+    param_dtype: jnp.dtype,
+) -> Array:
+    """The norm of a squeezed vector `[B, C]`, as the submodule `norm`; the arguments are `squeeze`'s.
+
+    Raises:
+        ValueError: for an unknown norm, and for batch statistics of a single sample.
+    """
+    types = {"dtype": dtype, "param_dtype": param_dtype}
+    match norm:
+        case "none":
+            return z
+        case "layer":
+            return nn.LayerNorm(epsilon=1e-5, name="norm", **types)(z)
+        case "batch":
+            instead = "use attention_norm='layer'"
+            return batch_norm(
+                "norm", z, use_running_average=use_running_average, instead=instead, **types
+            )
+    raise ValueError(f"attention_norm={norm!r} is unknown: write 'batch', 'layer' or 'none'.")
 
 
 def batch_norm(

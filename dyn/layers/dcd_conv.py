@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.layers.attention import batch_norm, he_normal_fan_out
+from dyn.layers.attention import attention_norm, batch_norm, he_normal_fan_out
 from dyn.layers.convolution import ConvLayer, flatten_batch, over_space
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.window import resolve
@@ -50,6 +50,9 @@ class DCDConv(ConvLayer):
         latent: L; None for the square root, rounded down, of I * pool ** (number of spatial axes).
         reduction: size of the squeezed vector, as a share of the larger of the context's size and L * L.
         min_squeeze: its least size.
+        attention_norm: 'none' (the authors'), 'layer' or 'batch', of A_1 g. Without one F grows with the
+            context, and in inference, where the other norms do not hold it, so does every layer behind:
+            on few or small pictures evaluations overflow. With one F has the same size for all inputs.
         use_running_average: None uses batch statistics exactly when the collection `batch_stats` is
             mutable.
 
@@ -67,6 +70,7 @@ class DCDConv(ConvLayer):
     latent: int | None = None
     reduction: float = 1 / 16
     min_squeeze: int = 4
+    attention_norm: str = "none"
     use_running_average: bool | None = None
 
     @nn.compact
@@ -99,7 +103,14 @@ class DCDConv(ConvLayer):
             latent = math.isqrt(x.shape[-1] * self.pool ** (x.ndim - 2))
         squeezed = max(int(max(context.shape[-1], latent**2) * self.reduction), self.min_squeeze)
         filters, matrix = DCDAttention(
-            self.features, latent, squeezed, wide, self.param_dtype, name="attention"
+            self.features,
+            latent,
+            squeezed,
+            self.attention_norm,
+            self.use_running_average,
+            wide,
+            self.param_dtype,
+            name="attention",
         )(context)
 
         x = x.astype(self.conv_dtype(x))
@@ -109,6 +120,7 @@ class DCDConv(ConvLayer):
             self.central_inputs(x),
             matrix,
             self.features,
+            kernel_init=he_normal_fan_out,
             use_running_average=self.use_running_average,
             param_dtype=self.param_dtype,
             precision=self.precision,
@@ -169,6 +181,7 @@ class DCDDense(nn.Module):
         bias_init: initialises the bias.
         latent: L, size of the latent space.
         squeezed: size of the squeezed vector.
+        attention_norm: 'none' (the authors'), 'layer' or 'batch', as in `DCDConv`.
         use_running_average: None uses batch statistics exactly when the collection `batch_stats` is
             mutable.
 
@@ -191,6 +204,7 @@ class DCDDense(nn.Module):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     latent: int = 32
     squeezed: int = 32
+    attention_norm: str = "none"
     use_running_average: bool | None = None
 
     @nn.compact
@@ -219,7 +233,14 @@ class DCDDense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         wide = float32_or_wider(x, kernel)
         filters, matrix = DCDAttention(
-            self.features, self.latent, self.squeezed, wide, self.param_dtype, name="attention"
+            self.features,
+            self.latent,
+            self.squeezed,
+            self.attention_norm,
+            self.use_running_average,
+            wide,
+            self.param_dtype,
+            name="attention",
         )(flatten_batch(context, 1)[0].astype(wide))
 
         dtype = self.dtype
@@ -235,6 +256,7 @@ class DCDDense(nn.Module):
             x,
             matrix,
             self.features,
+            kernel_init=_linear_init,
             use_running_average=self.use_running_average,
             param_dtype=self.param_dtype,
             precision=self.precision,
@@ -251,6 +273,8 @@ class DCDAttention(nn.Module):
     features: int
     latent: int
     squeezed: int
+    norm: str
+    use_running_average: bool | None
     dtype: Any
     param_dtype: Any
 
@@ -268,7 +292,13 @@ class DCDAttention(nn.Module):
                 name=name,
             )(z)
 
-        z = linear("squeeze", self.squeezed, context)
+        z = attention_norm(
+            linear("squeeze", self.squeezed, context),
+            self.norm,
+            use_running_average=self.use_running_average,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+        )
         z = z * _gate(linear("excite", self.squeezed, z))
         filters = _gate(linear("filter", self.features, z))
         latent = linear("latent", self.latent**2, z).reshape(-1, self.latent, self.latent)
@@ -281,6 +311,7 @@ def latent_branch(
     matrix: Array,
     features: int,
     *,
+    kernel_init: nn.initializers.Initializer,
     use_running_average: bool | None,
     param_dtype: Any,
     precision: Any,
@@ -293,6 +324,7 @@ def latent_branch(
         x: `[B, ..., I]`.
         matrix: F, `[B, L, L]`.
         features: number of output features.
+        kernel_init: initialises Q and P.
         use_running_average: None uses batch statistics exactly when `batch_stats` is mutable.
         param_dtype: dtype of the parameters.
         precision: of the products.
@@ -308,7 +340,7 @@ def latent_branch(
         return nn.Dense(
             features,
             use_bias=False,
-            kernel_init=he_normal_fan_out,
+            kernel_init=kernel_init,
             dtype=x.dtype,
             param_dtype=param_dtype,
             precision=precision,

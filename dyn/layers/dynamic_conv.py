@@ -26,6 +26,9 @@ class DynamicConv(ConvLayer):
 
         y = conv(x, sum_k a[k] W_k) + sum_k a[k] b_k,    a = softmax((W_2 ReLU(W_1 context) + b_2) / T)
 
+    In the paper nothing normalises W_1 context; `attention_norm` can. With few or small pictures that
+    trains far more steadily as T nears 1.
+
     A high temperature keeps the weights near 1 / K at first, so that all kernels learn: the paper starts
     at 30 and anneals to 1 over the first ten epochs (`dyn.schedules.linear_temperature`). With K = 1
     there is nothing to weigh, and the layer is a static convolution without attention.
@@ -35,6 +38,9 @@ class DynamicConv(ConvLayer):
         num_kernels: K, the number of candidate kernels, and of biases.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: its least size.
+        attention_norm: 'none' (the paper's), 'batch' or 'layer', in front of the attention's ReLU.
+        use_running_average: for 'batch': None uses batch statistics exactly when the collection
+            `batch_stats` is mutable.
         lowering: see `dyn.ops.dynamic_conv`.
 
     Example:
@@ -50,6 +56,8 @@ class DynamicConv(ConvLayer):
     num_kernels: int = 4
     reduction: float = 1 / 4
     min_squeeze: int = 4
+    attention_norm: str = "none"
+    use_running_average: bool | None = None
     lowering: str = "auto"
 
     @nn.compact
@@ -75,6 +83,8 @@ class DynamicConv(ConvLayer):
                 num_kernels=self.num_kernels,
                 reduction=self.reduction,
                 min_squeeze=self.min_squeeze,
+                norm=self.attention_norm,
+                use_running_average=self.use_running_average,
                 dtype=float32_or_wider(x, kernel),
                 param_dtype=self.param_dtype,
                 name="attention",
@@ -93,6 +103,8 @@ class KernelAttention(nn.Module):
     num_kernels: int
     reduction: float
     min_squeeze: int
+    norm: str
+    use_running_average: bool | None
     dtype: Any
     param_dtype: Any
 
@@ -103,8 +115,8 @@ class KernelAttention(nn.Module):
         z = squeeze(
             context.astype(self.dtype),
             max(int(context.shape[-1] * self.reduction), self.min_squeeze),
-            norm="none",
-            use_running_average=None,
+            norm=self.norm,
+            use_running_average=self.use_running_average,
             **types,
         )
         t = temperature(self).astype(self.dtype)

@@ -3,20 +3,20 @@
 Li, Yao: KernelWarehouse: Rethinking the Design of Dynamic Convolution. ICML 2024.
 https://arxiv.org/abs/2406.07879
 
-Deviations from the authors' code: which layers share is found from the shapes of the network instead of
-from the names of its layers; the paper's temperature is called the blend here, because it blends the
-attention with its initial assignment and softens no softmax; a layer without a warehouse has one of its
-own; where the assignment of a ratio below one asks for more cells than there are, it starts again with
-the first; a choice of norm in the attention branch, without bias whichever it is; context from elsewhere.
-Left out: cells that keep their spatial size, the low-rank form of the attention's last product, and
-`Linear`.
+Which layers of a network share is decided in `dyn.layers.warehouse_sharing`.
+
+Deviations from the authors' code: the paper's temperature is called the blend here, because it blends
+the attention with its initial assignment and softens no softmax; a layer without a warehouse has one of
+its own; where the assignment of a ratio below one asks for more cells than there are, it starts again
+with the first; a choice of norm in the attention branch, without bias whichever it is; context from
+elsewhere. Left out: cells that keep their spatial size, the low-rank form of the attention's last
+product, and `Linear`.
 """
 
 import dataclasses
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.layers.attention import he_normal_fan_out, head, squeeze
-from dyn.layers.convolution import ConvLayer, kernel_shape
+from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -98,6 +98,11 @@ class Warehouse(nn.Module):
                 )
         return i, o
 
+    def find(self, path: tuple[str, ...], place: int) -> tuple["Warehouse", int]:
+        """Itself and the place given: the convolution at any path may draw on it."""
+        del path
+        return self, place
+
     def blocks(self, place: int) -> tuple[int, int, int]:
         """(taps, blocks of output features, blocks of input features) of a kernel."""
         kernel, (i, o) = self.kernels[place], self.cell
@@ -148,6 +153,14 @@ class Warehouse(nn.Module):
         return jnp.concatenate(slices)
 
 
+class FindsWarehouse(Protocol):
+    """What a convolution asks for its warehouse: a `Warehouse`, or the `Warehouses` of a network."""
+
+    def find(self, path: tuple[str, ...], place: int) -> tuple[Warehouse, int]:
+        """The warehouse of the convolution at a path, and its place there."""
+        ...
+
+
 class WarehouseConv(ConvLayer):
     """A convolution whose kernel is assembled, for each input, from the cells of a warehouse.
 
@@ -168,8 +181,8 @@ class WarehouseConv(ConvLayer):
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
-        warehouse: a `Warehouse`, or the `Warehouses` of a network; None for one of the layer's own, in
-            which the kernel's taps share.
+        warehouse: a `Warehouse`, or what finds one by the layer's path in the network, as `Warehouses`
+            does; None for one of the layer's own, in which the kernel's taps share.
         place: for a `Warehouse`, which of its kernels this is.
         cell_ratio, in_ratio, out_ratio: of the layer's own warehouse; see `Warehouse`.
         reduction: size of the squeezed vector, as a share of the context's.
@@ -191,7 +204,7 @@ class WarehouseConv(ConvLayer):
         (18, 3, 16)
     """
 
-    warehouse: "Warehouse | Warehouses | None" = None
+    warehouse: FindsWarehouse | None = None
     place: int = 0
     cell_ratio: float = 1.0
     in_ratio: float = 1.0
@@ -259,11 +272,7 @@ class WarehouseConv(ConvLayer):
                 f"{self.features} output features."
             )
         shape = KernelShape(self.kernel_dims(x), x.shape[-1] // groups, self.features)
-        if isinstance(self.warehouse, Warehouses):
-            warehouse, place = self.warehouse.find(self.path)
-        elif self.warehouse is not None:
-            warehouse, place = self.warehouse, self.place
-        else:
+        if self.warehouse is None:
             own = Warehouse(
                 (shape,),
                 self.cell_ratio,
@@ -274,6 +283,7 @@ class WarehouseConv(ConvLayer):
                 name="warehouse",
             )
             return own, 0
+        warehouse, place = self.warehouse.find(self.path, self.place)
         if not 0 <= place < len(warehouse.kernels) or warehouse.kernels[place] != shape:
             raise ValueError(
                 f"the warehouse has no {shape} at place {place}; it was made for "
@@ -319,147 +329,6 @@ class WarehouseAttention(nn.Module):
         share = share / jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), 1e-12)
         self.sow("intermediates", "weights", {"kernel": share, "cell": mix})
         return mix
-
-
-class Warehouses(nn.Module):
-    """Makes the convolutions of a network, which draw on warehouses: what a network takes as `conv=`.
-
-    It owns the cells. A convolution finds its warehouse by its path in the network. `share_kernels`
-    makes one for a network.
-
-    Attributes:
-        plan: for each warehouse its name, and the path and kernel of each convolution.
-        fields: fields of `WarehouseConv` that all the convolutions have.
-        cell_ratio, in_ratio, out_ratio, param_dtype, kernel_init: as in `Warehouse`.
-    """
-
-    plan: tuple[tuple[str, tuple[tuple[tuple[str, ...], KernelShape], ...]], ...]
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    cell_ratio: float = 1.0
-    in_ratio: float = 1.0
-    out_ratio: float = 1.0
-    param_dtype: Any = jnp.float32
-    kernel_init: nn.initializers.Initializer = he_normal_fan_out
-
-    def setup(self) -> None:
-        """Makes the warehouses."""
-        for name, places in self.plan:
-            warehouse = Warehouse(
-                tuple(kernel for _, kernel in places),
-                self.cell_ratio,
-                self.in_ratio,
-                self.out_ratio,
-                self.param_dtype,
-                self.kernel_init,
-            )
-            setattr(self, name, warehouse)
-
-    # Not wrapped, so that the convolution belongs to the block that asks for it.
-    @nn.nowrap
-    def __call__(self, *args: Any, **fields: Any) -> WarehouseConv:
-        """A convolution, from `nn.Conv`'s arguments."""
-        return WarehouseConv(*args, **{**self.fields, **fields, "warehouse": self})
-
-    def find(self, path: tuple[str, ...]) -> tuple[Warehouse, int]:
-        """The warehouse of the convolution at a path, and its place there.
-
-        Raises:
-            ValueError: if the network for which the plan was made has no convolution there.
-        """
-        path = path[len(self.path) - 1 :]
-        for name, places in self.plan:
-            for place, (at, _) in enumerate(places):
-                if at == path:
-                    return getattr(self, name), place
-        raise ValueError(
-            f"no warehouse was planned for the convolution {'/'.join(path)}: make them with "
-            "share_kernels from the network that they are for."
-        )
-
-
-def share_kernels(
-    network: Callable[[Callable[..., nn.Module]], nn.Module],
-    *inputs: Any,
-    share: Callable[[tuple[str, ...]], str] | None = None,
-    cell_ratio: float = 1.0,
-    in_ratio: float = 1.0,
-    out_ratio: float = 1.0,
-    param_dtype: Any = jnp.float32,
-    kernel_init: nn.initializers.Initializer = he_normal_fan_out,
-    **fields: Any,
-) -> nn.Module:
-    """A network whose convolutions are `WarehouseConv`s that share warehouses.
-
-    Args:
-        network: makes it, from what makes its convolutions.
-        inputs: what the network is called with, arrays or `jax.ShapeDtypeStruct`s. Only their shapes
-            matter, and only so far as the kernels depend on them.
-        share: the name of the warehouse of the convolution at a path; None for `by_stage`.
-        cell_ratio, in_ratio, out_ratio, param_dtype, kernel_init: as in `Warehouse`.
-        fields: fields of `WarehouseConv` that all the convolutions have.
-
-    Example:
-        >>> import jax, jax.numpy as jnp
-        >>> from dyn.layers.kernel_warehouse import share_kernels
-        >>> from dyn.models import ResNet18
-        >>> x = jnp.ones((2, 8, 8, 3))
-        >>> net = share_kernels(
-        ...     lambda conv: ResNet18(num_classes=10, width=8, stem="small", conv=conv), x)
-        >>> variables = jax.eval_shape(net.init, jax.random.key(0), x)
-        >>> {name: w["cells"].shape for name, w in sorted(variables["params"]["conv"].items())}
-        {'stage1': (54, 8, 8), 'stage2': (45, 16, 16), 'stage3': (45, 32, 32), 'stage4': (27, 64, 64)}
-    """
-    share = share or by_stage
-    kernels: dict[tuple[str, ...], KernelShape] = {}
-
-    class Recorded(nn.Conv):
-        @nn.compact
-        def __call__(self, x: Array) -> Array:
-            size = kernel_shape(self.kernel_size, x)
-            in_features = x.shape[-1] // self.feature_group_count
-            kernels[self.path] = KernelShape(size, in_features, self.features)
-            return super().__call__(x)
-
-    jax.eval_shape(network(Recorded).init, jax.random.key(0), *inputs)
-    warehouses: dict[str, list[tuple[tuple[str, ...], KernelShape]]] = {}
-    for path, kernel in kernels.items():
-        warehouses.setdefault(share(path), []).append((path, kernel))
-    return network(
-        Warehouses(
-            plan=tuple((name, tuple(places)) for name, places in warehouses.items()),
-            fields=fields,
-            cell_ratio=cell_ratio,
-            in_ratio=in_ratio,
-            out_ratio=out_ratio,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-        )
-    )
-
-
-def by_stage(path: tuple[str, ...]) -> str:
-    """The paper's rule: a stage shares, and the layers that lead into a stage share with the one before.
-
-    For networks whose convolutions are called `stage2_block1/conv1`, as those of `dyn.models` are. Into a
-    stage lead its first block's first convolution and the projection of its shortcut.
-
-    Raises:
-        ValueError: for another name.
-
-    Example:
-        >>> from dyn.layers.kernel_warehouse import by_stage
-        >>> [by_stage(("stage2_block1", name)) for name in ("conv1", "conv2", "downsample_conv")]
-        ['stage1', 'stage2', 'stage1']
-    """
-    found = re.fullmatch(r"(?:.*/)?stage(\d+)_block(\d+)/(\w+)", "/".join(path))
-    if found is None:
-        raise ValueError(
-            f"the convolution {'/'.join(path)} is in no stage: give share=, a function from its path to "
-            "the name of a warehouse."
-        )
-    stage, block, name = int(found[1]), int(found[2]), found[3]
-    leads_into = stage > 1 and block == 1 and name in ("conv1", "downsample_conv")
-    return f"stage{stage - leads_into}"
 
 
 def blend(module: nn.Module) -> Array:

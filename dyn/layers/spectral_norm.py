@@ -48,6 +48,9 @@ class SpectralNormConv(ConvLayer):
             is not looked at.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: its least size.
+        attention_norm: 'none' (as in `DynamicConv`), 'batch' or 'layer', in front of the attention's ReLU.
+        use_running_average: for 'batch': None uses batch statistics exactly when the collection
+            `batch_stats` is mutable.
         n_steps: power iterations in each call.
         epsilon: added to the length that u and v are divided by; also the least sigma.
         lowering: see `dyn.ops.dynamic_conv`.
@@ -66,6 +69,8 @@ class SpectralNormConv(ConvLayer):
     num_kernels: int = 1
     reduction: float = 1 / 4
     min_squeeze: int = 4
+    attention_norm: str = "none"
+    use_running_average: bool | None = None
     n_steps: int = 1
     epsilon: float = 1e-12
     lowering: str = "auto"
@@ -98,6 +103,8 @@ class SpectralNormConv(ConvLayer):
                 num_kernels=self.num_kernels,
                 reduction=self.reduction,
                 min_squeeze=self.min_squeeze,
+                norm=self.attention_norm,
+                use_running_average=self.use_running_average,
                 dtype=float32_or_wider(x, kernel),
                 param_dtype=self.param_dtype,
                 name="attention",

@@ -1,31 +1,60 @@
-"""Variables and inputs for tests of layers."""
+"""The layers of the catalogue, and variables and inputs for their tests."""
 
+import dataclasses
+import functools
 import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dyn.layers import (
+    CBAM,
+    CondConv,
+    DCDConv,
+    DCDDense,
+    DynamicConv,
+    FDConv,
+    GatedConv,
+    ODConv,
+    PixelDynamicConv,
+    RotatedConv,
+    SpectralNormConv,
+    SqueezeExcite,
+    WarehouseConv,
+)
+from dyn.layers.dcd_conv import bin_averages
 
-def filled(layer, x, context=None, seed=0, dtype=np.float32):
+
+def init_shapes(layer, *args):
+    """The shapes of a layer's variables."""
+    # flax's own norms cannot compute statistics in float64 or bfloat16 under strict promotion.
+    with jax.numpy_dtype_promotion("standard"):
+        return jax.eval_shape(layer.init, jax.random.key(0), *args)
+
+
+def filled(layer, *args, scale=0.3, seed=0, dtype=np.float32):
     """Variables of a layer with a random number everywhere: nothing is zero or one by initialisation.
 
-    They come from the shapes alone, so that no initialiser has to be compiled.
+    They come from the shapes alone, so that no initialiser has to be compiled. Only the blend of a
+    `WarehouseConv` is zero, as in trained layers.
     """
     rng = np.random.default_rng(seed)
 
     def fill(path, leaf):
-        values = 0.3 * rng.standard_normal(leaf.shape)
-        name = path[-1].key
-        if name in ("var", "scale", "temperature"):
-            values = 1 + np.abs(values)
+        values = scale * rng.standard_normal(leaf.shape)
+        match path[-1].key:
+            case "var" | "scale" | "temperature":
+                values = 1 + np.abs(values)
+            case "blend":
+                values = np.zeros(())
         return np.asarray(values, dtype)
 
-    args = (x,) if context is None else (x, context)
-    # flax's own norms cannot compute statistics in float64 or bfloat16 under strict promotion.
-    with jax.numpy_dtype_promotion("standard"):
-        shapes = jax.eval_shape(layer.init, jax.random.key(0), *args)
-    return jax.tree_util.tree_map_with_path(fill, shapes)
+    return jax.tree_util.tree_map_with_path(fill, init_shapes(layer, *args))
 
 
 def random_input(*shape, seed=1, dtype=np.float32):
@@ -40,3 +69,125 @@ def shapes_of(tree):
 
 def sines(shape, phase, amplitude=0.5, frequency=0.37):
     return amplitude * np.sin(frequency * np.arange(math.prod(shape)) + phase).reshape(shape)
+
+
+# The catalogue.
+
+
+def mean_over_space(x):
+    return jnp.mean(x, axis=tuple(range(1, x.ndim - 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A layer as the tests of the protocol make it, and what the protocol leaves to the method.
+
+    Attributes:
+        make: makes the layer.
+        args: its positional arguments in the usual case.
+        shape: of the usual input.
+        looks_at: what attention looks at where no context is given, as a function of the input; None if
+            no context can be given.
+        temperature: whether there is one.
+        statistics: whether there are batch statistics.
+    """
+
+    make: Callable[..., nn.Module]
+    args: tuple[Any, ...] = (6, (3, 3))
+    shape: tuple[int, ...] = (4, 6, 5, 4)
+    looks_at: Callable[[jax.Array], jax.Array] | None = mean_over_space
+    temperature: bool = False
+    statistics: bool = False
+
+    def layer(self, *args, **fields):
+        return self.make(*(args or self.args), **fields)
+
+
+CONVOLUTIONS = {
+    "ODConv": Case(partial(ODConv, num_kernels=2), temperature=True, statistics=True),
+    "DynamicConv": Case(partial(DynamicConv, num_kernels=2), temperature=True),
+    "CondConv": Case(partial(CondConv, num_kernels=2)),
+    "DCDConv": Case(
+        DCDConv, looks_at=lambda x: bin_averages(x, 2, jnp.dtype(jnp.float32)), statistics=True
+    ),
+    "WarehouseConv": Case(partial(WarehouseConv, in_ratio=0.5), statistics=True),
+    "FDConv": Case(partial(FDConv, num_kernels=3, local=False), temperature=True, statistics=True),
+    "FDConv, local": Case(partial(FDConv, num_kernels=3), temperature=True, statistics=True),
+    "PixelDynamicConv": Case(
+        partial(PixelDynamicConv, num_kernels=2), looks_at=lambda x: x, temperature=True
+    ),
+    "GatedConv, kernels": Case(GatedConv, temperature=True),
+    "GatedConv, filters": Case(partial(GatedConv, granularity="filter"), temperature=True),
+    "GatedConv, slices": Case(partial(GatedConv, granularity="slice"), temperature=True),
+    "RotatedConv, mixture": Case(
+        partial(RotatedConv, rotations=3), temperature=True, statistics=True
+    ),
+    # With one kernel, nothing would look at a context.
+    "RotatedConv, max": Case(
+        partial(RotatedConv, rotations=3, pooling="max", num_kernels=2),
+        temperature=True,
+        statistics=True,
+    ),
+    "SpectralNormConv": Case(
+        partial(SpectralNormConv, num_kernels=2), temperature=True, statistics=True
+    ),
+}
+
+LAYERS = {
+    **CONVOLUTIONS,
+    "SqueezeExcite": Case(
+        partial(SqueezeExcite, reduction=0.5, spatial_axes=2), args=(), shape=(4, 6, 5, 8)
+    ),
+    "CBAM": Case(
+        partial(CBAM, reduction=0.5, kernel_size=3, spatial_axes=2),
+        args=(),
+        shape=(4, 6, 5, 8),
+        looks_at=None,
+        statistics=True,
+    ),
+    "DCDDense": Case(
+        partial(DCDDense, latent=3, squeezed=5),
+        args=(6,),
+        shape=(4, 9),
+        looks_at=lambda x: x,
+        statistics=True,
+    ),
+}
+
+
+class Usual(NamedTuple):
+    """The usual case of a layer, and what has been compiled for it.
+
+    Attributes:
+        layer: the layer.
+        variables: its variables, random.
+        x: its input.
+        apply: `layer.apply`, compiled.
+        train: the same with batch statistics that are mutable.
+        traces: one entry for each time that `apply` was traced.
+    """
+
+    layer: nn.Module
+    variables: dict[str, Any]
+    x: jax.Array
+    apply: Callable[..., Any]
+    train: Callable[..., Any]
+    traces: list[None]
+
+
+@functools.cache
+def usual(name):
+    case, traces = LAYERS[name], []
+    layer, x = case.layer(), random_input(*case.shape)
+
+    @jax.jit
+    def apply(variables, *args):
+        traces.append(None)
+        return layer.apply(variables, *args)
+
+    train = jax.jit(partial(layer.apply, mutable=["batch_stats"]))
+    return Usual(layer, filled(layer, x), x, apply, train, traces)
+
+
+def assert_trees_close(got, want, **tolerance):
+    jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, want)

@@ -9,27 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from jax.test_util import check_grads
-from layer_cases import random_input, sines
-from layer_cases import shapes_of as paths
+from layer_cases import filled, init_shapes, random_input, shapes_of, sines
 
 from dyn.diagnostics import count_parameters
 from dyn.layers.dynamic_conv import DynamicConv
 from dyn.models import ResNet18
 from dyn.schedules import set_temperature
-
-
-def shapes_of(layer, *args):
-    return jax.eval_shape(layer.init, jax.random.key(0), *args)
-
-
-def filled(layer, *args, temperature=1.7, dtype=np.float32):
-    """Variables with a random number everywhere: nothing is zero or one by initialisation."""
-    rng = np.random.default_rng(0)
-    shapes = shapes_of(layer, *args)
-    values = jax.tree.map(lambda s: np.asarray(0.3 * rng.standard_normal(s.shape), dtype), shapes)
-    return set_temperature(values, temperature)
-
 
 # Parity with a re-implementation, through numbers published with the formulas: all arrays are sines.
 
@@ -51,7 +36,7 @@ def test_published_parity_vector():
     }
     with jax.enable_x64(True):
         variables, x = jax.tree.map(jnp.asarray, (variables, x))
-        assert paths(variables) == paths(shapes_of(layer, x))
+        assert shapes_of(variables) == shapes_of(init_shapes(layer, x))
         y = np.asarray(jax.jit(layer.apply)(variables, x))
     assert y.dtype == np.float64
     y = y.transpose(0, 3, 1, 2).ravel()
@@ -112,7 +97,7 @@ def test_biases_are_mixed_and_not_shared():
     """With kernels of zeros the output is the mixture of the biases, another for each sample."""
     x = 5 * random_input(3, 4, 4, 2)
     layer = DynamicConv(5, (3, 3), num_kernels=3)
-    variables = filled(layer, x, temperature=0.1)
+    variables = set_temperature(filled(layer, x), 0.1)
     variables["params"]["kernel"] *= 0.0
     y = np.asarray(jax.jit(layer.apply)(variables, x))
     want = mix_by_numpy(variables, np.asarray(x).mean((1, 2))) @ variables["params"]["bias"]
@@ -123,7 +108,7 @@ def test_biases_are_mixed_and_not_shared():
 def test_a_high_temperature_makes_the_mixture_uniform():
     x = random_input(3, 5, 5, 4)
     layer = DynamicConv(6, (3, 3), num_kernels=4)
-    variables = filled(layer, x, temperature=1e6)
+    variables = set_temperature(filled(layer, x), 1e6)
     params = variables["params"]
     static = {name: np.asarray(params[name]).mean(0) for name in ("kernel", "bias")}
     want = nn.Conv(6, (3, 3)).apply({"params": static}, x)
@@ -160,7 +145,7 @@ def test_every_candidate_starts_like_a_kernel_of_its_own(size):
 @pytest.mark.parametrize(("channels", "squeezed"), [(3, 4), (16, 4), (64, 16), (99, 24)])
 def test_squeeze_is_a_quarter_with_a_least_size(channels, squeezed):
     x = jax.ShapeDtypeStruct((2, 4, 4, channels), jnp.float32)
-    params = shapes_of(DynamicConv(2, (1, 1)), x)["params"]["attention"]
+    params = init_shapes(DynamicConv(2, (1, 1)), x)["params"]["attention"]
     assert params["squeeze"]["kernel"].shape == (channels, squeezed)
 
 
@@ -168,62 +153,12 @@ def test_resnet18_has_exactly_the_published_number_of_parameters():
     """45,471,092 with all 3x3 convolutions of the blocks dynamic and the three 1x1 shortcuts too."""
     conv = partial(DynamicConv, num_kernels=4, use_bias=False)
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    blocks = count_parameters(shapes_of(ResNet18(num_classes=1000, conv=conv), x)["params"])
+    blocks = count_parameters(init_shapes(ResNet18(num_classes=1000, conv=conv), x)["params"])
     for i in (64, 128, 256):
         features = jax.ShapeDtypeStruct((2, 4, 4, i), jnp.float32)
-        shortcut = count_parameters(shapes_of(conv(2 * i, (1, 1), 2), features)["params"])
+        shortcut = count_parameters(init_shapes(conv(2 * i, (1, 1), 2), features)["params"])
         blocks += shortcut - 2 * i * i  # the static one is counted already
     assert blocks == 45_471_092
 
 
 # Gradients and errors.
-
-
-@pytest.mark.parametrize("size", [(3,), (2, 2)])
-def test_gradients_by_finite_differences(size):
-    layer = DynamicConv(3, size, num_kernels=2, param_dtype=jnp.float64)
-    with jax.enable_x64(True):
-        x = random_input(2, *(4,) * len(size), 2, dtype=np.float64)
-        # A context of its own, far from the kink of ReLU where finite differences are wrong.
-        context = 1 + np.abs(random_input(2, 3, seed=2, dtype=np.float64))
-        variables = filled(layer, x, context, dtype=np.float64)
-        params = variables.pop("params")
-        squeeze = params["attention"]["squeeze"]
-        squeeze["kernel"] = np.abs(squeeze["kernel"]) + 0.1
-
-        @jax.jit
-        def function(params, x, context):
-            return layer.apply({"params": params, **variables}, x, context)
-
-        check_grads(function, (params, x, context), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
-
-
-def test_every_parameter_has_a_finite_gradient_that_is_not_zero():
-    x = random_input(4, 5, 5, 4)
-    layer = DynamicConv(6, (3, 3), num_kernels=3)
-    variables = filled(layer, x)
-
-    def loss(params):
-        return jnp.sum(layer.apply({**variables, "params": params}, x) ** 2)
-
-    gradient = jax.jit(jax.grad(loss))(variables["params"])
-    for path, g in jax.tree_util.tree_leaves_with_path(gradient):
-        assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
-
-
-@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
-def test_attention_stays_in_float32(dtype):
-    x = random_input(3, 5, 5, 4).astype(dtype)
-    layer = DynamicConv(6, (3, 3), dtype=dtype)
-    variables = filled(layer, x)
-    y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
-    assert y.dtype == dtype
-    assert state["intermediates"]["attention"]["weights"][0]["kernel"].dtype == jnp.float32
-    want = jax.jit(DynamicConv(6, (3, 3)).apply)(variables, x.astype(jnp.float32))
-    np.testing.assert_allclose(np.asarray(y, np.float32), want, rtol=0.05, atol=0.05)
-
-
-def test_a_context_for_each_pixel_is_refused():
-    x = jnp.ones((2, 5, 5, 4))
-    with pytest.raises(ValueError, match="attention of DynamicConv is one for the whole input"):
-        shapes_of(DynamicConv(6, (3, 3)), x, jnp.ones((2, 5, 5, 4)))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from jax.test_util import check_grads
+from layer_cases import filled, random_input
 
 from dyn.layers.fd_conv import (
     FDConv,
@@ -18,26 +18,6 @@ from dyn.layers.fd_conv import (
 )
 from dyn.models import ResNet18
 from dyn.schedules import set_temperature
-
-
-def random(*shape, seed=1, dtype=np.float32):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
-def filled(layer, x, seed=0, dtype=np.float32):
-    """Variables of a layer with a random number everywhere, from the shapes alone."""
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        values = 0.4 * rng.standard_normal(leaf.shape)
-        positive = path[-1].key in ("var", "scale", "temperature")
-        return jnp.asarray(1 + np.abs(values) if positive else values, dtype)
-
-    # flax's LayerNorm promotes by itself.
-    with jax.numpy_dtype_promotion("standard"):
-        shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
-    return jax.tree_util.tree_map_with_path(fill, shapes)
-
 
 SHAPES = [
     (3, 4, 6),
@@ -56,7 +36,7 @@ SHAPES = [
 @pytest.mark.parametrize("shape", SHAPES)
 def test_fourier_weights_round_trip(shape):
     with jax.enable_x64(True):
-        kernel = random(*shape, dtype=np.float64)
+        kernel = random_input(*shape, dtype=np.float64)
         spectrum = kernel_to_spectrum(kernel)
         assert spectrum.shape == spectrum_shape(shape)
         back = spectrum_to_kernel(spectrum, shape)
@@ -67,7 +47,7 @@ def test_fourier_weights_round_trip(shape):
 
 
 def test_the_matrix_is_filters_and_rows_by_channels_and_columns():
-    kernel = np.asarray(random(3, 2, 4, 5))
+    kernel = np.asarray(random_input(3, 2, 4, 5))
     torch = kernel.transpose(3, 2, 0, 1)  # (O, I, kh, kw)
     matrix = torch.transpose(0, 2, 1, 3).reshape(5 * 3, 4 * 2)
     f = np.fft.rfft2(matrix) / np.sqrt(matrix.size)
@@ -93,7 +73,7 @@ def test_groups_partition_the_spectrum_from_low_to_high(shape, num_groups):
 
 
 def test_the_candidates_share_out_the_kernel():
-    kernel = random(3, 3, 4, 6)
+    kernel = random_input(3, 3, 4, 6)
     kernels = disjoint_kernels(kernel_to_spectrum(kernel), kernel.shape, 5)
     assert kernels.shape == (5, 3, 3, 4, 6)
     np.testing.assert_allclose(kernels.sum(0), kernel, atol=1e-5)
@@ -129,7 +109,7 @@ START = {
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("name", START)
 def test_equals_the_static_convolution_at_initialisation(name, local, training):
-    x = 3 * random(3, 6, 5, 4)
+    x = 3 * random_input(3, 6, 5, 4)
     layer = FDConv(**START[name], num_kernels=3, local=local)
     variables = jax.jit(layer.init)(jax.random.key(0), x)
     i = 4 // layer.feature_group_count
@@ -148,11 +128,11 @@ def test_equals_the_static_convolution_at_initialisation(name, local, training):
 
 
 def test_with_the_filter_head_of_the_authors_code_it_would_not():
-    x = random(3, 6, 5, 4)
+    x = random_input(3, 6, 5, 4)
     layer = FDConv(16, (3, 3), num_kernels=3)
     variables = jax.jit(layer.init)(jax.random.key(0), x)
     before = jax.jit(layer.apply)(variables, x)
-    variables["params"]["attention"]["filter"]["kernel"] = 0.25 * random(16, 16)
+    variables["params"]["attention"]["filter"]["kernel"] = 0.25 * random_input(16, 16)
     after = jax.jit(layer.apply)(variables, x)
     assert np.linalg.norm(after - before) > 0.01 * np.linalg.norm(before)
 
@@ -180,7 +160,7 @@ def test_follows_the_formulas(name, local):
     layer = FDConv(**fields, num_kernels=3, local=local, param_dtype=jnp.float64)
     size, o, groups = layer.kernel_size, layer.features, layer.feature_group_count
     with jax.enable_x64(True):
-        x = random(3, 5, 4, 4, dtype=np.float64)
+        x = random_input(3, 5, 4, 4, dtype=np.float64)
         variables = set_temperature(filled(layer, x, dtype=np.float64), 1.7)
         with jax.numpy_dtype_promotion("standard" if local else "strict"):
             y = np.asarray(jax.jit(layer.apply)(variables, x))
@@ -233,115 +213,9 @@ def test_follows_the_formulas(name, local):
     np.testing.assert_allclose(y, np.stack(want), rtol=1e-9, atol=1e-10)
 
 
-# The layer's protocol, where it differs from that of ODConv.
-
-
-@pytest.mark.parametrize("lowering", ["outputs", "shared", "taps", "patches", "auto"])
-def test_without_local_attention_every_lowering_serves(lowering):
-    x = random(3, 5, 5, 4)
-    layer = FDConv(6, (1, 1), num_kernels=3, local=False, lowering=lowering)
-    variables = filled(layer, x)
-    want = jax.jit(layer.clone(lowering="reference").apply)(variables, x)
-    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("lowering", ["taps", "patches", "auto"])
-def test_with_local_attention_three_serve(lowering):
-    x = random(3, 5, 5, 4)
-    layer = FDConv(6, (3, 3), num_kernels=3, strides=2, lowering=lowering)
-    variables = filled(layer, x)
-    want = jax.jit(layer.clone(lowering="reference").apply)(variables, x)
-    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(2, 7, 4), (2, 5, 4, 4), (2, 4, 3, 3, 4)])
-def test_one_two_and_three_dimensions_in_bfloat16(shape):
-    layer = FDConv(6, (3,) * (len(shape) - 2), num_kernels=3, dtype=jnp.bfloat16)
-    x = random(*shape).astype(jnp.bfloat16)
-    y, sown = jax.jit(lambda v: layer.apply(v, x, mutable=["intermediates"]))(filled(layer, x))
-    assert y.dtype == jnp.bfloat16 and y.shape == (*shape[:-1], 6)
-    weights = sown["intermediates"]["attention"]["weights"][0]
-    assert weights["kernel"].shape == (2, 3) and weights["kernel"].dtype == jnp.float32
-
-
-def test_a_mask_hides_weights_of_the_kernel():
-    x = random(1, 5, 5, 4)
-    mask = np.zeros((3, 3, 4, 6), np.int32)
-    mask[1, 1] = 1
-    layer = FDConv(6, (3, 3), num_kernels=2, local=False, mask=jnp.asarray(mask))
-    variables = filled(layer, x)
-    apply = jax.jit(lambda x, context: layer.apply(variables, x, context))
-    # Only the middle tap is left: what one position holds reaches no other.
-    context = random(1, 4, seed=5)
-    changed = apply(x.at[0, 2, 2].add(1.0), context) - apply(x, context)
-    assert np.abs(changed[0, 2, 2]).max() > 0
-    np.testing.assert_allclose(changed.at[0, 2, 2].set(0.0), 0, atol=1e-6)
-
-
-@pytest.mark.parametrize("local", [False, True])
-def test_every_parameter_has_a_finite_gradient_that_is_not_zero(local):
-    layer = FDConv(6, (3, 3), num_kernels=3, local=local)
-    x = random(4, 5, 5, 4)
-    variables = filled(layer, x)
-    params = variables.pop("params")
-
-    @jax.jit
-    def gradient(params, x):
-        def loss(params):
-            y, _ = layer.apply({"params": params, **variables}, x, mutable=["batch_stats"])
-            return jnp.sum(y**2)
-
-        return jax.grad(loss)(params)
-
-    for path, g in jax.tree_util.tree_leaves_with_path(gradient(params, x)):
-        assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
-    for g in jax.tree.leaves(gradient(params, jnp.zeros_like(x))):
-        assert np.isfinite(g).all()
-
-
-@pytest.mark.parametrize("local", [False, True])
-def test_gradients_by_finite_differences(local):
-    layer = FDConv(3, (3, 2), num_kernels=2, local=local, param_dtype=jnp.float64)
-    with jax.enable_x64(True):
-        x = random(2, 4, 3, 2, dtype=np.float64)
-        variables = filled(layer, x, dtype=np.float64)
-        params = variables.pop("params")
-        # Away from the kinks of ReLU, and weights that do not saturate the sigmoids.
-        params["attention"]["norm"]["bias"] = jnp.full(16, 2.0)
-        params["attention"]["squeeze"]["kernel"] *= 0.2
-        for name in ("channel", "filter", "spatial", "kernel"):
-            params["attention"][name]["kernel"] *= 0.02
-
-        @jax.jit
-        def function(params, x):
-            return layer.apply({"params": params, **variables}, x)
-
-        with jax.numpy_dtype_promotion("standard"):
-            # The square in StarReLU asks for smaller differences than usual.
-            check_grads(function, (params, x), 1, ["rev"], atol=1e-6, rtol=1e-6, eps=1e-5)
-
-
 def test_inside_resnet18():
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     net = ResNet18(num_classes=10, conv=FDConv)
     params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
     # (512 * 3) rows of 512 * 3 // 2 + 1 complex numbers.
     assert params["stage4_block2"]["conv2"]["spectrum"].shape == (1536, 769, 2)
-
-
-def test_says_what_it_cannot_do():
-    x, key = random(2, 5, 5, 4), jax.random.key(0)
-
-    def init(layer):
-        jax.eval_shape(layer.init, key, x)
-
-    with pytest.raises(ValueError, match="num_kernels=500 must be from 1 to 126"):
-        init(FDConv(6, (3, 3), num_kernels=500))
-    with pytest.raises(
-        ValueError, match="lowering='outputs' cannot do this: FDConv has a kernel for"
-    ):
-        init(FDConv(6, (3, 3), num_kernels=2, lowering="outputs"))
-    with pytest.raises(ValueError, match="feature_group_count=3 must divide"):
-        init(FDConv(6, (3, 3), num_kernels=2, feature_group_count=3))
-    with pytest.raises(ValueError, match=r"mask must have the shape of one kernel, \(3, 3, 4, 6\)"):
-        init(FDConv(6, (3, 3), num_kernels=2, mask=jnp.ones((3, 3))))

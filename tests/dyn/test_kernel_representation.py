@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.test_util import check_grads
-from layer_cases import random_input
+from layer_cases import filled, random_input, shapes_of
 
 from dyn.layers import ODConv
 from dyn.layers.kernel_representation import KernelRepresentation, beside
@@ -41,18 +41,6 @@ class Chain(nn.Module):
         return states
 
 
-def filled(shapes, dtype=np.float32, seed=0):
-    rng = np.random.default_rng(seed)
-    return jax.tree.map(
-        lambda leaf: np.asarray(0.5 * rng.standard_normal(leaf.shape), dtype), shapes
-    )
-
-
-def shapes_of(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
-
-
 def test_follows_the_formula():
     chain = Chain(hidden=5, param_dtype=jnp.float64)
     # flax's LayerNorm promotes by itself in float64.
@@ -61,7 +49,7 @@ def test_follows_the_formula():
             random_input(2, 3, *shape, seed=i, dtype=np.float64)
             for i, shape in enumerate([(4, 5, 3), (2, 2, 6), (1, 2, 4)])
         ]
-        variables = filled(jax.eval_shape(chain.init, jax.random.key(0), *inputs), dtype=np.float64)
+        variables = filled(chain, *inputs, dtype=np.float64)
         states = jax.jit(chain.apply)(variables, *inputs)
     params = variables["params"]["representation"]
     assert shapes_of(params) == {
@@ -100,7 +88,7 @@ def test_gradients_by_finite_differences():
     chain = Chain(spatial_axes=1, param_dtype=jnp.float64)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
         inputs = [random_input(2, 4, c, seed=c, dtype=np.float64) for c in (3, 2)]
-        params = filled(jax.eval_shape(chain.init, jax.random.key(0), *inputs), dtype=np.float64)
+        params = filled(chain, *inputs, dtype=np.float64)
         function = jax.jit(lambda p, x: chain.apply(p, *x)[-1])
         check_grads(function, (params, inputs), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
 
@@ -155,7 +143,7 @@ def test_every_contribution_to_a_resnet18_has_a_gradient():
         num_classes=5, width=4, stem="small", conv=conv, context="carried", representation=D
     )
     x = random_input(2, 8, 8, 3)
-    params = filled(jax.eval_shape(net.init, jax.random.key(0), x)["params"])
+    params = filled(net, x)["params"]
     contributions = {
         f"contribution_stage{s}_block{b}_conv{c}"
         for s in (1, 2, 3, 4)

@@ -9,45 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from jax.test_util import check_grads
-from layer_cases import sines
+from layer_cases import filled, init_shapes, random_input, shapes_of, sines
 
-from dyn.layers.kernel_warehouse import (
-    KernelShape,
-    Warehouse,
-    WarehouseConv,
-    Warehouses,
-    by_stage,
-    share_kernels,
-)
-from dyn.models import ResNet18
-from dyn.models.resnet import BasicBlock
+from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
 from dyn.schedules import linear_blend, set_blend, set_temperature
-
-
-def random(*shape, seed=1, dtype=np.float32):
-    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), dtype)
-
-
-def filled(layer, x, seed=0, dtype=np.float32):
-    """Variables of a layer with a random number everywhere, and blend zero, from the shapes alone."""
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        values = 0.5 * rng.standard_normal(leaf.shape)
-        name = path[-1].key
-        if name == "blend":
-            values = np.zeros(())
-        return jnp.asarray(1 + np.abs(values) if name in ("var", "scale") else values, dtype)
-
-    with jax.numpy_dtype_promotion("standard"):  # flax's norms in bfloat16
-        shapes = jax.eval_shape(layer.init, jax.random.key(0), x)
-    return jax.tree_util.tree_map_with_path(fill, shapes)
-
-
-def shapes_of(tree):
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
 
 
 class Shared(nn.Module):
@@ -170,7 +135,7 @@ CASES = {
 def test_follows_the_formulas(name, blend):
     layer = WarehouseConv(8, **CASES[name], param_dtype=jnp.float64)
     with jax.enable_x64(True):
-        x = random(3, 5, 4, 4, dtype=np.float64)
+        x = random_input(3, 5, 4, 4, dtype=np.float64)
         variables = set_blend(filled(layer, x, dtype=np.float64), blend)
         y = jax.jit(layer.apply)(variables, x)
         cells = np.asarray(variables["params"]["warehouse"]["cells"])
@@ -206,7 +171,7 @@ def test_follows_the_formulas(name, blend):
 @pytest.mark.parametrize("blend", [1.0])
 def test_at_blend_one_it_is_the_static_convolution_of_the_assigned_cells(blend):
     layer = WarehouseConv(8, (3, 3), in_ratio=0.5)
-    x = random(3, 5, 5, 4)
+    x = random_input(3, 5, 5, 4)
     variables = set_blend(filled(layer, x), blend)
     cells = np.asarray(variables["params"]["warehouse"]["cells"])  # [18, 2, 8], taps first
     static = {
@@ -253,155 +218,12 @@ def test_cells_are_initialised_by_the_slice_of_each_kernel():
     assert few.shape == (1, 32, 32) and np.abs(few).max() > 0
 
 
-# A network that shares.
-
-
-def projects_with_conv(*, conv, static, **fields):
-    """A basic block whose shortcut, too, draws on a warehouse."""
-    del static
-    return BasicBlock(conv=conv, static=conv, **fields)
-
-
-def resnet18(x, **fields):
-    names = ("width", "stem", "num_classes")
-    network = {k: fields.pop(k) for k in names if k in fields}
-    return share_kernels(
-        lambda conv: ResNet18(
-            **{"num_classes": 1000, **network}, block=projects_with_conv, conv=conv
-        ),
-        x,
-        **fields,
-    )
-
-
-@pytest.mark.parametrize(
-    ("ratios", "parameters"),
-    [
-        (dict(cell_ratio=0.5, in_ratio=0.5, out_ratio=0.5), 7_431_044),
-        (dict(cell_ratio=1), 11_932_148),
-        (dict(cell_ratio=2), 23_242_127),
-        (dict(cell_ratio=4), 45_862_085),
-    ],
-    ids=["half", "one", "two", "four"],
-)
-def test_resnet18_has_the_paper_s_parameters(ratios, parameters):
-    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
-    net = resnet18(x, **ratios)
-    params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
-    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
-    if ratios == {"cell_ratio": 1}:
-        cells = {name: w["cells"].shape for name, w in params["conv"].items()}
-        assert cells == {
-            "stage1": (56, 64, 64),
-            "stage2": (47, 128, 128),
-            "stage3": (47, 256, 256),
-            "stage4": (27, 512, 512),
-        }
-
-        def attention_outputs(block, name):
-            return params[block][name]["attention"]["cell"]["bias"].size
-
-        assert attention_outputs("stage1_block1", "conv1") == 513
-        assert attention_outputs("stage2_block1", "conv1") == 1026
-        assert attention_outputs("stage2_block1", "downsample_conv") == 114
-        assert attention_outputs("stage3_block1", "conv2") == 432
-        assert attention_outputs("stage3_block1", "conv1") == 864
-        assert attention_outputs("stage4_block1", "downsample_conv") == 96
-        assert attention_outputs("stage4_block2", "conv2") == 252
-
-
-class Nested(nn.Module):
-    """A network that is not the root: paths are then longer."""
-
-    network: nn.Module
-
-    @nn.compact
-    def __call__(self, x, train=False):
-        return self.network(x, train)
-
-
-@pytest.mark.parametrize("nested", [False, True])
-def test_a_small_resnet_trains_and_every_layer_reaches_its_cells(nested):
-    x = random(4, 8, 8, 3)
-    net = resnet18(x, width=4, stem="small", num_classes=3, lowering="taps")
-    net = Nested(net) if nested else net
-    variables = filled(net, x)
-    inner = (lambda tree: tree["network"]) if nested else (lambda tree: tree)
-    assert set(inner(variables["params"])["conv"]) == {"stage1", "stage2", "stage3", "stage4"}
-
-    @jax.jit
-    def gradient(params):
-        def loss(params):
-            logits, _ = net.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
-            return jnp.mean(nn.log_softmax(logits)[:, 0] ** 2)
-
-        return jax.grad(loss)(params)
-
-    for path, g in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
-        assert np.isfinite(g).all(), jax.tree_util.keystr(path)
-        if path[-1].key == "cells":
-            assert (np.abs(g).max((1, 2)) > 0).all()
-
-
-def test_the_gradient_of_shared_cells_is_the_sum_over_layers():
-    class Two(nn.Module):
-        @nn.compact
-        def __call__(self, x, y):
-            cells = Warehouse((KernelShape((3,), 4, 4),) * 2, name="warehouse")
-            first = WarehouseConv(4, (3,), warehouse=cells, place=0, name="first")(x)
-            return first.sum(), WarehouseConv(4, (3,), warehouse=cells, place=1, name="second")(
-                y
-            ).sum()
-
-    x, y = random(2, 6, 4), random(2, 6, 4, seed=2)
-    net = Two()
-    shapes = jax.eval_shape(net.init, jax.random.key(0), x, y)
-    variables = jax.tree.map(lambda leaf: 0.1 * random(*leaf.shape), shapes)
-    variables["batch_stats"] = jax.tree.map(jnp.ones_like, variables["batch_stats"])
-    assert sum("cells" in name for name in shapes_of(variables["params"])) == 1
-
-    def cells_gradient(weigh):
-        def loss(params):
-            return weigh(*net.apply({**variables, "params": params}, x, y))
-
-        return jax.jit(jax.grad(loss))(variables["params"])["warehouse"]["cells"]
-
-    first, second = cells_gradient(lambda a, b: a), cells_gradient(lambda a, b: b)
-    assert np.abs(first).max() > 0 and np.abs(second).max() > 0
-    both = cells_gradient(lambda a, b: a + b)
-    np.testing.assert_allclose(both, first + second, rtol=1e-4, atol=1e-5)
-
-
-def test_a_shared_layer_may_be_rematerialised():
-    class Net(nn.Module):
-        conv: type = WarehouseConv
-
-        @nn.compact
-        def __call__(self, x):
-            cells = Warehouse((KernelShape((3, 3), 4, 4),) * 2, name="warehouse")
-            for place in range(2):
-                x = self.conv(4, (3, 3), warehouse=cells, place=place, name=f"conv{place}")(x)
-            return x
-
-    x = random(3, 5, 5, 4)
-    variables = filled(Net(), x)
-
-    def gradient(net):
-        return jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, x) ** 2)))(variables)
-
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
-        gradient(Net(nn.remat(WarehouseConv)))["params"],
-        gradient(Net())["params"],
-    )
-
-
 # The blend.
 
 
 def test_temperature_does_not_touch_the_blend_and_annealing_compiles_once():
     layer = WarehouseConv(8, (3,))
-    x = random(3, 6, 4)
+    x = random_input(3, 6, 4)
     variables = set_temperature(filled(layer, x), 30.0)
     assert variables["attention"]["attention"]["blend"] == 0
     traces = []
@@ -421,13 +243,13 @@ def test_temperature_does_not_touch_the_blend_and_annealing_compiles_once():
 
 def test_a_new_layer_s_blend_is_zero():
     layer = WarehouseConv(8, (3,))
-    variables = layer.init(jax.random.key(0), random(3, 6, 4))
+    variables = layer.init(jax.random.key(0), random_input(3, 6, 4))
     assert variables["attention"]["attention"]["blend"] == 0
 
 
 def test_sows_the_weights_and_the_share_of_each_cell():
     layer = WarehouseConv(8, (3, 3))
-    x = random(3, 5, 5, 4)
+    x = random_input(3, 5, 5, 4)
     _, sown = jax.jit(lambda v: layer.apply(v, x, mutable=["intermediates"]))(filled(layer, x))
     weights = sown["intermediates"]["attention"]["weights"][0]
     assert weights["cell"].shape == (3, 9, 9) and weights["kernel"].shape == (3, 9)
@@ -435,121 +257,13 @@ def test_sows_the_weights_and_the_share_of_each_cell():
     np.testing.assert_allclose(weights["kernel"].sum(1), 1, rtol=1e-5)
 
 
-# The layer's protocol, where it differs from that of a mixture of kernels.
-
-
-@pytest.mark.parametrize("lowering", ["auto", "patches", "reference"])
-@pytest.mark.parametrize("name", CASES)
-def test_every_lowering_gives_the_same_numbers(name, lowering):
-    x = random(2, 5, 4, 4)
-    layer = WarehouseConv(8, **CASES[name], lowering=lowering)
-    variables = filled(layer, x)
-    want = jax.jit(layer.clone(lowering="taps").apply)(variables, x)
-    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("shape", [(2, 7, 4), (2, 3, 5, 4, 4), (2, 4, 3, 3, 4)])
-def test_dimensions_and_batch_axes_in_bfloat16(shape):
-    rank = 2 if len(shape) == 5 and shape[2] == 5 else len(shape) - 2
-    layer = WarehouseConv(6, (3,) * rank, dtype=jnp.bfloat16)
-    x = random(*shape).astype(jnp.bfloat16)
-    y, sown = jax.jit(lambda v: layer.apply(v, x, mutable=["intermediates"]))(filled(layer, x))
-    assert y.dtype == jnp.bfloat16 and y.shape == (*shape[:-1], 6)
-    assert sown["intermediates"]["attention"]["weights"][0]["cell"].dtype == jnp.float32
-
-
-def test_a_mask_hides_weights_of_the_assembled_kernel():
-    x = random(1, 5, 5, 4)
-    mask = np.zeros((3, 3, 4, 8), np.int32)
-    mask[1, 1] = 1
-    layer = WarehouseConv(8, (3, 3), mask=jnp.asarray(mask))
-    variables = filled(layer, x)
-    apply = jax.jit(lambda x, context: layer.apply(variables, x, context))
-    # Only the middle tap is left: what one position holds reaches no other.
-    context = random(1, 4, seed=5)
-    changed = apply(x.at[0, 2, 2].add(1.0), context) - apply(x, context)
-    assert np.abs(changed[0, 2, 2]).max() > 0
-    np.testing.assert_allclose(changed.at[0, 2, 2].set(0.0), 0, atol=1e-6)
-
-
-def test_every_parameter_has_a_finite_gradient_that_is_not_zero():
-    layer = WarehouseConv(8, (3, 3), cell_ratio=2)
-    x = random(4, 5, 5, 4)
-    variables = filled(layer, x)
-    params = variables.pop("params")
-
-    @jax.jit
-    def gradient(params, x):
-        def loss(params):
-            y, _ = layer.apply({"params": params, **variables}, x, mutable=["batch_stats"])
-            return jnp.sum(y**2)
-
-        return jax.grad(loss)(params)
-
-    for path, g in jax.tree_util.tree_leaves_with_path(gradient(params, x)):
-        assert np.isfinite(g).all() and np.abs(g).max() > 0, jax.tree_util.keystr(path)
-    for g in jax.tree.leaves(gradient(params, jnp.zeros_like(x))):
-        assert np.isfinite(g).all()
-
-
-@pytest.mark.parametrize("lowering", ["taps", "patches"])
-def test_gradients_by_finite_differences(lowering):
-    layer = WarehouseConv(4, (3, 2), out_ratio=0.5, param_dtype=jnp.float64, lowering=lowering)
-    with jax.enable_x64(True):
-        x = random(2, 4, 3, 2, dtype=np.float64)
-        variables = set_blend(filled(layer, x, dtype=np.float64), 0.25)
-        params = variables.pop("params")
-        # Away from the kinks of ReLU.
-        params["attention"]["norm"]["bias"] = jnp.full(16, 8.0)
-
-        @jax.jit
-        def function(params, x):
-            return layer.apply({"params": params, **variables}, x)
-
-        check_grads(function, (params, x), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
-
-
-def test_says_what_it_cannot_do():
-    x, key = random(2, 5, 5, 4), jax.random.key(0)
-
-    def init(net, x=x):
-        jax.eval_shape(net.init, key, x)
-
+@pytest.mark.parametrize("place", [0, 1, -1])
+def test_a_kernel_that_the_warehouse_does_not_hold_is_refused(place):
     class Wrong(nn.Module):
-        place: int
-
         @nn.compact
         def __call__(self, x):
             cells = Warehouse((KernelShape((3, 3), 4, 4),))
-            return WarehouseConv(8, (3, 3), warehouse=cells, place=self.place)(x)
+            return WarehouseConv(8, (3, 3), warehouse=cells, place=place)(x)
 
-    for place in (0, 1, -1):
-        with pytest.raises(ValueError, match=f"no KernelShape.*features=8.* at place {place}"):
-            init(Wrong(place))
-    with pytest.raises(ValueError, match="which do not divide"):
-        init(WarehouseConv(8, (3, 3), in_ratio=0.75))
-    with pytest.raises(ValueError, match="cell_ratio must be positive"):
-        init(WarehouseConv(8, (3, 3), cell_ratio=0))
-    with pytest.raises(
-        ValueError, match="lowering='outputs' cannot do this: WarehouseConv has a k"
-    ):
-        init(WarehouseConv(8, (3, 3), lowering="outputs"))
-    with pytest.raises(ValueError, match="feature_group_count=3 must divide"):
-        init(WarehouseConv(8, (3, 3), feature_group_count=3))
-    with pytest.raises(ValueError, match=r"mask must have the shape of one kernel, \(3, 3, 4, 8\)"):
-        init(WarehouseConv(8, (3, 3), mask=jnp.ones((3, 3))))
-    with pytest.raises(ValueError, match="blend must be from 0 to 1"):
-        set_blend({}, 30.0)
-    with pytest.raises(ValueError, match="is in no stage: give share="):
-        by_stage(("Conv_0",))
-
-    class Elsewhere(nn.Module):
-        conv: nn.Module
-
-        @nn.compact
-        def __call__(self, x):
-            return self.conv(8, (3, 3), name="new")(x)
-
-    plan = (("all", ((("old",), KernelShape((3, 3), 4, 8)),)),)
-    with pytest.raises(ValueError, match="no warehouse was planned for the convolution new"):
-        init(Elsewhere(Warehouses(plan)))
+    with pytest.raises(ValueError, match=f"no KernelShape.*features=8.* at place {place}"):
+        init_shapes(Wrong(), jnp.ones((2, 5, 5, 4)))

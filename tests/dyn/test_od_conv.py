@@ -1,7 +1,9 @@
-"""ODConv against published numbers and an independent computation."""
+"""ODConv against published numbers, an independent computation, and `nn.Conv`."""
 
 import math
+from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,3 +118,143 @@ def test_follows_the_formulas(case, norm):
         window = dict(strides=layer.strides, feature_group_count=layer.feature_group_count)
         want = od_conv_by_definition(variables, x, weights, **window)
     np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
+
+
+# Once attention is constant.
+
+
+# Where the formula differs; other geometries are in `test_layer_geometry`.
+GEOMETRY = {
+    "1d": dict(x=(3, 9, 4), kernel_size=3),
+    "not square, strided": dict(x=(3, 7, 6, 4), kernel_size=(3, 2), strides=(2, 3)),
+    "circular": dict(x=(3, 6, 5, 4), kernel_size=(3, 2), padding="CIRCULAR", strides=2),
+    "groups": dict(x=(3, 6, 5, 4), kernel_size=(3, 3), feature_group_count=2),
+    "depthwise": dict(x=(3, 6, 5, 6), kernel_size=(3, 3), feature_group_count=6),
+    "depthwise, multiplied": dict(x=(3, 6, 5, 3), kernel_size=(3, 3), feature_group_count=3),
+    "pointwise": dict(x=(3, 6, 5, 4), kernel_size=(1, 1), strides=2),
+    "one kernel": dict(x=(3, 6, 5, 4), kernel_size=(3, 3), num_kernels=1),
+    "no bias": dict(x=(3, 6, 5, 4), kernel_size=(3, 3), use_bias=False),
+    "3d": dict(x=(2, 4, 3, 3, 4), kernel_size=(2, 3, 2), strides=(2, 1, 1)),
+}
+
+
+@pytest.mark.parametrize("name", GEOMETRY)
+def test_is_flax_conv_once_attention_is_constant(name):
+    """With zero head kernels attention is sigmoid(b / T) or softmax(b / T), whatever the input.
+
+    The layer is then a convolution with the kernel a_f a_s a_c sum_k a_w[k] W_k.
+    """
+    fields = dict(GEOMETRY[name])
+    x = random_input(*fields.pop("x"))
+    num_kernels = fields.pop("num_kernels", 2)
+    conv = nn.Conv(6, **fields)
+    layer = ODConv(6, **fields, num_kernels=num_kernels)
+    variables = set_temperature(filled(layer, x), 2.0)
+    params = variables["params"]
+    heads = [n for n in params["attention"] if n in ("channel", "filter", "spatial", "kernel")]
+    for head in heads:
+        params["attention"][head]["kernel"] *= 0.0
+
+    bias = {head: np.asarray(params["attention"][head]["bias"]) / 2.0 for head in heads}
+    weight = {head: 1 / (1 + np.exp(-b)) for head, b in bias.items()}
+    kernels = np.asarray(params["kernel"])
+    size, (i, o) = kernels.shape[1:-2], kernels.shape[-2:]
+    groups = fields.get("feature_group_count", 1)
+    mix = np.exp(bias["kernel"]) / np.exp(bias["kernel"]).sum() if num_kernels > 1 else np.ones(1)
+    kernel = np.einsum("k,k...->...", mix, kernels)
+    if "spatial" in weight:
+        kernel = kernel * weight["spatial"].reshape(*size, 1, 1)
+    if "filter" in weight:
+        kernel = kernel * weight["filter"]
+    # Output o belongs to group o // (O / G), whose inputs are the I / G channels from there.
+    of_output = np.repeat(weight["channel"].reshape(groups, i), o // groups, axis=0)
+    kernel = kernel * of_output.T
+
+    static = {"kernel": jnp.asarray(kernel, jnp.float32)}
+    if layer.use_bias:
+        static["bias"] = params["bias"]
+    got, want = jax.jit(lambda v, s: (layer.apply(v, x), conv.apply(s, x)))(
+        variables, {"params": static}
+    )
+    assert got.shape == want.shape and got.dtype == want.dtype
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+# What attention looks at, and how hard.
+
+
+def test_temperature_divides_every_logit():
+    x = random_input(3, 5, 5, 4)
+    layer = ODConv(6, (3, 3), num_kernels=3)
+    variables = filled(layer, x)
+    apply = jax.jit(partial(layer.apply, mutable=["intermediates"]))
+    for t in (1.0, 30.0):
+        variables = set_temperature(variables, t)
+        _, state = apply(variables, x)
+        got = state["intermediates"]["attention"]["weights"][0]
+        want = attention_by_numpy(variables, np.asarray(x).mean((1, 2)), (3, 3))
+        for name, expected in zip(("channel", "filter", "spatial", "kernel"), want, strict=True):
+            np.testing.assert_allclose(got[name], expected, rtol=1e-5)
+    # 30 leaves hardly a choice.
+    np.testing.assert_allclose(got["kernel"], 1 / 3, atol=0.02)
+
+
+@pytest.mark.parametrize("axes", [(3,), (), (3, 2)])
+def test_attention_looks_at_a_given_context(axes):
+    x = random_input(*axes, 5, 5, 4)
+    context = random_input(*axes, 7, seed=2)
+    layer = ODConv(6, (3, 3), num_kernels=2)
+    variables = filled(layer, x, context)
+    assert variables["params"]["attention"]["squeeze"]["kernel"].shape == (7, 16)
+    got = jax.jit(layer.apply)(variables, x, context=context)
+    weights = attention_by_numpy(variables, np.asarray(context).reshape(-1, 7), (3, 3))
+    want = od_conv_by_definition(variables, x.reshape(-1, 5, 5, 4), weights)
+    np.testing.assert_allclose(got, want.reshape(*axes, 5, 5, 6), rtol=1e-4, atol=1e-5)
+
+
+def test_statistics_are_the_batch_s_exactly_when_they_can_be_updated():
+    x = random_input(5, 5, 5, 4)
+    layer = ODConv(6, (3, 3), num_kernels=2)
+    variables = filled(layer, x)
+    context = np.asarray(x).mean((1, 2))
+    running = od_conv_by_definition(
+        variables, x, attention_by_numpy(variables, context, (3, 3), statistics="running")
+    )
+    batch = od_conv_by_definition(
+        variables, x, attention_by_numpy(variables, context, (3, 3), statistics="batch")
+    )
+    assert np.abs(running - batch).max() > 0.01
+
+    def train(layer):
+        return jax.jit(partial(layer.apply, mutable=["batch_stats"]))(variables, x)
+
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), running, rtol=1e-4, atol=1e-5)
+    y, state = train(layer)
+    np.testing.assert_allclose(y, batch, rtol=1e-4, atol=1e-5)
+    # torch's momentum 0.1 is flax's 0.9.
+    z = context @ np.asarray(variables["params"]["attention"]["squeeze"]["kernel"])
+    before = variables["batch_stats"]["attention"]["norm"]
+    after = state["batch_stats"]["attention"]["norm"]
+    for name, now in (("mean", z.mean(0)), ("var", z.var(0))):
+        np.testing.assert_allclose(after[name], 0.9 * before[name] + 0.1 * now, rtol=1e-4)
+
+    frozen = ODConv(6, (3, 3), num_kernels=2, use_running_average=True)
+    y, state = train(frozen)
+    np.testing.assert_allclose(y, running, rtol=1e-4, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, state["batch_stats"], variables["batch_stats"])
+
+    updating = ODConv(6, (3, 3), num_kernels=2, use_running_average=False)
+    y, _ = train(updating)
+    np.testing.assert_allclose(y, batch, rtol=1e-4, atol=1e-5)
+
+
+def test_layer_norm_attention_of_a_sample_is_its_own_and_still_looks_at_it():
+    x = random_input(3, 5, 5, 4)
+    layer = ODConv(6, (3, 3), num_kernels=3, attention_norm="layer")
+    variables = filled(layer, x)
+    apply = jax.jit(partial(layer.apply, mutable=["batch_stats", "intermediates"]))
+    y, state = apply(variables, x)
+    alone, _ = apply(variables, x[1:2])
+    np.testing.assert_allclose(alone, y[1:2], rtol=1e-5, atol=1e-6)
+    mix = state["intermediates"]["attention"]["weights"][0]["kernel"]
+    assert np.abs(mix[0] - mix[1]).max() > 1e-3

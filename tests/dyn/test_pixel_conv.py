@@ -9,27 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from jax.test_util import check_grads
-from layer_cases import random_input
+from layer_cases import filled, random_input
 
 from dyn.layers.pixel_conv import PixelDynamicConv
 from dyn.models import ResNet18
 from dyn.schedules import set_temperature
-
-
-def filled(layer, *args, seed=0, dtype=np.float32):
-    """Variables with a random number everywhere, from the shapes alone."""
-    rng = np.random.default_rng(seed)
-
-    def fill(path, leaf):
-        values = 0.5 * rng.standard_normal(leaf.shape)
-        if path[-1].key in ("var", "scale", "temperature"):
-            values = 1 + np.abs(values)
-        return np.asarray(values, dtype)
-
-    with jax.numpy_dtype_promotion("standard"):  # flax's norms in float64
-        shapes = jax.eval_shape(layer.init, jax.random.key(0), *args)
-    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def mixture_by_numpy(variables, context):
@@ -151,35 +135,6 @@ def test_norms_are_over_positions_so_that_one_picture_can_train(norm):
         np.testing.assert_allclose(got, mean, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("fields", [{}, dict(strides=2), dict(attention="image")])
-def test_gradients_by_finite_differences(fields):
-    layer = PixelDynamicConv(3, (3, 2), num_kernels=2, min_squeeze=4, param_dtype=jnp.float64)
-    layer = layer.copy(**fields)
-    with jax.enable_x64(True):
-        x = random_input(2, 4, 3, 2, dtype=np.float64)
-        variables = filled(layer, x, dtype=np.float64)
-        params = variables.pop("params")
-
-        @jax.jit
-        def function(params, x):
-            return layer.apply({"params": params, **variables}, x)
-
-        check_grads(function, (params, x), order=1, modes=["rev"], atol=1e-6, rtol=1e-6)
-        gradient = jax.grad(lambda p: jnp.sum(function(p, x) ** 2))(params)
-    for leaf in jax.tree.leaves(gradient):
-        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0
-
-
-def test_bfloat16_keeps_attention_in_float32():
-    x = random_input(2, 5, 5, 4)
-    layer = PixelDynamicConv(6, (3, 3), dtype=jnp.bfloat16)
-    variables = filled(layer, x)
-    y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
-    assert y.dtype == jnp.bfloat16
-    (weights,) = state["intermediates"]["attention"]["weights"]
-    assert {w.dtype for w in weights.values()} == {jnp.dtype(jnp.float32)}
-
-
 def test_parameters_in_resnet18():
     def count(conv):
         net = ResNet18(num_classes=10, conv=conv)
@@ -203,11 +158,7 @@ def test_errors_say_what_to_do():
         layer = PixelDynamicConv(6, (3, 3), 2, **fields)
         return jax.eval_shape(layer.init, jax.random.key(0), x, context)
 
-    with pytest.raises(ValueError, match="write 'pixel' or 'image'"):
-        init(attention="local")
     with pytest.raises(ValueError, match=r"the input's is \(6, 6\) and the output's \(3, 3\)"):
         init(jnp.ones((2, 4, 4, 5)))
     with pytest.raises(ValueError, match=r"\[\*batch, D\] or \[\*batch, \*spatial, D\]"):
         init(jnp.ones((3, 5)))
-    with pytest.raises(ValueError, match="cannot do this"):
-        init(lowering="patches")

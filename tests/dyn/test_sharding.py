@@ -6,12 +6,19 @@ import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from layer_cases import LAYERS, init_shapes
 
 from dyn.layers import ODConv
 from dyn.models import BasicBlock, Bottleneck, ResNet
 from dyn.ops import dynamic_conv, explain
 
 BATCH = 8
+
+
+def shardings():
+    """(the same on all of four devices, its first axis shared out among them)"""
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
 
 
 def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1)):
@@ -34,9 +41,7 @@ def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1)):
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
         return {**variables, **state, "params": params}, value
 
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    batch = NamedSharding(mesh, PartitionSpec("data"))
-    replicated = NamedSharding(mesh, PartitionSpec())
+    replicated, batch = shardings()
     step = jax.jit(
         train_step,
         in_shardings=(replicated, batch, batch),
@@ -55,6 +60,36 @@ def gathers(text):
 def test_a_train_step_gathers_nothing(num_kernels):
     text = train_step_text(partial(ODConv, num_kernels=num_kernels))
     assert "all-reduce" in text  # of gradients and statistics: the batch is sharded indeed
+    assert not gathers(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    # A fixed number of gates is found by sorting.
+    [*((name, {}) for name in LAYERS), ("GatedConv, kernels", dict(active=3))],
+)
+def test_the_gradient_of_no_layer_gathers_anything(name, fields):
+    """In training, towards parameters and inputs, with the lowering that the layer takes by itself."""
+    case, (replicated, batch) = LAYERS[name], shardings()
+    layer, x = case.layer(**fields), jax.ShapeDtypeStruct((BATCH, *case.shape[1:]), jnp.float32)
+
+    def gradient(params, others, x):
+        def loss(params, x):
+            y, state = layer.apply({"params": params, **others}, x, mutable=["batch_stats"])
+            return jnp.sum(y**3), state
+
+        (value, state), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+        return value, state, *gradient
+
+    others = init_shapes(layer, x)
+    params = others.pop("params")
+    step = jax.jit(
+        gradient,
+        in_shardings=(replicated, replicated, batch),
+        out_shardings=(replicated, replicated, replicated, batch),
+    )
+    text = step.lower(params, others, x).compile().as_text()
+    assert "all-reduce" in text
     assert not gathers(text)
 
 
@@ -92,8 +127,7 @@ def test_the_reference_does_gather():
 def test_a_loop_over_samples_gathers_and_so_auto_leaves_it_alone_here(capsys):
     x, w = jnp.ones((BATCH, 4, 4, 2)), jnp.ones((2, 3, 3, 2, 2))
     mix = jnp.ones((BATCH, 2))
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    x, mix = jax.device_put((x, mix), NamedSharding(mesh, PartitionSpec("data")))
+    x, mix = jax.device_put((x, mix), shardings()[1])
     looped = jax.jit(partial(dynamic_conv, lowering="samples"))
     assert gathers(looped.lower(x, w, mix).compile().as_text())
     explain(x, w, mix, platform="cpu")

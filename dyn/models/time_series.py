@@ -1,0 +1,139 @@
+"""The two small networks for series of the study: one convolution, or two, and a fully connected end.
+
+Net1 and Net2 of Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech), section 2.3, which
+names their layers (a convolution, max pooling, fully connected layers; Net2 has one convolution more) and
+no sizes. Decided here: ReLU and max pooling behind each of Net2's convolutions, the sizes of everything,
+one fully connected layer unless `hidden` asks for two, dropout in front of the last, the optional norms,
+and the context 'series'.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+
+from dyn.layers.dcd_conv import bin_averages
+from dyn.ops.dtypes import float32_or_wider
+
+Array = jax.Array
+
+
+class SeriesNet(nn.Module):
+    """Convolutions with ReLU and max pooling, and a linear classifier of all that is left.
+
+        x_l = maxpool(ReLU(conv_l(x_{l-1}))),    logits = V flatten(x_n) + v
+
+    The classifier sees where in the series something was, so a network fits series of one length.
+
+    What a dynamic convolution looks at needs a thought here: by itself it takes the mean of its input over
+    time, and the mean of a z-normalised series is zero. Its attention is then the same for every
+    series, and a dynamic Net1 of one channel is a static one. `context="series"` shows it the outline of
+    the series instead.
+
+    Attributes:
+        num_convs: number of convolutions; 1 in `Net1`, 2 in `Net2`.
+        num_classes: number of logits.
+        conv: makes a convolution: `nn.Conv`, `partial(DynamicConv, num_kernels=4)`, or any callable with
+            `nn.Conv`'s arguments.
+        features: of each convolution.
+        kernel_size: of each convolution, in samples.
+        pool: window and stride of the max pooling, in samples.
+        hidden: size of a fully connected layer with ReLU in front of the classifier; 0 for none.
+        norm: whether a batch norm stands between each convolution and its ReLU (and the convolution has
+            no bias): for layers whose outputs start far from a static convolution's, such as `ODConv`.
+        dropout: share of the classifier's inputs dropped in training.
+        dtype: dtype of the computation; None for the inputs'.
+        context: what the attention of the convolutions looks at: 'input', whatever the layer takes by
+            itself (and all that `nn.Conv` can do); 'series', the means of the network's input in `bins`
+            parts of it, the same for all its convolutions.
+        bins: number of those parts.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from functools import partial
+        >>> from dyn.layers import DynamicConv
+        >>> from dyn.models import Net2
+        >>> net = Net2(num_classes=37, conv=partial(DynamicConv, num_kernels=4), context="series")
+        >>> x = jnp.ones((2, 176, 1))
+        >>> variables = jax.jit(net.init)(jax.random.key(0), x)
+        >>> net.apply(variables, x).shape
+        (2, 37)
+    """
+
+    num_convs: int
+    num_classes: int
+    conv: Callable[..., nn.Module] = nn.Conv
+    features: int = 64
+    kernel_size: int = 9
+    pool: int = 2
+    hidden: int = 0
+    norm: bool = False
+    dropout: float = 0.0
+    dtype: Any = None
+    context: str = "input"
+    bins: int = 16
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """Logits `[B, num_classes]` of `x`, `[B, L, C]`.
+
+        Args:
+            x: series of L samples in C channels.
+            train: whether norms use (and update) batch statistics, and dropout drops. Needs
+                `mutable=["batch_stats"]` if there are norms, here or in the attention, and the rng
+                `dropout` if there is any.
+
+        Raises:
+            ValueError: if the input is no batch of series, if they are too short to be pooled so often, or
+                for an unknown context.
+        """
+        if x.ndim != 3:
+            raise ValueError(f"the network takes series [B, L, C]; got shape {x.shape}.")
+        if x.shape[1] < self.pool**self.num_convs:
+            raise ValueError(
+                f"series of {x.shape[1]} samples are too short for {self.num_convs} max pooling(s) of "
+                f"{self.pool}: nothing would be left. Write a smaller pool."
+            )
+        given = self._context(x)
+        for layer in range(1, self.num_convs + 1):
+            x = self.conv(
+                self.features,
+                (self.kernel_size,),
+                padding="SAME",
+                use_bias=not self.norm,
+                dtype=self.dtype,
+                name=f"conv{layer}",
+            )(x, **given)
+            if self.norm:
+                x = nn.BatchNorm(
+                    use_running_average=not train,
+                    momentum=0.9,
+                    epsilon=1e-5,
+                    dtype=self.dtype,
+                    name=f"norm{layer}",
+                )(x)
+            x = nn.max_pool(nn.relu(x), (self.pool,), (self.pool,))
+
+        x = x.reshape(x.shape[0], -1)
+        if self.hidden:
+            x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
+        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+
+    def _context(self, series: Array) -> dict[str, Array]:
+        """What the convolutions take beside their inputs."""
+        if self.context == "input":
+            return {}
+        if self.context != "series":
+            raise ValueError(f"context={self.context!r} is unknown: write 'input' or 'series'.")
+        if not 1 <= self.bins <= series.shape[1]:
+            raise ValueError(
+                f"bins={self.bins} must be from 1 to {series.shape[1]}, the samples of a series."
+            )
+        return {"context": bin_averages(series, self.bins, float32_or_wider(series))}
+
+
+Net1 = partial(SeriesNet, num_convs=1)
+Net2 = partial(SeriesNet, num_convs=2)
