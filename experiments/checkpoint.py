@@ -1,6 +1,7 @@
 """Checkpoints: the latest and the best, written in the background, each whole or not at all."""
 
 import copy
+import functools
 import logging
 from pathlib import Path
 from typing import Any
@@ -24,18 +25,20 @@ class Checkpoints:
     under a temporary name and renames: what is there is complete.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, metric: str = "accuracy"):
+        """Opens or makes the folder; of two evaluations the one with the higher `metric` is better."""
+        self.rank = functools.partial(rank, metric=metric)
         self._manager = ocp.CheckpointManager(
             directory.absolute(),
             options=ocp.CheckpointManagerOptions(
                 # Orbax writes the metrics beside a checkpoint only where it is told to compare
                 # them; without them a run that continues would lose its best checkpoint.
-                best_fn=rank,
+                best_fn=self.rank,
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(1),
                         policies.BestN(
-                            get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False
+                            get_metric_fn=self.rank, n=1, keep_checkpoints_without_metrics=False
                         ),
                     ]
                 ),
@@ -75,6 +78,11 @@ class Checkpoints:
         )
         return restored.state, restored.progress
 
+    def restore_arrays(self, step: int) -> dict[str, Any]:
+        """Reads the state of a step as nested dictionaries of arrays, whatever it consists of."""
+        args = ocp.args.Composite(state=ocp.args.StandardRestore())
+        return self._manager.restore(step, args=args).state
+
     def wait(self) -> None:
         """Returns when everything is written."""
         self._manager.wait_until_finished()
@@ -84,9 +92,9 @@ class Checkpoints:
         self._manager.close()
 
 
-def rank(metrics: dict[str, float]) -> tuple[float, float]:
-    """Which of two evaluations is better: the higher accuracy, then the lower loss."""
-    return metrics["accuracy"], -metrics["loss"]
+def rank(metrics: dict[str, float], metric: str) -> tuple[float, float]:
+    """Which of two evaluations is better: the higher metric, then the lower loss."""
+    return metrics[metric], -metrics["loss"]
 
 
 def with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:

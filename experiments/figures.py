@@ -62,7 +62,7 @@ def training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
                 axes.plot(best["step"], best[name], "o", color=BEST, markersize=7, label=label)
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", fontsize=8.5, framealpha=1, edgecolor="none")
-    _frame_losses(panels[0])
+    frame_losses(panels[0])
     panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     panels[1].set_ylim(top=min(1.02, panels[1].get_ylim()[1]))
     if schedules:
@@ -91,7 +91,7 @@ def _curve(axes: Axes, rows: Sequence[Mapping], name: str, **style) -> None:
         axes.plot([row["step"] for row in rows], values, **style)
 
 
-def _frame_losses(axes: Axes) -> None:
+def frame_losses(axes: Axes) -> None:
     """From zero up; a few huge early losses are cut off, that would press the rest flat."""
     values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [[]])
     values = values[np.isfinite(values)]

@@ -7,22 +7,30 @@ from collections.abc import Iterable
 import jax
 from ml_collections import ConfigDict
 
-from experiments.data.transforms import AUGMENTATIONS
 from experiments.errors import UserError
-from experiments.tasks.backbone import make_resnet
+from experiments.program import ANNEALING
+from experiments.recipe import OPTIMIZERS, SCHEDULES
+from experiments.tasks import TASKS
 
-TASKS = ("classification",)
 DTYPES = ("float32", "bfloat16", "float16")
-OPTIMIZERS = ("adam", "adamw", "sgd")
 
 # The least value of each number.
 AT_LEAST = {
     "seed": 0,
     "data.limit": 0,
+    "data.fold": -1,
+    "data.folds": 2,
+    "start.noise": 0,
     "image_size": 0,
     "model.width": 1,
     "model.representation": 1,
     "optimizer.weight_decay": 0,
+    "optimizer.warmup_epochs": 0,
+    "optimizer.clip": 0,
+    "mixing.label_smoothing": 0,
+    "mixing.mixup": 0,
+    "mixing.cutmix": 0,
+    "average": 0,
     "plateau.patience": 0,
     "plateau.min_learning_rate": 0,
     "early_stopping.patience": 0,
@@ -41,7 +49,14 @@ AT_LEAST = {
     "input.workers": 0,
 }
 ABOVE_ZERO = ("optimizer.learning_rate", "plateau.factor", "temperature.start")
-BELOW_ONE = ("plateau.factor", "data.validation", "data.test", "model.dropout")
+BELOW_ONE = (
+    "plateau.factor",
+    "data.validation",
+    "data.test",
+    "model.dropout",
+    "mixing.label_smoothing",
+    "average",
+)
 
 
 def validate(config: ConfigDict) -> None:
@@ -65,9 +80,27 @@ def validate(config: ConfigDict) -> None:
     _one_of(config, "task", TASKS)
     _one_of(config, "dtype", DTYPES)
     _one_of(config, "optimizer.name", OPTIMIZERS)
-    _one_of(config, "augment", AUGMENTATIONS)
-    if config.task == "classification":
-        make_resnet(config, num_classes=2, spatial_axes=2)
+    _one_of(config, "optimizer.schedule", SCHEDULES)
+    _one_of(config, "temperature.schedule", ANNEALING)
+    if config.adapt_gates and (config.conv.name != "gated" or not config.start.run):
+        raise UserError(
+            "--config.adapt_gates fine-tunes the gates of a trained network: choose a config with gates "
+            "(experiments/configs/hard.py) and give its run as --config.start.run=RUN."
+        )
+    if config.start.config and not config.start.run:
+        raise UserError(
+            f"{config.name} starts from a trained {config.start.config}: give that run as "
+            f"--config.start.run=RUN, or --config.start.config= to start from scratch. "
+            "experiments.study trains the one and then the other."
+        )
+    if config.start.freeze and not config.start.run:
+        raise UserError(
+            "--config.start.freeze=True freezes kernels that another run has trained: give it as "
+            "--config.start.run=RUN."
+        )
+    task = TASKS[config.task]
+    _one_of(config, "augment", task.AUGMENTATIONS)
+    task.make_model(config, num_classes=2, spatial_axes=2)
     devices = jax.device_count()
     if config.batch_size % devices:
         raise UserError(

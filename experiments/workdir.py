@@ -13,10 +13,11 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments import report
+from experiments import files
 from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.metrics import plain
+from experiments.recipe import Lengths
 
 # Settings that change where a run reads and what it shows, but not what it computes.
 FREE = {"data.source", "data.dir", "input.threads", "input.workers", "tensorboard"}
@@ -35,7 +36,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         # A run that never came to a checkpoint has nothing to lose: whoever mistyped a setting may
         # correct it and go on in the same place.
         if not file.exists() or not _has_results(workdir):
-            report.write_json(file, mine)
+            files.write_json(file, mine)
             return
         theirs = json.loads(file.read_text())
     except OSError as error:
@@ -90,8 +91,7 @@ def start_rows(
     cost: Mapping[str, Any],
     workdir: Path,
     start_step: int,
-    epoch: int,
-    total_steps: int,
+    lengths: Lengths,
 ) -> list[tuple[str, str]]:
     """The facts a person wants to see before a run starts."""
     kinds = [device.device_kind for device in jax.devices()]
@@ -108,14 +108,13 @@ def start_rows(
     rows += [
         (
             "model",
-            f"ResNet-{config.model.depth}, width {config.model.width}, "
-            f"{config.conv.name}{f'({layer})' if layer else ''}: "
+            f"{_network(config)}, {config.conv.name}{f'({layer})' if layer else ''}: "
             f"{cost['parameters']:,} parameters, {cost['macs']:,} MACs an example",
         ),
         (
             "recipe",
             f"{config.optimizer.name} at {config.optimizer.learning_rate:g}, batch "
-            f"{config.batch_size}, {total_steps:,} steps, {epoch} an epoch; augmentation "
+            f"{config.batch_size}, {lengths.total:,} steps, {lengths.epoch} an epoch; augmentation "
             f"{config.augment}; {config.dtype}",
         ),
         ("workdir", str(workdir)),
@@ -125,13 +124,30 @@ def start_rows(
     return rows
 
 
+def _network(config: ConfigDict) -> str:
+    """What the convolutions are in."""
+    if config.model.network != "resnet":
+        return f"{config.model.network}, {config.series.features} features"
+    network = f"ResNet-{config.model.depth}, width {config.model.width}"
+    if config.task == "segmentation":
+        network = f"{config.head.name} on {network}, output stride {config.model.output_stride}"
+    if config.attention.name != "none":
+        network += f", {config.attention.name}"
+    return network
+
+
+def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The metrics that are one number each, and not one for each class."""
+    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+
+
 def result_rows(summary: Mapping[str, Any], workdir: Path) -> list[tuple[str, str]]:
     """The result of a finished run, and where to find the rest."""
-    test = ", ".join(f"{name} {value:.4f}" for name, value in summary["test"].items())
-    best = summary["best"]
+    test = ", ".join(f"{name} {value:.4f}" for name, value in numbers(summary["test"]).items())
+    best, metric = summary["best"], summary.get("metric", "accuracy")
     return [
         ("test", test),
-        ("best", f"step {best['step']:,}, validation accuracy {best['accuracy']:.4f}"),
+        ("best", f"step {best['step']:,}, validation {metric} {best[metric]:.4f}"),
         ("time", f"{summary['seconds']:.0f} s, {summary['compile_seconds']:.0f} s of it compiling"),
         ("summary", str(workdir / "summary.json")),
         ("figures", str(workdir / "figures")),

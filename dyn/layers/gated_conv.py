@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn.layers.attention import temperature
+from dyn.layers.attention import attention_norm, temperature
 from dyn.layers.convolution import ConvLayer, over_space
 from dyn.ops.dtypes import float32_or_wider
 
@@ -39,7 +39,7 @@ class GatedConv(ConvLayer):
 
     (straight-through: the gradient flows through gates that are off, too, and T is annealed); with
     `active=k` the k largest logits are on, always so many, with the same gradient. The logits are
-    a = W context + b, for slices a_io = (W_i context + b_i) + (W_o context + b_o), or with `static=True`
+    a = W c + b with c = norm(context), for slices a_io = (W_i c + b_i) + (W_o c + b_o), or with `static=True`
     parameters that no input changes. Gates begin on. Kernels that are on are added and not averaged: use
     a norm behind the layer.
 
@@ -60,6 +60,10 @@ class GatedConv(ConvLayer):
         density: rho, the share of gates on that the loss asks for; None for no loss.
         density_weight: factor of that loss.
         initial_logit: the logits' bias at the beginning; not for static gates.
+        attention_norm: 'none', 'layer' or 'batch', of the context in front of the logits. A norm keeps
+            the logits near zero, where gates have a gradient; not for static gates.
+        use_running_average: for 'batch': None uses batch statistics exactly when the collection
+            `batch_stats` is mutable.
         lowering: see `dyn.ops.dynamic_conv`; for slices that depend on the input 'auto' is 'taps'.
 
     Example:
@@ -82,6 +86,8 @@ class GatedConv(ConvLayer):
     density: float | None = 0.5
     density_weight: float = 1.0
     initial_logit: float = 2.0
+    attention_norm: str = "none"
+    use_running_average: bool | None = None
     lowering: str = "auto"
 
     @nn.compact
@@ -120,6 +126,8 @@ class GatedConv(ConvLayer):
             density=self.density,
             density_weight=self.density_weight,
             initial_logit=self.initial_logit,
+            norm=self.attention_norm,
+            use_running_average=self.use_running_average,
             dtype=float32_or_wider(x, kernel),
             param_dtype=self.param_dtype,
             name="attention",
@@ -191,6 +199,8 @@ class Gates(nn.Module):
     density: float | None
     density_weight: float
     initial_logit: float
+    norm: str
+    use_running_average: bool | None
     dtype: Any
     param_dtype: Any
 
@@ -209,7 +219,14 @@ class Gates(nn.Module):
             init = nn.initializers.uniform(0.01)
             logits = self.param("gates", init, shape, self.param_dtype).astype(self.dtype)[None]
         else:
-            logits = self.logits(context.astype(self.dtype))
+            context = attention_norm(
+                context.astype(self.dtype),
+                self.norm,
+                use_running_average=self.use_running_average,
+                dtype=self.dtype,
+                param_dtype=self.param_dtype,
+            )
+            logits = self.logits(context)
         gates = hard_gate(
             logits.reshape(-1, number), temperature(self).astype(self.dtype), self.active
         )

@@ -14,6 +14,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """DCDConv and DCDDense on the data set that `argument` names."""
     config = common.get_config(argument)
     config.name = "dcd"
-    config.conv = {"name": "dcd", "pool": 2}  # 1 for the bottlenecks of --config.model.depth=50
-    config.classifier = {"name": "dcd"}
+    config.conv = {
+        "name": "dcd",
+        "pool": 2,  # 1 for the bottlenecks of --config.model.depth=50
+        "attention_norm": "layer",
+        "min_squeeze": 16,
+    }
+    config.classifier = {"name": "dcd", "attention_norm": "layer"}
     return config

@@ -14,5 +14,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """DynamicConv with four candidate kernels on the data set that `argument` names."""
     config = common.get_config(argument)
     config.name = "dyconv"
-    config.conv = {"name": "dyconv", "num_kernels": 4}
+    config.conv = {"name": "dyconv", "num_kernels": 4, "attention_norm": "layer"}
     return config

@@ -1,6 +1,6 @@
 """Hard attention (MetaDOCK, Chavan et al., CVPR 2022): kernels are switched on or off for each input.
 
-Half of the gates are asked to be off by a loss that grows over the first ten epochs.
+A quarter of the gates is asked to be off by a loss that grows over the first ten epochs.
 
     python -m experiments.main --config=experiments/configs/hard.py
 
@@ -16,5 +16,13 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """GatedConv with four kernels to choose from on the data set that `argument` names."""
     config = common.get_config(argument)
     config.name = "hard"
-    config.conv = {"name": "gated", "num_kernels": 4, "density": 0.5, "density_weight": 1.0}
+    config.conv = {
+        "name": "gated",
+        "num_kernels": 4,
+        "density": 0.75,
+        "density_weight": 0.1,
+        "attention_norm": "layer",
+    }
+    # A gate's gradient at temperature 30 is nearly the same whatever its logit, and gates flip at random.
+    config.temperature.start = 1.0
     return config

@@ -18,6 +18,11 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """PixelDynamicConv on a carried state, on the data set that `argument` names."""
     config = common.get_config(argument)
     config.name = "local_soft"
-    config.conv = {"name": "pixel", "num_kernels": 4, "attention": "pixel"}
+    config.conv = {
+        "name": "pixel",
+        "num_kernels": 4,
+        "attention": "pixel",
+        "attention_norm": "layer",
+    }
     config.model.context = "carried_pixels"
     return config

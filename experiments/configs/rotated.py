@@ -24,4 +24,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
         "pooling": "mixture",
         "attention_norm": "layer",
     }
+    # All orientations alike make a kernel that has none.
+    config.temperature.start = 1.0
     return config

@@ -16,5 +16,5 @@ def get_config(argument: str | None = None) -> ConfigDict:
     """SpectralNormConv with four candidate kernels on the data set that `argument` names."""
     config = common.get_config(argument)
     config.name = "spectral_norm"
-    config.conv = {"name": "spectral_norm", "num_kernels": 4}
+    config.conv = {"name": "spectral_norm", "num_kernels": 4, "attention_norm": "layer"}
     return config

@@ -1,13 +1,18 @@
 """Data sets: one file per data set, and one function that loads any of them."""
 
+import dataclasses
 import difflib
 
+import numpy as np
+
+from experiments.data import folds
 from experiments.data.dataset import Dataset, Example, Source
-from experiments.errors import UserError
+from experiments.data.sources import Relabelled
+from experiments.errors import UserError, nearest
 
 __all__ = ["NAMES", "Dataset", "Example", "Source", "load"]
 
-NAMES = ("digits", "tiny_imagenet", "ucr", "folder", "tfds")
+NAMES = ("digits", "tiny_imagenet", "voc2012", "ucr", "folder", "mask_folder", "tfds")
 
 
 def load(config, seed: int) -> Dataset:
@@ -18,7 +23,9 @@ def load(config, seed: int) -> Dataset:
             data is, '' where it can be found or downloaded), `dir` (where prepared data is kept,
             '' for the usual place), `variant` (which set of the UCR archive or the TFDS
             catalogue), `validation` and `test` (shares of train to set aside where the data set
-            has no such split of its own), `limit` (the most examples a split may keep, 0 for all).
+            has no such split of its own), `limit` (the most examples a split may keep, 0 for all),
+            `fold` and `folds` (which fold of how many is the test split, all splits pooled; -1 for
+            the data set's own splits), `classes` (names, '' for all).
         seed: decides which examples are set aside.
 
     Returns:
@@ -33,10 +40,14 @@ def load(config, seed: int) -> Dataset:
             from experiments.data import digits as reader
         case "tiny_imagenet":
             from experiments.data import tiny_imagenet as reader
+        case "voc2012":
+            from experiments.data import voc2012 as reader
         case "ucr":
             from experiments.data import ucr as reader
         case "folder":
             from experiments.data import folder as reader
+        case "mask_folder":
+            from experiments.data import mask_folder as reader
         case "tfds":
             from experiments.data import tfds_catalogue as reader
         case unknown:
@@ -46,4 +57,37 @@ def load(config, seed: int) -> Dataset:
                 f"There is no data set {unknown!r}.{hint} --config.data.name is one of "
                 f"{', '.join(NAMES)}."
             )
-    return reader.load(config, seed)
+    dataset = reader.load(config, seed)
+    if config.get("fold", -1) >= 0:
+        everything = folds.pool(dataset)
+        # One assignment for all runs, whatever their seed: they are compared fold by fold.
+        assignment, notes = folds.assign(everything.labels, config.folds, seed=0)
+        dataset = folds.fold_dataset(dataset, everything, assignment, config.fold, config, seed)
+        dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
+    if config.get("classes"):
+        dataset = _only(dataset, config.classes.split(","))
+    return dataset
+
+
+def _only(dataset: Dataset, names: list[str]) -> Dataset:
+    """The examples of some classes alone, numbered anew in the order of their names here.
+
+    Every example is read once, for its label.
+    """
+    for name in names:
+        if name not in dataset.classes:
+            raise UserError(
+                f"--config.data.classes: there is no {name}{nearest(name, dataset.classes)}"
+            )
+    numbers = {list(dataset.classes).index(name): new for new, name in enumerate(names)}
+    parts = {}
+    for split, source in dataset.splits.items():
+        labels = np.array([int(source[i]["label"]) for i in range(len(source))])
+        kept = np.flatnonzero(np.isin(labels, list(numbers)))
+        if not len(kept):
+            raise UserError(
+                f"{dataset.name}: the {split} split has no example of {', '.join(names)}."
+            )
+        parts[split] = Relabelled(source, kept, numbers)
+    note = f"Only the classes {', '.join(names)}."
+    return dataclasses.replace(dataset, splits=parts, classes=names, notes=[*dataset.notes, note])

@@ -1,7 +1,7 @@
 """The two plainest sources: arrays in memory, and a view of some of another source's examples."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -25,6 +25,28 @@ class Arrays:
 
     def __getitem__(self, index: int) -> Example:
         return {"inputs": self.inputs[index], "label": np.int32(self.labels[index])}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Relabelled:
+    """Some of the examples of another source, their labels numbered anew.
+
+    Attributes:
+        source: where the examples come from.
+        indices: which of them, by position.
+        numbers: the new number of each old one.
+    """
+
+    source: Source
+    indices: np.ndarray | Sequence[int]
+    numbers: Mapping[int, int]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> Example:
+        example = self.source[int(self.indices[index])]
+        return {**example, "label": np.int32(self.numbers[int(example["label"])])}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -2,14 +2,12 @@
 
 import dataclasses
 import hashlib
-import http.client
 import os
 import pathlib
-import tempfile
-import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
 
+from experiments.data import downloads
 from experiments.errors import UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -166,44 +164,10 @@ def download(data_dir: pathlib.Path) -> pathlib.Path:
     Raises:
         UserError: if it cannot be downloaded, or something else arrives.
     """
-    final = data_dir / "downloads" / ZIP
-    if final.is_file():
-        return final
-    print(f"Downloading {URL} to {final} (about 240 MB, once)", flush=True)
-    partial = None
     try:
-        final.parent.mkdir(parents=True, exist_ok=True)
-        with (
-            urllib.request.urlopen(URL, timeout=60) as response,
-            tempfile.NamedTemporaryFile(dir=final.parent, suffix=".part", delete=False) as file,
-        ):
-            partial = pathlib.Path(file.name)
-            arrived = _copy(response, file)
-        if arrived != MD5:
-            raise UserError(_missing(f"{URL} sent something else (md5 {arrived}, not {MD5})."))
-        os.replace(partial, final)
-    except (OSError, http.client.HTTPException) as error:  # URLError is a kind of OSError.
-        reason = getattr(error, "reason", None) or error
-        raise UserError(
-            _missing(f"{final} is not there, and {URL} could not be downloaded ({reason}).")
-        ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
-    return final
-
-
-def _copy(response, file) -> str:
-    from tqdm import auto as tqdm
-
-    digest = hashlib.md5(usedforsecurity=False)
-    size = int(response.headers.get("Content-Length") or 0) or None
-    with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=ZIP) as bar:
-        while chunk := response.read(1 << 20):
-            file.write(chunk)
-            digest.update(chunk)
-            bar.update(len(chunk))
-    return digest.hexdigest()
+        return downloads.fetch(URL, MD5, data_dir / "downloads" / ZIP, "240 MB")
+    except downloads.DownloadError as error:
+        raise UserError(_missing(f"{error}.")) from error
 
 
 def _class_names(files: Files, wnids: Sequence[str]) -> list[str]:

@@ -49,7 +49,7 @@ def make_resnet(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.M
         UserError: for a layer, a field of it, or a word of `config.model` that does not exist.
     """
     build = partial(
-        _resnet(config),
+        make_backbone(config),
         num_classes=num_classes,
         dense=make_layer(config, "classifier", CLASSIFIERS),
         spatial_axes=spatial_axes,
@@ -72,8 +72,12 @@ def with_conv(config: ConfigDict, build: Callable[..., nn.Module], spatial_axes:
     return network(conv)
 
 
-def _resnet(config: ConfigDict) -> partial:
-    """A residual network but for what it ends in and what it convolves with."""
+def make_backbone(config: ConfigDict) -> partial:
+    """A residual network but for what it ends in and what it convolves with.
+
+    Raises:
+        UserError: for a layer, a field of it, or a word of `config.model` that does not exist.
+    """
     for field, words in WORDS.items():
         if config.model[field] not in words:
             raise UserError(

@@ -1,6 +1,6 @@
 """Classification: a residual network, cross-entropy, accuracy, and the pictures of a run."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,37 +12,78 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from experiments import metrics, report
-from experiments.data import Dataset
-from experiments.tasks.backbone import make_resnet
+from dyn import models
+from experiments import figures, maps, metrics
+from experiments.data import Dataset, Example, transforms
+from experiments.errors import UserError
+from experiments.mixing import mix
+from experiments.tasks.backbone import CONVS, make_layer, make_resnet
 
 Array = jax.Array
 Batch = Mapping[str, Array]
 
+METRIC = "accuracy"
+AUGMENTATIONS = transforms.AUGMENTATIONS
+SERIES_NETS = {"net1": models.Net1, "net2": models.Net2}
 
-def make_model(config: ConfigDict, dataset: Dataset) -> nn.Module:
-    """A ResNet for pictures or series with as many logits as there are classes."""
-    return make_resnet(config, len(dataset.classes), spatial_axes=len(dataset.shape) - 1)
+
+def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
+    """A network for pictures or series with as many logits as there are classes.
+
+    Raises:
+        UserError: for a layer, a field of it, or a word of `config.model` that does not exist.
+    """
+    network = config.model.network
+    if network == "resnet":
+        return make_resnet(config, num_classes, spatial_axes)
+    if network not in SERIES_NETS:
+        raise UserError(
+            f"--config.model.network={network}: choose resnet, {', '.join(SERIES_NETS)}."
+        )
+    return SERIES_NETS[network](
+        num_classes=num_classes,
+        conv=make_layer(config, "conv", CONVS),
+        dropout=config.model.dropout,
+        dtype=jnp.dtype(config.dtype),
+        **config.series,
+    )
+
+
+def make_transform(config: ConfigDict, train: bool) -> Callable[..., Example]:
+    """What is done to an example before the network sees it."""
+    return transforms.make(config.augment, config.image_size, **config.normalise, train=train)
 
 
 def loss(
-    model: nn.Module, variables: Mapping[str, Any], batch: Batch, rng: Array
+    config: ConfigDict, model: nn.Module, variables: Mapping[str, Any], batch: Batch, rng: Array
 ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
     """Mean cross-entropy of a training batch: (loss, (metrics, the collections that changed)).
 
     Among the collections is `losses`, what the layers have sown.
     """
+    drop, draw = jax.random.split(rng)
+    inputs, targets = mix(config, batch["inputs"], batch["label"], model.num_classes, draw)
     logits, changed = model.apply(
         variables,
-        batch["inputs"],
+        inputs,
         train=True,
         mutable=["batch_stats", "losses"],
-        rngs={"dropout": rng},
+        rngs={"dropout": drop},
     )
     logits = logits.astype(jnp.float32)
-    value = optax.losses.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
+    value = optax.losses.softmax_cross_entropy(logits, targets).mean()
     accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))
     return value, ({"loss": value, "accuracy": accuracy}, dict(changed))
+
+
+def measure(
+    outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+) -> dict[str, float]:
+    """Loss, accuracy and top-5 accuracy of a split, from what `evaluation_sums` gave for its batches."""
+    total: dict[str, float] = {}
+    for sums in outputs:
+        total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
+    return {name: float(value) for name, value in metrics.means(total).items()}
 
 
 def evaluation_sums(
@@ -54,9 +95,10 @@ def evaluation_sums(
 
 
 def inspection(model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
-    """Logits of a batch, and how each layer mixed its candidate kernels for it: layer to `[B, K]`."""
+    """Labels and logits of a batch, and how each layer mixed its kernels for it: layer to `[B, K]`."""
     logits, state = model.apply(variables, batch["inputs"], train=False, mutable=["intermediates"])
     return {
+        "labels": batch["label"],
         "logits": logits.astype(jnp.float32),
         "mixtures": kernel_mixtures(state.get("intermediates", {})),
     }
@@ -73,45 +115,61 @@ def kernel_mixtures(intermediates: Mapping[str, Any]) -> dict[str, Array]:
 
 
 def pictures(
-    found: Mapping[str, Any], examples: Any, classes: list[str], folder: Path, seed: int
-) -> list[str]:
-    """Draws what a trained network did with the test set.
+    config: ConfigDict,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    found: Mapping[str, Any],
+    test: Mapping[str, Any],
+    dataset: Dataset,
+    workdir: Path,
+) -> None:
+    """Draws what a trained network did with the test split.
+
+    What a report shows of several runs together is kept in `maps.npz`.
 
     Args:
+        config: the experiment; its seed decides which examples are shown.
+        model: the network.
+        variables: of its best evaluation.
         found: `labels [N]`, `logits [N, C]` and `mixtures`, layer to `[N, K]`.
-        examples: gives the example of an index, for the grid.
-        classes: their names.
-        folder: where the files go.
-        seed: decides which examples are shown.
-
-    Returns:
-        The names of the files.
+        test: the metrics.
+        dataset: what was tested on.
+        workdir: the run's; figures go into `figures/`.
     """
-    labels, logits = found["labels"], found["logits"]
+    folder = workdir / "figures"
+    labels, logits, classes = found["labels"], found["logits"], list(dataset.classes)
     predictions = logits.argmax(axis=-1)
     probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
     probabilities /= probabilities.sum(axis=-1, keepdims=True)
 
     matrix = metrics.confusion_matrix(labels, predictions, len(classes))
-    report.confusion(matrix, classes, folder / "confusion.png")
-    shown = report.choose_examples(labels, predictions, 32, np.random.default_rng(seed))
-    report.prediction_grid(
-        np.stack([examples[int(i)]["inputs"] for i in shown]),
+    figures.confusion(matrix, classes, folder / "confusion.png")
+    rng = np.random.default_rng(config.seed)
+    shown = figures.choose_examples(labels, predictions, 32, rng)
+    prepare, source = make_transform(config, train=False), dataset.splits["test"]
+    figures.prediction_grid(
+        np.stack([prepare(source[int(i)])["inputs"] for i in shown]),
         labels[shown],
         predictions[shown],
         probabilities[shown],
         classes,
         folder / "predictions.png",
     )
-    drawn = ["confusion.png", "predictions.png"]
     if found["mixtures"]:
         by_class = {
             layer: _mean_by_class(weights, labels, len(classes))
             for layer, weights in found["mixtures"].items()
         }
-        report.attention_by_class(by_class, classes, folder / "attention.png")
-        drawn.append("attention.png")
-    return drawn
+        figures.attention_by_class(by_class, classes, folder / "attention.png")
+    maps.save_maps(
+        workdir / "maps.npz",
+        model,
+        variables,
+        lambda index: prepare(source[index]),
+        labels,
+        classes,
+        found["mixtures"],
+    )
 
 
 def _mean_by_class(weights: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:

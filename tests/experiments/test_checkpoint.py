@@ -102,8 +102,13 @@ def test_of_equally_good_checkpoints_the_later_is_kept(opened, kept, reopen):
 
 
 def test_a_higher_accuracy_is_better_and_then_a_lower_loss():
-    assert rank(metrics(0.5, 9.0)) > rank(metrics(0.4, 0.1))
-    assert rank(metrics(0.5, 0.1)) > rank(metrics(0.5, 0.2))
+    for metric in ("accuracy", "miou"):
+
+        def evaluation(value, loss, metric=metric):
+            return rank({metric: value, "loss": loss}, metric)
+
+        assert evaluation(0.5, 9.0) > evaluation(0.4, 0.1)
+        assert evaluation(0.5, 0.1) > evaluation(0.5, 0.2)
 
 
 def test_progress_is_that_of_the_moment_of_saving(opened):

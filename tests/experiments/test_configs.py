@@ -34,6 +34,12 @@ def test_a_config_loads_and_can_be_run(name):
     for argument in ((), ("",), ("smoke",), ("digits",)):
         config = load(name).get_config(*argument)
         assert config.name == name
+        if config.start.config:
+            with pytest.raises(
+                UserError, match=f"{name} starts from a trained {config.start.config}"
+            ):
+                validate(config)
+            config.start.run = "somewhere"
         validate(config)
 
 
@@ -62,6 +68,17 @@ def test_odconv_and_its_static_twin_differ_in_the_convolution_alone(argument):
     dynamic, static = flat(odconv.get_config(argument)), flat(base.get_config(argument))
     differing = {key for key in {**dynamic, **static} if dynamic.get(key) != static.get(key)}
     assert {key.split(".")[0] for key in differing} == {"name", "conv"}
+
+
+def test_odconv_with_rotations_is_the_rotated_config():
+    config = odconv.get_config("digits,rotations=4,smoke")
+    assert (
+        config.name == "rotated" and config.conv.rotations == 4 and config.dataset[-5:] == "smoke"
+    )
+    assert odconv.get_config("rotations=8").to_dict() == load("rotated").get_config().to_dict()
+    for wrong in ("0", "many", ""):
+        with pytest.raises(UserError, match="write a number of orientations, such as 8"):
+            odconv.get_config(f"digits,rotations={wrong}")
 
 
 @pytest.mark.parametrize("dataset", [*common.DATASETS, *common.ALIASES])
@@ -101,7 +118,7 @@ def test_the_argument_names_the_data_set(argument, dataset, name, variant):
         ("tiny_imagnet", "did you mean 'tiny_imagenet'"),
         ("epochs=5", "such as --config.epochs=5"),
         ("digits,folder", "'folder'"),
-        ("xyzzy", "one of digits, tiny_imagenet, ucr, folder, tfds, adiac"),
+        ("xyzzy", "one of digits, tiny_imagenet, ucr, folder, voc2012, mask_folder, tfds, adiac"),
     ],
 )
 def test_an_argument_that_is_not_understood_is_answered_with_what_is(argument, hint):

@@ -1,5 +1,3 @@
-import csv
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import figures, report, style
+from experiments import figures, style
 
 NAMES = [f"$class$ with a rather long name {i}" for i in range(200)]
 
@@ -40,7 +38,7 @@ def _rows(steps=6):
     ],
 )
 def test_training_curves(tmp_path, rows, height):
-    report.training_curves(rows, tmp_path / "figures" / "curves.png")
+    figures.training_curves(rows, tmp_path / "figures" / "curves.png")
     if rows:
         size = _size(tmp_path / "figures" / "curves.png")
         np.testing.assert_allclose(size, (7.5, height), atol=0.02)
@@ -60,13 +58,13 @@ def test_confusion_grows_with_the_classes_and_stays_on_a_page(tmp_path, number):
         number, dtype=int
     )
     matrix[1] = 0  # a class without examples
-    report.confusion(matrix, NAMES[:number], tmp_path / "confusion.png")
+    figures.confusion(matrix, NAMES[:number], tmp_path / "confusion.png")
     width, height = _size(tmp_path / "confusion.png")
     assert 4 < height < 11 and 4 < width < 13
 
 
 def test_a_perfect_matrix_of_many_classes_has_no_pair_to_list(tmp_path):
-    report.confusion(5 * np.eye(30, dtype=int), NAMES[:30], tmp_path / "confusion.png")
+    figures.confusion(5 * np.eye(30, dtype=int), NAMES[:30], tmp_path / "confusion.png")
     _size(tmp_path / "confusion.png")
 
 
@@ -80,7 +78,7 @@ def test_prediction_grid(tmp_path, shape):
     labels, predictions = rng.integers(0, 5, (2, shape[0]))
     probabilities = rng.dirichlet(np.ones(5), shape[0])
     path = tmp_path / "grid.png"
-    report.prediction_grid(inputs, labels, predictions, probabilities, NAMES[:5], path)
+    figures.prediction_grid(inputs, labels, predictions, probabilities, NAMES[:5], path)
     width, height = _size(path)
     assert 4 < width < 14 and 1 < height < 14
 
@@ -90,7 +88,7 @@ def test_probabilities_of_all_classes_or_of_the_prediction(tmp_path):
     every = np.array([[0.7, 0.2, 0.1], [0.2, 0.3, 0.5]])
     for name, probabilities in [("a", every), ("b", np.array([0.7, 0.5]))]:
         path = tmp_path / name
-        report.prediction_grid(inputs, labels, predictions, probabilities, "xyz", path)
+        figures.prediction_grid(inputs, labels, predictions, probabilities, "xyz", path)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 
@@ -99,12 +97,12 @@ def test_examples_show_mistakes_first_but_not_only():
     labels = np.zeros(100, int)
     for mistakes, n, shown in [(3, 10, 3), (60, 10, 5), (98, 10, 8), (0, 10, 0), (100, 10, 10)]:
         predictions = (np.arange(100) < mistakes).astype(int)
-        chosen = report.choose_examples(labels, predictions, n, rng)
+        chosen = figures.choose_examples(labels, predictions, n, rng)
         assert len(set(chosen.tolist())) == n
         wrong = predictions[chosen] == 1
         assert wrong.sum() == shown and wrong[:shown].all()
-    assert sorted(report.choose_examples(labels[:4], labels[:4], 32, rng)) == [0, 1, 2, 3]
-    assert report.choose_examples(labels[:0], labels[:0], 32, rng).shape == (0,)
+    assert sorted(figures.choose_examples(labels[:4], labels[:4], 32, rng)) == [0, 1, 2, 3]
+    assert figures.choose_examples(labels[:0], labels[:0], 32, rng).shape == (0,)
 
 
 @pytest.mark.parametrize(("number", "layers", "kernels"), [(10, 3, 4), (200, 19, 4), (2, 1, 16)])
@@ -112,7 +110,7 @@ def test_attention_by_class(tmp_path, number, layers, kernels):
     rng = np.random.default_rng(0)
     attention = {f"stage{i}/conv": rng.dirichlet(np.ones(kernels), number) for i in range(layers)}
     attention["stage0/conv"][0] = np.nan  # a class without examples
-    report.attention_by_class(attention, NAMES[:number], tmp_path / "attention.png")
+    figures.attention_by_class(attention, NAMES[:number], tmp_path / "attention.png")
     width, height = _size(tmp_path / "attention.png")
     assert 6 < width < 15 and 2 < height < 12
 
@@ -126,23 +124,3 @@ def test_figures_leave_pyplot_alone():
     code = "import sys, experiments.report; assert 'matplotlib.pyplot' not in sys.modules"
     root = Path(figures.__file__).parents[1]
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
-
-
-def test_json_keeps_its_order_and_is_valid(tmp_path):
-    path = tmp_path / "summary.json"
-    report.write_json(path, {"test": {"accuracy": np.float32(0.5)}, "best": float("nan"), "a": 1})
-    text = path.read_text()
-    assert text.endswith("}\n")
-    assert list(json.loads(text).items()) == [("test", {"accuracy": 0.5}), ("best", None), ("a", 1)]
-
-
-def test_skipped_files_are_listed(tmp_path):
-    assert report.write_skipped(tmp_path, []) is None
-    assert list(tmp_path.iterdir()) == []
-    path = report.write_skipped(tmp_path, [(Path("a,b.png"), 'not a "picture"'), ("c", "é")])
-    with open(path, encoding="utf-8", newline="") as file:
-        assert list(csv.reader(file)) == [
-            ["file", "reason"],
-            ["a,b.png", 'not a "picture"'],
-            ["c", "é"],
-        ]

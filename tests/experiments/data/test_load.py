@@ -46,7 +46,8 @@ def test_prepared_data_goes_where_it_was_asked_to(make_config, monkeypatch, tmp_
 def test_no_reader_imports_tensorflow_or_torch():
     code = (
         "import sys, importlib\n"
-        "for name in ('digits', 'tiny_imagenet', 'ucr', 'folder', 'tfds_catalogue', 'pipeline'):\n"
+        "for name in ('digits', 'tiny_imagenet', 'voc2012', 'ucr', 'folder', 'mask_folder',\n"
+        "             'tfds_catalogue', 'pipeline', 'mask_transforms'):\n"
         "    importlib.import_module('experiments.data.' + name)\n"
         "assert not {'tensorflow', 'torch'} & set(sys.modules)\n"
     )

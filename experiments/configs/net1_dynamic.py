@@ -1,0 +1,30 @@
+"""The study's Net1 for series, dynamic: its kernels are those of a trained static Net1, and frozen.
+
+    python -m experiments.study --dataset=adiac --configs=net1,net1_dynamic --folds=10 --source=PATH/Adiac
+    python -m experiments.main --config=experiments/configs/net1_dynamic.py:adiac
+        --config.start.run=RUN --config.data.source=PATH/Adiac
+
+RUN is the workdir of a finished `net1.py`. `--config.start.freeze=False` lets the kernels learn,
+`--config.start.config=` (nothing behind the sign) starts from scratch.
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """Net1 with DynamicConv on the series that `argument` names; without one, Adiac.
+
+    Attention sees the outline of the series: the mean of a z-normalised one says nothing.
+    """
+    config = common.get_config(argument, default="adiac")
+    config.name, config.baseline = "net1_dynamic", "net1"
+    config.model.network = "net1"
+    config.conv = {"name": "dyconv", "num_kernels": 4, "attention_norm": "layer"}
+    config.series.context = "series"
+    if not config.dataset.endswith("-smoke"):  # a run of seconds has nothing to start from
+        config.start.update({"config": "net1", "noise": 0.3, "freeze": True})
+    return config

@@ -1,0 +1,18 @@
+"""The study's Net2 for series, static: two convolutions, max pooling, a fully connected layer.
+
+    python -m experiments.main --config=experiments/configs/net2.py:adiac --config.data.source=PATH/Adiac
+
+MEASURED
+"""
+
+from ml_collections import ConfigDict
+
+from experiments.configs import common
+
+
+def get_config(argument: str | None = None) -> ConfigDict:
+    """Net2 with static convolutions on the series that `argument` names; without one, Adiac."""
+    config = common.get_config(argument, default="adiac")
+    config.name = config.baseline = "net2"
+    config.model.network = "net2"
+    return config

@@ -1,0 +1,55 @@
+"""Small files that a run leaves for people and scripts, each written whole or not at all."""
+
+import csv
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from experiments.metrics import plain, replacing
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file; its folder is created where it is missing."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, obj: object) -> None:
+    """Writes a JSON file (`summary.json`, `config.json`).
+
+    Args:
+      path: the file; its folder is created where it is missing.
+      obj: dictionaries, lists and scalars (Python, numpy or jax). Keys keep their order; NaN
+        and infinity become null; what JSON does not know (a path, a type) becomes its `str`.
+    """
+    write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_csv(
+    path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[object]]
+) -> None:
+    """Writes a table of comma-separated values; None is an empty cell."""
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(header)
+        table.writerows(rows)
+
+
+def write_skipped(
+    workdir: str | os.PathLike, skipped: Sequence[tuple[str | os.PathLike, str]]
+) -> Path | None:
+    """Writes `skipped.csv`: which files of a data set were left out, and why.
+
+    Args:
+      workdir: the folder of the run.
+      skipped: file and reason, one pair per file.
+
+    Returns:
+      The path of the table, or None where nothing was skipped and nothing is written.
+    """
+    if not skipped:
+        return None
+    path = Path(workdir) / "skipped.csv"
+    write_csv(path, ["file", "reason"], ((str(name), reason) for name, reason in skipped))
+    return path

@@ -1,0 +1,74 @@
+"""What is done to a batch of classified examples on the device: mixup, CutMix, smoothed labels."""
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+Array = jax.Array
+
+
+def mix(
+    config: ConfigDict, inputs: Array, labels: Array, num_classes: int, rng: Array
+) -> tuple[Array, Array]:
+    """Mixes the examples of a batch as `config.mixing` says.
+
+    Each batch is mixed by mixup or by CutMix, half of the time each where both are asked for.
+
+    Args:
+        config: `mixing.mixup` and `mixing.cutmix` are the alphas of their Beta distributions, 0 for none;
+            `mixing.label_smoothing` is the share that all classes have in each target.
+        inputs: `[B, *spatial, C]`.
+        labels: `[B]`.
+        num_classes: number of classes.
+        rng: decides what is mixed how.
+
+    Returns:
+        The inputs, and targets `[B, num_classes]` that sum to one.
+    """
+    smoothing = config.mixing.label_smoothing
+    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    targets = targets * (1 - smoothing) + smoothing / num_classes
+    ways = []
+    if config.mixing.mixup:
+        ways.append(lambda key: mixup(inputs, targets, config.mixing.mixup, key))
+    if config.mixing.cutmix:
+        ways.append(lambda key: cutmix(inputs, targets, config.mixing.cutmix, key))
+    if not ways:
+        return inputs, targets
+    choose, draw = jax.random.split(rng)
+    return jax.lax.switch(jax.random.randint(choose, (), 0, len(ways)), ways, draw)
+
+
+def mixup(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Array, Array]:
+    """w x + (1 - w) x', with w from Beta(alpha, alpha) and x' the batch in reverse.
+
+    Zhang, Cisse, Dauphin, Lopez-Paz: mixup: Beyond Empirical Risk Minimization. ICLR 2018.
+    """
+    w = jax.random.beta(rng, alpha, alpha)
+    return _blend(inputs, w.astype(inputs.dtype)), _blend(targets, w.astype(targets.dtype))
+
+
+def cutmix(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Array, Array]:
+    """A box of x' in x, the batch in reverse; targets are weighed by what is left of x.
+
+    The box has the share 1 - w of the places, w from Beta(alpha, alpha), but for what lies outside.
+    Yun, Han, Oh, Chun, Choe, Yoo: CutMix. ICCV 2019.
+    """
+    draw, place = jax.random.split(rng)
+    spatial = inputs.shape[1:-1]
+    side = (1 - jax.random.beta(draw, alpha, alpha)) ** (1 / len(spatial))
+    inside = jnp.ones((), bool)
+    for axis, (size, key) in enumerate(
+        zip(spatial, jax.random.split(place, len(spatial)), strict=True)
+    ):
+        centre = jax.random.uniform(key, maxval=float(size))
+        at = jnp.arange(size, dtype=jnp.float32) + 0.5
+        line = jnp.abs(at - centre) < side * size / 2
+        inside = inside & line.reshape([-1 if a == axis else 1 for a in range(len(spatial))])
+    w = 1 - jnp.mean(inside, dtype=jnp.float32)
+    mixed = jnp.where(inside[None, ..., None], inputs[::-1], inputs)
+    return mixed, _blend(targets, w.astype(targets.dtype))
+
+
+def _blend(x: Array, w: Array) -> Array:
+    return w * x + (1 - w) * x[::-1]

@@ -1,0 +1,259 @@
+"""What a run computes, compiled: its state, one training step, one evaluation step."""
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax.sharding import AxisType, NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+from optax.contrib import ReduceLROnPlateauState, reduce_on_plateau
+
+from dyn.diagnostics import count_macs, count_parameters
+from dyn.schedules import (
+    geometric_temperature,
+    linear_blend,
+    linear_temperature,
+    set_blend,
+    set_temperature,
+)
+from experiments.checkpoint import with_sharding
+from experiments.data import Dataset, Example
+from experiments.errors import UserError
+from experiments.recipe import Lengths, make_optimizer, make_schedule
+
+ANNEALING = {"geometric": geometric_temperature, "linear": linear_temperature}
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes.
+
+    `attention` holds the temperatures and blends, `average` the moving average of the parameters (empty
+    where none is kept), `plateau` the learning rate's scale.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    attention: Any
+    average: Any
+    opt_state: optax.OptState
+    plateau: ReduceLROnPlateauState
+    rng: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What the model is trained with."""
+        return {
+            "params": self.params,
+            "batch_stats": self.batch_stats,
+            "attention": self.attention,
+        }
+
+    @property
+    def evaluated(self) -> dict[str, Any]:
+        """What the model is evaluated with: the averaged parameters where there are any."""
+        return self.variables | ({"params": self.average} if self.average else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """The compiled functions of a run. Runs that differ in seed or in examples alone share them.
+
+    Attributes:
+        model: the network.
+        shape: the state's shapes, dtypes and shardings.
+        create: a new state, from a seed.
+        train_step: (state, batch) to (state, metrics).
+        evaluation_step: (variables, batch) to what the batch adds to the metrics.
+        inspection: (variables, batch) to what the pictures of a run are drawn from.
+        reduce: (plateau, validation loss) to the plateau after it.
+        put: makes one array over all devices of the hosts' shares of a batch.
+        cost: parameters, multiply-adds of an example, seconds of compilation, XLA's FLOPs of a step.
+    """
+
+    model: nn.Module
+    shape: TrainState
+    create: Callable[[int], TrainState]
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
+    evaluation_step: Callable[..., dict[str, jax.Array]]
+    inspection: Callable[..., dict[str, Any]]
+    reduce: Callable[[ReduceLROnPlateauState, float], ReduceLROnPlateauState]
+    put: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
+    cost: Mapping[str, float]
+
+
+def build(
+    config: ConfigDict,
+    task: ModuleType,
+    dataset: Dataset,
+    lengths: Lengths,
+    train_example: Example,
+    eval_example: Example,
+) -> Program:
+    """Makes and compiles what a run computes.
+
+    Args:
+        config: the experiment.
+        task: a module of `experiments.tasks`.
+        dataset: its classes and shape decide about the model; no example is read.
+        lengths: the schedules' steps.
+        train_example: an example as training sees it; only its shapes matter.
+        eval_example: the same for evaluation.
+
+    Raises:
+        UserError: if the network cannot be built.
+    """
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    replicated, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+
+    def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {
+            name: jax.make_array_from_process_local_data(by_example, values)
+            for name, values in batch.items()
+        }
+
+    def batch_of(example: Example) -> dict[str, jax.ShapeDtypeStruct]:
+        return {
+            name: jax.ShapeDtypeStruct(
+                (config.batch_size, *np.shape(value)), np.asarray(value).dtype, sharding=by_example
+            )
+            for name, value in example.items()
+        }
+
+    train_batch = batch_of(train_example)
+    eval_batch = batch_of({**eval_example, "mask": np.float32(1)})
+
+    # ---------------------------------------------------------------- model and state
+    model = task.make_model(config, len(dataset.classes), spatial_axes=len(dataset.shape) - 1)
+    schedule = make_schedule(config, lengths)
+    optimizer = make_optimizer(config, schedule)
+    plateau = reduce_on_plateau(
+        factor=config.plateau.factor,
+        patience=config.plateau.patience,
+        min_scale=config.plateau.min_learning_rate / config.optimizer.learning_rate,
+    )
+    anneal = ANNEALING[config.temperature.schedule]
+
+    def create(seed: jax.Array) -> TrainState:
+        init, rng = jax.random.split(jax.random.key(seed))
+        inputs = train_batch["inputs"]
+        variables = model.init(init, jnp.zeros(inputs.shape, inputs.dtype), train=False)
+        params = variables["params"]
+        return TrainState(
+            step=jnp.zeros((), jnp.int32),
+            params=params,
+            batch_stats=variables.get("batch_stats", {}),
+            attention=variables.get("attention", {}),
+            # Not the same arrays: a step gives its arguments' memory away.
+            average=jax.tree.map(jnp.copy, params) if config.average else {},
+            opt_state=optimizer.init(params),
+            plateau=plateau.init(params),
+            rng=rng,
+        )
+
+    seed = jax.ShapeDtypeStruct((), jnp.uint32)
+    try:
+        shape = jax.eval_shape(create, seed)
+    except ValueError as error:
+        # A layer says what it cannot do in a sentence; the fields come from the person's config.
+        raise UserError(f"The network cannot be built: {error}") from error
+    shape = with_sharding(shape, replicated)
+    one = train_batch["inputs"]
+    one = jax.ShapeDtypeStruct((1, *eval_batch["inputs"].shape[1:]), one.dtype)
+    cost = {
+        "parameters": count_parameters(shape.params),
+        "macs": count_macs(lambda v, x: model.apply(v, x, train=False), shape.variables, one),
+    }
+
+    # ---------------------------------------------------------------- steps
+    def train_step(
+        state: TrainState, batch: dict[str, jax.Array]
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        # Counted from one, as in the published schedule.
+        temperature = anneal(state.step + 1, config.temperature.start, lengths.annealing)
+        blend = linear_blend(state.step + 1, lengths.annealing)
+        variables = set_blend(set_temperature(state.variables, temperature), blend)
+        auxiliary_weight = config.auxiliary.weight * (1 - linear_blend(state.step, lengths.ramp))
+
+        def loss(params: Any) -> Any:
+            rng = jax.random.fold_in(state.rng, state.step)
+            value, (metrics, changed) = task.loss(
+                config, model, {**variables, "params": params}, batch, rng
+            )
+            sown = jax.tree.leaves(changed.pop("losses", {}))
+            if sown:
+                metrics["auxiliary"] = sum(leaf.astype(jnp.float32) for leaf in sown)
+                value = value + auxiliary_weight * metrics["auxiliary"]
+            return value, (metrics, changed)
+
+        gradients, (metrics, changed) = jax.grad(loss, has_aux=True)(state.params)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updates = jax.tree.map(lambda u: u * state.plateau.scale, updates)
+        params = optax.apply_updates(state.params, updates)
+        average = state.average
+        if config.average:
+            # Shorter at first, so that the beginning is forgotten.
+            decay = jnp.minimum(config.average, (1 + state.step) / (10 + state.step))
+            average = optax.incremental_update(params, average, 1 - decay)
+
+        metrics["learning_rate"] = schedule(state.step) * state.plateau.scale
+        annealed = {path[-1].key for path, _ in jax.tree.leaves_with_path(state.attention)}
+        schedules = {"temperature": temperature, "blend": blend}
+        metrics |= {name: value for name, value in schedules.items() if name in annealed}
+        state = state.replace(
+            step=state.step + 1,
+            params=params,
+            batch_stats=changed.get("batch_stats", state.batch_stats),
+            attention=variables["attention"],
+            average=average,
+            opt_state=opt_state,
+        )
+        return state, metrics
+
+    def evaluation_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        return task.evaluation_sums(model, variables, batch)
+
+    def inspection(variables: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
+        seen = task.inspection(model, variables, batch)
+        return {**seen, "mask": batch["mask"]}
+
+    # ---------------------------------------------------------------- compilation
+    started = time.monotonic()
+    jit = jax.jit(train_step, donate_argnums=0, out_shardings=replicated)
+    compiled_train_step = jit.lower(shape, train_batch).compile()
+    jit = jax.jit(evaluation_step, out_shardings=replicated)
+    compiled_evaluation_step = jit.lower(shape.evaluated, eval_batch).compile()
+    cost["compile_seconds"] = round(time.monotonic() - started, 1)
+    cost["xla_flops_per_step"] = (compiled_train_step.cost_analysis() or {}).get("flops", math.nan)
+
+    # It runs once a run: what XLA would spend on making it fast on a CPU is half a minute of waiting.
+    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    options = quick if jax.default_backend() == "cpu" else None
+    initialise = jax.jit(create, out_shardings=replicated).lower(seed)
+
+    def reduce(state: ReduceLROnPlateauState, loss: float) -> ReduceLROnPlateauState:
+        _, reduced = plateau.update({}, state, value=loss)
+        return jax.device_put(reduced, replicated)
+
+    return Program(
+        model=model,
+        shape=shape,
+        create=lambda number: initialise.compile(options)(np.uint32(number)),
+        train_step=compiled_train_step,
+        evaluation_step=compiled_evaluation_step,
+        inspection=jax.jit(inspection, out_shardings=replicated),
+        reduce=reduce,
+        put=put,
+        cost=cost,
+    )

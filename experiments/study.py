@@ -1,0 +1,273 @@
+"""Compares configs on a data set: trains each with several seeds, or on several folds, and reports.
+
+    python -m experiments.study --dataset=digits --configs=base,global_soft,local_soft,hard,odconv --seeds=3
+
+    --dataset=NAME          as in a config's argument: digits, adiac, voc2012, tiny_imagenet, folder, ...
+    --configs=A,B           files of experiments/configs, without .py; those of the study if left out
+    --seeds=N               runs of each config, with seeds 0 to N-1
+    --folds=N               instead: one run for each of N stratified folds of all splits together
+    --source=PATH           where the data lies
+    --override=KEY=VALUE    a field of every config, such as epochs=5; may be given several times
+    --control=False         leaves out the static network with as many parameters as the largest config
+    --workdir=runs/NAME     where the study lives; without it runs/study-<dataset>
+    --debug                 shows the traceback of an error
+
+The same command again continues a study that was stopped, at the run and the step where it was. A run that
+fails is reported, and the others go on; it is tried again next time.
+"""
+
+import ast
+import dataclasses
+import gc
+import importlib
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from ml_collections import ConfigDict
+
+import experiments.configs
+from dyn.diagnostics import count_parameters
+from experiments import cli, data, report
+from experiments.data import folds
+from experiments.errors import UserError, nearest
+from experiments.program import Program
+from experiments.tasks import TASKS
+from experiments.train import train
+from experiments.validate import validate
+
+DATASET = flags.DEFINE_string("dataset", "digits", "The data set.")
+CONFIGS = flags.DEFINE_string("configs", "base,global_soft,local_soft,hard,odconv", "The configs.")
+SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each config.", lower_bound=1)
+FOLDS = flags.DEFINE_integer("folds", 0, "Folds; 0 for the data set's own splits.", lower_bound=0)
+SOURCE = flags.DEFINE_string("source", "", "Where the data lies.")
+OVERRIDE = flags.DEFINE_multi_string("override", [], "A field of every config.")
+CONTROL = flags.DEFINE_bool("control", True, "Whether there is an equal-parameter control.")
+WORKDIR = flags.DEFINE_string("workdir", "", "Where the study lives.")
+
+# A control is worth its time where the largest network has so many times the parameters of the base.
+WORTH_A_CONTROL = 1.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """One run of a study."""
+
+    config: ConfigDict
+    workdir: Path
+
+
+def main() -> None:
+    """Runs the study that the flags describe."""
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
+    workdir = Path(WORKDIR.value or f"runs/study-{DATASET.value.partition(',')[0]}").expanduser()
+    overrides = dict(map(_key_and_value, OVERRIDE.value))
+    configs = [
+        load_config(name, DATASET.value, SOURCE.value, overrides)
+        for name in CONFIGS.value.split(",")
+    ]
+    run_study(configs, workdir, SEEDS.value, FOLDS.value, CONTROL.value)
+
+
+def run_study(
+    configs: Sequence[ConfigDict], workdir: Path, seeds: int, num_folds: int, control: bool
+) -> None:
+    """Trains every config with every seed or on every fold, and writes the report.
+
+    Args:
+        configs: one for each row of the report's table.
+        workdir: where the study lives; each run has a folder `<config>/seed<N>` or `<config>/fold<N>` there.
+        seeds: number of seeds.
+        num_folds: number of folds, 0 for seeds.
+        control: whether to add a static network with as many parameters as the largest one.
+
+    Raises:
+        UserError: for what is wrong with a config, before anything is trained.
+    """
+    for config in configs:
+        _check(config, configs)
+    if control:
+        configs = [*configs, *make_control(configs)]
+    runs = list(plan(configs, workdir, seeds, num_folds))
+    if num_folds:
+        write_folds(configs[0], workdir, num_folds)
+    programs: dict[str, Program] = {}
+    failed = 0
+    for number, run in enumerate(runs, start=1):
+        print(f"\nrun {number} of {len(runs)}: {run.workdir.relative_to(workdir)}", flush=True)
+        if number > 1 and run.config.name != runs[number - 2].config.name:
+            programs.clear()  # nobody will ask for them again
+            gc.collect()
+        failed += not attempt(run, programs)
+    if failed:
+        print(f"\n{failed} of {len(runs)} runs failed; the report says why.")
+    if failed < len(runs):
+        report.write_report([workdir], workdir)
+        print(f"\nreport   {workdir / 'report.md'}\nfigures  {workdir / 'figures'}")
+
+
+def plan(
+    configs: Sequence[ConfigDict], workdir: Path, seeds: int, num_folds: int
+) -> Iterator[Planned]:
+    """The runs of a study, those that others start from before those."""
+    ordered = sorted(configs, key=lambda config: bool(config.start.config))
+    for config in ordered:
+        for number in range(num_folds or seeds):
+            replicate = f"fold{number}" if num_folds else f"seed{number}"
+            one = config.copy_and_resolve_references()
+            with one.unlocked():
+                if num_folds:
+                    one.data.fold, one.data.folds = number, num_folds
+                else:
+                    one.seed = number
+                if config.start.config:
+                    one.start.run = str(workdir / config.start.config / replicate)
+            yield Planned(one, workdir / config.name / replicate)
+
+
+def attempt(run: Planned, programs: dict[str, Program]) -> bool:
+    """Trains; what goes wrong is written into the run's folder. Returns whether it went well."""
+    note, trace = run.workdir / "error.txt", run.workdir / "traceback.txt"
+    for file in (note, trace):
+        file.unlink(missing_ok=True)
+    try:
+        train(run.config, run.workdir, programs)
+    except UserError as error:
+        sentence = str(error)
+    except Exception as error:  # whatever it is, the other runs are worth having
+        sentence = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        run.workdir.mkdir(parents=True, exist_ok=True)
+        trace.write_text(traceback.format_exc())
+    else:
+        return True
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    note.write_text(sentence + "\n")
+    print(f"failed: {sentence}", flush=True)
+    return False
+
+
+def load_config(
+    name: str, dataset: str, source: str = "", overrides: dict[str, object] | None = None
+) -> ConfigDict:
+    """The config of a file of `experiments.configs` on a data set, with some fields changed.
+
+    Raises:
+        UserError: for a config or a field that does not exist.
+    """
+    folder = Path(experiments.configs.__file__).parent
+    known = sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "common"))
+    if name not in known:
+        raise UserError(f"--configs: there is no config {name}{nearest(name, known)}")
+    config = importlib.import_module(f"experiments.configs.{name}").get_config(dataset)
+    config.data.source = source
+    flat = config.to_dict(preserve_field_references=False)
+    for path, value in (overrides or {}).items():
+        node = flat
+        for key in path.split("."):
+            if not isinstance(node, dict) or key not in node:
+                known = node if isinstance(node, dict) else []
+                raise UserError(f"--override={path}: {name} has no such field{nearest(key, known)}")
+            node = node[key]
+        try:
+            config.update_from_flattened_dict({path: value})
+        except (TypeError, ValueError) as error:
+            raise UserError(f"--override={path}={value}: {error}") from error
+    return config
+
+
+def make_control(configs: Sequence[ConfigDict]) -> list[ConfigDict]:
+    """The first static config, widened to the parameters of the largest one; none if that is near.
+
+    Every config's network is asked for its shapes alone.
+    """
+    static = next(
+        (c for c in configs if c.conv.name == "conv" and c.attention.name == "none"), None
+    )
+    if static is None or static.model.network != "resnet":
+        return []
+    wanted = max(map(parameters_of, configs))
+    if wanted < WORTH_A_CONTROL * parameters_of(static):
+        return []
+    low, high = static.model.width, 16 * static.model.width
+    while low < high:  # the narrowest that has no fewer
+        middle = (low + high) // 2
+        low, high = (
+            (low, middle)
+            if parameters_of(widened(static, middle)) >= wanted
+            else (middle + 1, high)
+        )
+    return [widened(static, low)]
+
+
+def widened(config: ConfigDict, width: int) -> ConfigDict:
+    """A copy with another width, and a name that says so."""
+    wide = config.copy_and_resolve_references()
+    with wide.unlocked():
+        wide.model.width, wide.name = width, f"{config.name}_w{width}"
+    return wide
+
+
+def parameters_of(config: ConfigDict) -> int:
+    """The number of parameters of a config's network for ten classes; nothing is computed."""
+    series = config.data.name == "ucr"
+    task = TASKS[config.task]
+    model = task.make_model(config, num_classes=10, spatial_axes=1 if series else 2)
+    # Pictures of 64 pixels, series of 64 samples: parameters do not depend on it.
+    example = jax.ShapeDtypeStruct((2, 64, 1) if series else (2, 64, 64, 3), np.float32)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), example)
+    return count_parameters(shapes["params"])
+
+
+def write_folds(config: ConfigDict, workdir: Path, num_folds: int) -> None:
+    """Writes `folds.csv`, or checks the one that is there.
+
+    Raises:
+        UserError: if the one that is there is about other data.
+    """
+    settings = config.copy_and_resolve_references().data
+    settings.fold = -1
+    dataset = data.load(settings, config.seed)
+    everything = folds.pool(dataset)
+    assignment, _ = folds.assign(everything.labels, num_folds, seed=0)
+    file = workdir / "folds.csv"
+    if not file.exists():
+        folds.write(file, everything, assignment, dataset.classes)
+    elif not np.array_equal(folds.read(file, everything, dataset.classes), assignment):
+        raise UserError(
+            f"{file} deals the examples out to other folds than --folds={num_folds} does: choose another "
+            "--workdir for the new folds."
+        )
+
+
+def _check(config: ConfigDict, configs: Sequence[ConfigDict]) -> None:
+    """Whether a config can be run as part of this study."""
+    first = config.start.config
+    if not first:
+        validate(config)
+        return
+    if first not in {other.name for other in configs}:
+        raise UserError(f"{config.name} starts from a trained {first}: add {first} to --configs.")
+    started = config.copy_and_resolve_references()
+    with started.unlocked():
+        started.start.run = first  # its place is known only when it has been trained
+    validate(started)
+
+
+def _key_and_value(text: str) -> tuple[str, object]:
+    """`epochs=5` as `("epochs", 5)`; what is no number, truth value or the like is a text."""
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"--override={text}: write KEY=VALUE, such as epochs=5.")
+    try:
+        return key, ast.literal_eval(value)
+    except (SyntaxError, ValueError):
+        return key, value
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, sys.argv, __doc__))

@@ -1,0 +1,211 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import data
+from experiments.errors import UserError
+
+
+def write_pair(folder, name, index, images="images", masks="masks", size=(4, 6), suffix="png"):
+    """A grey picture that tells its class, and a mask that is half background, half that class."""
+    picture = np.full((*size, 3), 20 * index, np.uint8)
+    mask = np.zeros(size, np.uint8)
+    mask[:, : size[1] // 2] = index
+    mask[0, 0] = 255
+    for where, values, kind in ((images, picture, suffix), (masks, mask, "png")):
+        (folder / where).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(values).save(folder / where / f"{name}.{kind}")
+
+
+def write_pairs(folder, count=20, **options):
+    for number in range(count):
+        write_pair(folder, f"scene {number}", 1 + number % 2, **options)
+
+
+@pytest.fixture
+def root(tmp_path):
+    return tmp_path / "streets"
+
+
+@pytest.fixture
+def load(make_config, root):
+    def load(**fields):
+        return data.load(make_config(name="mask_folder", source=root, **fields), 0)
+
+    return load
+
+
+def sizes(dataset):
+    return [len(dataset.splits[split]) for split in ("train", "validation", "test")]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [("images", "masks"), ("JPEGImages", "SegmentationClass"), ("imgs", "Annotations")],
+)
+def test_a_pair_of_folders_is_split_here(load, root, images, masks):
+    write_pairs(root, images=images, masks=masks)
+    streets = load()
+    assert (streets.name, streets.shape) == ("streets", (4, 6, 3))
+    assert streets.classes == ["0", "1", "2"]
+    assert sizes(streets) == [14, 2, 4]
+    for source in streets.splits.values():
+        labels = []
+        for example in (source[i] for i in range(len(source))):
+            assert example["inputs"].shape == (4, 6, 3) and example["inputs"].dtype == np.uint8
+            assert example["label"].shape == (4, 6) and example["label"].dtype == np.uint8
+            index = example["inputs"][0, 0, 0] // 20
+            assert example["label"][0].tolist() == [255, index, index, 0, 0, 0]
+            labels.append(index)
+        assert labels.count(1) == labels.count(2)  # Stratified.
+    assert any("classes are 0 to 2" in note for note in streets.notes)
+
+
+def test_palette_masks_and_jpeg_pictures_are_read(load, root):
+    write_pairs(root, suffix="jpg")
+    for path in (root / "masks").iterdir():
+        with Image.open(path) as image:
+            coloured = Image.fromarray(np.asarray(image), "P")
+        coloured.putpalette(range(256), "RGB")
+        coloured.save(path)
+    assert load().splits["train"][0]["label"][0, 0] == 255
+
+
+@pytest.mark.parametrize("validation", ["val", "valid", "Validation"])
+def test_split_folders_are_used(load, root, validation):
+    for split, count in (("train", 10), (validation, 3), ("test", 2)):
+        write_pairs(root / split, count)
+    assert sizes(load()) == [10, 3, 2]
+
+
+def test_a_pair_in_the_root_is_for_training_where_there_are_other_splits(load, root):
+    write_pairs(root)
+    write_pairs(root / "test", 3)
+    streets = load()
+    assert sizes(streets) == [18, 2, 3]
+    assert any("validation: 2 examples set aside" in note for note in streets.notes)
+
+
+def test_names_come_from_classes_txt(load, root):
+    write_pairs(root)
+    (root / "classes.txt").write_text("road\n house \n\ntree\ncar\n")
+    streets = load()
+    assert streets.classes == ["road", "house", "tree", "car"]
+    assert "train has no pixel of car." in streets.notes
+
+
+def test_indices_beyond_classes_txt_are_skipped(load, root):
+    write_pairs(root)
+    write_pair(root, "strange", 9)
+    (root / "classes.txt").write_text("road\nhouse\ntree\n")
+    streets = load()
+    assert streets.skipped == [
+        ("images/strange.png", "its mask holds 9, but classes are 0 to 2 (255: none)")
+    ]
+    assert "1 files could not be used and were skipped." in streets.notes
+
+
+def test_what_has_no_partner_is_listed(load, root):
+    write_pairs(root)
+    (root / "masks" / "scene 0.png").unlink()
+    (root / "images" / "scene 1.png").unlink()
+    (root / "images" / "scene 2.png").write_bytes(b"no picture")
+    Image.new("RGB", (6, 4)).save(root / "images" / "scene 3.bmp")
+    Image.new("RGB", (6, 4)).save(root / "masks" / "scene 4.png")
+    (root / "masks" / "scene 5.json").write_text("{}")
+    (root / "images" / ".hidden").write_text("hidden")
+    streets = load()
+    skipped = dict(streets.skipped)
+    assert len(skipped) == len(streets.skipped) == 5
+    assert "no mask masks/scene 0.png" in skipped["images/scene 0.png"]
+    assert "images has no picture of this name" in skipped["masks/scene 1.png"]
+    assert "not a picture" in skipped["images/scene 2.png"]
+    assert "scene 3.bmp has the same name" in skipped["images/scene 3.png"]
+    assert "RGB colours" in skipped["images/scene 4.png"]
+    assert sum(sizes(streets)) == 16
+
+
+def test_pictures_of_different_sizes_have_no_common_shape(load, root):
+    write_pairs(root)
+    write_pair(root, "wide", 1, size=(4, 9))
+    streets = load()
+    assert streets.shape == (0, 0, 3)
+    assert any("--config.image_size" in note for note in streets.notes)
+
+
+def test_a_handful_of_pictures_with_classes_of_their_own_is_enough(load, root):
+    for index in range(1, 7):
+        write_pair(root, f"scene {index}", index)
+    assert sizes(load()) == [4, 1, 1]
+
+
+def test_a_binary_mask_of_0_and_255_is_explained(load, root):
+    write_pairs(root)
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.array([[0, 255]] * 4, np.uint8).repeat(3, axis=1)).save(path)
+    with pytest.raises(UserError, match=r"at least two classes.*write 1 instead"):
+        load()
+
+
+@pytest.mark.parametrize("lacking", ["images", "masks"])
+@pytest.mark.parametrize("split", ["", "train"])
+def test_half_a_pair_is_one_message(load, root, lacking, split):
+    there = "masks" if lacking == "images" else "images"
+    (root / split / there).mkdir(parents=True)
+    what = "pictures" if lacking == "images" else "masks"
+    with pytest.raises(UserError, match=f"has no folder of {what}.*--config.data.source"):
+        load()
+
+
+def test_folders_of_the_wrong_kind_are_refused(load, root, make_config):
+    with pytest.raises(UserError, match="No folder of pictures and masks was given"):
+        data.load(make_config(name="mask_folder"), 0)
+    with pytest.raises(UserError, match="streets is not a folder"):
+        load()
+    root.mkdir()
+    with pytest.raises(UserError, match="has no folders of pictures and masks"):
+        load()
+    write_pairs(root / "test")
+    with pytest.raises(UserError, match="has test but no folder train"):
+        load()
+    (root / "train").mkdir()
+    with pytest.raises(UserError, match="train has neither pictures nor masks"):
+        load()
+
+
+def test_two_folders_for_one_thing_are_refused(load, root):
+    write_pairs(root)
+    (root / "labels").mkdir()
+    with pytest.raises(UserError, match="labels and masks for masks"):
+        load()
+    (root / "labels").rmdir()
+    write_pairs(root / "val")
+    write_pairs(root / "valid")
+    with pytest.raises(UserError, match="val and valid for the validation split"):
+        load()
+
+
+def test_folders_without_a_usable_pair_say_why(load, root):
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    with pytest.raises(UserError, match=r"no usable pair of a picture and a mask\. Give"):
+        load()
+    Image.new("RGB", (6, 4)).save(root / "images" / "a.png")
+    Image.new("L", (6, 4)).save(root / "masks" / "a_mask.png")
+    with pytest.raises(UserError, match=r"no usable pair.*skipped 2 files, such as masks/a_mask"):
+        load()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"road\n", "names 1 classes"),
+        (b"road\nhouse\nroad\n", "names road more than once"),
+        (b"r\xe9seau\nhouse\n", "save it as UTF-8"),
+    ],
+)
+def test_a_bad_list_of_classes_is_refused(load, root, text, message):
+    write_pairs(root)
+    (root / "classes.txt").write_bytes(text)
+    with pytest.raises(UserError, match=message):
+        load()

@@ -1,0 +1,282 @@
+import hashlib
+import io
+import os
+import tarfile
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import data
+from experiments.data import masks, voc2012, voc2012_files
+from experiments.errors import UserError
+
+LISTS = "ImageSets/Segmentation"
+
+
+def encoded(values, kind, mode=None):
+    stream = io.BytesIO()
+    Image.fromarray(np.asarray(values, np.uint8), mode).save(stream, kind)
+    return stream.getvalue()
+
+
+def mask(index, size=(6, 8)):
+    """A block of one class on background, with a void border."""
+    values = np.zeros(size, np.uint8)
+    values[1:5, 1:6] = 255
+    values[2:4, 2:5] = index
+    image = Image.fromarray(values, "P")
+    image.putpalette(range(256), "RGB")
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+@pytest.fixture
+def files():
+    """Returns the files of a set of 40 training and 6 val pictures, of other tasks, too."""
+    files, names = {}, {"train": [], "val": []}
+    for number in range(46):
+        name = f"2007_{number:06}"
+        names["train" if number < 40 else "val"].append(name)
+        # The class is in the picture's grey, so that a test can tell whose mask it is.
+        index = 1 + number % 2
+        files[f"JPEGImages/{name}.jpg"] = encoded(np.full((6, 8, 3), 100 * index), "JPEG")
+        files[f"SegmentationClass/{name}.png"] = mask(index)
+        files[f"SegmentationObject/{name}.png"] = mask(1)
+        files[f"Annotations/{name}.xml"] = b"<annotation/>"
+    files["JPEGImages/2008_000000.jpg"] = encoded(np.zeros((6, 8, 3)), "JPEG")
+    for split, found in names.items():
+        files[f"{LISTS}/{split}.txt"] = ("\n".join(found) + "\n").encode()
+    return files
+
+
+def write_folder(root, files):
+    for name, content in files.items():
+        path = root / "VOCdevkit" / "VOC2012" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    return root
+
+
+def write_tar(path, files, root="VOCdevkit/VOC2012"):
+    with tarfile.open(path, "w") as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{root}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+@pytest.fixture
+def load(make_config):
+    def load(source="", **fields):
+        return data.load(make_config(name="voc2012", source=source, **fields), 0)
+
+    return load
+
+
+def all_examples(dataset, split):
+    return [dataset.splits[split][i] for i in range(len(dataset.splits[split]))]
+
+
+@pytest.mark.parametrize("kind", ["tar", "parent", "VOCdevkit", "VOCdevkit/VOC2012", "around"])
+def test_the_tar_and_its_folders_read_alike(load, files, tmp_path, kind):
+    if kind == "tar":
+        source = write_tar(tmp_path / "a.tar", files)
+    elif kind == "around":
+        (tmp_path / "here").mkdir()
+        source = write_tar(tmp_path / "here" / voc2012_files.TAR, files).parent
+    else:
+        source = write_folder(tmp_path, files) / ("" if kind == "parent" else kind)
+    voc = load(source)
+    assert voc.name == "voc2012" and voc.shape == (6, 8, 3) and not voc.skipped
+    assert len(voc.classes) == 21 and voc.classes[0] == "background"
+    assert {k: len(v) for k, v in voc.splits.items()} == {"train": 36, "validation": 4, "test": 6}
+    assert "official val split" in voc.notes[0]
+    assert "40 of the official 1,464 train pictures: a subset." in voc.notes
+    for split in voc.splits:
+        for example in all_examples(voc, split):
+            assert example["inputs"].shape == (6, 8, 3) and example["inputs"].dtype == np.uint8
+            assert example["label"].shape == (6, 8) and example["label"].dtype == np.uint8
+            index = round(example["inputs"][0, 0, 0] / 100)
+            assert np.unique(example["label"]).tolist() == [0, index, 255]
+
+
+def test_validation_has_every_class_in_proportion(load, files, tmp_path):
+    voc = load(write_folder(tmp_path, files), validation=0.25)
+    counts = np.bincount([example["label"][2, 2] for example in all_examples(voc, "validation")])
+    assert counts.tolist() == [0, 5, 5]
+
+
+def test_unusable_pictures_are_skipped_counted_and_listed(load, files, tmp_path):
+    files["JPEGImages/2007_000000.jpg"] = b"no picture"
+    files["SegmentationClass/2007_000001.png"] = mask(1, (8, 6))
+    files["SegmentationClass/2007_000002.png"] = mask(21)
+    del files["SegmentationClass/2007_000003.png"]
+    del files["JPEGImages/2007_000040.jpg"]
+    for source in (write_folder(tmp_path, files), write_tar(tmp_path / "a.tar", files)):
+        voc = load(source)
+        assert [file for file, _ in voc.skipped] == [
+            *(f"JPEGImages/2007_{number:06}.jpg" for number in range(4)),
+            "JPEGImages/2007_000040.jpg",
+        ]
+        assert all(reason for _, reason in voc.skipped)
+        assert "5 pictures could not be used and were skipped." in voc.notes
+        assert sum(len(split) for split in voc.splits.values()) == 41
+
+
+def test_classes_that_do_not_occur_are_said(load, files, tmp_path):
+    notes = load(write_folder(tmp_path, files)).notes
+    (said,) = [note for note in notes if note.startswith("test has no pixel of bird, boat")]
+    assert "aeroplane" not in said and "background" not in said
+
+
+def test_only_what_is_needed_is_unpacked_and_only_once(load, files, tmp_path, capsys):
+    source = write_tar(tmp_path / "a.tar", files)
+    first = load(source)
+    assert "(once)" in capsys.readouterr().out
+    again = load(source)
+    assert "(once)" not in capsys.readouterr().out
+    for one, two in zip(all_examples(first, "train"), all_examples(again, "train"), strict=True):
+        np.testing.assert_array_equal(one["label"], two["label"])
+    unpacked = [path for path in (tmp_path / "prepared").rglob("*") if path.is_file()]
+    assert len(unpacked) == 2 * 46 + 2
+    assert not list((tmp_path / "prepared").rglob("2008_000000*"))
+
+
+def test_a_changed_tar_is_unpacked_again(load, files, tmp_path):
+    source = write_tar(tmp_path / "a.tar", files)
+    load(source)
+    files["SegmentationClass/2007_000040.png"] = mask(7)
+    write_tar(source, files)
+    os.utime(source, (0, 0))
+    assert load(source).splits["test"][0]["label"][2, 2] == 7
+
+
+def test_an_interrupted_unpacking_goes_on(load, files, tmp_path, monkeypatch):
+    source = write_tar(tmp_path / "a.tar", files)
+    read, seen = voc2012_files._read, []
+
+    def interrupted(archive, member):
+        seen.append(member.name)
+        if len(seen) == 30:
+            raise KeyboardInterrupt
+        return read(archive, member)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(voc2012_files, "_read", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            load(source)
+    assert not list((tmp_path / "prepared").rglob("*.part"))
+    assert not list((tmp_path / "prepared").rglob("*.txt"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "prepared").rglob("*.???")}
+    assert before
+    assert len(load(source).splits["test"]) == 6
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+
+
+def test_members_that_point_outside_are_never_written(load, files, tmp_path):
+    files["JPEGImages/../../../../../../escaped.jpg"] = files["JPEGImages/2007_000000.jpg"]
+    files[f"{LISTS}/train.txt"] += b"../../../../../../escaped\n"
+    voc = load(write_tar(tmp_path / "a.tar", files))
+    assert len(voc.skipped) == 1
+    assert not list(tmp_path.parent.glob("escaped*")) and not list(tmp_path.rglob("escaped*"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.pop(f"{LISTS}/train.txt"), "train.txt"),
+        (lambda f: f.update({f"{LISTS}/val.txt": b"\n"}), "val.txt names no pictures"),
+        (
+            lambda f: f.update({f"{LISTS}/val.txt": b"2007_000007\n"}),
+            "1 pictures are in both.*2007_000007",
+        ),
+        (
+            lambda f: [f.pop(name) for name in list(f) if name.startswith("SegmentationClass")],
+            r"none of the 40 pictures of train.txt.*its mask cannot be read",
+        ),
+    ],
+)
+@pytest.mark.parametrize("kind", ["tar", "folder"])
+def test_incomplete_files_are_one_message(load, files, tmp_path, change, message, kind):
+    change(files)
+    write = {"tar": write_tar, "folder": write_folder}[kind]
+    with pytest.raises(UserError, match=message):
+        load(write(tmp_path / "a.tar" if kind == "tar" else tmp_path, files))
+
+
+def test_what_is_no_voc_is_refused(load, files, tmp_path):
+    with pytest.raises(UserError, match=r"does not exist.*--config\.data\.source"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no ImageSets/Segmentation"):
+        load(tmp_path / "empty")
+    (tmp_path / "b.tar").write_bytes(b"no tar" * 500)
+    with pytest.raises(UserError, match="not a tar file"):
+        load(tmp_path / "b.tar")
+    with pytest.raises(UserError, match=r"train\.txt is missing from"):
+        load(write_tar(tmp_path / "c.tar", files, "VOCdevkit/VOC2007"))
+    whole = write_tar(tmp_path / "d.tar", files)
+    whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
+    with pytest.raises(UserError, match="is not complete"):
+        load(whole)
+
+
+def test_a_folder_that_cannot_be_written_is_said(load, files, tmp_path):
+    (tmp_path / "prepared").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"could not be unpacked to .*--config\.data\.dir"):
+        load(write_tar(tmp_path / "a.tar", files))
+
+
+class Response(io.BytesIO):
+    headers = MappingProxyType({})
+
+
+def test_a_download_that_fails_is_one_message(load, monkeypatch, tmp_path):
+    def unreachable(url, timeout):
+        raise OSError("no network")
+
+    monkeypatch.setattr("urllib.request.urlopen", unreachable)
+    with pytest.raises(UserError) as error:
+        load()
+    for part in (voc2012_files.URL, "no network", "--config.data.source", str(tmp_path)):
+        assert part in str(error.value)
+
+
+def test_a_wrong_download_leaves_nothing(load, monkeypatch, tmp_path):
+    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"hello"))
+    with pytest.raises(UserError, match="something else"):
+        load()
+    assert not list((tmp_path / "prepared" / "downloads").iterdir())
+
+
+def test_a_right_download_is_kept(load, files, monkeypatch, tmp_path):
+    content = write_tar(tmp_path / "a.tar", files).read_bytes()
+    calls = []
+
+    def urlopen(url, timeout):
+        calls.append(url)
+        return Response(content)
+
+    monkeypatch.setattr("urllib.request.urlopen", urlopen)
+    monkeypatch.setattr(voc2012_files, "MD5", hashlib.md5(content).hexdigest())
+    for _ in range(2):
+        assert len(load().splits["test"]) == 6
+    assert calls == [voc2012_files.URL]
+
+
+def test_the_real_files(load, real_data):
+    voc = load(real_data("voc2012/VOCdevkit"))
+    assert {k: len(v) for k, v in voc.splits.items()} == {
+        "train": 144,
+        "validation": 16,
+        "test": 80,
+    }
+    assert voc.shape == (0, 0, 3) and not voc.skipped
+    assert voc2012.CLASSES[15] == "person"
+    example = voc.splits["test"][0]
+    assert example["inputs"].shape[:2] == example["label"].shape
+    assert set(np.unique(example["label"])) <= {*range(21), masks.IGNORE}

@@ -1,0 +1,130 @@
+"""Every config of the catalogue trains; what layers sow and anneal reaches the loop."""
+
+import importlib
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import experiments.configs
+from experiments.configs import base, hard, kernel_warehouse
+from experiments.errors import UserError
+from experiments.tasks.backbone import make_resnet
+from experiments.train import train
+from experiments.validate import validate
+
+FOLDER = Path(experiments.configs.__file__).parent
+NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "common"))
+SMALL = {
+    "model.width": 4,
+    "data.limit": 16,
+    "batch_size": 8,
+    "epochs": 2,
+    "temperature.epochs": 2,
+    "auxiliary.epochs": 2,
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ordinary_promotion():
+    """Optax does not pass strict promotion."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def small(config_file, **changes):
+    config = config_file.get_config("smoke")
+    with config.unlocked():
+        config.update_from_flattened_dict({**SMALL, **changes})
+    return config
+
+
+def train_rows(workdir):
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    return [row for row in rows if row["split"] == "train"]
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("hard", "kernel_warehouse")]
+)
+def test_a_config_trains_on_digits(name, tmp_path):
+    config_file = importlib.import_module(f"experiments.configs.{name}")
+    summary = train(small(config_file, epochs=1), tmp_path)
+    assert summary["config"] == name and summary["steps"] == 2
+    assert np.isfinite(summary["test"]["loss"]) and 0 <= summary["test"]["accuracy"] <= 1
+
+
+def test_the_losses_that_gates_sow_are_added_with_a_growing_weight(tmp_path):
+    """The gradient's weight is 0 at first: the first step is that of a network without the loss."""
+    summary = train(small(hard), tmp_path / "with")
+    rows = train_rows(tmp_path / "with")
+    assert all(np.isfinite(row["auxiliary"]) and row["auxiliary"] > 0 for row in rows)
+    train(small(hard, **{"auxiliary.weight": 0.0}), tmp_path / "without")
+    others = train_rows(tmp_path / "without")
+    assert [row["loss"] for row in rows[:2]] == [row["loss"] for row in others[:2]]
+    assert rows[-1]["loss"] != others[-1]["loss"]
+    assert "auxiliary" not in train_rows_of(base, tmp_path)[0]
+    assert "attention.png" in {path.name for path in (tmp_path / "with/figures").iterdir()}
+    assert summary["steps"] == 4
+
+
+def train_rows_of(config_file, tmp_path):
+    train(small(config_file, epochs=1), tmp_path / "other")
+    return train_rows(tmp_path / "other")
+
+
+def test_the_warehouse_s_blend_falls_to_zero_over_the_epochs_of_the_temperature(tmp_path):
+    train(small(kernel_warehouse), tmp_path)
+    assert [row["blend"] for row in train_rows(tmp_path)] == [0.75, 0.5, 0.25, 0.0]
+    # It softens nothing, so there is no temperature to show.
+    assert all("temperature" not in row for row in train_rows(tmp_path))
+
+
+def test_the_convolutions_of_a_stage_share_a_warehouse_and_so_do_the_shortcuts():
+    net = make_resnet(kernel_warehouse.get_config("smoke"), num_classes=5, spatial_axes=2)
+    shapes = jax.eval_shape(net.init, jax.random.key(0), np.ones((1, 8, 8, 1), np.float32))
+    params = shapes["params"]
+    assert set(params["conv"]) == {"stage1", "stage2", "stage3", "stage4"}
+    assert "kernel" not in params["stage2_block1"]["downsample_conv"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"conv": {"name": "odcnv"}},
+            "--config.conv.name=odcnv does not exist; did you mean 'odconv'?",
+        ),
+        ({"conv": {"name": "dcd", "latnt": 3}}, "dcd has no such field; did you mean 'latent'?"),
+        (
+            {"attention": {"name": "cbm"}},
+            "--config.attention.name=cbm does not exist; did you mean",
+        ),
+        ({"classifier": {"name": "svm"}}, "--config.classifier.name=svm does not exist; there are"),
+        ({"model.context": "carry"}, "--config.model.context=carry: choose one of input, block"),
+        ({"model.context": "block"}, "a static convolution looks at no context"),
+        ({"model.shortcut": "none"}, "--config.model.shortcut=none: choose one of static, conv."),
+        ({"auxiliary.weight": -1.0}, "--config.auxiliary.weight=-1.0: choose 0 or more."),
+    ],
+)
+def test_what_does_not_exist_is_answered_with_what_does(changes, says):
+    config = base.get_config()
+    with config.unlocked():
+        for path, value in changes.items():
+            section, _, field = path.partition(".")
+            if field:
+                config[section][field] = value
+            else:
+                config[section] = value
+    with pytest.raises(UserError) as error:
+        validate(config)
+    assert says in str(error.value)
+
+
+def test_a_field_s_value_that_a_layer_refuses_is_answered_in_its_words(tmp_path):
+    config = small(hard, **{"conv.density_weight": 1.0})
+    config.conv = {"name": "rotated", "pooling": "least"}
+    with pytest.raises(UserError, match="cannot be built: pooling='least' is unknown: write"):
+        train(config, tmp_path)
