@@ -11,6 +11,18 @@ input; the method's own fields follow. What they share:
 * **training or inference** is not passed: norms inside attention use batch statistics exactly when the
   collection `batch_stats` is mutable, unless `use_running_average` says otherwise.
 * **what a layer decided** is sown into `intermediates` as `weights`; auxiliary losses into `losses`.
+
+Which one to take:
+
+* a mixture of K kernels for each input: `DynamicConv` (one softmax), `ODConv` (it also weighs positions,
+  channels and filters), `CondConv` (a sum that a whole block can route alike);
+* about as many parameters as a static network: `ODConv(num_kernels=1)`, `DCDConv`, `WarehouseConv`, `FDConv`;
+* another kernel at each place of a picture, for dense prediction: `PixelDynamicConv`, with
+  `KernelRepresentation` where layers shall know what the layers before them saw;
+* a network whose parts are switched off, to be read or pruned: `GatedConv`;
+* features that turn with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
+* the cheapest change of a static network: `SqueezeExcite`, or `CBAM`, behind a block;
+* a discriminator: `SpectralNormConv`.
 """
 
 # Channels and then places of x, for a block's last norm: from x to an x of the same shape.

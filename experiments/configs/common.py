@@ -39,6 +39,8 @@ DATASETS = {
         "epochs": 20,
         "optimizer": {"learning_rate": 3e-3, "schedule": "cosine"},
         "early_stopping": {"patience": 0},
+        # In so few steps a linear schedule sharpens attention all at once at its end, and accuracy drops.
+        "temperature": {"schedule": "geometric"},
     },
     "tiny_imagenet": {
         "data": {"name": "tiny_imagenet"},
@@ -155,7 +157,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
             # Another run's network to begin with: its workdir, or (in a study) the config it is of.
             "start": {"config": "", "run": "", "noise": 0.1, "freeze": False},
             "adapt_gates": False,  # only what decides the gates learns; needs a start
-            "temperature": {"schedule": "geometric", "start": 30.0, "epochs": 10},
+            "temperature": {"schedule": "linear", "start": 30.0, "epochs": 10},
             # Of the losses that layers sow, such as the density of gates; it grows from 0 over the epochs.
             "auxiliary": {"weight": 1.0, "epochs": 10},
             "batch_size": 32,

@@ -13,6 +13,5 @@ from experiments.configs import common
 def get_config(argument: str | None = None) -> ConfigDict:
     """Net1 with static convolutions on the series that `argument` names; without one, Adiac."""
     config = common.get_config(argument, default="adiac")
-    config.name = config.baseline = "net1"
-    config.model.network = "net1"
+    config.name = config.baseline = config.model.network = "net1"
     return config

@@ -7,12 +7,11 @@ MEASURED
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs import net1
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """Net2 with static convolutions on the series that `argument` names; without one, Adiac."""
-    config = common.get_config(argument, default="adiac")
-    config.name = config.baseline = "net2"
-    config.model.network = "net2"
+    config = net1.get_config(argument)
+    config.name = config.baseline = config.model.network = "net2"
     return config

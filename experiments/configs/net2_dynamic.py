@@ -12,19 +12,13 @@ MEASURED
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs import net1_dynamic
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """Net2 with DynamicConv on the series that `argument` names; without one, Adiac.
-
-    Attention sees the outline of the series: the mean of a z-normalised one says nothing.
-    """
-    config = common.get_config(argument, default="adiac")
-    config.name, config.baseline = "net2_dynamic", "net2"
-    config.model.network = "net2"
-    config.conv = {"name": "dyconv", "num_kernels": 4, "attention_norm": "layer"}
-    config.series.context = "series"
-    if not config.dataset.endswith("-smoke"):  # a run of seconds has nothing to start from
-        config.start.update({"config": "net2", "noise": 0.3, "freeze": True})
+    """Net2 with DynamicConv on the series that `argument` names; without one, Adiac."""
+    config = net1_dynamic.get_config(argument)
+    config.name, config.baseline, config.model.network = "net2_dynamic", "net2", "net2"
+    if config.start.config:
+        config.start.config = "net2"
     return config
