@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from experiments.errors import UserError, nearest
 
 FLAGS = flags.FLAGS
+WORKDIR = flags.DEFINE_string("workdir", "", "Where the run, or the study, lives.")
 DEBUG = flags.DEFINE_bool("debug", False, "Whether errors show their traceback.")
 
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number"}

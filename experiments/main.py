@@ -21,7 +21,6 @@ from experiments import cli
 from experiments.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", "", "Where the run lives.")
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether there are several hosts.")
 
 
@@ -40,7 +39,8 @@ def main() -> None:
     from experiments.train import train
 
     train(
-        config, Path(WORKDIR.value or f"runs/{config.name}-{config.dataset.lower()}").expanduser()
+        config,
+        Path(cli.WORKDIR.value or f"runs/{config.name}-{config.dataset.lower()}").expanduser(),
     )
 
 

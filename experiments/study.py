@@ -47,7 +47,6 @@ FOLDS = flags.DEFINE_integer("folds", 0, "Folds; 0 for the data set's own splits
 SOURCE = flags.DEFINE_string("source", "", "Where the data lies.")
 OVERRIDE = flags.DEFINE_multi_string("override", [], "A field of every config.")
 CONTROL = flags.DEFINE_bool("control", True, "Whether there is an equal-parameter control.")
-WORKDIR = flags.DEFINE_string("workdir", "", "Where the study lives.")
 
 # A control is worth its time where the largest network has so many times the parameters of the base.
 WORTH_A_CONTROL = 1.2
@@ -65,7 +64,9 @@ def main() -> None:
     """Runs the study that the flags describe."""
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
-    workdir = Path(WORKDIR.value or f"runs/study-{DATASET.value.partition(',')[0]}").expanduser()
+    workdir = Path(
+        cli.WORKDIR.value or f"runs/study-{DATASET.value.partition(',')[0]}"
+    ).expanduser()
     overrides = dict(map(_key_and_value, OVERRIDE.value))
     configs = [
         load_config(name, DATASET.value, SOURCE.value, overrides)

@@ -22,6 +22,19 @@ def global_average(x: Array, spatial_axes: int, dtype: jnp.dtype) -> Array:
     return jnp.mean(x, axis=tuple(range(1, 1 + spatial_axes)), dtype=dtype)
 
 
+def largest(x: Array, axis: int | tuple[int, ...]) -> Array:
+    """The maximum over some axes, with its whole gradient for the first place that has it.
+
+    `jnp.max` shares the gradient out among the places where x equals the maximum. XLA may compute x anew
+    for that comparison, with another rounding: then there is no such place, and the gradient is 0 / 0.
+    """
+    axes = (axis,) if isinstance(axis, int) else axis
+    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    x = x.reshape(*x.shape[: x.ndim - len(axes)], -1)
+    first = jnp.argmax(x, axis=-1, keepdims=True) == jnp.arange(x.shape[-1])
+    return jnp.sum(jnp.where(first, x, jnp.zeros_like(x)), axis=-1)
+
+
 def temperature(module: nn.Module) -> Array:
     """The module's softmax temperature: the variable `temperature` of the collection `attention`.
 

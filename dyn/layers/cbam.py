@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import batch_norm, global_average, he_normal_fan_out, head
+from dyn.layers.attention import batch_norm, global_average, he_normal_fan_out, head, largest
 from dyn.layers.convolution import over_space
 from dyn.layers.squeeze_excite import attention_dtype, flat_features, squeezed_size
 
@@ -106,9 +106,9 @@ class ChannelGate(nn.Module):
         """Weighs the channels by their means and maxima over space."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         mean = global_average(x, x.ndim - 2, self.dtype)
-        largest = jnp.max(x, axis=tuple(range(1, x.ndim - 1))).astype(self.dtype)
+        highest = largest(x, tuple(range(1, x.ndim - 1))).astype(self.dtype)
         # Both through the same two layers.
-        z = nn.relu(head("reduce", jnp.stack([mean, largest]), self.squeezed, **types))
+        z = nn.relu(head("reduce", jnp.stack([mean, highest]), self.squeezed, **types))
         return nn.sigmoid(head("expand", z, x.shape[-1], **types).sum(0))
 
 
@@ -128,7 +128,7 @@ class SpatialGate(nn.Module):
             raise ValueError(f"spatial_norm={self.norm!r} is unknown: write 'batch' or 'none'.")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         mean = jnp.mean(x, axis=-1, dtype=self.dtype)
-        z = jnp.stack([jnp.max(x, axis=-1).astype(self.dtype), mean], axis=-1)
+        z = jnp.stack([largest(x, -1).astype(self.dtype), mean], axis=-1)
         z = nn.Conv(
             1,
             (self.kernel_size,) * (x.ndim - 2),

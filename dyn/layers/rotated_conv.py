@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import head, squeeze, temperature
+from dyn.layers.attention import head, largest, squeeze, temperature
 from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.rotation import rotated_bank
@@ -128,7 +128,7 @@ class RotatedConv(ConvLayer):
         elif self.pooling == "mean":
             y = self.convolve(x, jnp.mean(bank, axis=0), mix, lowering=self.lowering)
         elif self.pooling == "max":
-            y = jnp.max(self.responses(x, bank, mix), axis=-2)
+            y = largest(self.responses(x, bank, mix), axis=-2)
         else:
             y = OrientationPool(name="orientation", **types)(self.responses(x, bank, mix))
         y = self.add_bias(y)

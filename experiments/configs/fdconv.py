@@ -4,7 +4,8 @@ Eight groups of frequencies instead of the paper's 64: each costs a kernel's wor
 
     python -m experiments.main --config=experiments/configs/fdconv.py
 
-MEASURED
+Measured on two x86-64 cores (jax 0.10.2), seed 0: digits, the command above, test accuracy 0.9916 (359
+pictures). Other data sets: not run.
 """
 
 from ml_collections import ConfigDict

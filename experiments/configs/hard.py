@@ -4,7 +4,8 @@ A quarter of the gates is asked to be off by a loss that grows over the first te
 
     python -m experiments.main --config=experiments/configs/hard.py
 
-MEASURED
+Measured on two x86-64 cores (jax 0.10.2), seed 0: digits, the command above, test accuracy 0.9721 (359
+pictures). Other data sets: not run.
 """
 
 from ml_collections import ConfigDict
@@ -25,4 +26,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     }
     # A gate's gradient at temperature 30 is nearly the same whatever its logit, and gates flip at random.
     config.temperature.start = 1.0
+    if config.dataset == "digits":
+        config.epochs = 30  # half as many again: gates settle later than kernels
     return config

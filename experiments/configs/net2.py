@@ -2,7 +2,7 @@
 
     python -m experiments.main --config=experiments/configs/net2.py:adiac --config.data.source=PATH/Adiac
 
-MEASURED
+Ten folds of Adiac: not run.
 """
 
 from ml_collections import ConfigDict

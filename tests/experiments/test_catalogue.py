@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import experiments.configs
+from experiments import maps
 from experiments.configs import base, hard, kernel_warehouse
 from experiments.errors import UserError
 from experiments.tasks.backbone import make_resnet
@@ -16,7 +17,12 @@ from experiments.train import train
 from experiments.validate import validate
 
 FOLDER = Path(experiments.configs.__file__).parent
-NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "common"))
+# The small networks for series have a study of their own to be tested in.
+NAMES = sorted(
+    file.stem
+    for file in FOLDER.glob("*.py")
+    if file.stem not in ("__init__", "common") and not file.stem.startswith("net")
+)
 SMALL = {
     "model.width": 4,
     "data.limit": 16,
@@ -32,6 +38,12 @@ def ordinary_promotion():
     """Optax does not pass strict promotion."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture(autouse=True)
+def without_maps(monkeypatch):
+    """What is kept for reports takes as long to compile as all else, and has tests of its own."""
+    monkeypatch.setattr(maps, "save_maps", lambda *_: None)
 
 
 def small(config_file, **changes):

@@ -99,7 +99,7 @@ def test_a_mistake_in_the_flags_is_answered_in_one_line(refused, words, says):
         ("optimizer=adam", "--config.optimizer is a group of settings: clip, learning_rate, name"),
         ("epochs=abc", "--config.epochs=abc is not a whole number, such as 2."),
         ("epochs=1.5", "--config.epochs=1.5 is not a whole number, such as 2."),
-        ("optimizer.learning_rate=fast", "learning_rate=fast is not a number, such as 0.001."),
+        ("optimizer.learning_rate=fast", "learning_rate=fast is not a number, such as 0.003."),
         ("tensorboard=perhaps", "--config.tensorboard=perhaps is not true or false"),
     ],
 )
@@ -164,7 +164,7 @@ def test_a_workdir_of_other_settings_is_answered_with_what_differs(refused, tmp_
     (run / "config.json").write_text(json.dumps(config.to_dict()))
     line = refused(CONFIG)
     assert "epochs was 7 and is now 2" in line
-    assert "optimizer.learning_rate was 0.5 and is now 0.001" in line
+    assert "optimizer.learning_rate was 0.5 and is now 0.003" in line
     assert "threads" not in line and "seed" not in line
     assert json.loads((run / "config.json").read_text())["epochs"] == 7
 
