@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -41,6 +42,19 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
     except KeyboardInterrupt:
         print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
         return 130
+
+
+def leave(code: int) -> None:
+    """Ends the process with an exit code.
+
+    After Ctrl-C at once: what is written is whole or not there, and threads that are in the middle of
+    a checkpoint could keep the process waiting for good.
+    """
+    if code == 130:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
 
 
 def _parse(argv: list[str]) -> None:

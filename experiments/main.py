@@ -57,4 +57,4 @@ def join_cluster() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, __doc__))
+    cli.leave(cli.run(main, sys.argv, __doc__))

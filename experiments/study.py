@@ -271,4 +271,4 @@ def _key_and_value(text: str) -> tuple[str, object]:
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, sys.argv, __doc__))
+    cli.leave(cli.run(main, sys.argv, __doc__))
