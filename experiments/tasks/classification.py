@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,6 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from dyn import models
+from dyn.diagnostics import sown_weights
 from experiments import figures, maps, metrics
 from experiments.data import Dataset, Example, transforms
 from experiments.errors import UserError
@@ -100,18 +100,12 @@ def inspection(model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> 
     return {
         "labels": batch["label"],
         "logits": logits.astype(jnp.float32),
-        "mixtures": kernel_mixtures(state.get("intermediates", {})),
+        "mixtures": {
+            layer: weights["kernel"]
+            for layer, weights in sown_weights(state.get("intermediates", {})).items()
+            if "kernel" in weights
+        },
     }
-
-
-def kernel_mixtures(intermediates: Mapping[str, Any]) -> dict[str, Array]:
-    """The sown attention over candidate kernels of each layer, by the layer's path."""
-    sown = flax.traverse_util.flatten_dict(dict(intermediates), sep="/")
-    mixtures = {}
-    for path, values in sown.items():
-        if path.endswith("attention/weights") and "kernel" in values[0]:
-            mixtures[path.removesuffix("/attention/weights")] = values[0]["kernel"]
-    return mixtures
 
 
 def pictures(
