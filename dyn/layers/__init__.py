@@ -64,12 +64,16 @@ from dyn.layers.spectral_norm import SpectralNormConv
 # Channels of x, for a block's last norm: from x to an x of the same shape.
 from dyn.layers.squeeze_excite import SqueezeExcite
 
+# nn.Conv by the same lowerings: what a dynamic network is to be compared with.
+from dyn.layers.static_conv import Conv
+
 # share_kernels builds a network of WarehouseConvs in which the layers of a stage share their cells.
 from dyn.layers.warehouse_sharing import Warehouses, by_stage, share_kernels
 
 __all__ = [
     "CBAM",
     "CondConv",
+    "Conv",
     "DCDConv",
     "DCDDense",
     "DynamicConv",

@@ -87,21 +87,38 @@ class ConvLayer(nn.Module):
         Raises:
             ValueError: if the groups do not divide the features, or the mask is of another shape.
         """
-        size, groups, in_features = self.kernel_dims(x), self.feature_group_count, x.shape[-1]
+        kernel = self.param(
+            "kernel",
+            per_candidate(self.kernel_init),
+            (num_kernels, *self.one_kernel(x)),
+            self.param_dtype,
+        )
+        return self.masked(kernel)
+
+    def one_kernel(self, x: Array) -> tuple[int, ...]:
+        """The shape of one kernel for the flat inputs, `(*k, I/G, O)`.
+
+        Raises:
+            ValueError: if the groups do not divide the features.
+        """
+        groups, in_features = self.feature_group_count, x.shape[-1]
         if in_features % groups or self.features % groups:
             raise ValueError(
                 f"feature_group_count={groups} must divide the {in_features} input features and the "
                 f"{self.features} output features."
             )
-        one_kernel = (*size, in_features // groups, self.features)
-        kernel = self.param(
-            "kernel",
-            per_candidate(self.kernel_init),
-            (num_kernels, *one_kernel),
-            self.param_dtype,
-        )
+        return *self.kernel_dims(x), in_features // groups, self.features
+
+    def masked(self, kernel: Array) -> Array:
+        """Kernels `[..., *k, I/G, O]` times the mask, if there is one.
+
+        Raises:
+            ValueError: if the mask is of another shape than a kernel.
+        """
         if self.mask is None:
             return kernel
+        rank = 1 if isinstance(self.kernel_size, int) else len(self.kernel_size)
+        one_kernel = kernel.shape[-rank - 2 :]
         if self.mask.shape != one_kernel:
             raise ValueError(
                 f"mask must have the shape of one kernel, {one_kernel}; got {self.mask.shape}."

@@ -136,13 +136,7 @@ class FDConv(ConvLayer):
 
     def candidates(self, x: Array) -> Array:
         """The kernel of each group of frequencies, `[K, *k, I/G, O]`, from the parameter `spectrum`."""
-        size, groups, in_features = self.kernel_dims(x), self.feature_group_count, x.shape[-1]
-        if in_features % groups or self.features % groups:
-            raise ValueError(
-                f"feature_group_count={groups} must divide the {in_features} input features and the "
-                f"{self.features} output features."
-            )
-        shape = (*size, in_features // groups, self.features)
+        shape = self.one_kernel(x)
 
         def init(key: Array, _: Sequence[int], dtype: Any) -> Array:
             # In float32 or wider: there is no Fourier transform of bfloat16.
@@ -150,16 +144,8 @@ class FDConv(ConvLayer):
             return kernel_to_spectrum(kernel).astype(dtype)
 
         spectrum = self.param("spectrum", init, spectrum_shape(shape), self.param_dtype)
-        kernels = disjoint_kernels(
-            spectrum.astype(float32_or_wider(spectrum)), shape, self.num_kernels
-        )
-        if self.mask is None:
-            return kernels
-        if self.mask.shape != shape:
-            raise ValueError(
-                f"mask must have the shape of one kernel, {shape}; got {self.mask.shape}."
-            )
-        return kernels * self.mask.astype(kernels.dtype)
+        spectrum = spectrum.astype(float32_or_wider(spectrum))
+        return self.masked(disjoint_kernels(spectrum, shape, self.num_kernels))
 
 
 class FrequencyAttention(nn.Module):

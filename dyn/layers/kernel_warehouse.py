@@ -251,27 +251,15 @@ class WarehouseConv(ConvLayer):
         kernel = jnp.einsum(
             "btpqn,nio->btqipo", mix, cells.astype(dtype), precision=lax.Precision.HIGHEST
         )
-        one_kernel = (*self.kernel_dims(x), x.shape[-1] // self.feature_group_count, self.features)
-        kernel = kernel.reshape(-1, *one_kernel)
-        if self.mask is not None:
-            if self.mask.shape != one_kernel:
-                raise ValueError(
-                    f"mask must have the shape of one kernel, {one_kernel}; got {self.mask.shape}."
-                )
-            kernel = kernel * self.mask.astype(dtype)
+        kernel = self.masked(kernel.reshape(-1, *self.one_kernel(x)))
         y = self.convolve_samples(x.astype(self.conv_dtype(x)), kernel, self.lowering)
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
     def find_warehouse(self, x: Array) -> tuple[Warehouse, int]:
         """The layer's warehouse, and its place there."""
-        groups = self.feature_group_count
-        if x.shape[-1] % groups or self.features % groups:
-            raise ValueError(
-                f"feature_group_count={groups} must divide the {x.shape[-1]} input features and the "
-                f"{self.features} output features."
-            )
-        shape = KernelShape(self.kernel_dims(x), x.shape[-1] // groups, self.features)
+        *size, in_features, features = self.one_kernel(x)
+        shape = KernelShape(tuple(size), in_features, features)
         if self.warehouse is None:
             own = Warehouse(
                 (shape,),

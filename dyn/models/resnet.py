@@ -16,6 +16,7 @@ import jax.numpy as jnp
 
 from dyn.layers.attention import global_average, he_normal_fan_out
 from dyn.layers.kernel_representation import KernelRepresentation, beside
+from dyn.layers.static_conv import Conv as StaticConv
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -34,7 +35,7 @@ class ResNet(nn.Module):
         block: `BasicBlock` or `Bottleneck`.
         num_classes: number of logits; None for no classifier: the network then returns the features
             behind each stage, for a head of its own such as those of `dyn.models.segmentation`.
-        conv: makes a block convolution: `nn.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
+        conv: makes a block convolution: `dyn.layers.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
         shortcut: makes the 1x1 convolutions of the shortcuts; None for static ones.
         attention: makes what stands behind the last norm of every block's residual branch, for instance
@@ -70,7 +71,7 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int]
     block: Callable[..., nn.Module]
     num_classes: int | None
-    conv: Conv = nn.Conv
+    conv: Conv = StaticConv
     shortcut: Conv | None = None
     attention: Callable[..., nn.Module] | None = None
     dense: Callable[..., nn.Module] = nn.Dense
@@ -104,7 +105,7 @@ class ResNet(nn.Module):
             epsilon=1e-5,
             dtype=self.dtype,
         )
-        static = partial(nn.Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out)
+        static = partial(StaticConv, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out)
 
         if self.stem == "imagenet":
             x = static(self.width, (7,) * axes, 2, padding=3, name="stem_conv")(x)

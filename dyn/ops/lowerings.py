@@ -105,8 +105,11 @@ def shared(inputs, kernels, mix, taps, window, precision) -> Array:
     w = _grouped_kernels(kernels, window).astype(inputs.dtype)  # [K, T, i, G, o]
     if w.shape[2] == 1:  # depthwise, as in `_apply_samples`
         y = jnp.sum(x[..., None] * jnp.moveaxis(w[:, :, 0], 0, -2), axis=2)
-    else:
-        y = jnp.einsum("bptgi,ktigo->bpgko", x, w, precision=precision)
+    else:  # all K kernels side by side are one wide kernel
+        w = jnp.moveaxis(w, 0, 3)  # [T, i, G, K, o]
+        wide = w.reshape(1, *w.shape[:3], w.shape[3] * w.shape[4])
+        y = _apply_samples(x, wide, precision)
+        y = y.reshape(*y.shape[:3], *w.shape[3:])
     y = y.reshape(inputs.shape[0], *out, *y.shape[2:])
     if mix is None:
         return y.reshape(inputs.shape[0], *out, kernels.shape[-1])
@@ -170,9 +173,32 @@ def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
     """Contracts taps and features: x `[B, P, T, G, i]`, w `[B or 1, T, i, G, o]` to `[B, P, G, o]`."""
     if w.shape[2] == 1:  # depthwise: products of single numbers, not worth a matrix product
         return jnp.sum(x * w[:, None, :, 0], axis=2)
-    if w.shape[0] == 1:
-        return jnp.einsum("bptgi,tigo->bpgo", x, w[0], precision=precision)
-    return jnp.einsum("bptgi,btigo->bpgo", x, w, precision=precision)
+    batch, positions, taps, groups, features = x.shape
+    rows, columns = taps * features, w.shape[-1]
+    if groups > 1:
+        x = jnp.moveaxis(x, 3, 1)  # [B, G, P, T, i]
+        w = jnp.moveaxis(w, 3, 1)  # [B or 1, G, T, i, o]
+    x = x.reshape(batch * groups, positions, rows)
+    w = w.reshape(w.shape[0] * groups, rows, columns)
+    if len(w) == 1:
+        y = matmul(x.reshape(batch * positions, rows), w[0], precision)
+        return y.reshape(batch, positions, 1, columns)
+    if len(w) < len(x):  # the same groups for all samples
+        w = jnp.tile(w, (batch, 1, 1))
+    y = matmul(x, w, precision).reshape(batch, groups, positions, columns)
+    return jnp.moveaxis(y, 1, 2)
+
+
+def matmul(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
+    """`x @ w` over the last two axes, batch axes in front.
+
+    Not `jnp.einsum`: it may exchange the two, XLA then copies both in another layout, and a gradient on
+    a CPU takes twice as long.
+    """
+    batch = tuple(range(x.ndim - 2))
+    return lax.dot_general(
+        x, w, (((x.ndim - 1,), (w.ndim - 2,)), (batch, batch)), precision=precision
+    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -196,7 +222,12 @@ def _one_by_one_backward(window, precision, residuals, gradient):
         _, pull = jax.vjp(lambda x: window.convolve(x[None], w, precision)[0], x)
         columns = _grouped_patches(x[None], window)[0]
         rows = dy.reshape(columns.shape[0], window.groups, dy.shape[-1] // window.groups)
-        dw = jnp.einsum("ptgi,pgo->tigo", columns, rows, precision=precision)
+        # Written so that features come out in the kernel's order: a copy less.
+        if window.groups == 1:
+            columns = columns.reshape(len(columns), -1)
+            dw = lax.dot_general(columns, rows[:, 0], (((0,), (0,)), ((), ())), precision=precision)
+        else:
+            dw = jnp.einsum("ptgi,pgo->tigo", columns, rows, precision=precision)
         return *pull(dy), dw.reshape(w.shape)
 
     return lax.map(one, (*residuals, gradient))

@@ -26,6 +26,8 @@ class Rates:
         looped: FLOP/s of convolutions one sample at a time; 0 where that is not to be considered.
         patches: B/s for the shifted or stacked inputs.
         kernels: B/s for kernels of each sample; halved by tap attention.
+        small_kernels: how many times faster that is for less than `small` bytes of them.
+        small: bytes that stay in a cache, and need no fresh pages from the system.
         outputs: B/s for the outputs of each candidate kernel.
         iteration: seconds that each turn of a loop over samples costs by itself.
         small_picture: how much slower a convolution is whose output has fewer positions than its kernel.
@@ -38,6 +40,8 @@ class Rates:
     looped: float
     patches: float
     kernels: float
+    small_kernels: float
+    small: float
     outputs: float
     iteration: float
     small_picture: float
@@ -52,6 +56,8 @@ RATES = {
         looped=60e9,
         patches=0.9e9,
         kernels=0.4e9,
+        small_kernels=8.0,
+        small=32e6,
         outputs=0.4e9,
         iteration=60e-6,
         small_picture=20.0,
@@ -66,6 +72,8 @@ RATES = {
         looped=0.0,
         patches=400e9,
         kernels=400e9,
+        small_kernels=1.0,
+        small=0.0,
         outputs=400e9,
         iteration=0.0,
         small_picture=1.0,
@@ -78,6 +86,8 @@ RATES = {
         looped=0.0,
         patches=200e9,
         kernels=200e9,
+        small_kernels=1.0,
+        small=0.0,
         outputs=200e9,
         iteration=0.0,
         small_picture=1.0,
@@ -159,9 +169,9 @@ def plan(
     patches = itemsize * batch * positions * window.taps * inputs[-1]
     sample_kernels = itemsize * batch * one_kernel if mixed or tap_attention else 0
     candidates = itemsize * batch * positions * features * num_kernels if mixed else 0
-    kernel_seconds = aggregation / rates.matmul + sample_kernels / rates.kernels * (
-        2 if tap_attention else 1
-    )
+    kernel_rate = rates.kernels * (rates.small_kernels if sample_kernels < rates.small else 1)
+    kernel_seconds = aggregation / rates.matmul
+    kernel_seconds += (2 if tap_attention else 1) * sample_kernels / kernel_rate
     small = rates.small_picture if positions < window.taps else 1.0
 
     def estimate(name: str) -> Estimate:

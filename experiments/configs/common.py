@@ -48,16 +48,15 @@ DATASETS = {
         "augment": "crop_flip",
         "normalise": IMAGENET,
     },
-    # A few hundred series: many more epochs, and all of them used for training.
+    # A few hundred series: more epochs, and all of them used for training.
     "ucr": {
         "data": {"name": "ucr", "validation": 0.0},
         "model": {"width": 16, "stem": "small"},
         "augment": "series",
-        "batch_size": 16,
-        "epochs": 150,
-        "temperature": {"epochs": 50},
-        "plateau": {"patience": 15},
-        "early_stopping": {"patience": 50},
+        "epochs": 80,
+        "optimizer": {"learning_rate": 3e-3, "schedule": "cosine"},
+        "early_stopping": {"patience": 0},
+        "temperature": {"schedule": "geometric", "epochs": 20},
     },
     "folder": {
         "data": {"name": "folder"},

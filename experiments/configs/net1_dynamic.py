@@ -10,21 +10,24 @@ RUN is the workdir of a finished `net1.py`. `--config.start.freeze=False` lets t
 Ten folds of Adiac: not run.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs import net1
 
 
-def get_config(argument: str | None = None) -> ConfigDict:
+def get_config(
+    argument: str | None = None, static: Callable[..., ConfigDict] = net1.get_config
+) -> ConfigDict:
     """Net1 with DynamicConv on the series that `argument` names; without one, Adiac.
 
     Attention sees the outline of the series: the mean of a z-normalised one says nothing.
     """
-    config = common.get_config(argument, default="adiac")
-    config.name, config.baseline = "net1_dynamic", "net1"
-    config.model.network = "net1"
+    config = static(argument)
+    config.name = f"{config.baseline}_dynamic"
     config.conv = {"name": "dyconv", "num_kernels": 4, "attention_norm": "layer"}
     config.series.context = "series"
     if not config.dataset.endswith("-smoke"):  # a run of seconds has nothing to start from
-        config.start.update({"config": "net1", "noise": 0.3, "freeze": True})
+        config.start.update({"config": config.baseline, "noise": 0.3, "freeze": True})
     return config

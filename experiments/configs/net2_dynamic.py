@@ -12,13 +12,9 @@ Ten folds of Adiac: not run.
 
 from ml_collections import ConfigDict
 
-from experiments.configs import net1_dynamic
+from experiments.configs import net1_dynamic, net2
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """Net2 with DynamicConv on the series that `argument` names; without one, Adiac."""
-    config = net1_dynamic.get_config(argument)
-    config.name, config.baseline, config.model.network = "net2_dynamic", "net2", "net2"
-    if config.start.config:
-        config.start.config = "net2"
-    return config
+    return net1_dynamic.get_config(argument, net2.get_config)

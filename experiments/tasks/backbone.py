@@ -13,7 +13,7 @@ from dyn import layers, models
 from experiments.errors import UserError, nearest
 
 CONVS = {
-    "conv": nn.Conv,
+    "conv": layers.Conv,
     "condconv": layers.CondConv,
     "dcd": layers.DCDConv,
     "dyconv": layers.DynamicConv,
