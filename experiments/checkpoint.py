@@ -3,12 +3,15 @@
 import copy
 import functools
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
+
+from experiments.errors import UserError
 
 # Orbax warns where nothing is wrong: in short runs a checkpoint often waits for the one before, and
 # those between evaluations have no metrics on purpose.
@@ -21,8 +24,9 @@ logging.getLogger("absl").addFilter(
 class Checkpoints:
     """The checkpoints of a run: arrays (`state`) beside plain numbers (`progress`).
 
-    Of those saved with metrics the one of the highest rank stays, and the latest of all. Orbax writes
-    under a temporary name and renames: what is there is complete.
+    Of those saved with metrics the two of the highest rank stay, and the two latest of all: should the
+    latest turn out to be damaged, the one before and what it calls the best are there. Orbax writes under
+    a temporary name and renames: what is there was complete once.
     """
 
     def __init__(self, directory: Path, metric: str = "accuracy"):
@@ -36,9 +40,9 @@ class Checkpoints:
                 best_fn=self.rank,
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
-                        policies.LatestN(1),
+                        policies.LatestN(2),
                         policies.BestN(
-                            get_metric_fn=self.rank, n=1, keep_checkpoints_without_metrics=False
+                            get_metric_fn=self.rank, n=2, keep_checkpoints_without_metrics=False
                         ),
                     ]
                 ),
@@ -68,6 +72,56 @@ class Checkpoints:
             force=True,
         )
 
+    def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
+        """Reads the newest checkpoint that can be read: (step, state, progress); None where there is none.
+
+        One that cannot be read is named, moved to the folder `damaged`, and the one before is taken.
+
+        Raises:
+            UserError: if a checkpoint holds other parameters than `like`, or all are damaged.
+        """
+        self._manager.wait_until_finished()
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        for step in steps:
+            try:
+                return step, *self.restore(step, like)
+            except Exception as error:  # a torn file shows itself in whatever way its reader has
+                self._compare(step, like)
+                damaged = set_aside(self._manager.directory / str(step))
+                self._manager.reload()
+                reason = " ".join(str(error).split())[:200]
+                print(
+                    f"warning: checkpoint {step} is damaged ({reason}); it is now {damaged}, and the one "
+                    "before is used.",
+                    file=sys.stderr,
+                )
+        if steps:
+            raise UserError(
+                f"No checkpoint in {self._manager.directory} could be read; they are now in "
+                f"{damaged.parent}. Start again in another --workdir."
+            )
+        return None
+
+    def _compare(self, step: int, like: Any) -> None:
+        """Raises a UserError that names the first parameters of a checkpoint that do not fit."""
+        try:
+            saved = self._manager.item_metadata(step).state
+            theirs = _parameter_shapes(saved)
+        except Exception:  # then its description is damaged too
+            return
+        mine = _parameter_shapes(like)
+        differing = [
+            f"{name} is {theirs.get(name, 'missing')} there and {mine.get(name, 'missing')} here"
+            for name in sorted({**theirs, **mine})
+            if theirs.get(name) != mine.get(name)
+        ]
+        if theirs and differing:
+            raise UserError(
+                f"The checkpoint {self._manager.directory / str(step)} is of another network: "
+                f"{'; '.join(differing[:3])}{', and more' if len(differing) > 3 else ''}. Choose another "
+                "--workdir, or the settings and data that it was made with."
+            )
+
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Reads (state, progress) of a step; `like` gives shapes, dtypes and shardings."""
         restored = self._manager.restore(
@@ -90,6 +144,28 @@ class Checkpoints:
     def close(self) -> None:
         """Waits for what is being written, and ends."""
         self._manager.close()
+
+
+def set_aside(folder: Path) -> Path:
+    """Moves a checkpoint to `damaged` beside the folder of checkpoints; returns where it is now."""
+    target = folder.parent.parent / "damaged" / folder.name
+    number = 1
+    while target.exists():
+        number += 1
+        target = target.with_name(f"{folder.name}-{number}")
+    target.parent.mkdir(exist_ok=True)
+    return Path(folder).rename(target)
+
+
+def _parameter_shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each parameter of a state, or of a checkpoint's description of one, by name."""
+
+    def word(key: Any) -> str:
+        return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
+
+    leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: hasattr(x, "shape"))
+    named = {"/".join(map(word, path)): tuple(leaf.shape) for path, leaf in leaves}
+    return {name: shape for name, shape in named.items() if name.startswith("params/")}
 
 
 def rank(metrics: dict[str, float], metric: str) -> tuple[float, float]:

@@ -25,7 +25,7 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
     """Parses the flags and calls `main`; a mistake of the user's becomes one message.
 
     Returns:
-        The exit code: 0, 2 for a mistake that the message explains, 130 after Ctrl-C.
+        The exit code: 0, 2 for a mistake that the message explains, 130 after Ctrl-C, 143 after SIGTERM.
     """
     if any(word in ("--help", "-h", "-help") for word in argv[1:]):
         print(usage.strip())
@@ -39,18 +39,19 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("\nstopped; the same command continues from the last checkpoint", file=sys.stderr)
-        return 130
+    except KeyboardInterrupt as stop:
+        words = str(stop) or "stopped; the same command continues from the last checkpoint"
+        print(f"\n{words}", file=sys.stderr)
+        return getattr(stop, "exit_code", 130)
 
 
 def leave(code: int) -> None:
     """Ends the process with an exit code.
 
-    After Ctrl-C at once: what is written is whole or not there, and threads that are in the middle of
-    a checkpoint could keep the process waiting for good.
+    After Ctrl-C and SIGTERM at once: what is written is whole or not there, and threads that are in the
+    middle of a checkpoint could keep the process waiting for good.
     """
-    if code == 130:
+    if code in (130, 143):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

@@ -1,5 +1,6 @@
 """The training loop, read straight down: data, program, state, loop, test, pictures."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -20,6 +21,7 @@ from experiments.checkpoint import Checkpoints
 from experiments.data import Dataset, Example, pipeline
 from experiments.errors import UserError
 from experiments.evaluate import collect, evaluate
+from experiments.interrupts import Stopped, noticed
 from experiments.metrics import MetricLog, plain
 from experiments.program import Program, TrainState, build
 from experiments.progress import Progress, end_table, start_table
@@ -30,6 +32,7 @@ from experiments.validate import validate
 from experiments.workdir import (
     claim,
     finished_summary,
+    hold,
     numbers,
     parameters_sha256,
     result_rows,
@@ -53,6 +56,11 @@ def train(
         UserError: for what the person who started it can mend.
     """
     validate(config)
+    with hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+        return _train(config, workdir, {} if programs is None else programs)
+
+
+def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> dict[str, Any]:
     started = time.monotonic()
     lead = jax.process_index() == 0
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -82,18 +90,17 @@ def train(
         return task.measure(outputs, dataset, split)
 
     # ---------------------------------------------------------------- program and state
-    programs = {} if programs is None else programs
     program = find_program(programs, config, task, dataset, lengths, transform)
     checkpoints = Checkpoints(workdir / "checkpoints", task.METRIC)
-    start_step = checkpoints.latest_step()
-    if start_step is None:
+    latest = checkpoints.restore_latest(program.shape)
+    if latest is None:
         start_step = 0
         state = program.create(config.seed)
         if config.start.run:
             state = start_from_run(state, config, program.shape.step.sharding)
         progress: dict[str, Any] = {"seconds": 0.0, "best": None, "early_stopping": None}
     else:
-        state, progress = checkpoints.restore(start_step, program.shape)
+        start_step, state, progress = latest
     rank = checkpoints.rank
     # Flax counts from the evaluation after the last good one.
     stopping = EarlyStopping(patience=config.early_stopping.patience - 1)
@@ -132,7 +139,7 @@ def train(
     step = start_step
     paces = []  # seconds a step, over the steps between two rows of the log
     timed_from, begun = step, time.monotonic()
-    with Progress(lengths.total, start_step, quiet=not lead) as shown:
+    with noticed() as asked, Progress(lengths.total, start_step, quiet=not lead) as shown:
         shown.say(
             f"compiled in {program.cost['compile_seconds']:.1f} s; "
             f"{program.cost['xla_flops_per_step'] / 1e9:.2f} GFLOP a step by XLA's count"
@@ -142,6 +149,7 @@ def train(
         while step < lengths.total and not stopping.should_stop:
             state, metrics = program.train_step(state, program.put(next(batches)))
             step += 1
+            stop = asked.number
             shown.update(step, metrics["loss"])
             if step % config.log_every == 0:
                 metrics = {name: float(value) for name, value in metrics.items()}
@@ -166,10 +174,13 @@ def train(
                 save(step, metrics)
                 shown.row(step, numbers(metrics))
                 timed_from, begun = step, time.monotonic()
-            elif step % config.checkpoint_every == 0:
+            elif step % config.checkpoint_every == 0 or stop:
                 check_finite(float(metrics["loss"]), step)
                 save(step)
                 timed_from, begun = step, time.monotonic()
+            if stop and step < lengths.total:
+                checkpoints.wait()
+                raise Stopped(step, stop)
         if stopping.should_stop:
             shown.say(f"stopped early: no lower loss in {config.early_stopping.patience} epochs")
     batches.close()

@@ -1,9 +1,13 @@
 """A run's folder: whose it is, what it says of the run, and the words for it."""
 
+import contextlib
+import fcntl
 import hashlib
 import json
+import os
 import platform
-from collections.abc import Mapping
+import socket
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,38 @@ from experiments.recipe import Lengths
 
 # Settings that change where a run reads and what it shows, but not what it computes.
 FREE = {"data.source", "data.dir", "input.threads", "input.workers", "tensorboard"}
+
+
+@contextlib.contextmanager
+def hold(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder for the time of a `with`.
+
+    The system takes the lock back from a process that dies, so a crash leaves nothing to clean up. Where a
+    file system knows no locks (a mounted bucket may not), there is none.
+
+    Raises:
+        UserError: if another process holds the folder, or it cannot be written.
+    """
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        file = (workdir / "lock").open("a+")
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise UserError(
+                f"{workdir} is in use by {file.read().strip() or 'another process'}: wait for its end, stop "
+                "it, or choose another --workdir."
+            ) from error
+        except OSError:
+            pass
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        yield
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:

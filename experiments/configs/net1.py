@@ -19,7 +19,9 @@ RECIPE = {
 }
 
 
-def get_config(argument: str | None = None, name: str = "net1", recipe: dict = RECIPE) -> ConfigDict:
+def get_config(
+    argument: str | None = None, name: str = "net1", recipe: dict = RECIPE
+) -> ConfigDict:
     """Net1 with static convolutions on the series that `argument` names; without one, Adiac."""
     config = common.get_config(argument, default="adiac")
     config.name = config.baseline = config.model.network = name

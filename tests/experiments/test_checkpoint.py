@@ -9,6 +9,7 @@ from flax.training.early_stopping import EarlyStopping
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.checkpoint import Checkpoints, rank, with_sharding
+from experiments.errors import UserError
 
 STATE = {"weights": jnp.arange(6.0).reshape(2, 3), "rng": jax.random.key(3)}
 
@@ -75,8 +76,9 @@ def test_the_best_and_the_latest_are_kept(opened, kept):
     for step, accuracy in enumerate((0.2, 0.9, 0.5, 0.6), start=1):
         checkpoints.save(step, STATE, {}, metrics(accuracy))
     checkpoints.save(5, STATE, {})
+    checkpoints.save(6, STATE, {})
     checkpoints.wait()
-    assert kept() == [2, 5]
+    assert kept() == [2, 4, 5, 6]
 
 
 def test_the_best_is_still_known_after_a_restart(opened, kept):
@@ -87,18 +89,18 @@ def test_the_best_is_still_known_after_a_restart(opened, kept):
     opened().save(4, STATE, {})
     opened().save(5, STATE, {}, metrics(0.1))
     opened()
-    assert kept() == [1, 5]
+    assert kept() == [1, 3, 4, 5]
 
 
 @pytest.mark.parametrize("reopen", [False, True])
 def test_of_equally_good_checkpoints_the_later_is_kept(opened, kept, reopen):
     # The loop notes the later one as the best, and reads it back at the end.
     checkpoints = opened()
-    for step, accuracy in enumerate((0.9, 0.9, 0.9, 0.1), start=1):
+    for step, accuracy in enumerate((0.9, 0.9, 0.9, 0.1, 0.1), start=1):
         checkpoints = opened() if reopen else checkpoints
         checkpoints.save(step, STATE, {}, metrics(accuracy))
     checkpoints.wait()
-    assert kept() == [3, 4]
+    assert kept() == [2, 3, 4, 5]
 
 
 def test_a_higher_accuracy_is_better_and_then_a_lower_loss():
@@ -163,7 +165,55 @@ def test_a_checkpoint_that_was_cut_off_is_not_seen(opened, tmp_path, kept):
     assert checkpoints.latest_step() == 1
     checkpoints.save(2, STATE, {}, metrics(0.2))
     checkpoints.wait()
-    assert kept() == [2]
+    assert kept() == [1, 2]
+
+
+def tear(folder):
+    """Cuts every file of a checkpoint's arrays in half."""
+    files = [path for path in (folder / "state").rglob("*") if path.is_file()]
+    assert files
+    for file in files:
+        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+NETWORK = {"params": {"weights": jnp.arange(6.0).reshape(2, 3)}}
+
+
+def test_instead_of_a_damaged_checkpoint_the_one_before_is_read(opened, kept, tmp_path, capsys):
+    checkpoints = opened()
+    for step in (1, 2, 3):
+        checkpoints.save(step, NETWORK, {"step": step}, metrics(0.1 * step))
+    opened()
+    tear(tmp_path / "checkpoints" / "3")
+    checkpoints = opened()
+    step, state, progress = checkpoints.restore_latest(like(NETWORK))
+    assert step == 2 and progress == {"step": 2}
+    jax.tree.map(np.testing.assert_array_equal, state, NETWORK)
+    assert "warning: checkpoint 3 is damaged" in capsys.readouterr().err
+    assert (tmp_path / "damaged" / "3" / "state").is_dir() and kept() == [2]
+    # The run goes on, and comes to the same step again.
+    checkpoints.save(3, NETWORK, {"step": 3}, metrics(0.3))
+    checkpoints.wait()
+    assert opened().restore_latest(like(NETWORK))[0] == 3
+
+
+def test_without_a_whole_checkpoint_nothing_starts_anew_by_itself(opened, tmp_path):
+    opened().save(1, NETWORK, {}, metrics(0.1))
+    opened()
+    tear(tmp_path / "checkpoints" / "1")
+    with pytest.raises(UserError, match=r"No checkpoint in .* could be read; they are now in"):
+        opened().restore_latest(like(NETWORK))
+
+
+def test_a_checkpoint_of_another_network_is_named_and_stays(opened, kept):
+    opened().save(1, NETWORK, {}, metrics(0.1))
+    other = {"params": {"weights": jnp.zeros((2, 4)), "bias": jnp.zeros(4)}}
+    with pytest.raises(UserError) as caught:
+        opened().restore_latest(like(other))
+    message = str(caught.value)
+    assert "params/bias is missing there and (4,) here" in message
+    assert "params/weights is (2, 3) there and (2, 4) here" in message
+    assert kept() == [1]
 
 
 def test_orbax_does_not_warn_of_what_is_meant(opened):

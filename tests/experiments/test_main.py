@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,8 @@ from absl.testing import flagsaver
 from experiments import cli, train
 from experiments import main as program
 from experiments.configs import odconv
+from experiments.errors import UserError
+from experiments.workdir import hold
 
 ROOT = Path(program.__file__).parents[1]
 CONFIG = "--config=experiments/configs/odconv.py"
@@ -238,7 +241,8 @@ def test_ctrl_c_says_how_to_continue(command, monkeypatch):
     assert code == 130 and "the same command continues" in err
 
 
-def test_a_real_process_ends_with_130_after_ctrl_c(tmp_path):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_process_saves_its_step_after_a_signal(tmp_path, number):
     workdir = tmp_path / "run"
     process = subprocess.Popen(
         [
@@ -258,13 +262,39 @@ def test_a_real_process_ends_with_130_after_ctrl_c(tmp_path):
         while not (rows.exists() and rows.stat().st_size) and process.poll() is None:
             assert time.monotonic() < deadline, "the run does not begin"
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
     finally:
         process.kill()
-    assert process.returncode == 130, (out, err)
+    assert process.returncode == 128 + number, (out, err)
     # Nothing else either: no warnings of the libraries, no complaints of threads at the end.
-    assert err == "\nstopped; the same command continues from the last checkpoint\n"
+    words = r"\nstopped behind step ([\d,]+), which is saved; the same command continues there\n"
+    step = int(re.fullmatch(words, err)[1].replace(",", ""))
+    assert step == max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+def test_a_second_process_in_a_workdir_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path, capsys):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time, pathlib, experiments.workdir as w\n"
+            "with w.hold(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(100)",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in use by process {holder.pid} on "), hold(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with hold(tmp_path):
+        pass
 
 
 def test_a_real_process_ends_with_2_and_one_line_after_a_mistake():
