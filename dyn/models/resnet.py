@@ -105,7 +105,9 @@ class ResNet(nn.Module):
             epsilon=1e-5,
             dtype=self.dtype,
         )
-        static = partial(StaticConv, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out)
+        static = partial(
+            StaticConv, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out
+        )
 
         if self.stem == "imagenet":
             x = static(self.width, (7,) * axes, 2, padding=3, name="stem_conv")(x)

@@ -273,7 +273,9 @@ def test_a_real_process_saves_its_step_after_a_signal(tmp_path, number):
     assert step == max(int(p.name) for p in (workdir / "checkpoints").iterdir())
 
 
-def test_a_second_process_in_a_workdir_is_refused_and_a_dead_one_is_not_in_the_way(tmp_path, capsys):
+def test_a_second_process_in_a_workdir_is_refused_and_a_dead_one_is_not_in_the_way(
+    tmp_path, capsys
+):
     holder = subprocess.Popen(
         [
             sys.executable,
