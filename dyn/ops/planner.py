@@ -56,6 +56,7 @@ RATES = {
         looped=60e9,
         patches=0.9e9,
         kernels=0.4e9,
+        # Of a few shapes on one core; larger arrays are fresh pages from the system at every step.
         small_kernels=8.0,
         small=32e6,
         outputs=0.4e9,

@@ -2,8 +2,8 @@
 
     python -m experiments.main --config=experiments/configs/base.py
 
-Measured on two x86-64 cores (jax 0.10.2), seed 0: digits, the command above, test accuracy 0.9777 (359
-pictures) after 24 s, 4 s of it compiling. Other data sets: not run.
+Measured on two x86-64 cores (jax 0.10.2): digits, the command above, test accuracy (359 pictures)
+0.9833 after 24 s, 6 s of it compiling; 0.989 +- 0.005 over three seeds.
 """
 
 from ml_collections import ConfigDict

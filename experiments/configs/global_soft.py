@@ -2,8 +2,8 @@
 
     python -m experiments.main --config=experiments/configs/global_soft.py
 
-Measured on two x86-64 cores (jax 0.10.2), seed 0: digits, the command above, test accuracy 0.9861 (359
-pictures). Other data sets: not run.
+Measured on two x86-64 cores (jax 0.10.2): digits, the command above, test accuracy (359 pictures)
+0.9721 after 30 s; 0.981 +- 0.009 over three seeds.
 """
 
 from ml_collections import ConfigDict

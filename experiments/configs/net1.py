@@ -13,6 +13,7 @@ from experiments.configs import common
 # all places have nothing to be robust with.
 RECIPE = {
     "augment": "none",
+    "batch_size": 32,
     "epochs": 100,
     "optimizer": {"learning_rate": 5e-3},
     "temperature": {"schedule": "linear", "epochs": 50},

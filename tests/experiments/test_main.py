@@ -205,7 +205,7 @@ def test_the_flags_reach_the_run(command, monkeypatch, tmp_path):
     assert command("--config=experiments/configs/base.py:adiac", "--workdir=")[0] == 0
     (config, workdir), (static, usual) = calls
     assert (config.name, config.epochs, workdir) == ("odconv", 5, tmp_path / "run")
-    assert (static.name, static.epochs, usual) == ("base", 80, Path("runs/base-adiac"))
+    assert (static.name, static.epochs, usual) == ("base", 120, Path("runs/base-adiac"))
 
 
 def test_the_compilation_cache_of_the_person_is_respected(command, monkeypatch, tmp_path):
