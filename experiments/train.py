@@ -56,7 +56,8 @@ def train(
         UserError: for what the person who started it can mend.
     """
     validate(config)
-    with hold(workdir) if jax.process_index() == 0 else contextlib.nullcontext():
+    writes = jax.process_index() == 0 and not finished_summary(workdir)
+    with hold(workdir) if writes else contextlib.nullcontext():
         return _train(config, workdir, {} if programs is None else programs)
 
 

@@ -120,7 +120,8 @@ def assert_same_run(workdir, expected):
 def test_the_workdir_holds_what_it_should(finished):
     workdir, summary = finished
     assert {p.name for p in workdir.iterdir()} == {
-        *("config.json", "metrics.jsonl", "summary.json", "maps.npz", "checkpoints", "figures")
+        *("config.json", "metrics.jsonl", "summary.json", "maps.npz", "checkpoints", "figures"),
+        "lock",
     }
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     assert {p.name for p in (workdir / "figures").iterdir()} == FIGURES
