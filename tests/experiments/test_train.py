@@ -118,7 +118,7 @@ def assert_same_run(workdir, expected):
 
 
 def test_the_workdir_holds_what_it_should(finished):
-    workdir, summary = finished
+    workdir, _ = finished
     assert {p.name for p in workdir.iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "maps.npz", "checkpoints", "figures"),
         "lock",
