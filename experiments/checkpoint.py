@@ -159,12 +159,11 @@ def set_aside(folder: Path) -> Path:
 
 def _parameter_shapes(state: Any) -> dict[str, tuple[int, ...]]:
     """The shape of each parameter of a state, or of a checkpoint's description of one, by name."""
-
-    def word(key: Any) -> str:
-        return str(next(getattr(key, a) for a in ("key", "name", "idx") if hasattr(key, a)))
-
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: hasattr(x, "shape"))
-    named = {"/".join(map(word, path)): tuple(leaf.shape) for path, leaf in leaves}
+    named = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
     return {name: shape for name, shape in named.items() if name.startswith("params/")}
 
 

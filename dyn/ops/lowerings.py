@@ -170,7 +170,11 @@ def _grouped_patches(inputs: Array, window: Window) -> Array:
 
 
 def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
-    """Contracts taps and features: x `[B, P, T, G, i]`, w `[B or 1, T, i, G, o]` to `[B, P, G, o]`."""
+    """Contracts taps and features: x `[B, P, T, G, i]`, w `[B or 1, T, i, G, o]` to `[B, P, G, o]`.
+
+    Not by `jnp.einsum`: it may exchange the two, XLA then copies both in another layout, and a gradient
+    on a CPU takes twice as long.
+    """
     if w.shape[2] == 1:  # depthwise: products of single numbers, not worth a matrix product
         return jnp.sum(x * w[:, None, :, 0], axis=2)
     batch, positions, taps, groups, features = x.shape
@@ -181,24 +185,12 @@ def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
     x = x.reshape(batch * groups, positions, rows)
     w = w.reshape(w.shape[0] * groups, rows, columns)
     if len(w) == 1:
-        y = matmul(x.reshape(batch * positions, rows), w[0], precision)
+        y = jnp.matmul(x.reshape(batch * positions, rows), w[0], precision=precision)
         return y.reshape(batch, positions, 1, columns)
     if len(w) < len(x):  # the same groups for all samples
         w = jnp.tile(w, (batch, 1, 1))
-    y = matmul(x, w, precision).reshape(batch, groups, positions, columns)
+    y = jnp.matmul(x, w, precision=precision).reshape(batch, groups, positions, columns)
     return jnp.moveaxis(y, 1, 2)
-
-
-def matmul(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
-    """`x @ w` over the last two axes, batch axes in front.
-
-    Not `jnp.einsum`: it may exchange the two, XLA then copies both in another layout, and a gradient on
-    a CPU takes twice as long.
-    """
-    batch = tuple(range(x.ndim - 2))
-    return lax.dot_general(
-        x, w, (((x.ndim - 1,), (w.ndim - 2,)), (batch, batch)), precision=precision
-    )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))

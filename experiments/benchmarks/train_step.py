@@ -57,6 +57,7 @@ def networks() -> dict[str, Callable[..., nn.Module]]:
 
     four = {"num_kernels": 4}
     return {
+        FLAX: conv(nn.Conv),
         "Conv": conv(layers.Conv),
         "odconv_k1": conv(layers.ODConv, num_kernels=1),
         "odconv": conv(layers.ODConv, **four),
@@ -79,11 +80,11 @@ def main(arguments: list[str]) -> None:
     if arguments[1:]:
         sys.exit(f"error: '{arguments[1]}' is not a flag; flags are written --name=value.")
     rows = networks()
+    static_row = rows.pop(FLAX)
     names = LAYERS.value or (QUICK_ROWS if QUICK.value else tuple(rows))
     if unknown := [name for name in names if name not in rows]:
         sys.exit(f"error: there is no row {unknown[0]}: choose among {', '.join(rows)}.")
-    resnet = {"18": ResNet18, "50": ResNet50}[DEPTH.value]
-    static = Step(partial(resnet, conv=nn.Conv))
+    static = Step(static_row)
     print(
         f"ResNet-{DEPTH.value}, {SIZE.value} px, batch {BATCH.value}, {DTYPE.value}, "
         f"{len(jax.devices())} x {jax.devices()[0].device_kind}; one Adam step\n\n"
