@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
-from jax.sharding import AxisType, NamedSharding
+from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 from optax.contrib import ReduceLROnPlateauState, reduce_on_plateau
@@ -26,10 +26,12 @@ from dyn.schedules import (
     set_blend,
     set_temperature,
 )
+from experiments.accumulation import accumulate
 from experiments.checkpoint import with_sharding
 from experiments.data import Dataset, Example
 from experiments.errors import UserError
 from experiments.recipe import Lengths, make_optimizer, make_schedule
+from experiments.sharding import AXIS, make_mesh, shardings_of, with_shards
 
 ANNEALING = {"geometric": geometric_temperature, "linear": linear_temperature}
 
@@ -79,6 +81,7 @@ class Program:
         inspection: (variables, batch) to what the pictures of a run are drawn from.
         reduce: (plateau, validation loss) to the plateau after it.
         put: makes one array over all devices of the hosts' shares of a batch.
+        whole: puts every array of a tree on every device, such as parameters that are sharded.
         cost: parameters, multiply-adds of an example, seconds of compilation, XLA's FLOPs of a step.
     """
 
@@ -90,6 +93,7 @@ class Program:
     inspection: Callable[..., dict[str, Any]]
     reduce: Callable[[ReduceLROnPlateauState, float], ReduceLROnPlateauState]
     put: Callable[[Mapping[str, np.ndarray]], dict[str, jax.Array]]
+    whole: Callable[[Any], Any]
     cost: Mapping[str, float]
 
 
@@ -114,8 +118,8 @@ def build(
     Raises:
         UserError: if the network cannot be built.
     """
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-    replicated, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P("data"))
+    mesh = make_mesh()
+    replicated, by_example = NamedSharding(mesh, P()), NamedSharding(mesh, P(AXIS))
 
     def put(batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         return {
@@ -169,6 +173,13 @@ def build(
         # A layer says what it cannot do in a sentence; the fields come from the person's config.
         raise UserError(f"The network cannot be built: {error}") from error
     shape = with_sharding(shape, replicated)
+    if config.shard_parameters:
+        shape = shape.replace(
+            params=with_shards(shape.params, mesh),
+            average=with_shards(shape.average, mesh),
+            opt_state=with_shards(shape.opt_state, mesh),
+        )
+    shardings = shardings_of(shape)
     one = train_batch["inputs"]
     one = jax.ShapeDtypeStruct((1, *eval_batch["inputs"].shape[1:]), one.dtype)
     cost = {
@@ -177,6 +188,13 @@ def build(
     }
 
     # ---------------------------------------------------------------- steps
+    def place(tree: Any, sharding: Any) -> Any:
+        # Left to itself, XLA fetches other devices' activations where these are fewer numbers.
+        return jax.lax.with_sharding_constraint(tree, sharding) if config.shard_parameters else tree
+
+    def fetched(variables: Any) -> Any:
+        return {**variables, "params": place(variables["params"], replicated)}
+
     def train_step(
         state: TrainState, batch: dict[str, jax.Array]
     ) -> tuple[TrainState, dict[str, jax.Array]]:
@@ -186,18 +204,27 @@ def build(
         variables = set_blend(set_temperature(state.variables, temperature), blend)
         auxiliary_weight = config.auxiliary.weight * (1 - linear_blend(state.step, lengths.ramp))
 
-        def loss(params: Any) -> Any:
-            rng = jax.random.fold_in(state.rng, state.step)
-            value, (metrics, changed) = task.loss(
-                config, model, {**variables, "params": params}, batch, rng
-            )
-            sown = jax.tree.leaves(changed.pop("losses", {}))
-            if sown:
-                metrics["auxiliary"] = sum(leaf.astype(jnp.float32) for leaf in sown)
-                value = value + auxiliary_weight * metrics["auxiliary"]
-            return value, (metrics, changed)
+        def gradient(params: Any, batch_stats: Any, batch: Any, rng: jax.Array) -> Any:
+            def loss(params: Any) -> Any:
+                seen = {**variables, "params": params, "batch_stats": batch_stats}
+                value, (metrics, changed) = task.loss(config, model, seen, batch, rng)
+                sown = jax.tree.leaves(changed.pop("losses", {}))
+                if sown:
+                    metrics["auxiliary"] = sum(leaf.astype(jnp.float32) for leaf in sown)
+                    value = value + auxiliary_weight * metrics["auxiliary"]
+                return value, (metrics, changed.get("batch_stats", batch_stats))
 
-        gradients, (metrics, changed) = jax.grad(loss, has_aux=True)(state.params)
+            gradients, others = jax.grad(loss, has_aux=True)(params)
+            return place(gradients, shardings.params), others
+
+        gradients, (metrics, batch_stats) = accumulate(
+            gradient,
+            place(state.params, replicated),
+            state.batch_stats,
+            batch,
+            jax.random.fold_in(state.rng, state.step),
+            config.accumulate,
+        )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * state.plateau.scale, updates)
         params = optax.apply_updates(state.params, updates)
@@ -214,7 +241,7 @@ def build(
         state = state.replace(
             step=state.step + 1,
             params=params,
-            batch_stats=changed.get("batch_stats", state.batch_stats),
+            batch_stats=batch_stats,
             attention=variables["attention"],
             average=average,
             opt_state=opt_state,
@@ -222,25 +249,27 @@ def build(
         return state, metrics
 
     def evaluation_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return task.evaluation_sums(model, variables, batch)
+        return task.evaluation_sums(model, fetched(variables), batch)
 
     def inspection(variables: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        seen = task.inspection(model, variables, batch)
+        seen = task.inspection(model, fetched(variables), batch)
         return {**seen, "mask": batch["mask"]}
 
     # ---------------------------------------------------------------- compilation
     started = time.monotonic()
-    jit = jax.jit(train_step, donate_argnums=0, out_shardings=replicated)
+    jit = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
     compiled_train_step = jit.lower(shape, train_batch).compile()
     jit = jax.jit(evaluation_step, out_shardings=replicated)
     compiled_evaluation_step = jit.lower(shape.evaluated, eval_batch).compile()
     cost["compile_seconds"] = round(time.monotonic() - started, 1)
-    cost["xla_flops_per_step"] = (compiled_train_step.cost_analysis() or {}).get("flops", math.nan)
+    # XLA counts the body of the loop over microbatches once. (The update is not in it, but small.)
+    flops = (compiled_train_step.cost_analysis() or {}).get("flops", math.nan)
+    cost["xla_flops_per_step"] = flops * config.accumulate
 
     # It runs once a run: what XLA would spend on making it fast on a CPU is half a minute of waiting.
     quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
     options = quick if jax.default_backend() == "cpu" else None
-    initialise = jax.jit(create, out_shardings=replicated).lower(seed)
+    initialise = jax.jit(create, out_shardings=shardings).lower(seed)
 
     def reduce(state: ReduceLROnPlateauState, loss: float) -> ReduceLROnPlateauState:
         _, reduced = plateau.update({}, state, value=loss)
@@ -255,5 +284,6 @@ def build(
         inspection=jax.jit(inspection, out_shardings=replicated),
         reduce=reduce,
         put=put,
+        whole=lambda tree: jax.device_put(tree, replicated),
         cost=cost,
     )

@@ -26,6 +26,7 @@ from experiments.metrics import MetricLog, plain
 from experiments.program import Program, TrainState, build
 from experiments.progress import Progress, end_table, start_table
 from experiments.recipe import Lengths, make_lengths
+from experiments.sharding import shardings_of
 from experiments.start import start_from_run
 from experiments.tasks import TASKS
 from experiments.validate import validate
@@ -99,6 +100,7 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
         state = program.create(config.seed)
         if config.start.run:
             state = start_from_run(state, config, program.shape.step.sharding)
+            state = jax.device_put(state, shardings_of(program.shape))
         progress: dict[str, Any] = {"seconds": 0.0, "best": None, "early_stopping": None}
     else:
         start_step, state, progress = latest
@@ -188,11 +190,12 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
     checkpoints.wait()
 
     # ---------------------------------------------------------------- test and pictures
-    checksum = parameters_sha256(state.params)
+    checksum = parameters_sha256(program.whole(state.params))
     best, _ = checkpoints.restore(progress["best"]["step"], program.shape)
     test = evaluation(best, "test")
     write(progress["best"]["step"], "test", test)
     found = collect(program.inspection, best.evaluated, evaluation_batches("test"), program.put)
+    variables = program.whole(best.evaluated)
     checkpoints.close()
     pace = statistics.median(paces) if paces else None
     summary = {
@@ -219,7 +222,7 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
     if lead:
         log.close()
         figures.training_curves(log.rows(), workdir / "figures" / "curves.png")
-        task.pictures(config, program.model, best.evaluated, found, test, dataset, workdir)
+        task.pictures(config, program.model, variables, found, test, dataset, workdir)
         # Last: its presence says that the run is finished.
         files.write_json(workdir / "summary.json", summary)
         end_table("finished", result_rows(summary, workdir))

@@ -41,6 +41,7 @@ AT_LEAST = {
     "data.test": 0,
     "model.dropout": 0,
     "batch_size": 1,
+    "accumulate": 1,
     "epochs": 1,
     "steps": 0,
     "log_every": 1,
@@ -101,11 +102,12 @@ def validate(config: ConfigDict) -> None:
     task = TASKS[config.task]
     _one_of(config, "augment", task.AUGMENTATIONS)
     task.make_model(config, num_classes=2, spatial_axes=2)
-    devices = jax.device_count()
-    if config.batch_size % devices:
+    devices, microbatches = jax.device_count(), config.accumulate
+    if config.batch_size % (devices * microbatches):
+        cut = f" in {microbatches} microbatches (--config.accumulate)" if microbatches > 1 else ""
         raise UserError(
-            f"--config.batch_size={config.batch_size} does not divide among {devices} devices; "
-            f"choose a multiple of {devices}."
+            f"--config.batch_size={config.batch_size} does not divide among {devices} devices{cut}; "
+            f"choose a multiple of {devices * microbatches}."
         )
 
 

@@ -24,7 +24,14 @@ from experiments.metrics import plain
 from experiments.recipe import Lengths
 
 # Settings that change where a run reads and what it shows, but not what it computes.
-FREE = {"data.source", "data.dir", "input.threads", "input.workers", "tensorboard"}
+FREE = {
+    "data.source",
+    "data.dir",
+    "input.threads",
+    "input.workers",
+    "tensorboard",
+    "shard_parameters",  # a checkpoint fits either way
+}
 
 
 @contextlib.contextmanager

@@ -161,6 +161,8 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
             # Of the losses that layers sow, such as the density of gates; it grows from 0 over the epochs.
             "auxiliary": {"weight": 1.0, "epochs": 10},
             "batch_size": 32,
+            "accumulate": 1,  # microbatches that a batch is cut into, to fit; batch norm sees one at a time
+            "shard_parameters": False,  # deals parameters and the optimiser's state out to the devices
             "epochs": 30,
             "steps": 0,  # ends earlier than the epochs would; 0 for no limit
             "log_every": 10,  # steps

@@ -1,59 +1,39 @@
 """A train step over a sharded batch gathers nothing: no device ever needs another's samples."""
 
+import json
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-from layer_cases import LAYERS, init_shapes
+from sharded_steps import BATCH, CASES, gathers, layer_gradient, shardings, train_step_text
 
 from dyn.layers import ODConv
-from dyn.models import BasicBlock, Bottleneck, ResNet
+from dyn.models import Bottleneck
 from dyn.ops import dynamic_conv, explain
 
-BATCH = 8
+ROOT = Path(__file__).parents[2]
 
 
-def shardings():
-    """(the same on all of four devices, its first axis shared out among them)"""
-    mesh = jax.make_mesh((4,), ("data",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
-
-
-def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1)):
-    """The compiled text of a train step of a tiny ResNet, its batch sharded over four devices."""
-    net = ResNet(stage_sizes, block, num_classes=3, width=8, stem="small", conv=conv)
-    x = jax.ShapeDtypeStruct((BATCH, 16, 16, 3), jnp.float32)
-    y = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
-    variables = jax.eval_shape(net.init, jax.random.key(0), x)
-
-    def train_step(variables, x, y):
-        def loss(params):
-            logits, state = net.apply(
-                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
-            )
-            picked = jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(y, 3), axis=-1)
-            return -jnp.mean(picked), state
-
-        params = variables["params"]
-        (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
-        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
-        return {**variables, **state, "params": params}, value
-
-    replicated, batch = shardings()
-    step = jax.jit(
-        train_step,
-        in_shardings=(replicated, batch, batch),
-        out_shardings=(replicated, replicated),
+@pytest.fixture(scope="module")
+def on_eight_devices():
+    """What a process with eight devices reports."""
+    settings = {
+        "JAX_NUM_CPU_DEVICES": "8",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_NUMPY_DTYPE_PROMOTION": "strict",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
+    }
+    command = [sys.executable, str(ROOT / "tests/dyn/sharded_steps.py")]
+    done = subprocess.run(
+        command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=600
     )
-    return step.lower(variables, x, y).compile().as_text()
-
-
-def gathers(text):
-    """The lines of a compiled text in which a device gets samples of another."""
-    collectives = ("all-gather", "all-to-all", "collective-permute")
-    return [line for line in text.splitlines() if any(name in line for name in collectives)]
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 @pytest.mark.parametrize("num_kernels", [1, 4])
@@ -63,34 +43,26 @@ def test_a_train_step_gathers_nothing(num_kernels):
     assert not gathers(text)
 
 
-@pytest.mark.parametrize(
-    ("name", "fields"),
-    # A fixed number of gates is found by sorting.
-    [*((name, {}) for name in LAYERS), ("GatedConv, kernels", dict(active=3))],
-)
-def test_the_gradient_of_no_layer_gathers_anything(name, fields):
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_of_no_layer_gathers_anything(name):
     """In training, towards parameters and inputs, with the lowering that the layer takes by itself."""
-    case, (replicated, batch) = LAYERS[name], shardings()
-    layer, x = case.layer(**fields), jax.ShapeDtypeStruct((BATCH, *case.shape[1:]), jnp.float32)
-
-    def gradient(params, others, x):
-        def loss(params, x):
-            y, state = layer.apply({"params": params, **others}, x, mutable=["batch_stats"])
-            return jnp.sum(y**3), state
-
-        (value, state), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
-        return value, state, *gradient
-
-    others = init_shapes(layer, x)
-    params = others.pop("params")
-    step = jax.jit(
-        gradient,
-        in_shardings=(replicated, replicated, batch),
-        out_shardings=(replicated, replicated, replicated, batch),
-    )
-    text = step.lower(params, others, x).compile().as_text()
+    text = layer_gradient(name, devices=4).as_text()
     assert "all-reduce" in text
     assert not gathers(text)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_on_eight_devices_no_layer_gathers_and_work_falls_with_their_number(name, on_eight_devices):
+    """A larger input, of more samples than parameters, so that other lowerings are taken too."""
+    found = on_eight_devices[name]
+    assert found["reduces"] == [4, 8]
+    assert not found["gathers"]
+    alone, *shares = (found["flops"][str(devices)] for devices in (1, 4, 8))
+    assert shares == pytest.approx([alone / 4, alone / 8], rel=0.02)
+
+
+def test_on_eight_devices_a_train_step_gathers_nothing(on_eight_devices):
+    assert on_eight_devices["network"] == {"reduces": True, "gathers": []}
 
 
 # One block, with a strided convolution and one that is not: enough for one lowering, and quicker.

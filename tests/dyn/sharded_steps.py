@@ -1,0 +1,115 @@
+"""Gradients and train steps, compiled for a batch that is dealt out to a number of devices.
+
+As a program, on eight devices, it prints what compiling every layer for one, four and eight of them gives.
+"""
+
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from layer_cases import LAYERS, Case, init_shapes
+
+from dyn.layers import Conv, ODConv
+from dyn.models import BasicBlock, ResNet
+
+BATCH = 8
+CASES = {
+    "Conv": (Case(Conv), {}),
+    **{name: (case, {}) for name, case in LAYERS.items()},
+    # A fixed number of gates is found by sorting.
+    "GatedConv, three kernels": (LAYERS["GatedConv, kernels"], {"active": 3}),
+}
+
+
+def shardings(devices=4):
+    """(the same on all of so many devices, its first axis shared out among them)"""
+    mesh = jax.make_mesh(
+        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+
+
+def layer_gradient(name, devices, shape=None):
+    """A layer's gradient in training towards parameters and inputs, by the lowering it takes by itself."""
+    (case, fields), (replicated, batch) = CASES[name], shardings(devices)
+    layer = case.layer(**fields)
+    x = jax.ShapeDtypeStruct(shape or (BATCH, *case.shape[1:]), jnp.float32)
+
+    def gradient(params, others, x):
+        def loss(params, x):
+            y, state = layer.apply({"params": params, **others}, x, mutable=["batch_stats"])
+            return jnp.sum(y**3), state
+
+        (value, state), gradient = jax.value_and_grad(loss, (0, 1), has_aux=True)(params, x)
+        return value, state, *gradient
+
+    others = init_shapes(layer, x)
+    params = others.pop("params")
+    step = jax.jit(
+        gradient,
+        in_shardings=(replicated, replicated, batch),
+        out_shardings=(replicated, replicated, replicated, batch),
+    )
+    return step.lower(params, others, x).compile()
+
+
+def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1), devices=4):
+    """The compiled text of a train step of a tiny ResNet, its batch sharded over the devices."""
+    net = ResNet(stage_sizes, block, num_classes=3, width=8, stem="small", conv=conv)
+    x = jax.ShapeDtypeStruct((BATCH, 16, 16, 3), jnp.float32)
+    y = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
+    variables = jax.eval_shape(net.init, jax.random.key(0), x)
+
+    def train_step(variables, x, y):
+        def loss(params):
+            logits, state = net.apply(
+                {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+            )
+            picked = jnp.sum(jax.nn.log_softmax(logits) * jax.nn.one_hot(y, 3), axis=-1)
+            return -jnp.mean(picked), state
+
+        params = variables["params"]
+        (value, state), gradient = jax.value_and_grad(loss, has_aux=True)(params)
+        params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
+        return {**variables, **state, "params": params}, value
+
+    replicated, batch = shardings(devices)
+    step = jax.jit(
+        train_step,
+        in_shardings=(replicated, batch, batch),
+        out_shardings=(replicated, replicated),
+    )
+    return step.lower(variables, x, y).compile().as_text()
+
+
+def gathers(text):
+    """The lines of a compiled text in which a device gets samples of another."""
+    collectives = ("all-gather", "all-to-all", "collective-permute")
+    return [line for line in text.splitlines() if any(name in line for name in collectives)]
+
+
+def large(name):
+    """The shape of an input next to which parameters are few: what depends on them alone falls on all."""
+    shape = CASES[name][0].shape
+    return (256, *(32,) * (len(shape) - 2), shape[-1])
+
+
+def report():
+    """Name to FLOPs of a device, by number of devices, and the lines that gather."""
+    found = {}
+    for name in CASES:
+        compiled = {n: layer_gradient(name, n, large(name)) for n in (1, 4, 8)}
+        found[name] = {
+            "flops": {n: step.cost_analysis()["flops"] for n, step in compiled.items()},
+            "reduces": [n for n, step in compiled.items() if "all-reduce" in step.as_text()],
+            "gathers": [line for step in compiled.values() for line in gathers(step.as_text())],
+        }
+    text = train_step_text(partial(ODConv, num_kernels=4), devices=8)
+    found["network"] = {"reduces": "all-reduce" in text, "gathers": gathers(text)}
+    return found
+
+
+if __name__ == "__main__":
+    print(json.dumps(report()))
