@@ -1,202 +1,138 @@
 """Times one training step of a whole ResNet with each layer of the catalogue, against the static one.
 
-    python -m experiments.benchmarks.train_step [--size=64] [--batch=32] [--depth=18] [--dtype=float32]
-        [--layers=odconv,odconv_k1,dyconv] [--runs=5] [--quick] [--out=runs/benchmarks]
+    python -m experiments.benchmarks.train_step --quick
 
-A step is forward, backward and Adam's update, at 1000 classes. Each network runs in turn with flax's
-own `nn.Conv` network, in one process, and the median of the pairs' ratios counts: trust ratios, not
+    --size=64 --batch=32        pixels of a picture's side, and pictures of a step
+    --depth=18                  or 50
+    --width=64                  features of the network's first stage
+    --dtype=float32             or bfloat16, of the computation
+    --layers=odconv,dyconv      names of rows; all if left out
+    --runs=5                    timed pairs of steps for each network, after one that warms up
+    --quick                     only the static rows and ODConv, unless --layers says which
+    --out=runs/benchmarks       where the table's numbers and plot go
+
+A step is forward, backward and Adam's update, at 1000 classes. Each network takes turns with one of flax's own
+parts (`flax_resnet.py`), in one process, and the median of the pairs' ratios counts: trust ratios, not
 milliseconds. Writes `train_step-<size>.json` and `.png`.
 """
 
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
-from absl import app, flags
+from absl import flags
 
 from dyn import layers
-from dyn.diagnostics import count_parameters
 from dyn.models import ResNet18, ResNet50
-from experiments import files, style
+from experiments import cli
+from experiments.benchmarks import results, timing
+from experiments.benchmarks.flax_resnet import flax_resnet
+from experiments.benchmarks.options import DTYPE, QUICK, RUNS
+from experiments.benchmarks.step import BATCH, SIZE, WIDTH, Step
+from experiments.errors import UserError, nearest
 
-SIZE = flags.DEFINE_integer("size", 64, "Pixels of a picture's side.")
-BATCH = flags.DEFINE_integer("batch", 32, "Pictures a step.")
 DEPTH = flags.DEFINE_enum("depth", "18", ["18", "50"], "The ResNet.")
-DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
 LAYERS = flags.DEFINE_list("layers", [], "Names of rows; all if left out.")
-RUNS = flags.DEFINE_integer("runs", 5, "Timed pairs of steps for each network.")
-QUICK = flags.DEFINE_bool("quick", False, "The static rows and ODConv alone, at 64 pixels.")
-OUT = flags.DEFINE_string("out", "runs/benchmarks", "Where the table's numbers and plot go.")
 
-FLAX = "nn.Conv"
+FLAX = "flax"
 QUICK_ROWS = ("Conv", "odconv_k1", "odconv")
 
 
-def networks() -> dict[str, Callable[..., nn.Module]]:
-    """A network for each row, without its classes and dtype; the fields are those of the papers."""
-    resnet = {"18": ResNet18, "50": ResNet50}[DEPTH.value]
+def networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
+    """A network for each row, but for its classes, width and dtype; the fields are those of the papers."""
+    resnet = {18: ResNet18, 50: ResNet50}[depth]
 
     def warehouse(**fields: Any) -> nn.Module:
         def network(conv: Callable[..., nn.Module]) -> nn.Module:
             return resnet(conv=conv, shortcut=conv, **fields)
 
-        example = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
-        return layers.share_kernels(network, example)
+        # Sizes do not matter for the kernels.
+        return layers.share_kernels(network, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
 
-    def conv(layer: Callable[..., nn.Module], **fields: Any) -> partial:
-        return partial(resnet, conv=partial(layer, **fields) if fields else layer)
+    def of(layer: Callable[..., nn.Module], **fields: Any) -> partial:
+        return partial(resnet, conv=partial(layer, **fields))
 
     four = {"num_kernels": 4}
     return {
-        FLAX: conv(nn.Conv),
-        "Conv": conv(layers.Conv),
-        "odconv_k1": conv(layers.ODConv, num_kernels=1),
-        "odconv": conv(layers.ODConv, **four),
-        "dyconv": conv(layers.DynamicConv, **four),
-        "condconv": partial(conv(layers.CondConv), context="block"),
-        "dcd": partial(conv(layers.DCDConv), dense=layers.DCDDense),
+        FLAX: partial(flax_resnet, depth),
+        "Conv": of(layers.Conv),
+        "odconv_k1": of(layers.ODConv, num_kernels=1),
+        "odconv": of(layers.ODConv, **four),
+        "dyconv": of(layers.DynamicConv, **four),
+        "condconv": partial(of(layers.CondConv), context="block"),
+        "dcd": partial(of(layers.DCDConv), dense=layers.DCDDense),
         "warehouse": warehouse,
-        "fdconv": conv(layers.FDConv),
-        "pixel": conv(layers.PixelDynamicConv, **four),
-        "gated": conv(layers.GatedConv, **four),
-        "rotated": conv(layers.RotatedConv),
-        "spectral_norm": conv(layers.SpectralNormConv, **four),
+        "fdconv": of(layers.FDConv),
+        "pixel": of(layers.PixelDynamicConv, **four),
+        "gated": of(layers.GatedConv, **four),
+        "rotated": of(layers.RotatedConv),
+        "spectral_norm": of(layers.SpectralNormConv, **four),
         "squeeze_excite": partial(resnet, attention=layers.SqueezeExcite),
         "cbam": partial(resnet, attention=layers.CBAM),
     }
 
 
-def main(arguments: list[str]) -> None:
-    """Prints a row for each network as it is measured."""
-    if arguments[1:]:
-        sys.exit(f"error: '{arguments[1]}' is not a flag; flags are written --name=value.")
-    rows = networks()
-    static_row = rows.pop(FLAX)
-    names = LAYERS.value or (QUICK_ROWS if QUICK.value else tuple(rows))
-    if unknown := [name for name in names if name not in rows]:
-        sys.exit(f"error: there is no row {unknown[0]}: choose among {', '.join(rows)}.")
-    static = Step(static_row)
-    print(
-        f"ResNet-{DEPTH.value}, {SIZE.value} px, batch {BATCH.value}, {DTYPE.value}, "
-        f"{len(jax.devices())} x {jax.devices()[0].device_kind}; one Adam step\n\n"
-        f"{'':16}{'parameters':>12}{'step, ms':>10}{'x nn.Conv':>11}{'temporary, MB':>15}{'compiling, s':>14}"
+def main() -> None:
+    """Prints a row for each network as soon as it is measured."""
+    known = networks(int(DEPTH.value))
+    names = LAYERS.value or (QUICK_ROWS if QUICK.value else known)
+    for name in names:
+        if name not in known:
+            raise UserError(f"--layers: there is no row {name}{nearest(name, known)}")
+    path = results.folder() / f"train_step-{SIZE.value}"
+    machine = timing.machine()
+    measured = (
+        f"ResNet-{DEPTH.value}, {SIZE.value} px, batch {BATCH.value}, {DTYPE.value}, on "
+        f"{machine['devices']} x {machine['device']}"
     )
-    results = {}
-    for name in (FLAX, *names):
-        step = static if name == FLAX else Step(rows[name])
-        mine, theirs = alternate(step, static, RUNS.value)
-        ratio = statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
-        results[name] = {
+    print(
+        f"{measured}; one Adam step\n\n{'':16}{'parameters':>12}{'step, ms':>10}{'x flax':>11}"
+        f"{'temporary, MB':>15}{'compiling, s':>14}"
+    )
+    static = Step(known[FLAX])
+    rows = {}
+    for name in dict.fromkeys([FLAX, *names]):
+        step = static if name == FLAX else Step(known[name])
+        seconds = timing.alternate({FLAX: static, name: step}, RUNS.value)
+        rows[name] = row = {
             "parameters": step.parameters,
-            "milliseconds": 1e3 * statistics.median(mine),
-            "ratio": 1.0 if name == FLAX else ratio,
+            "milliseconds": 1e3 * statistics.median(seconds[name]),
+            "ratio": timing.ratio(seconds[name], seconds[FLAX]),
             "temporary_bytes": step.temporary_bytes,
             "compile_seconds": step.compile_seconds,
         }
-        row = results[name]
         print(
             f"{name:16}{row['parameters']:12,}{row['milliseconds']:10.0f}{row['ratio']:11.2f}"
             f"{row['temporary_bytes'] / 1e6:15,.0f}{row['compile_seconds']:14.1f}",
             flush=True,
         )
-        del step
-    out = Path(OUT.value) / f"train_step-{SIZE.value}"
-    out.parent.mkdir(parents=True, exist_ok=True)
+        del step  # before the next is made: they need not fit into memory together
     settings = {
         "size": SIZE.value,
         "batch": BATCH.value,
         "depth": DEPTH.value,
+        "width": WIDTH.value,
         "dtype": DTYPE.value,
+        "runs": RUNS.value,
     }
-    device = jax.devices()[0].device_kind
-    files.write_json(
-        f"{out}.json", {**settings, "device": device, "jax": jax.__version__, "rows": results}
+    results.write(
+        path,
+        {**settings, "machine": machine, "rows": rows},
+        {name: row["ratio"] for name, row in rows.items()},
+        title="Training step against a static network",
+        caption=f"{measured}; {FLAX} has nn.Conv and nn.max_pool alone.",
+        axis="times the step of a static network",
+        line=1,
+        more_is_better=False,
     )
-    plot(results, f"{out}.png")
-    print(f"\n{out}.json\n{out}.png")
-
-
-class Step:
-    """A network's compiled training step, with the state that it updates."""
-
-    def __init__(self, network: Callable[..., nn.Module]):
-        """Builds, initialises and compiles."""
-        model = network(num_classes=1000, dtype=jnp.dtype(DTYPE.value))
-        keys = jax.random.split(jax.random.key(0))
-        self.x = jax.random.normal(keys[0], (BATCH.value, SIZE.value, SIZE.value, 3))
-        labels = jnp.arange(BATCH.value) % 1000
-        optimizer = optax.adam(1e-3)
-
-        def create(key: jax.Array) -> tuple[Any, Any, Any]:
-            variables = model.init(key, self.x[:2])
-            params = variables.pop("params")
-            for collection in ("intermediates", "losses"):
-                variables.pop(collection, None)
-            return params, variables, optimizer.init(params)
-
-        def train(params: Any, rest: Any, moments: Any, x: jax.Array) -> tuple[Any, Any, Any]:
-            def loss(params: Any) -> tuple[jax.Array, Any]:
-                logits, changed = model.apply(
-                    {"params": params, **rest}, x, train=True, mutable=["batch_stats"]
-                )
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-                return losses.mean(), changed
-
-            gradients, changed = jax.grad(loss, has_aux=True)(params)
-            updates, moments = optimizer.update(gradients, moments)
-            return optax.apply_updates(params, updates), {**rest, **changed}, moments
-
-        self.state = jax.jit(create)(keys[1])
-        self.parameters = count_parameters(self.state[0])
-        started = time.perf_counter()
-        lowered = jax.jit(train, donate_argnums=(0, 1, 2)).lower(*self.state, self.x)
-        self.compiled = lowered.compile()
-        self.compile_seconds = time.perf_counter() - started
-        memory = self.compiled.memory_analysis()
-        self.temporary_bytes = memory.temp_size_in_bytes if memory else 0
-
-    def __call__(self) -> float:
-        """Takes one step; the seconds that it took."""
-        started = time.perf_counter()
-        self.state = jax.block_until_ready(self.compiled(*self.state, self.x))
-        return time.perf_counter() - started
-
-
-def alternate(first: Step, second: Step, runs: int) -> tuple[list[float], list[float]]:
-    """The seconds of each, one step of the one and one of the other in turn; the first pair warms up."""
-    pairs = [(first(), second()) for _ in range(runs + 1)][1:]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-
-def plot(results: dict[str, dict[str, float]], path: str) -> None:
-    """Draws how many static steps each network's step takes."""
-    names = list(results)[::-1]
-    ratios = np.array([results[name]["ratio"] for name in names])
-    figure = style.new_figure(
-        7,
-        0.9 + 0.32 * len(names),
-        "Training step against a static network",
-        f"ResNet-{DEPTH.value}, {SIZE.value} px, batch {BATCH.value}, {DTYPE.value}, on "
-        f"{jax.devices()[0].device_kind}; {FLAX} is flax's own convolution.",
-    )
-    axes = figure.subplots()
-    bars = axes.barh(
-        names, ratios, color=[style.BEST if r <= 1 else style.VALIDATION for r in ratios]
-    )
-    axes.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize=8.5)
-    axes.axvline(1, color=style.FAINT, linewidth=0.8)
-    style.style_axes(axes, "times the step of a static network")
-    style.save(figure, path)
 
 
 if __name__ == "__main__":
-    app.run(main)
+    # Compiling is timed: nothing is to come out of a cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    cli.leave(cli.run(main, sys.argv, __doc__))

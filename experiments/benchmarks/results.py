@@ -1,0 +1,71 @@
+"""What a benchmark leaves behind: its numbers as JSON and a plot of its ratios."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments import files, style
+from experiments.benchmarks.options import OUT
+from experiments.errors import UserError
+
+
+def folder() -> Path:
+    """The folder of `--out`, made where it is missing; ask for it before anything is timed.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    path = Path(OUT.value).expanduser()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out={OUT.value} cannot be used: {error}.") from error
+    if not os.access(path, os.W_OK):
+        raise UserError(f"--out={OUT.value} cannot be written to; choose another folder.")
+    return path
+
+
+def write(
+    path: Path,
+    numbers: Mapping[str, Any],
+    ratios: Mapping[str, float],
+    *,
+    title: str,
+    caption: str,
+    axis: str,
+    line: float,
+    more_is_better: bool,
+) -> None:
+    """Writes `<path>.json` and `<path>.png`, and prints where they are.
+
+    Args:
+        path: without a suffix.
+        numbers: what the JSON holds.
+        ratios: by name, what the plot shows as bars, the first on top.
+        title: of the plot.
+        caption: below it: what was measured, and on what.
+        axis: what the ratios are.
+        line: the ratio that decides whether a bar is good.
+        more_is_better: whether those above it are, or those below.
+    """
+    files.write_json(f"{path}.json", numbers)
+    names = list(ratios)[::-1]
+    values = [ratios[name] for name in names]
+    good = [value >= line if more_is_better else value <= line for value in values]
+    figure = style.new_figure(7, 1.2 + 0.32 * len(names), title, caption)
+    axes = figure.subplots()
+    # A bar of a hundred would hide those of one and two; a logarithmic axis has no zero to begin at.
+    wide = max(values) > 20 * min(values)
+    start = line if wide else 0.0
+    colors = [style.BEST if fine else style.VALIDATION for fine in good]
+    bars = axes.barh(names, [value - start for value in values], left=start, color=colors)
+    axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, fontsize=8.5)
+    axes.axvline(line, color=style.FAINT, linewidth=0.8)
+    if wide:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter("{x:g}")
+    axes.margins(x=0.15)
+    style.style_axes(axes, axis)
+    style.save(figure, f"{path}.png")
+    print(f"\n{path}.json\n{path}.png")

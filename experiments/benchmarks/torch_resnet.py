@@ -1,0 +1,162 @@
+"""A ResNet-18 in PyTorch, static or with ODConv by grouped convolutions, and its training step.
+
+To be timed beside ours, so the networks are the same: the names and the sizes of the parameters too. Only
+`against_torch` imports this file, and only after it has looked whether torch is installed.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch  # pyrefly: ignore [missing-import]
+from torch import nn  # pyrefly: ignore [missing-import]
+from torch.nn import functional  # pyrefly: ignore [missing-import]
+
+from experiments.benchmarks.step import CLASSES, LEARNING_RATE
+
+Conv = Callable[[int, int, int], nn.Module]
+"""`conv(inputs, outputs, stride)`: a 3x3 convolution without bias, padded by one."""
+
+
+def static_conv(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """torch's own."""
+    return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+
+
+class ODConv(nn.Module):
+    """A 3x3 ODConv whose batch is folded into the groups of one convolution, at temperature 1.
+
+    Every example has a kernel of its own: a batch of B examples becomes one with B times the channels and
+    B groups, `[1, B * I, H, W]`, and the kernels `[B * O, I, 3, 3]`. They are summed up as the papers' code
+    does it, from the product `[B, K, O, I, 3, 3]` of all attentions and all candidates.
+
+    Li, Zhou, Yao: Omni-Dimensional Dynamic Convolution. ICLR 2022, equation 3.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, num_kernels: int):
+        super().__init__()
+        self.stride = stride
+        self.kernel = nn.Parameter(torch.empty(num_kernels, outputs, inputs, 3, 3))
+        for candidate in self.kernel.detach():
+            nn.init.kaiming_normal_(candidate, mode="fan_out")
+        self.attention = ODAttention(inputs, outputs, num_kernels)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, I, H, W]` to `[B, O, H / stride, W / stride]`."""
+        channel, filters, spatial, mix = self.attention(x.mean((2, 3)))
+        (batch, inputs, *size), outputs = x.shape, self.kernel.shape[1]
+        weights = spatial.view(batch, 1, 1, 1, 3, 3)
+        if mix is not None:
+            weights = weights * mix.view(batch, -1, 1, 1, 1, 1)
+        kernels = (weights * self.kernel).sum(1).view(batch * outputs, inputs, 3, 3)
+        folded = (x * channel[:, :, None, None]).reshape(1, batch * inputs, *size)
+        y = functional.conv2d(folded, kernels, stride=self.stride, padding=1, groups=batch)
+        return y.view(batch, outputs, *y.shape[2:]) * filters[:, :, None, None]
+
+
+class ODAttention(nn.Module):
+    """Weights for channels, filters, kernel positions and, for K > 1, candidates, from `[B, I]`."""
+
+    def __init__(self, inputs: int, outputs: int, num_kernels: int):
+        super().__init__()
+        hidden = max(inputs // 16, 16)
+        self.squeeze = nn.Linear(inputs, hidden, bias=False)
+        self.norm = nn.BatchNorm1d(hidden)
+        self.channel = nn.Linear(hidden, inputs)
+        self.filter = nn.Linear(hidden, outputs)
+        self.spatial = nn.Linear(hidden, 9)
+        self.kernel = nn.Linear(hidden, num_kernels) if num_kernels > 1 else None
+
+    def forward(
+        self, context: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """`[B, I]`, `[B, O]`, `[B, 9]`, and `[B, K]` or None."""
+        z = functional.relu(self.norm(self.squeeze(context)))
+        mix = None if self.kernel is None else self.kernel(z).softmax(dim=1)
+        return *(torch.sigmoid(head(z)) for head in (self.channel, self.filter, self.spatial)), mix
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut, which is static where it is a convolution."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, conv: Conv):
+        super().__init__()
+        self.conv1 = conv(inputs, outputs, stride)
+        self.norm1 = nn.BatchNorm2d(outputs)
+        self.conv2 = conv(outputs, outputs, 1)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.downsample_conv = None
+        if stride > 1 or inputs != outputs:
+            self.downsample_conv = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            self.downsample_norm = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, I, H, W]` to `[B, O, H / stride, W / stride]`."""
+        y = functional.relu(self.norm1(self.conv1(x)))
+        y = self.norm2(self.conv2(y))
+        if self.downsample_conv is not None:
+            x = self.downsample_norm(self.downsample_conv(x))
+        return functional.relu(x + y)
+
+
+class ResNet18(nn.Module):
+    """He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition. CVPR 2016.
+
+    `conv` makes the convolutions of the blocks; `width` is the number of features of the first stage.
+    """
+
+    def __init__(self, conv: Conv, width: int, sizes: Sequence[int] = (2, 2, 2, 2)):
+        super().__init__()
+        self.stem_conv = nn.Conv2d(3, width, 7, 2, padding=3, bias=False)
+        self.stem_norm = nn.BatchNorm2d(width)
+        self.blocks = []
+        inputs = width
+        for stage, blocks in enumerate(sizes):
+            for block in range(blocks):
+                outputs, stride = width * 2**stage, 2 if stage and not block else 1
+                name = f"stage{stage + 1}_block{block + 1}"
+                self.add_module(name, BasicBlock(inputs, outputs, stride, conv))
+                self.blocks.append(name)
+                inputs = outputs
+        self.head = nn.Linear(inputs, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """`[B, 3, H, W]` to logits `[B, 1000]`."""
+        x = functional.relu(self.stem_norm(self.stem_conv(x)))
+        x = functional.max_pool2d(x, 3, 2, padding=1)
+        for name in self.blocks:
+            x = self.get_submodule(name)(x)
+        return self.head(x.mean((2, 3)))
+
+
+class TorchStep:
+    """Forward, backward and Adam's update of a network on one batch, as `step.Step` is for ours.
+
+    Attributes:
+        parameters: how many the network has.
+    """
+
+    def __init__(self, network: nn.Module, device: str, dtype: str, batch: int, size: int):
+        """Puts everything on the device.
+
+        Args:
+            network: is trained.
+            device: 'cpu' or 'cuda'.
+            dtype: 'float32', or 'bfloat16' for torch's autocast to it.
+            batch: pictures of a step.
+            size: pixels of their sides.
+        """
+        self._network = network.to(device).train()
+        self._x = torch.randn(batch, 3, size, size, device=device)
+        self._labels = torch.arange(batch, device=device) % CLASSES
+        self._optimizer = torch.optim.Adam(network.parameters(), LEARNING_RATE)
+        self._autocast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
+        self.parameters = sum(values.numel() for values in network.parameters())
+
+    def __call__(self) -> None:
+        """Takes one step, and waits for its end."""
+        self._optimizer.zero_grad()
+        with self._autocast:
+            loss = functional.cross_entropy(self._network(self._x), self._labels)
+        loss.backward()
+        self._optimizer.step()
+        if self._x.is_cuda:
+            torch.cuda.synchronize()
