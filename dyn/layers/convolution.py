@@ -1,7 +1,7 @@
 """What every layer that stands in for `nn.Conv` shares: its fields, and what is done with them."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -10,9 +10,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.layers.attention import global_average, he_normal_fan_out, per_candidate
-from dyn.ops import dynamic_conv
+from dyn.ops import dynamic_conv, planner
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.window import Padding
+from dyn.ops.lowerings import in_turns
+from dyn.ops.window import Padding, resolve
 
 Array = jax.Array
 
@@ -160,32 +161,64 @@ class ConvLayer(nn.Module):
             precision=self.precision,
         )
 
-    def convolve_samples(self, x: Array, kernels: Array, lowering: str = "auto") -> Array:
-        """Convolves each sample with its own kernel: `[B, *spatial, I]` and `[B, *k, I/G, O]`.
+    def convolve_samples(
+        self,
+        x: Array,
+        kernels: Callable[..., Array],
+        weights: tuple[Array | None, ...],
+        lowering: str = "auto",
+    ) -> Array:
+        """Convolves each sample with its own kernel, whatever it is made of.
 
-        It is `dyn.ops.dynamic_conv` of one kernel, mapped over the batch: 'taps' and 'patches' become
-        products of matrices for each sample. 'auto' takes 'taps', which cuts every kernel into its taps, or
-        'patches', which stores the inputs once for each tap, whichever has the less to store.
+        Args:
+            x: `[B, *spatial, I]`.
+            kernels: makes the kernels `[b, *k, I/G, O]` of any b samples from their `weights`.
+            weights: `[B, ...]` or None each.
+            lowering: 'samples' (kernels are made when they are needed, and again in backward), 'taps',
+                'patches' or 'reference' (all are made first); see `dyn.ops.dynamic_conv`.
 
         Raises:
-            ValueError: for a lowering that needs whole kernels to mix, or loops.
+            ValueError: for a lowering that needs candidates to mix.
         """
-        possible = ("taps", "patches", "reference")
+        possible = ("taps", "patches", "samples", "reference")
         if lowering == "auto":
-            shape = jax.eval_shape(
-                lambda x, w: self.convolve(x, w, lowering="reference"), x, kernels[:1]
-            )
-            positions, group_features = math.prod(shape.shape[1:-1]), kernels.shape[-1]
-            group_features //= self.feature_group_count
-            lowering = "taps" if positions >= group_features else "patches"
+            lowering = self._plan_samples(x, possible)
         elif lowering not in possible:
             raise ValueError(
                 f"lowering={lowering!r} cannot do this: {type(self).__name__} has a kernel for each sample "
                 f"and no candidates to mix; write 'auto' or one of {list(possible)}."
             )
-        return jax.vmap(lambda x, w: self.convolve(x[None], w[None], lowering=lowering)[0])(
-            x, kernels
+        if lowering == "samples":
+            return in_turns(
+                lambda x, *weights: self.convolve_samples(x, kernels, weights, "patches"),
+                (x, *weights),
+                x.shape[0],
+            )
+        each = jax.vmap(lambda x, w: self.convolve(x[None], w[None], lowering=lowering)[0])
+        return each(x, kernels(*weights))
+
+    def _plan_samples(self, x: Array, possible: Sequence[str]) -> str:
+        """The cheapest of some lowerings for a kernel of each sample's own."""
+        kernel = self.one_kernel(x)
+        x, window = resolve(
+            x,
+            self.kernel_dims(x),
+            self.strides,
+            self.padding,
+            self.input_dilation,
+            self.kernel_dilation,
+            self.feature_group_count,
         )
+        plan = planner.plan(
+            x.shape,
+            (1, *kernel),
+            window,
+            pixelwise=False,
+            mixed=False,
+            tap_attention=True,
+            itemsize=x.dtype.itemsize,
+        )
+        return next(e.lowering for e in plan.estimates if e.lowering in possible)
 
     def add_bias(self, y: Array) -> Array:
         """Adds the parameter `bias`, `(O,)`, if there is to be one."""

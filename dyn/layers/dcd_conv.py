@@ -115,7 +115,7 @@ class DCDConv(ConvLayer):
 
         x = x.astype(self.conv_dtype(x))
         # The kernel is the same for every sample, so this is one convolution.
-        y = self.convolve(x, kernel, lowering="outputs")
+        y = self.convolve(x, kernel)
         y = y * over_space(filters, y) + latent_branch(
             self.central_inputs(x),
             matrix,

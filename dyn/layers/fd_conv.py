@@ -128,7 +128,11 @@ class FDConv(ConvLayer):
         if local is None:
             y = self.convolve(x, kernels, mix, taps=taps, lowering=self.lowering)
         else:
-            y = self.convolve_samples(x, aggregate(kernels, mix, taps) * local, self.lowering)
+
+            def weighed(mix: Array | None, taps: Array | None, local: Array) -> Array:
+                return (aggregate(kernels, mix, taps) * local).astype(x.dtype)
+
+            y = self.convolve_samples(x, weighed, (mix, taps, local), self.lowering)
         if filters is not None:
             y = y * over_space(filters, y)
         y = self.add_bias(y)

@@ -178,10 +178,7 @@ class GatedConv(ConvLayer):
                 wide = wide * gates[0]
             return self.convolve(x, wide, lowering=self.lowering)
         gates = gates.reshape(gates.shape[0], *(1,) * (wide.ndim - 3), *gates.shape[1:])
-        # Under vmap this lowering is a matrix product for each sample, and never a grouped convolution.
-        lowering = "taps" if self.lowering == "auto" else self.lowering
-        each = jax.vmap(lambda x, w: self.convolve(x[None], w[None], lowering=lowering)[0])
-        return each(x, wide * gates)
+        return self.convolve_samples(x, lambda gates: wide * gates, (gates,), self.lowering)
 
 
 class Gates(nn.Module):

@@ -248,11 +248,15 @@ class WarehouseConv(ConvLayer):
         )(self.flat_context(context, x, batch))
 
         mix = mix.reshape(-1, taps, out_blocks, in_blocks, mix.shape[-1])
-        kernel = jnp.einsum(
-            "btpqn,nio->btqipo", mix, cells.astype(dtype), precision=lax.Precision.HIGHEST
-        )
-        kernel = self.masked(kernel.reshape(-1, *self.one_kernel(x)))
-        y = self.convolve_samples(x.astype(self.conv_dtype(x)), kernel, self.lowering)
+        x = x.astype(self.conv_dtype(x))
+
+        def kernels(mix: Array) -> Array:
+            kernel = jnp.einsum(
+                "btpqn,nio->btqipo", mix, cells.astype(dtype), precision=lax.Precision.HIGHEST
+            )
+            return self.masked(kernel.reshape(-1, *self.one_kernel(x))).astype(x.dtype)
+
+        y = self.convolve_samples(x, kernels, (mix,), self.lowering)
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 

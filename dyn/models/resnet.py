@@ -18,6 +18,7 @@ from dyn.layers.attention import global_average, he_normal_fan_out
 from dyn.layers.kernel_representation import KernelRepresentation, beside
 from dyn.layers.static_conv import Conv as StaticConv
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.max_pool import max_pool
 
 Array = jax.Array
 Conv = Callable[..., nn.Module]
@@ -112,7 +113,7 @@ class ResNet(nn.Module):
         if self.stem == "imagenet":
             x = static(self.width, (7,) * axes, 2, padding=3, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_norm")(x))
-            x = nn.max_pool(x, (3,) * axes, (2,) * axes, padding=[(1, 1)] * axes)
+            x = max_pool(x, (3,) * axes, 2, padding=1)
         elif self.stem == "small":
             x = static(self.width, (3,) * axes, 1, padding=1, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_norm")(x))

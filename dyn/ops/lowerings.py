@@ -11,7 +11,6 @@ letters are those of `window`.
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +18,8 @@ from jax import lax
 
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.window import Array, Window
+
+CACHE = 4_000_000  # bytes; measured to matter little between 2 and 8 MB
 
 Lowering = Callable[[Array, Array, Array | None, Array | None, Window, lax.PrecisionLike], Array]
 
@@ -30,14 +31,16 @@ def aggregate(kernels: Array, mix: Array | None, taps: Array | None) -> Array:
     kernels is ever stored: the sum is one matrix product.
     """
     dtype = float32_or_wider(*(a for a in (kernels, mix, taps) if a is not None))
-    kernels = kernels.astype(dtype)
     if mix is None:
-        mixed = kernels  # K = 1: the leading axis broadcasts over the batch
-    else:
-        flat = kernels.reshape(kernels.shape[0], math.prod(kernels.shape[1:]))
-        mixed = jnp.matmul(mix.astype(dtype), flat, precision=lax.Precision.HIGHEST)
-        mixed = mixed.reshape(mix.shape[0], *kernels.shape[1:])
-    return mixed if taps is None else mixed * taps.astype(dtype)[..., None, None]
+        # A product as well: its gradient sums over samples much faster than that of a broadcast.
+        mix = jnp.ones((taps.shape[0], 1), dtype)
+    flat = kernels.astype(dtype).reshape(kernels.shape[0], math.prod(kernels.shape[1:]))
+    mixed = jnp.matmul(mix.astype(dtype), flat, precision=lax.Precision.HIGHEST)
+    mixed = mixed.reshape(mix.shape[0], *kernels.shape[1:])
+    if taps is None:
+        return mixed
+    taps = taps.astype(dtype)
+    return mixed * taps.reshape(*taps.shape, *(1,) * (mixed.ndim - taps.ndim))
 
 
 def reference(inputs, kernels, mix, taps, window, precision) -> Array:
@@ -54,27 +57,36 @@ def reference(inputs, kernels, mix, taps, window, precision) -> Array:
 
 
 def taps(inputs, kernels, mix, taps, window, precision) -> Array:
-    """A batched matrix product for each tap: y_b = sum_t shift_t(x_b) W_b[t]."""
-    shifts = window.shifts(inputs)
-    out = shifts[0].shape[1:-1]
-    sample_kernels = _grouped_kernels(_samples_or_shared(kernels, mix, taps), window)
-    sample_kernels = sample_kernels.astype(inputs.dtype)  # [B, T, i, G, o]
-    total = None
-    for t, shifted in enumerate(shifts):
-        x = shifted.reshape(
-            inputs.shape[0], math.prod(out), 1, window.groups, inputs.shape[-1] // window.groups
-        )
-        term = _apply_samples(x, sample_kernels[:, t : t + 1], precision)
-        total = term if total is None else total + term
-    return total.reshape(inputs.shape[0], *out, kernels.shape[-1])
+    """A matrix product for each sample and tap: y_b = sum_t shift_t(x_b) W_b[t], one tap after another.
+
+    Kernels of one tap for all samples are small where those of all taps are not, and backward mixes
+    them again instead of keeping them.
+    """
+    batch, features = inputs.shape[0], inputs.shape[-1] // window.groups
+    out = window.output_shape(inputs.shape[1:-1])
+    shifted = jnp.stack(window.shifts(inputs))
+    shifted = shifted.reshape(window.taps, batch, math.prod(out), 1, window.groups, features)
+    kernels = _grouped_kernels(kernels, window)  # [K, T, i, G, o]
+    weights = _weights_by_tap(mix, taps, window.taps)
+
+    def add_tap(total, tap):
+        x, kernels, weight = tap
+        w = _samples_or_shared(kernels[:, None], weight, None).astype(inputs.dtype)
+        return total + _apply_samples(x, w, precision), None
+
+    total = jnp.zeros((*shifted.shape[1:3], window.groups, kernels.shape[-1]), inputs.dtype)
+    by_tap = (shifted, jnp.moveaxis(kernels, 1, 0), weights)
+    total, _ = lax.scan(jax.checkpoint(add_tap, prevent_cse=False), total, by_tap)
+    return total.reshape(batch, *out, window.groups * kernels.shape[-1])
 
 
 def patches(inputs, kernels, mix, taps, window, precision) -> Array:
     """One batched matrix product over patches: y_b = patches(x_b) W_b."""
     out = window.output_shape(inputs.shape[1:-1])
-    sample_kernels = _grouped_kernels(_samples_or_shared(kernels, mix, taps), window)
-    x = _grouped_patches(inputs, window)
-    y = _apply_samples(x, sample_kernels.astype(inputs.dtype), precision)
+    w = _samples_or_shared(kernels, mix, taps).astype(inputs.dtype)
+    if w.shape[-2] == 1:
+        return _depthwise(inputs, w, window)
+    y = _apply_samples(_grouped_patches(inputs, window), _grouped_kernels(w, window), precision)
     return y.reshape(inputs.shape[0], *out, kernels.shape[-1])
 
 
@@ -105,6 +117,12 @@ def shared(inputs, kernels, mix, taps, window, precision) -> Array:
     w = _grouped_kernels(kernels, window).astype(inputs.dtype)  # [K, T, i, G, o]
     if w.shape[2] == 1:  # depthwise, as in `_apply_samples`
         y = jnp.sum(x[..., None] * jnp.moveaxis(w[:, :, 0], 0, -2), axis=2)
+    elif window.groups == 1 and x.shape[0] * x.shape[1] < w.shape[-1]:
+        # Few rows: a copy of them for each kernel is less than all kernels side by side.
+        rows = x.reshape(x.shape[0] * x.shape[1], -1)
+        rows = jnp.broadcast_to(rows, (len(w), *rows.shape))
+        y = jnp.matmul(rows, w.reshape(len(w), rows.shape[-1], -1), precision=precision)
+        y = jnp.moveaxis(y, 0, 1).reshape(*x.shape[:2], 1, len(w), w.shape[-1])
     else:  # all K kernels side by side are one wide kernel
         w = jnp.moveaxis(w, 0, 3)  # [T, i, G, K, o]
         wide = w.reshape(1, *w.shape[:3], w.shape[3] * w.shape[4])
@@ -117,15 +135,35 @@ def shared(inputs, kernels, mix, taps, window, precision) -> Array:
 
 
 def samples(inputs, kernels, mix, taps, window, precision) -> Array:
-    """One sample after another, with a gradient of its own (reverse mode only).
+    """`patches`, a few samples after another, so that patches and kernels stay in a processor's cache.
 
-    On a CPU each convolution uses all cores by itself, and XLA's convolution is good at one large
-    picture. Its gradient for the kernel is not, so that is a matrix product over patches here.
+    Backward stacks the patches and mixes the kernels again, and nothing but the inputs is kept for it.
     """
-    if mix is None and taps is None:
-        return window.convolve(inputs, kernels[0].astype(inputs.dtype), precision)
-    sample_kernels = aggregate(kernels, mix, taps).astype(inputs.dtype)
-    return _one_by_one(inputs, sample_kernels, window, precision)
+    positions = math.prod(window.output_shape(inputs.shape[1:-1]))
+    numbers = positions * window.taps * inputs.shape[-1] + math.prod(kernels.shape[1:])
+    return in_turns(
+        lambda x, mix, taps: patches(x, kernels, mix, taps, window, precision),
+        (inputs, mix, taps),
+        turns(inputs.shape[0], numbers * inputs.dtype.itemsize),
+    )
+
+
+def in_turns(function: Callable[..., Array], arrays: tuple, number: int) -> Array:
+    """`function(*arrays)`, so many parts of the batch after another; backward computes a part again."""
+
+    def cut(x):
+        return x.reshape(number, x.shape[0] // number, *x.shape[1:])
+
+    y = lax.map(
+        jax.checkpoint(lambda part: function(*part), prevent_cse=False), jax.tree.map(cut, arrays)
+    )
+    return y.reshape(y.shape[0] * y.shape[1], *y.shape[2:])
+
+
+def turns(batch: int, sample_bytes: int) -> int:
+    """How many turns `samples` takes: as few as cut the batch evenly into what a cache holds."""
+    most = max(1, CACHE // max(1, sample_bytes))
+    return min(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= most)
 
 
 LOWERINGS: dict[str, Lowering] = {
@@ -152,6 +190,18 @@ def _samples_or_shared(kernels: Array, mix: Array | None, taps: Array | None) ->
     return kernels if mix is None and taps is None else aggregate(kernels, mix, taps)
 
 
+def _weights_by_tap(mix: Array | None, taps: Array | None, number: int) -> Array | None:
+    """The weight of each candidate at each tap, `[T, B, K]`; None where there is none."""
+    if taps is not None:
+        taps = taps.reshape(taps.shape[0], number).T[..., None]
+    if mix is None:
+        return taps
+    if taps is None:
+        return jnp.broadcast_to(mix, (number, *mix.shape))
+    dtype = float32_or_wider(mix, taps)
+    return mix.astype(dtype) * taps.astype(dtype)
+
+
 def _grouped_kernels(kernels: Array, window: Window) -> Array:
     """`[N, *k, i, O]` to `[N, T, i, G, o]`."""
     return kernels.reshape(
@@ -167,6 +217,16 @@ def _grouped_patches(inputs: Array, window: Window) -> Array:
     """`[B, *spatial, I]` to `[B, P, T, G, i]`."""
     x = window.patches(inputs)
     return x.reshape(*x.shape[:3], window.groups, x.shape[-1] // window.groups)
+
+
+def _depthwise(inputs: Array, kernels: Array, window: Window) -> Array:
+    """Products of numbers, which need no patches side by side: kernels `[B or 1, *k, 1, O]`."""
+    each = kernels.shape[-1] // inputs.shape[-1]
+    kernels = kernels.reshape(kernels.shape[0], window.taps, *(1,) * window.rank, -1)
+    return sum(
+        (x if each == 1 else jnp.repeat(x, each, axis=-1)) * kernels[:, t]
+        for t, x in enumerate(window.shifts(inputs))
+    )
 
 
 def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
@@ -191,41 +251,6 @@ def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
         w = jnp.tile(w, (batch, 1, 1))
     y = jnp.matmul(x, w, precision=precision).reshape(batch, groups, positions, columns)
     return jnp.moveaxis(y, 1, 2)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def _one_by_one(inputs: Array, kernels: Array, window: Window, precision) -> Array:
-    """Convolves each sample of `[B, *spatial, I]` with its own of `[B, *k, i, O]`, in a loop."""
-
-    def one(sample):
-        x, w = sample
-        return window.convolve(x[None], w, precision)[0]
-
-    return lax.map(one, (inputs, kernels))
-
-
-def _one_by_one_forward(inputs, kernels, window, precision):
-    return _one_by_one(inputs, kernels, window, precision), (inputs, kernels)
-
-
-def _one_by_one_backward(window, precision, residuals, gradient):
-    def one(sample):
-        x, w, dy = sample
-        _, pull = jax.vjp(lambda x: window.convolve(x[None], w, precision)[0], x)
-        columns = _grouped_patches(x[None], window)[0]
-        rows = dy.reshape(columns.shape[0], window.groups, dy.shape[-1] // window.groups)
-        # Written so that features come out in the kernel's order: a copy less.
-        if window.groups == 1:
-            columns = columns.reshape(len(columns), -1)
-            dw = lax.dot_general(columns, rows[:, 0], (((0,), (0,)), ((), ())), precision=precision)
-        else:
-            dw = jnp.einsum("ptgi,pgo->tigo", columns, rows, precision=precision)
-        return *pull(dy), dw.reshape(w.shape)
-
-    return lax.map(one, (*residuals, gradient))
-
-
-_one_by_one.defvjp(_one_by_one_forward, _one_by_one_backward)
 
 
 def _mix_outputs(y: Array, mix: Array, dtype: jnp.dtype) -> Array:

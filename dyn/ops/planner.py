@@ -1,12 +1,12 @@
 """Which lowering: a cost model over static shapes and the platform.
 
-The time of a training step (forward and backward) is estimated as floating point work over the rate of
-the kind of work it is, plus the size of each large intermediate over the rate at which such are written,
-read and differentiated. The rates are few, and each platform's say where they come from.
+The time of a training step (forward and backward) of a lowering is estimated as a sum over the kinds of
+work it does, each at a price. The prices are a platform's, and each platform's say where they come from.
 """
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import jax
 
@@ -14,84 +14,95 @@ from dyn.ops import lowerings
 from dyn.ops.window import Window
 
 
-@dataclasses.dataclass(frozen=True)
-class Rates:
-    """How fast a platform does each kind of work. Bytes are counted once for each intermediate.
+class Kinds(NamedTuple):
+    """Amounts of each kind of work, or seconds for one of each.
 
     Attributes:
-        source: where the numbers come from.
-        convolution: FLOP/s of a dense convolution.
-        matmul: FLOP/s of one large matrix product.
-        batched: FLOP/s of a matrix product for each sample.
-        looped: FLOP/s of convolutions one sample at a time; 0 where that is not to be considered.
-        patches: B/s for the shifted or stacked inputs.
-        kernels: B/s for kernels of each sample; halved by tap attention.
-        small_kernels: how many times faster that is for less than `small` bytes of them.
-        small: bytes that stay in a cache, and need no fresh pages from the system.
-        outputs: B/s for the outputs of each candidate kernel.
-        iteration: seconds that each turn of a loop over samples costs by itself.
-        small_picture: how much slower a convolution is whose output has fewer positions than its kernel.
+        product: FLOP of dense products.
+        grouped: FLOP of products cut into groups.
+        cramped: FLOP of convolutions whose output has fewer positions than the kernel.
+        inputs: bytes of inputs as the product sees them: patches, where it is one of matrices.
+        kernels: bytes of kernels of each sample.
+        outputs: bytes of what products give: of each candidate kernel, where its outputs are mixed.
+        weights: bytes of candidate kernels, as often as they are gone through.
+        turns: turns of a loop.
     """
 
+    product: float = 0.0
+    grouped: float = 0.0
+    cramped: float = 0.0
+    inputs: float = 0.0
+    kernels: float = 0.0
+    outputs: float = 0.0
+    weights: float = 0.0
+    turns: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Prices:
+    """Seconds for one of each kind of work, by lowering, and where the numbers come from."""
+
     source: str
-    convolution: float
-    matmul: float
-    batched: float
-    looped: float
-    patches: float
-    kernels: float
-    small_kernels: float
-    small: float
-    outputs: float
-    iteration: float
-    small_picture: float
+    loops: bool  # whether samples one after another are worth considering
+    of: dict[str, Kinds]
 
 
-RATES = {
-    "cpu": Rates(
-        source="fitted to experiments.benchmarks.lowerings on two x86-64 cores, float32",
-        convolution=120e9,
-        matmul=150e9,
-        batched=110e9,
-        looped=60e9,
-        patches=0.9e9,
-        kernels=0.4e9,
-        # Of a few shapes on one core; larger arrays are fresh pages from the system at every step.
-        small_kernels=8.0,
-        small=32e6,
-        outputs=0.4e9,
-        iteration=60e-6,
-        small_picture=20.0,
+def from_data_sheet(flops: float, batched: float, memory: float) -> dict[str, Kinds]:
+    """Prices from FLOP/s of a large product and of one for each sample, and B/s of intermediates."""
+    byte = 1 / memory
+    large = Kinds(1 / flops, 1 / batched, 1 / flops, byte, byte, byte, byte)
+    small = large._replace(product=1 / batched, cramped=1 / batched)
+    return {
+        "taps": small._replace(kernels=1.2 * byte),
+        "patches": small,
+        "outputs": large,
+        "shared": large,
+        "samples": small,
+    }
+
+
+PRICES = {
+    "cpu": Prices(
+        source="python -m experiments.benchmarks.lowerings --fit, two x86-64 cores, float32",
+        loops=True,
+        of={
+            "taps": Kinds(
+                product=3.4e-12, grouped=7.1e-11, inputs=1.1e-9, kernels=4.9e-10, weights=3.9e-10
+            ),
+            "patches": Kinds(
+                product=5.7e-12,
+                grouped=3.5e-11,
+                inputs=3.9e-10,
+                kernels=5.9e-10,
+                outputs=1.4e-10,
+                weights=3.3e-11,
+            ),
+            "outputs": Kinds(product=3.7e-12, grouped=1.2e-9, cramped=8e-11, outputs=1.6e-9),
+            "shared": Kinds(
+                product=5.7e-12, grouped=5.2e-11, inputs=5.1e-10, outputs=3e-10, weights=3.1e-10
+            ),
+            "samples": Kinds(
+                product=5.2e-12,
+                grouped=3.3e-11,
+                inputs=3.6e-10,
+                kernels=1.7e-10,
+                outputs=4.7e-10,
+                weights=7.4e-11,
+                turns=2.7e-5,
+            ),
+        },
     ),
     # Not measured: about half of an accelerator's data-sheet figures for arithmetic in bfloat16, and
     # memory traffic of six passes over each intermediate.
-    "gpu": Rates(
+    "gpu": Prices(
         source="not measured; from data-sheet figures of an 80 GB data-centre GPU",
-        convolution=300e12,
-        matmul=300e12,
-        batched=200e12,
-        looped=0.0,
-        patches=400e9,
-        kernels=400e9,
-        small_kernels=1.0,
-        small=0.0,
-        outputs=400e9,
-        iteration=0.0,
-        small_picture=1.0,
+        loops=False,
+        of=from_data_sheet(flops=300e12, batched=200e12, memory=400e9),
     ),
-    "tpu": Rates(
+    "tpu": Prices(
         source="not measured; from data-sheet figures of one TPU v4 chip",
-        convolution=140e12,
-        matmul=140e12,
-        batched=70e12,
-        looped=0.0,
-        patches=200e9,
-        kernels=200e9,
-        small_kernels=1.0,
-        small=0.0,
-        outputs=200e9,
-        iteration=0.0,
-        small_picture=1.0,
+        loops=False,
+        of=from_data_sheet(flops=140e12, batched=70e12, memory=200e9),
     ),
 }
 
@@ -129,7 +140,7 @@ class Plan:
                 f"{e.bytes / 1e6:10.1f} MB of intermediates"
             )
             lines.append(f"{mark} {e.lowering:<10}{what}")
-        lines.append(f"   rates: {RATES[self.platform].source}")
+        lines.append(f"   prices: {PRICES[self.platform].source}")
         return "\n".join(lines)
 
 
@@ -158,53 +169,31 @@ def plan(
     """
     platform = platform or jax.default_backend()
     platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
-    rates = RATES.get(platform, RATES["gpu"])
-    batch = inputs[0] if isinstance(inputs[0], int) else 32
-    num_kernels, features = kernels[0], kernels[-1]
-    positions = math.prod(window.output_shape(inputs[1:-1]))
-    one_kernel = math.prod(kernels[1:])
-
-    # Backward is two more products of forward's size.
-    convolution = 3 * 2 * batch * positions * one_kernel
-    aggregation = 3 * 2 * batch * num_kernels * one_kernel if mixed and num_kernels > 1 else 0
-    patches = itemsize * batch * positions * window.taps * inputs[-1]
-    sample_kernels = itemsize * batch * one_kernel if mixed or tap_attention else 0
-    candidates = itemsize * batch * positions * features * num_kernels if mixed else 0
-    kernel_rate = rates.kernels * (rates.small_kernels if sample_kernels < rates.small else 1)
-    kernel_seconds = aggregation / rates.matmul
-    kernel_seconds += (2 if tap_attention else 1) * sample_kernels / kernel_rate
-    small = rates.small_picture if positions < window.taps else 1.0
+    platform = platform if platform in PRICES else "gpu"
+    prices = PRICES[platform]
 
     def estimate(name: str) -> Estimate:
         if why := lowerings.unable(name, pixelwise=pixelwise, tap_attention=tap_attention):
             return Estimate(name, why_not=why)
-        match name:
-            case "reference":
-                return Estimate(
-                    name, why_not="for tests: a slow gradient, and it gathers the batch"
-                )
-            case "samples" if not rates.looped:
-                return Estimate(name, why_not="one sample at a time leaves an accelerator idle")
-            case "samples" if jax.device_count() > 1:
-                return Estimate(name, why_not="a loop over samples gathers a batch that is sharded")
-            case "taps":
-                flops, size = convolution + aggregation, patches + sample_kernels
-                # Nothing is stacked, but every kernel is cut into taps.
-                seconds = convolution / rates.batched + 0.8 * patches / rates.patches
-                seconds += 1.2 * kernel_seconds
-            case "patches":
-                flops, size = convolution + aggregation, patches + sample_kernels
-                seconds = convolution / rates.batched + patches / rates.patches + kernel_seconds
-            case "outputs":
-                flops, size = num_kernels * convolution, candidates
-                seconds = flops / rates.convolution * small + candidates / rates.outputs
-            case "shared":
-                scaled = patches * (2 if tap_attention else 1)
-                flops, size = num_kernels * convolution, scaled + candidates
-                seconds = flops / rates.matmul + scaled / rates.patches + candidates / rates.outputs
-            case "samples":
-                flops, size = convolution + aggregation, sample_kernels
-                seconds = convolution / rates.looped + kernel_seconds + batch * rates.iteration
+        if name == "reference":
+            why = "for tests: a slow gradient, and it gathers the batch"
+            return Estimate(name, why_not=why)
+        if name == "samples" and not prices.loops:
+            return Estimate(name, why_not="one sample at a time leaves an accelerator idle")
+        if name == "samples" and jax.device_count() > 1:
+            return Estimate(name, why_not="a loop over samples gathers a batch that is sharded")
+        kinds = work(
+            name,
+            inputs,
+            kernels,
+            window,
+            mixed=mixed,
+            tap_attention=tap_attention,
+            itemsize=itemsize,
+        )
+        flops = kinds.product + kinds.grouped + kinds.cramped
+        size = kinds.inputs + kinds.kernels + kinds.outputs
+        seconds = sum(a * b for a, b in zip(kinds, prices.of[name], strict=True))
         return Estimate(name, float(flops), float(size), seconds)
 
     estimates = sorted(map(estimate, lowerings.LOWERINGS), key=lambda e: e.seconds)
@@ -213,3 +202,47 @@ def plan(
         f"{'yes' if mixed else 'no'}, tap attention {'yes' if tap_attention else 'no'}"
     )
     return Plan(platform, case, tuple(estimates))
+
+
+def work(
+    lowering: str,
+    inputs: tuple[int, ...],
+    kernels: tuple[int, ...],
+    window: Window,
+    *,
+    mixed: bool,
+    tap_attention: bool,
+    itemsize: int = 4,
+) -> Kinds:
+    """What a training step of a lowering has to do, the same for all platforms; arguments as of `plan`."""
+    batch = inputs[0] if isinstance(inputs[0], int) else 32
+    num_kernels, features = kernels[0], kernels[-1]
+    positions = math.prod(window.output_shape(inputs[1:-1]))
+    one_kernel = math.prod(kernels[1:])
+    own_kernels = lowering in ("taps", "patches", "samples")
+
+    # Backward is two more products of forward's size.
+    flops = 3 * 2 * batch * positions * one_kernel * (1 if own_kernels else num_kernels)
+    kind = "product" if window.groups == 1 else "grouped"
+    if lowering == "outputs":
+        seen = batch * (math.prod(inputs[1:]) + positions * features)
+        kind = "cramped" if positions < window.taps else kind
+    else:
+        seen = batch * positions * window.taps * inputs[-1]
+    scaled = 2 if lowering == "shared" and tap_attention else 1  # patches, and patches weighed
+    match lowering:
+        case "taps":
+            loop = window.taps
+        case "samples":
+            loop = lowerings.turns(batch, itemsize * (seen // max(1, batch) + one_kernel))
+        case _:
+            loop = 0
+    own = own_kernels and (mixed or tap_attention)
+    return Kinds(
+        **{kind: flops},
+        inputs=itemsize * seen * scaled,
+        kernels=itemsize * batch * one_kernel if own else 0,
+        outputs=itemsize * batch * positions * features * (num_kernels if not own_kernels else 1),
+        weights=itemsize * num_kernels * one_kernel * (loop if lowering == "samples" else 1),
+        turns=loop,
+    )

@@ -77,8 +77,8 @@ class Window:
             precision=precision,
         )
 
-    def shifts(self, inputs: Array) -> list[Array]:
-        """What each tap sees: T arrays `[B, *out, I]`, taps in C order.
+    def shifts(self, inputs: Array, fill: float = 0.0) -> list[Array]:
+        """What each tap sees: T arrays `[B, *out, I]`, taps in C order; `fill` beyond the edges.
 
         Slices of the padded input, and not `lax.conv_general_dilated_patches`: the gradient of that is a
         grouped convolution, which is slow and gathers a sharded batch.
@@ -90,7 +90,7 @@ class Window:
             (before, after, dilation - 1)
             for (before, after), dilation in zip(self.padding, self.input_dilation, strict=True)
         ]
-        padded = lax.pad(inputs, jnp.zeros((), inputs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
+        padded = lax.pad(inputs, jnp.asarray(fill, inputs.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
         shifted = []
         for tap in itertools.product(*map(range, self.size)):
             start = [t * d for t, d in zip(tap, self.kernel_dilation, strict=True)]

@@ -1,111 +1,291 @@
-"""Times every lowering of the dynamic convolution, forward and backward, beside what `auto` chooses.
+"""Times every lowering of the dynamic convolution, beside the one that `auto` chooses.
 
-    python -m experiments.benchmarks.lowerings [--quick]
+    python -m experiments.benchmarks.lowerings --quick
 
-The constants of the platform in `dyn/ops/planner.py` are fitted by hand to what this prints. All lowerings
-of a case run in turn in one process, and the median of each counts; trust ratios, not milliseconds.
+    --fit                       also prints the platform's constants of dyn/ops/planner.py, fitted anew
+    --dtype=float32             or bfloat16
+    --cases=4x4,depthwise       only those whose name contains one of these
+    --runs=3                    timed rounds of all lowerings, after one that warms up
+    --quick                     only small shapes
+    --out=runs/benchmarks       where the numbers and the plot go
+
+A case is one layer: the stages of a ResNet-18 at 224, 64 and 32 pixels, 1x1, strided, depthwise, grouped
+and one-dimensional kernels, batches of 1 to 128, and no, one, four or eight candidate kernels. All
+lowerings of a case take turns in one process, forward alone and with the gradients of all inputs, and
+their fastest runs count: trust ratios, not milliseconds. Writes `lowerings.json` and `.png`.
 """
 
-import itertools
-import statistics
 import sys
-import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from scipy.optimize import nnls
 
 from dyn.ops import LOWERINGS, dynamic_conv
 from dyn.ops.lowerings import unable
-from dyn.ops.planner import plan
-from dyn.ops.window import resolve
+from dyn.ops.planner import Kinds, plan, work
+from dyn.ops.window import Window, resolve
+from experiments import cli
+from experiments.benchmarks import results, timing
+from experiments.benchmarks.options import DTYPE, QUICK, RUNS
+from experiments.errors import UserError
 
-# (batch, side, input features, output features, kernel size, stride): stages of a ResNet-18 at 224 and
-# at 64 pixels, those of a narrow network on small pictures, and 1x1 and strided kernels.
-SHAPES = [
-    (32, 56, 64, 64, 3, 1),
-    (32, 28, 128, 128, 3, 1),
-    (32, 14, 256, 256, 3, 1),
-    (32, 7, 512, 512, 3, 1),
-    (32, 16, 64, 64, 3, 1),
-    (32, 8, 128, 128, 3, 1),
-    (32, 4, 256, 256, 3, 1),
-    (32, 2, 512, 512, 3, 1),
-    (32, 8, 16, 16, 3, 1),
-    (32, 4, 32, 32, 3, 1),
-    (8, 28, 128, 128, 3, 1),
-    (8, 7, 512, 512, 3, 1),
-    (32, 14, 256, 256, 1, 1),
-    (32, 28, 128, 256, 3, 2),
-]
-QUICK = SHAPES[4:10]
-RUNS = 5
+FIT = flags.DEFINE_bool("fit", False, "Fit the planner's constants for this platform.")
+CASES = flags.DEFINE_list("cases", [], "Parts of the names of cases; all if left out.")
+
+WITHIN = 1.15
+NAMES = tuple(name for name in LOWERINGS if name != "reference")
 
 
-def main(quick: bool) -> None:
-    """Prints a row for each case: milliseconds of each lowering, and how far `auto` is from the best."""
-    names = [name for name in LOWERINGS if name != "reference"]
-    print(
-        f"{'batch side  I    O   k s K taps':34}" + "".join(f"{name:>10}" for name in names), end=""
+class Case(NamedTuple):
+    """One layer. No kernels (0) is a static convolution; otherwise 3x3 kernels have tap attention too."""
+
+    batch: int
+    spatial: tuple[int, ...]
+    inputs: int
+    outputs: int
+    size: int
+    stride: int
+    groups: int
+    kernels: int
+
+    def __str__(self) -> str:
+        places = "x".join(map(str, self.spatial))
+        name = f"{self.batch} x {places}, {self.inputs}-{self.outputs}, k{self.size}"
+        name += f" s{self.stride}" if self.stride > 1 else ""
+        if self.groups > 1:
+            name += " depthwise" if self.groups == self.inputs else f" g{self.groups}"
+        return name + (f", K{self.kernels}" if self.kernels else ", static")
+
+    @property
+    def tap_attention(self) -> bool:
+        """Whether kernel positions are weighed."""
+        return self.kernels > 0 and self.size > 1
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """How the kernel slides."""
+        return {
+            "strides": self.stride,
+            "padding": self.size // 2,
+            "feature_group_count": self.groups,
+        }
+
+    def arrays(self) -> tuple[Any, ...]:
+        """`(inputs, kernels, mix or None, taps or None)`."""
+        dtype, rank = jnp.dtype(DTYPE.value), len(self.spatial)
+        size, number = (self.size,) * rank, max(1, self.kernels)
+        keys = jax.random.split(jax.random.key(0), 4)
+        x = jax.random.normal(keys[0], (self.batch, *self.spatial, self.inputs), dtype)
+        w = (number, *size, self.inputs // self.groups, self.outputs)
+        w = jax.random.normal(keys[1], w) / (self.size**rank * self.inputs / self.groups) ** 0.5
+        mix = taps = None
+        if self.kernels > 1:
+            mix = jax.nn.softmax(jax.random.normal(keys[2], (self.batch, number)))
+        if self.tap_attention:
+            taps = jax.nn.sigmoid(jax.random.normal(keys[3], (self.batch, *size)))
+        return x, w, mix, taps
+
+    def work(self, lowering: str) -> Kinds:
+        """What the planner thinks that a lowering has to do."""
+        x, w, mix, taps = jax.eval_shape(self.arrays)
+        return work(
+            lowering,
+            x.shape,
+            w.shape,
+            self.window,
+            mixed=mix is not None,
+            tap_attention=taps is not None,
+            itemsize=x.dtype.itemsize,
+        )
+
+    @property
+    def window(self) -> Window:
+        """How the kernel slides, as the planner is told."""
+        x = jax.ShapeDtypeStruct((self.batch, *self.spatial, self.inputs), jnp.float32)
+        size = (self.size,) * len(self.spatial)
+        resolved = []
+        jax.eval_shape(
+            lambda x: resolved.append(
+                resolve(x, size, self.stride, self.size // 2, 1, 1, self.groups)[1]
+            ),
+            x,
+        )
+        return resolved[0]
+
+
+def square(batch: int, side: int, *rest: int) -> Case:
+    """A case of square pictures."""
+    return Case(batch, (side, side), *rest)
+
+
+def grid() -> list[Case]:
+    """The cases; an eighth of them is enough to see what is the matter with one."""
+    dynamic = [
+        # ResNet-18's stages at 224 pixels
+        *(square(16, 56, 64, 64, 3, 1, 1, k) for k in (1, 4)),
+        *(square(16, 28, 128, 128, 3, 1, 1, k) for k in (1, 4, 8)),
+        *(square(16, 14, 256, 256, 3, 1, 1, k) for k in (1, 4, 8)),
+        *(square(16, 7, 512, 512, 3, 1, 1, k) for k in (1, 4)),
+        *(square(1, side, f, f, 3, 1, 1, 4) for side, f in ((56, 64), (14, 256), (7, 512))),
+        *(square(8, side, f, f, 3, 1, 1, 4) for side, f in ((28, 128), (7, 512))),
+        # at 64 and at 32 pixels
+        *(square(32, 16, 64, 64, 3, 1, 1, k) for k in (1, 4)),
+        *(square(32, 8, 128, 128, 3, 1, 1, k) for k in (1, 4, 8)),
+        *(square(32, 4, 256, 256, 3, 1, 1, k) for k in (1, 4, 8)),
+        *(square(32, 2, 512, 512, 3, 1, 1, k) for k in (1, 4)),
+        *(square(128, side, f, f, 3, 1, 1, 4) for side, f in ((16, 64), (8, 128), (4, 256))),
+        square(1, 4, 256, 256, 3, 1, 1, 4),
+        square(32, 32, 64, 64, 3, 1, 1, 4),
+        # narrow networks
+        *(square(32, side, f, f, 3, 1, 1, 4) for side, f in ((8, 16), (4, 32), (2, 64))),
+        # strided
+        *(square(16, side, f, 2 * f, 3, 2, 1, 4) for side, f in ((56, 64), (28, 128), (14, 256))),
+        *(square(32, side, f, 2 * f, 3, 2, 1, 4) for side, f in ((16, 64), (8, 128), (4, 256))),
+        *(square(32, side, f, 2 * f, 3, 2, 1, 1) for side, f in ((8, 128), (4, 256))),
+        # 1x1
+        square(16, 56, 64, 256, 1, 1, 1, 4),
+        square(32, 14, 256, 256, 1, 1, 1, 4),
+        square(32, 4, 512, 512, 1, 1, 1, 4),
+        square(32, 28, 128, 256, 1, 2, 1, 4),
+        # series
+        Case(32, (176,), 64, 64, 3, 1, 1, 4),
+        Case(32, (44,), 128, 128, 3, 1, 1, 4),
+        Case(16, (22,), 256, 256, 3, 1, 1, 4),
+        Case(16, (176,), 16, 16, 3, 1, 1, 4),
+        # grouped and depthwise
+        square(32, 14, 256, 256, 3, 1, 32, 4),
+        *(square(32, 28, 128, 128, 3, 1, 128, k) for k in (1, 4)),
+        square(32, 7, 512, 512, 3, 1, 512, 4),
+    ]
+    static = [
+        *(square(16, 56 * 64 // f, f, f, 3, 1, 1, 0) for f in (64, 128, 256, 512)),
+        *(square(32, 16 * 64 // f, f, f, 3, 1, 1, 0) for f in (64, 128, 256, 512)),
+        *(square(16, 56 * 64 // f, f, 2 * f, 3, 2, 1, 0) for f in (64, 256)),
+        *(square(32, 16 * 64 // f, f, 2 * f, 3, 2, 1, 0) for f in (64, 256)),
+        *(square(16, 56 * 64 // f, f, 2 * f, 1, 2, 1, 0) for f in (64, 256)),
+        square(16, 56, 64, 256, 1, 1, 1, 0),
+        *(square(batch, side, 3, 64, 7, 2, 1, 0) for batch, side in ((16, 224), (32, 64))),
+        Case(32, (176,), 64, 64, 3, 1, 1, 0),
+        square(32, 28, 128, 128, 3, 1, 128, 0),
+    ]
+    return dynamic + static
+
+
+def main() -> None:
+    """Prints a row for each case as soon as it is measured."""
+    cases = [c for c in grid() if not CASES.value or any(part in str(c) for part in CASES.value)]
+    if not cases:
+        raise UserError(f"--cases={','.join(CASES.value)}: no case has such a name.")
+    if QUICK.value:
+        cases = [c for c in cases if sum(c.work("patches")[:3]) < 2.5e9]
+    path, machine = results.folder() / "lowerings", timing.machine()
+    on = f"{machine['devices']} x {machine['device']}, {DTYPE.value}"
+    print(f"forward and backward on {on}, milliseconds\n")
+    print(f"{'':36}" + "".join(f"{n:>9}" for n in NAMES) + "  auto      x best  x best forward")
+    rows: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        rows[str(case)] = row = measure(case)
+        cells = "".join(
+            f"{1e3 * row['training'][n]:9.2f}" if n in row["training"] else f"{'-':>9}"
+            for n in NAMES
+        )
+        print(
+            f"{case!s:36}{cells}  {row['auto']:8}{row['regret']['training']:8.2f}"
+            f"{row['regret']['forward']:16.2f}",
+            flush=True,
+        )
+    regrets = [row["regret"]["training"] for row in rows.values()]
+    within = sum(regret <= WITHIN for regret in regrets)
+    print(f"\nauto is within {WITHIN - 1:.0%} of the best in {within} of {len(rows)} cases")
+    if FIT.value:
+        print("\n" + fit(cases, [row["training"] for row in rows.values()]))
+    results.write(
+        path,
+        {"dtype": DTYPE.value, "runs": RUNS.value, "machine": machine, "cases": rows},
+        {name: row["regret"]["training"] for name, row in rows.items()},
+        title="What `auto` costs against the best lowering",
+        caption=f"Forward and backward of one layer on {on}; {within} of {len(rows)} within "
+        f"{WITHIN - 1:.0%}.",
+        axis="times the best lowering",
+        line=WITHIN,
+        more_is_better=False,
     )
-    print("   auto      times the best")
-    worst = []
-    for shape, num_kernels in itertools.product(QUICK if quick else SHAPES, (1, 4)):
-        # ODConv: tap attention wherever there is more than one tap.
-        steps, choice = case(*shape, num_kernels, taps=shape[4] > 1)
-        times = alternate(steps)
-        regret = times[choice] / min(times.values())
-        worst.append(regret)
-        label = "{:5} {:4} {:4} {:4} {:2} {}".format(*shape) + f" {num_kernels} {shape[4] > 1!s:5}"
-        cells = "".join(f"{times[n] * 1e3:10.2f}" if n in times else f"{'-':>10}" for n in names)
-        print(f"{label:34}{cells}   {choice:8}  {regret:6.2f}", flush=True)
-    within = sum(r <= 1.15 for r in worst)
-    print(f"auto is within 15 % of the best in {within} of {len(worst)} cases")
 
 
-def case(batch, side, i, o, k, stride, num_kernels, taps):
-    """A compiled gradient step of each lowering that can do the case, and the name `auto` chooses."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    x = jax.random.normal(keys[0], (batch, side, side, i))
-    w = jax.random.normal(keys[1], (num_kernels, k, k, i, o)) / (k * i**0.5)
-    mix = (
-        jax.nn.softmax(jax.random.normal(keys[2], (batch, num_kernels)))
-        if num_kernels > 1
-        else None
-    )
-    scale = jax.nn.sigmoid(jax.random.normal(keys[3], (batch, k, k))) if taps else None
-    arguments = {"strides": stride, "padding": k // 2}
+def measure(case: Case) -> dict[str, Any]:
+    """The fastest run of every lowering that can do the case, and how far `auto` is from the best."""
+    arrays = case.arrays()
 
-    def step(lowering):
-        def loss(args):
-            x, w, mix, scale = args
-            y = dynamic_conv(x, w, mix, taps=scale, lowering=lowering, **arguments)
-            return jnp.sum(y * y)
+    def steps(training: bool) -> dict[str, Callable[[], Any]]:
+        def step(lowering: str) -> Callable[[], Any]:
+            def forward(arrays: Any) -> jax.Array:
+                x, w, mix, taps = arrays
+                return dynamic_conv(x, w, mix, taps=taps, lowering=lowering, **case.arguments)
 
-        compiled = jax.jit(jax.grad(loss)).lower((x, w, mix, scale)).compile()
-        return lambda: jax.block_until_ready(compiled((x, w, mix, scale)))
+            def loss(arrays: Any) -> jax.Array:
+                return jnp.sum(forward(arrays).astype(jnp.float32) ** 2)
 
-    steps = {
-        name: step(name)
-        for name in LOWERINGS
-        if name != "reference" and not unable(name, pixelwise=False, tap_attention=taps)
-    }
-    window = resolve(x, (k, k), stride, k // 2, 1, 1, 1)[1]
-    chosen = plan(
-        x.shape, w.shape, window, pixelwise=False, mixed=mix is not None, tap_attention=taps
-    )
-    return steps, chosen.choice
+            compiled = jax.jit(jax.grad(loss) if training else forward).lower(arrays).compile()
+            return lambda: jax.block_until_ready(compiled(arrays))
+
+        return {
+            name: step(name)
+            for name in NAMES
+            if not unable(name, pixelwise=False, tap_attention=case.tap_attention)
+        }
+
+    seconds = {}
+    for phase, training in (("forward", False), ("training", True)):
+        timed = timing.alternate(steps(training), RUNS.value)
+        seconds[phase] = {name: min(runs) for name, runs in timed.items()}
+    x, w, mix, taps = arrays
+    described = {"pixelwise": False, "mixed": mix is not None, "tap_attention": taps is not None}
+    chosen = plan(x.shape, w.shape, case.window, itemsize=x.dtype.itemsize, **described).choice
+    regret = {phase: times[chosen] / min(times.values()) for phase, times in seconds.items()}
+    return {**seconds, "auto": chosen, "regret": regret}
 
 
-def alternate(steps):
-    """Median seconds of each step, all of them in turn."""
-    times = {name: [] for name in steps}
-    for run, (name, step) in itertools.product(range(RUNS + 1), steps.items()):
-        started = time.perf_counter()
-        step()
-        if run:  # the first warms up
-            times[name].append(time.perf_counter() - started)
-    return {name: statistics.median(values) for name, values in times.items()}
+def fit(cases: list[Case], measured: list[dict[str, float]]) -> str:
+    """The prices of `dyn.ops.planner` that choose best, as its source has them.
+
+    Each lowering's seconds are a sum over its kinds of work: least squares of relative errors, no price
+    negative, and runs near the best of their case counting more. Then prices are moved one after
+    another while that brings the choices nearer to the best.
+    """
+    seconds = np.array([[row.get(name, np.inf) for name in NAMES] for row in measured])
+    amounts = np.array([[case.work(name) for name in NAMES] for case in cases], float)
+    best = seconds.min(axis=1)
+    prices = np.zeros(amounts.shape[1:])
+    for i in range(len(NAMES)):
+        able = np.isfinite(seconds[:, i])
+        took = seconds[able, i]
+        scale = np.maximum(amounts[able, i].max(axis=0), 1e-300)
+        weight = np.sqrt(best[able] / took)
+        rows = amounts[able, i] / scale / took[:, None] * weight[:, None]
+        prices[i] = nnls(rows, weight)[0] / scale
+
+    def regret(prices: np.ndarray) -> float:
+        expected = np.where(np.isfinite(seconds), (amounts * prices).sum(axis=-1), np.inf)
+        chosen = np.take_along_axis(seconds, expected.argmin(axis=1)[:, None], axis=1)[:, 0]
+        return float(np.log(chosen / best).mean())
+
+    for place in [tuple(p) for _ in range(6) for p in np.argwhere(prices)]:
+        for factor in (0.7, 0.8, 0.9, 1.1, 1.25, 1.4):
+            moved = prices.copy()
+            moved[place] *= factor
+            if regret(moved) < regret(prices) - 1e-6:
+                prices = moved
+    lines = [f"fitted: {np.exp(regret(prices)):.3f} times the best, in the geometric mean"]
+    for name, row in zip(NAMES, prices, strict=True):
+        named = [f"{kind}={v:.2g}" for kind, v in zip(Kinds._fields, row, strict=True) if v]
+        lines.append(f'"{name}": Kinds({", ".join(named)}),')
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
-    main("--quick" in sys.argv[1:])
+    cli.leave(cli.run(main, sys.argv, __doc__))

@@ -10,8 +10,9 @@ import oracle
 import pytest
 from jax.test_util import check_grads
 
-from dyn.ops import LOWERINGS, dynamic_conv, explain
+from dyn.ops import LOWERINGS, dynamic_conv, explain, lowerings
 from dyn.ops.lowerings import unable
+from dyn.ops.window import resolve
 
 CASES = {
     "2d": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=3),
@@ -57,6 +58,9 @@ CASES = {
     ),
     "2d reflect": dict(
         spatial=(5, 6), size=(3, 2), i=2, o=3, k=2, padding="REFLECT", kernel_dilation=2
+    ),
+    "2d fewer positions than features": dict(
+        spatial=(2, 2), size=(3, 3), i=2, o=13, k=3, taps=True, strides=2
     ),
     "2d groups": dict(spatial=(5, 4), size=(3, 3), i=4, o=6, k=3, groups=2, taps=True),
     "2d depthwise": dict(spatial=(5, 4), size=(3, 3), i=4, o=4, k=3, groups=4, taps=True),
@@ -203,7 +207,7 @@ def test_auto_never_takes_what_a_lowering_cannot_do(capsys):
     for platform in ("cpu", "gpu", "tpu"):
         explain(x, w, pixels, taps=taps, platform=platform)
         said = capsys.readouterr().out
-        assert "-> shared" in said and "only outputs can be mixed" in said and "rates:" in said
+        assert "-> shared" in said and "only outputs can be mixed" in said and "prices:" in said
 
 
 @pytest.mark.parametrize(
@@ -231,3 +235,42 @@ def test_errors_say_what_is_wrong(change, message):
     )
     with pytest.raises(ValueError, match=message):
         dynamic_conv(**{**good, **change})
+
+
+@pytest.mark.parametrize(("cache", "number"), [(1, 6), (2 * 500, 3), (4 * 500, 2), (10**6, 1)])
+def test_samples_take_turns_that_a_cache_holds_and_that_cut_the_batch_evenly(
+    monkeypatch, rng, cache, number
+):
+    monkeypatch.setattr(lowerings, "CACHE", cache)
+    assert lowerings.turns(6, 500) == number
+    assert lowerings.turns(7, 500) in (1, 7)
+    args = (rng.normal(size=s) for s in ((6, 4, 5, 2), (3, 3, 3, 2, 3), (6, 3), (6, 3, 3)))
+    args = tuple(jnp.asarray(a, jnp.float32) for a in args)
+    _, window = resolve(args[0], (3, 3), 1, "SAME", 1, 1, 1)
+
+    def loss(lowering):
+        return lambda args: jnp.sum(lowering(*args, window, None) ** 3)
+
+    value, gradients = jax.value_and_grad(loss(lowerings.samples))(args)
+    expected, theirs = jax.value_and_grad(loss(lowerings.patches))(args)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), gradients, theirs)
+
+
+def test_samples_keep_nothing_but_their_inputs_for_backward():
+    shapes = (16, 16, 16, 8), (4, 3, 3, 8, 8), (16, 4), (16, 3, 3)
+    args = tuple(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)
+
+    def residuals(lowering):
+        def pull(*args):
+            return jax.vjp(partial(positional, lowering=lowering), *args)[1]
+
+        kept = jax.eval_shape(pull, *args)
+        return sum(leaf.size for leaf in jax.tree.leaves(kept))
+
+    def positional(x, w, mix, taps, lowering):
+        return dynamic_conv(x, w, mix, taps=taps, lowering=lowering)
+
+    inputs = sum(a.size for a in args)
+    assert residuals("samples") <= 1.1 * inputs
+    assert residuals("patches") > 5 * inputs

@@ -143,9 +143,9 @@ def test_a_mask_hides_weights_of_whatever_kernel_there_is(name):
 # Those that cannot compute what the method is; the message is looked at in `test_layer_protocol`.
 REFUSED = {
     "ODConv": {"outputs"},
-    "WarehouseConv": {"outputs", "shared", "samples"},
+    "WarehouseConv": {"outputs", "shared"},
     "FDConv": {"outputs"},
-    "FDConv, local": {"outputs", "shared", "samples"},
+    "FDConv, local": {"outputs", "shared"},
     "PixelDynamicConv": {"reference", "taps", "patches", "samples"},
 }
 LOWERED = [

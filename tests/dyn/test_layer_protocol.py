@@ -339,12 +339,12 @@ ERRORS = {
     ],
     "FDConv, local": [
         (dict(lowering=name), PICTURES, f"'{name}' cannot do this: FDConv has a kernel for each")
-        for name in ("outputs", "shared", "samples")
+        for name in ("outputs", "shared")
     ],
     "WarehouseConv": [
         *(
             (dict(lowering=n), PICTURES, f"'{n}' cannot do this: WarehouseConv has a kernel for")
-            for n in ("outputs", "shared", "samples")
+            for n in ("outputs", "shared")
         ),
         (dict(in_ratio=0.75), PICTURES, "which do not divide"),
         (dict(cell_ratio=0), PICTURES, "cell_ratio must be positive"),
