@@ -19,7 +19,8 @@ from jax import lax
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.window import Array, Window
 
-CACHE = 4_000_000  # bytes; measured to matter little between 2 and 8 MB
+# Bytes of patches and kernels that `samples` takes at once: a large picture, or several small ones.
+CACHE = 4_000_000
 
 Lowering = Callable[[Array, Array, Array | None, Array | None, Window, lax.PrecisionLike], Array]
 
@@ -161,9 +162,15 @@ def in_turns(function: Callable[..., Array], arrays: tuple, number: int) -> Arra
 
 
 def turns(batch: int, sample_bytes: int) -> int:
-    """How many turns `samples` takes: as few as cut the batch evenly into what a cache holds."""
+    """How many turns `samples` takes: as few as cut the batch evenly into what a cache holds.
+
+    One for each sample where the batch is symbolic.
+    """
+    if not isinstance(batch, int):
+        return batch
     most = max(1, CACHE // max(1, sample_bytes))
-    return min(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= most)
+    fitting = (n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= most)
+    return min(fitting, default=1)
 
 
 LOWERINGS: dict[str, Lowering] = {

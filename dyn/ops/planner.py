@@ -67,28 +67,25 @@ PRICES = {
         loops=True,
         of={
             "taps": Kinds(
-                product=3.4e-12, grouped=7.1e-11, inputs=1.1e-9, kernels=4.9e-10, weights=3.9e-10
+                product=4.4e-12, grouped=1.3e-10, inputs=1.2e-9, kernels=3.3e-10, weights=3.9e-10
             ),
             "patches": Kinds(
-                product=5.7e-12,
-                grouped=3.5e-11,
-                inputs=3.9e-10,
-                kernels=5.9e-10,
-                outputs=1.4e-10,
-                weights=3.3e-11,
+                product=6.7e-12, grouped=9.6e-11, inputs=3.7e-10, kernels=5.3e-10, outputs=1.7e-10
             ),
-            "outputs": Kinds(product=3.7e-12, grouped=1.2e-9, cramped=8e-11, outputs=1.6e-9),
+            "outputs": Kinds(
+                product=3.7e-12, grouped=1.4e-9, cramped=8.6e-11, outputs=1.9e-9, weights=3e-10
+            ),
             "shared": Kinds(
-                product=5.7e-12, grouped=5.2e-11, inputs=5.1e-10, outputs=3e-10, weights=3.1e-10
+                product=6.3e-12, grouped=6e-11, inputs=4.2e-10, outputs=1.3e-10, weights=3e-10
             ),
             "samples": Kinds(
-                product=5.2e-12,
-                grouped=3.3e-11,
-                inputs=3.6e-10,
-                kernels=1.7e-10,
-                outputs=4.7e-10,
-                weights=7.4e-11,
-                turns=2.7e-5,
+                product=5.6e-12,
+                grouped=4.9e-11,
+                inputs=3.8e-10,
+                kernels=2.2e-10,
+                outputs=3.5e-10,
+                weights=7.7e-11,
+                turns=1e-4,
             ),
         },
     ),

@@ -124,7 +124,7 @@ def square(batch: int, side: int, *rest: int) -> Case:
 
 
 def grid() -> list[Case]:
-    """The cases; an eighth of them is enough to see what is the matter with one."""
+    """The cases."""
     dynamic = [
         # ResNet-18's stages at 224 pixels
         *(square(16, 56, 64, 64, 3, 1, 1, k) for k in (1, 4)),

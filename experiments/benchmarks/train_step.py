@@ -11,9 +11,9 @@
     --quick                     only the static rows and ODConv, unless --layers says which
     --out=runs/benchmarks       where the table's numbers and plot go
 
-A step is forward, backward and Adam's update, at 1000 classes. Each network takes turns with one of flax's own
-parts (`flax_resnet.py`), in one process, and the median of the pairs' ratios counts: trust ratios, not
-milliseconds. Writes `train_step-<size>.json` and `.png`.
+A step is forward, backward and Adam's update, at 1000 classes. Each network takes turns with a network of
+flax's own parts (`flax_resnet.py`), in one process, and the median of the pairs' ratios counts: trust ratios,
+not milliseconds. Writes `train_step-<size>.json` and `.png`.
 """
 
 import statistics

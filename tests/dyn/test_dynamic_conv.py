@@ -244,6 +244,7 @@ def test_samples_take_turns_that_a_cache_holds_and_that_cut_the_batch_evenly(
     monkeypatch.setattr(lowerings, "CACHE", cache)
     assert lowerings.turns(6, 500) == number
     assert lowerings.turns(7, 500) in (1, 7)
+    assert lowerings.turns(0, 500) == 1
     args = (rng.normal(size=s) for s in ((6, 4, 5, 2), (3, 3, 3, 2, 3), (6, 3), (6, 3, 3)))
     args = tuple(jnp.asarray(a, jnp.float32) for a in args)
     _, window = resolve(args[0], (3, 3), 1, "SAME", 1, 1, 1)
@@ -274,3 +275,13 @@ def test_samples_keep_nothing_but_their_inputs_for_backward():
     inputs = sum(a.size for a in args)
     assert residuals("samples") <= 1.1 * inputs
     assert residuals("patches") > 5 * inputs
+
+
+def test_a_symbolic_batch_is_taken_one_by_one():
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, 6, 6, 2), jnp.float32)
+    mix = jax.ShapeDtypeStruct((batch, 3), jnp.float32)
+    w = jnp.ones((3, 3, 3, 2, 4))
+    function = jax.jit(lambda x, mix: dynamic_conv(x, w, mix, lowering="samples"))
+    exported = jax.export.export(function)(x, mix)
+    assert exported.call(jnp.ones((5, 6, 6, 2)), jnp.ones((5, 3))).shape == (5, 6, 6, 4)

@@ -17,7 +17,15 @@ from dyn.diagnostics import count_parameters
 from dyn.models import ResNet18
 from dyn.models.resnet import BasicBlock, ResNet
 from experiments import cli
-from experiments.benchmarks import against_torch, input, synthetic, timing, train_step
+from experiments.benchmarks import (
+    against_torch,
+    flax_resnet,
+    input,
+    lowerings,
+    synthetic,
+    timing,
+    train_step,
+)
 from experiments.configs import base
 from experiments.tasks import TASKS, backbone
 
@@ -59,6 +67,7 @@ def written(tmp_path):
         (train_step, ["64"], "'64' is not a flag; flags are written --name=value."),
         (train_step, ["--batch=1"], "batch"),
         (train_step, ["--out=/proc/nowhere"], "--out=/proc/nowhere cannot be used"),
+        (lowerings, ["--cases=5x5"], "--cases=5x5: no case has such a name."),
         (input, ["--set=digits"], "There is no flag --set; did you mean '--sets'?"),
         (input, ["--sets=digit"], "there is no data set digit; did you mean 'digits'?"),
         (against_torch, ["--quik"], "There is no flag --quik; did you mean '--quick'?"),
@@ -100,6 +109,37 @@ def test_training_steps_are_timed_against_the_static_network(command, written, m
         assert set(row) == expected and all(value > 0 for value in row.values())
         assert any(line.startswith(name) for line in out.splitlines())
     assert found["rows"]["flax"]["ratio"] == 1.0
+
+
+def test_the_network_of_flax_s_own_parts_has_as_many_parameters_as_ours():
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    for depth, parameters in ((18, 11_689_512), (50, 25_557_032)):
+        network = flax_resnet.flax_resnet(depth)
+        variables = jax.eval_shape(network.init, jax.random.key(0), x)
+        assert count_parameters(variables["params"]) == parameters
+
+
+def test_lowerings_are_timed_and_prices_fitted(command, written):
+    code, out, _ = command(lowerings, "--cases=32-32", "--runs=1", "--fit")
+    assert code == 0
+    found = written("lowerings")["cases"]
+    assert list(found) == ["32 x 4x4, 32-32, k3, K4"]
+    (case,) = found.values()
+    assert set(case) == {"forward", "training", "auto", "regret"}
+    assert set(case["training"]) == {"taps", "patches", "shared", "samples"}
+    assert case["regret"]["training"] == pytest.approx(
+        case["training"][case["auto"]] / min(case["training"].values())
+    )
+    assert '"samples": Kinds(' in out
+
+
+def test_the_grid_has_every_kind_of_layer():
+    cases = lowerings.grid()
+    assert len(set(map(str, cases))) == len(cases) >= 24
+    assert {c.kernels for c in cases} == {0, 1, 4, 8}
+    assert {1, 8, 32, 128} <= {c.batch for c in cases}
+    assert {len(c.spatial) for c in cases} == {1, 2} and {c.stride for c in cases} == {1, 2}
+    assert any(c.groups == c.inputs for c in cases) and any(c.size == 1 for c in cases)
 
 
 @pytest.mark.parametrize("name", synthetic.SETS)
