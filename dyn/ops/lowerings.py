@@ -120,9 +120,9 @@ def shared(inputs, kernels, mix, taps, window, precision) -> Array:
         y = jnp.sum(x[..., None] * jnp.moveaxis(w[:, :, 0], 0, -2), axis=2)
     elif window.groups == 1 and x.shape[0] * x.shape[1] < w.shape[-1]:
         # Few rows: a copy of them for each kernel is less than all kernels side by side.
-        rows = x.reshape(x.shape[0] * x.shape[1], -1)
+        rows = x.reshape(x.shape[0] * x.shape[1], w.shape[1] * w.shape[2])
         rows = jnp.broadcast_to(rows, (len(w), *rows.shape))
-        y = jnp.matmul(rows, w.reshape(len(w), rows.shape[-1], -1), precision=precision)
+        y = jnp.matmul(rows, w.reshape(len(w), rows.shape[-1], w.shape[-1]), precision=precision)
         y = jnp.moveaxis(y, 0, 1).reshape(*x.shape[:2], 1, len(w), w.shape[-1])
     else:  # all K kernels side by side are one wide kernel
         w = jnp.moveaxis(w, 0, 3)  # [T, i, G, K, o]
@@ -229,7 +229,7 @@ def _grouped_patches(inputs: Array, window: Window) -> Array:
 def _depthwise(inputs: Array, kernels: Array, window: Window) -> Array:
     """Products of numbers, which need no patches side by side: kernels `[B or 1, *k, 1, O]`."""
     each = kernels.shape[-1] // inputs.shape[-1]
-    kernels = kernels.reshape(kernels.shape[0], window.taps, *(1,) * window.rank, -1)
+    kernels = kernels.reshape(kernels.shape[0], window.taps, *(1,) * window.rank, kernels.shape[-1])
     return sum(
         (x if each == 1 else jnp.repeat(x, each, axis=-1)) * kernels[:, t]
         for t, x in enumerate(window.shifts(inputs))

@@ -108,14 +108,7 @@ class Case(NamedTuple):
         """How the kernel slides, as the planner is told."""
         x = jax.ShapeDtypeStruct((self.batch, *self.spatial, self.inputs), jnp.float32)
         size = (self.size,) * len(self.spatial)
-        resolved = []
-        jax.eval_shape(
-            lambda x: resolved.append(
-                resolve(x, size, self.stride, self.size // 2, 1, 1, self.groups)[1]
-            ),
-            x,
-        )
-        return resolved[0]
+        return resolve(x, size, self.stride, self.size // 2, 1, 1, self.groups)[1]
 
 
 def square(batch: int, side: int, *rest: int) -> Case:
@@ -263,6 +256,8 @@ def fit(cases: list[Case], measured: list[dict[str, float]]) -> str:
     prices = np.zeros(amounts.shape[1:])
     for i in range(len(NAMES)):
         able = np.isfinite(seconds[:, i])
+        if not able.any():
+            continue
         took = seconds[able, i]
         scale = np.maximum(amounts[able, i].max(axis=0), 1e-300)
         weight = np.sqrt(best[able] / took)

@@ -146,6 +146,7 @@ REFUSED = {
     "WarehouseConv": {"outputs", "shared"},
     "FDConv": {"outputs"},
     "FDConv, local": {"outputs", "shared"},
+    "GatedConv, slices": {"outputs", "shared"},
     "PixelDynamicConv": {"reference", "taps", "patches", "samples"},
 }
 LOWERED = [

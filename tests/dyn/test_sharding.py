@@ -14,7 +14,7 @@ from sharded_steps import BATCH, CASES, gathers, layer_gradient, shardings, trai
 
 from dyn.layers import ODConv
 from dyn.models import Bottleneck
-from dyn.ops import dynamic_conv, explain
+from dyn.ops import dynamic_conv, explain, lowerings
 
 ROOT = Path(__file__).parents[2]
 
@@ -96,7 +96,9 @@ def test_the_reference_does_gather():
     assert any("all-gather" in line for line in gathers(text))
 
 
-def test_a_loop_over_samples_gathers_and_so_auto_leaves_it_alone_here(capsys):
+def test_a_loop_over_samples_gathers_and_so_auto_leaves_it_alone_here(capsys, monkeypatch):
+    monkeypatch.setattr(lowerings, "CACHE", 1)  # a turn for each sample
+    jax.clear_caches()
     x, w = jnp.ones((BATCH, 4, 4, 2)), jnp.ones((2, 3, 3, 2, 2))
     mix = jnp.ones((BATCH, 2))
     x, mix = jax.device_put((x, mix), shardings()[1])
