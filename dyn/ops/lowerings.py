@@ -10,7 +10,7 @@ letters are those of `window`.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -92,18 +92,13 @@ def patches(inputs, kernels, mix, taps, window, precision) -> Array:
 
 
 def outputs(inputs, kernels, mix, taps, window, precision) -> Array:
-    """One dense convolution with all K kernels, its outputs mixed: y_b = sum_k mix[b, k] conv(x_b, W_k)."""
+    """A static convolution with each kernel, its outputs weighed: y_b = sum_k mix[b, k] conv(x_b, W_k).
+
+    Not one convolution with all K kernels side by side: its gradient takes twice the time on a CPU.
+    """
     del taps  # see `unable`
-    num_kernels, features = kernels.shape[0], kernels.shape[-1]
-    # Features of the wide kernel run over (G, K, o), so that groups stay contiguous.
-    wide = kernels.reshape(*kernels.shape[:-1], window.groups, features // window.groups)
-    wide = jnp.moveaxis(wide, 0, -2)
-    wide = wide.reshape(*kernels.shape[1:-1], num_kernels * features)
-    y = window.convolve(inputs, wide.astype(inputs.dtype), precision)
-    if mix is None:
-        return y
-    y = y.reshape(*y.shape[:-1], window.groups, num_kernels, features // window.groups)
-    return _mix_outputs(y, mix, inputs.dtype)
+    y = [window.convolve(inputs, kernel.astype(inputs.dtype), precision) for kernel in kernels]
+    return y[0] if mix is None else _mix_outputs(y, mix)
 
 
 def shared(inputs, kernels, mix, taps, window, precision) -> Array:
@@ -116,23 +111,17 @@ def shared(inputs, kernels, mix, taps, window, precision) -> Array:
     if taps is not None:
         x = x * taps.reshape(taps.shape[0], 1, window.taps, 1, 1).astype(inputs.dtype)
     w = _grouped_kernels(kernels, window).astype(inputs.dtype)  # [K, T, i, G, o]
-    if w.shape[2] == 1:  # depthwise, as in `_apply_samples`
-        y = jnp.sum(x[..., None] * jnp.moveaxis(w[:, :, 0], 0, -2), axis=2)
-    elif window.groups == 1 and x.shape[0] * x.shape[1] < w.shape[-1]:
-        # Few rows: a copy of them for each kernel is less than all kernels side by side.
-        rows = x.reshape(x.shape[0] * x.shape[1], w.shape[1] * w.shape[2])
-        rows = jnp.broadcast_to(rows, (len(w), *rows.shape))
-        y = jnp.matmul(rows, w.reshape(len(w), rows.shape[-1], w.shape[-1]), precision=precision)
-        y = jnp.moveaxis(y, 0, 1).reshape(*x.shape[:2], 1, len(w), w.shape[-1])
-    else:  # all K kernels side by side are one wide kernel
-        w = jnp.moveaxis(w, 0, 3)  # [T, i, G, K, o]
-        wide = w.reshape(1, *w.shape[:3], w.shape[3] * w.shape[4])
+    rows, depthwise = x.shape[0] * x.shape[1], w.shape[2] == 1
+    if depthwise or rows < w.shape[-1]:
+        # Few rows: laying the kernels side by side would take longer than the products.
+        y = [_apply_samples(x, one[None], precision) for one in w]
+    else:
+        wide = jnp.moveaxis(w, 0, 3)  # [T, i, G, K, o]
+        wide = wide.reshape(1, *wide.shape[:3], wide.shape[3] * wide.shape[4])
         y = _apply_samples(x, wide, precision)
-        y = y.reshape(*y.shape[:3], *w.shape[3:])
-    y = y.reshape(inputs.shape[0], *out, *y.shape[2:])
-    if mix is None:
-        return y.reshape(inputs.shape[0], *out, kernels.shape[-1])
-    return _mix_outputs(y, mix, inputs.dtype)
+        y = list(jnp.moveaxis(y.reshape(*y.shape[:3], len(w), w.shape[-1]), 3, 0))
+    y = [one.reshape(inputs.shape[0], *out, kernels.shape[-1]) for one in y]
+    return y[0] if mix is None else _mix_outputs(y, mix)
 
 
 def samples(inputs, kernels, mix, taps, window, precision) -> Array:
@@ -260,9 +249,12 @@ def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
     return jnp.moveaxis(y, 1, 2)
 
 
-def _mix_outputs(y: Array, mix: Array, dtype: jnp.dtype) -> Array:
-    """Weighs candidate outputs: y `[B, *out, G, K, o]`, mix `[B, K]` or `[B, *out, K]` to `[B, *out, O]`."""
-    if mix.ndim == 2:
-        mix = mix.reshape(mix.shape[0], *(1,) * (y.ndim - 4), mix.shape[1])
-    mixed = jnp.sum(y * mix[..., None, :, None].astype(dtype), axis=-2)
-    return mixed.reshape(*mixed.shape[:-2], mixed.shape[-2] * mixed.shape[-1])
+def _mix_outputs(y: Sequence[Array], mix: Array) -> Array:
+    """Weighs candidate outputs: y K times `[B, *out, O]`, mix `[B, K]` or `[B, *out, K]`.
+
+    One after another: a sum over an axis of K has a gradient of several times their time.
+    """
+    mix = mix.astype(y[0].dtype).reshape(
+        mix.shape[0], *(mix.shape[1:-1] or (1,) * (y[0].ndim - 2)), mix.shape[-1]
+    )
+    return sum(y_k * mix[..., k, None] for k, y_k in enumerate(y))
