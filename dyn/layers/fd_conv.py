@@ -23,7 +23,6 @@ import numpy as np
 from dyn.layers.attention import global_average, squeeze, temperature
 from dyn.layers.convolution import ConvLayer, over_space
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.lowerings import aggregate
 
 Array = jax.Array
 
@@ -47,8 +46,8 @@ class FDConv(ConvLayer):
     `sum_k W_k`. The local attention is a 1-D convolution along the input channels, with one output for
     each kernel position and filter, and so looks at the layer's own input whatever the context is.
 
-    The K kernels are stored at once, as many numbers as K static kernels. With `local` there is a kernel
-    of its own for each sample besides, and only the lowerings 'taps' and 'patches' serve.
+    The K kernels are never made: the spectrum is weighed for each sample, and transformed once. There is
+    then a kernel of its own for each sample, and no mixture that could be applied afterwards.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
@@ -59,7 +58,7 @@ class FDConv(ConvLayer):
         attention_norm: 'batch' (the paper's), 'layer' or 'none'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
-        lowering: see `dyn.ops.dynamic_conv`; with `local`: 'taps', 'patches', 'reference' or 'auto'.
+        lowering: 'samples', 'taps', 'patches', 'reference' or 'auto'; see `dyn.ops.dynamic_conv`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -98,8 +97,8 @@ class FDConv(ConvLayer):
                 more groups of frequencies than frequencies.
         """
         x, batch = self.flat_inputs(inputs)
-        kernels = self.candidates(x)
-        types = {"dtype": float32_or_wider(x, kernels), "param_dtype": self.param_dtype}
+        spectrum = self.fourier_weights(x)
+        types = {"dtype": float32_or_wider(x, spectrum), "param_dtype": self.param_dtype}
         channel, filters, taps, mix = FrequencyAttention(
             in_features=x.shape[-1],
             features=self.features,
@@ -125,21 +124,25 @@ class FDConv(ConvLayer):
 
         x = x.astype(self.conv_dtype(x))
         x = x * over_space(channel, x)
-        if local is None:
-            y = self.convolve(x, kernels, mix, taps=taps, lowering=self.lowering)
-        else:
+        shape = self.one_kernel(x)
+        groups = frequency_groups(shape, self.num_kernels)
 
-            def weighed(mix: Array | None, taps: Array | None, local: Array) -> Array:
-                return (aggregate(kernels, mix, taps) * local).astype(x.dtype)
+        def kernels(mix: Array, taps: Array | None, local: Array | None) -> Array:
+            kernel = self.masked(spectrum_to_kernel(spectrum * mix[:, groups, None], shape))
+            if taps is not None:
+                kernel = kernel * taps[..., None, None]
+            if local is not None:
+                kernel = kernel * local
+            return kernel.astype(x.dtype)
 
-            y = self.convolve_samples(x, weighed, (mix, taps, local), self.lowering)
+        y = self.convolve_samples(x, kernels, (mix, taps, local), self.lowering)
         if filters is not None:
             y = y * over_space(filters, y)
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
-    def candidates(self, x: Array) -> Array:
-        """The kernel of each group of frequencies, `[K, *k, I/G, O]`, from the parameter `spectrum`."""
+    def fourier_weights(self, x: Array) -> Array:
+        """The parameter `spectrum`, `[R, C // 2 + 1, 2]`, in float32 or wider."""
         shape = self.one_kernel(x)
 
         def init(key: Array, _: Sequence[int], dtype: Any) -> Array:
@@ -148,8 +151,7 @@ class FDConv(ConvLayer):
             return kernel_to_spectrum(kernel).astype(dtype)
 
         spectrum = self.param("spectrum", init, spectrum_shape(shape), self.param_dtype)
-        spectrum = spectrum.astype(float32_or_wider(spectrum))
-        return self.masked(disjoint_kernels(spectrum, shape, self.num_kernels))
+        return spectrum.astype(float32_or_wider(spectrum))
 
 
 class FrequencyAttention(nn.Module):
@@ -261,14 +263,6 @@ def spectrum_to_kernel(spectrum: Array, shape: Sequence[int]) -> Array:
     kernel = matrix.reshape(*leading, o, first, i, rest)
     kernel = jnp.moveaxis(kernel, (-4, -2), (-1, -2))  # [..., first, rest, i, O]
     return kernel.reshape(*leading, *shape)
-
-
-def disjoint_kernels(spectrum: Array, shape: Sequence[int], num_groups: int) -> Array:
-    """The kernel of each group of frequencies, `[K, *shape]`; their sum is the kernel."""
-    groups = jnp.asarray(frequency_groups(shape, num_groups))[..., None]
-    numbers = jnp.arange(num_groups, dtype=groups.dtype).reshape(-1, 1, 1, 1)
-    parts = jnp.where(groups == numbers, spectrum, jnp.zeros_like(spectrum))
-    return spectrum_to_kernel(parts, shape)
 
 
 def spectrum_shape(shape: Sequence[int]) -> tuple[int, int, int]:
