@@ -13,7 +13,7 @@ from dyn.layers.attention import global_average, he_normal_fan_out, per_candidat
 from dyn.ops import dynamic_conv, planner
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.lowerings import in_turns
-from dyn.ops.window import Padding, resolve
+from dyn.ops.window import Padding, Window, resolve
 
 Array = jax.Array
 
@@ -130,6 +130,18 @@ class ConvLayer(nn.Module):
         """The kernel size, one number for each spatial axis of the flat inputs."""
         return kernel_shape(self.kernel_size, x)
 
+    def window(self, x: Array, groups: int) -> tuple[Array, Window]:
+        """How the kernel slides over the flat inputs, and these, padded where zeros cannot say it."""
+        return resolve(
+            x,
+            self.kernel_dims(x),
+            self.strides,
+            self.padding,
+            self.input_dilation,
+            self.kernel_dilation,
+            groups,
+        )
+
     def conv_dtype(self, x: Array) -> jnp.dtype:
         """The dtype that the convolution of `x` runs in."""
         if self.dtype is not None:
@@ -200,15 +212,7 @@ class ConvLayer(nn.Module):
     def _plan_samples(self, x: Array, possible: Sequence[str]) -> str:
         """The cheapest of some lowerings for a kernel of each sample's own."""
         kernel = self.one_kernel(x)
-        x, window = resolve(
-            x,
-            self.kernel_dims(x),
-            self.strides,
-            self.padding,
-            self.input_dilation,
-            self.kernel_dilation,
-            self.feature_group_count,
-        )
+        x, window = self.window(x, self.feature_group_count)
         plan = planner.plan(
             x.shape,
             (1, *kernel),

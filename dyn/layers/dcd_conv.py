@@ -19,7 +19,6 @@ from jax import lax
 from dyn.layers.attention import attention_norm, batch_norm, he_normal_fan_out
 from dyn.layers.convolution import ConvLayer, flatten_batch, over_space
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.window import resolve
 
 Array = jax.Array
 
@@ -130,15 +129,7 @@ class DCDConv(ConvLayer):
 
     def central_inputs(self, x: Array) -> Array:
         """What the central position of the kernel sees, `[B, *out, I]`."""
-        x, window = resolve(
-            x,
-            self.kernel_dims(x),
-            self.strides,
-            self.padding,
-            self.input_dilation,
-            self.kernel_dilation,
-            1,
-        )
+        x, window = self.window(x, groups=1)
         edges = []
         for k, dilation, (before, after) in zip(
             window.size, window.kernel_dilation, window.padding, strict=True

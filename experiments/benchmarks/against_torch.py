@@ -50,7 +50,7 @@ from experiments import cli
 from experiments.benchmarks import results, timing
 from experiments.benchmarks.flax_resnet import flax_resnet
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
-from experiments.benchmarks.step import BATCH, SIZE, WIDTH, Step
+from experiments.benchmarks.step import BATCH, SIZE, WIDTH, Step, settings
 from experiments.errors import UserError
 
 KEEP_MEMORY = flags.DEFINE_bool("keep_memory", False, "Whether malloc keeps what is freed.")
@@ -110,17 +110,14 @@ def main() -> None:
             f"{name:18}{row['parameters']:12,}{row['torch_milliseconds']:13,.0f}"
             f"{row['milliseconds']:10,.0f}{row['ratio']:16.2f}"
         )
-    settings = {
-        "size": SIZE.value,
-        "batch": BATCH.value,
-        "width": WIDTH.value,
-        "dtype": DTYPE.value,
-        "runs": RUNS.value,
-        "keep_memory": KEEP_MEMORY.value,
-    }
     results.write(
         path,
-        {**settings, "machine": machine, "rows": measurements},
+        {
+            **settings(),
+            "keep_memory": KEEP_MEMORY.value,
+            "machine": machine,
+            "rows": measurements,
+        },
         {name: row["ratio"] for name, row in measurements.items()},
         title="PyTorch's training step against ours",
         caption=f"{measured}. PyTorch's ODConv folds the batch into the groups of one convolution.",

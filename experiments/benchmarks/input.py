@@ -103,9 +103,8 @@ def load(name: str, root: Path, count: int) -> tuple[ConfigDict, Dataset, float]
     root.mkdir(parents=True)
     config = base.get_config(name)
     config.data.update(synthetic.SETS[name](root, count))
-    config.dataset = (
-        "synthetic"  # it is a part of what programs are known by, and makes no difference
-    )
+    # A part of what programs are known by, which makes no difference to them.
+    config.dataset = "synthetic"
     started = time.perf_counter()
     dataset = data.load(config.data, config.seed)
     return config, dataset, time.perf_counter() - started

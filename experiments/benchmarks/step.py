@@ -11,7 +11,7 @@ import optax
 from absl import flags
 
 from dyn.diagnostics import count_parameters
-from experiments.benchmarks.options import DTYPE
+from experiments.benchmarks.options import DTYPE, RUNS
 
 SIZE = flags.DEFINE_integer("size", 64, "Pixels of a picture's side.", lower_bound=1)
 # A batch norm inside attention has nothing to normalise in a batch of one.
@@ -20,6 +20,17 @@ WIDTH = flags.DEFINE_integer("width", 64, "Features of a network's first stage."
 
 CLASSES = 1000
 LEARNING_RATE = 1e-3
+
+
+def settings() -> dict[str, Any]:
+    """What the flags say of a step, for a benchmark's JSON."""
+    return {
+        "size": SIZE.value,
+        "batch": BATCH.value,
+        "width": WIDTH.value,
+        "dtype": DTYPE.value,
+        "runs": RUNS.value,
+    }
 
 
 class Step:

@@ -33,7 +33,7 @@ from experiments import cli
 from experiments.benchmarks import results, timing
 from experiments.benchmarks.flax_resnet import flax_resnet
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
-from experiments.benchmarks.step import BATCH, SIZE, WIDTH, Step
+from experiments.benchmarks.step import BATCH, SIZE, Step, settings
 from experiments.errors import UserError, nearest
 
 DEPTH = flags.DEFINE_enum("depth", "18", ["18", "50"], "The ResNet.")
@@ -112,17 +112,9 @@ def main() -> None:
             flush=True,
         )
         del step  # before the next is made: they need not fit into memory together
-    settings = {
-        "size": SIZE.value,
-        "batch": BATCH.value,
-        "depth": DEPTH.value,
-        "width": WIDTH.value,
-        "dtype": DTYPE.value,
-        "runs": RUNS.value,
-    }
     results.write(
         path,
-        {**settings, "machine": machine, "rows": rows},
+        {**settings(), "depth": DEPTH.value, "machine": machine, "rows": rows},
         {name: row["ratio"] for name, row in rows.items()},
         title="Training step against a static network",
         caption=f"{measured}; {FLAX} has nn.Conv and nn.max_pool alone.",
