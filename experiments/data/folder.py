@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.data import pictures, places, splits
+from experiments.data import contents, pictures, places, splits
 from experiments.data.dataset import Dataset, Example
 from experiments.errors import UserError
 
@@ -29,12 +29,15 @@ class _Files:
 
     paths: Sequence[pathlib.Path]
     labels: np.ndarray
+    digests: Sequence[int]
+    names: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> Example:
-        return {"inputs": pictures.decode(self.paths[index]), "label": self.labels[index]}
+        path = self.paths[index]
+        return {"inputs": pictures.read(path, path), "label": self.labels[index]}
 
 
 def load(config, seed: int) -> Dataset:
@@ -57,9 +60,9 @@ def load(config, seed: int) -> Dataset:
     roots = _split_folders(root)
     listing = {split: _list_classes(folder) for split, folder in roots.items()}
     paths = [path for classes in listing.values() for found in classes.values() for path in found]
-    sizes, skipped = _check_files(root, paths)
+    seen, skipped = _check_files(root, paths)
     usable = {
-        split: {name: [path for path in found if path in sizes] for name, found in classes.items()}
+        split: {name: [path for path in found if path in seen] for name, found in classes.items()}
         for split, classes in listing.items()
     }
     notes = _check_classes(root, roots, usable)
@@ -75,12 +78,12 @@ def load(config, seed: int) -> Dataset:
             f"{roots['train']} has usable pictures for {len(classes)} class(es){why}; at least two "
             f"class folders with pictures are needed. {_WAYS[0].upper() + _WAYS[1:]}"
         )
-    pools = {split: _pool(found, classes) for split, found in usable.items()}
+    pools = {split: _pool(root, found, classes, seen) for split, found in usable.items()}
     for split, pool in pools.items():
         if not len(pool.labels):
             raise UserError(f"{roots[split]} has no usable pictures; add some or remove it.")
     parts, remarks = splits.arrange(root.name, config, seed, **pools)
-    (height, width), *others = set(sizes.values())
+    (height, width), *others = {size for size, _ in seen.values()}
     if others:
         height = width = 0
         notes.append("The pictures differ in size; --config.image_size makes them alike.")
@@ -116,12 +119,26 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _list_classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    return {child.name: _list_files(child) for child in _folders(folder)}
+    classes = {child.name: _list_files(child) for child in _folders(folder)}
+    for name in classes:
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"The class folder {os.fsencode(name)!r} in {folder} has a name that is not UTF-8; "
+                "rename it."
+            ) from error
+    return classes
 
 
 def _list_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    files = []
+    files, visited = [], set()
     for where, inner, names in os.walk(folder, followlinks=True):
+        place = os.path.realpath(where)
+        if place in visited:  # A link that leads back would be followed round and round.
+            inner.clear()
+            continue
+        visited.add(place)
         inner[:] = sorted(name for name in inner if not name.startswith("."))
         files += [pathlib.Path(where, name) for name in sorted(names) if not name.startswith(".")]
     return files
@@ -157,19 +174,27 @@ def _names(folder: pathlib.Path, root: pathlib.Path, names: Sequence[str]) -> st
 
 def _check_files(
     root: pathlib.Path, paths: Sequence[pathlib.Path]
-) -> tuple[dict[pathlib.Path, tuple[int, int]], list[tuple[str, str]]]:
-    """Returns the size of each usable picture, and the others with the reason."""
+) -> tuple[dict[pathlib.Path, tuple[tuple[int, int], int]], list[tuple[str, str]]]:
+    """Returns size and content's number of each usable picture, and the others with the reason."""
     usable, skipped = {}, []
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        for path, (size, reason) in zip(paths, pool.map(pictures.check, paths), strict=True):
+    with pictures.quiet(), concurrent.futures.ThreadPoolExecutor() as pool:
+        for path, (size, seen) in zip(paths, pool.map(_check_file, paths), strict=True):
             if size is None:
-                skipped.append((str(path.relative_to(root)), reason))
+                skipped.append((str(path.relative_to(root)), seen))
             else:
-                usable[path] = size
+                usable[path] = (size, seen)
     return usable, skipped
 
 
-def _pool(found: dict, classes: Sequence[str]) -> splits.Pool:
+def _check_file(path: pathlib.Path) -> tuple[tuple[int, int], int] | tuple[None, str]:
+    size, reason = pictures.check(path)
+    return (None, reason) if size is None else (size, contents.file_digest(path))
+
+
+def _pool(root: pathlib.Path, found: dict, classes: Sequence[str], seen: dict) -> splits.Pool:
     members = [(path, label) for label, name in enumerate(classes) for path in found.get(name, ())]
+    paths = [path for path, _ in members]
     labels = np.array([label for _, label in members], dtype=np.int32)
-    return splits.Pool(_Files([path for path, _ in members], labels), labels)
+    digests = [seen[path][1] for path in paths]
+    files = _Files(paths, labels, digests, [str(path.relative_to(root)) for path in paths])
+    return splits.Pool(files, labels)

@@ -14,7 +14,6 @@ from PIL import Image
 from experiments.data import transforms
 from experiments.data.dataset import Example
 from experiments.data.masks import IGNORE
-from experiments.errors import UserError
 
 AUGMENTATIONS = ("none", "affine_crop")
 
@@ -143,8 +142,8 @@ class Prepare:
     """
 
     image_size: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
 
     def __call__(self, example: Example) -> Example:
         """Returns float32 `inputs` `[S, S, 3]`, int32 `label` `[S, S]` and int32 `geometry` `[4]`.
@@ -221,13 +220,8 @@ def make(
     Raises:
         UserError: if there is no such augmentation.
     """
-    if augment not in AUGMENTATIONS:
-        raise UserError(
-            f"There is no augmentation {augment!r} for pictures with masks; choose one of "
-            f"{', '.join(AUGMENTATIONS)}."
-        )
-    plain = (tuple(float(value) for value in np.ravel(values)) for values in (mean, std))
-    prepare = Prepare(image_size, *plain)
+    transforms.check_augmentation(augment, AUGMENTATIONS, " for pictures with masks")
+    prepare = Prepare(image_size, transforms.plain(mean), transforms.plain(std))
     return Augment(augment, prepare) if train else prepare
 
 

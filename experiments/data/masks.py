@@ -2,15 +2,14 @@
 
 import concurrent.futures
 import dataclasses
-import io
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
 
-from experiments.data import pictures, splits
+from experiments.data import contents, pictures, splits
 from experiments.data.dataset import Example
+from experiments.errors import UserError
 
 IGNORE = 255
 """The index of pixels that count for nothing: borders of objects, what lies outside a picture."""
@@ -27,19 +26,26 @@ class Pairs:
     Attributes:
         pictures: the file of each picture.
         masks: the file of its mask, in the same order.
+        digests: a number for the content of each picture.
+        names: what to call each in a sentence.
     """
 
     pictures: Sequence[pathlib.Path]
     masks: Sequence[pathlib.Path]
+    digests: Sequence[int] = ()
+    names: Sequence[str] = ()
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Example:
-        return {
-            "inputs": pictures.decode(self.pictures[index]),
-            "label": decode(self.masks[index]),
-        }
+        picture, mask = self.pictures[index], self.masks[index]
+        inputs = pictures.read(picture, picture)
+        try:
+            label = decode(mask)
+        except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
+            raise UserError(pictures.gone(mask, error)) from error
+        return {"inputs": inputs, "label": label}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -74,17 +80,18 @@ def decode(file: bytes | str | pathlib.Path) -> np.ndarray:
 
     Raises:
         OSError, SyntaxError: Pillow's own, if the picture cannot be decoded.
-        ValueError: Pillow's own, or if it has colours instead of indices, or an index above 255.
+        ValueError: Pillow's own, or if it has colours instead of indices, or one outside 0 to 255.
     """
-    with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
+    with pictures.opened(file) as image:
         if image.mode not in _MODES:
             raise ValueError(
                 f"its pixels are {image.mode} colours; a mask needs a palette or one channel of "
                 "class numbers"
             )
         indices = np.asarray(image)
-    if indices.dtype.itemsize > 1 and indices.size and indices.max() > 255:
-        raise ValueError(f"it holds the number {indices.max()}; a mask's go up to 255")
+    for index in (indices.min(), indices.max()) if indices.dtype.itemsize > 1 else ():
+        if not 0 <= index <= 255:
+            raise ValueError(f"it holds the number {index}; a mask's go from 0 to 255")
     return indices.astype(np.uint8)
 
 
@@ -108,7 +115,7 @@ def check(
     try:
         truth = decode(mask)
     except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
-        return None, f"its mask cannot be read: {' '.join(str(error).split()) or error!r}"
+        return None, f"its mask cannot be read: {pictures.reason(error)}"
     if truth.shape != size:
         return None, f"{size[1]} by {size[0]}, but its mask {truth.shape[1]} by {truth.shape[0]}"
     indices = np.flatnonzero(np.bincount(truth.ravel(), minlength=256)[:IGNORE])
@@ -132,10 +139,10 @@ def check_all(
         pairs: `(picture, mask)` files.
         num_classes: classes are numbered from 0 up to but not including this.
     """
-    kept, sizes, present, skipped = [], set(), [], []
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        found = pool.map(lambda pair: check(*pair, num_classes), pairs)
-        for pair, (seen, reason) in zip(pairs, found, strict=True):
+    kept, sizes, present, digests, skipped = [], set(), [], [], []
+    with pictures.quiet(), concurrent.futures.ThreadPoolExecutor() as pool:
+        found = pool.map(lambda pair: _look(*pair, num_classes), pairs)
+        for pair, (seen, digest, reason) in zip(pairs, found, strict=True):
             if seen is None:
                 skipped.append((str(pair[0].relative_to(root)), reason))
                 continue
@@ -143,12 +150,24 @@ def check_all(
             kept.append(pair)
             sizes.add(size)
             present.append(np.isin(np.arange(IGNORE), indices))
+            digests.append(digest)
+    files = [picture for picture, _ in kept]
     return Checked(
-        Pairs([picture for picture, _ in kept], [mask for _, mask in kept]),
+        Pairs(
+            files,
+            [mask for _, mask in kept],
+            digests,
+            [str(picture.relative_to(root)) for picture in files],
+        ),
         sizes,
         np.array(present, dtype=bool).reshape(len(kept), IGNORE),
         skipped,
     )
+
+
+def _look(picture: pathlib.Path, mask: pathlib.Path, num_classes: int):
+    seen, reason = check(picture, mask, num_classes)
+    return seen, contents.file_digest(picture) if seen else 0, reason
 
 
 _SMALLEST_STRATUM = 10

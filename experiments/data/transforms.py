@@ -32,6 +32,11 @@ def fit(picture: np.ndarray, size: int) -> np.ndarray:
     height, width = picture.shape[:2]
     if not size or (height, width) == (size, size):
         return picture
+    # Scaled whole, a picture of 1 by N would take N times the memory of what is kept of it.
+    reach = 2 * min(height, width)
+    picture = picture[max(0, height // 2 - reach) :, max(0, width // 2 - reach) :]
+    picture = picture[: 2 * reach, : 2 * reach]
+    height, width = picture.shape[:2]
     scale = size / min(height, width)
     picture = resize(picture, max(size, round(height * scale)), max(size, round(width * scale)))
     top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
@@ -246,19 +251,34 @@ def make(
     Raises:
         UserError: if there is no such augmentation.
     """
-    if augment not in AUGMENTATIONS:
-        raise UserError(
-            f"There is no augmentation {augment!r}; choose one of {', '.join(AUGMENTATIONS)}."
-        )
-    prepare = Prepare(image_size, _plain(mean), _plain(std))
+    check_augmentation(augment, AUGMENTATIONS)
+    prepare = Prepare(image_size, plain(mean), plain(std))
     return Augment(augment, prepare) if train else prepare
+
+
+def check_augmentation(augment: str, known: Sequence[str], kind: str = "") -> None:
+    """Returns if there is such an augmentation.
+
+    Args:
+        augment: its name.
+        known: the names that there are.
+        kind: what they are for, as the end of a phrase such as ' for pictures'.
+
+    Raises:
+        UserError: if there is no such augmentation.
+    """
+    if augment not in known:
+        raise UserError(
+            f"There is no augmentation {augment!r}{kind}; choose one of {', '.join(known)}."
+        )
 
 
 def _finished(inputs: np.ndarray, label: np.ndarray) -> Example:
     return {"inputs": np.ascontiguousarray(inputs, np.float32), "label": np.int32(label)}
 
 
-def _plain(values: float | Sequence[float]) -> float | tuple[float, ...]:
+def plain(values: float | Sequence[float]) -> float | tuple[float, ...]:
+    """A number or a tuple of numbers of Python's own, which hash and compare."""
     return tuple(float(v) for v in values) if np.ndim(values) else float(values)
 
 

@@ -1,0 +1,265 @@
+"""Every kind of bad picture has its treatment: used as if it were good, or skipped with the reason."""
+
+import io
+import os
+import re
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from experiments import data
+from experiments.data import mask_transforms, masks, pictures, transforms
+from experiments.errors import UserError
+
+
+def noise(*shape):
+    return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+
+
+def encoded(image, kind="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def rotated(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def animated(kind):
+    frames = [Image.new("RGB", (6, 4), (value, 0, 0)) for value in (100, 200, 250)]
+    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+
+
+def black(width, height):
+    """A PNG of one bit a pixel: a thousandth of the bytes that its pixels take."""
+
+    def chunk(kind, content):
+        check = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", check)
+
+    header = struct.pack(">IIBBBBB", width, height, 1, 0, 0, 0, 0)
+    rows = zlib.compress(bytes((1 + -(-width // 8)) * height), 1)
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", rows), chunk(b"IEND", b""))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+GREY = Image.fromarray(noise(4, 6))
+COLOUR = Image.fromarray(noise(4, 6, 3))
+WIDE = Image.fromarray((np.arange(24, dtype=np.uint16) * 2730).reshape(4, 6))
+BROKEN_EXIF = b"Exif\0\0" + b"MM\0*" + b"\xff" * 30
+
+USED = {
+    "grey.png": (encoded(GREY), (4, 6)),
+    "grey with alpha.png": (encoded(GREY.convert("LA")), (4, 6)),
+    "palette with transparency.png": (encoded(COLOUR.quantize(8), transparency=0), (4, 6)),
+    "one bit.png": (encoded(GREY.convert("1")), (4, 6)),
+    "cmyk.jpg": (encoded(COLOUR.convert("CMYK"), "JPEG"), (4, 6)),
+    "ycbcr.tif": (encoded(COLOUR.convert("YCbCr"), "TIFF"), (4, 6)),
+    "16 bit.png": (encoded(WIDE), (4, 6)),
+    "16 bit.tif": (encoded(WIDE, "TIFF"), (4, 6)),
+    "16 bit.pgm": (b"P5 6 4 65535\n" + np.asarray(WIDE).astype(">u2").tobytes(), (4, 6)),
+    "animated.gif": (animated("GIF"), (4, 6)),
+    "animated.webp": (animated("WEBP"), (4, 6)),
+    "animated.png": (animated("PNG"), (4, 6)),
+    "pages.tif": (animated("TIFF"), (4, 6)),
+    "turned.jpg": (encoded(COLOUR, "JPEG", exif=rotated(6)), (6, 4)),
+    "turned 16 bit.png": (encoded(WIDE, exif=rotated(5)), (6, 4)),
+    "turned in no known way.jpg": (encoded(COLOUR, "JPEG", exif=rotated(9)), (4, 6)),
+    "broken exif.jpg": (encoded(COLOUR, "JPEG", exif=BROKEN_EXIF), (4, 6)),
+    "row.png": (encoded(Image.fromarray(noise(1, 5000, 3))), (1, 5000)),
+    "column.jpg": (encoded(Image.fromarray(noise(5000, 1, 3)), "JPEG"), (5000, 1)),
+    "pixel.png": (encoded(Image.fromarray(noise(1, 1, 3))), (1, 1)),
+    "wrong suffix.jpg": (encoded(COLOUR), (4, 6)),
+}
+SKIPPED = {
+    "empty.jpg": (b"", "the file is empty"),
+    "text.jpg": (b"not a picture", "not a picture that Pillow can read"),
+    "page.png": (b"<!DOCTYPE html><title>404</title>", "not a picture"),
+    "half.jpg": (encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")[:2000], "truncated"),
+    "half.png": (encoded(Image.fromarray(noise(64, 64, 3)))[:2000], "truncated"),
+    "header only.gif": (animated("GIF")[:13], "image|EOF|truncated|no"),
+    "bomb.png": (black(30_000, 30_000), "more pixels than the 89,478,485 allowed"),
+    "large.png": (black(9_460, 9_460), "9,460 by 9,460, more pixels"),
+    "program.eps": (encoded(COLOUR, "EPS"), "the format EPS is not read"),
+    "fractions.tif": (encoded(GREY.convert("F"), "TIFF"), "of the kind F; save it as RGB"),
+    "32 bit.tif": (encoded(GREY.convert("I"), "TIFF"), "of the kind I; save it as RGB"),
+    "lab.tif": (encoded(Image.new("LAB", (6, 4)), "TIFF"), "of the kind LAB"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+@pytest.mark.parametrize("name", USED)
+def test_an_odd_picture_is_used_upright_as_rgb(tmp_path, name):
+    content, shape = USED[name]
+    (tmp_path / name).write_bytes(content)
+    assert pictures.check(tmp_path / name) == (shape, "")
+    for picture in (pictures.decode(tmp_path / name), pictures.decode(content)):
+        assert picture.shape == (*shape, 3) and picture.dtype == np.uint8
+    assert pictures.decode(content, channels=1).shape == (*shape, 1)
+
+
+def test_of_an_animation_the_first_frame_counts():
+    for name in ("animated.gif", "animated.webp", "animated.png", "pages.tif"):
+        assert abs(int(pictures.decode(USED[name][0])[0, 0, 0]) - 100) <= 2, name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_picture_is_turned_as_pillow_would_turn_it(orientation):
+    content = encoded(COLOUR, exif=rotated(orientation))
+    with Image.open(io.BytesIO(content)) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+    np.testing.assert_array_equal(pictures.decode(content), expected)
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    for name in ("16 bit.png", "16 bit.tif", "16 bit.pgm"):
+        expected = np.asarray(WIDE) >> 8
+        np.testing.assert_array_equal(pictures.decode(USED[name][0])[..., 0], expected, name)
+
+
+@pytest.mark.parametrize("name", SKIPPED)
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bad_picture_is_skipped_with_the_reason(tmp_path, name):
+    content, says = SKIPPED[name]
+    (tmp_path / name).write_bytes(content)
+    size, reason = pictures.check(tmp_path / name)
+    assert size is None
+    assert re.search(says, reason), reason
+    with pytest.raises(Exception):  # noqa: B017  Pillow has many.
+        pictures.decode(content)
+
+
+def test_all_of_them_in_one_folder_are_used_or_listed(make_config, tmp_path, capfd):
+    for folder, kinds in (("odd", USED), ("plain", {}), ("bad", SKIPPED)):
+        (tmp_path / "all" / folder).mkdir(parents=True)
+        for name, (content, _) in kinds.items():
+            (tmp_path / "all" / folder / name).write_bytes(content)
+    for number in range(10):
+        Image.new("RGB", (6, 4), (number, 0, 0)).save(tmp_path / "all" / "plain" / f"{number}.png")
+    os.mkfifo(tmp_path / "all" / "plain" / "pipe.png")
+    os.symlink(tmp_path / "nowhere", tmp_path / "all" / "plain" / "dangling.png")
+    found = data.load(make_config(name="folder", source=tmp_path / "all"), 0)
+    assert found.classes == ["odd", "plain"]
+    assert sum(len(split) for split in found.splits.values()) == len(USED) + 10
+    skipped = dict(found.skipped)
+    assert set(skipped) == {f"bad/{name}" for name in SKIPPED} | {
+        "plain/pipe.png",
+        "plain/dangling.png",
+    }
+    assert skipped["plain/pipe.png"] == "not a regular file"
+    assert "No such file" in skipped["plain/dangling.png"]
+    assert "No usable pictures in bad." in found.notes
+    assert not capfd.readouterr().err  # Pillow's warnings are in the list, in its words.
+
+
+@pytest.mark.parametrize("augment", ["none", "affine", "shift", "crop_flip", "resized_crop"])
+def test_pictures_of_any_shape_become_the_networks_square(augment, rng):
+    for shape in ((1, 20_000), (20_000, 1), (1, 1), (3, 400), (4, 6)):
+        example = {"inputs": noise(*shape, 3), "label": np.int32(0)}
+        for train in (True, False):
+            make = transforms.make(augment, 16, (0.5,), (0.25,), train=train)
+            inputs = (make(example, rng) if train else make(example))["inputs"]
+            assert inputs.shape == (16, 16, 3) and np.isfinite(inputs).all()
+
+
+def test_the_middle_of_a_long_picture_is_what_scaling_it_whole_would_give():
+    for height, width in ((2, 90), (90, 2), (40, 300), (300, 41)):
+        picture = noise(height, width, 3)
+        scale = 16 / min(height, width)
+        whole = transforms.resize(picture, round(height * scale), round(width * scale))
+        top, left = (whole.shape[0] - 16) // 2, (whole.shape[1] - 16) // 2
+        expected = whole[top : top + 16, left : left + 16].astype(int)
+        assert np.abs(transforms.fit(picture, 16) - expected).mean() < 12
+
+
+@pytest.mark.parametrize("augment", mask_transforms.AUGMENTATIONS)
+def test_pairs_of_any_shape_become_the_networks_square(augment, rng):
+    for shape in ((1, 20_000), (20_000, 1), (1, 1), (4, 6)):
+        example = {"inputs": noise(*shape, 3), "label": np.zeros(shape, np.uint8)}
+        for train in (True, False):
+            make = mask_transforms.make(augment, 16, (0.5,), (0.25,), train=train)
+            made = make(example, rng) if train else make(example)
+            assert made["inputs"].shape == (16, 16, 3) and np.isfinite(made["inputs"]).all()
+            assert made["label"].shape == (16, 16)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "the file is empty"),
+        (b"no mask", "not a picture"),
+        (encoded(Image.fromarray(noise(64, 64)))[:600], "truncated"),
+        (black(30_000, 30_000), "more pixels"),
+        (encoded(COLOUR.convert("CMYK"), "JPEG"), "CMYK colours"),
+        (encoded(Image.fromarray(np.full((4, 6), 300, np.uint16))), "the number 300"),
+        (encoded(Image.fromarray(np.full((4, 6), -1, np.int32)), "TIFF"), "the number -1"),
+        (animated("PNG"), "RGB colours"),
+    ],
+)
+def test_a_bad_mask_is_skipped_with_the_reason(tmp_path, content, says):
+    COLOUR.save(tmp_path / "a.jpg")
+    (tmp_path / "a.png").write_bytes(content)
+    seen, reason = masks.check(tmp_path / "a.jpg", tmp_path / "a.png")
+    assert seen is None and reason.startswith("its mask cannot be read: ") and says in reason
+
+
+def test_a_mask_is_as_large_as_the_upright_picture(tmp_path):
+    COLOUR.save(tmp_path / "a.jpg", exif=rotated(6))
+    Image.new("L", (4, 6)).save(tmp_path / "a.png")
+    ((size, _), _) = masks.check(tmp_path / "a.jpg", tmp_path / "a.png")
+    assert size == (6, 4)
+    Image.new("L", (6, 4)).save(tmp_path / "a.png")
+    assert masks.check(tmp_path / "a.jpg", tmp_path / "a.png") == (
+        None,
+        "4 by 6, but its mask 6 by 4",
+    )
+
+
+def test_a_file_that_goes_bad_during_a_run_is_named(make_config, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            COLOUR.save(tmp_path / "pets" / name / f"{number}.png")
+    pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
+    first = pets.splits["train"].source.paths[int(pets.splits["train"].indices[0])]
+    first.write_bytes(first.read_bytes()[:-30])
+    with pytest.raises(UserError, match=rf"{first} cannot be read any more \(.*truncated"):
+        pets.splits["train"][0]
+    first.unlink()
+    with pytest.raises(UserError, match=r"any more \(.*No such file.*the same command continues"):
+        pets.splits["train"][0]
+
+
+def test_links_that_lead_back_are_followed_once(make_config, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name / "more").mkdir(parents=True)
+        for number in range(10):
+            COLOUR.save(tmp_path / "pets" / name / "more" / f"{number}.png")
+        os.symlink(tmp_path / "pets" / name, tmp_path / "pets" / name / "more" / "back")
+    (tmp_path / "elsewhere").mkdir()
+    COLOUR.save(tmp_path / "elsewhere" / "linked.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "pets" / "cat" / "linked")
+    pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
+    assert sum(len(split) for split in pets.splits.values()) == 21
+
+
+def test_names_that_are_not_utf8_are_used_or_named(make_config, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            COLOUR.save(tmp_path / "pets" / name / f"{number}.png")
+    odd = os.fsencode(tmp_path / "pets" / "cat") + b"/caf\xe9.png"
+    with open(odd, "wb") as file:
+        file.write(encoded(COLOUR))
+    pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
+    assert sum(len(split) for split in pets.splits.values()) == 21
+    os.mkdir(os.fsencode(tmp_path / "pets") + b"/b\xeate")
+    with pytest.raises(UserError, match=r"class folder b'b\\xeate'.* not UTF-8; rename it"):
+        data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
