@@ -12,7 +12,8 @@ from experiments.metrics import plain, replacing
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file; its folder is created where it is missing."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        # File names need not be UTF-8; what is not comes out as \\udcXX, which JSON reads back.
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json(path: str | os.PathLike, obj: object) -> None:
@@ -30,7 +31,8 @@ def write_csv(
     path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[object]]
 ) -> None:
     """Writes a table of comma-separated values; None is an empty cell."""
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    with replacing(path) as temporary, open(temporary, "w", **options) as file:
         table = csv.writer(file)
         table.writerow(header)
         table.writerows(rows)
@@ -41,6 +43,8 @@ def write_skipped(
 ) -> Path | None:
     """Writes `skipped.csv`: which files of a data set were left out, and why.
 
+    One from before goes where nothing is skipped any more.
+
     Args:
       workdir: the folder of the run.
       skipped: file and reason, one pair per file.
@@ -48,8 +52,9 @@ def write_skipped(
     Returns:
       The path of the table, or None where nothing was skipped and nothing is written.
     """
-    if not skipped:
-        return None
     path = Path(workdir) / "skipped.csv"
+    if not skipped:
+        path.unlink(missing_ok=True)
+        return None
     write_csv(path, ["file", "reason"], ((str(name), reason) for name, reason in skipped))
     return path

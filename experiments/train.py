@@ -75,6 +75,8 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
 
     # ---------------------------------------------------------------- data
     dataset = data.load(config.data, config.seed)
+    listed = files.write_skipped(workdir, dataset.skipped) if lead else None
+    data.check_skipped(dataset, config.data, listed)
     transform = {
         is_train: task.make_transform(config, train=is_train) for is_train in (True, False)
     }
@@ -126,8 +128,6 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
         num_workers=config.input.workers,
         **hosts,
     )
-    if lead:
-        files.write_skipped(workdir, dataset.skipped)
     log = MetricLog(workdir, start_step or -1, config.tensorboard) if lead else None
     earlier = progress["seconds"]
 

@@ -1,13 +1,12 @@
 """Whether a config can be run, said before anything is loaded, written or compiled."""
 
-import difflib
 import math
 from collections.abc import Iterable
 
 import jax
 from ml_collections import ConfigDict
 
-from experiments.errors import UserError
+from experiments.errors import UserError, nearest
 from experiments.program import ANNEALING
 from experiments.recipe import OPTIMIZERS, SCHEDULES
 from experiments.tasks import TASKS
@@ -18,6 +17,7 @@ DTYPES = ("float32", "bfloat16", "float16")
 AT_LEAST = {
     "seed": 0,
     "data.limit": 0,
+    "data.max_skipped": 0,
     "data.fold": -1,
     "data.folds": 2,
     "start.noise": 0,
@@ -114,9 +114,7 @@ def validate(config: ConfigDict) -> None:
 def _one_of(config: ConfigDict, path: str, known: Iterable[str]) -> None:
     value = _get(config, path)
     if value not in known:
-        near = difflib.get_close_matches(str(value), known, n=1)
-        hint = f"did you mean '{near[0]}'? There are" if near else "choose one of"
-        raise UserError(f"--config.{path}={value}: {hint} {', '.join(known)}.")
+        raise UserError(f"--config.{path}={value}: {nearest(str(value), known).lstrip('; ')}")
 
 
 def _get(config: ConfigDict, path: str) -> object:

@@ -27,6 +27,7 @@ from experiments.recipe import Lengths
 FREE = {
     "data.source",
     "data.dir",
+    "data.max_skipped",
     "input.threads",
     "input.workers",
     "tensorboard",

@@ -111,6 +111,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "fold": -1,  # the fold to test on, all splits pooled; -1 for the set's own splits
                 "folds": 10,
                 "limit": 0,  # at most so many examples a split; 0 for all
+                "max_skipped": 0.1,  # share of the files; if more cannot be used, the run stops
             },
             "image_size": 0,  # pixels; 0 leaves pictures as they are
             "augment": "none",

@@ -1,16 +1,16 @@
 """Data sets: one file per data set, and one function that loads any of them."""
 
 import dataclasses
-import difflib
+import pathlib
 
 import numpy as np
 
-from experiments.data import folds
+from experiments.data import duplicates, folds
 from experiments.data.dataset import Dataset, Example, Source
-from experiments.data.sources import Relabelled
+from experiments.data.sources import Relabelled, flatten
 from experiments.errors import UserError, nearest
 
-__all__ = ["NAMES", "Dataset", "Example", "Source", "load"]
+__all__ = ["NAMES", "Dataset", "Example", "Source", "check_skipped", "load"]
 
 NAMES = ("digits", "tiny_imagenet", "voc2012", "ucr", "folder", "mask_folder", "tfds")
 
@@ -51,11 +51,9 @@ def load(config, seed: int) -> Dataset:
         case "tfds":
             from experiments.data import tfds_catalogue as reader
         case unknown:
-            near = difflib.get_close_matches(str(unknown).lower(), NAMES, n=1, cutoff=0.4)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
             raise UserError(
-                f"There is no data set {unknown!r}.{hint} --config.data.name is one of "
-                f"{', '.join(NAMES)}."
+                f"--config.data.name: there is no data set {unknown}"
+                f"{nearest(str(unknown).lower(), NAMES)}"
             )
     dataset = reader.load(config, seed)
     if config.get("fold", -1) >= 0:
@@ -66,7 +64,31 @@ def load(config, seed: int) -> Dataset:
         dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
     if config.get("classes"):
         dataset = _only(dataset, config.classes.split(","))
-    return dataset
+    notes = [*dataset.notes, *duplicates.notes(dataset.splits)]
+    return dataclasses.replace(dataset, notes=notes)
+
+
+def check_skipped(dataset: Dataset, config, listed: pathlib.Path | None = None) -> None:
+    """Returns if no larger share of the data set had to be skipped than was allowed.
+
+    Args:
+        dataset: the data set.
+        config: the data part of the configuration; `max_skipped` is the share.
+        listed: the file that names what was skipped.
+
+    Raises:
+        UserError: if it is more.
+    """
+    bases = {id(base): base for split in dataset.splits.values() for base in flatten(split)[0]}
+    skipped = len(dataset.skipped)
+    found = skipped + sum(len(base) for base in bases.values())
+    if skipped > config.max_skipped * found:
+        where = f"{listed} names them" if listed else f"such as {': '.join(dataset.skipped[0])}"
+        raise UserError(
+            f"{dataset.name}: {skipped:,} of {found:,} files or series cannot be used ({where}), more than "
+            f"the share of {config.max_skipped:g} that may be skipped. Mend or remove them, or allow more "
+            "with --config.data.max_skipped=SHARE."
+        )
 
 
 def _only(dataset: Dataset, names: list[str]) -> Dataset:

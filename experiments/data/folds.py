@@ -16,33 +16,12 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from experiments.data import splits
-from experiments.data.dataset import Dataset, Example, Source
-from experiments.data.sources import Subset
+from experiments.data.dataset import Dataset, Source
+from experiments.data.sources import Chain, Subset
 from experiments.errors import UserError
 from experiments.metrics import replacing
 
 COLUMNS = ["example", "split", "label", "fold"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Chain:
-    """The examples of several sources, one source after another, without copying any.
-
-    Attributes:
-        sources: where the examples come from.
-    """
-
-    sources: Sequence[Source]
-
-    def __len__(self) -> int:
-        return sum(len(source) for source in self.sources)
-
-    def __getitem__(self, index: int) -> Example:
-        for source in self.sources:
-            if index < len(source):
-                return source[index]
-            index -= len(source)
-        raise IndexError(index)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,13 +1,16 @@
 """Classification sets of the TFDS catalogue that are already prepared on disk in array_record."""
 
 import dataclasses
+import functools
+import json
+import os
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tensorflow_datasets as tfds
 
-from experiments.data import pictures, places, splits
+from experiments.data import contents, pictures, places, splits
 from experiments.data.dataset import Dataset, Example
 from experiments.errors import UserError
 
@@ -22,6 +25,7 @@ class _Records:
     features: tfds.features.FeaturesDict
     image: str
     label: str
+    split: str
 
     def __len__(self) -> int:
         return len(self.records)
@@ -30,12 +34,24 @@ class _Records:
         example = self._parse(self.records[index])
         # Pillow on every machine, so that the numbers are the same everywhere.
         channels = 1 if self.features[self.image].shape[-1] == 1 else 3
-        picture = pictures.decode(example[self.image], channels)
+        picture = pictures.read(example[self.image], f"Record {index} of {self.split}", channels)
         return {"inputs": picture, "label": np.int32(example[self.label])}
 
-    def all_labels(self) -> np.ndarray:
-        """Reads every label without decoding a picture."""
-        return np.array([self._parse(raw)[self.label] for raw in self.records], dtype=np.int32)
+    @functools.cached_property
+    def seen(self) -> tuple[np.ndarray, np.ndarray]:
+        """Every label, and a number for every picture's content; no picture is decoded for them."""
+        labels = np.empty(len(self.records), np.int32)
+        digests = np.empty(len(self.records), np.uint64)
+        for index, raw in enumerate(self.records):
+            example = self._parse(raw)
+            labels[index] = example[self.label]
+            digests[index] = contents.digest(example[self.image])
+        return labels, digests
+
+    @property
+    def digests(self) -> np.ndarray:
+        """The numbers of the pictures' contents."""
+        return self.seen[1]
 
     def _parse(self, raw: bytes) -> dict:
         skip = {self.image: tfds.decode.SkipDecoding()}
@@ -71,8 +87,8 @@ def load(config, seed: int) -> Dataset:
         raw = builder.as_data_source(
             name, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
         )
-        records = _Records(raw, used, image, label)
-        labels = records.all_labels()
+        records = _Records(raw, used, image, label, name)
+        labels, _ = records.seen
         if (labels < 0).any():
             notes.append(f"The {name} split has no labels and is not used.")
         else:
@@ -96,6 +112,7 @@ def load(config, seed: int) -> Dataset:
 def _builder(name: str, source: pathlib.Path | None) -> tfds.core.DatasetBuilder:
     """Opens the set from its files alone, so that no code of the catalogue has to run."""
     where = source or "TFDS's data folder (~/tensorflow_datasets or $TFDS_DATA_DIR)"
+    _check_features(name, source)
     try:
         if source and (source / "dataset_info.json").is_file():
             builder = tfds.builder_from_directory(source)
@@ -114,6 +131,35 @@ def _builder(name: str, source: pathlib.Path | None) -> tfds.core.DatasetBuilder
             f"`tfds build {name} --file_format=array_record`."
         )
     return builder
+
+
+def _check_features(name: str, source: pathlib.Path | None) -> None:
+    """Refuses features of other people's classes, before TFDS would import the modules they are in."""
+    data_dir = source or pathlib.Path(os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets"))
+    data_dir = data_dir.expanduser()
+    below = (data_dir / name.partition(":")[0]).rglob("features.json")
+    for path in (data_dir / "features.json", *below):
+        try:
+            kinds = list(_kinds(json.loads(path.read_text(encoding="utf-8"))))
+        except (OSError, ValueError, RecursionError):
+            continue  # TFDS says what is wrong with the files.
+        for kind in kinds:
+            if not kind.startswith("tensorflow_datasets."):
+                raise UserError(
+                    f"{path} wants the code {kind} to be run, which is not done for data. Only sets of "
+                    "TFDS's own features can be used."
+                )
+
+
+def _kinds(tree: object) -> Iterator[str]:
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            if key in ("type", "pythonClassName", "python_class_name") and "." in str(value):
+                yield str(value)
+            yield from _kinds(value)
+    elif isinstance(tree, list):
+        for value in tree:
+            yield from _kinds(value)
 
 
 def _one(builder: tfds.core.DatasetBuilder, kind: type, what: str) -> str:

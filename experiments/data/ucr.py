@@ -38,11 +38,11 @@ def load(config, seed: int) -> Dataset:
     ]
     series = _series([*train, *test], notes)
     if skipped:
-        notes.append(f"{len(skipped)} series without any value were skipped.")
-    pools = [
-        splits.Pool(Arrays(inputs, part), part)
-        for inputs, part in zip(np.split(series, [len(train)]), labels, strict=True)
-    ]
+        notes.append(f"{len(skipped)} series without any value or label were skipped.")
+    pools = []
+    for path, inputs, part in zip(paths, np.split(series, [len(train)]), labels, strict=True):
+        names = [f"{path.name}, line {row.line}" for row in files[path]]
+        pools.append(splits.Pool(Arrays(inputs, part, names), part))
     parts, remarks = splits.arrange(name, config, seed, train=pools[0], test=pools[1])
     return Dataset(name, parts, classes, (series.shape[1], width), notes + remarks, skipped)
 
@@ -54,10 +54,12 @@ def _usable(
     for row in rows:
         if all(np.isnan(channel).all() for channel in row.channels):
             skipped.append((f"{path}, line {row.line}", "no values"))
+        elif row.label.lower() in ucr_files.MISSING:
+            skipped.append((f"{path}, line {row.line}", "no label"))
         else:
             usable.append(row)
     if not usable:
-        raise UserError(f"{path} holds no series with values.")
+        raise UserError(f"{path} holds no series with values and a label.")
     return usable
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from experiments.errors import UserError
 
 _SUFFIXES = (".tsv", ".ts", ".txt", "")  # Where a set comes in several, the first is taken.
-_MISSING = ("", "?", "nan")
+MISSING = ("", "?", "nan")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -155,12 +155,14 @@ def _is(header: dict[str, str], key: str) -> bool:
 
 def _values(path: pathlib.Path, number: int, fields: Sequence[str]) -> np.ndarray:
     try:
-        fields = ["nan" if field.lower() in _MISSING else field for field in fields]
+        fields = ["nan" if field.lower() in MISSING else field for field in fields]
         values = np.array(fields, dtype=np.float64)
     except ValueError as error:
         raise UserError(f"{path}, line {number}: not a number ({error}).") from error
-    if np.isinf(values).any():
-        raise UserError(f"{path}, line {number}: an infinite value; correct it or write NaN.")
+    if (np.abs(values) > np.finfo(np.float32).max).any():
+        raise UserError(
+            f"{path}, line {number}: an infinite value, or one beyond float32; correct it or write NaN."
+        )
     return values
 
 

@@ -119,7 +119,7 @@ def test_an_override_of_no_setting_or_of_the_wrong_kind_is_answered(refused, ove
         ("model.width=0", "--config.model.width=0: choose 1 or more."),
         ("model.dropout=1", "--config.model.dropout=1.0: choose less than 1."),
         ("augment=flip", "--config.augment=flip: did you mean 'crop_flip'?"),
-        ("augment=xyzzy", "--config.augment=xyzzy: choose one of none, affine"),
+        ("augment=xyzzy", "--config.augment=xyzzy: there are none, affine"),
         ("optimizer.name=admm", "--config.optimizer.name=admm: did you mean 'adam'?"),
         ("dtype=float33", "--config.dtype=float33: did you mean 'float32'?"),
         ("batch_size=0", "--config.batch_size=0: choose 1 or more."),

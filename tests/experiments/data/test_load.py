@@ -30,9 +30,13 @@ def test_the_seed_decides_the_split(make_config):
     assert set(first.indices) != set(other.indices)
 
 
-def test_an_unknown_name_lists_the_names_and_the_nearest(make_config):
-    with pytest.raises(UserError, match=r"'tinyimagenet'.*Did you mean 'tiny_imagenet'.*folder"):
+def test_an_unknown_name_is_answered_with_the_nearest_or_all(make_config):
+    with pytest.raises(UserError, match=r"set tinyimagenet; did you mean 'tiny_imagenet'\?"):
         data.load(make_config(name="tinyimagenet"), seed=0)
+    with pytest.raises(
+        UserError, match=r"set birds; there are digits, .*folder, mask_folder, tfds"
+    ):
+        data.load(make_config(name="birds"), seed=0)
 
 
 def test_prepared_data_goes_where_it_was_asked_to(make_config, monkeypatch, tmp_path):

@@ -113,3 +113,35 @@ def test_a_format_that_needs_tensorflow_is_refused(load, tmp_path):
     info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
     with pytest.raises(UserError, match="format tfrecord"):
         load()
+
+
+def test_features_of_other_peoples_code_are_refused_before_it_runs(load, tmp_path, monkeypatch):
+    prepare(tmp_path)
+    (tmp_path / "code" / "strange").mkdir(parents=True)
+    mark = tmp_path / "it ran"
+    (tmp_path / "code" / "strange" / "__init__.py").write_text(f"open({str(mark)!r}, 'w').close()")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    features = tmp_path / "toy" / "1.0.0" / "features.json"
+    text = features.read_text()
+    features.write_text(
+        text.replace("tensorflow_datasets.core.features.text_feature.Text", "strange.Text")
+    )
+    assert features.read_text() != text
+    for source in (tmp_path, tmp_path / "toy" / "1.0.0"):
+        with pytest.raises(
+            UserError, match=r"features\.json wants the code strange\.Text to be run"
+        ):
+            load(source)
+    assert not mark.exists()
+
+
+def test_a_record_that_is_no_picture_is_named(load, tmp_path):
+    def generate(self, size):
+        for i, example in Toy._generate_examples(self, size):
+            yield i, example | ({"image": b"no picture"} if size == 6 else {})
+
+    prepare(tmp_path, _generate_examples=generate)
+    toy = load()
+    assert toy.splits["train"][0]["inputs"].shape == (4, 5, 1)
+    with pytest.raises(UserError, match=r"Record 0 of test cannot be read.*not a picture"):
+        toy.splits["test"][0]

@@ -129,11 +129,47 @@ def test_constant_and_empty_series(load, tmp_path):
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [("2,1,2,3", "4 columns, expected 5"), ("2,1,2,x,4", "not a number"), ("2,1,inf,3,4", "inf")],
+    [
+        ("2,1,2,3", "4 columns, expected 5"),
+        ("2,1,2,3,4,5", "6 columns, expected 5"),
+        ("2", "1 columns, expected 5"),
+        ("2,1,2,x,4", "not a number"),
+        ("2,1,\0,3,4", "not a number"),
+        ("2,1,inf,3,4", "inf"),
+        ("2,1,1e39,3,4", "beyond float32"),
+        ("2,1,1e999,3,4", "infinite"),
+    ],
 )
 def test_bad_rows_are_named_by_file_and_line(load, tmp_path, row, message):
     write(tmp_path, train=["2,1,2,3,4", "", row])
     with pytest.raises(UserError, match=rf"Toy_TRAIN\.tsv, line 3: .*{message}"):
+        load()
+
+
+@pytest.mark.parametrize("label", ["", "?", "NaN"])
+def test_a_series_without_a_label_is_skipped_and_listed(load, tmp_path, label):
+    rows = ["2,1,2,3,4", f"{label},1,2,3,4", "10,1,2,3,4"]
+    toy = load(write(tmp_path, train=rows, test=rows))
+    assert toy.classes == ["2", "10"] and labels(toy) == labels(toy, "test") == [0, 1]
+    assert toy.skipped == [
+        (f"{tmp_path / name}, line 2", "no label") for name in ("Toy_TRAIN.tsv", "Toy_TEST.tsv")
+    ]
+    assert "2 series without any value or label were skipped." in toy.notes
+
+
+@pytest.mark.parametrize("content", [b"", b"\n\n", b"\x89PNG\r\n\x1a\n\0\xff"])
+def test_a_file_that_is_no_table_is_named(load, tmp_path, content):
+    write(tmp_path)
+    (tmp_path / "Toy_TRAIN.tsv").write_bytes(content)
+    with pytest.raises(UserError, match=r"Toy_TRAIN\.tsv (holds no series|cannot be read)"):
+        load()
+
+
+def test_a_file_that_was_cut_off_is_named_by_its_last_line(load, tmp_path):
+    write(tmp_path)
+    whole = (tmp_path / "Toy_TRAIN.tsv").read_bytes()
+    (tmp_path / "Toy_TRAIN.tsv").write_bytes(whole[:-5])
+    with pytest.raises(UserError, match=r"Toy_TRAIN\.tsv, line 4: 3 columns, expected 5"):
         load()
 
 

@@ -1,0 +1,127 @@
+import io
+
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from experiments import data
+from experiments.data import duplicates
+from experiments.data.sources import Arrays, Chain, Relabelled, Subset, flatten
+
+
+def png(value):
+    stream = io.BytesIO()
+    Image.new("RGB", (6, 4), (value, 0, 0)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def write(folder, values):
+    folder.mkdir(parents=True)
+    for number, value in enumerate(values):
+        (folder / f"{number}.png").write_bytes(png(value))
+
+
+def said(dataset):
+    return [note for note in dataset.notes if "with the same content" in note]
+
+
+def test_files_in_train_and_test_are_found_by_content_whatever_they_are_called(
+    make_config, tmp_path
+):
+    root = tmp_path / "pets"
+    write(root / "train" / "cat", range(10))
+    write(root / "train" / "dog", range(100, 110))
+    write(root / "test" / "cat", (50, 51))
+    write(root / "test" / "dog", (150, 107))
+    (root / "test" / "cat" / "copy.png").write_bytes(png(3))
+    pets = data.load(make_config(name="folder", source=root, validation=0.0), 0)
+    (note, other) = said(pets)
+    assert note.startswith("2 of the 5 examples of test are in train too")
+    assert "test/cat/copy.png is train/cat/3.png" in note
+    assert other.startswith("2 of the 5 examples of test are in validation too")  # which is train
+    (root / "test" / "cat" / "copy.png").unlink()
+    (root / "test" / "dog" / "1.png").unlink()
+    assert not said(data.load(make_config(name="folder", source=root, validation=0.0), 0))
+
+
+def test_copies_that_a_split_of_ours_parts_are_found(make_config, tmp_path):
+    write(tmp_path / "pets" / "cat", [7] * 10)
+    write(tmp_path / "pets" / "dog", range(100, 110))
+    pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
+    assert [note.partition(" too")[0] for note in said(pets)] == [
+        "1 of the 2 examples of validation are in train",
+        "2 of the 4 examples of test are in train",
+        "2 of the 4 examples of test are in validation",
+    ]
+
+
+def test_pictures_with_masks_are_compared_by_their_pictures(make_config, tmp_path):
+    for split, values in (("train", range(20)), ("test", (40, 5))):
+        write(tmp_path / "streets" / split / "images", values)
+        (tmp_path / "streets" / split / "masks").mkdir()
+        for number in range(len(values)):
+            mask = Image.fromarray(np.array([[0] * 3 + [1 + number % 2] * 3] * 4, np.uint8))
+            mask.save(tmp_path / "streets" / split / "masks" / f"{number}.png")
+    streets = data.load(make_config(name="mask_folder", source=tmp_path / "streets"), 0)
+    (note,) = said(streets)
+    assert "test/images/1.png is train/images/5.png" in note
+
+
+def test_series_are_compared_as_numbers(make_config, tmp_path):
+    rows = ["1\t1\t2\t3\t5", "2\t4\t2\t1\t0", "1\t0\t1\t0\t2", "2\t9\t4\t4\t1"]
+    (tmp_path / "Toy_TRAIN.tsv").write_text("\n".join(rows))
+    (tmp_path / "Toy_TEST.tsv").write_text("2\t4.0\t2.00\t1e0\t0\n1\t7\t7\t2\t1\n")
+    toy = data.load(make_config(name="ucr", source=tmp_path, validation=0.0), 0)
+    assert "(Toy_TEST.tsv, line 1 is Toy_TRAIN.tsv, line 2, for example)" in said(toy)[0]
+
+
+def test_records_of_a_prepared_set_are_compared(make_config, tmp_path):
+    class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        code_path = None
+
+        def _info(self):
+            label = tfds.features.ClassLabel(num_classes=2)
+            features = {"image": tfds.features.Image(shape=(4, 6, 3)), "label": label}
+            return tfds.core.DatasetInfo(
+                builder=self, features=tfds.features.FeaturesDict(features)
+            )
+
+        def _split_generators(self, dl_manager):
+            return {"train": self._generate_examples(0), "test": self._generate_examples(19)}
+
+        def _generate_examples(self, first):
+            for number in range(20):
+                yield number, {"image": png(first + number), "label": number % 2}
+
+    Pets(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+    pets = data.load(make_config(name="tfds", source=tmp_path, variant="pets", validation=0.0), 0)
+    assert said(pets)[0].startswith("1 of the 20 examples of test are in train too")
+
+
+def test_folds_and_chosen_classes_are_compared_as_they_end_up(make_config, tmp_path):
+    write(tmp_path / "pets" / "cat", [*range(9), 0])
+    write(tmp_path / "pets" / "dog", range(100, 110))
+    write(tmp_path / "pets" / "fox", [200] * 10)
+    fields = {"name": "folder", "source": tmp_path / "pets", "validation": 0.0, "folds": 10}
+    counts = [
+        sum(" test are in train" in note for note in said(data.load(make_config(**given), 0)))
+        for given in ({**fields, "fold": fold, "classes": "cat,dog"} for fold in range(10))
+    ]
+    assert sum(counts) == 2  # The two copies are in two folds, and each meets the other once.
+
+
+def test_an_example_that_two_splits_share_on_purpose_is_no_copy():
+    source = Arrays(np.arange(6), np.zeros(6, int))
+    assert not duplicates.notes({"train": source, "validation": Subset(source, [1, 2])})
+    again = Arrays(np.arange(6), np.zeros(6, int))
+    (note,) = duplicates.notes({"train": source, "test": Subset(again, [4, 5])})
+    assert "2 of the 2 examples of test" in note and "example 4 is example 4" in note
+
+
+def test_views_of_views_are_flattened():
+    one, two = (Arrays(np.arange(n), np.zeros(n, int)) for n in (5, 3))
+    view = Relabelled(Subset(Chain([one, Subset(two, [2, 0])]), [6, 0, 5, 3]), [0, 2, 3], {0: 0})
+    bases, owners, positions = flatten(view)
+    assert bases == [one, two]
+    assert owners.tolist() == [1, 1, 0] and positions.tolist() == [0, 2, 3]

@@ -1,0 +1,63 @@
+import csv
+
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from experiments import data
+from experiments.configs import common
+from experiments.data import Dataset
+from experiments.data.sources import Subset
+from experiments.errors import UserError
+from experiments.train import train
+
+
+def dataset(used, skipped, shown=None):
+    every = [{}] * used
+    half = Subset(every, range(used if shown is None else shown))
+    return Dataset("pets", {"train": half, "test": half}, ["a"], (4, 4, 3), (), skipped)
+
+
+@pytest.mark.parametrize(
+    ("used", "skipped", "share", "stops"),
+    [
+        (90, 10, 0.1, False),
+        (89, 11, 0.1, True),
+        (5, 0, 0.0, False),
+        (99, 1, 0.0, True),
+        (1, 9, 1.0, False),
+    ],
+)
+def test_more_than_the_share_stops(used, skipped, share, stops):
+    pets = dataset(used, [("cat/1.png", "truncated")] * skipped)
+    config = ConfigDict({"max_skipped": share})
+    if not stops:
+        return data.check_skipped(pets, config)
+    says = rf"{skipped} of {used + skipped} files or series .*cat/1.png: truncated.*--config.data.max_skipped"
+    with pytest.raises(UserError, match=says):
+        data.check_skipped(pets, config)
+
+
+def test_a_limit_on_examples_does_not_make_the_share_larger():
+    pets = dataset(95, [("cat/1.png", "truncated")] * 5, shown=10)
+    data.check_skipped(pets, ConfigDict({"max_skipped": 0.05}))
+
+
+def test_a_run_stops_and_leaves_the_list(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (6, 4), (number, 0, 0)).save(
+                tmp_path / "pets" / name / f"{number}.png"
+            )
+    for number in range(5):
+        (tmp_path / "pets" / "cat" / f"{number}.png").write_bytes(b"")
+    config = common.get_config("folder,smoke")
+    config.name, config.data.source = "base", str(tmp_path / "pets")
+    with pytest.raises(UserError, match=r"5 of 20 files .*skipped\.csv names them") as error:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(error.value)
+    with open(tmp_path / "run" / "skipped.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[1:] == [[f"cat/{number}.png", "the file is empty"] for number in range(5)]
+    assert not (tmp_path / "run" / "checkpoints").exists()
