@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image
 
 from dyn.diagnostics import attention_statistics, class_activation, layer_outputs, sown_weights
+from experiments.data import archives
 from experiments.errors import UserError
 from experiments.metrics import replacing
 
@@ -273,10 +274,13 @@ def _read(path: str | os.PathLike, needed: Sequence[str]) -> dict[str, Any]:
     """
     try:
         with np.load(path, allow_pickle=False) as file:
+            archives.check_zip(file.zip)
             arrays = {name: file[name] for name in file.files}
+    except archives.ArchiveError as error:
+        raise UserError(f"{path} cannot be read: {error}.") from error
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{path} cannot be read: it is damaged.") from error
     if missing := [name for name in needed if name not in arrays]:
         raise UserError(f"{path} is damaged: it has no {missing[0]}.")

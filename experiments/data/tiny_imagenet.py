@@ -6,12 +6,13 @@ import io
 import pathlib
 import shutil
 import time
+from collections.abc import Mapping
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from experiments.data import pictures, places, splits, tiny_imagenet_files
+from experiments.data import contents, pictures, places, splits, tiny_imagenet_files
 from experiments.data.dataset import Dataset, Example
 from experiments.errors import UserError
 
@@ -28,7 +29,7 @@ class _Config(tfds.core.BuilderConfig):
 class TinyImagenet(tfds.core.GeneratorBasedBuilder):
     """Writes the pictures, still encoded, into array_record files, class after class."""
 
-    VERSION = tfds.core.Version("1.0.0")
+    VERSION = tfds.core.Version("1.1.0")
     # TFDS would look for a list of checksums beside this file, by way of a package that it needs
     # not have brought along (importlib_resources). It downloads nothing here: there is no list.
     code_path = None
@@ -52,13 +53,14 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         files = tiny_imagenet_files.open_files(pathlib.Path(self.builder_config.source))
         layout = tiny_imagenet_files.read_layout(files)
         self.info.features["label"].names = list(layout.wnids)
-        self.info.metadata.update(classes=list(layout.classes), skipped=[], counts={})
+        self.info.metadata.update(classes=list(layout.classes), skipped=[], counts={}, copies=[])
+        seen: dict[int, list] = {}
         return {
-            "train": self._generate_examples(files, layout, "train"),
-            "val": self._generate_examples(files, layout, "val"),
+            "train": self._generate_examples(files, layout, "train", seen),
+            "val": self._generate_examples(files, layout, "val", seen),
         }
 
-    def _generate_examples(self, files, layout, split: str):
+    def _generate_examples(self, files, layout, split: str, seen: dict[int, list]):
         counts = [0] * len(layout.wnids)
         for name, label in layout.members[split]:
             try:
@@ -66,13 +68,22 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
                 shape = pictures.decode(encoded).shape
                 reason = "" if shape == (64, 64, 3) else f"{shape[1]} by {shape[0]}, not 64 by 64"
             except Exception as error:  # Zip, zlib and Pillow all have their own.
-                reason = " ".join(str(error).split()) or type(error).__name__
+                reason = pictures.reason(error)
             if reason:
                 self.info.metadata["skipped"].append([name, reason])
                 continue
+            number = sum(counts)
             counts[label] += 1
-            yield sum(counts), {"image": encoded, "label": label}
+            seen.setdefault(contents.digest(encoded), []).append([split, number, name])
+            yield number, {"image": encoded, "label": label}
+        if not sum(counts):
+            skipped = self.info.metadata["skipped"]
+            raise UserError(
+                f"Tiny ImageNet: {self.builder_config.source} has no usable picture below {split} "
+                f"({': '.join(skipped[-1])}). Give the official zip as --config.data.source=PATH."
+            )
         self.info.metadata["counts"][split] = counts
+        self.info.metadata["copies"] = [same for same in seen.values() if len(same) > 1]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -80,13 +91,16 @@ class _Pictures:
     """Decodes with Pillow on every machine, so that the numbers are the same everywhere."""
 
     records: object
+    digests: np.ndarray
+    names: Mapping[int, str]
 
     def __len__(self) -> int:
         return len(self.records)
 
     def __getitem__(self, index: int) -> Example:
         record = self.records[index]
-        return {"inputs": pictures.decode(record["image"]), "label": np.int32(record["label"])}
+        picture = pictures.read(record["image"], f"Picture {index} of the prepared Tiny ImageNet")
+        return {"inputs": picture, "label": np.int32(record["label"])}
 
 
 def load(config, seed: int) -> Dataset:
@@ -112,7 +126,8 @@ def load(config, seed: int) -> Dataset:
                 f"{builder.data_path} does not hold what it should; delete that folder and start "
                 "again to prepare it anew."
             )
-        pools[split] = splits.Pool(_Pictures(records), labels)
+        digests, names = _copies(metadata["copies"], split, len(labels))
+        pools[split] = splits.Pool(_Pictures(records, digests, names), labels)
     parts, notes = splits.arrange(
         "tiny_imagenet", config, seed, train=pools["train"], test=pools["val"]
     )
@@ -123,9 +138,27 @@ def load(config, seed: int) -> Dataset:
         parts,
         list(metadata["classes"]),
         (64, 64, 3),
-        _notes(*found, len(skipped)) + notes,
+        _notes(*found, len(skipped)) + _absent(metadata) + notes,
         skipped,
     )
+
+
+def _absent(metadata) -> list[str]:
+    counts = zip(metadata["classes"], metadata["counts"]["train"], strict=True)
+    absent = [name for name, count in counts if not count]
+    return [f"train has no usable pictures of {', '.join(absent)}."] if absent else []
+
+
+def _copies(copies: list, split: str, count: int) -> tuple[np.ndarray, dict[int, str]]:
+    """The numbers of a split's contents, equal for copies, and the names of the files that have any."""
+    digests = np.arange(count, dtype=np.uint64) + (len(copies) + (split == "val") * 2**32)
+    names = {}
+    for number, same in enumerate(copies):
+        for place, position, name in same:
+            if place == split:
+                digests[position] = number
+                names[position] = name
+    return digests, names
 
 
 def _notes(train: int, val: int, skipped: int) -> list[str]:

@@ -1,17 +1,19 @@
 """The files of Tiny ImageNet as they are distributed: found, downloaded, listed and verified."""
 
 import dataclasses
+import functools
 import hashlib
 import os
 import pathlib
 import zipfile
 from collections.abc import Iterator, Sequence
 
-from experiments.data import downloads
+from experiments.data import archives, downloads
 from experiments.errors import UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"
+SIZE = 250_000_000
 ZIP = "tiny-imagenet-200.zip"
 
 
@@ -22,15 +24,20 @@ class ZipFiles:
     archive: zipfile.ZipFile
     root: str
 
+    @functools.cached_property
+    def infos(self) -> dict[str, zipfile.ZipInfo]:
+        """The zip's files by their full names."""
+        return archives.zip_files(self.archive)
+
     def names(self) -> Iterator[str]:
         """Yields the names of the files, relative to the root."""
-        for info in self.archive.infolist():
-            if info.filename.startswith(self.root) and not info.is_dir():
-                yield info.filename[len(self.root) :]
+        for name in self.infos:
+            if name.startswith(self.root):
+                yield name[len(self.root) :]
 
     def read(self, name: str) -> bytes:
         """Returns a file's content; the zip's checksum is verified."""
-        return self.archive.read(self.root + name)
+        return archives.read_zip(self.archive, self.infos[self.root + name])
 
     def fingerprint(self) -> str:
         """Returns a short name for the content, from the checksums in the zip's directory."""
@@ -95,11 +102,16 @@ def open_files(source: pathlib.Path) -> Files:
         raise UserError(_missing(f"There is no wnids.txt in {source} or its tiny-imagenet-200."))
     try:
         archive = zipfile.ZipFile(source)
-    except (zipfile.BadZipFile, OSError) as error:
+        names = archives.zip_files(archive)
+    except archives.ArchiveError as error:
+        raise UserError(_missing(f"{source} is not read: {error}.")) from error
+    except (*archives.ERRORS, OSError, ValueError) as error:
         raise UserError(
-            _missing(f"{source} is not a complete zip file ({error}); it may be a broken download.")
+            _missing(
+                f"{source} is not a complete zip file ({error}); it may be a broken download: delete it."
+            )
         ) from error
-    found = [n for n in archive.namelist() if n == "wnids.txt" or n.endswith("/wnids.txt")]
+    found = [name for name in names if name == "wnids.txt" or name.endswith("/wnids.txt")]
     found = [name for name in found if not name.startswith("__MACOSX/")]
     if not found:
         raise UserError(_missing(f"There is no wnids.txt in {source}."))
@@ -118,7 +130,7 @@ def read_layout(files: Files) -> Layout:
     for name in ("wnids.txt", "words.txt", "val/val_annotations.txt"):
         if name not in known:
             raise UserError(_missing(f"{name} is missing from {_where(files)}."))
-    wnids = sorted(set(files.read("wnids.txt").decode().split()))
+    wnids = sorted(set(_text(files, "wnids.txt").split()))
     labels = {wnid: label for label, wnid in enumerate(wnids)}
 
     train = []
@@ -137,7 +149,7 @@ def read_layout(files: Files) -> Layout:
             )
         )
 
-    lines = files.read("val/val_annotations.txt").decode().splitlines()
+    lines = _text(files, "val/val_annotations.txt").splitlines()
     rows = [line.split("\t") for line in lines if line.strip()]
     strange = sorted({row[1] if len(row) > 1 else row[0] for row in rows} - set(wnids))
     if strange:
@@ -165,13 +177,20 @@ def download(data_dir: pathlib.Path) -> pathlib.Path:
         UserError: if it cannot be downloaded, or something else arrives.
     """
     try:
-        return downloads.fetch(URL, MD5, data_dir / "downloads" / ZIP, "240 MB")
+        return downloads.fetch(URL, MD5, data_dir / "downloads" / ZIP, SIZE)
     except downloads.DownloadError as error:
         raise UserError(_missing(f"{error}.")) from error
 
 
+def _text(files: Files, name: str) -> str:
+    try:
+        return files.read(name).decode()
+    except (archives.ArchiveError, *archives.ERRORS, OSError, ValueError) as error:
+        raise UserError(_missing(f"{name} of {_where(files)} cannot be read ({error}).")) from error
+
+
 def _class_names(files: Files, wnids: Sequence[str]) -> list[str]:
-    rows = (line.partition("\t") for line in files.read("words.txt").decode().splitlines())
+    rows = (line.partition("\t") for line in _text(files, "words.txt").splitlines())
     words = {wnid.strip(): synonyms.split(",")[0].strip() for wnid, _, synonyms in rows}
     names = [words.get(wnid) or wnid for wnid in wnids]
     # Two classes may share their first synonym; a report could not tell them apart.

@@ -6,11 +6,12 @@ import pathlib
 import tarfile
 from collections.abc import Sequence
 
-from experiments.data import downloads
+from experiments.data import archives, downloads
 from experiments.errors import UserError
 
 URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
+SIZE = 2_000_000_000
 TAR = "VOCtrainval_11-May-2012.tar"
 
 # The lists come last: where they are, everything they name has been unpacked.
@@ -31,7 +32,7 @@ def find(source: pathlib.Path | None, data_dir: pathlib.Path) -> pathlib.Path:
     if source is None:
         try:
             final = data_dir / "downloads" / TAR
-            return unpack(downloads.fetch(URL, MD5, final, "2 GB"), data_dir)
+            return unpack(downloads.fetch(URL, MD5, final, SIZE), data_dir)
         except downloads.DownloadError as error:
             raise UserError(_missing(f"{error}.")) from error
     if not source.exists():
@@ -73,7 +74,7 @@ def unpack(tar: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Path:
         return root
     try:
         archive = tarfile.open(tar)
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except (*archives.ERRORS, OSError) as error:
         raise UserError(_missing(f"{tar} is not a tar file ({error}).")) from error
     print(f"Unpacking {tar} (once) to {root}", flush=True)
     with archive:
@@ -87,9 +88,13 @@ def unpack(tar: pathlib.Path, data_dir: pathlib.Path) -> pathlib.Path:
             wanted.sort(key=lambda path: members[path].offset)
             for path in [*wanted, *_LISTS.values()]:
                 _write(root / path, archive, members[path])
-        except (tarfile.TarError, EOFError) as error:
+        except archives.ArchiveError as error:
+            raise UserError(_missing(f"{tar} is not read: {error}.")) from error
+        except archives.ERRORS as error:
             raise UserError(
-                _missing(f"{tar} is not complete ({error}); it may be a broken download.")
+                _missing(
+                    f"{tar} is not complete ({error}); it may be a broken download: delete it."
+                )
             ) from error
         except OSError as error:
             raise UserError(
@@ -132,9 +137,9 @@ def _names(text: str) -> list[str]:
 def _members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
     """Returns the files by their path within VOC2012; nothing else in the tar has such a path."""
     found = {}
-    for member in archive:
+    for member in archives.tar_files(archive):
         parts = member.name.split("/")
-        if member.isfile() and "VOC2012" in parts and ".." not in parts:
+        if "VOC2012" in parts and ".." not in parts:
             inside = parts[parts.index("VOC2012") + 1 :]
             found["/".join(inside)] = member
     return found
@@ -144,7 +149,9 @@ def _wanted(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> li
     names = [
         name
         for path in _LISTS.values()
-        for name in _names(_read(archive, members[path]).decode("utf-8", errors="replace"))
+        for name in _names(
+            archives.read_tar(archive, members[path]).decode("utf-8", errors="replace")
+        )
     ]
     paths = [path for name in names for path in (picture_path(name), mask_path(name))]
     return [path for path in dict.fromkeys(paths) if path in members]
@@ -166,18 +173,10 @@ def _write(path: pathlib.Path, archive: tarfile.TarFile, member: tarfile.TarInfo
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        partial.write_bytes(_read(archive, member))
+        partial.write_bytes(archives.read_tar(archive, member))
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _read(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    content = file.read() if file else b""
-    if len(content) != member.size:
-        raise EOFError(f"{member.name} ends early")
-    return content
 
 
 def _missing(what: str) -> str:

@@ -1,7 +1,13 @@
+import contextlib
+import hashlib
+import http.server
 import pathlib
+import threading
 
 import pytest
 from ml_collections import ConfigDict
+
+from experiments.errors import UserError
 
 SHARED = pathlib.Path(__file__).parents[4] / "shared" / "data"
 
@@ -36,3 +42,70 @@ def real_data():
         return SHARED / path
 
     return find
+
+
+@pytest.fixture
+def serve():
+    """Returns a function that answers on this machine, and gives the URL and the list of requests.
+
+    The answer is `content`, of which `length` bytes are announced; a generator is sent until the client
+    has had enough.
+    """
+    servers = []
+
+    def start(content=b"", status=200, length=None):
+        requests = []
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_GET(self):
+                requests.append(self.path)
+                self.send_response(status)
+                if length is not None or isinstance(content, bytes):
+                    self.send_header("Content-Length", len(content) if length is None else length)
+                self.end_headers()
+                with contextlib.suppress(OSError):  # The client may leave.
+                    for part in [content] if isinstance(content, bytes) else content():
+                        self.wfile.write(part)
+
+            def log_message(self, *args):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        servers.append(server)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}).start()
+        return f"http://127.0.0.1:{server.server_port}/file", requests
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+@pytest.fixture
+def check_download(serve, monkeypatch, tmp_path):
+    """Returns a function that puts the download of a reader through what can happen to one."""
+
+    def check(module, load, content):
+        folder = tmp_path / "prepared" / "downloads"
+        monkeypatch.setattr(module, "MD5", hashlib.md5(content).hexdigest())
+        monkeypatch.setattr(module, "SIZE", len(content))
+        url, _ = serve()
+        bad = [
+            (url.replace("/file", "/").rsplit(":", 1)[0] + ":9/file", "could not be downloaded"),
+            (serve(status=404)[0], "could not be downloaded .*404"),
+            (serve(b"<html>Please log in</html>")[0], "sent something else"),
+            (serve(content[: len(content) // 2], length=len(content))[0], "ended after .* bytes"),
+        ]
+        for url, message in bad:
+            monkeypatch.setattr(module, "URL", url)
+            with pytest.raises(UserError, match=message) as error:
+                load()
+            assert url in str(error.value) and "--config.data.source" in str(error.value)
+            assert not list(folder.iterdir()) and [*folder.parent.iterdir()] == [folder]
+        url, requests = serve(content)
+        monkeypatch.setattr(module, "URL", url)
+        for _ in range(2):
+            assert len(load().splits["test"]) == 6
+        assert len(requests) == 1
+
+    return check

@@ -1,9 +1,7 @@
-import hashlib
 import io
 import os
 import pathlib
 import zipfile
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -160,12 +158,12 @@ def test_an_interrupted_preparation_leaves_nothing(load, files, tmp_path, monkey
     (version,) = (tmp_path / "prepared" / "tiny_imagenet").iterdir()
     assert len(load(source).splits["test"]) == 6
     # What a kill leaves behind is swept away once it is old.
-    (version / "incomplete.X_1.0.0").mkdir()
-    os.utime(version / "incomplete.X_1.0.0", (0, 0))
-    (version / "incomplete.Y_1.0.0").mkdir()
+    (version / "incomplete.X_1.1.0").mkdir()
+    os.utime(version / "incomplete.X_1.1.0", (0, 0))
+    (version / "incomplete.Y_1.1.0").mkdir()
     load(source)
-    (version / "incomplete.Y_1.0.0").rmdir()
-    assert [p.name for p in version.iterdir()] == ["1.0.0"]
+    (version / "incomplete.Y_1.1.0").rmdir()
+    assert [p.name for p in version.iterdir()] == ["1.1.0"]
 
 
 def test_two_processes_may_prepare_at_once(load, files, tmp_path, monkeypatch):
@@ -186,6 +184,33 @@ def test_a_folder_that_cannot_be_written_is_said(load, files, tmp_path):
         load(write_zip(tmp_path / "a.zip", files))
 
 
+def test_copies_are_found_when_it_is_prepared(load, files, tmp_path):
+    for number, name in enumerate(sorted(name for name in files if name.endswith(".JPEG"))):
+        files[name] = jpeg(10 * number)
+    files["val/images/val_10.JPEG"] = files["train/n02/images/n02_3.JPEG"]
+    for _ in range(2):  # Prepared, and read from what was prepared.
+        tiny = load(write_zip(tmp_path / "a.zip", files))
+        (note,) = [note for note in tiny.notes if "same content" in note]
+        assert "1 of the 6 examples of test are in" in note
+        assert "val/images/val_10.JPEG is train/n02/images/n02_3.JPEG" in note
+
+
+@pytest.mark.parametrize("name", ["wnids.txt", "words.txt", "val/val_annotations.txt"])
+def test_a_list_that_is_no_text_is_named(load, files, tmp_path, name):
+    files[name] = b"\xff\xfe\x00" * 5
+    with pytest.raises(UserError, match=rf"{name} of .*a\.zip cannot be read"):
+        load(write_zip(tmp_path / "a.zip", files))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_set_without_a_usable_picture_is_refused(load, files, tmp_path, split):
+    for name in files:
+        if name.startswith(f"{split}/") and name.endswith(".JPEG"):
+            files[name] = b""
+    with pytest.raises(UserError, match=rf"no usable picture .*{split}"):
+        load(write_zip(tmp_path / "a.zip", files))
+
+
 def test_members_that_point_outside_are_never_written(load, files, tmp_path):
     files["../../escaped.txt"] = b"outside"
     files["train/n01/images/../../../../escaped.JPEG"] = jpeg()
@@ -193,41 +218,8 @@ def test_members_that_point_outside_are_never_written(load, files, tmp_path):
     assert not list(tmp_path.parent.glob("escaped*")) and not list(tmp_path.rglob("escaped*"))
 
 
-class Response(io.BytesIO):
-    headers = MappingProxyType({})
-
-
-def test_a_download_that_fails_is_one_message(load, monkeypatch, tmp_path):
-    def unreachable(url, timeout):
-        raise OSError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    with pytest.raises(UserError) as error:
-        load()
-    for part in (tiny_imagenet_files.URL, "no network", "--config.data.source", str(tmp_path)):
-        assert part in str(error.value)
-
-
-def test_a_wrong_download_leaves_nothing(load, monkeypatch, tmp_path):
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"hello"))
-    with pytest.raises(UserError, match="something else"):
-        load()
-    assert not list((tmp_path / "prepared" / "downloads").iterdir())
-
-
-def test_a_right_download_is_kept(load, files, monkeypatch, tmp_path):
-    content = write_zip(tmp_path / "a.zip", files).read_bytes()
-    calls = []
-
-    def urlopen(url, timeout):
-        calls.append(url)
-        return Response(content)
-
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    monkeypatch.setattr(tiny_imagenet_files, "MD5", hashlib.md5(content).hexdigest())
-    for _ in range(2):
-        assert len(load().splits["test"]) == 6
-    assert calls == [tiny_imagenet_files.URL]
+def test_a_download_is_whole_or_not_there(check_download, load, files, tmp_path):
+    check_download(tiny_imagenet_files, load, write_zip(tmp_path / "a.zip", files).read_bytes())
 
 
 def test_the_real_files(real_data):

@@ -1,15 +1,13 @@
-import hashlib
 import io
 import os
 import tarfile
-from types import MappingProxyType
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from experiments import data
-from experiments.data import masks, voc2012, voc2012_files
+from experiments.data import archives, masks, voc2012, voc2012_files
 from experiments.errors import UserError
 
 LISTS = "ImageSets/Segmentation"
@@ -157,7 +155,7 @@ def test_a_changed_tar_is_unpacked_again(load, files, tmp_path):
 
 def test_an_interrupted_unpacking_goes_on(load, files, tmp_path, monkeypatch):
     source = write_tar(tmp_path / "a.tar", files)
-    read, seen = voc2012_files._read, []
+    read, seen = archives.read_tar, []
 
     def interrupted(archive, member):
         seen.append(member.name)
@@ -166,7 +164,7 @@ def test_an_interrupted_unpacking_goes_on(load, files, tmp_path, monkeypatch):
         return read(archive, member)
 
     with monkeypatch.context() as patch:
-        patch.setattr(voc2012_files, "_read", interrupted)
+        patch.setattr(archives, "read_tar", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(source)
     assert not list((tmp_path / "prepared").rglob("*.part"))
@@ -231,41 +229,8 @@ def test_a_folder_that_cannot_be_written_is_said(load, files, tmp_path):
         load(write_tar(tmp_path / "a.tar", files))
 
 
-class Response(io.BytesIO):
-    headers = MappingProxyType({})
-
-
-def test_a_download_that_fails_is_one_message(load, monkeypatch, tmp_path):
-    def unreachable(url, timeout):
-        raise OSError("no network")
-
-    monkeypatch.setattr("urllib.request.urlopen", unreachable)
-    with pytest.raises(UserError) as error:
-        load()
-    for part in (voc2012_files.URL, "no network", "--config.data.source", str(tmp_path)):
-        assert part in str(error.value)
-
-
-def test_a_wrong_download_leaves_nothing(load, monkeypatch, tmp_path):
-    monkeypatch.setattr("urllib.request.urlopen", lambda url, timeout: Response(b"hello"))
-    with pytest.raises(UserError, match="something else"):
-        load()
-    assert not list((tmp_path / "prepared" / "downloads").iterdir())
-
-
-def test_a_right_download_is_kept(load, files, monkeypatch, tmp_path):
-    content = write_tar(tmp_path / "a.tar", files).read_bytes()
-    calls = []
-
-    def urlopen(url, timeout):
-        calls.append(url)
-        return Response(content)
-
-    monkeypatch.setattr("urllib.request.urlopen", urlopen)
-    monkeypatch.setattr(voc2012_files, "MD5", hashlib.md5(content).hexdigest())
-    for _ in range(2):
-        assert len(load().splits["test"]) == 6
-    assert calls == [voc2012_files.URL]
+def test_a_download_is_whole_or_not_there(check_download, load, files, tmp_path):
+    check_download(voc2012_files, load, write_tar(tmp_path / "a.tar", files).read_bytes())
 
 
 def test_the_real_files(load, real_data):

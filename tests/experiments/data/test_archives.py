@@ -1,0 +1,253 @@
+"""Hostile archives: nothing is written outside, and no more is unpacked than was looked at."""
+
+import io
+import os
+import stat
+import struct
+import tarfile
+import tracemalloc
+import zipfile
+
+import pytest
+
+from experiments import data
+from experiments.data import archives
+from experiments.errors import UserError
+
+
+def write_zip(path, files, method=zipfile.ZIP_DEFLATED):
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return path
+
+
+def read(path, name):
+    with zipfile.ZipFile(path) as archive:
+        return archives.read_zip(archive, archives.zip_files(archive)[name])
+
+
+def peak(function, *args):
+    tracemalloc.start()
+    try:
+        with pytest.raises(Exception) as error:
+            function(*args)
+        return tracemalloc.get_traced_memory()[1], error.value
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_is_in_a_zip_is_read(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"a/b.txt": b"hello", "empty": b"", "folder/": b""})
+    with zipfile.ZipFile(path) as archive:
+        files = archives.zip_files(archive)
+        assert list(files) == ["a/b.txt", "empty"]
+        assert archives.read_zip(archive, files["a/b.txt"]) == b"hello"
+        assert archives.read_zip(archive, files["empty"]) == b""
+
+
+def test_a_bomb_that_says_its_size_is_refused_without_unpacking_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MOST_FILE", 1 << 20)
+    path = write_zip(tmp_path / "a.zip", {"bomb": bytes(64 << 20)})
+    assert path.stat().st_size < 1 << 17
+    used, error = peak(read, path, "bomb")
+    assert isinstance(error, archives.ArchiveError)
+    assert "bomb would have 67,108,864 bytes, more than the 1,048,576 allowed" in str(error)
+    assert used < 2 << 20
+
+
+def test_a_bomb_that_lies_about_its_size_is_cut_off_at_what_it_said(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"bomb": bytes(64 << 20)})
+    raw = bytearray(path.read_bytes())
+    for mark, offset in ((b"PK\3\4", 22), (b"PK\1\2", 24)):
+        struct.pack_into("<I", raw, raw.index(mark) + offset, 1000)
+    path.write_bytes(raw)
+    used, error = peak(read, path, "bomb")
+    assert isinstance(error, zipfile.BadZipFile) and used < 2 << 20
+
+
+def test_many_files_are_counted_together(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "MOST_TOTAL", 1 << 20)
+    path = write_zip(tmp_path / "a.zip", {f"{number}": bytes(1 << 18) for number in range(5)})
+    with pytest.raises(archives.ArchiveError, match="1,310,720 bytes, more than the 1,048,576"):
+        read(path, "0")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_what_cannot_be_unpacked_piece_by_piece_is_refused(tmp_path, method):
+    path = write_zip(tmp_path / "a.zip", {"bomb": bytes(8 << 20)}, method)
+    used, error = peak(read, path, "bomb")
+    assert "not packed by deflate" in str(error) and used < 2 << 20
+
+
+def test_an_encrypted_or_damaged_file_is_one_of_the_known_errors(tmp_path):
+    path = write_zip(tmp_path / "a.zip", {"a": b"hello" * 100})
+    whole = path.read_bytes()
+    encrypted = bytearray(whole)
+    for mark, offset in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        encrypted[encrypted.index(mark) + offset] |= 1
+    damaged = bytearray(whole)
+    damaged[36] ^= 255
+    for raw in (encrypted, damaged):
+        path.write_bytes(raw)
+        with pytest.raises(archives.ERRORS):
+            read(path, "a")
+
+
+def add(archive, name, content=b"", kind=tarfile.REGTYPE, target=""):
+    member = tarfile.TarInfo(name)
+    member.type, member.linkname, member.size = kind, target, len(content)
+    archive.addfile(member, io.BytesIO(content))
+
+
+def test_only_plain_files_of_a_tar_are_seen(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        add(archive, "a.txt", b"hello")
+        for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
+            add(archive, "link", kind=kind, target="/etc/passwd")
+        for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
+            add(archive, "node", kind=kind)
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        (member,) = archives.tar_files(archive)
+        assert archives.read_tar(archive, member) == b"hello"
+
+
+def sparse(name, size):
+    """The header of a sparse file: it has any size without a byte of content."""
+    member = tarfile.TarInfo(name)
+    member.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[483:495] = f"{size:011o}\0".encode()
+    header[148:156] = b" " * 8
+    header[148:156] = f"{sum(header[:512]):06o}\0 ".encode()
+    return bytes(header)
+
+
+def test_a_sparse_file_of_a_terabyte_is_refused(tmp_path):
+    (tmp_path / "a.tar").write_bytes(sparse("VOC2012/a", 2**40 // 128) + bytes(1024))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        assert list(archives.tar_files(archive)) == []  # 8 GB: passed over
+    (tmp_path / "a.tar").write_bytes(sparse("VOC2012/a", 2**33 - 1) * 3 + bytes(1024))
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        with pytest.raises(archives.ArchiveError, match="its files would have 25,7"):
+            list(archives.tar_files(archive))
+
+
+LISTS = "VOCdevkit/VOC2012/ImageSets/Segmentation"
+
+
+def write_lists(archive, names=("a",)):
+    for split in ("train", "val"):
+        text = "".join(f"{split}_{name}\n" for name in names).encode()
+        add(archive, f"{LISTS}/{split}.txt", text)
+
+
+@pytest.fixture
+def load(make_config):
+    def load(source, name="voc2012"):
+        return data.load(make_config(name=name, source=source), 0)
+
+    return load
+
+
+def test_a_hostile_tar_writes_nothing_outside_its_folder(load, tmp_path):
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.jpg").write_bytes(b"mine")
+    names = [
+        "../../../../../../outside/up",
+        "plain",
+        "link",
+        "hard",
+        "node",
+        "pipe",
+        str(outside / "abs"),
+    ]
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        root = "VOCdevkit/VOC2012"
+        # A link for the folder that pictures go to, then pictures that would go through it.
+        add(archive, f"{root}/JPEGImages", kind=tarfile.SYMTYPE, target=str(outside))
+        add(archive, f"{root}/SegmentationClass", kind=tarfile.SYMTYPE, target=str(outside))
+        write_lists(archive, names)
+        for split in ("train", "val"):
+            pictures = f"{root}/JPEGImages/{split}_"
+            add(archive, f"{pictures}plain.jpg", b"through the link")
+            add(archive, f"{pictures}../../../../../../outside/up.jpg", b"up")
+            add(
+                archive,
+                f"{pictures}link.jpg",
+                kind=tarfile.SYMTYPE,
+                target=str(outside / "secret.jpg"),
+            )
+            add(
+                archive,
+                f"{pictures}hard.jpg",
+                kind=tarfile.LNKTYPE,
+                target=str(outside / "secret.jpg"),
+            )
+            add(archive, f"{pictures}node.jpg", kind=tarfile.CHRTYPE)
+            add(archive, f"{pictures}pipe.jpg", kind=tarfile.FIFOTYPE)
+        add(archive, str(outside / "VOC2012" / "JPEGImages" / "abs.jpg"), b"absolute")
+        add(archive, f"VOC2012/{outside}/abs.jpg", b"absolute")
+    with pytest.raises(UserError, match="can be used"):
+        load(tmp_path / "a.tar")
+    assert os.listdir(outside) == ["secret.jpg"]
+    assert (outside / "secret.jpg").read_bytes() == b"mine"
+    modes = [path.lstat().st_mode for path in (tmp_path / "prepared").rglob("*")]
+    assert modes and all(stat.S_ISDIR(mode) or stat.S_ISREG(mode) for mode in modes)
+    written = [path.name for path in (tmp_path / "prepared").rglob("*.jpg")]
+    assert sorted(written) == ["train_plain.jpg", "val_plain.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("limit", "value", "says"),
+    [
+        ("MOST_TOTAL", 1 << 20, "a.tar.gz is not read: its files would have"),
+        ("MOST_FILE", 1 << 20, "train_a.jpg would have 4,194,304 bytes"),
+    ],
+)
+def test_a_packed_tar_that_unpacks_to_too_much_is_refused(
+    load, tmp_path, monkeypatch, limit, value, says
+):
+    monkeypatch.setattr(archives, limit, value)
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        write_lists(archive)
+        add(archive, "VOCdevkit/VOC2012/JPEGImages/train_a.jpg", bytes(4 << 20))
+    with pytest.raises(UserError, match=says):
+        load(tmp_path / "a.tar.gz")
+    assert not list((tmp_path / "prepared").rglob("*.txt"))
+
+
+@pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
+def test_a_packed_tar_that_is_cut_off_or_damaged_is_one_message(load, tmp_path, packing, rng):
+    path = tmp_path / f"a.tar.{packing}"
+    with tarfile.open(path, f"w:{packing}") as archive:
+        add(archive, "VOCdevkit/VOC2012/JPEGImages/train_a.jpg", rng.bytes(1 << 16))
+        write_lists(archive)
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    for position in range(len(damaged) // 2, len(damaged) // 2 + 40):
+        damaged[position] ^= 255
+    for content in (whole[: len(whole) // 2], bytes(damaged)):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r"is not complete|is not a tar file|is missing from"):
+            load(path)
+        assert not list((tmp_path / "prepared").rglob("*.txt"))
+
+
+def test_a_zip_of_tiny_imagenet_with_links_and_bombs_is_refused(load, tmp_path, monkeypatch):
+    root = "tiny-imagenet-200"
+    link = zipfile.ZipInfo(f"{root}/train/n01/images/link.JPEG")
+    link.external_attr = (stat.S_IFLNK | 0o777) << 16
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(f"{root}/wnids.txt", "n01\n")
+        archive.writestr(f"{root}/words.txt", "n01\tfish\n")
+        archive.writestr(f"{root}/val/val_annotations.txt", "a.JPEG\tn01\n")
+        archive.writestr(f"{root}/val/images/a.JPEG", bytes(4 << 20))
+        archive.writestr(link, "/etc/passwd")
+    with pytest.raises(UserError, match=r"no usable picture below train .*not a picture"):
+        load(path, "tiny_imagenet")
+    monkeypatch.setattr(archives, "MOST_TOTAL", 1 << 20)
+    with pytest.raises(UserError, match=r"a\.zip is not read: its files would have 4,194,"):
+        load(path, "tiny_imagenet")
