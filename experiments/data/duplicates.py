@@ -49,13 +49,14 @@ def _places(source: Source, bases: list) -> np.ndarray:
     behind, owners, positions = flatten(source)
     parts = []
     for number, base in enumerate(behind):
-        if not hasattr(base, "digests"):
+        digests = getattr(base, "digests", ())
+        if not len(digests):
             continue
         if not any(base is other for other in bases):
             bases.append(base)
         here = positions[owners == number]
         part = np.empty(len(here), _PLACE)
-        part["digest"] = np.asarray(base.digests, np.uint64)[here]
+        part["digest"] = np.asarray(digests, np.uint64)[here]
         part["base"] = next(i for i, other in enumerate(bases) if other is base)
         part["position"] = here
         parts.append(part)

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from experiments import data
-from experiments.data import mask_transforms, masks, pictures, transforms
+from experiments.data import mask_transforms, masks, pictures, pipeline, transforms
 from experiments.errors import UserError
 
 
@@ -235,6 +235,23 @@ def test_a_file_that_goes_bad_during_a_run_is_named(make_config, tmp_path):
     first.unlink()
     with pytest.raises(UserError, match=r"any more \(.*No such file.*the same command continues"):
         pets.splits["train"][0]
+
+
+def test_a_file_that_goes_bad_is_named_through_the_pipeline(make_config, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            COLOUR.save(tmp_path / "pets" / name / f"{number}.png")
+    train = data.load(make_config(name="folder", source=tmp_path / "pets"), 0).splits["train"]
+    make = transforms.make("none", 8, (0.5,), (0.25,), train=True)
+    batches = pipeline.train_batches(train, make, batch_size=4, seed=0)
+    next(batches)
+    for path in (tmp_path / "pets").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"\.png cannot be read any more \(.*No such file"):
+        for _ in range(20):
+            next(batches)
+    batches.close()
 
 
 def test_links_that_lead_back_are_followed_once(make_config, tmp_path):
