@@ -77,6 +77,7 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
     dataset = data.load(config.data, config.seed)
     listed = files.write_skipped(workdir, dataset.skipped) if lead else None
     data.check_skipped(dataset, config.data, listed)
+    data.check_sizes(dataset, config.image_size)
     transform = {
         is_train: task.make_transform(config, train=is_train) for is_train in (True, False)
     }

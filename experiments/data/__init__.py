@@ -10,7 +10,7 @@ from experiments.data.dataset import Dataset, Example, Source
 from experiments.data.sources import Relabelled, flatten
 from experiments.errors import UserError, nearest
 
-__all__ = ["NAMES", "Dataset", "Example", "Source", "check_skipped", "load"]
+__all__ = ["NAMES", "Dataset", "Example", "Source", "check_sizes", "check_skipped", "load"]
 
 NAMES = ("digits", "tiny_imagenet", "voc2012", "ucr", "folder", "mask_folder", "tfds")
 
@@ -88,6 +88,19 @@ def check_skipped(dataset: Dataset, config, listed: pathlib.Path | None = None) 
             f"{dataset.name}: {skipped:,} of {found:,} files or series cannot be used ({where}), more than "
             f"the share of {config.max_skipped:g} that may be skipped. Mend or remove them, or allow more "
             "with --config.data.max_skipped=SHARE."
+        )
+
+
+def check_sizes(dataset: Dataset, image_size: int) -> None:
+    """Returns if examples can be put together in batches: all have one size, or are given one.
+
+    Raises:
+        UserError: if they cannot.
+    """
+    if not all(dataset.shape) and not image_size:
+        raise UserError(
+            f"{dataset.name}: its pictures differ in size; choose one for all with "
+            "--config.image_size=PIXELS."
         )
 
 

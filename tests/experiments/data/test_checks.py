@@ -61,3 +61,17 @@ def test_a_run_stops_and_leaves_the_list(tmp_path):
         rows = list(csv.reader(file))
     assert rows[1:] == [[f"cat/{number}.png", "the file is empty"] for number in range(5)]
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_pictures_of_different_sizes_need_one_for_all(tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            picture = Image.new("RGB", (6, 4 + number % 2), (number, 0, 0))
+            picture.save(tmp_path / "pets" / name / f"{number}.png")
+    config = common.get_config("folder,smoke")
+    config.name, config.data.source, config.image_size = "base", str(tmp_path / "pets"), 0
+    with pytest.raises(UserError, match=r"differ in size; .*--config\.image_size=PIXELS"):
+        train(config, tmp_path / "run")
+    pets = data.load(config.data, 0)
+    assert pets.shape == (0, 0, 3) and data.check_sizes(pets, 64) is None
