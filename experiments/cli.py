@@ -45,13 +45,13 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
         return getattr(stop, "exit_code", 130)
 
 
-def leave(code: int) -> None:
+def leave(code: int, at_once: bool = False) -> None:
     """Ends the process with an exit code.
 
-    After Ctrl-C and SIGTERM at once: what is written is whole or not there, and threads that are in the
-    middle of a checkpoint could keep the process waiting for good.
+    After Ctrl-C and SIGTERM, and where it is asked for, at once: what is written is whole or not there,
+    and threads that are in the middle of a checkpoint could keep the process waiting for good.
     """
-    if code in (130, 143):
+    if at_once or code in (130, 143):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)

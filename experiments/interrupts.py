@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a run ends behind the step that it is in, with a checkpoint."""
+"""What ends a run from outside: Ctrl-C and SIGTERM, behind a step, and the loss of another process."""
 
 import contextlib
 import os
@@ -7,6 +7,9 @@ import threading
 from collections.abc import Iterator
 
 import jax
+from jax.experimental import multihost_utils
+
+from experiments.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -29,18 +32,29 @@ class Asked:
     """Which signal has come, if one has."""
 
     number: int | None = None
+    early = False
+
+    def by(self, step: int) -> int | None:
+        """The signal because of which a run ends behind a step, or None; to be asked behind every step.
+
+        Several processes agree on the step: a signal to one of them ends all, a few steps later.
+        """
+        if jax.process_count() == 1:
+            return self.number
+        if self.early or multihost_utils.reached_preemption_sync_point(step):
+            return self.number or signal.SIGTERM
+        return None
 
 
 @contextlib.contextmanager
-def noticed() -> Iterator[Asked]:
+def noticed(start_step: int) -> Iterator[Asked]:
     """Notes the first SIGINT or SIGTERM for the time of a `with`; a second one ends the process at once.
 
-    Signals reach the main thread alone: elsewhere nothing changes. Nor does it with several hosts, which
-    would stop at different steps.
+    Signals reach the main thread alone: elsewhere nothing changes. With several processes SIGTERM is
+    jax.distributed's, which notes it from the beginning on and tells the others.
     """
     asked = Asked()
-    main = threading.current_thread() is threading.main_thread()
-    if not main or jax.process_count() > 1:
+    if threading.current_thread() is not threading.main_thread():
         yield asked
         return
 
@@ -48,10 +62,37 @@ def noticed() -> Iterator[Asked]:
         if asked.number is not None:
             os._exit(128 + number)
         asked.number = number
+        if jax.process_count() > 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-    before = {number: signal.signal(number, note) for number in SIGNALS}
+    numbers = SIGNALS
+    if jax.process_count() > 1:
+        numbers = (signal.SIGINT,)
+        # Told before it was ever asked, JAX means step 1, wherever the run continues.
+        asked.early = multihost_utils.reached_preemption_sync_point(1)
+        multihost_utils.reached_preemption_sync_point(start_step)
+    before = {number: signal.signal(number, note) for number in numbers}
     try:
         yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def others_watched() -> Iterator[None]:
+    """Turns what JAX says when another process of the run is gone into a sentence.
+
+    Raises:
+        UserError: instead of JAX's error, if there are several processes.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"Process {jax.process_index()} of {jax.process_count()} has lost another one ({reason}). Start "
+            "all of them again: the same command continues from the last checkpoint."
+        ) from error

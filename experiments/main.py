@@ -4,7 +4,8 @@
 
     --workdir=runs/NAME     where the run lives; without it runs/<config>-<dataset>
     --config.KEY=VALUE      overrides any field of the config, for example --config.epochs=5
-    --distributed           one process of several hosts; addresses come from the cluster
+    --distributed           one process of several; a TPU slice, Slurm, Open MPI or Kubernetes tells its place
+    --coordinator_address=HOST:PORT --num_processes=N --process_id=I   elsewhere these do
     --debug                 shows the traceback of an error
 
 The same command again continues a run that was stopped, and shows the result of one that is finished.
@@ -21,7 +22,10 @@ from experiments import cli
 from experiments.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether there are several hosts.")
+DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether there are several processes.")
+COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Where process 0 listens.")
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
 def main() -> None:
@@ -31,8 +35,9 @@ def main() -> None:
         raise UserError(
             "Which experiment? Give --config=experiments/configs/odconv.py, for example."
         )
-    if DISTRIBUTED.value:
-        join_cluster()
+    place = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+    if DISTRIBUTED.value or place != (None, None, None):
+        join_processes(*place)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
     # Imported late, so that a mistake in the flags is answered at once.
@@ -44,17 +49,23 @@ def main() -> None:
     )
 
 
-def join_cluster() -> None:
-    """Meets the other hosts; before anything else that asks JAX for its devices."""
+def join_processes(address: str | None, number: int | None, index: int | None) -> None:
+    """Meets the other processes; before anything else that asks JAX for its devices.
+
+    What is None comes from the cluster.
+    """
     try:
-        jax.distributed.initialize()
-    except (RuntimeError, ValueError) as error:
+        jax.distributed.initialize(address, number, index)
+    except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"--distributed finds no cluster ({' '.join(str(error).split())}). It is for Cloud TPU "
-            "pods, Slurm, Open MPI and Kubernetes, which tell each process its place; on a "
-            "single machine leave it out: all its devices are used anyway."
+            "pods, Slurm, Open MPI and Kubernetes, which tell each process its place; elsewhere give "
+            "--coordinator_address=HOST:PORT --num_processes=N --process_id=I. For all devices of a "
+            "single machine leave it out: they are used anyway."
         ) from error
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, sys.argv, __doc__))
+    code = cli.run(main, sys.argv, __doc__)
+    # After an error the others do not come to the end, where jax.distributed would wait for them.
+    cli.leave(code, at_once=code != 0 and jax.distributed.is_initialized())

@@ -21,7 +21,7 @@ from experiments.checkpoint import Checkpoints
 from experiments.data import Dataset, Example, pipeline
 from experiments.errors import UserError
 from experiments.evaluate import collect, evaluate
-from experiments.interrupts import Stopped, noticed
+from experiments.interrupts import Stopped, noticed, others_watched
 from experiments.metrics import MetricLog, plain
 from experiments.program import Program, TrainState, build
 from experiments.progress import Progress, end_table, start_table
@@ -57,8 +57,15 @@ def train(
         UserError: for what the person who started it can mend.
     """
     validate(config)
-    writes = jax.process_index() == 0 and not finished_summary(workdir)
-    with hold(workdir) if writes else contextlib.nullcontext():
+    lead = jax.process_index() == 0
+    if summary := finished_summary(workdir):
+        if lead:
+            claim(workdir, config)
+        end_table("already finished", result_rows(summary, workdir), quiet=not lead)
+        return summary
+    with hold(workdir) if lead else contextlib.nullcontext(), others_watched():
+        if lead:
+            claim(workdir, config)
         return _train(config, workdir, {} if programs is None else programs)
 
 
@@ -67,11 +74,6 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
     lead = jax.process_index() == 0
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
     task = TASKS[config.task]
-    if lead:
-        claim(workdir, config)
-    if summary := finished_summary(workdir):
-        end_table("already finished", result_rows(summary, workdir), quiet=not lead)
-        return summary
 
     # ---------------------------------------------------------------- data
     dataset = data.load(config.data, config.seed)
@@ -143,7 +145,7 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
     step = start_step
     paces = []  # seconds a step, over the steps between two rows of the log
     timed_from, begun = step, time.monotonic()
-    with noticed() as asked, Progress(lengths.total, start_step, quiet=not lead) as shown:
+    with noticed(start_step) as asked, Progress(lengths.total, start_step, quiet=not lead) as shown:
         shown.say(
             f"compiled in {program.cost['compile_seconds']:.1f} s; "
             f"{program.cost['xla_flops_per_step'] / 1e9:.2f} GFLOP a step by XLA's count"
@@ -153,7 +155,7 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
         while step < lengths.total and not stopping.should_stop:
             state, metrics = program.train_step(state, program.put(next(batches)))
             step += 1
-            stop = asked.number
+            stop = asked.by(step)
             shown.update(step, metrics["loss"])
             if step % config.log_every == 0:
                 metrics = {name: float(value) for name, value in metrics.items()}

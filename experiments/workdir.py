@@ -18,6 +18,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments import files
+from experiments.configs import common
 from experiments.data import Dataset
 from experiments.errors import UserError
 from experiments.metrics import plain
@@ -68,26 +69,27 @@ def hold(workdir: Path) -> Iterator[None]:
 
 
 def claim(workdir: Path, config: ConfigDict) -> None:
-    """Makes the folder and notes the config in it, or checks that the folder is this config's.
+    """Notes the config in the folder, which there is, or checks that the folder is this config's.
 
     Raises:
         UserError: if the folder belongs to a run with other settings, or cannot be written.
     """
     file = workdir / "config.json"
-    mine = json.loads(json.dumps(plain(config.to_dict())))
+    mine = _settings(config)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
         # A run that never came to a checkpoint has nothing to lose: whoever mistyped a setting may
         # correct it and go on in the same place.
         if not file.exists() or not _has_results(workdir):
-            files.write_json(file, mine)
+            files.write_json(file, config.to_dict())
             return
         theirs = json.loads(file.read_text())
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
-    mine, theirs = _flat(mine), _flat(theirs)
+    # A setting that is younger than the run does nothing where it has its default, as it did not then.
+    young = {key: value for key, value in _settings(common.get_config()).items() if key in mine}
+    theirs = {**young, **_flat(theirs)}
     differing = [
         f"{key} was {theirs.get(key)!r} and is now {mine.get(key)!r}"
         for key in {**theirs, **mine}
@@ -98,6 +100,11 @@ def claim(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run with other settings: {'; '.join(differing)}. Choose another "
             "--workdir for the new settings, or repeat the old ones to continue that run."
         )
+
+
+def _settings(config: ConfigDict) -> dict[str, Any]:
+    """The settings by their dotted names, as a file of JSON has them."""
+    return _flat(json.loads(json.dumps(plain(config.to_dict()))))
 
 
 def _has_results(workdir: Path) -> bool:
