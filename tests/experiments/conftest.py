@@ -1,9 +1,31 @@
-"""Folders of runs, as training leaves them."""
+"""Folders of runs, as training leaves them, and what runs in tests share."""
 
 import json
 from pathlib import Path
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Compiled programs are kept for a module: runs that continue ask for the same ones."""
+    folder = tmp_path_factory.mktemp("xla")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        # Optax does not pass strict promotion.
+        "jax_numpy_dtype_promotion": "standard",
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for name, value in settings.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+    yield folder
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
 
 
 @pytest.fixture

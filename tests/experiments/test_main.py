@@ -16,7 +16,7 @@ from experiments import cli, train
 from experiments import main as program
 from experiments.configs import odconv
 from experiments.errors import UserError
-from experiments.workdir import hold
+from experiments.workdir import claim, hold
 
 ROOT = Path(program.__file__).parents[1]
 CONFIG = "--config=experiments/configs/odconv.py"
@@ -172,6 +172,18 @@ def test_a_workdir_of_other_settings_is_answered_with_what_differs(refused, tmp_
     assert json.loads((run / "config.json").read_text())["epochs"] == 7
 
 
+def test_a_workdir_from_before_a_setting_existed_is_continued_where_it_has_its_default(tmp_path):
+    config = odconv.get_config("smoke")
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    older = config.to_dict()
+    del older["accumulate"], older["optimizer"]["clip"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    claim(tmp_path, config)
+    config.accumulate = 2
+    with pytest.raises(UserError, match="settings: accumulate was 1 and is now 2"):
+        claim(tmp_path, config)
+
+
 def test_a_damaged_config_file_is_answered(refused, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints" / "4").mkdir(parents=True)
@@ -189,6 +201,8 @@ def test_a_mistyped_setting_can_be_corrected_in_the_same_workdir(refused):
 def test_without_a_cluster_distributed_says_what_it_is_for(refused):
     line = refused(CONFIG, "--distributed")
     assert "--distributed finds no cluster" in line and "leave it out" in line
+    line = refused(CONFIG, "--coordinator_address=localhost:1234", "--num_processes=2")
+    assert "The process id of the current process must be defined" in line
 
 
 def test_help_prints_the_usage(command):

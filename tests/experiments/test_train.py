@@ -1,120 +1,28 @@
 """The whole loop, small: eight steps of a network a few channels wide."""
 
 import json
-import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from PIL import Image
+from small_runs import assert_same_run, rows, small, steps_kept
 
 from experiments import train as loop
 from experiments.checkpoint import Checkpoints
 from experiments.configs import base, odconv
 from experiments.train import train
 
-ROOT = Path(loop.__file__).parents[1]
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 FIGURES = {"curves.png", "confusion.png", "predictions.png", "attention.png"}
-SMALL = {
-    "model.width": 4,
-    "data.limit": 32,
-    "batch_size": 8,
-    "epochs": 2,
-    "log_every": 1,
-    # Of eight steps, evaluations after the 4th and the 8th: some checkpoints lie between.
-    "checkpoint_every": 3,
-    # So that the plateau and the early stopping have a state to lose.
-    "temperature.epochs": 1,
-    "plateau.patience": 1,
-}
-
-
-def small(config_file=odconv, argument="digits,smoke", **changes):
-    config = config_file.get_config(argument)
-    with config.unlocked():
-        config.update_from_flattened_dict({**SMALL, **changes})
-    return config
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """Compiled programs are kept for the module: runs that continue ask for the same ones."""
-    folder = tmp_path_factory.mktemp("xla")
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        # Optax does not pass strict promotion.
-        "jax_numpy_dtype_promotion": "standard",
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def finished(tmp_path_factory, compiled_once):
     """An uninterrupted run: (workdir, summary)."""
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
     return workdir, train(small(), workdir)
-
-
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def steps_kept(workdir):
-    return sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
-
-
-def saved_state(workdir, step):
-    manager = Checkpoints(workdir / "checkpoints")._manager
-    args = ocp.args.Composite(state=ocp.args.StandardRestore())
-    state = manager.restore(step, args=args).state
-    manager.close()
-    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    plain = jax.random.key_data
-    return {
-        jax.tree_util.keystr(path): np.asarray(
-            plain(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        )
-        for path, x in leaves
-    }
-
-
-def without_times(summary):
-    times = ("seconds", "compile_seconds", "step_seconds", "examples_per_second")
-    return {key: value for key, value in summary.items() if key not in times}
-
-
-def assert_same_run(workdir, expected):
-    """Two runs are bit for bit the same: parameters, metrics, optimiser, statistics."""
-    summary, other = (
-        json.loads((folder / "summary.json").read_text()) for folder in (workdir, expected)
-    )
-    assert summary["params_sha256"] == other["params_sha256"]
-    assert without_times(summary) == without_times(other)
-    ours, theirs = ((folder / "metrics.jsonl").read_bytes() for folder in (workdir, expected))
-    assert ours == theirs
-    assert steps_kept(workdir) == steps_kept(expected)
-    for step in steps_kept(expected):
-        ours, theirs = saved_state(workdir, step), saved_state(expected, step)
-        assert ours.keys() == theirs.keys() and any("opt_state" in path for path in ours)
-        for path, values in theirs.items():
-            np.testing.assert_array_equal(ours[path], values, err_msg=path)
 
 
 def test_the_workdir_holds_what_it_should(finished):
@@ -226,53 +134,6 @@ def test_a_run_that_is_stopped_after_its_last_step_only_writes_the_result(
     train(small(), workdir)
     assert {p.name for p in (workdir / "figures").iterdir()} == FIGURES
     assert_same_run(workdir, finished[0])
-
-
-@pytest.mark.slow
-def test_a_run_that_is_killed_at_random_moments_is_the_uninterrupted_one(
-    finished, tmp_path, compiled_once
-):
-    workdir = tmp_path / "run"
-    overrides = [f"--config.{key}={value}" for key, value in SMALL.items()]
-    command = [
-        *(sys.executable, "-m", "experiments.main", f"--workdir={workdir}"),
-        *("--config=experiments/configs/odconv.py:digits,smoke", *overrides),
-    ]
-    environment = {
-        **os.environ,
-        # As in this process, or the numbers would differ in the last bits.
-        "JAX_NUM_CPU_DEVICES": str(jax.device_count()),
-        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        "JAX_COMPILATION_CACHE_DIR": str(compiled_once),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    chance = random.Random()
-    killed = 0
-    for attempt in range(8):
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.PIPE)
-        try:
-            if attempt < 3:
-                # Not before the first step, where there is nothing to lose.
-                until = chance.randint(1, 8)
-                while process.poll() is None and step_reached(workdir) < until:
-                    time.sleep(0.01)
-                time.sleep(chance.uniform(0, 0.5))
-                process.send_signal(signal.SIGKILL)
-            process.wait(timeout=120)
-        finally:
-            process.kill()
-            errors = process.communicate()[1].decode()
-        killed += process.returncode == -signal.SIGKILL
-        if process.returncode == 0:
-            break
-        assert process.returncode == -signal.SIGKILL, errors
-    assert killed, "every run was faster than its killer"
-    assert_same_run(workdir, finished[0])
-
-
-def step_reached(workdir):
-    file = workdir / "metrics.jsonl"
-    return file.read_text().count('"train"') if file.exists() else 0
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,114 @@
+"""Runs of seconds, in this process or in others, and how two of them are compared."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from experiments import train as loop
+from experiments.checkpoint import Checkpoints
+from experiments.configs import odconv
+
+ROOT = Path(loop.__file__).parents[1]
+SMALL = {
+    "model.width": 4,
+    "data.limit": 32,
+    "batch_size": 8,
+    "epochs": 2,
+    "log_every": 1,
+    # Of eight steps, evaluations after the 4th and the 8th: some checkpoints lie between.
+    "checkpoint_every": 3,
+    # So that the plateau and the early stopping have a state to lose.
+    "temperature.epochs": 1,
+    "plateau.patience": 1,
+}
+
+
+def small(config_file=odconv, argument="digits,smoke", **changes):
+    config = config_file.get_config(argument)
+    with config.unlocked():
+        config.update_from_flattened_dict({**SMALL, **changes})
+    return config
+
+
+def command(workdir, name, argument="digits,smoke", **changes):
+    """The command that trains `small` of a config, as a person types it."""
+    settings = {**SMALL, **changes}
+    return [
+        *(sys.executable, "-m", "experiments.main", f"--workdir={workdir}"),
+        f"--config=experiments/configs/{name}.py:{argument}",
+        *(f"--config.{key}={value}" for key, value in settings.items()),
+    ]
+
+
+def environment(cache, devices=None):
+    """What makes another process compute what this one does: its compiler, on so many devices."""
+    return {
+        **os.environ,
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices or jax.device_count()}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(cache),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+
+
+def rows(workdir):
+    file = workdir / "metrics.jsonl"
+    if not file.exists():
+        return []
+    # Whoever looks while a run goes on may see half of the last line.
+    return [json.loads(line) for line in file.read_text().splitlines(True) if line[-1] == "\n"]
+
+
+def steps_kept(workdir):
+    return sorted(int(folder.name) for folder in (workdir / "checkpoints").iterdir())
+
+
+def saved_state(workdir, step):
+    manager = Checkpoints(workdir / "checkpoints")._manager
+    args = ocp.args.Composite(state=ocp.args.StandardRestore())
+    state = manager.restore(step, args=args).state
+    manager.close()
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    plain = jax.random.key_data
+    return {
+        jax.tree_util.keystr(path): np.asarray(
+            plain(x) if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key) else x
+        )
+        for path, x in leaves
+    }
+
+
+def without_times(summary):
+    times = ("seconds", "compile_seconds", "step_seconds", "examples_per_second")
+    return {key: value for key, value in summary.items() if key not in times}
+
+
+def assert_same_run(workdir, expected):
+    """Two runs are bit for bit the same: parameters, metrics, optimiser, statistics."""
+    summary, other = (
+        json.loads((folder / "summary.json").read_text()) for folder in (workdir, expected)
+    )
+    assert summary["params_sha256"] == other["params_sha256"]
+    assert without_times(summary) == without_times(other)
+    ours, theirs = ((folder / "metrics.jsonl").read_bytes() for folder in (workdir, expected))
+    assert ours == theirs
+    assert steps_kept(workdir) == steps_kept(expected)
+    for step in steps_kept(expected):
+        ours, theirs = saved_state(workdir, step), saved_state(expected, step)
+        assert ours.keys() == theirs.keys() and any("opt_state" in path for path in ours)
+        for path, values in theirs.items():
+            np.testing.assert_array_equal(ours[path], values, err_msg=path)
+
+
+def assert_near_run(workdir, expected, tolerance=1e-5):
+    """Two runs on unequal devices have the same rows, up to rounding."""
+    ours, theirs = rows(workdir), rows(expected)
+    places = [[(row["step"], row["split"]) for row in found] for found in (ours, theirs)]
+    assert places[0] == places[1]
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(mine["loss"], other["loss"], 0, tolerance, err_msg=str(mine))
