@@ -10,7 +10,6 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments import train as loop
-from experiments.checkpoint import Checkpoints
 from experiments.configs import odconv
 
 ROOT = Path(loop.__file__).parents[1]
@@ -69,10 +68,12 @@ def steps_kept(workdir):
 
 
 def saved_state(workdir, step):
-    manager = Checkpoints(workdir / "checkpoints")._manager
-    args = ocp.args.Composite(state=ocp.args.StandardRestore())
-    state = manager.restore(step, args=args).state
-    manager.close()
+    # On one device, whatever it was saved from.
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        folder = (workdir / "checkpoints" / str(step) / "state").absolute()
+        args = ocp.args.StandardRestore(fallback_sharding=here)
+        state = checkpointer.restore(folder, args=args)
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
     plain = jax.random.key_data
     return {

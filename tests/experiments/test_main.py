@@ -201,8 +201,17 @@ def test_a_mistyped_setting_can_be_corrected_in_the_same_workdir(refused):
 def test_without_a_cluster_distributed_says_what_it_is_for(refused):
     line = refused(CONFIG, "--distributed")
     assert "--distributed finds no cluster" in line and "leave it out" in line
-    line = refused(CONFIG, "--coordinator_address=localhost:1234", "--num_processes=2")
-    assert "The process id of the current process must be defined" in line
+
+
+def test_the_place_among_several_processes_reaches_jax(command, monkeypatch):
+    calls = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda *place: calls.append(place))
+    monkeypatch.setattr(train, "train", lambda config, workdir: None)
+    address = "--coordinator_address=localhost:1234"
+    assert command(CONFIG)[0] == 0
+    assert command(CONFIG, "--distributed")[0] == 0
+    assert command(CONFIG, address, "--num_processes=2", "--process_id=0")[0] == 0
+    assert calls == [(None, None, None), ("localhost:1234", 2, 0)]
 
 
 def test_help_prints_the_usage(command):
