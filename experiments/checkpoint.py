@@ -1,23 +1,42 @@
 """Checkpoints: the latest and the best, written in the background, each whole or not at all."""
 
+import contextlib
 import copy
 import functools
+import json
 import logging
-import sys
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from experiments.damaged import (
+    innermost,
+    max_over_hosts,
+    read_or_set_aside,
+    refuses_writing,
+    set_aside_without_metrics,
+    warn,
+)
 from experiments.errors import UserError
 
+NONE = -1  # no step
 # Orbax warns where nothing is wrong: in short runs a checkpoint often waits for the one before, and
-# those between evaluations have no metrics on purpose.
-_HARMLESS = ("Waiting for previous save to complete", "did not provide metrics")
+# those between evaluations have no metrics on purpose. What it cannot write it prints with tracebacks
+# before it raises it, which says all.
+_NOT_SAID = (
+    "Waiting for previous save to complete",
+    "did not provide metrics",
+    "_SignalingThread.run() raised an exception",
+    "Handler Commit operations or the Commit callback",
+    "Save Finalize thread",
+)
 logging.getLogger("absl").addFilter(
-    lambda record: not any(text in str(record.msg) for text in _HARMLESS)
+    lambda record: not any(text in str(record.msg) for text in _NOT_SAID)
 )
 
 
@@ -32,12 +51,17 @@ class Checkpoints:
     def __init__(self, directory: Path, metric: str = "accuracy"):
         """Opens or makes the folder; of two evaluations the one with the higher `metric` is better."""
         self.rank = functools.partial(rank, metric=metric)
+        self._directory = directory.absolute()
+        # Orbax, which reads them all to begin with, would not get over one of these.
+        set_aside_without_metrics(self._directory)
         self._manager = ocp.CheckpointManager(
-            directory.absolute(),
+            self._directory,
             options=ocp.CheckpointManagerOptions(
                 # Orbax writes the metrics beside a checkpoint only where it is told to compare
                 # them; without them a run that continues would lose its best checkpoint.
                 best_fn=self.rank,
+                # What a process that was killed has left half written.
+                cleanup_tmp_directories=True,
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(2),
@@ -60,111 +84,178 @@ class Checkpoints:
         progress: dict[str, Any],
         metrics: dict[str, float] | None = None,
     ) -> None:
-        """Starts writing a checkpoint; one with `metrics` takes part in the choice of the best."""
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(state),
-                # Written in the background, when the caller may have changed it already.
-                progress=ocp.args.JsonSave(copy.deepcopy(progress)),
-            ),
-            metrics=metrics,
-            force=True,
-        )
+        """Starts writing a checkpoint; one with `metrics` takes part in the choice of the best.
+
+        Raises:
+            UserError: if there is no room for it or for the one before, or the folder cannot be written.
+        """
+        with self._storing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(state),
+                    # Written in the background, when the caller may have changed it already.
+                    progress=ocp.args.JsonSave(copy.deepcopy(progress)),
+                ),
+                metrics=metrics,
+                force=True,
+            )
+
+    @contextlib.contextmanager
+    def _storing(self) -> Iterator[None]:
+        """Says in a sentence what the storage refuses; in the background it does so a checkpoint later."""
+        try:
+            yield
+        except Exception as error:
+            if not refuses_writing(error):
+                raise
+            raise UserError(
+                f"A checkpoint cannot be written to {self._directory} ({innermost(error)}). Those before it "
+                "are intact: make room, or the folder writable, and give the same command again."
+            ) from error
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
         """Reads the newest checkpoint that can be read: (step, state, progress); None where there is none.
 
-        One that cannot be read is named, moved to the folder `damaged`, and the one before is taken.
+        One that cannot be read is named, moved to the folder `damaged`, and the one before is taken. All
+        hosts come to the same one.
 
         Raises:
-            UserError: if a checkpoint holds other parameters than `like`, or all are damaged.
+            UserError: if a checkpoint does not fit `like`, if all are damaged, or if the storage fails.
         """
-        self._manager.wait_until_finished()
-        steps = sorted(self._manager.all_steps(), reverse=True)
-        for step in steps:
-            try:
-                return step, *self.restore(step, like)
-            except Exception as error:  # a torn file shows itself in whatever way its reader has
-                self._compare(step, like)
-                damaged = set_aside(self._manager.directory / str(step))
-                self._manager.reload()
-                reason = " ".join(str(error).split())[:200]
-                print(
-                    f"warning: checkpoint {step} is damaged ({reason}); it is now {damaged}, and the one "
-                    "before is used.",
-                    file=sys.stderr,
-                )
-        if steps:
+        self.wait()
+        there_were = False
+        while (step := max_over_hosts(max(self._manager.all_steps(), default=NONE))) != NONE:
+            there_were = True
+            read = self._read_or_set_aside(step, like)
+            if read is not None:
+                return step, *read
+        if there_were:
             raise UserError(
-                f"No checkpoint in {self._manager.directory} could be read; they are now in "
-                f"{damaged.parent}. Start again in another --workdir."
+                f"No checkpoint in {self._directory} could be read; they are now in "
+                f"{self._directory.parent / 'damaged'}. Start again in another --workdir."
             )
         return None
 
-    def _compare(self, step: int, like: Any) -> None:
-        """Raises a UserError that names the first parameters of a checkpoint that do not fit."""
-        try:
-            saved = self._manager.item_metadata(step).state
-            theirs = _parameter_shapes(saved)
-        except Exception:  # then its description is damaged too
-            return
-        mine = _parameter_shapes(like)
-        differing = [
-            f"{name} is {theirs.get(name, 'missing')} there and {mine.get(name, 'missing')} here"
-            for name in sorted({**theirs, **mine})
-            if theirs.get(name) != mine.get(name)
-        ]
-        if theirs and differing:
-            raise UserError(
-                f"The checkpoint {self._manager.directory / str(step)} is of another network: "
-                f"{'; '.join(differing[:3])}{', and more' if len(differing) > 3 else ''}. Choose another "
-                "--workdir, or the settings and data that it was made with."
-            )
+    def restore_best(self, best: dict[str, Any], like: Any) -> tuple[dict[str, Any], Any]:
+        """Reads the state of the evaluation `best`: (best, state).
+
+        Where its checkpoint is damaged or gone, the best of those that are left takes its place, with a
+        warning.
+
+        Raises:
+            UserError: if there is none left, or if the storage fails.
+        """
+        self.wait()
+        while best:
+            step = best["step"]
+            if step in self._manager.all_steps():
+                read = self._read_or_set_aside(step, like)
+                if read is not None:
+                    return best, read[0]
+            known = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+            evaluated = {step: metrics for step, metrics in known.items() if metrics}
+            left = max(evaluated, key=lambda step: (self.rank(evaluated[step]), step), default=None)
+            warn(f"the checkpoint of step {step}, the best evaluation, cannot be used")
+            best = {} if left is None else {"step": left, **evaluated[left]}
+        raise UserError(
+            f"No checkpoint with an evaluation is left in {self._directory}. Start again in another "
+            "--workdir."
+        )
+
+    def _read_or_set_aside(self, step: int, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        compare(self._directory / str(step), like)
+        read = read_or_set_aside(self._directory / str(step), lambda: self.restore(step, like))
+        if read is None:
+            self._manager.reload()
+        return read
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Reads (state, progress) of a step; `like` gives shapes, dtypes and shardings."""
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(like), progress=ocp.args.JsonRestore()
-            ),
+        folder = self._directory / str(step)
+        # Not by the manager, in which a host that fails would leave the others waiting.
+        state = ocp.StandardCheckpointHandler().restore(
+            folder / "state", args=ocp.args.StandardRestore(like)
         )
-        return restored.state, restored.progress
-
-    def restore_arrays(self, step: int) -> dict[str, Any]:
-        """Reads the state of a step as nested dictionaries of arrays, whatever it consists of."""
-        args = ocp.args.Composite(state=ocp.args.StandardRestore())
-        return self._manager.restore(step, args=args).state
+        return state, json.loads((folder / "progress" / "metadata").read_text())
 
     def wait(self) -> None:
-        """Returns when everything is written."""
-        self._manager.wait_until_finished()
+        """Returns when everything is written.
+
+        Raises:
+            UserError: if something could not be.
+        """
+        with self._storing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for what is being written, and ends."""
-        self._manager.close()
+        with self._storing():
+            self._manager.close()
 
 
-def set_aside(folder: Path) -> Path:
-    """Moves a checkpoint to `damaged` beside the folder of checkpoints; returns where it is now."""
-    target = folder.parent.parent / "damaged" / folder.name
-    number = 1
-    while target.exists():
-        number += 1
-        target = target.with_name(f"{folder.name}-{number}")
-    target.parent.mkdir(exist_ok=True)
-    return Path(folder).rename(target)
+def compare(folder: Path, like: Any) -> None:
+    """Checks that a checkpoint holds the arrays of `like`.
+
+    Raises:
+        UserError: names the first that differ, parameters before the optimiser's.
+    """
+    try:
+        theirs = shapes_of(described(folder / "state"))
+    except Exception:  # then it is damaged, which reading it will show
+        return
+    mine = shapes_of(like)
+    differing = [
+        f"{name} is {theirs.get(name, 'missing')} there and {mine.get(name, 'missing')} here"
+        for name in sorted(
+            {**theirs, **mine}, key=lambda name: (not name.startswith("params/"), name)
+        )
+        if theirs.get(name) != mine.get(name)
+    ]
+    if theirs and differing:
+        raise UserError(
+            f"The checkpoint {folder} is of another network: {'; '.join(differing[:3])}"
+            f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}. Choose another --workdir, "
+            "or the settings and data that it was made with."
+        )
 
 
-def _parameter_shapes(state: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each parameter of a state, or of a checkpoint's description of one, by name."""
+def described(folder: Path) -> Any:
+    """What arrays a checkpoint's state consists of, by its own description."""
+    return ocp.PyTreeCheckpointHandler().metadata(folder).tree
+
+
+def shapes_of(state: Any) -> dict[str, tuple[int, ...]]:
+    """The shape of each array of a state, or of a checkpoint's description of one, by name."""
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: hasattr(x, "shape"))
-    named = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): _stored(leaf).shape
         for path, leaf in leaves
+        if hasattr(leaf, "shape")
     }
-    return {name: shape for name, shape in named.items() if name.startswith("params/")}
+
+
+def _stored(leaf: Any) -> Any:
+    """A random key is stored as the numbers that it consists of."""
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
+
+
+def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
+    """Reads parts of a checkpoint's state, whatever they consist of, as numpy's arrays.
+
+    Devices do not matter: a checkpoint of eight is read on one.
+    """
+    tree = {name: part for name, part in described(folder / "state").items() if name in names}
+    arguments = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
+        tree,
+        is_leaf=lambda x: hasattr(x, "shape"),
+    )
+    return ocp.PyTreeCheckpointHandler().restore(
+        folder / "state",
+        args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=True),
+    )
 
 
 def rank(metrics: dict[str, float], metric: str) -> tuple[float, float]:

@@ -1,12 +1,16 @@
 """Small files that a run leaves for people and scripts, each written whole or not at all."""
 
 import csv
+import errno
 import json
 import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from experiments.metrics import plain, replacing
+
+# Of errors in writing: the disk is full, the quota used up, the file too large, the file system read-only.
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

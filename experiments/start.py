@@ -11,7 +11,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from dyn.interop import warm_start
-from experiments.checkpoint import Checkpoints
+from experiments.checkpoint import restore_arrays
 from experiments.errors import UserError
 from experiments.program import TrainState
 
@@ -63,9 +63,8 @@ def best_variables(workdir: Path) -> dict[str, Any]:
             "workdir of one."
         )
     step = json.loads(file.read_text())["best"]["step"]
-    checkpoints = Checkpoints(workdir / "checkpoints")
-    state = checkpoints.restore_arrays(step)
-    checkpoints.close()
+    folder = workdir / "checkpoints" / str(step)
+    state = restore_arrays(folder, ("params", "average", "batch_stats"))
     return {
         "params": state.get("average") or state["params"],
         "batch_stats": state.get("batch_stats") or {},

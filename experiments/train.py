@@ -58,15 +58,23 @@ def train(
     """
     validate(config)
     lead = jax.process_index() == 0
-    if summary := finished_summary(workdir):
-        if lead:
-            claim(workdir, config)
-        end_table("already finished", result_rows(summary, workdir), quiet=not lead)
-        return summary
-    with hold(workdir) if lead else contextlib.nullcontext(), others_watched():
-        if lead:
-            claim(workdir, config)
-        return _train(config, workdir, {} if programs is None else programs)
+    try:
+        if summary := finished_summary(workdir):
+            if lead:
+                claim(workdir, config)
+            end_table("already finished", result_rows(summary, workdir), quiet=not lead)
+            return summary
+        with hold(workdir) if lead else contextlib.nullcontext(), others_watched():
+            if lead:
+                claim(workdir, config)
+            return _train(config, workdir, {} if programs is None else programs)
+    except OSError as error:
+        if error.errno not in files.NO_ROOM:
+            raise
+        raise UserError(
+            f"{error.filename or workdir} cannot be written: {error.strerror}. The checkpoints are intact: "
+            "make room, or the folder writable, and give the same command again."
+        ) from error
 
 
 def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> dict[str, Any]:
@@ -194,7 +202,7 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
 
     # ---------------------------------------------------------------- test and pictures
     checksum = parameters_sha256(program.whole(state.params))
-    best, _ = checkpoints.restore(progress["best"]["step"], program.shape)
+    progress["best"], best = checkpoints.restore_best(progress["best"], program.shape)
     test = evaluation(best, "test")
     write(progress["best"]["step"], "test", test)
     found = collect(program.inspection, best.evaluated, evaluation_batches("test"), program.put)

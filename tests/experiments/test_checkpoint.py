@@ -1,5 +1,8 @@
+import errno
 import json
 import logging
+import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +11,8 @@ import pytest
 from flax.training.early_stopping import EarlyStopping
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from experiments.checkpoint import Checkpoints, rank, with_sharding
+from experiments import damaged
+from experiments.checkpoint import Checkpoints, rank, restore_arrays, with_sharding
 from experiments.errors import UserError
 
 STATE = {"weights": jnp.arange(6.0).reshape(2, 3), "rng": jax.random.key(3)}
@@ -189,12 +193,159 @@ def test_instead_of_a_damaged_checkpoint_the_one_before_is_read(opened, kept, tm
     step, state, progress = checkpoints.restore_latest(like(NETWORK))
     assert step == 2 and progress == {"step": 2}
     jax.tree.map(np.testing.assert_array_equal, state, NETWORK)
-    assert "warning: checkpoint 3 is damaged" in capsys.readouterr().err
+    warned = capsys.readouterr().err
+    assert "checkpoints/3/state" in warned and "checkpoint 3 is not used; it is now" in warned
     assert (tmp_path / "damaged" / "3" / "state").is_dir() and kept() == [2]
     # The run goes on, and comes to the same step again.
     checkpoints.save(3, NETWORK, {"step": 3}, metrics(0.3))
     checkpoints.wait()
     assert opened().restore_latest(like(NETWORK))[0] == 3
+
+
+def truncate(file):
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def empty(file):
+    file.write_bytes(b"")
+
+
+def delete(file):
+    file.unlink()
+
+
+@pytest.fixture(scope="module")
+def two_checkpoints(tmp_path_factory):
+    """A folder with the checkpoints 1 and 2 of a state that lies on all devices: whole and in shares."""
+    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    shares, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    numbers = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
+    state = {
+        "params": {"shares": jax.device_put(numbers, shares)},
+        "step": jax.device_put(jnp.int32(3), whole),
+        "rng": jax.device_put(jax.random.key(1), whole),
+    }
+    folder = tmp_path_factory.mktemp("two")
+    checkpoints = Checkpoints(folder / "checkpoints")
+    for step in (1, 2):
+        checkpoints.save(step, state, {"step": step}, metrics(0.1 * step))
+    checkpoints.close()
+    return folder, state
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, delete])
+def test_no_damaged_file_is_read_as_something_else(two_checkpoints, tmp_path, capsys, damage):
+    """Each file of the newest checkpoint in turn: not needed, or named and the one before used."""
+    folder, state = two_checkpoints
+    newest = folder / "checkpoints" / "2"
+    files = [path.relative_to(folder) for path in newest.rglob("*") if path.is_file()]
+    expected = jax.tree.leaves(jax.tree.map(numbers_of, state))
+    fell_back = 0
+    for number, file in enumerate(files):
+        workdir = tmp_path / str(number)
+        shutil.copytree(folder, workdir)
+        damage(workdir / file)
+        checkpoints = Checkpoints(workdir / "checkpoints")
+        step, read, progress = checkpoints.restore_latest(like(state))
+        checkpoints.close()
+        jax.tree.map(
+            np.testing.assert_array_equal, jax.tree.leaves(jax.tree.map(numbers_of, read)), expected
+        )
+        assert progress == {"step": step}
+        warned = capsys.readouterr().err
+        assert (workdir / "damaged" / "2").exists() == (step == 1) == ("damaged" in warned)
+        if step == 1:
+            assert f"warning: {workdir / file} is damaged (" in warned
+            fell_back += 1
+    # The evaluation, the progress, the arrays and their lists are needed.
+    assert fell_back >= 4
+
+
+def numbers_of(leaf):
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        MemoryError("no memory"),
+        OSError(errno.EIO, "Input/output error"),
+        OSError(errno.EMFILE, "Too many open files"),
+        ValueError("UNAVAILABLE: the storage does not answer"),
+        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4 bytes"),
+    ],
+    ids=lambda error: str(error)[-20:],
+)
+def test_what_passes_sets_no_checkpoint_aside(opened, kept, monkeypatch, trouble, capsys):
+    opened().save(1, NETWORK, {"step": 1}, metrics(0.1))
+    checkpoints = opened()
+    real, troubles = checkpoints.restore, [trouble, trouble, trouble]
+
+    def restore(step, like):
+        if troubles:
+            raise troubles.pop()
+        return real(step, like)
+
+    monkeypatch.setattr(damaged, "PAUSE_SECONDS", 0)
+    monkeypatch.setattr(checkpoints, "restore", restore)
+    with pytest.raises(UserError, match=r"cannot be read at the moment .* It stays where it is"):
+        checkpoints.restore_latest(like(NETWORK))
+    # The second time it fails once, and is read behind that.
+    assert checkpoints.restore_latest(like(NETWORK))[0] == 1
+    assert kept() == [1] and not capsys.readouterr().err
+
+
+def test_the_best_that_is_left_takes_the_place_of_a_damaged_one(opened, kept, tmp_path, capsys):
+    checkpoints = opened()
+    for step, accuracy in ((1, 0.8), (2, 0.9), (3, 0.1), (4, 0.2)):
+        checkpoints.save(step, NETWORK, {}, metrics(accuracy))
+    checkpoints.wait()
+    best = {"step": 2, **metrics(0.9)}
+    assert checkpoints.restore_best(best, like(NETWORK))[0] == best
+    tear(tmp_path / "checkpoints" / "2")
+    best, state = checkpoints.restore_best(best, like(NETWORK))
+    assert best == {"step": 1, **metrics(0.8)} and kept() == [1, 3, 4]
+    jax.tree.map(np.testing.assert_array_equal, state, NETWORK)
+    assert "step 2, the best evaluation, cannot be used" in capsys.readouterr().err
+    # One that has gone altogether.
+    assert checkpoints.restore_best({"step": 9}, like(NETWORK))[0]["step"] == 1
+
+
+def test_a_checkpoint_for_which_there_is_no_room_is_answered_and_the_others_stay(
+    opened, kept, tmp_path
+):
+    checkpoints = opened()
+    large = {"params": {"weights": jax.random.normal(jax.random.key(0), (256, 256))}}
+    checkpoints.save(1, large, {"step": 1}, metrics(0.1))
+    checkpoints.wait()
+    before = {p: p.read_bytes() for p in (tmp_path / "checkpoints").rglob("*") if p.is_file()}
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    # The system refuses to write further, as it does where a disk is full.
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
+    try:
+        with pytest.raises(
+            UserError, match=r"cannot be written to .*\(.*\).*are intact: make room"
+        ):
+            checkpoints.save(2, large, {"step": 2}, metrics(0.2))
+            checkpoints.wait()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    assert {p: p.read_bytes() for p in before} == before
+    assert kept() == [1]
+    again = Checkpoints(tmp_path / "checkpoints")
+    assert again.restore_latest(like(large))[0] == 1
+    again.save(2, large, {"step": 2}, metrics(0.2))
+    again.close()
+    # Nothing half written is left to fill the disk further.
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"1", "2"}
+
+
+def test_parts_of_a_state_are_read_without_its_devices(two_checkpoints):
+    folder, state = two_checkpoints
+    read = restore_arrays(folder / "checkpoints" / "2", ("params", "step"))
+    assert read.keys() == {"params", "step"} and isinstance(read["params"]["shares"], np.ndarray)
+    np.testing.assert_array_equal(read["params"]["shares"], state["params"]["shares"])
 
 
 def test_without_a_whole_checkpoint_nothing_starts_anew_by_itself(opened, tmp_path):
