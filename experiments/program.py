@@ -30,6 +30,14 @@ from experiments.accumulation import accumulate
 from experiments.checkpoint import with_sharding
 from experiments.data import Dataset, Example
 from experiments.errors import UserError
+from experiments.loss_scale import (
+    LossScale,
+    all_finite,
+    can_fall,
+    next_scale,
+    start_scale,
+    unscale,
+)
 from experiments.recipe import Lengths, make_optimizer, make_schedule
 from experiments.sharding import AXIS, make_mesh, shardings_of, with_shards
 
@@ -41,7 +49,7 @@ class TrainState:
     """All that a step changes.
 
     `attention` holds the temperatures and blends, `average` the moving average of the parameters (empty
-    where none is kept), `plateau` the learning rate's scale.
+    where none is kept), `plateau` the learning rate's scale. Once `failed`, nothing changes any more.
     """
 
     step: jax.Array
@@ -51,6 +59,8 @@ class TrainState:
     average: Any
     opt_state: optax.OptState
     plateau: ReduceLROnPlateauState
+    loss_scale: LossScale
+    failed: jax.Array
     rng: jax.Array
 
     @property
@@ -148,6 +158,8 @@ def build(
         min_scale=config.plateau.min_learning_rate / config.optimizer.learning_rate,
     )
     anneal = ANNEALING[config.temperature.schedule]
+    grow_every = config.loss_scale.grow_every
+    scaled = grow_every or config.loss_scale.start != 1
 
     def create(seed: jax.Array) -> TrainState:
         init, rng = jax.random.split(jax.random.key(seed))
@@ -163,6 +175,8 @@ def build(
             average=jax.tree.map(jnp.copy, params) if config.average else {},
             opt_state=optimizer.init(params),
             plateau=plateau.init(params),
+            loss_scale=start_scale(config.loss_scale.start),
+            failed=jnp.bool_(False),
             rng=rng,
         )
 
@@ -212,9 +226,13 @@ def build(
                 if sown:
                     metrics["auxiliary"] = sum(leaf.astype(jnp.float32) for leaf in sown)
                     value = value + auxiliary_weight * metrics["auxiliary"]
+                if scaled:
+                    value = value * state.loss_scale.factor
                 return value, (metrics, changed.get("batch_stats", batch_stats))
 
             gradients, others = jax.grad(loss, has_aux=True)(params)
+            if scaled:
+                gradients = unscale(gradients, state.loss_scale)
             return place(gradients, shardings.params), others
 
         gradients, (metrics, batch_stats) = accumulate(
@@ -234,17 +252,40 @@ def build(
             decay = jnp.minimum(config.average, (1 + state.step) / (10 + state.step))
             average = optax.incremental_update(params, average, 1 - decay)
 
+        # The loop looks at `failed` only now and then. Until it does, the state stays that before the step,
+        # so that there is something to look at, and nothing broken to be saved.
+        finite = all_finite((metrics["loss"], gradients, batch_stats))
+        overflows = (
+            ~finite
+            & all_finite((metrics["loss"], batch_stats))
+            & can_fall(state.loss_scale, grow_every)
+        )
+        failed = state.failed | ~(finite | overflows)
+
+        def unless(stays: jax.Array, new: Any, old: Any) -> Any:
+            return jax.tree.map(lambda new, old: jnp.where(stays, old, new), new, old)
+
         metrics["learning_rate"] = schedule(state.step) * state.plateau.scale
         annealed = {path[-1].key for path, _ in jax.tree.leaves_with_path(state.attention)}
         schedules = {"temperature": temperature, "blend": blend}
         metrics |= {name: value for name, value in schedules.items() if name in annealed}
+        if grow_every:
+            metrics["loss_scale"] = state.loss_scale.factor
+        new = {
+            "params": params,
+            "batch_stats": batch_stats,
+            "attention": variables["attention"],
+            "average": average,
+            "opt_state": opt_state,
+        }
+        old = {name: getattr(state, name) for name in new}
         state = state.replace(
-            step=state.step + 1,
-            params=params,
-            batch_stats=batch_stats,
-            attention=variables["attention"],
-            average=average,
-            opt_state=opt_state,
+            **unless(failed | overflows, new, old),
+            step=unless(failed, state.step + 1, state.step),
+            loss_scale=unless(
+                failed, next_scale(state.loss_scale, finite, grow_every), state.loss_scale
+            ),
+            failed=failed,
         )
         return state, metrics
 

@@ -16,7 +16,7 @@ import numpy as np
 from flax.training.early_stopping import EarlyStopping
 from ml_collections import ConfigDict
 
-from experiments import data, figures, files
+from experiments import bad_step, data, figures, files
 from experiments.checkpoint import Checkpoints
 from experiments.data import Dataset, Example, pipeline
 from experiments.errors import UserError
@@ -150,6 +150,12 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
         progress["seconds"] = earlier + time.monotonic() - started
         checkpoints.save(step, state, progress, metrics)
 
+    def check() -> None:
+        if state.failed:
+            raise bad_step.explain(
+                config, workdir, state, program, dataset.splits["train"], transform[True]
+            )
+
     step = start_step
     paces = []  # seconds a step, over the steps between two rows of the log
     timed_from, begun = step, time.monotonic()
@@ -169,11 +175,13 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
                 metrics = {name: float(value) for name, value in metrics.items()}
                 paces.append((time.monotonic() - begun) / (step - timed_from))
                 timed_from, begun = step, time.monotonic()
-                check_finite(metrics["loss"], step)
+                check()
                 write(step, "train", metrics)
             if step % lengths.epoch == 0 or step == lengths.total:
+                check()
                 metrics = evaluation(state, "validation")
-                check_finite(metrics["loss"], step)
+                if not math.isfinite(metrics["loss"]):
+                    raise bad_step.explain_evaluation(metrics["loss"], step, workdir, state)
                 write(step, "validation", metrics)
                 # Losses at different temperatures do not compare: patience begins behind annealing.
                 if step >= lengths.annealing or not state.attention:
@@ -189,7 +197,7 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
                 shown.row(step, numbers(metrics))
                 timed_from, begun = step, time.monotonic()
             elif step % config.checkpoint_every == 0 or stop:
-                check_finite(float(metrics["loss"]), step)
+                check()
                 save(step)
                 timed_from, begun = step, time.monotonic()
             if stop and step < lengths.total:
@@ -260,12 +268,3 @@ def find_program(
         return dataclasses.replace(known, cost={**known.cost, "compile_seconds": 0.0})
     programs[key] = build(config, task, dataset, lengths, *examples)
     return programs[key]
-
-
-def check_finite(loss: float, step: int) -> None:
-    """Stops before a checkpoint of broken parameters replaces a good one."""
-    if not math.isfinite(loss):
-        raise UserError(
-            f"The loss is {loss} at step {step}. The last checkpoint is intact; try a lower "
-            "--config.optimizer.learning_rate (in another --workdir), or --config.dtype=float32."
-        )

@@ -27,6 +27,8 @@ AT_LEAST = {
     "optimizer.weight_decay": 0,
     "optimizer.warmup_epochs": 0,
     "optimizer.clip": 0,
+    "loss_scale.start": 1,
+    "loss_scale.grow_every": 0,
     "mixing.label_smoothing": 0,
     "mixing.mixup": 0,
     "mixing.cutmix": 0,

@@ -142,6 +142,9 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "bins": 16,
             },
             "dtype": "float32",
+            # What the loss is multiplied by for its gradients. float16 wants 65536.0, growing every 2000
+            # steps: gradients that overflow are left out, and it is halved.
+            "loss_scale": {"start": 1.0, "grow_every": 0},  # 0 steps: it stays what it is
             "optimizer": {
                 "name": "adam",
                 "learning_rate": 1e-3,

@@ -55,10 +55,7 @@ def train_batches(
     """
     local = _local_size(source, batch_size, process_count)
     data = (
-        grain.MapDataset.source(source)
-        .seed(seed % 2**32)
-        .shuffle()
-        .repeat()
+        _in_order(source, seed)
         # Before the hosts part ways, so that an example's randomness follows its global position.
         .random_map(transform)
         # Local batch j is examples [j * local, (j + 1) * local): hosts take turns, and their
@@ -70,6 +67,16 @@ def train_batches(
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=num_workers)
         data = data.mp_prefetch(options)
     return iter(data)
+
+
+def train_records(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Which of so many examples are in global batch `step` of `train_batches`, by position."""
+    order = _in_order(range(examples), seed)
+    return np.array([order[step * batch_size + place] for place in range(batch_size)])
+
+
+def _in_order(source: Source, seed: int) -> grain.MapDataset:
+    return grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
 
 
 def eval_batches(

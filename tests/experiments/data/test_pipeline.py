@@ -60,6 +60,13 @@ def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(source)
     assert not np.array_equal(*epochs)
 
 
+def test_it_is_known_which_examples_are_in_a_batch(source):
+    for step, batch in enumerate(train(source)):
+        np.testing.assert_array_equal(
+            pipeline.train_records(COUNT, BATCH, seed=7, step=step), batch["label"]
+        )
+
+
 @pytest.mark.parametrize("hosts", [2, 4])
 def test_the_number_of_hosts_changes_nothing(source, hosts):
     parts = [train(source, process_index=h, process_count=hosts) for h in range(hosts)]
