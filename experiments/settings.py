@@ -11,7 +11,7 @@ from experiments.tables import Table
 
 # What the runs of one config differ in by nature, and what is no setting of the training.
 _OF_A_RUN = {
-    "seed", "data.fold", "data.source", "data.dir", "start.run", "input.threads", "input.workers",
+    "seed", "data.fold", "data.source", "data.dir", "init_from", "input.threads", "input.workers",
 }  # fmt: skip
 _NAMES = {
     "name",

@@ -3,74 +3,195 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from dyn.interop import warm_start
 from experiments.checkpoint import restore_arrays
+from experiments.damaged import damaged_file, innermost
 from experiments.errors import UserError
 from experiments.program import TrainState
 
+Flat = dict[tuple[str, ...], Any]
+
 
 def start_from_run(
-    state: TrainState, config: ConfigDict, sharding: jax.sharding.Sharding
-) -> TrainState:
-    """A new state with the best parameters of the run `config.start.run`.
+    state: TrainState,
+    config: ConfigDict,
+    task: ModuleType,
+    num_classes: int,
+    inputs: np.ndarray,
+    sharding: jax.sharding.Sharding,
+) -> tuple[TrainState, str]:
+    """A new state with the best parameters of the run `config.init_from`, and what was taken over.
 
     Parameters of the same network are taken over as they are, those of a static network by
-    `dyn.interop.warm_start`.
+    `dyn.interop.warm_start`. The head is left as it was made where the classes are not as many.
+
+    Args:
+        state: the new state.
+        config: the experiment.
+        task: what makes its model.
+        num_classes: of the data.
+        inputs: of one example; only their shape matters.
+        sharding: for the parameters.
 
     Raises:
         UserError: if there is no such run, or its network does not fit.
     """
-    trained = best_variables(Path(config.start.run).expanduser())
-    mine = {"params": state.params, "batch_stats": state.batch_stats}
-    try:
-        if _shapes(trained) != _shapes(mine):
-            key = jax.random.fold_in(jax.random.key(config.seed), 1)
-            trained = warm_start(mine, trained, noise=config.start.noise, key=key)
-    except ValueError as error:
-        raise UserError(
-            f"The network cannot start from {config.start.run}: {error} Give a run of the same network, "
-            "or of its static twin, with the same --config.model fields."
-        ) from error
+    workdir = Path(config.init_from).expanduser()
+    trained = _flat(best_variables(workdir))
+    mine = _flat({"params": state.params, "batch_stats": state.batch_stats})
+    left_out: Flat = {}
+    if _shapes(trained) != _shapes(mine):
+        head = head_of(config, task, num_classes, inputs)
+        theirs, ours = (
+            {k: v for k, v in tree.items() if _below(k, head)} for tree in (trained, mine)
+        )
+        if _shapes(theirs) != _shapes(ours):
+            left_out = ours
+            trained = {path: leaf for path, leaf in trained.items() if path not in theirs}
+    wanted = {path: leaf for path, leaf in mine.items() if path not in left_out}
+    taken = trained
+    if trained.keys() == wanted.keys():
+        _compare(trained, wanted, config.init_from)
+    else:
+        key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        try:
+            taken = _flat(
+                warm_start(_nested(wanted), _nested(trained), noise=config.start.noise, key=key)
+            )
+        except ValueError as error:
+            raise UserError(
+                f"The network cannot start from {config.init_from}: {error} Give a run of the same network, "
+                "or of its static twin, with the same --config.model fields."
+            ) from error
+    both = _nested({**taken, **left_out})
     # Copies: a training step gives its arguments' memory away.
     params, batch_stats, average = (
         jax.device_put(jax.tree.map(jnp.array, tree), sharding)
         for tree in (
-            trained["params"],
-            trained["batch_stats"],
-            trained["params"] if state.average else {},
+            both["params"],
+            both["batch_stats"],
+            both["params"] if state.average else {},
         )
     )
-    return state.replace(params=params, batch_stats=batch_stats, average=average)
+    words = _report(trained, mine, left_out)
+    state = state.replace(params=params, batch_stats=batch_stats, average=average)
+    return state, f"starts from step {best_step(workdir):,} of {workdir}: {words}"
+
+
+def _compare(trained: Flat, mine: Flat, run: str) -> None:
+    """Raises a UserError that names the first parameters of a network that are of another shape here."""
+    differing = [
+        f"{'/'.join(path)} is {leaf.shape} there and {mine[path].shape} here"
+        for path, leaf in sorted(trained.items(), key=lambda item: (item[0][0] != "params", item[0]))
+        if leaf.shape != mine[path].shape
+    ]
+    if differing:
+        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+        raise UserError(
+            f"The network cannot start from {run}: {'; '.join(differing[:3])}{more}. Give a run of the same "
+            "network, or of its static twin."
+        )
+
+
+def _report(trained: Flat, mine: Flat, left_out: Flat) -> str:
+    """What was taken over and what was not, in words."""
+    # `FDConv` keeps the Fourier transform of what a static layer calls its kernel.
+    as_static = {
+        path: (*path[:-1], "kernel") if path[-1] == "spectrum" else path
+        for path in mine
+        if path[0] == "params"
+    }
+    new = [path for path, name in as_static.items() if name not in trained]
+    words = f"{len(as_static) - len(new)} of {len(as_static)} parameters taken over"
+    if not new:
+        return words
+    named = [f"{'/'.join(path[1:])} {mine[path].shape}" for path in new[:6]]
+    more = f" and {len(new) - 6} more" if len(new) > 6 else ""
+    why = " (other classes)" if left_out else ""
+    return f"{words}; new{why}: {', '.join(named)}{more}"
+
+
+def best_step(workdir: Path) -> int:
+    """The step of a run's best evaluation; of a run without one, that of its newest checkpoint.
+
+    Raises:
+        UserError: if there is no run, or none that has come to a checkpoint.
+    """
+    try:
+        summary = workdir / "summary.json"
+        if summary.exists():
+            return json.loads(summary.read_text())["best"]["step"]
+        steps = [
+            int(folder.name)
+            for folder in (workdir / "checkpoints").glob("*")
+            if folder.name.isdigit()
+        ]
+        if not steps:
+            raise UserError(
+                f"--config.init_from={workdir} holds no run that has come to a checkpoint: give the workdir "
+                "of one."
+            )
+        progress = workdir / "checkpoints" / str(max(steps)) / "progress" / "metadata"
+        best = json.loads(progress.read_text()).get("best")
+        return best["step"] if best else max(steps)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"--config.init_from={workdir} cannot be read: {innermost(error)}."
+        ) from error
 
 
 def best_variables(workdir: Path) -> dict[str, Any]:
-    """`params` and `batch_stats` of a finished run's best evaluation.
+    """`params` and `batch_stats` of a run's best evaluation.
 
     Raises:
-        UserError: if there is no finished run.
+        UserError: if there is no such run, or its checkpoint cannot be read.
     """
-    file = workdir / "summary.json"
-    if not file.exists():
-        raise UserError(
-            f"--config.start.run={workdir} holds no finished run (it has no summary.json): give the "
-            "workdir of one."
-        )
-    step = json.loads(file.read_text())["best"]["step"]
-    folder = workdir / "checkpoints" / str(step)
-    state = restore_arrays(folder, ("params", "average", "batch_stats"))
+    folder = workdir.absolute() / "checkpoints" / str(best_step(workdir))
+    try:
+        state = restore_arrays(folder, ("params", "average", "batch_stats"))
+    except Exception as error:  # a torn file shows itself in whatever way its reader has
+        raise UserError(f"{damaged_file(folder)} cannot be read: {innermost(error)}.") from error
     return {
         "params": state.get("average") or state["params"],
         "batch_stats": state.get("batch_stats") or {},
     }
 
 
-def _shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    flat = traverse_util.flatten_dict(dict(tree), sep="/")
-    return {path: leaf.shape for path, leaf in flat.items()}
+def head_of(
+    config: ConfigDict, task: ModuleType, num_classes: int, inputs: np.ndarray
+) -> set[tuple[str, ...]]:
+    """The layers whose parameters have other shapes where there is one class more, by path."""
+
+    def shapes(number: int) -> dict[tuple[str, ...], tuple[int, ...]]:
+        model = task.make_model(config, number, spatial_axes=inputs.ndim - 1)
+        one = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
+        made = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), one)
+        return _shapes(_flat({"params": made["params"]}))
+
+    mine, other = shapes(num_classes), shapes(num_classes + 1)
+    return {path[:-1] for path, shape in mine.items() if other.get(path) != shape}
+
+
+def _below(path: tuple[str, ...], layers: set[tuple[str, ...]]) -> bool:
+    return any(path[: len(layer)] == layer for layer in layers)
+
+
+def _flat(tree: Mapping[str, Any]) -> Flat:
+    return traverse_util.flatten_dict(dict(tree))
+
+
+def _nested(flat: Flat) -> dict[str, Any]:
+    return {"params": {}, "batch_stats": {}, **traverse_util.unflatten_dict(flat)}
+
+
+def _shapes(flat: Flat) -> dict[tuple[str, ...], tuple[int, ...]]:
+    return {path: tuple(leaf.shape) for path, leaf in flat.items()}

@@ -127,7 +127,7 @@ def plan(
                 else:
                     one.seed = number
                 if config.start.config:
-                    one.start.run = str(workdir / config.start.config / replicate)
+                    one.init_from = str(workdir / config.start.config / replicate)
             yield Planned(one, workdir / config.name / replicate)
 
 
@@ -255,7 +255,7 @@ def _check(config: ConfigDict, configs: Sequence[ConfigDict]) -> None:
         raise UserError(f"{config.name} starts from a trained {first}: add {first} to --configs.")
     started = config.copy_and_resolve_references()
     with started.unlocked():
-        started.start.run = first  # its place is known only when it has been trained
+        started.init_from = first  # its place is known only when it has been trained
     validate(started)
 
 

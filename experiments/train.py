@@ -107,12 +107,15 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
     # ---------------------------------------------------------------- program and state
     program = find_program(programs, config, task, dataset, lengths, transform)
     checkpoints = Checkpoints(workdir / "checkpoints", task.METRIC)
-    latest = checkpoints.restore_latest(program.shape)
+    latest, begins = checkpoints.restore_latest(program.shape), ""
     if latest is None:
         start_step = 0
         state = program.create(config.seed)
-        if config.start.run:
-            state = start_from_run(state, config, program.shape.step.sharding)
+        if config.init_from:
+            inputs = transform[False](dataset.splits["train"][0])["inputs"]
+            state, begins = start_from_run(
+                state, config, task, len(dataset.classes), inputs, program.shape.step.sharding
+            )
             state = jax.device_put(state, shardings_of(program.shape))
         progress: dict[str, Any] = {"seconds": 0.0, "best": None, "early_stopping": None}
     else:
@@ -164,6 +167,8 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
             f"compiled in {program.cost['compile_seconds']:.1f} s; "
             f"{program.cost['xla_flops_per_step'] / 1e9:.2f} GFLOP a step by XLA's count"
         )
+        if begins:
+            shown.say(begins)
         # The order matters. Rows are written before the checkpoint of their step: a run that is
         # stopped in between drops the rows past its checkpoint and writes them again.
         while step < lengths.total and not stopping.should_stop:
@@ -260,8 +265,8 @@ def find_program(
     first = dataset.splits["train"][0]
     examples = [transform[True](first, np.random.default_rng(0)), transform[False](first)]
     shapes = jax.tree.map(np.shape, examples)
-    rest = {k: v for k, v in config.to_dict().items() if k not in ("seed", "data", "name", "input")}
-    rest["start"].pop("run")
+    free = ("seed", "data", "name", "input", "init_from")
+    rest = {k: v for k, v in config.to_dict().items() if k not in free}
     key = json.dumps(plain([rest, lengths, len(dataset.classes), shapes]), sort_keys=True)
     if key in programs:
         known = programs[key]

@@ -85,21 +85,21 @@ def validate(config: ConfigDict) -> None:
     _one_of(config, "optimizer.name", OPTIMIZERS)
     _one_of(config, "optimizer.schedule", SCHEDULES)
     _one_of(config, "temperature.schedule", ANNEALING)
-    if config.adapt_gates and (config.conv.name != "gated" or not config.start.run):
+    if config.adapt_gates and (config.conv.name != "gated" or not config.init_from):
         raise UserError(
             "--config.adapt_gates fine-tunes the gates of a trained network: choose a config with gates "
-            "(experiments/configs/hard.py) and give its run as --config.start.run=RUN."
+            "(experiments/configs/hard.py) and give its run as --config.init_from=RUN."
         )
-    if config.start.config and not config.start.run:
+    if config.start.config and not config.init_from:
         raise UserError(
             f"{config.name} starts from a trained {config.start.config}: give that run as "
-            f"--config.start.run=RUN, or --config.start.config= to start from scratch. "
+            f"--config.init_from=RUN, or --config.start.config= to start from scratch. "
             "experiments.study trains the one and then the other."
         )
-    if config.start.freeze and not config.start.run:
+    if config.start.freeze and not config.init_from:
         raise UserError(
             "--config.start.freeze=True freezes kernels that another run has trained: give it as "
-            "--config.start.run=RUN."
+            "--config.init_from=RUN."
         )
     task = TASKS[config.task]
     _one_of(config, "augment", task.AUGMENTATIONS)

@@ -157,10 +157,11 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
             "mixing": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0},
             "average": 0.0,  # decay of the moving average of parameters; 0 keeps none
             "early_stopping": {"patience": 10},  # 0 never stops early
-            # Falls to 1; the warehouse's blend falls from 1 to 0 over the same epochs.
-            # Another run's network to begin with: its workdir, or (in a study) the config it is of.
-            "start": {"config": "", "run": "", "noise": 0.1, "freeze": False},
+            "init_from": "",  # the workdir of another run, whose parameters this one begins with
+            # How: `config` is (in a study) whose run that is, `noise` what candidates differ by.
+            "start": {"config": "", "noise": 0.1, "freeze": False},
             "adapt_gates": False,  # only what decides the gates learns; needs a start
+            # Falls to 1; the warehouse's blend falls from 1 to 0 over the same epochs.
             "temperature": {"schedule": "linear", "start": 30.0, "epochs": 10},
             # Of the losses that layers sow, such as the density of gates; it grows from 0 over the epochs.
             "auxiliary": {"weight": 1.0, "epochs": 10},

@@ -2,7 +2,7 @@
 
     python -m experiments.study --dataset=adiac --configs=net1,net1_dynamic --folds=10 --source=PATH/Adiac
     python -m experiments.main --config=experiments/configs/net1_dynamic.py:adiac
-        --config.start.run=RUN --config.data.source=PATH/Adiac
+        --config.init_from=RUN --config.data.source=PATH/Adiac
 
 RUN is the workdir of a finished `net1.py`. `--config.start.freeze=False` lets the kernels learn,
 `--config.start.config=` (nothing behind the sign) starts from scratch.

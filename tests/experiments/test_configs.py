@@ -39,7 +39,7 @@ def test_a_config_loads_and_can_be_run(name):
                 UserError, match=f"{name} starts from a trained {config.start.config}"
             ):
                 validate(config)
-            config.start.run = "somewhere"
+            config.init_from = "somewhere"
         validate(config)
 
 

@@ -406,4 +406,4 @@ def test_a_run_in_parts_of_dealt_out_parameters_continues_bit_for_bit(run, tmp_p
     assert rows[0] == rows[1]
     # The parameters of another run are dealt out as well.
     with pytest.raises(Interrupted):
-        run(tmp_path / "next", last=1, **{"start.run": str(tmp_path / "whole")})
+        run(tmp_path / "next", last=1, **{"init_from": str(tmp_path / "whole")})

@@ -70,7 +70,7 @@ def test_every_fold_is_tested_once_and_the_dynamic_network_starts_from_the_stati
             assert (summary["compile_seconds"] > 0) == (fold == 0)
             config = json.loads((folder / "config.json").read_text())
             start = str(folded / "net1" / f"fold{fold}") if name == "net1_dynamic" else ""
-            assert config["start"]["run"] == start
+            assert config["init_from"] == start
 
 
 def test_a_frozen_start_keeps_the_trained_kernels(folded):
@@ -166,7 +166,7 @@ def test_mistakes_are_answered_before_anything_is_trained(call, says):
     assert says in str(error.value)
 
 
-def test_gates_are_adapted_from_one_half_of_the_digits_to_the_other(tmp_path):
+def test_gates_are_adapted_from_one_half_of_the_digits_to_the_other(tmp_path, capsys):
     def halves(classes, **changes):
         config = hard.get_config("smoke")
         with config.unlocked():
@@ -174,8 +174,9 @@ def test_gates_are_adapted_from_one_half_of_the_digits_to_the_other(tmp_path):
         return config
 
     first = train(halves("0,1,2,3,4"), tmp_path / "first")
-    adapted = halves("5,6,7,8,9", adapt_gates=True, **{"start.run": str(tmp_path / "first")})
+    adapted = halves("5,6,7,8,9", adapt_gates=True, **{"init_from": str(tmp_path / "first")})
     second = train(adapted, tmp_path / "second")
+    assert "parameters taken over" in capsys.readouterr().out
     assert first["parameters"] == second["parameters"]
     from experiments.start import best_variables
 

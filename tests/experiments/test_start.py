@@ -1,0 +1,158 @@
+"""Parameters of another run: which are taken over, which are not, and how that is said."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import traverse_util
+
+from experiments.checkpoint import Checkpoints
+from experiments.configs import common
+from experiments.errors import UserError
+from experiments.program import TrainState
+from experiments.start import best_step, start_from_run
+from experiments.tasks import TASKS
+
+INPUTS = np.zeros((8, 8, 1), np.float32)
+
+
+@pytest.fixture(autouse=True)
+def standard_promotion():
+    """The loop runs under it."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def config_with(**changes):
+    config = common.get_config("smoke")
+    config.update_from_flattened_dict(
+        {"model.width": 4, **{k: v for k, v in changes.items() if k not in ("conv", "classifier")}}
+    )
+    with config.unlocked():
+        for section in ("conv", "classifier"):
+            if section in changes:
+                config[section] = changes[section]
+    return config
+
+
+def new_state(config, num_classes, seed=0):
+    model = TASKS[config.task].make_model(config, num_classes, spatial_axes=2)
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), INPUTS[None], train=False))
+    rng = np.random.default_rng(seed)
+    variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
+    nothing = dict.fromkeys(
+        ("step", "attention", "opt_state", "plateau", "loss_scale", "failed", "rng")
+    )
+    return TrainState(
+        **nothing,
+        params=variables["params"],
+        batch_stats=variables.get("batch_stats", {}),
+        average={},
+    )
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """Saves a network as a run that has not come to its end; gives it."""
+
+    def save(config, num_classes):
+        state = new_state(config, num_classes, seed=7)
+        checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+        arrays = {"params": state.params, "batch_stats": state.batch_stats}
+        checkpoints.save(3, arrays, {"best": {"step": 3}}, {"accuracy": 0.5, "loss": 1.0})
+        checkpoints.save(5, jax.tree.map(jnp.zeros_like, arrays), {"best": {"step": 3}})
+        checkpoints.close()
+        return state
+
+    return save
+
+
+def start(tmp_path, config, num_classes):
+    config.init_from = str(tmp_path / "run")
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    new = new_state(config, num_classes)
+    return new, *start_from_run(new, config, TASKS[config.task], num_classes, INPUTS, sharding)
+
+
+def same(one, other):
+    """Which arrays of two trees of the same names are equal, by name."""
+    one, other = (traverse_util.flatten_dict(tree, sep="/") for tree in (one, other))
+    assert one.keys() == other.keys()
+    return {name: np.array_equal(one[name], other[name]) for name in one}
+
+
+ODCONV = {"name": "odconv", "num_kernels": 2}
+
+
+def test_of_the_same_network_all_is_taken_over(trained, tmp_path):
+    old = trained(config_with(conv=ODCONV), 3)
+    _, state, words = start(tmp_path, config_with(conv=ODCONV), 3)
+    assert all(same(state.params, old.params).values())
+    assert all(same(state.batch_stats, old.batch_stats).values())
+    number = len(jax.tree.leaves(old.params))
+    # The best evaluation, and not what came behind.
+    assert words == (
+        f"starts from step 3 of {tmp_path / 'run'}: {number} of {number} parameters taken over"
+    )
+
+
+@pytest.mark.parametrize(
+    ("classifier", "head"),
+    [
+        ({"name": "dense"}, ["head/bias (5,)", "head/kernel (32, 5)"]),
+        ({"name": "dcd"}, ["head/"]),
+    ],
+    ids=["dense", "dynamic"],
+)
+def test_with_other_classes_the_head_stays_as_it_was_made(trained, tmp_path, classifier, head):
+    old = trained(config_with(conv=ODCONV, classifier=classifier), 3)
+    new, state, words = start(tmp_path, config_with(conv=ODCONV, classifier=classifier), 5)
+    body, made = ({k: v for k, v in one.params.items() if k != "head"} for one in (state, old))
+    assert all(same(body, made).values()) and body
+    assert all(same(state.params["head"], new.params["head"]).values())
+    assert all(same(state.batch_stats, old.batch_stats).values())
+    assert "; new (other classes): " in words and all(part in words for part in head)
+    number = len(jax.tree.leaves(old.params))
+    assert f"{number - len(jax.tree.leaves(new.params['head']))} of {number} parameters" in words
+
+
+def test_a_dynamic_network_starts_from_its_static_twin_of_other_classes(trained, tmp_path):
+    old = trained(config_with(), 3)
+    new, state, words = start(tmp_path, config_with(conv=ODCONV), 5)
+    assert np.array_equal(state.params["stem_conv"]["kernel"], old.params["stem_conv"]["kernel"])
+    kernels = [
+        one["stage1_block1"]["conv1"]["kernel"] for one in (state.params, new.params, old.params)
+    ]
+    assert not np.array_equal(kernels[0], kernels[1])
+    # With neutral attention: sigmoids of a half, and the mean of the candidates.
+    np.testing.assert_allclose(kernels[0].mean(axis=0), 8 * kernels[2], rtol=1e-4, atol=1e-5)
+    assert same(state.params["head"], new.params["head"]) and "head/bias (5,)" in words
+
+
+def test_another_number_of_kernels_is_named_with_both_shapes(trained, tmp_path):
+    trained(config_with(conv=ODCONV), 3)
+    says = r"start from .*: params/\S+/bias is \(2,\) there and \(4,\) here; .*; and \d+ more"
+    with pytest.raises(UserError, match=says):
+        start(tmp_path, config_with(conv={"name": "odconv", "num_kernels": 4}), 3)
+
+
+def test_a_run_that_is_not_there_or_damaged_is_answered(trained, tmp_path):
+    with pytest.raises(UserError, match=r"init_from=.* holds no run that has come to a checkpoint"):
+        start(tmp_path, config_with(), 3)
+    trained(config_with(), 3)
+    for file in (tmp_path / "run" / "checkpoints" / "3" / "state").glob("ocdbt.*/d/*"):
+        file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"checkpoints/3/state/ocdbt\.\S* cannot be read: "):
+        start(tmp_path, config_with(), 3)
+    # What belongs to another run is left where it is.
+    assert (tmp_path / "run" / "checkpoints" / "3").exists()
+    (tmp_path / "run" / "summary.json").write_text("{")
+    with pytest.raises(UserError, match="cannot be read: Expecting"):
+        start(tmp_path, config_with(), 3)
+
+
+def test_of_a_finished_run_the_summary_knows_the_best_step(tmp_path):
+    (tmp_path / "summary.json").write_text(json.dumps({"best": {"step": 40}}))
+    assert best_step(tmp_path) == 40
