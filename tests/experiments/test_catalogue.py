@@ -9,11 +9,15 @@ import numpy as np
 import pytest
 
 import experiments.configs
-from experiments import maps
+from experiments import data, maps
 from experiments.configs import base, hard, kernel_warehouse
+from experiments.data import pipeline
 from experiments.errors import UserError
+from experiments.loss_scale import all_finite
+from experiments.recipe import make_lengths
+from experiments.tasks import TASKS
 from experiments.tasks.backbone import make_resnet
-from experiments.train import train
+from experiments.train import find_program, train
 from experiments.validate import validate
 
 FOLDER = Path(experiments.configs.__file__).parent
@@ -66,6 +70,31 @@ def test_a_config_trains_on_digits(name, tmp_path):
     summary = train(small(config_file, epochs=1), tmp_path)
     assert summary["config"] == name and summary["steps"] == 2
     assert np.isfinite(summary["test"]["loss"]) and 0 <= summary["test"]["accuracy"] <= 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_a_config_stays_finite_for_200_steps_in_bfloat16(name):
+    config = small(
+        importlib.import_module(f"experiments.configs.{name}"),
+        **{"dtype": "bfloat16", "data.limit": 64, "epochs": 25},
+    )
+    task, dataset = TASKS[config.task], data.load(config.data, config.seed)
+    transform = {train: task.make_transform(config, train=train) for train in (True, False)}
+    lengths = make_lengths(config, len(dataset.splits["train"]))
+    program = find_program({}, config, task, dataset, lengths, transform)
+    batches = pipeline.train_batches(
+        dataset.splits["train"], transform[True], batch_size=config.batch_size, seed=0
+    )
+    state, losses = program.create(0), []
+    for _ in range(lengths.total):
+        state, metrics = program.train_step(state, program.put(next(batches)))
+        losses.append(metrics["loss"])
+    batches.close()
+    # A state that met a loss, a gradient or a statistic that is not finite would have stayed there.
+    assert int(state.step) == lengths.total == 200 and not bool(state.failed)
+    assert bool(all_finite((state.params, state.batch_stats, state.opt_state)))
+    assert np.mean(losses[-50:]) < np.mean(losses[:50])
 
 
 def test_the_losses_that_gates_sow_are_added_with_a_growing_weight(tmp_path):
