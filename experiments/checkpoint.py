@@ -5,6 +5,7 @@ import copy
 import functools
 import json
 import logging
+import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from experiments.damaged import (
 from experiments.errors import UserError
 
 NONE = -1  # no step
+BESIDE_ARRAYS = 1_000_000  # bytes of a checkpoint that say where its arrays are, and a good deal more
 # Orbax warns where nothing is wrong: in short runs a checkpoint often waits for the one before, and
 # those between evaluations have no metrics on purpose. What it cannot write it prints with tracebacks
 # before it raises it, which says all.
@@ -89,6 +91,7 @@ class Checkpoints:
         Raises:
             UserError: if there is no room for it or for the one before, or the folder cannot be written.
         """
+        self._make_sure_of_room(state)
         with self._storing():
             self._manager.save(
                 step,
@@ -99,6 +102,20 @@ class Checkpoints:
                 ),
                 metrics=metrics,
                 force=True,
+            )
+
+    def _make_sure_of_room(self, state: Any) -> None:
+        """Raises a UserError where the disk is fuller than a checkpoint needs.
+
+        Orbax comes to the same end, but with what all its threads have to say about it.
+        """
+        needed = BESIDE_ARRAYS + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+        disk = shutil.disk_usage(self._directory)
+        if disk.total and disk.free < needed:  # some file systems do not know their size
+            raise UserError(
+                f"A checkpoint of {needed / 1e6:.1f} MB cannot be written to {self._directory}: no space "
+                f"left on device, {disk.free / 1e6:.1f} MB are free. Those before it are intact: make room, and "
+                "give the same command again."
             )
 
     @contextlib.contextmanager

@@ -49,10 +49,11 @@ def read_or_set_aside(folder: Path, read: Callable[[], Value]) -> Value | None:
             if not last:
                 time.sleep(PAUSE_SECONDS)
     mine = READ if error is None else UNREADABLE if is_passing(error) else DAMAGED
+    # Looked at before another host may move it.
+    file = damaged_file(folder) if mine == DAMAGED else folder
     worst = max_over_hosts(mine)
     if worst == READ:
         return value
-    file = damaged_file(folder) if error else folder
     reason = innermost(error) if error else "another host cannot read it"
     if worst == UNREADABLE:
         raise UserError(

@@ -49,4 +49,8 @@ def unscale(gradients: Any, scale: LossScale) -> Any:
 
 def all_finite(tree: Any) -> jax.Array:
     """Whether all numbers of a tree are finite."""
-    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+    # By the largest, which is infinite or NaN where one of them is: on a CPU that is the fastest.
+    largest = [
+        jnp.max(jnp.abs(leaf), initial=0).astype(jnp.float32) for leaf in jax.tree.leaves(tree)
+    ]
+    return jnp.isfinite(jnp.stack(largest).max())

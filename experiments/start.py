@@ -91,7 +91,9 @@ def _compare(trained: Flat, mine: Flat, run: str) -> None:
     """Raises a UserError that names the first parameters of a network that are of another shape here."""
     differing = [
         f"{'/'.join(path)} is {leaf.shape} there and {mine[path].shape} here"
-        for path, leaf in sorted(trained.items(), key=lambda item: (item[0][0] != "params", item[0]))
+        for path, leaf in sorted(
+            trained.items(), key=lambda item: (item[0][0] != "params", item[0])
+        )
         if leaf.shape != mine[path].shape
     ]
     if differing:

@@ -14,7 +14,7 @@ ROOT = Path(experiments.__file__).parents[1]
 # As an ordinary user: in a namespace in which one may mount.
 OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
 SCRIPT = """
-mount -t tmpfs -o size=800k tmpfs "$1" || exit 77
+mount -t tmpfs -o size=1500k tmpfs "$1" || exit 77
 echo "full: $("$2" -m experiments.main $3 --workdir="$1/run" 2>&1 >/dev/null; echo "exit $?")"
 echo "kept: $(ls "$1/run/checkpoints" | grep -v tmp | tr '\\n' ' ')"
 mount -o remount,size=64m "$1"
@@ -49,7 +49,7 @@ def test_a_full_and_a_read_only_disk_are_answered_and_what_was_saved_is_used(tmp
     full, rest = out.partition("kept: ")[::2]
     kept, again = rest.partition("again: ")[::2]
     again, read_only = again.partition("read-only: ")[::2]
-    assert "exit 2" in full and "o space left on device" in full and "Traceback" not in full, out
+    assert "exit 2" in full and "no space left on device" in full and "Traceback" not in full, out
     assert "make room" in full and kept.split(), out
     assert f"from step {max(map(int, kept.split()))}" in again and "summary.json" in again, out
     assert "exit 2" in read_only and "Read-only file system" in read_only, out
