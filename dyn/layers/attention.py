@@ -71,8 +71,13 @@ def squeeze(
         param_dtype: dtype of the parameters.
 
     Raises:
-        ValueError: for an unknown norm, and for batch statistics of a single sample.
+        ValueError: for an unknown norm, for batch statistics of a single sample, and for a vector of nothing.
     """
+    if features < 1:
+        raise ValueError(
+            f"attention would squeeze its context to {features} numbers: choose a larger reduction or "
+            "min_squeeze."
+        )
     z = nn.Dense(
         features,
         use_bias=False,

@@ -86,8 +86,11 @@ class ConvLayer(nn.Module):
         """The parameter `kernel`, `[K, *k, I/G, O]`, masked.
 
         Raises:
-            ValueError: if the groups do not divide the features, or the mask is of another shape.
+            ValueError: if the groups do not divide the features, the mask is of another shape, or there is no
+                candidate.
         """
+        if num_kernels < 1:
+            raise ValueError(f"num_kernels={num_kernels} must be 1 or more.")
         kernel = self.param(
             "kernel",
             per_candidate(self.kernel_init),
@@ -103,6 +106,10 @@ class ConvLayer(nn.Module):
             ValueError: if the groups do not divide the features.
         """
         groups, in_features = self.feature_group_count, x.shape[-1]
+        if self.features < 1 or groups < 1:
+            raise ValueError(
+                f"features={self.features} and feature_group_count={groups} must be 1 or more."
+            )
         if in_features % groups or self.features % groups:
             raise ValueError(
                 f"feature_group_count={groups} must divide the {in_features} input features and the "
@@ -200,6 +207,9 @@ class ConvLayer(nn.Module):
                 f"lowering={lowering!r} cannot do this: {type(self).__name__} has a kernel for each sample "
                 f"and no candidates to mix; write 'auto' or one of {list(possible)}."
             )
+        if isinstance(x.shape[0], int) and x.shape[0] == 0:
+            # There are no kernels to make; any other one gives the shape.
+            return self.convolve(x, jnp.zeros((1, *self.one_kernel(x)), x.dtype))
         if lowering == "samples":
             return in_turns(
                 lambda x, *weights: self.convolve_samples(x, kernels, weights, "patches"),

@@ -227,6 +227,8 @@ class Gates(nn.Module):
         gates = hard_gate(
             logits.reshape(-1, number), temperature(self).astype(self.dtype), self.active
         )
+        if self.density is not None and not 0 <= self.density <= 1:
+            raise ValueError(f"density={self.density} must be a share of the gates, from 0 to 1.")
         if self.active is None and self.density is not None and not self.is_initializing():
             loss = self.density_weight * density_loss(gates, self.density)
             self.sow("losses", "density", loss)

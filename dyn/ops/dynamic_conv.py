@@ -83,6 +83,10 @@ def dynamic_conv(
         )
     elif why := lowerings.unable(lowering, pixelwise=pixelwise, tap_attention=taps is not None):
         raise ValueError(f"lowering={lowering!r} cannot do this: {why}.")
+    out = (inputs.shape[0], *window.output_shape(inputs.shape[1:-1]))
+    if any(isinstance(n, int) and n == 0 for n in out):
+        # No lowering has to think of it.
+        return jnp.zeros((*out, kernels.shape[-1]), inputs.dtype)
     return _dynamic_conv(inputs, kernels, mix, taps, window, lowering, precision)
 
 
@@ -174,6 +178,10 @@ def check(
             f"{inputs.shape}; got shape {kernels.shape}."
         )
     num_kernels, size = kernels.shape[0], kernels.shape[1:-2]
+    if num_kernels < 1 or groups < 1:
+        raise ValueError(
+            f"there is no kernel in {kernels.shape} with feature_group_count={groups}: both must be positive."
+        )
     batch, features = inputs.shape[0], inputs.shape[-1]
     if features != kernels.shape[-2] * groups or kernels.shape[-1] % groups:
         raise ValueError(
@@ -181,8 +189,9 @@ def check(
             f"{kernels.shape[-2] * groups} input features and a multiple of {groups} output features; "
             f"the inputs have {features}."
         )
-    if not jnp.issubdtype(inputs.dtype, jnp.floating):
-        raise ValueError(f"inputs must be floating point; got {inputs.dtype}.")
+    for name, array in {"inputs": inputs, "kernels": kernels, "mix": mix, "taps": taps}.items():
+        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} must be floating point; got {array.dtype}.")
     inputs, window = resolve(
         inputs, size, strides, padding, input_dilation, kernel_dilation, groups
     )

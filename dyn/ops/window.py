@@ -7,6 +7,7 @@ input and output features, G groups; i and o are features within a group.
 import dataclasses
 import itertools
 import math
+import operator
 from collections.abc import Sequence
 
 import jax
@@ -135,6 +136,10 @@ def resolve(
     """
     size = tuple(size)
     rank = len(size)
+    if min(size) < 1 or groups < 1:
+        raise ValueError(
+            f"a kernel of size {size} in {groups} groups (feature_group_count) is none: both must be positive."
+        )
     strides = per_axis("strides", strides, rank)
     input_dilation = per_axis("input_dilation", input_dilation, rank)
     kernel_dilation = per_axis("kernel_dilation", kernel_dilation, rank)
@@ -172,14 +177,14 @@ def resolve(
                     f"padding={padding!r} is unknown: write 'SAME', 'SAME_LOWER', 'VALID', "
                     "'CAUSAL', 'CIRCULAR', 'REFLECT', a number, or a pair for each spatial axis."
                 )
-    elif isinstance(padding, int):
-        pairs = [(padding, padding)] * rank
     else:
-        if len(padding) != rank:
+        pairs = _pairs(padding, rank)
+    for n, dilation, pair in zip(spatial, input_dilation, pairs, strict=True):
+        # Not of symbolic sizes: who knows.
+        if isinstance(n, int) and 0 < n < -sum(pair) - (n - 1) * (dilation - 1):
             raise ValueError(
-                f"padding={padding!r} has {len(padding)} entries for {rank} spatial axes."
+                f"padding={padding!r} crops more than there is of the spatial axes {tuple(spatial)}."
             )
-        pairs = [(p, p) if isinstance(p, int) else (int(p[0]), int(p[1])) for p in padding]
     window = Window(
         size,
         strides,
@@ -191,12 +196,42 @@ def resolve(
     return inputs, window
 
 
+def _pairs(padding: int | Sequence[int | tuple[int, int]], rank: int) -> list[tuple[int, int]]:
+    """A pair of numbers for each axis."""
+    each = _whole_numbers(padding, rank)
+    if each is not None:
+        return [(number, number) for number in each]
+    try:
+        pairs = [_whole_numbers(pair, 2) for pair in padding]
+    except TypeError:  # it is not even a sequence
+        pairs = [None] * rank
+    if len(pairs) != rank:
+        raise ValueError(f"padding={padding!r} has {len(pairs)} entries for {rank} spatial axes.")
+    if None in pairs:
+        raise ValueError(
+            f"padding={padding!r} must be a name such as 'SAME', a whole number, or a number or a pair of "
+            f"them for each of {rank} spatial axes."
+        )
+    return pairs
+
+
+def _whole_numbers(value: object, length: int) -> tuple[int, ...] | None:
+    """So many whole numbers, from one for all of them or a sequence; None if it is neither."""
+    try:
+        return (operator.index(value),) * length
+    except TypeError:
+        pass
+    try:
+        numbers = tuple(map(operator.index, value))
+    except TypeError:
+        return None
+    return numbers if len(numbers) == length else None
+
+
 def per_axis(name: str, value: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
     """One number for each of `rank` axes, from one for all of them, one for each, or None (1)."""
-    if value is None:
-        value = 1
-    values = (value,) * rank if isinstance(value, int) else tuple(int(v) for v in value)
-    if len(values) != rank or any(v < 1 for v in values):
+    values = _whole_numbers(1 if value is None else value, rank)
+    if values is None or min(values) < 1:
         raise ValueError(
             f"{name}={value!r} must be a positive number, or {rank} of them for {rank} spatial axes."
         )

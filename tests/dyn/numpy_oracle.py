@@ -1,0 +1,96 @@
+"""Convolutions once more, in float64, position by position, with nothing of JAX in them."""
+
+import math
+
+import numpy as np
+
+
+def _edges(name, n, reach, stride):
+    """How many places a named padding adds before and after an axis."""
+    match name.upper():
+        case "VALID":
+            return 0, 0
+        case "CAUSAL":
+            return reach - 1, 0
+        case "CIRCULAR" | "REFLECT":
+            return (reach - 1) // 2, reach // 2
+    total = max(0, (math.ceil(n / stride) - 1) * stride + reach - n)
+    less, more = total // 2, total - total // 2
+    return (less, more) if name.upper() == "SAME" else (more, less)
+
+
+def _source(name, position, n):
+    """Which input stands at a position of the padded axis, counted from the first input; None for zero."""
+    if 0 <= position < n:
+        return position
+    match name:
+        case "CIRCULAR":
+            return position % n
+        case "REFLECT":
+            return 0 if n == 1 else min(position % (2 * n - 2), -position % (2 * n - 2))
+    return None
+
+
+def axis_reads(n, size, *, stride, padding, input_dilation, kernel_dilation):
+    """For each output position and tap along one axis, the input that is read; None reads a zero.
+
+    Args:
+        n: the inputs along the axis.
+        size: the taps.
+        padding: a name, a number, or a pair of numbers.
+    """
+    reach = (size - 1) * kernel_dilation + 1
+    name = padding.upper() if isinstance(padding, str) else ""
+    if name:
+        before, after = _edges(name, n, reach, stride)
+    else:
+        before, after = (padding, padding) if isinstance(padding, int) else padding
+    dilated = (n - 1) * input_dilation + 1
+    rows = []
+    for start in range(-before, dilated + after - reach + 1, stride):
+        positions = [start + t * kernel_dilation for t in range(size)]
+        if input_dilation > 1:
+            rows.append(
+                [
+                    p // input_dilation if 0 <= p < dilated and p % input_dilation == 0 else None
+                    for p in positions
+                ]
+            )
+        else:
+            rows.append([_source(name, p, n) for p in positions])
+    return rows
+
+
+def output_shape(spatial, size, axes):
+    """The spatial shape that comes out; `axes` holds `axis_reads`' keywords for each axis."""
+    return tuple(
+        len(axis_reads(n, k, **axis)) for n, k, axis in zip(spatial, size, axes, strict=True)
+    )
+
+
+def dynamic_conv(inputs, kernels, mix, taps, axes, groups):
+    """y[b, p] = sum over taps t and features of x[b, read(p, t)] taps[b, t] sum_k mix[b, (p,) k] W_k[t]."""
+    inputs, kernels = np.asarray(inputs, np.float64), np.asarray(kernels, np.float64)
+    size, features = kernels.shape[1:-2], kernels.shape[-1]
+    reads = [
+        axis_reads(n, k, **axis) for n, k, axis in zip(inputs.shape[1:-1], size, axes, strict=True)
+    ]
+    out = tuple(map(len, reads))
+    y = np.zeros((len(inputs), *out, features))
+    for b in range(len(inputs)):
+        for position in np.ndindex(*out):
+            weights = np.ones(1)
+            if mix is not None:
+                weights = np.asarray(mix[b] if mix.ndim == 2 else mix[b][position], np.float64)
+            for tap in np.ndindex(*size):
+                place = tuple(r[p][t] for r, p, t in zip(reads, position, tap, strict=True))
+                if None in place:
+                    continue
+                kernel = np.tensordot(weights, kernels[(slice(None), *tap)], 1)  # [i, O]
+                scale = 1.0 if taps is None else float(taps[b][tap])
+                xs = np.split(inputs[(b, *place)], groups)
+                ws = np.split(kernel, groups, axis=1)
+                y[(b, *position)] += scale * np.concatenate(
+                    [x @ w for x, w in zip(xs, ws, strict=True)]
+                )
+    return y
