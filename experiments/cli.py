@@ -1,24 +1,25 @@
 """What all commands share: flags in, one sentence and an exit code out."""
 
+import contextlib
 import difflib
 import importlib.util
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, kind, nearest
 
 FLAGS = flags.FLAGS
 WORKDIR = flags.DEFINE_string("workdir", "", "Where the run, or the study, lives.")
 DEBUG = flags.DEFINE_bool("debug", False, "Whether errors show their traceback.")
 
-_KINDS = {bool: "true or false", int: "a whole number", float: "a number"}
+LONGEST_WORD = 160
 
 
 def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
@@ -35,14 +36,21 @@ def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
         main()
         return 0
     except UserError as error:
-        if any(word.lstrip("-") in ("debug", "debug=true") for word in argv[1:]):
+        if any(word.lstrip("-").lower() in ("debug", "debug=true", "debug=1") for word in argv[1:]):
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as stop:
         words = str(stop) or "stopped; the same command continues from the last checkpoint"
         print(f"\n{words}", file=sys.stderr)
         return getattr(stop, "exit_code", 130)
+
+
+def one_line(text: str) -> str:
+    """A message in one line; of words that nobody would read to their end the middle is left out."""
+    half = LONGEST_WORD // 2
+    words = (w if len(w) <= LONGEST_WORD else f"{w[:half]}...{w[-half:]}" for w in text.split())
+    return " ".join(words)
 
 
 def leave(code: int, at_once: bool = False) -> None:
@@ -58,14 +66,19 @@ def leave(code: int, at_once: bool = False) -> None:
     sys.exit(code)
 
 
+def overridden(argv: list[str]) -> list[str]:
+    """The dotted names of the config's fields that flags set."""
+    found = (re.match(r"--?(?:no)?config\.([^=]*)", word) for word in argv[1:])
+    return [match[1] for match in found if match]
+
+
 def _parse(argv: list[str]) -> None:
     """Parses the flags, in terms of UserError."""
     # ml_collections finds these mistakes too, but its messages are for the config's author.
     config = _load_config(argv)
     if config is not None:
-        for word in argv[1:]:
-            if override := re.match(r"--?(?:no)?config\.([^=]*)", word):
-                _field(config, override[1])
+        for path in overridden(argv):
+            _field(config, path)
     try:
         rest = FLAGS(argv)[1:]
     except flags.UnrecognizedFlagError as error:
@@ -83,25 +96,48 @@ def _parse(argv: list[str]) -> None:
 def _load_config(argv: list[str]) -> ConfigDict | None:
     """The config as its file has it, before any override; None where no file is named."""
     flag = re.compile(r"--?config(=|$)")
-    position = next((i for i, word in enumerate(argv) if i and flag.match(word)), None)
-    if position is None:
+    positions = [i for i, word in enumerate(argv) if i and flag.match(word)]
+    if not positions:
         return None
+    if len(positions) > 1:
+        raise UserError("--config is given twice: one run has one config.")
+    position = positions[0]
     _, equals, value = argv[position].partition("=")
     if not equals:
         value = "".join(argv[position + 1 : position + 2])
     file, colon, argument = value.partition(":")
     path = Path(file)
-    if path.suffix != ".py" or not path.is_file():
+    if path.suffix != ".py" or not os.path.isfile(path):
         known = [name for name in _config_names(path.parent) if name != "common"]
         hint = nearest(path.stem, known) if known else "; no configs are in that folder."
         raise UserError(f"There is no config {path}{hint}")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with _explained(path):
+        spec.loader.exec_module(module)
     if not hasattr(module, "get_config"):
         names = ", ".join(name for name in _config_names(path.parent) if name != path.stem)
         raise UserError(f"{path} is no config: it has no get_config. Beside it there are {names}.")
-    return module.get_config(*([argument] if colon else []))
+    with _explained(path):
+        config = module.get_config(*([argument] if colon else []))
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{path} is no config: its get_config returns {config!r}, and no ConfigDict."
+        )
+    return config
+
+
+@contextlib.contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """People write configs themselves: whatever goes wrong in one is told in a sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The config {path} fails: {type(error).__name__}: {error} (--debug shows where)."
+        ) from error
 
 
 def _config_names(folder: Path) -> list[str]:
@@ -131,6 +167,4 @@ def _wrong_value(config: ConfigDict | None, argv: list[str], message: str) -> st
     found = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
     if config is None or found is None:
         return " ".join(message.split())
-    usual = _field(config, found[1])
-    kind = _KINDS.get(type(usual), f"a {type(usual).__name__}")
-    return f"--config.{found[1]}={found[2]} is not {kind}, such as {usual}."
+    return f"--config.{found[1]}={found[2]} is not {kind(_field(config, found[1]))}"

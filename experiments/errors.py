@@ -13,3 +13,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}."
+
+
+def kind(usual: object) -> str:
+    """What kind of value a setting has that usually is `usual`: the end of a sentence about another one."""
+    kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+    return f"{kinds.get(type(usual), f'a {type(usual).__name__}')}, such as {usual}."

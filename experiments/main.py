@@ -35,6 +35,8 @@ def main() -> None:
         raise UserError(
             "Which experiment? Give --config=experiments/configs/odconv.py, for example."
         )
+    if not config.name:
+        raise UserError("--config.name=: folders and reports know a config by its name; write one.")
     place = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if DISTRIBUTED.value or place != (None, None, None):
         join_processes(*place)
@@ -42,6 +44,9 @@ def main() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
     # Imported late, so that a mistake in the flags is answered at once.
     from experiments.train import train
+    from experiments.validate import refuse_unused
+
+    refuse_unused(config, cli.overridden(sys.argv))
 
     train(
         config,

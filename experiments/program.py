@@ -38,6 +38,7 @@ from experiments.loss_scale import (
     start_scale,
     unscale,
 )
+from experiments.memory import check_fits, of_one_device
 from experiments.recipe import Lengths, make_optimizer, make_schedule
 from experiments.sharding import AXIS, make_mesh, shardings_of, with_shards
 
@@ -194,6 +195,9 @@ def build(
             opt_state=with_shards(shape.opt_state, mesh),
         )
     shardings = shardings_of(shape)
+    # The state, its gradients, and a batch: what any step needs.
+    least = of_one_device((shape, shape.params, train_batch))
+    check_fits(least, "The network with one batch")
     one = train_batch["inputs"]
     one = jax.ShapeDtypeStruct((1, *eval_batch["inputs"].shape[1:]), one.dtype)
     cost = {
@@ -300,6 +304,9 @@ def build(
     started = time.monotonic()
     jit = jax.jit(train_step, donate_argnums=0, out_shardings=(shardings, replicated))
     compiled_train_step = jit.lower(shape, train_batch).compile()
+    if memory := compiled_train_step.memory_analysis():
+        held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
+        check_fits(held, "A training step")
     jit = jax.jit(evaluation_step, out_shardings=replicated)
     compiled_evaluation_step = jit.lower(shape.evaluated, eval_batch).compile()
     cost["compile_seconds"] = round(time.monotonic() - started, 1)

@@ -39,23 +39,58 @@ def flat(run: Run) -> dict[str, Any]:
 def recipe(row: Row) -> str:
     """The settings of a config's first run in one line; '' where they are not known."""
     known = flat(row.runs[0])
+    # A start's settings are told where one is a part of the config.
+    meaningless = [*unused(known), *([] if known.get("start.config") else ["start."])]
     said = [
         f"{name}={_plain(value)}"
         for group in _RECIPE
         for name, value in known.items()
         if name.partition(".")[0] == group
         and value not in (None, "", 0, 0.0, False, -1, "none")
-        and not name.startswith(_unused(known))
+        and not name.startswith(tuple(meaningless))
     ]
     return ", ".join(said)
 
 
-def _unused(known: Mapping[str, Any]) -> tuple[str, ...]:
-    """Settings that mean nothing for the network or the data at hand."""
-    unused = () if known.get("task") == "segmentation" else ("head.", "model.output_stride")
-    if known.get("model.network") not in ("net1", "net2"):
-        unused += ("series.",)
-    return unused if known.get("start.config") else (*unused, "start.")
+def unused(known: Mapping[str, Any]) -> dict[str, str]:
+    """What means nothing for a run: settings, or beginnings of their names, and why.
+
+    Args:
+        known: all settings of the run by dotted name.
+    """
+    network, data = known.get("model.network", "resnet"), known.get("data.name")
+    conv = known.get("conv.name", "conv")
+    found = {}
+    if known.get("task") == "segmentation":
+        of_classes = ("classifier.", "mixing.mixup", "mixing.cutmix")
+        found |= dict.fromkeys(of_classes, "it is for classification")
+    else:
+        found |= dict.fromkeys(("head.", "model.output_stride"), "it is for segmentation")
+    if network == "resnet":
+        found["series."] = "it is for the networks net1 and net2"
+    else:
+        of_resnets = ("depth", "width", "stem", "context", "representation", "shortcut")
+        names = ("attention.", "classifier.", *(f"model.{name}" for name in of_resnets))
+        found |= dict.fromkeys(names, f"{network} takes --config.series")
+    if known.get("optimizer.schedule") != "plateau":
+        found["plateau."] = "it is for --config.optimizer.schedule=plateau"
+    if "carried" not in known.get("model.context", ""):
+        found["model.representation"] = "it is for --config.model.context=carried"
+    if conv in ("conv", "condconv", "dcd"):
+        found["temperature."] = f"--config.conv.name={conv} has no temperature"
+    if conv != "gated":
+        found["auxiliary."] = f"--config.conv.name={conv} has no loss of its own"
+    if not known.get("start.run") and not known.get("start.config"):
+        found["start.noise"] = "it is for --config.start.run"
+    if known.get("data.fold", -1) < 0:
+        found["data.folds"] = "it is for --config.data.fold"
+    if data == "digits":
+        found |= dict.fromkeys(("data.source", "data.dir"), "digits come with scikit-learn")
+    if data not in ("ucr", "tfds"):
+        found["data.variant"] = f"there is one {data}"
+    if data == "ucr":
+        found |= dict.fromkeys(("image_size", "normalise."), "it is for pictures")
+    return found
 
 
 def changes(comparison: Comparison) -> Table | None:

@@ -29,7 +29,7 @@ from experiments.recipe import Lengths, make_lengths
 from experiments.sharding import shardings_of
 from experiments.start import start_from_run
 from experiments.tasks import TASKS
-from experiments.validate import validate
+from experiments.validate import validate, validate_data
 from experiments.workdir import (
     claim,
     finished_summary,
@@ -88,6 +88,7 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
     listed = files.write_skipped(workdir, dataset.skipped) if lead else None
     data.check_skipped(dataset, config.data, listed)
     data.check_sizes(dataset, config.image_size)
+    validate_data(config, dataset)
     transform = {
         is_train: task.make_transform(config, train=is_train) for is_train in (True, False)
     }

@@ -4,8 +4,13 @@ import math
 from collections.abc import Iterable
 
 import jax
+import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
+from experiments import settings
+from experiments.configs.common import ALIASES, DATASETS
+from experiments.data import Dataset
 from experiments.errors import UserError, nearest
 from experiments.program import ANNEALING
 from experiments.recipe import OPTIMIZERS, SCHEDULES
@@ -42,6 +47,8 @@ AT_LEAST = {
     "data.validation": 0,
     "data.test": 0,
     "model.dropout": 0,
+    "conv.min_squeeze": 1,
+    "conv.density_weight": 0,
     "batch_size": 1,
     "accumulate": 1,
     "epochs": 1,
@@ -50,6 +57,15 @@ AT_LEAST = {
     "checkpoint_every": 1,
     "input.threads": 0,
     "input.workers": 0,
+}
+# The most of what is made at once: threads, pixels, operations of a program.
+AT_MOST = {
+    "input.threads": 256,
+    "input.workers": 256,
+    "image_size": 8192,
+    "conv.num_kernels": 1024,
+    "conv.rotations": 360,
+    "conv.cell_ratio": 64,
 }
 ABOVE_ZERO = ("optimizer.learning_rate", "plateau.factor", "temperature.start")
 BELOW_ONE = (
@@ -60,6 +76,9 @@ BELOW_ONE = (
     "mixing.label_smoothing",
     "average",
 )
+# Whole numbers are counted with in 32 bits, and so is all other arithmetic.
+LARGEST = 2**31 - 1
+LEAST_FLOAT, LARGEST_FLOAT = (float(x) for x in (np.finfo("f4").tiny, np.finfo("f4").max))
 
 
 def validate(config: ConfigDict) -> None:
@@ -68,6 +87,10 @@ def validate(config: ConfigDict) -> None:
     Raises:
         UserError: names the first setting that does not, and what it could be.
     """
+    flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    for path, value in flat.items():
+        if value is None:
+            raise UserError(f"--config.{path}=None: it needs a value.")
     for path, least in AT_LEAST.items():
         value = _get(config, path)
         if value is not None and not least <= value < math.inf:
@@ -80,11 +103,26 @@ def validate(config: ConfigDict) -> None:
         value = _get(config, path)
         if value is not None and not value < 1:
             raise UserError(f"--config.{path}={value}: choose less than 1.")
+    for path, most in AT_MOST.items():
+        value = _get(config, path)
+        if value is not None and value > most:
+            raise UserError(f"--config.{path}={value}: choose {most} or less.")
+    for path, value in flat.items():
+        _fits_32_bits(path, value)
+    _normalisation(config)
     _one_of(config, "task", TASKS)
     _one_of(config, "dtype", DTYPES)
     _one_of(config, "optimizer.name", OPTIMIZERS)
     _one_of(config, "optimizer.schedule", SCHEDULES)
     _one_of(config, "temperature.schedule", ANNEALING)
+    _one_data_set(config)
+    if config.data.variant and config.data.name not in ("ucr", "tfds"):
+        raise UserError(
+            f"--config.data.variant={config.data.variant}: there is one {config.data.name}; leave the name out."
+        )
+    classes = config.data.classes.split(",")
+    if len(set(classes)) < len(classes):
+        raise UserError(f"--config.data.classes={config.data.classes}: a class is named twice.")
     if config.adapt_gates and (config.conv.name != "gated" or not config.init_from):
         raise UserError(
             "--config.adapt_gates fine-tunes the gates of a trained network: choose a config with gates "
@@ -110,6 +148,98 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"--config.batch_size={config.batch_size} does not divide among {devices} devices{cut}; "
             f"choose a multiple of {devices * microbatches}."
+        )
+
+
+def validate_data(config: ConfigDict, dataset: Dataset) -> None:
+    """Returns if a data set, which `config` has loaded, can be trained on as `config` says.
+
+    Raises:
+        UserError: if the network or the number of classes or of examples is not for it, or a time is too long
+            to be counted.
+    """
+    if config.model.network != "resnet" and len(dataset.shape) != 2:
+        raise UserError(
+            f"--config.model.network={config.model.network} is for series, and {dataset.name} has pictures: "
+            "choose another config."
+        )
+    if len(dataset.classes) < 2:
+        raise UserError(f"{dataset.name} has one class: there is nothing to tell it from.")
+    examples = len(dataset.splits["train"])
+    if config.batch_size > examples:
+        raise UserError(
+            f"--config.batch_size={config.batch_size} is more than the {examples:,} examples there are to "
+            "train on: choose a smaller one."
+        )
+    steps = math.ceil(examples / config.batch_size)
+    for path in ("epochs", "temperature.epochs", "auxiliary.epochs", "optimizer.warmup_epochs"):
+        if _get(config, path) * steps > LARGEST:
+            raise UserError(
+                f"--config.{path}={_get(config, path)}: choose {LARGEST // steps} or less; an epoch has "
+                f"{steps} steps."
+            )
+
+
+def refuse_unused(config: ConfigDict, paths: Iterable[str]) -> None:
+    """Returns if every setting that a person has asked for makes a difference.
+
+    Args:
+        config: the experiment.
+        paths: dotted names of what the person has set.
+
+    Raises:
+        UserError: names the first setting that would be ignored, and why.
+    """
+    flat = traverse_util.flatten_dict(config.to_dict(), sep=".")
+    for path in paths:
+        for beginning, why in settings.unused(flat).items():
+            if path.startswith(beginning):
+                raise UserError(f"--config.{path} would do nothing: {why}. Leave it out.")
+
+
+def _fits_32_bits(path: str, value: object) -> None:
+    match value:
+        case tuple() | list():
+            for part in value:
+                _fits_32_bits(path, part)
+        case bool() | str():
+            return
+        case int() if abs(value) > LARGEST:
+            raise UserError(f"--config.{path}={value}: choose {LARGEST} or less.")
+        case float() if not (value == 0 or LEAST_FLOAT <= abs(value) <= LARGEST_FLOAT):
+            raise UserError(
+                f"--config.{path}={value}: choose a number that float32 has, 0 or one of about "
+                f"{LEAST_FLOAT:.0e} to {LARGEST_FLOAT:.0e}."
+            )
+
+
+def _normalisation(config: ConfigDict) -> None:
+    for name in ("mean", "std"):
+        values = config.normalise[name]
+        numbers = bool(values) and all(isinstance(v, int | float) for v in values)
+        if not numbers or len(values) not in (1, 3) or (name == "std" and min(values) <= 0):
+            above = " above 0" if name == "std" else ""
+            raise UserError(
+                f"--config.normalise.{name}={values}: give one number{above}, or one for each of red, green "
+                f"and blue, such as (0.5,)."
+            )
+
+
+def _one_data_set(config: ConfigDict) -> None:
+    """A config is made for a data set; another name alone would leave its recipe and its label."""
+    label = config.dataset.removesuffix("-smoke")
+    named = ALIASES[label][0] if label in ALIASES else label
+    if named in DATASETS and named != config.data.name:
+        raise UserError(
+            f"--config.data.name={config.data.name} and --config.dataset={config.dataset} are two data "
+            "sets: name the one that you want behind the config, as in "
+            f"--config=experiments/configs/{config.name}.py:{config.data.name}."
+        )
+    made_for = DATASETS.get(config.data.name, {}).get("task", "classification")
+    if config.data.name in DATASETS and config.task != made_for:
+        raise UserError(
+            f"--config.task={config.task}: {config.data.name} is for {made_for}; choose another data set "
+            "behind the config."
         )
 
 

@@ -188,6 +188,8 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
     config.data.update(keys)
     if recipe == "strong":
         config.update(STRONG)
+        if config.task == "segmentation":  # which mixes no examples
+            config.mixing.update({"mixup": 0.0, "cutmix": 0.0})
     if smoke:
         config.dataset += "-smoke"
         config.data.limit = 64
