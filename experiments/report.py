@@ -282,6 +282,14 @@ def _latex(comparisons: Sequence[Comparison]) -> str:
 if __name__ == "__main__":
     out = flags.DEFINE_string("out", "", "Where the report goes.")
     words = sys.argv[1:]
+
+    def main() -> None:
+        """Prints where the report is."""
+        try:
+            print(write_report(given, out.value or None))
+        except OSError as error:
+            raise UserError(f"The report cannot be written: {error}.") from error
+
     command = [sys.argv[0], *(word for word in words if word.startswith("-"))]
     given = [word for word in words if not word.startswith("-")]
-    sys.exit(cli.run(lambda: print(write_report(given, out.value or None)), command, str(__doc__)))
+    cli.leave(cli.run(main, command, str(__doc__)))

@@ -20,6 +20,7 @@ import ast
 import dataclasses
 import gc
 import importlib
+import math
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -34,15 +35,15 @@ import experiments.configs
 from dyn.diagnostics import count_parameters
 from experiments import cli, data, report
 from experiments.data import folds
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError, kind, nearest
 from experiments.program import Program
 from experiments.tasks import TASKS
 from experiments.train import train
-from experiments.validate import validate
+from experiments.validate import refuse_unused, validate
 
 DATASET = flags.DEFINE_string("dataset", "digits", "The data set.")
 CONFIGS = flags.DEFINE_string("configs", "base,global_soft,local_soft,hard,odconv", "The configs.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each config.", lower_bound=1)
+SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each config.", lower_bound=1, upper_bound=1000)
 FOLDS = flags.DEFINE_integer("folds", 0, "Folds; 0 for the data set's own splits.", lower_bound=0)
 SOURCE = flags.DEFINE_string("source", "", "Where the data lies.")
 OVERRIDE = flags.DEFINE_multi_string("override", [], "A field of every config.")
@@ -68,10 +69,12 @@ def main() -> None:
         cli.WORKDIR.value or f"runs/study-{DATASET.value.partition(',')[0]}"
     ).expanduser()
     overrides = dict(map(_key_and_value, OVERRIDE.value))
-    configs = [
-        load_config(name, DATASET.value, SOURCE.value, overrides)
-        for name in CONFIGS.value.split(",")
-    ]
+    names = list(filter(None, CONFIGS.value.split(",")))
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"--configs={CONFIGS.value}: name one or more configs, each of them once.")
+    configs = [load_config(name, DATASET.value, SOURCE.value, overrides) for name in names]
+    for path in (*overrides, *(["data.source"] if SOURCE.value else [])):
+        _refuse_unused(configs, path)
     run_study(configs, workdir, SEEDS.value, FOLDS.value, CONTROL.value)
 
 
@@ -88,15 +91,19 @@ def run_study(
         control: whether to add a static network with as many parameters as the largest one.
 
     Raises:
-        UserError: for what is wrong with a config, before anything is trained.
+        UserError: for what is wrong with a config, before anything is trained; and if every run fails.
     """
     for config in configs:
         _check(config, configs)
     if control:
         configs = [*configs, *make_control(configs)]
-    runs = list(plan(configs, workdir, seeds, num_folds))
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
     if num_folds:
         write_folds(configs[0], workdir, num_folds)
+    runs = list(plan(configs, workdir, seeds, num_folds))
     programs: dict[str, Program] = {}
     failed = 0
     for number, run in enumerate(runs, start=1):
@@ -105,11 +112,13 @@ def run_study(
             programs.clear()  # nobody will ask for them again
             gc.collect()
         failed += not attempt(run, programs)
+    if failed == len(runs):
+        reason = (runs[0].workdir / "error.txt").read_text()
+        raise UserError(f"All {failed} runs failed, the first of them like this: {reason}")
     if failed:
         print(f"\n{failed} of {len(runs)} runs failed; the report says why.")
-    if failed < len(runs):
-        report.write_report([workdir], workdir)
-        print(f"\nreport   {workdir / 'report.md'}\nfigures  {workdir / 'figures'}")
+    report.write_report([workdir], workdir)
+    print(f"\nreport   {workdir / 'report.md'}\nfigures  {workdir / 'figures'}")
 
 
 def plan(
@@ -174,10 +183,9 @@ def load_config(
                 known = node if isinstance(node, dict) else []
                 raise UserError(f"--override={path}: {name} has no such field{nearest(key, known)}")
             node = node[key]
-        try:
-            config.update_from_flattened_dict({path: value})
-        except (TypeError, ValueError) as error:
-            raise UserError(f"--override={path}={value}: {error}") from error
+        if isinstance(node, dict):
+            raise UserError(f"--override={path}: it is a group of fields: {', '.join(node)}.")
+        config.update_from_flattened_dict({path: _like(node, value, f"--override={path}")})
     return config
 
 
@@ -214,13 +222,20 @@ def widened(config: ConfigDict, width: int) -> ConfigDict:
 
 
 def parameters_of(config: ConfigDict) -> int:
-    """The number of parameters of a config's network for ten classes; nothing is computed."""
+    """The number of parameters of a config's network for ten classes; nothing is computed.
+
+    Raises:
+        UserError: if the network cannot be built.
+    """
     series = config.data.name == "ucr"
     task = TASKS[config.task]
     model = task.make_model(config, num_classes=10, spatial_axes=1 if series else 2)
     # Pictures of 64 pixels, series of 64 samples: parameters do not depend on it.
     example = jax.ShapeDtypeStruct((2, 64, 1) if series else (2, 64, 64, 3), np.float32)
-    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), example)
+    try:
+        shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), example)
+    except ValueError as error:
+        raise UserError(f"The network of {config.name} cannot be built: {error}") from error
     return count_parameters(shapes["params"])
 
 
@@ -245,6 +260,16 @@ def write_folds(config: ConfigDict, workdir: Path, num_folds: int) -> None:
         )
 
 
+def _refuse_unused(configs: Sequence[ConfigDict], path: str) -> None:
+    """A field must make a difference to one config; the others may have no use for it."""
+    for number, config in enumerate(configs, start=1):
+        try:
+            return refuse_unused(config, [path])
+        except UserError:
+            if number == len(configs):
+                raise
+
+
 def _check(config: ConfigDict, configs: Sequence[ConfigDict]) -> None:
     """Whether a config can be run as part of this study."""
     first = config.start.config
@@ -259,15 +284,43 @@ def _check(config: ConfigDict, configs: Sequence[ConfigDict]) -> None:
     validate(started)
 
 
-def _key_and_value(text: str) -> tuple[str, object]:
-    """`epochs=5` as `("epochs", 5)`; what is no number, truth value or the like is a text."""
+def _key_and_value(text: str) -> tuple[str, str]:
+    """`epochs=5` as `("epochs", "5")`."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"--override={text}: write KEY=VALUE, such as epochs=5.")
+    return key, value
+
+
+def _like(usual: object, value: object, setting: str) -> object:
+    """A value, or the text of one, as what a field usually has is: a text, a number, a tuple.
+
+    Raises:
+        UserError: if it is nothing like that.
+    """
+    if isinstance(usual, str) and isinstance(value, str):
+        return value
+    given = value
+    if isinstance(value, str):
+        try:
+            value = ast.literal_eval(value.capitalize() if isinstance(usual, bool) else value)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            pass  # it stays a text, which is not like anything else
+    if isinstance(usual, float) and type(value) is int:
+        return _float(value)
+    if isinstance(usual, tuple) and isinstance(value, list):
+        return tuple(value)
+    if type(value) is not type(usual):
+        raise UserError(f"{setting}={given}: it is not {kind(usual)}")
+    return value
+
+
+def _float(number: int) -> float:
+    """Infinity instead of what a float has no room for; validation refuses it."""
     try:
-        return key, ast.literal_eval(value)
-    except (SyntaxError, ValueError):
-        return key, value
+        return float(number)
+    except OverflowError:
+        return math.inf
 
 
 if __name__ == "__main__":
