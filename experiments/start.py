@@ -1,6 +1,5 @@
 """Starting from a network that another run has trained."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -17,6 +16,7 @@ from experiments.checkpoint import restore_arrays
 from experiments.damaged import damaged_file, innermost
 from experiments.errors import UserError
 from experiments.program import TrainState
+from experiments.workdir import finished_summary
 
 Flat = dict[tuple[str, ...], Any]
 

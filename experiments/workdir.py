@@ -85,8 +85,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
         theirs = json.loads(file.read_text())
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
+    if not isinstance(theirs, dict):
+        raise UserError(f"{file} holds no settings of a run; choose another --workdir.")
     # A setting that is younger than the run does nothing where it has its default, as it did not then.
     young = {key: value for key, value in _settings(common.get_config()).items() if key in mine}
     theirs = {**young, **_flat(theirs)}
@@ -114,9 +116,23 @@ def _has_results(workdir: Path) -> bool:
 
 
 def finished_summary(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a run that is finished, or None."""
+    """The summary of a run that is finished, or None.
+
+    Raises:
+        UserError: if there is one that cannot be read.
+    """
     file = workdir / "summary.json"
-    return json.loads(file.read_text()) if file.exists() else None
+    try:
+        summary = json.loads(file.read_text())
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): delete it, and the run continues from its last checkpoint."
+        ) from error
+    if not isinstance(summary, dict):
+        raise UserError(f"{file} holds no summary of a run; choose another --workdir.")
+    return summary
 
 
 def parameters_sha256(params: Any) -> str:
