@@ -1,10 +1,16 @@
-"""Folders of runs, as training leaves them, and what runs in tests share."""
+"""Folders of runs, as training leaves them, commands up to where they would compile, and what runs share."""
 
+import contextlib
 import json
+import shutil
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 from jax.experimental.compilation_cache import compilation_cache
 
 
@@ -86,3 +92,80 @@ def write_run(tmp_path):
         return folder
 
     return write
+
+
+class Reached(Exception):
+    """The command would compile now."""
+
+
+class Traced:
+    """In the place of `jax.jit`: traces, and ends there."""
+
+    def __init__(self, function, **_):
+        self.function = function
+
+    def lower(self, *args):
+        jax.eval_shape(self.function, *args)
+        return self
+
+    def compile(self):
+        raise Reached
+
+
+@pytest.fixture
+def ask(monkeypatch, capsys, tmp_path):
+    """Returns a function that runs `experiments.main` and returns the answer, or None if it would go on.
+
+    The config that it goes on with is `ask.seen.config`.
+    """
+    # Not at once: the tests of data need nothing of it.
+    from experiments import cli, program, train, validate
+    from experiments import main as command
+
+    monkeypatch.chdir(Path(command.__file__).parents[1])
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    cache = jax.config.jax_compilation_cache_dir
+    loop, seen = train.train, SimpleNamespace(config=None)
+
+    def noticed(config, workdir):
+        seen.config = config
+        seen.train(config, workdir)
+
+    monkeypatch.setattr(train, "train", noticed)
+    names = {name: getattr(jax, name) for name in dir(jax)} | {"jit": Traced}
+    monkeypatch.setattr(program, "jax", SimpleNamespace(**names))
+
+    def run(*words, deep=True):
+        words = ["main.py", *words]
+        if not any(word.startswith("--workdir") for word in words):
+            words.append(f"--workdir={tmp_path / 'run'}")
+        monkeypatch.setattr(sys, "argv", words)  # ml_collections reads the overrides from here
+        # Optax does not pass strict promotion.
+        with flagsaver.flagsaver(), jax.numpy_dtype_promotion("standard"):
+            seen.train = loop if deep else lambda config, workdir: validate.validate(config)
+            with contextlib.suppress(Reached):
+                code = cli.run(command.main, words, command.__doc__)
+                out, err = capsys.readouterr()
+                if code == 0 and not deep:
+                    return None
+                assert code == 2 and out == ""
+                return line_of(err)
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        return None
+
+    run.seen = seen
+    yield run
+    jax.config.update("jax_compilation_cache_dir", cache)
+    flags.FLAGS.mark_as_parsed()
+
+
+def line_of(err):
+    assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+    assert "Traceback" not in err and len(err) < 700 and len(err.split()) > 4
+    return err
+
+
+@pytest.fixture
+def the_line():
+    """Returns a function that sees that standard error has one line, which says more than an exception's name."""
+    return line_of
