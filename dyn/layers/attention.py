@@ -30,7 +30,9 @@ def largest(x: Array, axis: int | tuple[int, ...]) -> Array:
     """
     axes = (axis,) if isinstance(axis, int) else axis
     x = jnp.moveaxis(x, axes, range(-len(axes), 0))
-    x = x.reshape(*x.shape[: x.ndim - len(axes)], -1)
+    rest = x.ndim - len(axes)
+    # Not -1, which says nothing of an empty batch.
+    x = x.reshape(*x.shape[:rest], math.prod(x.shape[rest:]))
     first = jnp.argmax(x, axis=-1, keepdims=True) == jnp.arange(x.shape[-1])
     return jnp.sum(jnp.where(first, x, jnp.zeros_like(x)), axis=-1)
 

@@ -138,7 +138,7 @@ def resolve(
     rank = len(size)
     if min(size) < 1 or groups < 1:
         raise ValueError(
-            f"a kernel of size {size} in {groups} groups (feature_group_count) is none: both must be positive."
+            f"a kernel of size {size} in {groups} groups (feature_group_count) is none: both are positive."
         )
     strides = per_axis("strides", strides, rank)
     input_dilation = per_axis("input_dilation", input_dilation, rank)

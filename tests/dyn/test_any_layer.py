@@ -13,7 +13,7 @@ import numpy as np
 import numpy_oracle
 import pytest
 from any_window import DTYPES, LONG, QUICK, assert_rounded, refused, windows
-from hypothesis import event, given
+from hypothesis import event, example, given
 from hypothesis import strategies as st
 from layer_cases import CONVOLUTIONS, filled, random_input
 
@@ -23,6 +23,18 @@ SAMPLES = 3
 CONTEXTS = random_input(SAMPLES, 5, seed=2)
 FEATURES = 4
 SIZES = {1: ((1,), (3,), (4,)), 2: ((1, 1), (3, 3), (2, 3)), 3: ((1, 1, 1), (2, 1, 2))}
+AXIS = {"stride": 1, "padding": "SAME", "input_dilation": 1, "kernel_dilation": 1}
+NOTHING = {
+    "spatial": (1, 1),
+    "batch": 0,
+    "size": (3, 3),
+    "groups": 1,
+    "fields": {"padding": "SAME"},
+    "axes": [AXIS, AXIS],
+    "use_bias": True,
+    "dtype": "float32",
+    "lowering": "auto",
+}
 # What a layer may say of a geometry that is not its own.
 OWN_LIMITS = (
     "Leave grouped and depthwise convolutions static",  # DCDConv
@@ -127,6 +139,7 @@ def check(name, case):
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_any_geometry_is_that_of_the_definition_or_refused(name):
     @QUICK(max_examples=3)
+    @example(NOTHING)
     @given(geometries())
     def examples(case):
         check(name, case)
