@@ -118,7 +118,7 @@ def validate(config: ConfigDict) -> None:
     _one_data_set(config)
     if config.data.variant and config.data.name not in ("ucr", "tfds"):
         raise UserError(
-            f"--config.data.variant={config.data.variant}: there is one {config.data.name}; leave the name out."
+            f"--config.data.variant={config.data.variant}: there is one {config.data.name}; leave it out."
         )
     classes = config.data.classes.split(",")
     if len(set(classes)) < len(classes):

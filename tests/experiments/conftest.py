@@ -167,5 +167,5 @@ def line_of(err):
 
 @pytest.fixture
 def the_line():
-    """Returns a function that sees that standard error has one line, which says more than an exception's name."""
+    """Returns a function that sees that there is one line, which says more than an exception's name."""
     return line_of
