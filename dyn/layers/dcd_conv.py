@@ -370,7 +370,7 @@ def bin_averages(x: Array, bins: int, dtype: jnp.dtype) -> Array:
             for start, end in bounds
         ]
         x = jnp.stack(means, axis=axis)
-    return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], -1)
+    return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
 def _gate(v: Array) -> Array:

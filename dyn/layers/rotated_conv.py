@@ -185,7 +185,8 @@ class RotationAttention(nn.Module):
         mix = nn.softmax(logits / temperature(self).astype(self.dtype))
         weights = {"kernel": mix}
         if self.rotations > 1:
-            weights["orientation"] = mix.reshape(mix.shape[0], -1, self.rotations).sum(1)
+            kernels = self.candidates // self.rotations
+            weights["orientation"] = mix.reshape(mix.shape[0], kernels, self.rotations).sum(1)
         self.sow("intermediates", "weights", weights)
         return mix
 

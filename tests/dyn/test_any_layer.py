@@ -15,7 +15,7 @@ import pytest
 from any_window import DTYPES, LONG, QUICK, assert_rounded, refused, windows
 from hypothesis import event, example, given
 from hypothesis import strategies as st
-from layer_cases import CONVOLUTIONS, filled, random_input
+from layer_cases import CONVOLUTIONS, LAYERS, filled, random_input
 
 from dyn.ops import LOWERINGS
 
@@ -145,6 +145,14 @@ def test_any_geometry_is_that_of_the_definition_or_refused(name):
         check(name, case)
 
     examples()
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_example_is_an_empty_batch_for_every_layer(name):
+    layer, shape = LAYERS[name].layer(), LAYERS[name].shape
+    variables = filled(layer, random_input(*shape))
+    y = layer.apply(variables, jnp.zeros((0, *shape[1:])))
+    assert y.shape == (0, *jax.eval_shape(layer.apply, variables, random_input(*shape)).shape[1:])
 
 
 @pytest.mark.slow
