@@ -26,7 +26,9 @@ from experiments.damaged import (
 from experiments.errors import UserError
 
 NONE = -1  # no step
-BESIDE_ARRAYS = 1_000_000  # bytes of a checkpoint that say where its arrays are, and a good deal more
+BESIDE_ARRAYS = (
+    1_000_000  # bytes of a checkpoint that say where its arrays are, and a good deal more
+)
 # Orbax warns where nothing is wrong: in short runs a checkpoint often waits for the one before, and
 # those between evaluations have no metrics on purpose. What it cannot write it prints with tracebacks
 # before it raises it, which says all.
@@ -114,8 +116,8 @@ class Checkpoints:
         if disk.total and disk.free < needed:  # some file systems do not know their size
             raise UserError(
                 f"A checkpoint of {needed / 1e6:.1f} MB cannot be written to {self._directory}: no space "
-                f"left on device, {disk.free / 1e6:.1f} MB are free. Those before it are intact: make room, and "
-                "give the same command again."
+                f"left on device, {disk.free / 1e6:.1f} MB are free. Those before it are intact: make room, "
+                "and give the same command again."
             )
 
     @contextlib.contextmanager

@@ -80,8 +80,8 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
         found["temperature."] = f"--config.conv.name={conv} has no temperature"
     if conv != "gated":
         found["auxiliary."] = f"--config.conv.name={conv} has no loss of its own"
-    if not known.get("start.run") and not known.get("start.config"):
-        found["start.noise"] = "it is for --config.start.run"
+    if not known.get("init_from") and not known.get("start.config"):
+        found["start.noise"] = "it is for --config.init_from"
     if known.get("data.fold", -1) < 0:
         found["data.folds"] = "it is for --config.data.fold"
     if data == "digits":

@@ -1,5 +1,6 @@
 """Starting from a network that another run has trained."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +17,6 @@ from experiments.checkpoint import restore_arrays
 from experiments.damaged import damaged_file, innermost
 from experiments.errors import UserError
 from experiments.program import TrainState
-from experiments.workdir import finished_summary
 
 Flat = dict[tuple[str, ...], Any]
 
