@@ -22,7 +22,9 @@ import numpy as np
 
 from dyn.layers.attention import global_average, squeeze, temperature
 from dyn.layers.convolution import ConvLayer, over_space
+from dyn.ops import planner
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.lowerings import aggregate
 
 Array = jax.Array
 
@@ -46,8 +48,10 @@ class FDConv(ConvLayer):
     `sum_k W_k`. The local attention is a 1-D convolution along the input channels, with one output for
     each kernel position and filter, and so looks at the layer's own input whatever the context is.
 
-    The K kernels are never made: the spectrum is weighed for each sample, and transformed once. There is
-    then a kernel of its own for each sample, and no mixture that could be applied afterwards.
+    Where samples come one after another ('samples', and 'auto' on one CPU device), the spectrum is
+    weighed for each and transformed once. Elsewhere the K kernels are stored at once, as many numbers as
+    K static kernels; with `local` there is a kernel of its own for each sample besides, and then only
+    'taps' and 'patches' serve.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
@@ -58,7 +62,8 @@ class FDConv(ConvLayer):
         attention_norm: 'batch' (the paper's), 'layer' or 'none'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
-        lowering: 'samples', 'taps', 'patches', 'reference' or 'auto'; see `dyn.ops.dynamic_conv`.
+        lowering: see `dyn.ops.dynamic_conv`; with `local`: 'samples', 'taps', 'patches', 'reference' or
+            'auto'.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -125,17 +130,28 @@ class FDConv(ConvLayer):
         x = x.astype(self.conv_dtype(x))
         x = x * over_space(channel, x)
         shape = self.one_kernel(x)
-        groups = frequency_groups(shape, self.num_kernels)
+        loop = self.lowering == "auto" and planner.why_no_loop() is None
+        if loop or self.lowering == "samples":
+            groups = frequency_groups(shape, self.num_kernels)
 
-        def kernels(mix: Array, taps: Array | None, local: Array | None) -> Array:
-            kernel = self.masked(spectrum_to_kernel(spectrum * mix[:, groups, None], shape))
-            if taps is not None:
-                kernel = kernel * taps[..., None, None]
-            if local is not None:
-                kernel = kernel * local
-            return kernel.astype(x.dtype)
+            def one_transform(mix: Array, taps: Array | None, local: Array | None) -> Array:
+                kernel = self.masked(spectrum_to_kernel(spectrum * mix[:, groups, None], shape))
+                if taps is not None:
+                    kernel = kernel * taps[..., None, None]
+                return (kernel if local is None else kernel * local).astype(x.dtype)
 
-        y = self.convolve_samples(x, kernels, (mix, taps, local), self.lowering)
+            y = self.convolve_samples(x, one_transform, (mix, taps, local), "samples")
+        else:
+            # The transform of a batch cannot be cut between devices, but a mixture of kernels can.
+            candidates = self.masked(disjoint_kernels(spectrum, shape, self.num_kernels))
+            if local is None:
+                y = self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
+            else:
+
+                def weighed(mix: Array, taps: Array | None, local: Array) -> Array:
+                    return (aggregate(candidates, mix, taps) * local).astype(x.dtype)
+
+                y = self.convolve_samples(x, weighed, (mix, taps, local), self.lowering)
         if filters is not None:
             y = y * over_space(filters, y)
         y = self.add_bias(y)
@@ -263,6 +279,14 @@ def spectrum_to_kernel(spectrum: Array, shape: Sequence[int]) -> Array:
     kernel = matrix.reshape(*leading, o, first, i, rest)
     kernel = jnp.moveaxis(kernel, (-4, -2), (-1, -2))  # [..., first, rest, i, O]
     return kernel.reshape(*leading, *shape)
+
+
+def disjoint_kernels(spectrum: Array, shape: Sequence[int], num_groups: int) -> Array:
+    """The kernel of each group of frequencies, `[K, *shape]`; their sum is the kernel."""
+    groups = jnp.asarray(frequency_groups(shape, num_groups))[..., None]
+    numbers = jnp.arange(num_groups, dtype=groups.dtype).reshape(-1, 1, 1, 1)
+    parts = jnp.where(groups == numbers, spectrum, jnp.zeros_like(spectrum))
+    return spectrum_to_kernel(parts, shape)
 
 
 def spectrum_shape(shape: Sequence[int]) -> tuple[int, int, int]:

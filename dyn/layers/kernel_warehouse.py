@@ -251,9 +251,12 @@ class WarehouseConv(ConvLayer):
         x = x.astype(self.conv_dtype(x))
 
         def kernels(mix: Array) -> Array:
-            kernel = jnp.einsum(
-                "btpqn,nio->btqipo", mix, cells.astype(dtype), precision=lax.Precision.HIGHEST
-            )
+            # Not `jnp.einsum`, which may exchange the two: XLA then copies every kernel in another layout.
+            rows = mix.reshape(math.prod(mix.shape[:-1]), mix.shape[-1])
+            flat = cells.astype(dtype).reshape(cells.shape[0], math.prod(cells.shape[1:]))
+            kernel = jnp.matmul(rows, flat, precision=lax.Precision.HIGHEST)
+            kernel = kernel.reshape(*mix.shape[:-1], *cells.shape[1:])  # [b, T, p, q, i, o]
+            kernel = kernel.transpose(0, 1, 3, 4, 2, 5)
             return self.masked(kernel.reshape(-1, *self.one_kernel(x))).astype(x.dtype)
 
         y = self.convolve_samples(x, kernels, (mix,), self.lowering)

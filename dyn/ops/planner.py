@@ -164,10 +164,9 @@ def plan(
         itemsize: bytes of a number.
         platform: 'cpu', 'gpu' or 'tpu'; None for the one JAX runs on.
     """
-    platform = platform or jax.default_backend()
-    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
-    platform = platform if platform in PRICES else "gpu"
+    platform = _known(platform)
     prices = PRICES[platform]
+    no_loop = why_no_loop(platform)
 
     def estimate(name: str) -> Estimate:
         if why := lowerings.unable(name, pixelwise=pixelwise, tap_attention=tap_attention):
@@ -175,10 +174,8 @@ def plan(
         if name == "reference":
             why = "for tests: a slow gradient, and it gathers the batch"
             return Estimate(name, why_not=why)
-        if name == "samples" and not prices.loops:
-            return Estimate(name, why_not="one sample at a time leaves an accelerator idle")
-        if name == "samples" and jax.device_count() > 1:
-            return Estimate(name, why_not="a loop over samples gathers a batch that is sharded")
+        if name == "samples" and no_loop:
+            return Estimate(name, why_not=no_loop)
         kinds = work(
             name,
             inputs,
@@ -243,3 +240,19 @@ def work(
         weights=itemsize * num_kernels * one_kernel * (loop if lowering == "samples" else 1),
         turns=loop,
     )
+
+
+def why_no_loop(platform: str | None = None) -> str | None:
+    """Why samples should not come one after another on a platform; None where they may."""
+    if not PRICES[_known(platform)].loops:
+        return "one sample at a time leaves an accelerator idle"
+    if jax.device_count() > 1:
+        return "a loop over samples gathers a batch that is sharded"
+    return None
+
+
+def _known(platform: str | None) -> str:
+    """The platform that has prices for this one; None stands for the one JAX runs on."""
+    platform = platform or jax.default_backend()
+    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+    return platform if platform in PRICES else "gpu"

@@ -49,7 +49,8 @@ def machine() -> dict[str, Any]:
     Returns:
         `platform` and `device` (JAX's), `devices` (how many), `cores` (that this process may use), `cpu`
         (its model, '' where the system does not say), `load_average` (of the last minute; None where
-        there is none), `system` and the `versions` of Python, jax, jaxlib and numpy.
+        there is none), `glibc_tunables` (what the environment tells GNU's malloc), `system` and the
+        `versions` of Python, jax, jaxlib and numpy.
     """
     first = jax.devices()[0]
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
@@ -60,6 +61,7 @@ def machine() -> dict[str, Any]:
         "cores": usable_cores(),
         "cpu": _cpu_model(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "system": platform.system(),
         "versions": {"python": platform.python_version()} | versions,
     }

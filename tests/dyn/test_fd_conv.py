@@ -10,6 +10,7 @@ from layer_cases import filled, random_input
 
 from dyn.layers.fd_conv import (
     FDConv,
+    disjoint_kernels,
     frequency_groups,
     kernel_to_spectrum,
     spectrum_shape,
@@ -69,6 +70,20 @@ def test_groups_partition_the_spectrum_from_low_to_high(shape, num_groups):
     for number in range(num_groups - 1):
         assert radius[groups == number].max() <= radius[groups == number + 1].min()
     assert groups[0, 0] == 0  # the mean
+
+
+def test_the_candidates_share_out_the_kernel():
+    kernel = random_input(3, 3, 4, 6)
+    kernels = disjoint_kernels(kernel_to_spectrum(kernel), kernel.shape, 5)
+    assert kernels.shape == (5, 3, 3, 4, 6)
+    np.testing.assert_allclose(kernels.sum(0), kernel, atol=1e-5)
+    groups = frequency_groups((3, 3, 4, 6), 5)
+    # Where a group's weights are not, its kernel has none: but for the weights that a real kernel
+    # has twice (columns 0 and C/2), which may be cut apart.
+    for number, kernel in enumerate(kernels):
+        spectrum = np.asarray(kernel_to_spectrum(kernel))[:, 1:-1]
+        elsewhere = groups[:, 1:-1] != number
+        np.testing.assert_allclose(spectrum[elsewhere], 0, atol=1e-5)
 
 
 def test_a_kernel_has_as_many_parameters_as_the_paper_s():
@@ -140,9 +155,10 @@ def sigmoid2(v):
 
 @pytest.mark.parametrize("local", [False, True])
 @pytest.mark.parametrize("name", ["usual", "groups", "depthwise", "pointwise"])
-def test_follows_the_formulas(name, local):
+@pytest.mark.parametrize("lowering", ["patches", "samples"])
+def test_follows_the_formulas(lowering, name, local):
     fields = START[name]
-    layer = FDConv(**fields, num_kernels=3, local=local, param_dtype=jnp.float64)
+    layer = FDConv(**fields, num_kernels=3, local=local, lowering=lowering, param_dtype=jnp.float64)
     size, o, groups = layer.kernel_size, layer.features, layer.feature_group_count
     with jax.enable_x64(True):
         x = random_input(3, 5, 4, 4, dtype=np.float64)

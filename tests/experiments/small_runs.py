@@ -3,14 +3,17 @@
 import json
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from flax import traverse_util
 
 from experiments import train as loop
 from experiments.configs import odconv
+from experiments.settings import unused
 
 ROOT = Path(loop.__file__).parents[1]
 SMALL = {
@@ -29,19 +32,27 @@ SMALL = {
 
 def small(config_file=odconv, argument="digits,smoke", **changes):
     config = config_file.get_config(argument)
+    settings = _settings(config, changes)
     with config.unlocked():
-        config.update_from_flattened_dict({**SMALL, **changes})
+        config.update_from_flattened_dict(settings)
     return config
 
 
 def command(workdir, name, argument="digits,smoke", **changes):
     """The command that trains `small` of a config, as a person types it."""
-    settings = {**SMALL, **changes}
+    config = import_module(f"experiments.configs.{name}").get_config(argument)
     return [
         *(sys.executable, "-m", "experiments.main", f"--workdir={workdir}"),
         f"--config=experiments/configs/{name}.py:{argument}",
-        *(f"--config.{key}={value}" for key, value in settings.items()),
+        *(f"--config.{key}={value}" for key, value in _settings(config, changes).items()),
     ]
+
+
+def _settings(config, changes):
+    """`SMALL` and the changes, without what means nothing for the config: typed, that is refused."""
+    known = traverse_util.flatten_dict(config.to_dict(), sep=".") | changes
+    nothing = tuple(unused(known))
+    return {key: value for key, value in SMALL.items() if not key.startswith(nothing)} | changes
 
 
 def environment(cache, devices=None):

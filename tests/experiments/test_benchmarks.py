@@ -30,7 +30,8 @@ from experiments.configs import base
 from experiments.tasks import TASKS, backbone
 
 TINY = partial(ResNet, stage_sizes=(1,), block=BasicBlock)
-MACHINE = {"platform", "device", "devices", "cores", "cpu", "load_average", "system", "versions"}
+MACHINE = {"platform", "device", "devices", "cores", "cpu", "load_average", "glibc_tunables"}
+MACHINE |= {"system", "versions"}
 
 
 @pytest.fixture
