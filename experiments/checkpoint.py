@@ -143,16 +143,16 @@ class Checkpoints:
             UserError: if a checkpoint does not fit `like`, if all are damaged, or if the storage fails.
         """
         self.wait()
-        there_were = False
         while (step := max_over_hosts(max(self._manager.all_steps(), default=NONE))) != NONE:
-            there_were = True
             read = self._read_or_set_aside(step, like)
             if read is not None:
                 return step, *read
-        if there_were:
+        # Also where they were set aside by an earlier command: starting anew would hide the loss.
+        damaged = self._directory.parent / "damaged"
+        if damaged.is_dir() and any(damaged.iterdir()):
             raise UserError(
-                f"No checkpoint in {self._directory} could be read; they are now in "
-                f"{self._directory.parent / 'damaged'}. Start again in another --workdir."
+                f"No checkpoint in {self._directory} could be read; they are now in {damaged}. "
+                "Start again in another --workdir."
             )
         return None
 
