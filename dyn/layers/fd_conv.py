@@ -117,12 +117,12 @@ class FDConv(ConvLayer):
             **types,
             name="attention",
         )(self.flat_context(context, x, batch))
-        local = None
+        # Kept as neighbours, and made the size of a kernel for the samples at hand.
+        neighbours = local_kernel = None
         if self.local:
-            local = LocalAttention(
-                kernel_size=self.kernel_dims(x),
+            neighbours, local_kernel = LocalAttention(
+                num_taps=math.prod(self.kernel_dims(x)),
                 features=self.features,
-                groups=self.feature_group_count,
                 **types,
                 name="local",
             )(global_average(x, x.ndim - 2, types["dtype"]))
@@ -130,28 +130,36 @@ class FDConv(ConvLayer):
         x = x.astype(self.conv_dtype(x))
         x = x * over_space(channel, x)
         shape = self.one_kernel(x)
+
+        def weighed(kernel: Array, taps: Array | None, neighbours: Array | None) -> Array:
+            if taps is not None:
+                kernel = kernel * taps[..., None, None]
+            if neighbours is not None:
+                kernel = kernel * local_weights(neighbours, local_kernel, shape)
+            return kernel.astype(x.dtype)
+
         loop = self.lowering == "auto" and planner.why_no_loop() is None
         if loop or self.lowering == "samples":
             groups = frequency_groups(shape, self.num_kernels)
+            real, imaginary = spectrum[..., 0], spectrum[..., 1]
 
-            def one_transform(mix: Array, taps: Array | None, local: Array | None) -> Array:
-                kernel = self.masked(spectrum_to_kernel(spectrum * mix[:, groups, None], shape))
-                if taps is not None:
-                    kernel = kernel * taps[..., None, None]
-                return (kernel if local is None else kernel * local).astype(x.dtype)
+            def one_transform(mix: Array, *weights: Array | None) -> Array:
+                # The parts apart: a gradient that sums over an axis of two numbers takes most of a step.
+                w = mix[:, groups]
+                return weighed(self.masked(_kernel(w * real, w * imaginary, shape)), *weights)
 
-            y = self.convolve_samples(x, one_transform, (mix, taps, local), "samples")
+            y = self.convolve_samples(x, one_transform, (mix, taps, neighbours), "samples")
         else:
             # The transform of a batch cannot be cut between devices, but a mixture of kernels can.
             candidates = self.masked(disjoint_kernels(spectrum, shape, self.num_kernels))
-            if local is None:
+            if neighbours is None:
                 y = self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
             else:
 
-                def weighed(mix: Array, taps: Array | None, local: Array) -> Array:
-                    return (aggregate(candidates, mix, taps) * local).astype(x.dtype)
+                def mixture(mix: Array, *weights: Array | None) -> Array:
+                    return weighed(aggregate(candidates, mix, None), *weights)
 
-                y = self.convolve_samples(x, weighed, (mix, taps, local), self.lowering)
+                y = self.convolve_samples(x, mixture, (mix, taps, neighbours), self.lowering)
         if filters is not None:
             y = y * over_space(filters, y)
         y = self.add_bias(y)
@@ -225,37 +233,63 @@ class FrequencyAttention(nn.Module):
 
 
 class LocalAttention(nn.Module):
-    """The weight of every number of the kernel, `[B, *k, I/G, O]`, from one number a channel, `[B, I]`.
+    """What `local_weights` needs, from one number a channel, `[B, I]`: neighbours and a kernel.
 
-    The convolution reaches over about log2(I) / 2 neighbouring channels, an odd number.
+    Returns `(neighbours [B, I, N], kernel [N, T, O])`: beside each channel the N channels around it, after a
+    layer norm, and the kernel that all of them are convolved with along the channels. N, an odd number, is
+    about log2(I) / 2.
     """
 
-    kernel_size: tuple[int, ...]
+    num_taps: int
     features: int
-    groups: int
     dtype: Any
     param_dtype: Any
 
     @nn.compact
-    def __call__(self, pooled: Array) -> Array:
-        """Weighs the kernel's numbers."""
+    def __call__(self, pooled: Array) -> tuple[Array, Array]:
+        """Looks at each channel and its neighbours."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        taps, in_features, groups = math.prod(self.kernel_size), pooled.shape[-1], self.groups
-        reach = round(math.log2(in_features) / 2 + 0.5) // 2 * 2 + 1
+        in_features = pooled.shape[-1]
+        number = round(math.log2(in_features) / 2 + 0.5) // 2 * 2 + 1
         v = nn.LayerNorm(epsilon=1e-5, name="norm", **types)(pooled)
-        v = nn.Conv(
-            taps * self.features,
-            (reach,),
-            use_bias=False,
-            kernel_init=nn.initializers.constant(1e-6),
-            name="conv",
-            **types,
-        )(v[..., None])
-        # Of a grouped convolution's outputs, each has weights for its own group's inputs.
-        v = v.reshape(-1, groups, in_features // groups, taps, groups, self.features // groups)
-        v = jnp.einsum("bgitgo->btigo", v)
-        v = v.reshape(-1, *self.kernel_size, in_features // groups, self.features)
-        return 2 * nn.sigmoid(v)
+        v = jnp.pad(v, ((0, 0), (number // 2, number // 2)))
+        neighbours = jnp.stack([v[:, n : n + in_features] for n in range(number)], axis=-1)
+        kernel = _Kernel(
+            (number, 1, self.num_taps * self.features), self.param_dtype, name="conv"
+        )()
+        return neighbours, kernel.reshape(number, self.num_taps, self.features).astype(self.dtype)
+
+
+class _Kernel(nn.Module):
+    """The parameter `kernel` of a convolution that another function computes."""
+
+    shape: tuple[int, ...]
+    param_dtype: Any
+
+    @nn.compact
+    def __call__(self) -> Array:
+        return self.param("kernel", nn.initializers.constant(1e-6), self.shape, self.param_dtype)
+
+
+def local_weights(neighbours: Array, kernel: Array, shape: Sequence[int]) -> Array:
+    """The weight of every number of each sample's kernel, `[b, *k, i, O]`.
+
+        2 sigmoid(sum_n neighbours[b, i, n] kernel[n, t, o])
+
+    Args:
+        neighbours: `[b, I, N]`, of any b samples.
+        kernel: `[N, T, O]`.
+        shape: of one kernel, `[*k, i, O]`; the outputs of each of the I / i groups have weights for the
+            group's own inputs.
+    """
+    *size, i, o = shape
+    groups = neighbours.shape[1] // i
+    each = neighbours.reshape(-1, 1, groups, i, neighbours.shape[-1])
+    # [T, groups, N, O / groups]
+    kernel = jnp.moveaxis(kernel.reshape(len(kernel), -1, groups, o // groups), 0, 2)
+    v = jnp.matmul(each, kernel)  # [b, T, groups, i, O / groups]
+    v = jnp.moveaxis(v, 2, 3).reshape(-1, *size, i, o)
+    return 2 * nn.sigmoid(v)
 
 
 def kernel_to_spectrum(kernel: Array) -> Array:
@@ -271,7 +305,11 @@ def kernel_to_spectrum(kernel: Array) -> Array:
 
 def spectrum_to_kernel(spectrum: Array, shape: Sequence[int]) -> Array:
     """The inverse of `kernel_to_spectrum`: `[..., R, C // 2 + 1, 2]` to `[..., *shape]`."""
-    f = jax.lax.complex(spectrum[..., 0], spectrum[..., 1])
+    return _kernel(spectrum[..., 0], spectrum[..., 1], shape)
+
+
+def _kernel(real: Array, imaginary: Array, shape: Sequence[int]) -> Array:
+    f = jax.lax.complex(real, imaginary)
     matrix = jnp.fft.irfft2(f, s=_matrix_shape(shape), norm="ortho")
     *size, i, o = shape
     first, rest = _split(size)

@@ -10,8 +10,8 @@
     --out=runs/benchmarks       where the numbers and the plot go
 
 A case is one layer: the stages of a ResNet-18 at 224, 64 and 32 pixels, 1x1, strided, depthwise, grouped
-and one-dimensional kernels, batches of 1 to 128, and no, one, four or eight candidate kernels. All
-lowerings of a case take turns in one process, forward alone and with the gradients of all inputs, and
+and one-dimensional kernels, pixel-wise mixtures, batches of 1 to 128, and no, one, four or eight
+candidate kernels. All lowerings of a case take turns in one process, forward alone and with the gradients of all inputs, and
 their fastest runs count: trust ratios, not milliseconds. Writes `lowerings.json` and `.png`.
 """
 
@@ -42,7 +42,10 @@ NAMES = tuple(name for name in LOWERINGS if name != "reference")
 
 
 class Case(NamedTuple):
-    """One layer. No kernels (0) is a static convolution; otherwise 3x3 kernels have tap attention too."""
+    """One layer. No kernels (0) is a static convolution; otherwise 3x3 kernels have tap attention too.
+
+    A pixel-wise mixture has none.
+    """
 
     batch: int
     spatial: tuple[int, ...]
@@ -52,6 +55,7 @@ class Case(NamedTuple):
     stride: int
     groups: int
     kernels: int
+    pixelwise: bool = False
 
     def __str__(self) -> str:
         places = "x".join(map(str, self.spatial))
@@ -59,12 +63,13 @@ class Case(NamedTuple):
         name += f" s{self.stride}" if self.stride > 1 else ""
         if self.groups > 1:
             name += " depthwise" if self.groups == self.inputs else f" g{self.groups}"
+        name += " pixels" if self.pixelwise else ""
         return name + (f", K{self.kernels}" if self.kernels else ", static")
 
     @property
     def tap_attention(self) -> bool:
         """Whether kernel positions are weighed."""
-        return self.kernels > 0 and self.size > 1
+        return self.kernels > 0 and self.size > 1 and not self.pixelwise
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -85,7 +90,8 @@ class Case(NamedTuple):
         w = jax.random.normal(keys[1], w) / (self.size**rank * self.inputs / self.groups) ** 0.5
         mix = taps = None
         if self.kernels > 1:
-            mix = jax.nn.softmax(jax.random.normal(keys[2], (self.batch, number)))
+            places = self.window.output_shape(self.spatial) if self.pixelwise else ()
+            mix = jax.nn.softmax(jax.random.normal(keys[2], (self.batch, *places, number)))
         if self.tap_attention:
             taps = jax.nn.sigmoid(jax.random.normal(keys[3], (self.batch, *size)))
         return x, w, mix, taps
@@ -154,6 +160,9 @@ def grid() -> list[Case]:
         square(32, 14, 256, 256, 3, 1, 32, 4),
         *(square(32, 28, 128, 128, 3, 1, 128, k) for k in (1, 4)),
         square(32, 7, 512, 512, 3, 1, 512, 4),
+        # pixel-wise
+        *(square(16, 56 * 64 // f, f, f, 3, 1, 1, 4, True) for f in (64, 128, 256, 512)),
+        *(square(32, 16 * 64 // f, f, f, 3, 1, 1, 4, True) for f in (64, 256)),
     ]
     static = [
         *(square(16, 56 * 64 // f, f, f, 3, 1, 1, 0) for f in (64, 128, 256, 512)),
@@ -229,7 +238,7 @@ def measure(case: Case) -> dict[str, Any]:
         return {
             name: step(name)
             for name in NAMES
-            if not unable(name, pixelwise=False, tap_attention=case.tap_attention)
+            if not unable(name, pixelwise=case.pixelwise, tap_attention=case.tap_attention)
         }
 
     seconds = {}
@@ -237,7 +246,11 @@ def measure(case: Case) -> dict[str, Any]:
         timed = timing.alternate(steps(training), RUNS.value)
         seconds[phase] = {name: min(runs) for name, runs in timed.items()}
     x, w, mix, taps = arrays
-    described = {"pixelwise": False, "mixed": mix is not None, "tap_attention": taps is not None}
+    described = {
+        "pixelwise": case.pixelwise,
+        "mixed": mix is not None,
+        "tap_attention": taps is not None,
+    }
     chosen = plan(x.shape, w.shape, case.window, itemsize=x.dtype.itemsize, **described).choice
     regret = {phase: times[chosen] / min(times.values()) for phase, times in seconds.items()}
     return {**seconds, "auto": chosen, "regret": regret}
