@@ -12,7 +12,7 @@ from jax import lax
 from dyn.layers.attention import global_average, he_normal_fan_out, per_candidate
 from dyn.ops import dynamic_conv, planner
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.lowerings import in_turns
+from dyn.ops.lowerings import in_turns, turns
 from dyn.ops.window import Padding, Window, resolve
 
 Array = jax.Array
@@ -200,21 +200,23 @@ class ConvLayer(nn.Module):
             ValueError: for a lowering that needs candidates to mix.
         """
         possible = ("taps", "patches", "samples", "reference")
-        if lowering == "auto":
-            lowering = self._plan_samples(x, possible)
-        elif lowering not in possible:
+        if lowering not in ("auto", *possible):
             raise ValueError(
                 f"lowering={lowering!r} cannot do this: {type(self).__name__} has a kernel for each sample "
                 f"and no candidates to mix; write 'auto' or one of {list(possible)}."
             )
+        kernel = self.one_kernel(x)
         if isinstance(x.shape[0], int) and x.shape[0] == 0:
             # There are no kernels to make; any other one gives the shape.
-            return self.convolve(x, jnp.zeros((1, *self.one_kernel(x)), x.dtype))
+            return self.convolve(x, jnp.zeros((1, *kernel), x.dtype))
+        if lowering == "auto":
+            lowering = self._plan_samples(x, possible)
         if lowering == "samples":
+            _, window = self.window(x, self.feature_group_count)
             return in_turns(
                 lambda x, *weights: self.convolve_samples(x, kernels, weights, "patches"),
                 (x, *weights),
-                x.shape[0],
+                turns(x.shape, kernel, window, x.dtype.itemsize),
             )
         each = jax.vmap(lambda x, w: self.convolve(x[None], w[None], lowering=lowering)[0])
         return each(x, kernels(*weights))

@@ -129,12 +129,10 @@ def samples(inputs, kernels, mix, taps, window, precision) -> Array:
 
     Backward stacks the patches and mixes the kernels again, and nothing but the inputs is kept for it.
     """
-    positions = math.prod(window.output_shape(inputs.shape[1:-1]))
-    numbers = positions * window.taps * inputs.shape[-1] + math.prod(kernels.shape[1:])
     return in_turns(
         lambda x, mix, taps: patches(x, kernels, mix, taps, window, precision),
         (inputs, mix, taps),
-        turns(inputs.shape[0], numbers * inputs.dtype.itemsize),
+        turns(inputs.shape, kernels.shape[1:], window, inputs.dtype.itemsize),
     )
 
 
@@ -150,14 +148,17 @@ def in_turns(function: Callable[..., Array], arrays: tuple, number: int) -> Arra
     return y.reshape(y.shape[0] * y.shape[1], *y.shape[2:])
 
 
-def turns(batch: int, sample_bytes: int) -> int:
+def turns(inputs: tuple[int, ...], kernel: tuple[int, ...], window: Window, itemsize: int) -> int:
     """How many turns `samples` takes: as few as cut the batch evenly into what a cache holds.
 
     One for each sample where the batch is symbolic.
     """
+    batch, *spatial, features = inputs
     if not isinstance(batch, int):
         return batch
-    most = max(1, CACHE // max(1, sample_bytes))
+    positions = math.prod(window.output_shape(spatial))
+    numbers = positions * window.taps * features + math.prod(kernel)
+    most = max(1, CACHE // max(1, numbers * itemsize))
     fitting = (n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= most)
     return min(fitting, default=1)
 

@@ -228,7 +228,7 @@ def work(
         case "taps":
             loop = window.taps
         case "samples":
-            loop = lowerings.turns(batch, itemsize * (seen // max(1, batch) + one_kernel))
+            loop = lowerings.turns((batch, *inputs[1:]), kernels[1:], window, itemsize)
         case _:
             loop = 0
     own = own_kernels and (mixed or tap_attention)

@@ -11,8 +11,9 @@
 
 A case is one layer: the stages of a ResNet-18 at 224, 64 and 32 pixels, 1x1, strided, depthwise, grouped
 and one-dimensional kernels, pixel-wise mixtures, batches of 1 to 128, and no, one, four or eight
-candidate kernels. All lowerings of a case take turns in one process, forward alone and with the gradients of all inputs, and
-their fastest runs count: trust ratios, not milliseconds. Writes `lowerings.json` and `.png`.
+candidate kernels. All lowerings of a case take turns in one process, forward alone and with the gradients
+of all inputs, and their fastest runs count: trust ratios, not milliseconds. Writes `lowerings.json` and
+`.png`.
 """
 
 import sys

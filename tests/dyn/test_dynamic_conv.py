@@ -237,17 +237,21 @@ def test_errors_say_what_is_wrong(change, message):
         dynamic_conv(**{**good, **change})
 
 
-@pytest.mark.parametrize(("cache", "number"), [(1, 6), (2 * 500, 3), (4 * 500, 2), (10**6, 1)])
+@pytest.mark.parametrize(("cache", "number"), [(1, 6), (2 * 1656, 3), (4 * 1656, 2), (10**6, 1)])
 def test_samples_take_turns_that_a_cache_holds_and_that_cut_the_batch_evenly(
     monkeypatch, rng, cache, number
 ):
     monkeypatch.setattr(lowerings, "CACHE", cache)
-    assert lowerings.turns(6, 500) == number
-    assert lowerings.turns(7, 500) in (1, 7)
-    assert lowerings.turns(0, 500) == 1
     args = (rng.normal(size=s) for s in ((6, 4, 5, 2), (3, 3, 3, 2, 3), (6, 3), (6, 3, 3)))
     args = tuple(jnp.asarray(a, jnp.float32) for a in args)
     _, window = resolve(args[0], (3, 3), 1, "SAME", 1, 1, 1)
+
+    def turns(batch):  # each sample has 20 x 9 x 2 numbers of patches and 54 of its kernel
+        return lowerings.turns((batch, 4, 5, 2), (3, 3, 2, 3), window, itemsize=4)
+
+    assert turns(6) == number
+    assert turns(7) in (1, 7)
+    assert turns(0) == 1
 
     def loss(lowering):
         return lambda args: jnp.sum(lowering(*args, window, None) ** 3)
