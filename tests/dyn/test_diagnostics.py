@@ -1,13 +1,17 @@
 """Counting parameters and multiply-adds, against counts by hand."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
-from dyn.diagnostics import count_macs, count_parameters
-from dyn.layers import ODConv
+from dyn.diagnostics import count_macs, count_parameters, kernel_similarity, layer_costs
+from dyn.layers import CondConv, FDConv, ODConv, PixelDynamicConv, SqueezeExcite
+from dyn.models import FCN, BasicBlock, Net2, ResNet
 from dyn.ops import LOWERINGS, dynamic_conv
 
 
@@ -179,3 +183,66 @@ def test_a_gradient_counts_two_more_products_for_each_of_the_forward_s(lowering)
     # are followed by one each instead of two.
     macs = count_macs(jax.grad(loss, argnums=1), variables, shape(2, 7, 6, 4))
     assert macs == 3 * CONVOLUTION + 2 * MIXING + 2 * ATTENTION + again
+
+
+SMALL = partial(ResNet, (1, 1), BasicBlock, num_classes=10, width=8, stem="small")
+MODELS = {
+    "odconv": (SMALL(conv=partial(ODConv, num_kernels=4)), shape(2, 8, 8, 3)),
+    "fdconv": (SMALL(conv=partial(FDConv, num_kernels=4)), shape(2, 8, 8, 3)),
+    "one routing a block": (SMALL(conv=CondConv, context="block"), shape(2, 8, 8, 3)),
+    "pixels": (
+        SMALL(conv=partial(PixelDynamicConv, num_kernels=2), context="carried_pixels"),
+        shape(2, 8, 8, 3),
+    ),
+    "squeeze-excite": (SMALL(attention=SqueezeExcite), shape(2, 8, 8, 3)),
+    "segmentation": (
+        FCN(num_classes=5, backbone=partial(ResNet, (1, 1), BasicBlock, num_classes=None, width=8)),
+        shape(2, 64, 64, 3),
+    ),
+    "series": (Net2(num_classes=4), shape(2, 40, 1)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_costs_of_layers_add_up_to_the_model_s_and_flax_can_tabulate_it(name):
+    model, x = MODELS[name]
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    costs = layer_costs(model, variables, x)
+    whole = costs.pop("")
+    assert whole.parameters == count_parameters(variables["params"])
+    assert whole.macs == count_macs(model.apply, variables, x)
+    assert whole.output == jax.eval_shape(model.apply, variables, x).shape
+    outermost = [cost for path, cost in costs.items() if "/" not in path]
+    assert sum(cost.parameters for cost in outermost) == whole.parameters
+    # A head for pixels enlarges its logits by itself, in no submodule.
+    inside = sum(cost.macs for cost in outermost)
+    assert inside < whole.macs if name == "segmentation" else inside == whole.macs
+    paths = list(costs)
+    for path in paths:
+        above = path.rpartition("/")[0]
+        assert not above or paths.index(above) < paths.index(path)
+        assert not above or costs[path].macs <= costs[above].macs
+    assert f"{whole.parameters:,}" in nn.tabulate(model, jax.random.key(0))(jnp.zeros(x.shape))
+
+
+def test_a_layer_s_cost_is_its_attention_s_and_its_convolution_s():
+    model, x = MODELS["odconv"]
+    costs = layer_costs(model, jax.eval_shape(model.init, jax.random.key(0), x), x)
+    layer, attention = costs["stage1_block1/conv1"], costs["stage1_block1/conv1/attention"]
+    assert layer.output == (2, 8, 8, 8)
+    assert layer.macs - attention.macs == 2 * (8 * 8 + 4) * 9 * 8 * 8
+    assert layer.parameters - attention.parameters == 4 * 9 * 8 * 8
+
+
+def test_similarity_of_kernels_is_their_cosine_whatever_their_size(rng):
+    kernels = jnp.asarray(rng.normal(size=(3, 3, 3, 2, 4)), jnp.float32)
+    kernels = jnp.concatenate([kernels, -2 * kernels[:1], jnp.zeros_like(kernels[:1])])
+    found = np.asarray(kernel_similarity(kernels))
+    w = np.asarray(kernels, np.float64).reshape(5, -1)[:4]
+    w /= np.linalg.norm(w, axis=1, keepdims=True)
+    np.testing.assert_allclose(found[:4, :4], w @ w.T, atol=1e-6)
+    np.testing.assert_allclose(found[3, 0], -1, atol=1e-6)
+    assert not found[4].any()
+    assert kernel_similarity(kernels.astype(jnp.bfloat16)).dtype == jnp.float32
+    with pytest.raises(ValueError, match="must be"):
+        kernel_similarity(jnp.ones(3))
