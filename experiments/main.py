@@ -6,6 +6,7 @@
     --config.KEY=VALUE      overrides any field of the config, for example --config.epochs=5
     --distributed           one process of several; a TPU slice, Slurm, Open MPI or Kubernetes tells its place
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I   elsewhere these do
+    --profile=50,60         traces steps 50 to 60 into WORKDIR/profile, for TensorBoard or Perfetto
     --debug                 shows the traceback of an error
 
 The same command again continues a run that was stopped, and shows the result of one that is finished.
@@ -25,6 +26,7 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether there are several processes.")
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Where process 0 listens.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
+PROFILE = flags.DEFINE_list("profile", [], "The first and the last step to trace.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
 
 
@@ -43,6 +45,7 @@ def main() -> None:
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
     # Imported late, so that a mistake in the flags is answered at once.
+    from experiments import tracing
     from experiments.train import train
     from experiments.validate import refuse_unused
 
@@ -51,6 +54,7 @@ def main() -> None:
     train(
         config,
         Path(cli.WORKDIR.value or f"runs/{config.name}-{config.dataset.lower()}").expanduser(),
+        profile=tracing.parse(PROFILE.value),
     )
 
 

@@ -4,7 +4,7 @@ import contextlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.boards import Board
 from experiments.errors import UserError
 
 METRICS_FILE = "metrics.jsonl"
@@ -24,15 +25,14 @@ class MetricLog:
     process tears at most its last line. Only one process may hold the log of a workdir.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_step: int, tensorboard: bool = False):
+    def __init__(self, workdir: str | os.PathLike, resume_step: int, boards: Sequence[Board] = ()):
         """Opens the log, first dropping what a run that continues will write again.
 
         Args:
           workdir: the folder of the run; created where it is missing.
           resume_step: the step the run continues from. Rows of later steps and a torn last line
             are dropped; rows of this step stay. -1 begins an empty log.
-          tensorboard: whether to write the same scalars for TensorBoard, in
-            `workdir/tensorboard`.
+          boards: where the same scalars go besides.
 
         Raises:
           UserError: a line other than the last is no JSON object with a `step`.
@@ -49,12 +49,7 @@ class MetricLog:
             with replacing(self.path) as temporary:
                 temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter  # costs a second; few runs want it
-
-            folder = self.path.parent / "tensorboard"
-            self._board = SummaryWriter(str(folder), purge_step=resume_step + 1)
+        self._boards = list(boards)
 
     def write(self, step: int, split: str, metrics: Mapping[str, object]) -> None:
         """Appends one row.
@@ -72,12 +67,14 @@ class MetricLog:
             raise ValueError(f"a metric cannot be called {sorted(clash)}")
         row = {"step": int(step), "split": split, **{k: plain(v) for k, v in metrics.items()}}
         self._file.write(_line(row))
-        if self._board is not None:
-            for name, value in row.items():
-                # bool is an int, but no curve.
-                if isinstance(value, int | float) and name != "step":
-                    self._board.add_scalar(f"{split}/{name}", value, global_step=row["step"])
-            self._board.flush()
+        scalars = {
+            f"{split}/{name}": value
+            for name, value in row.items()
+            # bool is an int, but no curve.
+            if isinstance(value, int | float) and name != "step"
+        }
+        for board in self._boards:
+            board.write(row["step"], scalars)
 
     def rows(self, split: str | None = None) -> list[dict]:
         """The rows written so far, earlier runs of the same workdir included.
@@ -93,9 +90,8 @@ class MetricLog:
     def close(self) -> None:
         """Closes the files. Closing twice is harmless."""
         self._file.close()
-        if self._board is not None:
-            self._board.close()
-            self._board = None
+        while self._boards:
+            self._boards.pop().close()
 
     def __enter__(self) -> "MetricLog":
         return self

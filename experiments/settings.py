@@ -22,6 +22,7 @@ _NAMES = {
     "log_every",
     "checkpoint_every",
     "tensorboard",
+    "wandb",
 }
 # What a reader asks for first, in this order, where it is set to something.
 _RECIPE = (

@@ -16,7 +16,7 @@ import numpy as np
 from flax.training.early_stopping import EarlyStopping
 from ml_collections import ConfigDict
 
-from experiments import bad_step, data, figures, files
+from experiments import bad_step, boards, data, figures, files
 from experiments.checkpoint import Checkpoints
 from experiments.data import Dataset, Example, pipeline
 from experiments.errors import UserError
@@ -29,6 +29,7 @@ from experiments.recipe import Lengths, make_lengths
 from experiments.sharding import shardings_of
 from experiments.start import start_from_run
 from experiments.tasks import TASKS
+from experiments.tracing import Steps, tracing
 from experiments.validate import validate, validate_data
 from experiments.workdir import (
     claim,
@@ -43,7 +44,10 @@ from experiments.workdir import (
 
 
 def train(
-    config: ConfigDict, workdir: Path, programs: dict[str, Program] | None = None
+    config: ConfigDict,
+    workdir: Path,
+    programs: dict[str, Program] | None = None,
+    profile: Steps | None = None,
 ) -> dict[str, Any]:
     """Trains as `config` says, from where `workdir` stands, and returns the summary.
 
@@ -52,6 +56,7 @@ def train(
         workdir: where the run lives.
         programs: compiled programs of earlier runs in this process, which a run that differs from one of
             them in its seed or its examples alone uses again; new ones are added.
+        profile: the first and the last step to trace into `workdir/profile`; None for no trace.
 
     Raises:
         UserError: for what the person who started it can mend.
@@ -67,7 +72,7 @@ def train(
         with hold(workdir) if lead else contextlib.nullcontext(), others_watched():
             if lead:
                 claim(workdir, config)
-            return _train(config, workdir, {} if programs is None else programs)
+            return _train(config, workdir, {} if programs is None else programs, profile)
     except OSError as error:
         if error.errno not in files.NO_ROOM:
             raise
@@ -77,7 +82,9 @@ def train(
         ) from error
 
 
-def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> dict[str, Any]:
+def _train(
+    config: ConfigDict, workdir: Path, programs: dict[str, Program], profile: Steps | None
+) -> dict[str, Any]:
     started = time.monotonic()
     lead = jax.process_index() == 0
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
@@ -143,7 +150,9 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
         num_workers=config.input.workers,
         **hosts,
     )
-    log = MetricLog(workdir, start_step or -1, config.tensorboard) if lead else None
+    log = None
+    if lead:
+        log = MetricLog(workdir, start_step or -1, boards.open_boards(config, workdir, start_step))
     earlier = progress["seconds"]
 
     def write(step: int, split: str, metrics: dict[str, float]) -> None:
@@ -163,7 +172,11 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
     step = start_step
     paces = []  # seconds a step, over the steps between two rows of the log
     timed_from, begun = step, time.monotonic()
-    with noticed(start_step) as asked, Progress(lengths.total, start_step, quiet=not lead) as shown:
+    with (
+        noticed(start_step) as asked,
+        tracing(workdir / "profile", profile if lead else None, start_step) as run,
+        Progress(lengths.total, start_step, quiet=not lead) as shown,
+    ):
         shown.say(
             f"compiled in {program.cost['compile_seconds']:.1f} s; "
             f"{program.cost['xla_flops_per_step'] / 1e9:.2f} GFLOP a step by XLA's count"
@@ -173,8 +186,8 @@ def _train(config: ConfigDict, workdir: Path, programs: dict[str, Program]) -> d
         # The order matters. Rows are written before the checkpoint of their step: a run that is
         # stopped in between drops the rows past its checkpoint and writes them again.
         while step < lengths.total and not stopping.should_stop:
-            state, metrics = program.train_step(state, program.put(next(batches)))
             step += 1
+            state, metrics = run(step, program.train_step, state, program.put(next(batches)))
             stop = asked.by(step)
             shown.update(step, metrics["loss"])
             if step % config.log_every == 0:

@@ -32,6 +32,7 @@ FREE = {
     "input.threads",
     "input.workers",
     "tensorboard",
+    "wandb",
     "shard_parameters",  # a checkpoint fits either way
 }
 

@@ -174,6 +174,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
             "checkpoint_every": 200,  # steps; also after each evaluation
             "input": {"threads": 2, "workers": 0},
             "tensorboard": False,
+            "wandb": "",  # a project of Weights & Biases; '' for none
         }
     )
     argument, recipe = take(argument, "recipe")

@@ -127,9 +127,9 @@ def ask(monkeypatch, capsys, tmp_path):
     cache = jax.config.jax_compilation_cache_dir
     loop, seen = train.train, SimpleNamespace(config=None)
 
-    def noticed(config, workdir):
+    def noticed(config, workdir, **options):
         seen.config = config
-        seen.train(config, workdir)
+        seen.train(config, workdir, **options)
 
     monkeypatch.setattr(train, "train", noticed)
     names = {name: getattr(jax, name) for name in dir(jax)} | {"jit": Traced}
@@ -142,7 +142,7 @@ def ask(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", words)  # ml_collections reads the overrides from here
         # Optax does not pass strict promotion.
         with flagsaver.flagsaver(), jax.numpy_dtype_promotion("standard"):
-            seen.train = loop if deep else lambda config, workdir: validate.validate(config)
+            seen.train = loop if deep else lambda config, *_, **__: validate.validate(config)
             with contextlib.suppress(Reached):
                 code = cli.run(command.main, words, command.__doc__)
                 out, err = capsys.readouterr()

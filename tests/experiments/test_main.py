@@ -206,7 +206,7 @@ def test_without_a_cluster_distributed_says_what_it_is_for(refused):
 def test_the_place_among_several_processes_reaches_jax(command, monkeypatch):
     calls = []
     monkeypatch.setattr(jax.distributed, "initialize", lambda *place: calls.append(place))
-    monkeypatch.setattr(train, "train", lambda config, workdir: None)
+    monkeypatch.setattr(train, "train", lambda config, workdir, **_: None)
     address = "--coordinator_address=localhost:1234"
     assert command(CONFIG)[0] == 0
     assert command(CONFIG, "--distributed")[0] == 0
@@ -223,7 +223,9 @@ def test_help_prints_the_usage(command):
 
 def test_the_flags_reach_the_run(command, monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(train, "train", lambda config, workdir: calls.append((config, workdir)))
+    monkeypatch.setattr(
+        train, "train", lambda config, workdir, **_: calls.append((config, workdir))
+    )
     assert command(CONFIG, "--config.epochs=5", "--noconfig.tensorboard")[0] == 0
     assert command("--config=experiments/configs/base.py:adiac", "--workdir=")[0] == 0
     (config, workdir), (static, usual) = calls
@@ -232,7 +234,7 @@ def test_the_flags_reach_the_run(command, monkeypatch, tmp_path):
 
 
 def test_the_compilation_cache_of_the_person_is_respected(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "train", lambda config, workdir: None)
+    monkeypatch.setattr(train, "train", lambda config, workdir, **_: None)
     command(CONFIG)
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / ".cache/dyn/xla")
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))

@@ -1,10 +1,14 @@
 import json
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import boards
+from experiments.configs import common
 from experiments.errors import UserError
 from experiments.metrics import (
     MetricLog,
@@ -71,7 +75,7 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_is_named(tmp_path):
 
 
 def test_tensorboard_is_written_beside(tmp_path):
-    with MetricLog(tmp_path, resume_step=0, tensorboard=True) as log:
+    with MetricLog(tmp_path, resume_step=0, boards=[boards.tensorboard(tmp_path, 0)]) as log:
         log.write(1, "train", {"loss": 0.5, "accuracy": float("nan")})
     (events,) = (tmp_path / "tensorboard").iterdir()
     content = events.read_bytes()
@@ -162,3 +166,36 @@ def test_confusion_matrix_has_the_truth_in_rows():
 def test_confusion_matrix_refuses_what_it_cannot_count(labels, predictions):
     with pytest.raises(ValueError):
         confusion_matrix(labels, predictions, 3)
+
+
+def test_weights_and_biases_continues_the_run_of_a_workdir(tmp_path, monkeypatch):
+    runs = []
+
+    class Run:
+        def __init__(self, **fields):
+            self.fields, self.rows, self.finished = fields, [], False
+            self.define_metric = lambda *names, **settings: None
+            self.log = self.rows.append
+            runs.append(self)
+
+        def finish(self):
+            self.finished = True
+
+    monkeypatch.setitem(sys.modules, "wandb", types.SimpleNamespace(init=Run))
+    config = common.get_config()
+    config.wandb = "birds"
+    for step in (1, 2):
+        with MetricLog(tmp_path, 0, boards.open_boards(config, tmp_path, 0)) as log:
+            log.write(step, "train", {"loss": 0.5})
+    first, second = runs
+    assert first.rows == [{"step": 1, "train/loss": 0.5}] and first.finished
+    assert first.fields["project"] == "birds" and first.fields["config"]["batch_size"] == 32
+    assert second.fields["id"] == first.fields["id"] and second.fields["resume"] == "allow"
+
+
+def test_a_library_that_is_not_there_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    config = common.get_config()
+    config.wandb = "birds"
+    with pytest.raises(UserError, match="pip install wandb"):
+        boards.open_boards(config, tmp_path, 0)
