@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 
@@ -12,6 +14,9 @@ from jax.experimental import multihost_utils
 from experiments.errors import UserError
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+# It reads until whoever started it has written something, or is gone.
+_LISTENER = "import sys; sys.stdin.buffer.read() or print(sys.argv[1], file=sys.stderr, flush=True)"
 
 
 class Stopped(KeyboardInterrupt):
@@ -86,13 +91,35 @@ def others_watched() -> Iterator[None]:
     Raises:
         UserError: instead of JAX's error, if there are several processes.
     """
+    if jax.process_count() == 1:
+        yield
+        return
+    this = f"rocess {jax.process_index()} of {jax.process_count()}"
+    again = "Start all of them again: the same command continues from the last checkpoint."
+    with last_words(
+        f"error: p{this} was ended at once. What stands above says why; another one that was lost is called "
+        f"a task there. {again}"
+    ):
+        try:
+            yield
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" in str(error):
+                raise
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"P{this} has lost another one ({reason}). {again}") from error
+
+
+@contextlib.contextmanager
+def last_words(text: str) -> Iterator[None]:
+    """Has a line printed if the process ends within a `with` without coming out of it.
+
+    So `jax.distributed` ends a process when another one has missed its heartbeats, and gloo now and then when
+    one is gone: in C++, by an abort, which no `except` sees. A small process waits for that, and prints.
+    """
+    command = [sys.executable, "-IS", "-c", _LISTENER, text]
+    # In a session of its own Ctrl-C does not reach it.
+    listener = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-        reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"Process {jax.process_index()} of {jax.process_count()} has lost another one ({reason}). Start "
-            "all of them again: the same command continues from the last checkpoint."
-        ) from error
+    finally:
+        listener.communicate(b"all said")

@@ -6,6 +6,7 @@
     --config.KEY=VALUE      overrides any field of the config, for example --config.epochs=5
     --distributed           one process of several; a TPU slice, Slurm, Open MPI or Kubernetes tells its place
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I   elsewhere these do
+    --heartbeat=SECONDS     without a sign for so long (30) a process is lost, and the others end
     --profile=50,60         traces steps 50 to 60 into WORKDIR/profile, for TensorBoard or Perfetto
     --debug                 shows the traceback of an error
 
@@ -26,8 +27,11 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether there are several processes.")
 COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Where process 0 listens.")
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-PROFILE = flags.DEFINE_list("profile", [], "The first and the last step to trace.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
+HEARTBEAT = flags.DEFINE_integer(
+    "heartbeat", 30, "After how many seconds without a sign a process is lost.", lower_bound=2
+)
+PROFILE = flags.DEFINE_list("profile", [], "The first and the last step to trace.")
 
 
 def main() -> None:
@@ -41,7 +45,7 @@ def main() -> None:
         raise UserError("--config.name=: folders and reports know a config by its name; write one.")
     place = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if DISTRIBUTED.value or place != (None, None, None):
-        join_processes(*place)
+        join_processes(*place, heartbeat=HEARTBEAT.value)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
     # Imported late, so that a mistake in the flags is answered at once.
@@ -58,13 +62,15 @@ def main() -> None:
     )
 
 
-def join_processes(address: str | None, number: int | None, index: int | None) -> None:
+def join_processes(
+    address: str | None, number: int | None, index: int | None, heartbeat: int
+) -> None:
     """Meets the other processes; before anything else that asks JAX for its devices.
 
-    What is None comes from the cluster.
+    What is None comes from the cluster. One that gives no sign for `heartbeat` seconds ends all.
     """
     try:
-        jax.distributed.initialize(address, number, index)
+        jax.distributed.initialize(address, number, index, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(
             f"--distributed finds no cluster ({' '.join(str(error).split())}). It is for Cloud TPU "

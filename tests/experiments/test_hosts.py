@@ -4,6 +4,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import jax
@@ -19,6 +20,7 @@ from experiments.train import train
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 SERIES = "ucr,name=Toy,smoke"
+HEARTBEAT = 10
 STOPPED = r"stopped behind step (\d+), which is saved; the same command continues there"
 
 
@@ -70,6 +72,7 @@ def start(compiled_once, settings):
             address = f"--coordinator_address=localhost:{free.getsockname()[1]}"
         for index in range(number):
             place = [address, f"--num_processes={number}", f"--process_id={index}"]
+            place.append(f"--heartbeat={HEARTBEAT}")
             started.append(
                 subprocess.Popen(
                     command(workdir, "net2", SERIES, **settings) + place * (number > 1),
@@ -155,6 +158,23 @@ def test_what_jax_says_of_a_lost_process_becomes_a_sentence(monkeypatch):
         raise full
 
 
+def test_a_process_that_is_ended_in_the_middle_has_its_last_words(tmp_path):
+    """In the middle: by an abort of C++, by the system; not by an error of Python, nor at its end."""
+    program = (
+        "import os\nfrom experiments.interrupts import last_words\nwith last_words('gone'):\n    {}"
+    )
+    for end, code, said in (
+        ("os.abort()", -signal.SIGABRT, "gone\n"),
+        ("os.kill(os.getpid(), 9)", -signal.SIGKILL, "gone\n"),
+        ("pass", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-c", program.format(end)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (ended.returncode, ended.stderr) == (code, said)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0])
 def test_of_two_processes_one_that_dies_ends_the_other_and_both_together_continue(
@@ -165,10 +185,16 @@ def test_of_two_processes_one_that_dies_ends_the_other_and_both_together_continu
     pair = start(workdir, devices=2, number=2)
     wait_for(workdir, begun + 7, *pair)
     pair[victim].kill()
-    # Where a sum does not notice, heartbeats do, after 100 seconds; the first process keeps them.
-    errors = pair[1 - victim].communicate(timeout=130 if victim else 30)[1]
-    assert pair[1 - victim].returncode != 0
-    assert "has lost another one (" in errors or "another task died" in errors
+    # Where a sum does not notice, or ends the process from within, heartbeats do. The first keeps them.
+    errors = pair[1 - victim].communicate(timeout=HEARTBEAT + 10 if victim else 10)[1]
+    here = f"error: [pP]rocess {1 - victim} of 2 "
+    lost = re.search(f"^{here}has lost another one", errors, re.MULTILINE)
+    ended = re.search(f"^{here}was ended at once", errors, re.MULTILINE)
+    assert pair[1 - victim].returncode == (2 if lost else -signal.SIGABRT)
+    assert lost or ended, errors
+    assert errors.endswith(
+        "Start all of them again: the same command continues from the last checkpoint.\n"
+    )
     finish(*start(workdir, devices=2, number=2))
     assert_near(workdir, whole)
 

@@ -205,13 +205,17 @@ def test_without_a_cluster_distributed_says_what_it_is_for(refused):
 
 def test_the_place_among_several_processes_reaches_jax(command, monkeypatch):
     calls = []
-    monkeypatch.setattr(jax.distributed, "initialize", lambda *place: calls.append(place))
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *place, **times: calls.append((*place, times))
+    )
     monkeypatch.setattr(train, "train", lambda config, workdir, **_: None)
     address = "--coordinator_address=localhost:1234"
     assert command(CONFIG)[0] == 0
     assert command(CONFIG, "--distributed")[0] == 0
-    assert command(CONFIG, address, "--num_processes=2", "--process_id=0")[0] == 0
-    assert calls == [(None, None, None), ("localhost:1234", 2, 0)]
+    place = (address, "--num_processes=2", "--process_id=0", "--heartbeat=5")
+    assert command(CONFIG, *place)[0] == 0
+    usual, short = ({"heartbeat_timeout_seconds": seconds} for seconds in (30, 5))
+    assert calls == [(None, None, None, usual), ("localhost:1234", 2, 0, short)]
 
 
 def test_help_prints_the_usage(command):
