@@ -15,6 +15,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from experiments.checksums import changed_file, write_checksums
 from experiments.damaged import (
     innermost,
     max_over_hosts,
@@ -66,6 +67,8 @@ class Checkpoints:
                 best_fn=self.rank,
                 # What a process that was killed has left half written.
                 cleanup_tmp_directories=True,
+                # On one host, when all have written, and before the name says that it is whole.
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
                         policies.LatestN(2),
@@ -105,6 +108,10 @@ class Checkpoints:
                 metrics=metrics,
                 force=True,
             )
+
+    def _write_checksums(self) -> None:
+        for folder in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
+            write_checksums(folder)
 
     def _make_sure_of_room(self, state: Any) -> None:
         """Raises a UserError where the disk is fuller than a checkpoint needs.
@@ -192,6 +199,8 @@ class Checkpoints:
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Reads (state, progress) of a step; `like` gives shapes, dtypes and shardings."""
         folder = self._directory / str(step)
+        if jax.process_index() == 0:
+            refuse_changed(folder)
         # Not by the manager, in which a host that fails would leave the others waiting.
         state = ocp.StandardCheckpointHandler().restore(
             folder / "state", args=ocp.args.StandardRestore(like)
@@ -211,6 +220,12 @@ class Checkpoints:
         """Waits for what is being written, and ends."""
         with self._storing():
             self._manager.close()
+
+
+def refuse_changed(folder: Path) -> None:
+    """Raises a ValueError if a file of a checkpoint is not what was written."""
+    if file := changed_file(folder):
+        raise ValueError(f"{file.name} is not what was written, by its checksum")
 
 
 def compare(folder: Path, like: Any) -> None:
@@ -264,7 +279,11 @@ def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     """Reads parts of a checkpoint's state, whatever they consist of, as numpy's arrays.
 
     Devices do not matter: a checkpoint of eight is read on one.
+
+    Raises:
+        ValueError: if one of its files is not what was written.
     """
+    refuse_changed(folder)
     tree = {name: part for name, part in described(folder / "state").items() if name in names}
     arguments = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray),

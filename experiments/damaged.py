@@ -14,6 +14,7 @@ import numpy as np
 import tensorstore
 from jax.experimental import multihost_utils
 
+from experiments.checksums import changed_file, is_changed
 from experiments.errors import UserError
 
 Value = TypeVar("Value")
@@ -83,6 +84,8 @@ def _lost_metrics(folder: Path) -> str | None:
     """What is wrong with a checkpoint's metrics; None where nothing is, or where there never were any."""
     try:
         json.loads((folder / "metrics" / "metrics").read_text())
+        if is_changed(folder, "metrics/metrics"):
+            return "it is not what was written, by its checksum"
     except ValueError as error:
         return innermost(error)
     except FileNotFoundError:
@@ -123,6 +126,8 @@ def refuses_writing(error: BaseException) -> bool:
 
 def damaged_file(folder: Path) -> Path:
     """The first file of a checkpoint that is missing, cut off or garbled; else the folder."""
+    if changed := changed_file(folder):
+        return changed
     for file in (
         *(folder / "progress" / "metadata", folder / "state" / "_METADATA"),
         *sorted((folder / "state" / "array_metadatas").glob("*")),

@@ -13,6 +13,8 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments import damaged
 from experiments.checkpoint import Checkpoints, rank, restore_arrays, with_sharding
+from experiments.checksums import changed_file, noted
+from experiments.damaged import damaged_file
 from experiments.errors import UserError
 
 STATE = {"weights": jnp.arange(6.0).reshape(2, 3), "rng": jax.random.key(3)}
@@ -214,6 +216,12 @@ def delete(file):
     file.unlink()
 
 
+def flip(file):
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+
+
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
     """A folder with the checkpoints 1 and 2 of a state that lies on all devices: whole and in shares."""
@@ -233,7 +241,7 @@ def two_checkpoints(tmp_path_factory):
     return folder, state
 
 
-@pytest.mark.parametrize("damage", [truncate, empty, delete])
+@pytest.mark.parametrize("damage", [truncate, empty, delete, flip])
 def test_no_damaged_file_is_read_as_something_else(two_checkpoints, tmp_path, capsys, damage):
     """Each file of the newest checkpoint in turn: not needed, or named and the one before used."""
     folder, state = two_checkpoints
@@ -257,8 +265,29 @@ def test_no_damaged_file_is_read_as_something_else(two_checkpoints, tmp_path, ca
         if step == 1:
             assert f"warning: {workdir / file} is damaged (" in warned
             fell_back += 1
-    # The evaluation, the progress, the arrays and their lists are needed.
-    assert fell_back >= 4
+    # The evaluation, the progress, the arrays and their lists are needed; what is there has to be whole.
+    of_parts = [file for file in files if len(file.parts) > 3]
+    assert fell_back >= (4 if damage is delete else len(of_parts)) and len(of_parts) > 10
+
+
+def test_checksums_are_committed_with_a_checkpoint_and_are_not_needed(two_checkpoints, tmp_path):
+    folder, state = two_checkpoints
+    sums = noted(folder / "checkpoints" / "2")
+    assert {"progress/metadata", "metrics/metrics", "state/manifest.ocdbt"} < sums.keys()
+    shutil.copytree(folder, tmp_path / "run")
+    newest = tmp_path / "run" / "checkpoints" / "2"
+    data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
+    flip(data)
+    with pytest.raises(ValueError, match="is not what was written"):
+        restore_arrays(newest, ("params",))
+    assert damaged_file(newest) == data
+    flip(data)
+    # A killed process leaves none without, but older checkpoints have none.
+    (newest / "checksums.json").unlink()
+    assert noted(newest) == {} and changed_file(newest) is None
+    checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
+    assert checkpoints.restore_latest(like(state))[0] == 2
+    checkpoints.close()
 
 
 def numbers_of(leaf):
