@@ -46,7 +46,8 @@ def start_from_run(
         UserError: if there is no such run, or its network does not fit.
     """
     workdir = Path(config.init_from).expanduser()
-    trained = _flat(best_variables(workdir))
+    best = best_variables(workdir, "--config.init_from=")
+    trained = _flat({name: best[name] for name in ("params", "batch_stats")})
     mine = _flat({"params": state.params, "batch_stats": state.batch_stats})
     left_out: Flat = {}
     if _shapes(trained) != _shapes(mine):
@@ -122,8 +123,12 @@ def _report(trained: Flat, mine: Flat, left_out: Flat) -> str:
     return f"{words}; new{why}: {', '.join(named)}{more}"
 
 
-def best_step(workdir: Path) -> int:
+def best_step(workdir: Path, flag: str = "") -> int:
     """The step of a run's best evaluation; of a run without one, that of its newest checkpoint.
+
+    Args:
+        workdir: the run's.
+        flag: what the folder was given with, for messages.
 
     Raises:
         UserError: if there is no run, or none that has come to a checkpoint.
@@ -139,32 +144,34 @@ def best_step(workdir: Path) -> int:
         ]
         if not steps:
             raise UserError(
-                f"--config.init_from={workdir} holds no run that has come to a checkpoint: give the workdir "
-                "of one."
+                f"{flag}{workdir} holds no run that has come to a checkpoint: give the workdir of one."
             )
         progress = workdir / "checkpoints" / str(max(steps)) / "progress" / "metadata"
         best = json.loads(progress.read_text()).get("best")
         return best["step"] if best else max(steps)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"--config.init_from={workdir} cannot be read: {innermost(error)}."
-        ) from error
+        raise UserError(f"{flag}{workdir} cannot be read: {innermost(error)}.") from error
 
 
-def best_variables(workdir: Path) -> dict[str, Any]:
-    """`params` and `batch_stats` of a run's best evaluation.
+def best_variables(workdir: Path, flag: str = "") -> dict[str, Any]:
+    """`params`, `batch_stats` and `attention` of a run's best evaluation, as it was evaluated.
+
+    Args:
+        workdir: the run's.
+        flag: what the folder was given with, for messages.
 
     Raises:
         UserError: if there is no such run, or its checkpoint cannot be read.
     """
-    folder = workdir.absolute() / "checkpoints" / str(best_step(workdir))
+    folder = workdir.absolute() / "checkpoints" / str(best_step(workdir, flag))
     try:
-        state = restore_arrays(folder, ("params", "average", "batch_stats"))
+        state = restore_arrays(folder, ("params", "average", "batch_stats", "attention"))
     except Exception as error:  # a torn file shows itself in whatever way its reader has
         raise UserError(f"{damaged_file(folder)} cannot be read: {innermost(error)}.") from error
     return {
         "params": state.get("average") or state["params"],
         "batch_stats": state.get("batch_stats") or {},
+        "attention": state.get("attention") or {},
     }
 
 

@@ -252,6 +252,9 @@ def _train(
         "step_seconds": pace,
         "examples_per_second": config.batch_size / pace if pace else None,
         "seconds": round(earlier + time.monotonic() - started, 1),
+        # What whoever predicts with the network has to know.
+        "classes": list(dataset.classes),
+        "shape": list(transform[False](dataset.splits["test"][0])["inputs"].shape),
         "examples": {name: len(split) for name, split in dataset.splits.items()},
         "skipped": len(dataset.skipped),
         "devices": [device.device_kind for device in jax.devices()],

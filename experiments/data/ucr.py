@@ -107,21 +107,12 @@ def _number(label: str) -> float | None:
 
 def _series(rows: Sequence[Row], notes: list[str]) -> np.ndarray:
     """Fills, normalises and pads the series to float32 `[N, L, C]`; says so in `notes`."""
-    lengths = [_length(row) for row in rows]
+    lengths = [length_of(row) for row in rows]
     longest = max(lengths)
     series = np.zeros((len(rows), longest, len(rows[0].channels)), np.float32)
     filled = gaps = scaled = 0
-    for index, (row, length) in enumerate(zip(rows, lengths, strict=True)):
-        holes = 0
-        normalised = True
-        for channel, values in enumerate(row.channels):
-            values = values[:length]
-            holes += int(np.isnan(values).sum())
-            values = _interpolate(values)
-            if not _is_normalised(values):
-                normalised = False
-                values = _normalise(values)
-            series[index, :length, channel] = values
+    for index, row in enumerate(rows):
+        series[index], holes, normalised = prepare(row, longest)
         filled += holes > 0
         gaps += holes
         scaled += not normalised
@@ -141,7 +132,31 @@ def _series(rows: Sequence[Row], notes: list[str]) -> np.ndarray:
     return series
 
 
-def _length(row: Row) -> int:
+def prepare(row: Row, longest: int) -> tuple[np.ndarray, int, bool]:
+    """Fills, normalises and pads one series, of which a value at least is known.
+
+    Args:
+        row: no more than `longest` values in each channel.
+        longest: L.
+
+    Returns:
+        float32 `[L, C]`; how many values were missing; whether it had been normalised already.
+    """
+    length = length_of(row)
+    series = np.zeros((longest, len(row.channels)), np.float32)
+    holes, normalised = 0, True
+    for channel, values in enumerate(row.channels):
+        values = values[:length]
+        holes += int(np.isnan(values).sum())
+        values = _interpolate(values)
+        if not _is_normalised(values):
+            normalised = False
+            values = _normalise(values)
+        series[:length, channel] = values
+    return series, holes, normalised
+
+
+def length_of(row: Row) -> int:
     """Returns how long a series is, without the missing values that stand for its end."""
     whole = max(len(channel) for channel in row.channels)
     if not row.padded:

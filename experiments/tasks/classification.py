@@ -108,6 +108,17 @@ def inspection(model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> 
     }
 
 
+def answer(model: nn.Module, variables: Mapping[str, Any], inputs: Array) -> Array:
+    """The probability of each class, `[B, C]`."""
+    return jax.nn.softmax(model.apply(variables, inputs, train=False).astype(jnp.float32))
+
+
+def finish(answer: np.ndarray, example: Example) -> np.ndarray:
+    """What is said of one example in the end: the probability of each class, `[C]`."""
+    del example
+    return answer
+
+
 def pictures(
     config: ConfigDict,
     model: nn.Module,

@@ -149,6 +149,16 @@ def inspection(model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> 
     }
 
 
+def answer(model: nn.Module, variables: Mapping[str, Any], inputs: Array) -> Array:
+    """The class of each pixel, uint8 `[B, S, S]`."""
+    return jnp.argmax(model.apply(variables, inputs, train=False), axis=-1).astype(jnp.uint8)
+
+
+def finish(answer: np.ndarray, example: Example) -> np.ndarray:
+    """What is said of one example in the end: a class for each pixel of its picture, `[H, W]`."""
+    return mask_transforms.restore(answer, example["geometry"])
+
+
 def pictures(
     config: ConfigDict,
     model: nn.Module,

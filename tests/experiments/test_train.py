@@ -12,6 +12,7 @@ from experiments import train as loop
 from experiments.checkpoint import Checkpoints
 from experiments.configs import base, odconv
 from experiments.errors import UserError
+from experiments.load import load
 from experiments.train import train
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -74,6 +75,20 @@ def test_the_summary_says_what_came_out(finished):
     assert {**summary["best"], "split": "validation"} == best
     test = rows(workdir)[-1]
     assert summary["test"] == {name: test[name] for name in ("loss", "accuracy", "top5")}
+
+
+def test_the_network_of_a_finished_run_gives_the_test_result_again(finished):
+    workdir, summary = finished
+    config = small()
+    test = loop.data.load(config.data, config.seed).splits["test"]
+    examples = [test[index] for index in range(len(test))]
+    labels = np.array([example["label"] for example in examples])
+
+    probabilities = load(workdir)([example["inputs"] for example in examples])
+
+    assert np.mean(probabilities.argmax(-1) == labels) == pytest.approx(summary["test"]["accuracy"])
+    loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+    assert loss == pytest.approx(summary["test"]["loss"], rel=1e-4)
 
 
 def test_a_finished_run_started_again_prints_its_result_and_stops(finished, monkeypatch, capsys):
