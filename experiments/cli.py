@@ -66,6 +66,14 @@ def leave(code: int, at_once: bool = False) -> None:
     sys.exit(code)
 
 
+def keep_compiled() -> None:
+    """Keeps compiled programs in `~/.cache/dyn/xla`, unless another place was chosen."""
+    import jax  # mistakes in the flags are answered without it
+
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
+
+
 def overridden(argv: list[str]) -> list[str]:
     """The dotted names of the config's fields that flags set."""
     found = (re.match(r"--?(?:no)?config\.([^=]*)", word) for word in argv[1:])

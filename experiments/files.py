@@ -1,10 +1,11 @@
 """Small files that a run leaves for people and scripts, each written whole or not at all."""
 
+import contextlib
 import csv
 import errno
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from experiments.metrics import plain, replacing
@@ -40,6 +41,43 @@ def write_csv(
         table = csv.writer(file)
         table.writerow(header)
         table.writerows(rows)
+
+
+@contextlib.contextmanager
+def appended(
+    path: str | os.PathLike, header: Sequence[str], overwrite: bool = False
+) -> Iterator[Callable[[Iterable[Sequence[object]]], None]]:
+    """Writes a table of comma-separated values while it is being made.
+
+    The file begins to exist with the first rows, and each call hands its rows to the system: what was made
+    before a crash is there.
+
+    Args:
+      path: the file; its folder is created where it is missing.
+      header: names of the columns.
+      overwrite: whether a file that is there may be replaced.
+
+    Yields:
+      A function that appends rows.
+
+    Raises:
+      FileExistsError: with the first rows, if there is such a file that may not be replaced.
+    """
+    with contextlib.ExitStack() as stack:
+        file = table = None
+
+        def append(rows: Iterable[Sequence[object]]) -> None:
+            nonlocal file, table
+            if file is None:
+                Path(path).parent.mkdir(parents=True, exist_ok=True)
+                options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+                file = stack.enter_context(open(path, "w" if overwrite else "x", **options))
+                table = csv.writer(file)
+                table.writerow(header)
+            table.writerows(rows)
+            file.flush()
+
+        yield append
 
 
 def write_skipped(

@@ -95,7 +95,14 @@ class Trained:
             raise ValueError(f"of the shape {raw.shape}; the network was trained with {self.shape}")
         if not raw.size:
             raise ValueError(f"of the shape {raw.shape}, which is empty")
-        raw = self._picture(raw) if len(self.shape) == 3 else self._series(raw)
+        return self.prepared(self._picture(raw) if len(self.shape) == 3 else self._series(raw))
+
+    def prepared(self, raw: np.ndarray) -> Example:
+        """What `prepare` ends with, for an example that is as data sets have them.
+
+        Raises:
+            ValueError: if it does not have the size of the run's.
+        """
         label = np.zeros(raw.shape[:2] if self.config.task == "segmentation" else (), np.uint8)
         example = self._transform({"inputs": raw, "label": label})
         if example["inputs"].shape != self.shape:

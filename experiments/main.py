@@ -46,8 +46,7 @@ def main() -> None:
     place = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
     if DISTRIBUTED.value or place != (None, None, None):
         join_processes(*place, heartbeat=HEARTBEAT.value)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
+    cli.keep_compiled()
     # Imported late, so that a mistake in the flags is answered at once.
     from experiments import tracing
     from experiments.train import train

@@ -68,6 +68,7 @@ class Progress:
         console: Console | None = None,
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
+        unit: str = "step",
     ):
         """Prepares; nothing is printed before `with`.
 
@@ -77,7 +78,9 @@ class Progress:
           console: where to print; None for standard output.
           quiet: print nothing at all (every process but the first).
           clock: seconds, for tests.
+          unit: what is counted, in the singular.
         """
+        self._unit = unit
         self._total = total_steps
         self._console = console or Console()
         self._quiet = quiet
@@ -89,7 +92,7 @@ class Progress:
         self._bar = None
         if not quiet and self._console.is_interactive:
             self._bar = RichProgress(
-                TextColumn("step {task.completed}/{task.total}"),
+                TextColumn(f"{unit} {{task.completed}}/{{task.total}}"),
                 BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
                 TextColumn("{task.fields[facts]}"),
                 console=self._console,
@@ -127,7 +130,7 @@ class Progress:
                 self._draw(step, loss)
         elif now - self._shown_at >= PLAIN_SECONDS and self._rate.value is not None:
             self._shown_at = now
-            self._print("  ".join([f"step {step}/{self._total}", *self._facts(step, loss)]))
+            self._print("  ".join([f"{self._unit} {step}/{self._total}", *self._facts(step, loss)]))
 
     def row(self, step: int, metrics: Mapping[str, object]) -> None:
         """Prints one row of the table of evaluations; the header comes once, with the first.
@@ -167,7 +170,9 @@ class Progress:
         facts = []
         rate = self._rate.value
         if rate is not None:
-            facts.append(f"{rate:.1f} steps/s" if rate >= 1 else f"{1 / rate:.1f} s/step")
+            facts.append(
+                f"{rate:.1f} {self._unit}s/s" if rate >= 1 else f"{1 / rate:.1f} s/{self._unit}"
+            )
         if loss is not None:
             facts.append(f"loss {float(loss):.3f}")
         if rate is not None:

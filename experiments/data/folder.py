@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.data import contents, pictures, places, splits
+from experiments.data import contents, listing, pictures, places, splits
 from experiments.data.dataset import Dataset, Example
 from experiments.errors import UserError
 
@@ -119,7 +119,7 @@ def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
 
 
 def _list_classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    classes = {child.name: _list_files(child) for child in _folders(folder)}
+    classes = {child.name: list(listing.files_below(child)) for child in _folders(folder)}
     for name in classes:
         try:
             name.encode()
@@ -129,19 +129,6 @@ def _list_classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
                 "rename it."
             ) from error
     return classes
-
-
-def _list_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    files, visited = [], set()
-    for where, inner, names in os.walk(folder, followlinks=True):
-        place = os.path.realpath(where)
-        if place in visited:  # A link that leads back would be followed round and round.
-            inner.clear()
-            continue
-        visited.add(place)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        files += [pathlib.Path(where, name) for name in sorted(names) if not name.startswith(".")]
-    return files
 
 
 def _folders(root: pathlib.Path) -> list[pathlib.Path]:

@@ -68,8 +68,12 @@ def find(
     return match[0], train, test
 
 
-def read(path: pathlib.Path) -> list[Row]:
+def read(path: pathlib.Path, labelled: bool = True) -> list[Row]:
     """Reads the series of a file in any of the three formats.
+
+    Args:
+        path: the file.
+        labelled: whether a `.ts` file that says that it has no labels is refused; if not, they are ''.
 
     Raises:
         UserError: naming the file and the line that cannot be read.
@@ -78,7 +82,9 @@ def read(path: pathlib.Path) -> list[Row]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from error
-    rows = list(_ts_rows(path, lines) if path.suffix == ".ts" else _table_rows(path, lines))
+    rows = list(
+        _ts_rows(path, lines, labelled) if path.suffix == ".ts" else _table_rows(path, lines)
+    )
     if not rows:
         raise UserError(f"{path} holds no series.")
     channels = len(rows[0].channels)
@@ -108,7 +114,7 @@ def _table_rows(path: pathlib.Path, lines: Sequence[str]) -> Iterator[Row]:
         yield Row(number, fields[0], [_values(path, number, fields[1:])], padded=True)
 
 
-def _ts_rows(path: pathlib.Path, lines: Sequence[str]) -> Iterator[Row]:
+def _ts_rows(path: pathlib.Path, lines: Sequence[str], labelled: bool) -> Iterator[Row]:
     header: dict[str, str] = {}
     in_data = False
     length = None
@@ -123,9 +129,12 @@ def _ts_rows(path: pathlib.Path, lines: Sequence[str]) -> Iterator[Row]:
             header[key.lower()] = value.strip()
             in_data = key.lower() == "data"
             if in_data:
-                _check_header(path, header)
+                _check_header(path, header, labelled)
             continue
-        *dimensions, label = line.split(":")
+        if _has_labels(header):
+            *dimensions, label = line.split(":")
+        else:
+            dimensions, label = line.split(":"), ""
         if not dimensions:
             raise UserError(f"{path}, line {number}: no label after the last ':'.")
         channels = [
@@ -142,11 +151,15 @@ def _ts_rows(path: pathlib.Path, lines: Sequence[str]) -> Iterator[Row]:
         yield Row(number, label.strip(), channels, padded=False)
 
 
-def _check_header(path: pathlib.Path, header: dict[str, str]) -> None:
+def _check_header(path: pathlib.Path, header: dict[str, str], labelled: bool) -> None:
     if _is(header, "timestamps"):
         raise UserError(f"{path} has time stamps; only series without them can be read.")
-    if header.get("classlabel", "true").lower().startswith("false"):
+    if labelled and not _has_labels(header):
         raise UserError(f"{path} has no class labels; there is nothing to classify.")
+
+
+def _has_labels(header: dict[str, str]) -> bool:
+    return not header.get("classlabel", "true").lower().startswith("false")
 
 
 def _is(header: dict[str, str], key: str) -> bool:
