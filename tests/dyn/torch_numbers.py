@@ -1,0 +1,35 @@
+"""The random weights and pictures on which torch's networks and ours are compared."""
+
+import math
+import zlib
+
+import numpy as np
+
+
+def weight(name, shape):
+    """The numbers of a torch parameter, from its name alone; statistics and norms included."""
+    # This generator's numbers are the same in all versions of numpy.
+    random = np.random.RandomState(zlib.crc32(name.encode()))
+    leaf = name.rpartition(".")[2]
+    if leaf == "num_batches_tracked":
+        return np.asarray(100, np.int64)
+    if leaf == "running_var":
+        return random.uniform(0.5, 2.0, shape).astype(np.float32)
+    normal = random.standard_normal(shape)
+    if leaf in ("bias", "running_mean"):
+        normal = 0.3 * normal
+    elif len(shape) == 1:
+        normal = 0.6 + 0.2 * normal  # a norm's scale: blocks add up
+    elif "conv" in name and len(shape) == 2:
+        normal = 0.2 * normal  # flattened: what goes into a filter cannot be told
+    else:
+        inputs = np.prod(shape[1:] if len(shape) < 5 else shape[2:])
+        normal = normal / math.sqrt(inputs)
+        # Sigmoids of a half take an eighth of what ODConv's kernels give.
+        normal = 4 * normal if len(shape) == 5 else normal
+    return normal.astype(np.float32)
+
+
+def pictures():
+    """Two pictures that are not square, `[B, H, W, C]`."""
+    return np.random.RandomState(0).standard_normal((2, 44, 36, 3)).astype(np.float32)
