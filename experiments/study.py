@@ -8,6 +8,7 @@
     --folds=N               instead: one run for each of N stratified folds of all splits together
     --source=PATH           where the data lies
     --override=KEY=VALUE    a field of every config, such as epochs=5; may be given several times
+    --sweep=KEY=A,B,...     every config with each of these values; of several sweeps, with all combinations
     --control=False         leaves out the static network with as many parameters as the largest config
     --workdir=runs/NAME     where the study lives; without it runs/study-<dataset>
     --debug                 shows the traceback of an error
@@ -16,11 +17,9 @@ The same command again continues a study that was stopped, at the run and the st
 fails is reported, and the others go on; it is tried again next time.
 """
 
-import ast
 import dataclasses
 import gc
 import importlib
-import math
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -35,7 +34,8 @@ import experiments.configs
 from dyn.diagnostics import count_parameters
 from experiments import cli, data, report
 from experiments.data import folds
-from experiments.errors import UserError, kind, nearest
+from experiments.errors import UserError, nearest
+from experiments.overrides import key_and_value, override, sweep
 from experiments.program import Program
 from experiments.tasks import TASKS
 from experiments.train import train
@@ -47,6 +47,7 @@ SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each config.", lower_bound=1, 
 FOLDS = flags.DEFINE_integer("folds", 0, "Folds; 0 for the data set's own splits.", lower_bound=0)
 SOURCE = flags.DEFINE_string("source", "", "Where the data lies.")
 OVERRIDE = flags.DEFINE_multi_string("override", [], "A field of every config.")
+SWEEP = flags.DEFINE_multi_string("sweep", [], "Values of a field of every config.")
 CONTROL = flags.DEFINE_bool("control", True, "Whether there is an equal-parameter control.")
 
 # A control is worth its time where the largest network has so many times the parameters of the base.
@@ -68,13 +69,18 @@ def main() -> None:
     workdir = Path(
         cli.WORKDIR.value or f"runs/study-{DATASET.value.partition(',')[0]}"
     ).expanduser()
-    overrides = dict(map(_key_and_value, OVERRIDE.value))
+    overrides = dict(key_and_value(text, "--override") for text in OVERRIDE.value)
+    grid = {
+        key: values.split(",")
+        for key, values in (key_and_value(text, "--sweep") for text in SWEEP.value)
+    }
     names = list(filter(None, CONFIGS.value.split(",")))
     if not names or len(set(names)) < len(names):
         raise UserError(f"--configs={CONFIGS.value}: name one or more configs, each of them once.")
     configs = [load_config(name, DATASET.value, SOURCE.value, overrides) for name in names]
-    for path in (*overrides, *(["data.source"] if SOURCE.value else [])):
+    for path in (*overrides, *grid, *(["data.source"] if SOURCE.value else [])):
         _refuse_unused(configs, path)
+    configs = sweep(configs, grid)
     run_study(configs, workdir, SEEDS.value, FOLDS.value, CONTROL.value)
 
 
@@ -175,17 +181,8 @@ def load_config(
         raise UserError(f"--configs: there is no config {name}{nearest(name, known)}")
     config = importlib.import_module(f"experiments.configs.{name}").get_config(dataset)
     config.data.source = source
-    flat = config.to_dict(preserve_field_references=False)
     for path, value in (overrides or {}).items():
-        node = flat
-        for key in path.split("."):
-            if not isinstance(node, dict) or key not in node:
-                known = node if isinstance(node, dict) else []
-                raise UserError(f"--override={path}: {name} has no such field{nearest(key, known)}")
-            node = node[key]
-        if isinstance(node, dict):
-            raise UserError(f"--override={path}: it is a group of fields: {', '.join(node)}.")
-        config.update_from_flattened_dict({path: _like(node, value, f"--override={path}")})
+        override(config, path, value)
     return config
 
 
@@ -282,45 +279,6 @@ def _check(config: ConfigDict, configs: Sequence[ConfigDict]) -> None:
     with started.unlocked():
         started.init_from = first  # its place is known only when it has been trained
     validate(started)
-
-
-def _key_and_value(text: str) -> tuple[str, str]:
-    """`epochs=5` as `("epochs", "5")`."""
-    key, equals, value = text.partition("=")
-    if not equals:
-        raise UserError(f"--override={text}: write KEY=VALUE, such as epochs=5.")
-    return key, value
-
-
-def _like(usual: object, value: object, setting: str) -> object:
-    """A value, or the text of one, as what a field usually has is: a text, a number, a tuple.
-
-    Raises:
-        UserError: if it is nothing like that.
-    """
-    if isinstance(usual, str) and isinstance(value, str):
-        return value
-    given = value
-    if isinstance(value, str):
-        try:
-            value = ast.literal_eval(value.capitalize() if isinstance(usual, bool) else value)
-        except (SyntaxError, ValueError, MemoryError, RecursionError):
-            pass  # it stays a text, which is not like anything else
-    if isinstance(usual, float) and type(value) is int:
-        return _float(value)
-    if isinstance(usual, tuple) and isinstance(value, list):
-        return tuple(value)
-    if type(value) is not type(usual):
-        raise UserError(f"{setting}={given}: it is not {kind(usual)}")
-    return value
-
-
-def _float(number: int) -> float:
-    """Infinity instead of what a float has no room for; validation refuses it."""
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from experiments import study
 from experiments.configs import base, hard
 from experiments.data import load
 from experiments.errors import UserError
+from experiments.overrides import key_and_value, sweep
 from experiments.train import train
 
 TINY = {
@@ -151,7 +152,7 @@ def test_the_control_has_the_parameters_of_the_largest_network():
             "did you mean 'width'?",
         ),
         (lambda: study.load_config("base", "digits", "", {"epochs": "x"}), "--override=epochs=x: "),
-        (lambda: study._key_and_value("epochs"), "write KEY=VALUE, such as epochs=5."),
+        (lambda: key_and_value("epochs", "--override"), "write KEY=VALUE, such as epochs=5."),
         (
             lambda: study.run_study(
                 [study.load_config("net1_dynamic", "adiac")], None, 1, 0, False
@@ -163,6 +164,35 @@ def test_the_control_has_the_parameters_of_the_largest_network():
 def test_mistakes_are_answered_before_anything_is_trained(call, says):
     with pytest.raises(UserError) as error:
         call()
+    assert says in str(error.value)
+
+
+def test_a_sweep_is_every_config_with_every_combination_of_values():
+    configs = [study.load_config(name, "adiac") for name in ("net1", "net1_dynamic")]
+    configs[1].baseline = "net1"
+    grid = {"optimizer.learning_rate": ["1e-3", "3e-3"], "epochs": ["5"]}
+    swept = sweep(configs, grid)
+    said = [f",learning_rate={rate},epochs=5" for rate in grid["optimizer.learning_rate"]]
+    assert [c.name for c in swept] == [c.name + values for values in said for c in configs]
+    assert [c.optimizer.learning_rate for c in swept] == [1e-3, 1e-3, 3e-3, 3e-3]
+    assert {c.epochs for c in swept} == {5} and configs[0].epochs != 5
+    # Each is compared with, and starts from, what has the same values.
+    assert [c.baseline for c in swept[1::2]] == [c.name for c in swept[::2]]
+    assert [c.start.config for c in swept[1::2]] == [c.name for c in swept[::2]]
+    assert sweep(configs, {}) == configs
+
+
+@pytest.mark.parametrize(
+    ("grid", "says"),
+    [
+        ({"epochs": ["5", "x"]}, "--sweep=epochs=x: it is not a whole number"),
+        ({"epoch": ["5"]}, "--sweep=epoch: base has no such field; did you mean 'epochs'?"),
+        ({"epochs": ["5", "5"]}, "every value once"),
+    ],
+)
+def test_a_sweep_over_nonsense_is_refused(grid, says):
+    with pytest.raises(UserError) as error:
+        sweep([study.load_config("base", "digits")], grid)
     assert says in str(error.value)
 
 
