@@ -67,25 +67,36 @@ PRICES = {
         loops=True,
         of={
             "taps": Kinds(
-                product=4.4e-12, grouped=1.3e-10, inputs=1.2e-9, kernels=3.3e-10, weights=3.9e-10
+                product=4.8e-12,
+                grouped=3e-12,
+                inputs=1.2e-9,
+                kernels=3.7e-10,
+                outputs=1.3e-10,
+                weights=4.3e-10,
+                turns=1.6e-05,
             ),
             "patches": Kinds(
-                product=6.7e-12, grouped=9.6e-11, inputs=3.7e-10, kernels=5.3e-10, outputs=1.7e-10
+                product=6.6e-12,
+                grouped=3.6e-11,
+                inputs=2.1e-10,
+                kernels=6.9e-10,
+                outputs=2e-10,
+                weights=3e-11,
             ),
             "outputs": Kinds(
-                product=3.7e-12, grouped=1.4e-9, cramped=8.6e-11, outputs=1.9e-9, weights=3e-10
+                product=5.7e-12, grouped=1.2e-9, cramped=8.3e-11, outputs=1.8e-9, weights=2.9e-10
             ),
             "shared": Kinds(
-                product=6.3e-12, grouped=6e-11, inputs=4.2e-10, outputs=1.3e-10, weights=3e-10
+                product=5e-12, grouped=2.9e-11, inputs=4.2e-10, outputs=3.6e-10, weights=2.7e-10
             ),
             "samples": Kinds(
-                product=5.6e-12,
-                grouped=4.9e-11,
-                inputs=3.8e-10,
-                kernels=2.2e-10,
-                outputs=3.5e-10,
-                weights=7.7e-11,
-                turns=1e-4,
+                product=6.1e-12,
+                grouped=3.3e-11,
+                inputs=1.9e-10,
+                kernels=2.8e-10,
+                outputs=4.4e-10,
+                weights=7.9e-11,
+                turns=0.00012,
             ),
         },
     ),
