@@ -1,5 +1,6 @@
-"""From other networks into these: torch's weights, and the parameters of trained static networks."""
+"""From other networks into these, and from these into files: parameters, and what runs elsewhere."""
 
+from dyn.interop.export import to_stablehlo
 from dyn.interop.torch_file import read_weights
 from dyn.interop.torch_weights import SOURCES, Imported, from_torch
 from dyn.interop.warm_start import candidate_kernels, warm_start
@@ -10,5 +11,6 @@ __all__ = [
     "candidate_kernels",
     "from_torch",
     "read_weights",
+    "to_stablehlo",
     "warm_start",
 ]

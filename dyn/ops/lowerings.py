@@ -111,7 +111,7 @@ def shared(inputs, kernels, mix, taps, window, precision) -> Array:
     if taps is not None:
         x = x * taps.reshape(taps.shape[0], 1, window.taps, 1, 1).astype(inputs.dtype)
     w = _grouped_kernels(kernels, window).astype(inputs.dtype)  # [K, T, i, G, o]
-    rows, depthwise = x.shape[0] * x.shape[1], w.shape[2] == 1
+    rows, depthwise = usual(x.shape[0]) * x.shape[1], w.shape[2] == 1
     if depthwise or rows < w.shape[-1]:
         # Few rows: laying the kernels side by side would take longer than the products.
         y = [_apply_samples(x, one[None], precision) for one in w]
@@ -146,6 +146,11 @@ def in_turns(function: Callable[..., Array], arrays: tuple, number: int) -> Arra
         jax.checkpoint(lambda part: function(*part), prevent_cse=False), jax.tree.map(cut, arrays)
     )
     return y.reshape(y.shape[0] * y.shape[1], *y.shape[2:])
+
+
+def usual(batch: int) -> int:
+    """The batch; 32 for one that is symbolic, about which nothing can be decided."""
+    return batch if isinstance(batch, int) else 32
 
 
 def turns(inputs: tuple[int, ...], kernel: tuple[int, ...], window: Window, itemsize: int) -> int:
@@ -236,15 +241,16 @@ def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
         return jnp.sum(x * w[:, None, :, 0], axis=2)
     batch, positions, taps, groups, features = x.shape
     rows, columns = taps * features, w.shape[-1]
+    for_all = w.shape[0] == 1  # a symbolic batch is not 1
     if groups > 1:
         x = jnp.moveaxis(x, 3, 1)  # [B, G, P, T, i]
         w = jnp.moveaxis(w, 3, 1)  # [B or 1, G, T, i, o]
     x = x.reshape(batch * groups, positions, rows)
     w = w.reshape(w.shape[0] * groups, rows, columns)
-    if len(w) == 1:
+    if for_all and groups == 1:
         y = jnp.matmul(x.reshape(batch * positions, rows), w[0], precision=precision)
         return y.reshape(batch, positions, 1, columns)
-    if len(w) < len(x):  # the same groups for all samples
+    if for_all:
         w = jnp.tile(w, (batch, 1, 1))
     y = jnp.matmul(x, w, precision=precision).reshape(batch, groups, positions, columns)
     return jnp.moveaxis(y, 1, 2)

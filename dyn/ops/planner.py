@@ -4,8 +4,11 @@ The time of a training step (forward and backward) of a lowering is estimated as
 work it does, each at a price. The prices are a platform's, and each platform's say where they come from.
 """
 
+import contextlib
+import contextvars
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
@@ -152,6 +155,23 @@ class Plan:
         return "\n".join(lines)
 
 
+_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
+
+
+@contextlib.contextmanager
+def planned_for(platform: str) -> Iterator[None]:
+    """Within it, what is traced is planned for another platform than the one JAX runs on.
+
+    Args:
+        platform: 'cpu', 'gpu' (or 'cuda', 'rocm') or 'tpu'.
+    """
+    token = _PLATFORM.set(platform)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
+
 def plan(
     inputs: tuple[int, ...],
     kernels: tuple[int, ...],
@@ -220,7 +240,7 @@ def work(
     itemsize: int = 4,
 ) -> Kinds:
     """What a training step of a lowering has to do, the same for all platforms; arguments as of `plan`."""
-    batch = inputs[0] if isinstance(inputs[0], int) else 32
+    batch = lowerings.usual(inputs[0])
     num_kernels, features = kernels[0], kernels[-1]
     positions = math.prod(window.output_shape(inputs[1:-1]))
     one_kernel = math.prod(kernels[1:])
@@ -263,7 +283,7 @@ def why_no_loop(platform: str | None = None) -> str | None:
 
 
 def _known(platform: str | None) -> str:
-    """The platform that has prices for this one; None stands for the one JAX runs on."""
-    platform = platform or jax.default_backend()
+    """The platform that has prices for this one; None is that of `planned_for`, or the one JAX runs on."""
+    platform = platform or _PLATFORM.get() or jax.default_backend()
     platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
     return platform if platform in PRICES else "gpu"
