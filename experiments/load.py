@@ -1,209 +1,44 @@
-"""A finished run's network, ready to be asked:
+"""A finished run's network in three lines of Python.
 
-from experiments.load import load
+    from experiments.load import load
 
-model = load("runs/odconv-digits")
-probabilities = model(pictures)  # uint8 [N, H, W, C], or a list of pictures of any sizes
+    model = load("runs/odconv-digits")
+    probabilities = model(pictures)
+
+Pictures are uint8 `[N, H, W, C]`, or a list of pictures of any sizes.
 """
 
-import dataclasses
-import functools
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any, TypeVar
 
-import flax.linen as nn
-import jax
-import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 
-from experiments import maps
-from experiments.configs import common
-from experiments.data import Example, transforms, ucr
-from experiments.data.ucr_files import Row
+from experiments import maps, weights
 from experiments.errors import UserError
-from experiments.start import best_variables
-from experiments.tasks import TASKS
+from experiments.trained import Trained, config_of
 from experiments.workdir import finished_summary
-
-Key = TypeVar("Key")
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Trained:
-    """A trained network, and what has to be known to ask it.
-
-    Attributes:
-        config: the experiment.
-        classes: their names, in the order of their numbers.
-        shape: of one example as the network sees it, `(H, W, C)` or `(L, C)`.
-        variables: `params`, `batch_stats` and `attention` of the best evaluation.
-    """
-
-    config: ConfigDict
-    classes: Sequence[str]
-    shape: tuple[int, ...]
-    variables: Mapping[str, Any]
-
-    def __call__(self, inputs: np.ndarray | Sequence[np.ndarray]) -> Any:
-        """What the network says of some examples.
-
-        Args:
-            inputs: pictures, uint8 `[H, W, C]` each and of any sizes, or series, `[L]` or `[L, C]` each.
-
-        Returns:
-            Of a classification run the probabilities, float32 `[N, classes]`; of a segmentation run a list
-            of the classes of all pixels, uint8 `[H, W]` each.
-
-        Raises:
-            ValueError: if an example is none that the network could see.
-        """
-        examples = ((None, self.prepare(one)) for one in inputs)
-        found = [said for _, said in self.answers(examples)]
-        if self.config.task == "segmentation":
-            return found
-        return np.array(found, np.float32).reshape(len(found), len(self.classes))
-
-    @functools.cached_property
-    def task(self) -> ModuleType:
-        """The module of `experiments.tasks`."""
-        return TASKS[self.config.task]
-
-    @functools.cached_property
-    def model(self) -> nn.Module:
-        """The network."""
-        return self.task.make_model(
-            self.config, len(self.classes), spatial_axes=len(self.shape) - 1
-        )
-
-    def prepare(self, raw: np.ndarray) -> Example:
-        """One example as the network sees it: what evaluation does.
-
-        Args:
-            raw: a picture, uint8 `[H, W, C]`, or a series, `[L]` or `[L, C]`, NaN where values are missing.
-
-        Raises:
-            ValueError: says in a few words why it cannot be used.
-        """
-        raw = np.asarray(raw)
-        raw = raw[..., None] if raw.ndim == len(self.shape) - 1 and self.shape[-1] == 1 else raw
-        if raw.ndim != len(self.shape) or raw.shape[-1] != self.shape[-1]:
-            raise ValueError(f"of the shape {raw.shape}; the network was trained with {self.shape}")
-        if not raw.size:
-            raise ValueError(f"of the shape {raw.shape}, which is empty")
-        return self.prepared(self._picture(raw) if len(self.shape) == 3 else self._series(raw))
-
-    def prepared(self, raw: np.ndarray) -> Example:
-        """What `prepare` ends with, for an example that is as data sets have them.
-
-        Raises:
-            ValueError: if it does not have the size of the run's.
-        """
-        label = np.zeros(raw.shape[:2] if self.config.task == "segmentation" else (), np.uint8)
-        example = self._transform({"inputs": raw, "label": label})
-        if example["inputs"].shape != self.shape:
-            raise ValueError(
-                f"of the shape {raw.shape}; the run's were all of {self.shape} and none was resized"
-            )
-        return example
-
-    def answers(
-        self, examples: Iterable[tuple[Key, Example]], batch_size: int = 0
-    ) -> Iterator[tuple[Key, np.ndarray]]:
-        """What the network says of each example, in their order, a batch at a time.
-
-        No more than a batch of the examples is asked for ahead. All batches have one shape: the last one is
-        filled up, so that the network is compiled once.
-
-        Args:
-            examples: anything to know the example by, and what `prepare` gave.
-            batch_size: 0 for the run's.
-        """
-        batch_size, batch = batch_size or self.config.batch_size, []
-        for pair in examples:
-            batch.append(pair)
-            if len(batch) == batch_size:
-                yield from self._answer(batch, batch_size)
-                batch = []
-        if batch:
-            yield from self._answer(batch, batch_size)
-
-    def _answer(self, batch: list, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
-        inputs = np.stack([example["inputs"] for _, example in batch])
-        inputs = np.pad(inputs, [(0, batch_size - len(batch))] + [(0, 0)] * (inputs.ndim - 1))
-        said = np.asarray(self._compiled(self._on_device, inputs))
-        for (key, example), one in zip(batch, said, strict=False):
-            yield key, self.task.finish(one, example)
-
-    @functools.cached_property
-    def _compiled(self) -> Any:
-        return jax.jit(functools.partial(self.task.answer, self.model))
-
-    @functools.cached_property
-    def _on_device(self) -> Any:
-        return jax.device_put(dict(self.variables))
-
-    @functools.cached_property
-    def _transform(self) -> Any:
-        return self.task.make_transform(self.config, train=False)
-
-    def _picture(self, raw: np.ndarray) -> np.ndarray:
-        if raw.dtype != np.uint8:
-            raise ValueError(f"of {raw.dtype}; pictures are uint8, 0 to 255")
-        height, width = self.shape[:2]
-        if self.config.image_size or self.config.task == "segmentation" or height != width:
-            return raw
-        # The run's pictures were all of one size.
-        return transforms.fit(raw, height)
-
-    def _series(self, raw: np.ndarray) -> np.ndarray:
-        raw = raw.astype(np.float64)
-        # An end of missing values belongs to all channels or to none.
-        row = Row(0, "", list(raw.T), padded=raw.shape[-1] == 1)
-        return series_of(row, self.shape)
-
-
-def series_of(row: Row, shape: tuple[int, ...]) -> np.ndarray:
-    """A series as evaluation sees it, float32 `[L, C]`.
-
-    Args:
-        row: the series as it is in a file.
-        shape: `(L, C)`, what the network was trained with.
-
-    Raises:
-        ValueError: says in a few words why it cannot be used.
-    """
-    longest, channels = shape
-    if len(row.channels) != channels:
-        raise ValueError(f"{len(row.channels)} channels, not {channels} as in training")
-    if all(np.isnan(channel).all() for channel in row.channels):
-        raise ValueError("no values")
-    if ucr.length_of(row) > longest:
-        raise ValueError(
-            f"{ucr.length_of(row)} values, more than the {longest} of the longest in training"
-        )
-    return ucr.prepare(row, longest)[0]
 
 
 def load(run: str | os.PathLike) -> Trained:
     """The network of a finished run, with the parameters of its best evaluation.
 
     Args:
-        run: the run's workdir.
+        run: the run's workdir, or what `experiments.export --format=safetensors` made of it.
 
     Raises:
         UserError: if there is no finished run, or it cannot be read.
     """
     folder = Path(run).expanduser()
+    if folder.suffix == weights.SUFFIX:
+        return weights.read(folder)
     summary = finished_summary(folder)
     if summary is None:
         raise UserError(
             f"{folder} holds no finished run: give the --workdir of one, which has a summary.json."
         )
+    from experiments.start import best_variables  # of a single file no checkpoint is read
+
     classes, shape = summary.get("classes"), summary.get("shape")
     config = read_config(folder / "config.json")
     if not classes or not shape:
@@ -221,15 +56,6 @@ def read_config(file: Path) -> ConfigDict:
         return config_of(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: {error}.") from error
-
-
-def config_of(settings: Mapping[str, Any]) -> ConfigDict:
-    """The config that `settings` were written from; a setting younger than they are has its default."""
-    young = traverse_util.flatten_dict(common.get_config().to_dict(), sep=".")
-    known = traverse_util.flatten_dict(dict(settings), sep=".")
-    # JSON has no tuples.
-    known = {name: tuple(v) if isinstance(v, list) else v for name, v in known.items()}
-    return ConfigDict(traverse_util.unflatten_dict({**young, **known}, sep="."))
 
 
 def _from_figures(folder: Path, config: ConfigDict) -> tuple[list[str], tuple[int, ...]]:

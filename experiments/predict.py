@@ -26,10 +26,11 @@ from PIL import Image
 
 from experiments import cli, files, predict_files
 from experiments.errors import UserError
-from experiments.load import Trained, load
+from experiments.load import load
 from experiments.palette import colour_map
 from experiments.predict_files import Item
 from experiments.progress import Progress, end_table
+from experiments.trained import Trained
 
 Rows = Iterator[Sequence[object]]
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 from experiments.data import Example, listing, pictures, ucr_files
 from experiments.errors import UserError
-from experiments.load import Trained, series_of
+from experiments.trained import Trained, series_of
 
 THREADS = 4  # that read files
 

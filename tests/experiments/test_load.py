@@ -11,7 +11,8 @@ from experiments import maps
 from experiments.data import transforms, ucr
 from experiments.data.ucr_files import Row
 from experiments.errors import UserError
-from experiments.load import config_of, load
+from experiments.load import load
+from experiments.trained import config_of
 
 ODCONV = {"conv": {"name": "odconv", "num_kernels": 2, "attention_norm": "layer"}}
 

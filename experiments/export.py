@@ -1,0 +1,176 @@
+"""Writes the network of a finished run to a file that other programs use.
+
+    python -m experiments.export RUN --format=stablehlo|safetensors|onnx [--out=FILE]
+
+    RUN                  the --workdir of a finished run, or a .safetensors file made of one
+    --format=stablehlo   the network with its parameters, for any batch: JAX alone runs it
+    --format=safetensors the parameters by name, and the settings; `experiments.load` reads it
+    --format=onnx        the network with its parameters, for any batch, compared with onnxruntime's numbers;
+                         needs an environment of its own: pip install -e ".[onnx]"
+    --out=FILE           where it goes; without it RUN/export/model.FORMAT
+    --platforms=cpu,cuda,tpu   of StableHLO: where it is to run
+    --overwrite          replaces what is there
+
+Beside model.stablehlo and model.onnx lies a JSON file that says what goes in and what comes out: pictures as
+they are, uint8, of one size (they are normalised within), or series, z-normalised; logits. In Python:
+
+    from jax import export
+
+    model = export.deserialize(bytearray(open("model.stablehlo", "rb").read()))
+    logits = model.call(pictures)
+
+which needs jax and flatbuffers, and nothing else.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from dyn.interop import to_stablehlo
+from experiments import cli, files, onnx_files, weights
+from experiments.errors import UserError, nearest
+from experiments.load import load
+from experiments.metrics import replacing
+from experiments.progress import end_table
+from experiments.trained import Trained
+from experiments.workdir import versions
+
+FORMATS = ("stablehlo", "safetensors", "onnx")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export(
+    run: str | Path,
+    form: str,
+    out: str | Path = "",
+    *,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    overwrite: bool = False,
+) -> Path:
+    """Writes the network of a finished run to a file, and returns where.
+
+    Args:
+        run: the run's workdir, or a .safetensors file made of one.
+        form: one of `FORMATS`.
+        out: the file; '' for `export/model.<form>` in the workdir.
+        platforms: of StableHLO.
+        overwrite: whether what is there may be replaced.
+
+    Raises:
+        UserError: if the run is not there, the file is, or the network cannot go out in this form.
+    """
+    if form not in FORMATS:
+        raise UserError(f"--format={form}: choose one of {', '.join(FORMATS)}.")
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise UserError(f"--platforms: there is no {platform!r}{nearest(platform, PLATFORMS)}")
+    if form == "onnx":
+        onnx_files.check_installed()
+    run = Path(run).expanduser()
+    home = run.parent if run.suffix == weights.SUFFIX else run / "export"
+    path = Path(out).expanduser() if out else home / f"model.{form}"
+    about = path.with_name(f"{path.name}.json")
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} is there already: choose another --out, or give --overwrite.")
+    trained = load(run)
+    if form == "safetensors":
+        weights.write(trained, path, versions())
+        return path
+    if form == "stablehlo":
+        try:
+            written = to_stablehlo(network(trained), example_of(trained), platforms)
+        except ValueError as error:
+            raise UserError(f"The network cannot be exported: {error}") from error
+    else:
+        written = onnx_files.convert(network(trained), example_of(trained))
+    with replacing(path) as temporary:
+        temporary.write_bytes(written)
+    said = description(trained) | ({"platforms": platforms} if form == "stablehlo" else {})
+    files.write_json(about, said)
+    return path
+
+
+def network(trained: Trained) -> Callable[[jax.Array], jax.Array]:
+    """The network as it goes out: from pictures as they are, or series, to float32 logits."""
+    variables = jax.tree.map(jnp.asarray, dict(trained.variables))
+    mean, std = (np.asarray(trained.config.normalise[name], np.float32) for name in ("mean", "std"))
+
+    def logits(inputs: jax.Array) -> jax.Array:
+        if len(trained.shape) == 3:
+            inputs = (inputs.astype(jnp.float32) / np.float32(255) - mean) / std
+        return trained.model.apply(variables, inputs, train=False).astype(jnp.float32)
+
+    return logits
+
+
+def example_of(trained: Trained) -> jax.ShapeDtypeStruct:
+    """What goes in: the shape and dtype of one example."""
+    return jax.ShapeDtypeStruct(
+        trained.shape, jnp.uint8 if len(trained.shape) == 3 else jnp.float32
+    )
+
+
+def description(trained: Trained) -> dict[str, Any]:
+    """What a person who has only the file must know."""
+    segments, pictures = trained.config.task == "segmentation", len(trained.shape) == 3
+    if segments:
+        size = "scaled down where larger, then padded with the mean colour below and to the right"
+    elif pictures:
+        size = "the shorter side brought to the size, the middle square cut out"
+    else:
+        size = "missing values interpolated, zeros behind shorter ones after normalising"
+    inputs = {
+        "shape": ["batch", *trained.shape],
+        "dtype": "uint8" if pictures else "float32",
+        "values": "0 to 255; normalised within" if pictures else "each channel z-normalised",
+        "size": size,
+    }
+    if pictures:
+        inputs["normalisation"] = {
+            "within": True,
+            "mean": list(trained.config.normalise.mean),
+            "std": list(trained.config.normalise.std),
+        }
+    places = trained.shape[:2] if segments else ()
+    return {
+        "task": trained.config.task,
+        "inputs": inputs,
+        "outputs": {
+            "shape": ["batch", *places, len(trained.classes)],
+            "dtype": "float32",
+            "values": "logits: a softmax over the last axis gives probabilities",
+        },
+        "classes": list(trained.classes),
+        "config": trained.config.name,
+        "dataset": trained.config.dataset,
+        "versions": versions(),
+    }
+
+
+if __name__ == "__main__":
+    FORMAT = flags.DEFINE_string("format", "stablehlo", "In which form.")
+    OUT = flags.DEFINE_string("out", "", "Where the file goes.")
+    ON = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "Where StableHLO is to run.")
+    OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether a file may be replaced.")
+    words = sys.argv[1:]
+
+    def main() -> None:
+        """Exports what the words say."""
+        if len(given) != 1:
+            raise UserError("Which run? Give the workdir of one.")
+        options = {"platforms": ON.value, "overwrite": OVERWRITE.value}
+        try:
+            path = export(given[0], FORMAT.value, OUT.value, **options)
+        except OSError as error:
+            raise UserError(f"The file cannot be written: {error}.") from error
+        end_table("exported", [(FORMAT.value, f"{path}, {path.stat().st_size / 1e6:.1f} MB")])
+
+    command = [sys.argv[0], *(word for word in words if word.startswith("-"))]
+    given = [word for word in words if not word.startswith("-")]
+    cli.leave(cli.run(main, command, str(__doc__)))
