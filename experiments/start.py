@@ -1,4 +1,4 @@
-"""Starting from a network that another run has trained."""
+"""Starting from a network that another run, or torch, has trained."""
 
 import json
 from collections.abc import Mapping
@@ -17,6 +17,7 @@ from experiments.checkpoint import restore_arrays
 from experiments.damaged import damaged_file, innermost
 from experiments.errors import UserError
 from experiments.program import TrainState
+from experiments.torch_start import trained_by_torch
 
 Flat = dict[tuple[str, ...], Any]
 
@@ -29,10 +30,11 @@ def start_from_run(
     inputs: np.ndarray,
     sharding: jax.sharding.Sharding,
 ) -> tuple[TrainState, str]:
-    """A new state with the best parameters of the run `config.init_from`, and what was taken over.
+    """A new state with the parameters that `config.init_from` names, and what was taken over.
 
-    Parameters of the same network are taken over as they are, those of a static network by
-    `dyn.interop.warm_start`. The head is left as it was made where the classes are not as many.
+    It names a run, whose best parameters are taken, or a file of torch's weights. Parameters of the same
+    network are taken over as they are, those of a static network by `dyn.interop.warm_start`. The head is
+    left as it was made where the classes are not as many.
 
     Args:
         state: the new state.
@@ -43,11 +45,17 @@ def start_from_run(
         sharding: for the parameters.
 
     Raises:
-        UserError: if there is no such run, or its network does not fit.
+        UserError: if there is no such run or file, or its network does not fit.
     """
-    workdir = Path(config.init_from).expanduser()
-    best = best_variables(workdir, "--config.init_from=")
-    trained = _flat({name: best[name] for name in ("params", "batch_stats")})
+    source = Path(config.init_from).expanduser()
+    if source.is_file():
+        variables, besides = trained_by_torch(source, config, task, num_classes, inputs)
+        begins = str(source)
+    else:
+        best = best_variables(source, "--config.init_from=")
+        variables, besides = {name: best[name] for name in ("params", "batch_stats")}, ""
+        begins = f"step {best_step(source):,} of {source}"
+    trained = _flat(variables)
     mine = _flat({"params": state.params, "batch_stats": state.batch_stats})
     left_out: Flat = {}
     if _shapes(trained) != _shapes(mine):
@@ -85,7 +93,26 @@ def start_from_run(
     )
     words = _report(trained, mine, left_out)
     state = state.replace(params=params, batch_stats=batch_stats, average=average)
-    return state, f"starts from step {best_step(workdir):,} of {workdir}: {words}"
+    return state, f"starts from {begins}: {words}{besides}"
+
+
+def check_start(config: ConfigDict, task: ModuleType, num_classes: int, inputs: np.ndarray) -> None:
+    """Looks at what `config.init_from` names, so that mistakes are told before anything is compiled.
+
+    Args:
+        config: the experiment.
+        task: what makes its model.
+        num_classes: of the data.
+        inputs: of one example; only their shape matters.
+
+    Raises:
+        UserError: if there is no such run or file, or if the file's weights do not fit.
+    """
+    source = Path(config.init_from).expanduser()
+    if source.is_file():
+        trained_by_torch(source, config, task, num_classes, inputs)
+    else:
+        best_step(source, "--config.init_from=")
 
 
 def _compare(trained: Flat, mine: Flat, run: str) -> None:
@@ -144,7 +171,8 @@ def best_step(workdir: Path, flag: str = "") -> int:
         ]
         if not steps:
             raise UserError(
-                f"{flag}{workdir} holds no run that has come to a checkpoint: give the workdir of one."
+                f"{flag}{workdir} holds no run that has come to a checkpoint: give the workdir of one"
+                + (", or a file of weights (.safetensors, .pth)." if flag else ".")
             )
         progress = workdir / "checkpoints" / str(max(steps)) / "progress" / "metadata"
         best = json.loads(progress.read_text()).get("best")

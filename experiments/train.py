@@ -27,7 +27,7 @@ from experiments.program import Program, TrainState, build
 from experiments.progress import Progress, end_table, start_table
 from experiments.recipe import Lengths, make_lengths
 from experiments.sharding import shardings_of
-from experiments.start import start_from_run
+from experiments.start import check_start, start_from_run
 from experiments.tasks import TASKS
 from experiments.tracing import Steps, tracing
 from experiments.validate import validate, validate_data
@@ -113,6 +113,9 @@ def _train(
         return task.measure(outputs, dataset, split)
 
     # ---------------------------------------------------------------- program and state
+    inputs = transform[False](dataset.splits["train"][0])["inputs"]
+    if config.init_from and not (workdir / "checkpoints").exists():
+        check_start(config, task, len(dataset.classes), inputs)
     program = find_program(programs, config, task, dataset, lengths, transform)
     checkpoints = Checkpoints(workdir / "checkpoints", task.METRIC)
     latest, begins = checkpoints.restore_latest(program.shape), ""
@@ -120,7 +123,6 @@ def _train(
         start_step = 0
         state = program.create(config.seed)
         if config.init_from:
-            inputs = transform[False](dataset.splits["train"][0])["inputs"]
             state, begins = start_from_run(
                 state, config, task, len(dataset.classes), inputs, program.shape.step.sharding
             )

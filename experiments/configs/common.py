@@ -157,7 +157,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
             "mixing": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0},
             "average": 0.0,  # decay of the moving average of parameters; 0 keeps none
             "early_stopping": {"patience": 10},  # 0 never stops early
-            "init_from": "",  # the workdir of another run, whose parameters this one begins with
+            "init_from": "",  # the workdir of another run, or a file of torch's weights, to begin with
             # How: `config` is (in a study) whose run that is, `noise` what candidates differ by.
             "start": {"config": "", "noise": 0.1, "freeze": False},
             "adapt_gates": False,  # only what decides the gates learns; needs a start

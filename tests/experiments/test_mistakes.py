@@ -68,7 +68,10 @@ MIXED_UP = {
     ),
     "a network larger than memory": ([ODCONV, "--config.model.width=65536"], "GB on each device"),
     "more steps than can be counted": ([ODCONV, "--config.epochs=2000000000"], "an epoch has"),
-    "a start from no run": ([ODCONV, "--config.init_from=/nowhere"], None),
+    "a start from no run": (
+        [ODCONV, "--config.init_from=/nowhere"],
+        "--config.init_from=/nowhere holds no run that has come to a checkpoint",
+    ),
     "a folder for a config": (["--config=experiments/configs"], "There is no config"),
     "a name that no file system takes": ([ODCONV, "--workdir=" + "x" * 400], "too long"),
     "a config with too long a name": (["--config=" + "x" * 400 + ".py"], "There is no config"),

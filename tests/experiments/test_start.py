@@ -1,12 +1,16 @@
 """Parameters of another run: which are taken over, which are not, and how that is said."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
+import torch_zip
 from flax import traverse_util
+from torch_numbers import weight
 
 from experiments.checkpoint import Checkpoints
 from experiments.configs import common
@@ -156,3 +160,120 @@ def test_a_run_that_is_not_there_or_damaged_is_answered(trained, tmp_path):
 def test_of_a_finished_run_the_summary_knows_the_best_step(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"best": {"step": 40}}))
     assert best_step(tmp_path) == 40
+
+
+REFERENCES = Path(__file__).parents[1] / "dyn" / "torch_references.json"
+TORCH = json.loads(REFERENCES.read_text())
+PICTURE = np.zeros((32, 32, 3), np.float32)
+LIKE_TORCH = {"model.depth": 18, "model.width": 8, "model.stem": "imagenet"}
+
+
+def weights_of(name):
+    return {key: weight(key, shape) for key, shape in TORCH[name]["shapes"].items()}
+
+
+def start_from_file(path, num_classes=5, inputs=PICTURE, task="classification", **changes):
+    config = config_with(**LIKE_TORCH | {"init_from": str(path), "task": task} | changes)
+    model = TASKS[task].make_model(config, num_classes, spatial_axes=2)
+    made = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs[None], train=False))
+    made = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), made)
+    nothing = dict.fromkeys(TrainState.__dataclass_fields__)
+    new = TrainState(**nothing | {"average": {}, **{k: made[k] for k in ("params", "batch_stats")}})
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    state, words = start_from_run(new, config, TASKS[task], num_classes, inputs, sharding)
+    variables = {"params": state.params, "batch_stats": state.batch_stats}
+    return model, variables, words
+
+
+@pytest.fixture
+def resnet18(tmp_path):
+    """A file of a static network's weights, as torch's people publish them."""
+    path = tmp_path / "resnet18.safetensors"
+    safetensors.numpy.save_file(weights_of("resnet18"), path)
+    return path
+
+
+def logits(model, variables):
+    from torch_numbers import pictures
+
+    return jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, pictures())
+
+
+@pytest.mark.parametrize("conv", [{"name": "conv"}, ODCONV], ids=["static", "dynamic"])
+def test_a_file_of_torchs_weights_starts_a_static_network_and_its_dynamic_one(resnet18, conv):
+    model, variables, words = start_from_file(resnet18, conv=conv)
+    np.testing.assert_allclose(logits(model, variables), TORCH["resnet18"]["logits"], 0, 1e-4)
+    assert words.startswith(f"starts from {resnet18}: 62 of ")
+    assert words.endswith(", left out: 20 counts of batches")
+
+
+def test_a_file_of_a_dynamic_networks_weights_starts_that(tmp_path):
+    path = torch_zip.save(tmp_path / "od.pth", weights_of("odconv18"))
+    conv = {"name": "odconv", "num_kernels": 4, "attention_norm": "batch"}
+    model, variables, words = start_from_file(path, conv=conv)
+    np.testing.assert_allclose(logits(model, variables), TORCH["odconv18"]["logits"], 0, 1e-4)
+    assert "parameters taken over, left out: 36 counts of batches" in words
+
+
+def test_of_a_file_with_other_classes_or_without_a_head_the_head_stays_new(resnet18, tmp_path):
+    _, variables, words = start_from_file(resnet18, num_classes=3)
+    assert not variables["params"]["head"]["kernel"].any()
+    assert variables["params"]["stem_conv"]["kernel"].any()
+    assert (
+        "60 of 62 parameters taken over; new (other classes): head/bias (3,), head/kernel" in words
+    )
+    weights = {k: v for k, v in weights_of("resnet18").items() if not k.startswith("fc.")}
+    _, _, words = start_from_file(torch_zip.save(tmp_path / "body.pth", weights), conv=ODCONV)
+    assert "head/kernel (64, 5)" in words and "60 of " in words
+
+
+def test_a_file_of_a_classifiers_weights_starts_the_backbone_of_a_segmentation(resnet18):
+    _, variables, words = start_from_file(resnet18, task="segmentation")
+    kernel = variables["params"]["backbone"]["stem_conv"]["kernel"]
+    np.testing.assert_array_equal(
+        kernel, weights_of("resnet18")["conv1.weight"].transpose(2, 3, 1, 0)
+    )
+    assert "60 of 65 parameters taken over" in words and "logits/kernel" in words
+    assert words.endswith("left out: fc.bias, fc.weight, 20 counts of batches")
+
+
+def without(weights, *names):
+    return {name: value for name, value in weights.items() if name not in names}
+
+
+FILES = {
+    "a picture": (lambda path: path.write_bytes(b"GIF89a" + bytes(90)), "is no file of weights"),
+    "half of a file": (
+        lambda path: path.write_bytes(
+            torch_zip.save(path, weights_of("resnet18")).read_bytes()[:5000]
+        ),
+        "is no file of weights",
+    ),
+    "missing names": (
+        lambda path: torch_zip.save(
+            path, without(weights_of("resnet18"), "conv1.weight", "bn1.running_var")
+        ),
+        "2 parameters that get nothing: params/stem_conv/kernel (7, 7, 1, 8), batch_stats/stem_norm",
+    ),
+    "another depth": (
+        lambda path: torch_zip.save(path, weights_of("resnet34")),
+        "Such weights fit a ResNet of their --config.model.depth",
+    ),
+    "a forbidden name": (
+        lambda path: torch_zip.save(path, {}, {"evil": b"cposix\nsystem\n"}),
+        "it asks for posix.system, and only tensors and dictionaries are read",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_will_not_do_is_answered_before_anything_is_compiled(ask, tmp_path, kind):
+    write, says = FILES[kind]
+    write(tmp_path / "net.pth")
+    words = [f"--config.{key}={value}" for key, value in LIKE_TORCH.items()]
+    answer = ask(
+        "--config=experiments/configs/odconv.py:smoke",
+        *words,
+        f"--config.init_from={tmp_path / 'net.pth'}",
+    )
+    assert says in answer and "net.pth" in answer
