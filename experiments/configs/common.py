@@ -194,7 +194,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
     if smoke:
         config.dataset += "-smoke"
         config.data.limit = 64
-        config.model.depth = 10  # most of a short run is compilation
+        config.model.depth = 6  # most of a short run is compilation
         config.model.width = 8
         config.batch_size = 16
         config.epochs = 2

@@ -28,6 +28,8 @@ CONVS = {
 ATTENTIONS = {"none": None, "squeeze_excite": layers.SqueezeExcite, "cbam": layers.CBAM}
 CLASSIFIERS = {"dense": nn.Dense, "dcd": layers.DCDDense}
 RESNETS = {
+    # For runs that show that something works, and are mostly compilation.
+    6: partial(models.ResNet, stage_sizes=(1, 1), block=models.BasicBlock),
     10: partial(models.ResNet, stage_sizes=(1, 1, 1, 1), block=models.BasicBlock),
     18: models.ResNet18,
     34: models.ResNet34,

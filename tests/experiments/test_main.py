@@ -114,7 +114,7 @@ def test_an_override_of_no_setting_or_of_the_wrong_kind_is_answered(refused, ove
     ("override", "says"),
     [
         ("conv.name=odcnv", "--config.conv.name=odcnv does not exist; did you mean 'odconv'?"),
-        ("model.depth=17", "--config.model.depth=17: choose one of 10, 18, 34, 50."),
+        ("model.depth=17", "--config.model.depth=17: choose one of 6, 10, 18, 34, 50."),
         ("model.stem=big", "--config.model.stem=big: choose one of imagenet, small."),
         ("model.width=0", "--config.model.width=0: choose 1 or more."),
         ("model.dropout=1", "--config.model.dropout=1.0: choose less than 1."),

@@ -14,6 +14,8 @@ from experiments.errors import UserError
 from experiments.overrides import key_and_value, sweep
 from experiments.train import train
 
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
 TINY = {
     "epochs": 1,
     "model.width": 4,
@@ -24,13 +26,6 @@ TINY = {
     "series.features": 4,
     "series.bins": 4,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ordinary_promotion():
-    """Optax does not pass strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +46,7 @@ def toy_configs(toy, *names):
 
 
 @pytest.fixture(scope="module")
-def folded(toy, tmp_path_factory):
+def folded(compiled_once, toy, tmp_path_factory):
     """Net1, static and then dynamic from it, on three folds."""
     workdir = tmp_path_factory.mktemp("study") / "toy"
     study.run_study(toy_configs(toy, "net1_dynamic", "net1"), workdir, 1, 3, True)
