@@ -37,9 +37,21 @@ def next_scale(scale: LossScale, finite: jax.Array, grow_every: int) -> LossScal
     return LossScale(jnp.maximum(scale.factor * change, 1.0), jnp.where(grows, 0, steps))
 
 
-def can_fall(scale: LossScale, grow_every: int) -> jax.Array:
-    """Whether a step whose gradients overflow may be left out and tried with less."""
-    return (scale.factor > 1) if grow_every else jnp.bool_(False)
+def outcome(
+    loss: Any, gradients: Any, statistics: Any, scale: LossScale, grow_every: int
+) -> tuple[jax.Array, jax.Array]:
+    """How a step went: whether its numbers are finite, and whether not, but a smaller scale may help.
+
+    It may where gradients alone are not finite, and the scale can fall: that step is left out.
+    """
+    finite = all_finite((loss, gradients, statistics))
+    can_fall = (scale.factor > 1) if grow_every else jnp.bool_(False)
+    return finite, ~finite & all_finite((loss, statistics)) & can_fall
+
+
+def unless(stays: jax.Array, new: Any, old: Any) -> Any:
+    """The new arrays; the old ones where `stays`."""
+    return jax.tree.map(lambda new, old: jnp.where(stays, old, new), new, old)
 
 
 def unscale(gradients: Any, scale: LossScale) -> Any:

@@ -1,7 +1,9 @@
 """Whether what a run needs fits into memory, said before it is asked for."""
 
+import contextlib
 import math
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -9,6 +11,10 @@ import jax
 from experiments.errors import UserError
 
 GIGABYTE = 1e9
+LESS = (
+    "choose a smaller --config.batch_size or network, cut the batch by --config.accumulate, or deal the "
+    "parameters out to several devices by --config.shard_parameters=True"
+)
 
 
 def available() -> float:
@@ -30,7 +36,7 @@ def of_one_device(tree: Any) -> int:
     )
 
 
-def check_fits(needed: float, what: str) -> None:
+def check_fits(needed: float, what: str, less: str = LESS) -> None:
     """Returns if so many bytes for each device can be there.
 
     Raises:
@@ -39,6 +45,24 @@ def check_fits(needed: float, what: str) -> None:
     if needed > (most := available()):
         raise UserError(
             f"{what} takes {needed / GIGABYTE:,.1f} GB on each device, which has {most / GIGABYTE:,.1f} GB: "
-            "choose a smaller --config.batch_size or network, cut the batch by --config.accumulate, or deal "
-            "the parameters out to several devices by --config.shard_parameters=True."
+            f"{less}."
         )
+
+
+@contextlib.contextmanager
+def exhaustion_said() -> Iterator[None]:
+    """Turns what JAX says when a device has no memory left into a sentence.
+
+    Raises:
+        UserError: instead of JAX's error.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"A device has no memory left ({reason}): {LESS}. The same command continues from the last "
+            "checkpoint, if there is one; with other settings choose another --workdir."
+        ) from error

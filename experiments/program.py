@@ -30,14 +30,7 @@ from experiments.accumulation import accumulate
 from experiments.checkpoint import with_sharding
 from experiments.data import Dataset, Example
 from experiments.errors import UserError
-from experiments.loss_scale import (
-    LossScale,
-    all_finite,
-    can_fall,
-    next_scale,
-    start_scale,
-    unscale,
-)
+from experiments.loss_scale import LossScale, next_scale, outcome, start_scale, unless, unscale
 from experiments.memory import check_fits, of_one_device
 from experiments.recipe import Lengths, make_optimizer, make_schedule
 from experiments.sharding import AXIS, make_mesh, shardings_of, with_shards
@@ -258,16 +251,10 @@ def build(
 
         # The loop looks at `failed` only now and then. Until it does, the state stays that before the step,
         # so that there is something to look at, and nothing broken to be saved.
-        finite = all_finite((metrics["loss"], gradients, batch_stats))
-        overflows = (
-            ~finite
-            & all_finite((metrics["loss"], batch_stats))
-            & can_fall(state.loss_scale, grow_every)
+        finite, overflows = outcome(
+            metrics["loss"], gradients, batch_stats, state.loss_scale, grow_every
         )
         failed = state.failed | ~(finite | overflows)
-
-        def unless(stays: jax.Array, new: Any, old: Any) -> Any:
-            return jax.tree.map(lambda new, old: jnp.where(stays, old, new), new, old)
 
         metrics["learning_rate"] = schedule(state.step) * state.plateau.scale
         annealed = {path[-1].key for path, _ in jax.tree.leaves_with_path(state.attention)}

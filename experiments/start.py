@@ -18,6 +18,7 @@ from experiments.damaged import damaged_file, innermost
 from experiments.errors import UserError
 from experiments.program import TrainState
 from experiments.torch_start import trained_by_torch
+from experiments.workdir import finished_summary
 
 Flat = dict[tuple[str, ...], Any]
 
@@ -161,9 +162,8 @@ def best_step(workdir: Path, flag: str = "") -> int:
         UserError: if there is no run, or none that has come to a checkpoint.
     """
     try:
-        summary = workdir / "summary.json"
-        if summary.exists():
-            return json.loads(summary.read_text())["best"]["step"]
+        if summary := finished_summary(workdir):
+            return summary["best"]["step"]
         steps = [
             int(folder.name)
             for folder in (workdir / "checkpoints").glob("*")

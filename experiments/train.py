@@ -22,6 +22,7 @@ from experiments.data import Dataset, Example, pipeline
 from experiments.errors import UserError
 from experiments.evaluate import collect, evaluate
 from experiments.interrupts import Stopped, noticed, others_watched
+from experiments.memory import exhaustion_said
 from experiments.metrics import MetricLog, plain
 from experiments.program import Program, TrainState, build
 from experiments.progress import Progress, end_table, start_table
@@ -69,7 +70,8 @@ def train(
                 claim(workdir, config)
             end_table("already finished", result_rows(summary, workdir), quiet=not lead)
             return summary
-        with hold(workdir) if lead else contextlib.nullcontext(), others_watched():
+        held = hold(workdir) if lead else contextlib.nullcontext()
+        with held, others_watched(), exhaustion_said():
             if lead:
                 claim(workdir, config)
             return _train(config, workdir, {} if programs is None else programs, profile)

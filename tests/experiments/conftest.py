@@ -35,6 +35,13 @@ def compiled_once(tmp_path_factory):
 
 
 @pytest.fixture
+def standard_promotion():
+    """What the loop runs under: Optax does not pass the strict one."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+@pytest.fixture
 def write_run(tmp_path):
     """Writes a finished run below `tmp_path / "runs"` and gives its folder.
 

@@ -1,5 +1,6 @@
 """A loss that is not finite: which step and examples it names, and what it leaves behind."""
 
+import dataclasses
 import json
 
 import jax
@@ -13,7 +14,10 @@ from experiments.data import Dataset
 from experiments.data.pipeline import train_records
 from experiments.data.sources import Arrays
 from experiments.errors import UserError
+from experiments.memory import exhaustion_said
 from experiments.train import train
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
 
 CHANGES = {
     "model.network": "net2",
@@ -25,13 +29,6 @@ CHANGES = {
     "checkpoint_every": 2,
 }
 BAD_STEP = 3
-
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """Optax does not pass the strict one."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def config_with(**changes):
@@ -89,6 +86,26 @@ def test_a_loss_that_is_not_finite_names_its_step_and_examples_and_leaves_them(
     # Nothing is written of what came behind.
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(row["step"] < BAD_STEP for row in rows)
+
+
+def test_a_step_for_which_a_device_has_no_memory_is_answered(broken_record, tmp_path, monkeypatch):
+    find = loop.find_program
+
+    def without_memory(state, batch):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(
+        loop,
+        "find_program",
+        lambda *args: dataclasses.replace(find(*args), train_step=without_memory),
+    )
+    says = (
+        r"no memory left \(RESOURCE_EXHAUSTED.*: choose a smaller --config\.batch_size .*accumulate"
+    )
+    with pytest.raises(UserError, match=says):
+        train(config_with(), tmp_path)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), exhaustion_said():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_what_there_is_no_room_for_does_not_hide_the_error(broken_record, tmp_path):

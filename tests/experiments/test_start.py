@@ -19,14 +19,9 @@ from experiments.program import TrainState
 from experiments.start import best_step, start_from_run
 from experiments.tasks import TASKS
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 INPUTS = np.zeros((8, 8, 1), np.float32)
-
-
-@pytest.fixture(autouse=True)
-def standard_promotion():
-    """The loop runs under it."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def config_with(**changes):
@@ -153,7 +148,7 @@ def test_a_run_that_is_not_there_or_damaged_is_answered(trained, tmp_path):
     # What belongs to another run is left where it is.
     assert (tmp_path / "run" / "checkpoints" / "3").exists()
     (tmp_path / "run" / "summary.json").write_text("{")
-    with pytest.raises(UserError, match="cannot be read: Expecting"):
+    with pytest.raises(UserError, match=r"summary\.json cannot be read \(Expecting"):
         start(tmp_path, config_with(), 3)
 
 
