@@ -12,6 +12,7 @@ from absl import flags
 
 from dyn.diagnostics import count_parameters
 from experiments.benchmarks.options import DTYPE, RUNS
+from experiments.memory import check_fits
 
 SIZE = flags.DEFINE_integer("size", 64, "Pixels of a picture's side.", lower_bound=1)
 # A batch norm inside attention has nothing to normalise in a batch of one.
@@ -48,8 +49,15 @@ class Step:
 
         Args:
             network: called with `num_classes`, `width` and `dtype`, makes the module.
+
+        Raises:
+            UserError: if a batch does not fit into memory.
         """
         model = network(num_classes=CLASSES, width=WIDTH.value, dtype=jnp.dtype(DTYPE.value))
+        # What no device can hold is refused before it is asked for.
+        check_fits(
+            4 * BATCH.value * SIZE.value**2 * 3, "A batch", "choose a smaller --size or --batch"
+        )
         keys = jax.random.split(jax.random.key(0))
         self._x = jax.random.normal(keys[0], (BATCH.value, SIZE.value, SIZE.value, 3))
         labels = jnp.arange(BATCH.value) % CLASSES

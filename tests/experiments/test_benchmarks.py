@@ -80,6 +80,12 @@ def test_a_mistake_is_answered_in_one_line(command, module, words, says):
     assert err.startswith("error: ") and err.count("\n") == 1 and says in err
 
 
+def test_a_batch_that_fits_no_device_is_answered_before_it_is_made(command):
+    code, _, err = command(train_step, "--size=1000000")
+    assert code == 2 and err.startswith("error: A batch takes ") and err.count("\n") == 1
+    assert err.endswith("choose a smaller --size or --batch.\n")
+
+
 def test_steps_take_turns_and_the_first_round_does_not_count():
     calls = []
     steps = {name: partial(calls.append, name) for name in ("a", "b")}
