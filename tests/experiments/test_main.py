@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -16,6 +17,7 @@ from experiments import cli, train
 from experiments import main as program
 from experiments.configs import odconv
 from experiments.errors import UserError
+from experiments.tasks import classification
 from experiments.workdir import claim, hold
 
 ROOT = Path(program.__file__).parents[1]
@@ -216,6 +218,40 @@ def test_the_place_among_several_processes_reaches_jax(command, monkeypatch):
     assert command(CONFIG, *place)[0] == 0
     usual, short = ({"heartbeat_timeout_seconds": seconds} for seconds in (30, 5))
     assert calls == [(None, None, None, usual), ("localhost:1234", 2, 0, short)]
+
+
+def test_a_checkpoint_of_other_kernels_or_classes_is_named_with_its_shapes(
+    command, refused, tmp_path, monkeypatch
+):
+    """Where `config.json` does not tell: it is gone, or other data lie where they lay."""
+    monkeypatch.setattr(classification, "pictures", lambda *_: None)
+
+    def write(classes):
+        rng = np.random.default_rng(0)
+        for part in ("TRAIN", "TEST"):
+            table = np.column_stack([np.arange(60) % classes, rng.normal(size=(60, 16))])
+            np.savetxt(tmp_path / f"Toy_{part}.tsv", table, delimiter="\t", fmt="%.3f")
+
+    words = ["--config=experiments/configs/dyconv.py:ucr,name=Toy,smoke", "--config.epochs=1"]
+    words += [f"--config.data.source={tmp_path}", "--config.model.network=net2"]
+    words.append("--config.series.features=4")
+    run, kernels = tmp_path / "run", "--config.conv.num_kernels="
+    with jax.numpy_dtype_promotion("standard"):
+        write(classes=2)
+        assert command(*words, f"{kernels}2")[0] == 0
+        (run / "summary.json").unlink()
+        assert "conv.num_kernels was 2 and is now 3" in refused(*words, f"{kernels}3")
+        (run / "config.json").unlink()
+        line = refused(*words, f"{kernels}3")
+        assert "is of another network: params/" in line
+        assert "attention/kernel/bias is (2,) there and (3,) here; " in line and " more. " in line
+        (run / "config.json").unlink()
+        write(classes=3)
+        line = refused(*words, f"{kernels}2")
+        assert (
+            "network: params/head/bias is (2,) there and (3,) here; params/head/kernel is (" in line
+        )
+    assert [path.name for path in (run / "checkpoints").iterdir()]
 
 
 def test_help_prints_the_usage(command):
