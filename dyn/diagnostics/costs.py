@@ -144,6 +144,8 @@ def _is_forward(inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]) -
         (y[0], kernels[0]),
         (*y[:-1], kernels[0]),
         (y[0], *kernels[1:-2]),
+        (x[0], x[-1]),
+        (y[0], y[-1]),
     )
     return (
         len(x) == len(y) == len(kernels) - 1

@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import batch_norm, global_average, he_normal_fan_out, head, largest
-from dyn.layers.convolution import over_space
 from dyn.layers.squeeze_excite import attention_dtype, flat_features, squeezed_size
+from dyn.ops.dynamic_conv import over_space
 
 Array = jax.Array
 

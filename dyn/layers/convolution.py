@@ -12,6 +12,7 @@ from jax import lax
 from dyn.layers.attention import global_average, he_normal_fan_out, per_candidate
 from dyn.ops import dynamic_conv, planner
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dynamic_conv import over_space
 from dyn.ops.lowerings import in_turns, turns
 from dyn.ops.window import Padding, Window, resolve
 
@@ -163,6 +164,8 @@ class ConvLayer(nn.Module):
         mix: Array | None = None,
         *,
         taps: Array | None = None,
+        channels: Array | None = None,
+        filters: Array | None = None,
         lowering: str = "auto",
     ) -> Array:
         """`dyn.ops.dynamic_conv` with the layer's strides, padding, dilation and groups."""
@@ -171,6 +174,8 @@ class ConvLayer(nn.Module):
             kernels,
             mix,
             taps=taps,
+            channels=channels,
+            filters=filters,
             strides=self.strides,
             padding=self.padding,
             input_dilation=self.input_dilation,
@@ -289,8 +294,3 @@ def flatten_batch(x: Array, trailing: int) -> tuple[Array, tuple[int, ...]]:
     """Makes one batch axis of any number of them: (`[B, ...]`, the axes it stands for)."""
     batch = x.shape[: x.ndim - trailing]
     return x.reshape(math.prod(batch), *x.shape[x.ndim - trailing :]), batch
-
-
-def over_space(weights: Array, x: Array) -> Array:
-    """Weights `[B, C]` in the dtype and with the axes of `x`, `[B, *spatial, C]`."""
-    return weights.astype(x.dtype).reshape(weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])

@@ -17,8 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.layers.attention import attention_norm, batch_norm, he_normal_fan_out
-from dyn.layers.convolution import ConvLayer, flatten_batch, over_space
+from dyn.layers.convolution import ConvLayer, flatten_batch
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dynamic_conv import over_space
 
 Array = jax.Array
 

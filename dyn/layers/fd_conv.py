@@ -21,9 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn.layers.attention import global_average, squeeze, temperature
-from dyn.layers.convolution import ConvLayer, over_space
+from dyn.layers.convolution import ConvLayer
 from dyn.ops import planner
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dynamic_conv import over_space
 from dyn.ops.lowerings import aggregate
 
 Array = jax.Array

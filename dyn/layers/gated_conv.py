@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn.layers.attention import attention_norm, temperature
-from dyn.layers.convolution import ConvLayer, over_space
+from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dynamic_conv import over_space
 
 Array = jax.Array
 

@@ -13,7 +13,7 @@ import flax.linen as nn
 import jax
 
 from dyn.layers.attention import head, squeeze, temperature
-from dyn.layers.convolution import ConvLayer, over_space
+from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -95,10 +95,14 @@ class ODConv(ConvLayer):
 
         x = x.astype(self.conv_dtype(x))
         y = self.convolve(
-            x * over_space(channel, x), kernel, mix, taps=taps, lowering=self.lowering
+            x,
+            kernel,
+            mix,
+            taps=taps,
+            channels=channel,
+            filters=filters,
+            lowering=self.lowering,
         )
-        if filters is not None:
-            y = y * over_space(filters, y)
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import global_average, head
-from dyn.layers.convolution import flatten_batch, over_space
+from dyn.layers.convolution import flatten_batch
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dynamic_conv import over_space
 
 Array = jax.Array
 

@@ -17,6 +17,8 @@ def dynamic_conv(
     mix: Array | None = None,
     *,
     taps: Array | None = None,
+    channels: Array | None = None,
+    filters: Array | None = None,
     strides: int | Sequence[int] | None = 1,
     padding: Padding = "SAME",
     input_dilation: int | Sequence[int] | None = 1,
@@ -27,7 +29,7 @@ def dynamic_conv(
 ) -> Array:
     """Convolves each sample with its own mixture of K candidate kernels.
 
-        y_b = conv(x_b, sum_k mix[b, k] * taps[b] * W_k)
+        y_b = filters[b] * conv(channels[b] * x_b, sum_k mix[b, k] * taps[b] * W_k)
 
     Args:
         inputs: `[B, *spatial, I]` with one, two or three spatial axes.
@@ -36,6 +38,9 @@ def dynamic_conv(
         mix: the weight of each candidate: `[B, K]`, or `[B, *out, K]` for a mixture at each output
             position (pixel-wise attention). None stands for weight one and needs K = 1.
         taps: `[B, *k]`, the weight of each kernel position, shared by the candidates; None for one.
+        channels: `[B, I]`, the weight of each input feature; None for one. Multiplied onto the inputs, or
+            onto each sample's kernel where that is smaller and made anyway.
+        filters: `[B, O]`, the weight of each output feature, likewise.
         strides, padding, input_dilation, kernel_dilation, feature_group_count: as in `flax.linen.Conv`.
         lowering: how it is computed: 'auto' (see `explain`), 'reference', 'taps', 'patches', 'outputs',
             'shared' or 'samples'. All give the same numbers; they differ in time and memory.
@@ -67,6 +72,12 @@ def dynamic_conv(
         kernel_dilation,
         feature_group_count,
     )
+    features = {"channels": (channels, inputs.shape[-1]), "filters": (filters, kernels.shape[-1])}
+    for name, (weights, number) in features.items():
+        if weights is not None and weights.shape != (inputs.shape[0], number):
+            raise ValueError(
+                f"{name} must have the shape {(inputs.shape[0], number)}; got {weights.shape}."
+            )
     if lowering == "auto":
         lowering = planner.plan(
             inputs.shape,
@@ -87,15 +98,34 @@ def dynamic_conv(
     if any(isinstance(n, int) and n == 0 for n in out):
         # No lowering has to think of it.
         return jnp.zeros((*out, kernels.shape[-1]), inputs.dtype)
-    return _dynamic_conv(inputs, kernels, mix, taps, window, lowering, precision)
+    weights = (mix, taps, channels, filters)
+    return _dynamic_conv(inputs, kernels, *weights, window, lowering, precision)
 
 
 # The jit gives the operation a name in the jaxpr, by which `dyn.diagnostics` counts it whatever the
 # lowering, and layers of equal shape are traced once.
 @partial(jax.jit, static_argnames=("window", "lowering", "precision"))
-def _dynamic_conv(inputs, kernels, mix, taps, window: Window, lowering: str, precision) -> Array:
+def _dynamic_conv(
+    inputs, kernels, mix, taps, channels, filters, window: Window, lowering: str, precision
+) -> Array:
+    own_kernels = lowering == "samples" and not (mix is None and taps is None)
     with jax.named_scope(lowering):
-        return lowerings.LOWERINGS[lowering](inputs, kernels, mix, taps, window, precision)
+        if (
+            own_kernels
+            and window.groups == 1
+            and lowerings.kernels_are_smaller(inputs.shape, kernels.shape[1:], window)
+        ):
+            return lowerings.samples(
+                inputs, kernels, mix, taps, window, precision, channels=channels, filters=filters
+            )
+        x = inputs if channels is None else inputs * over_space(channels, inputs)
+        y = lowerings.LOWERINGS[lowering](x, kernels, mix, taps, window, precision)
+        return y if filters is None else y * over_space(filters, y)
+
+
+def over_space(weights: Array, x: Array) -> Array:
+    """Weights `[B, C]` in the dtype and with the axes of `x`, `[B, *spatial, C]`."""
+    return weights.astype(x.dtype).reshape(weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])
 
 
 def explain(

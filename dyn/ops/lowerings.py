@@ -83,12 +83,8 @@ def taps(inputs, kernels, mix, taps, window, precision) -> Array:
 
 def patches(inputs, kernels, mix, taps, window, precision) -> Array:
     """One batched matrix product over patches: y_b = patches(x_b) W_b."""
-    out = window.output_shape(inputs.shape[1:-1])
-    w = _samples_or_shared(kernels, mix, taps).astype(inputs.dtype)
-    if w.shape[-2] == 1:
-        return _depthwise(inputs, w, window)
-    y = _apply_samples(_grouped_patches(inputs, window), _grouped_kernels(w, window), precision)
-    return y.reshape(inputs.shape[0], *out, kernels.shape[-1])
+    w = _samples_or_shared(kernels, mix, taps)
+    return _by_patches(inputs, w.astype(inputs.dtype), window, precision)
 
 
 def outputs(inputs, kernels, mix, taps, window, precision) -> Array:
@@ -124,16 +120,37 @@ def shared(inputs, kernels, mix, taps, window, precision) -> Array:
     return y[0] if mix is None else _mix_outputs(y, mix)
 
 
-def samples(inputs, kernels, mix, taps, window, precision) -> Array:
+def samples(inputs, kernels, mix, taps, window, precision, *, channels=None, filters=None) -> Array:
     """`patches`, a few samples after another, so that patches and kernels stay in a processor's cache.
 
     Backward stacks the patches and mixes the kernels again, and nothing but the inputs is kept for it.
+    `channels [B, I]` and `filters [B, O]`, for one group alone, are multiplied onto the kernels.
     """
+
+    def some(x, mix, taps, channels, filters):
+        w = _samples_or_shared(kernels, mix, taps)
+        for weights, axis in ((channels, -2), (filters, -1)):
+            if weights is not None:
+                shape = [len(weights), *(1,) * (w.ndim - 1)]
+                shape[axis] = weights.shape[1]
+                w = w * weights.reshape(shape).astype(w.dtype)
+        return _by_patches(x, w.astype(x.dtype), window, precision)
+
     return in_turns(
-        lambda x, mix, taps: patches(x, kernels, mix, taps, window, precision),
-        (inputs, mix, taps),
+        some,
+        (inputs, mix, taps, channels, filters),
         turns(inputs.shape, kernels.shape[1:], window, inputs.dtype.itemsize),
     )
+
+
+def kernels_are_smaller(inputs: tuple[int, ...], kernel: tuple[int, ...], window: Window) -> bool:
+    """Whether a kernel has fewer numbers than what it takes and gives: cheaper to weigh than those.
+
+    On a CPU each number of an input or output that is weighed costs memory traffic four times, forward
+    and backward, and those of a kernel in the cache hardly anything.
+    """
+    outputs = math.prod(window.output_shape(inputs[1:-1])) * kernel[-1]
+    return math.prod(kernel) <= math.prod(inputs[1:]) + outputs
 
 
 def in_turns(function: Callable[..., Array], arrays: tuple, number: int) -> Array:
@@ -185,6 +202,16 @@ def unable(lowering: str, *, pixelwise: bool, tap_attention: bool) -> str | None
     if tap_attention and lowering == "outputs":
         return "tap attention changes every kernel within the window; whole outputs cannot be mixed"
     return None
+
+
+def _by_patches(inputs: Array, kernels: Array, window: Window, precision) -> Array:
+    """Patches of each sample times its kernel, or the only one: kernels `[B or 1, *k, i, O]`."""
+    if kernels.shape[-2] == 1:
+        return _depthwise(inputs, kernels, window)
+    x, w = _grouped_patches(inputs, window), _grouped_kernels(kernels, window)
+    y = _apply_samples(x, w, precision)
+    out = window.output_shape(inputs.shape[1:-1])
+    return y.reshape(inputs.shape[0], *out, kernels.shape[-1])
 
 
 def _samples_or_shared(kernels: Array, mix: Array | None, taps: Array | None) -> Array:

@@ -210,11 +210,60 @@ def test_auto_never_takes_what_a_lowering_cannot_do(capsys):
         assert "-> shared" in said and "only outputs can be mixed" in said and "prices:" in said
 
 
+@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "2d taps",
+        "2d one kernel, taps",
+        "2d one kernel, nothing",
+        "2d strided",
+        "2d circular",
+        "2d fewer positions than features",  # whose kernel is larger than what it takes and gives
+        "2d groups",
+        "2d depthwise",
+        "2d pixel-wise",
+        "1d causal",
+    ],
+)
+def test_weighed_channels_and_filters_are_weighed_inputs_and_outputs(name, lowering, rng):
+    case = CASES[name]
+    pixelwise = case.get("mix") == "pixel"
+    if unable(lowering, pixelwise=pixelwise, tap_attention=case.get("taps", False)):
+        pytest.skip("cannot do it")
+
+    def over_space(weights, x):
+        return weights.reshape(len(x), *(1,) * (x.ndim - 2), -1)
+
+    def expected(x, w, mix, taps, channels, filters):
+        named = {"taps": taps, "lowering": "shared" if pixelwise else "reference"}
+        y = dynamic_conv(x * over_space(channels, x), w, mix, **named, **arguments(case))
+        return y * over_space(filters, y)
+
+    def found(x, w, mix, taps, channels, filters):
+        named = {"taps": taps, "channels": channels, "filters": filters, "lowering": lowering}
+        return dynamic_conv(x, w, mix, **named, **arguments(case))
+
+    with jax.enable_x64(True):
+        x, w, mix, taps = by_definition(name, jnp.float64)[0]
+        weights = [jnp.asarray(rng.normal(size=(len(x), n))) for n in (x.shape[-1], w.shape[-1])]
+        args = (x, w, mix, taps, *weights)
+        cotangent = jnp.asarray(rng.normal(size=jax.eval_shape(expected, *args).shape))
+        for mine, theirs in zip(
+            value_and_gradients(found, args, cotangent),
+            value_and_gradients(expected, args, cotangent),
+            strict=True,
+        ):
+            np.testing.assert_allclose(mine, theirs, rtol=1e-9, atol=1e-9)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (dict(mix=None), "mix is needed"),
         (dict(mix=jnp.ones((2, 4))), r"mix must be \[B, K\] = \(2, 3\)"),
+        (dict(channels=jnp.ones((2, 4))), r"channels must have the shape \(2, 2\)"),
+        (dict(filters=jnp.ones((3, 4))), r"filters must have the shape \(2, 4\)"),
         (dict(taps=jnp.ones((2, 9))), r"taps must be \[B, \*k\] = \(2, 3, 3\)"),
         (dict(inputs=jnp.ones((2, 5, 5, 3))), "take 2 input features"),
         (dict(inputs=jnp.ones((2, 2))), "1 to 3 spatial axes"),
