@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from dyn.interop import warm_start
+from dyn.layers import Warehouses
 from experiments.checkpoint import restore_arrays
 from experiments.damaged import damaged_file, innermost
 from experiments.errors import UserError
@@ -72,11 +75,11 @@ def start_from_run(
     if trained.keys() == wanted.keys():
         _compare(trained, wanted, config.init_from)
     else:
+        model = task.make_model(config, num_classes, spatial_axes=inputs.ndim - 1)
+        start = partial(warm_start, noise=config.start.noise, warehouses=_warehouses(model))
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         try:
-            taken = _flat(
-                warm_start(_nested(wanted), _nested(trained), noise=config.start.noise, key=key)
-            )
+            taken = _flat(start(_nested(wanted), _nested(trained), key=key))
         except ValueError as error:
             raise UserError(
                 f"The network cannot start from {config.init_from}: {error} Give a run of the same network, "
@@ -95,6 +98,14 @@ def start_from_run(
     words = _report(trained, mine, left_out)
     state = state.replace(params=params, batch_stats=batch_stats, average=average)
     return state, f"starts from {begins}: {words}{besides}"
+
+
+def _warehouses(model: nn.Module) -> Warehouses | None:
+    """What makes a network's convolutions, where they share their cells."""
+    conv = getattr(model, "conv", None)
+    if hasattr(model, "backbone"):  # of a segmentation
+        conv = model.backbone.keywords.get("conv")
+    return conv if isinstance(conv, Warehouses) else None
 
 
 def check_start(config: ConfigDict, task: ModuleType, num_classes: int, inputs: np.ndarray) -> None:
@@ -141,7 +152,8 @@ def _report(trained: Flat, mine: Flat, left_out: Flat) -> str:
         for path in mine
         if path[0] == "params"
     }
-    new = [path for path, name in as_static.items() if name not in trained]
+    # The cells of warehouses hold kernels.
+    new = [path for path, name in as_static.items() if name not in trained and path[-1] != "cells"]
     words = f"{len(as_static) - len(new)} of {len(as_static)} parameters taken over"
     if not new:
         return words

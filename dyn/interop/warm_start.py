@@ -13,14 +13,22 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
+from dyn.interop.compensation import fill_warehouses, open_gates, undo_spectral_norms
 from dyn.layers.fd_conv import kernel_to_spectrum, spectrum_shape
+from dyn.layers.warehouse_sharing import Warehouses
 
 Array = jax.Array
 Path = tuple[str, ...]
 
 _SIGMOIDS = ("channel", "filter", "spatial")
-# The linear layers that decide the attention, and the one behind the latent space of `DCDConv`.
-_HEADS = (*(("attention", name) for name in (*_SIGMOIDS, "kernel")), ("routing",), ("expand",))
+# The linear layers that decide the attention, with the local one of `FDConv`, and the one behind the latent
+# space of `DCDConv`.
+_HEADS = (
+    *(("attention", name) for name in (*_SIGMOIDS, "kernel")),
+    ("routing",),
+    ("local", "conv"),
+    ("expand",),
+)
 
 
 def warm_start(
@@ -29,6 +37,7 @@ def warm_start(
     *,
     noise: float = 0.1,
     key: Array | None = None,
+    warehouses: Warehouses | None = None,
 ) -> dict[str, Any]:
     """Starts a dynamic network from the variables of a trained static one.
 
@@ -44,9 +53,25 @@ def warm_start(
     adds up to nothing, and c undoes what the attention then amounts to. c is 1 for a softmax
     (`DynamicConv`, `PixelDynamicConv`), 2 for each of the sigmoids of `ODConv` (so 8, and 4 for a 1x1 kernel
     or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels of `GatedConv`, whose gates begin on,
-    and 1 for `DCDConv` and `FDConv`. The function is *not* kept by `RotatedConv`, which turns the
-    candidates, by `SpectralNormConv`, which divides them by their norm, by gates with `active=`, and
-    where the new network has other parts that the old one had not, such as `SqueezeExcite`.
+    and 1 for `DCDConv`, `DCDDense` and `FDConv`. It makes no difference where the context comes from, another
+    input or a `KernelRepresentation`.
+
+    Others need something beside them, which `dyn.interop.compensation` describes:
+
+    - `SqueezeExcite` and `CBAM`: gates of one half; the block's last norm, in front of them, is made two or
+      four times as large.
+    - `SpectralNormConv`: the norm behind it is given what its kernels lose, in inference; in training, where
+      norms use the statistics of the batch, to the norms' epsilon. Noise is undone for temperature 1
+      (elsewhere the difference is its share times that of the candidates' spectral norms).
+    - `WarehouseConv`: the cells are the trained kernels' blocks, each with one of its own, as its blend of 1
+      has it too (there kernels are larger by a thousandth). Shared ones need `warehouses`.
+
+    The function *cannot* be kept by `RotatedConv` with kernels larger than 1x1: the mean of a kernel in all
+    orientations is another kernel, as is the largest response; it starts from the trained kernels all the
+    same. Nor by a `WarehouseConv` with a `cell_ratio` below 1, which has fewer numbers, nor by a
+    `CondConv` whose router is another layer's: both are refused. Nor by gates with `active=`, and by a
+    `SqueezeExcite`, `CBAM` or `SpectralNormConv` without a norm beside it that is called as those of
+    `dyn.models.ResNet` are; those stay as they were made.
 
     Noise is what the mixture can choose from. Between equal candidates there is nothing to choose: their
     weights have no gradient, they themselves have equal ones, and with `noise=0` a `DynamicConv` remains a
@@ -58,6 +83,7 @@ def warm_start(
         static_variables: of the trained one: the same model with static layers, by the same names.
         noise: how far the candidates lie from the trained kernel, as a share of it; none for K = 1.
         key: for the noise; may be left out if that is 0.
+        warehouses: of a network made by `share_kernels`, what makes its convolutions (`net.conv`).
 
     Returns:
         A copy of `dynamic_variables` that starts where the static network ended. What that had not (the
@@ -66,7 +92,7 @@ def warm_start(
     Raises:
         ValueError: for a variable of the static network without a counterpart or with one of another
             shape, for a dynamic layer that the static network does not have, for candidates whose weights
-            are decided in another layer, and for noise without a key.
+            are decided in another layer, for warehouses with too few cells, and for noise without a key.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -93,8 +119,12 @@ def warm_start(
     started = traverse_util.flatten_dict(dict(dynamic_variables), keep_empty_nodes=True)
     trained = traverse_util.flatten_dict(dict(static_variables))
     layers = dict(_layers(dynamic_variables["params"], ("params",)))
+    cells, held = fill_warehouses(started, trained, warehouses)
+    started |= cells
 
     for number, (path, value) in enumerate(sorted(trained.items())):
+        if path in held:
+            continue
         layer = layers.get(path[:-1], {})
         # What `FDConv` has instead of a kernel is its Fourier transform.
         transformed = path[-1] == "kernel" and "spectrum" in layer
@@ -133,6 +163,8 @@ def warm_start(
             decides = (*path, *head, "kernel")
             if decides in started:
                 started[decides] = jnp.zeros_like(started[decides])
+    started |= open_gates(started, trained)
+    started |= undo_spectral_norms(started)
     return traverse_util.unflatten_dict(started)
 
 

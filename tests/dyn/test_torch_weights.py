@@ -91,11 +91,11 @@ def test_the_comparison_would_notice_a_layout_that_is_wrong():
 
 
 def test_a_dynamic_network_starts_with_the_logits_of_torchs_static_one():
-    twin = from_torch(shapes_of(network("resnet18")), weights_of("resnet18")).variables
-    net = network("resnet18", conv=partial(ODConv, num_kernels=2))
+    twin = from_torch(shapes_of(network("seresnet")), weights_of("seresnet")).variables
+    net = network("seresnet", conv=partial(ODConv, num_kernels=2))
     fresh = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes_of(net))
     variables = warm_start(fresh, twin, key=jax.random.key(1))
-    assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), "resnet18")
+    assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), "seresnet")
 
 
 def test_names_of_a_network_on_several_devices_are_understood():

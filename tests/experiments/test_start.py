@@ -22,15 +22,16 @@ from experiments.tasks import TASKS
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 INPUTS = np.zeros((8, 8, 1), np.float32)
+LAYERS = ("conv", "classifier", "attention")
 
 
 def config_with(**changes):
     config = common.get_config("smoke")
     config.update_from_flattened_dict(
-        {"model.width": 4, **{k: v for k, v in changes.items() if k not in ("conv", "classifier")}}
+        {"model.width": 4, **{k: v for k, v in changes.items() if k not in LAYERS}}
     )
     with config.unlocked():
-        for section in ("conv", "classifier"):
+        for section in LAYERS:
             if section in changes:
                 config[section] = changes[section]
     return config
@@ -128,6 +129,19 @@ def test_a_dynamic_network_starts_from_its_static_twin_of_other_classes(trained,
     # With neutral attention: sigmoids of a half, and the mean of the candidates.
     np.testing.assert_allclose(kernels[0].mean(axis=0), 8 * kernels[2], rtol=1e-4, atol=1e-5)
     assert same(state.params["head"], new.params["head"]) and "head/bias (5,)" in words
+
+
+def test_a_network_with_gates_or_with_shared_cells_starts_from_its_static_twin(trained, tmp_path):
+    old = trained(config_with(), 3)
+    _, state, words = start(tmp_path, config_with(attention={"name": "cbam"}), 3)
+    norms = [one["stage1_block1"]["norm2"]["scale"] for one in (state.params, old.params)]
+    np.testing.assert_allclose(norms[0], 4 * norms[1], rtol=1e-6)
+    assert "; new: stage1_block1/attention/channel/" in words
+    warehouse = {"name": "warehouse", "cell_ratio": 1.0, "in_ratio": 1.0}
+    _, state, words = start(tmp_path, config_with(conv=warehouse), 3)
+    cells, kernel = state.params["conv"]["stage1"]["cells"], old.params["stage1_block1"]["conv1"]
+    np.testing.assert_allclose(cells[:9].reshape(3, 3, 4, 4), 1.001 * kernel["kernel"], 1e-4)
+    assert "/attention/cell/" in words and "stage1/cells" not in words
 
 
 def test_another_number_of_kernels_is_named_with_both_shapes(trained, tmp_path):

@@ -1,0 +1,204 @@
+"""Of every layer of the catalogue, a whole network that starts as the trained static one."""
+
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layer_cases import filled, init_shapes, random_input, shapes_of
+
+from dyn.interop import warm_start
+from dyn.layers import (
+    CBAM,
+    CondConv,
+    DCDConv,
+    DCDDense,
+    DynamicConv,
+    FDConv,
+    GatedConv,
+    ODConv,
+    PixelDynamicConv,
+    RotatedConv,
+    SpectralNormConv,
+    SqueezeExcite,
+    WarehouseConv,
+    Warehouses,
+    share_kernels,
+)
+from dyn.models import BasicBlock, Bottleneck, ResNet
+from dyn.schedules import set_blend, set_temperature
+
+KEY = jax.random.key(5)
+STATIC = ResNet((1, 1), BasicBlock, num_classes=3, width=8, stem="small")
+X = random_input(3, 8, 8, 2)
+
+
+def made(net):
+    """What `init` makes, but for the numbers in kernels: no initialiser has to be compiled."""
+    rng = np.random.default_rng(3)
+
+    def fill(path, leaf):
+        names = [part.key for part in path]
+        match names[-1]:
+            case "scale" | "var" | "temperature":
+                spatial = names[-3:] == ["spatial", "norm", "scale"]
+                return np.full(leaf.shape, 0.0 if spatial else 1.0, np.float32)
+            case "bias" if getattr(net.conv, "func", None) is GatedConv and "attention" in names:
+                return np.ones(leaf.shape, np.float32)
+            case "bias" | "mean" | "blend":
+                return np.zeros(leaf.shape, np.float32)
+        return (0.3 * rng.standard_normal(leaf.shape)).astype(np.float32)
+
+    return jax.tree_util.tree_map_with_path(fill, init_shapes(net, X))
+
+
+@pytest.fixture(scope="module")
+def trained():
+    """Variables of the static network, and its logits for X."""
+    variables = filled(STATIC, X)
+    return variables, jax.jit(STATIC.apply)(variables, X)
+
+
+def shared(**fields):
+    return share_kernels(lambda conv: STATIC.copy(conv=conv, shortcut=conv), X, **fields)
+
+
+NETWORKS = {
+    "DynamicConv": STATIC.copy(conv=partial(DynamicConv, num_kernels=3)),
+    "ODConv": STATIC.copy(conv=partial(ODConv, num_kernels=3)),
+    "CondConv": STATIC.copy(conv=partial(CondConv, num_kernels=3), context="block"),
+    "PixelDynamicConv": STATIC.copy(conv=partial(PixelDynamicConv, num_kernels=3)),
+    "GatedConv, kernels": STATIC.copy(conv=partial(GatedConv, num_kernels=3)),
+    "GatedConv, filters": STATIC.copy(conv=partial(GatedConv, granularity="filter")),
+    "DCDConv, DCDDense": STATIC.copy(conv=DCDConv, dense=partial(DCDDense, latent=4)),
+    "FDConv": STATIC.copy(conv=partial(FDConv, num_kernels=3)),
+    "KernelRepresentation": STATIC.copy(conv=partial(ODConv, num_kernels=2), context="carried"),
+    "KernelRepresentation, pixels": STATIC.copy(
+        conv=partial(PixelDynamicConv, num_kernels=2), context="carried_pixels"
+    ),
+    "SqueezeExcite": STATIC.copy(attention=partial(SqueezeExcite, reduction=0.5)),
+    "CBAM": STATIC.copy(attention=partial(CBAM, reduction=0.5)),
+    "CBAM without a norm": STATIC.copy(attention=partial(CBAM, spatial_norm="none")),
+    "ODConv, shortcuts too, and CBAM": STATIC.copy(
+        conv=partial(ODConv, num_kernels=2),
+        shortcut=partial(ODConv, num_kernels=2),
+        attention=CBAM,
+    ),
+    "SpectralNormConv": STATIC.copy(conv=SpectralNormConv),
+    "SpectralNormConv, K = 3": STATIC.copy(conv=partial(SpectralNormConv, num_kernels=3)),
+    "WarehouseConv": STATIC.copy(conv=WarehouseConv),
+    "WarehouseConv, shared": shared(),
+    "WarehouseConv, shared, 2": shared(cell_ratio=2.5, in_ratio=0.5),
+}
+
+
+def started(net, trained, **fields):
+    warehouses = net.conv if isinstance(net.conv, Warehouses) else None
+    fresh = made(net)
+    variables = warm_start(fresh, trained, key=KEY, noise=0.3, warehouses=warehouses, **fields)
+    assert shapes_of(variables) == shapes_of(fresh)
+    return variables
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_a_network_starts_as_the_static_one(name, trained):
+    static, expected = trained
+    variables = started(NETWORKS[name], static)
+    logits = jax.jit(NETWORKS[name].apply)(variables, X)
+    tolerance = 2e-5 * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=tolerance)
+    assert float(jnp.abs(expected).mean()) > 0.1
+
+
+@pytest.mark.parametrize("name", ["SqueezeExcite", "CBAM", "WarehouseConv", "SpectralNormConv"])
+def test_in_training_it_is_the_same_network_too_and_its_attention_learns(name, trained):
+    static, _ = trained
+    net = NETWORKS[name]
+    variables = started(net, static)
+
+    def loss(net, params, variables):
+        logits, _ = net.apply({**variables, "params": params}, X, True, mutable=["batch_stats"])
+        return jnp.sum(jnp.sin(logits)), logits
+
+    learn = jax.jit(jax.grad(partial(loss, net), has_aux=True))
+    gradient, logits = learn(variables["params"], variables)
+    expected = loss(STATIC, static["params"], static)[1]
+    np.testing.assert_allclose(logits, expected, rtol=2e-3, atol=2e-3)
+    # Nothing is saturated. (The convolution of a spatial gate waits for the scale of its norm.)
+    decides = {
+        "/".join(part.key for part in path): float(jnp.abs(leaf).max())
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if path[-2].key in ("expand", "cell") or "spatial" in [part.key for part in path[:-2]]
+    }
+    decides = {k: size for k, size in decides.items() if not k.endswith("spatial/conv/kernel")}
+    assert name == "SpectralNormConv" or decides
+    assert all(size > 1e-5 for size in decides.values()), decides
+
+
+def test_warehouses_hold_the_kernels_for_every_blend(trained):
+    static, expected = trained
+    for name in ("WarehouseConv", "WarehouseConv, shared, 2"):
+        variables, apply = started(NETWORKS[name], static), jax.jit(NETWORKS[name].apply)
+        for blend in (1.0, 0.5):
+            logits = apply(set_blend(variables, blend), X)
+            np.testing.assert_allclose(logits, expected, rtol=0.02, atol=0.02)
+
+
+def test_the_temperature_matters_only_to_the_noise_of_spectral_norms(trained):
+    static, expected = trained
+    net = NETWORKS["SpectralNormConv, K = 3"]
+    apply = jax.jit(net.apply)
+    for noise, tolerance in ((0.0, 1e-4), (0.1, 0.02)):
+        variables = warm_start(made(net), static, key=KEY, noise=noise)
+        logits = apply(set_temperature(variables, 30.0), X)
+        np.testing.assert_allclose(logits, expected, rtol=tolerance, atol=tolerance)
+
+
+def test_a_bottlenecks_gates_are_undone_by_its_third_norm():
+    static = STATIC.copy(block=Bottleneck, stage_sizes=(1,))
+    variables = filled(static, X)
+    net = static.copy(attention=CBAM)
+    warm = started(net, variables)
+    block, before = warm["params"]["stage1_block1"], variables["params"]["stage1_block1"]
+    np.testing.assert_array_equal(block["norm3"]["scale"], 4 * before["norm3"]["scale"])
+    np.testing.assert_array_equal(block["norm2"]["scale"], before["norm2"]["scale"])
+    expected = jax.jit(static.apply)(variables, X)
+    np.testing.assert_allclose(jax.jit(net.apply)(warm, X), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_gates_that_the_trained_network_has_are_taken_over_as_they_are():
+    static = STATIC.copy(attention=SqueezeExcite)
+    variables = filled(static, X)
+    warm = started(static.copy(conv=partial(ODConv, num_kernels=2)), variables)
+    block, before = warm["params"]["stage1_block1"], variables["params"]["stage1_block1"]
+    np.testing.assert_array_equal(block["norm2"]["scale"], before["norm2"]["scale"])
+    for name in ("reduce", "expand"):
+        ours, theirs = block["attention"][name], before["attention"][name]
+        np.testing.assert_array_equal(ours["kernel"], theirs["kernel"])
+
+
+def test_turned_kernels_are_other_kernels_but_for_those_of_1x1(trained):
+    static, expected = trained
+    net = STATIC.copy(conv=RotatedConv)
+    logits = jax.jit(net.apply)(started(net, static), X)
+    assert float(jnp.abs(logits - expected).max()) > 0.1
+    one, turned = nn.Conv(4, (1, 1)), RotatedConv(4, (1, 1), num_kernels=3)
+    variables = filled(one, X)
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), init_shapes(turned, X))
+    fresh["attention"] = {}
+    warm = warm_start(fresh, variables, key=KEY)
+    np.testing.assert_allclose(turned.apply(warm, X), one.apply(variables, X), rtol=1e-4, atol=1e-5)
+
+
+def test_warehouses_that_cannot_hold_the_kernels_are_named(trained):
+    static, _ = trained
+    net = shared(cell_ratio=0.5)
+    with pytest.raises(ValueError, match=r"params/conv/stage1/cells has \d+ cells for the \d+ bl"):
+        started(net, static)
+    with pytest.raises(ValueError, match=r"stage1_block1/conv1/kernel, of shape .* is not in"):
+        warm_start(made(shared()), static, key=KEY)  # without saying which layers share
+    with pytest.raises(ValueError, match=r"has no params/stage1_block1/conv1/kernel, .* for the"):
+        params = {k: v for k, v in static["params"].items() if not k.startswith("stage1")}
+        started(shared(), {**static, "params": params})
