@@ -1,8 +1,11 @@
 """A network as ONNX, by jax2onnx, and whether onnxruntime finds the same numbers in it."""
 
+import contextlib
 import importlib
 import importlib.util
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -41,7 +44,7 @@ def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeS
     onnxruntime, jax2onnx = map(importlib.import_module, ("onnxruntime", "jax2onnx"))
     batch = jax.ShapeDtypeStruct(("B", *example.shape), example.dtype)
     # ONNX has loops, but nothing gains by them here.
-    with planner.planned_for("tpu"):
+    with planner.planned_for("tpu"), _padding_of_any_batch():
         try:
             written = jax2onnx.to_onnx(lambda x: function(x), inputs=[batch]).SerializeToString()
             session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
@@ -52,6 +55,29 @@ def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeS
             ) from error
     compare(lambda x: session.run(None, {session.get_inputs()[0].name: x})[0], function, example)
     return written
+
+
+@contextlib.contextmanager
+def _padding_of_any_batch() -> Iterator[None]:
+    """Mends jax2onnx for the time of a `with`: of `lax.pad` it takes no symbolic batch.
+
+    Version 0.17.1 hands JAX's symbolic size to onnx-ir, which asks it for a number; the converters of
+    other operations hand its name.
+    """
+    plugin = importlib.import_module("jax2onnx.plugins.jax.lax.pad")
+    before = getattr(plugin, "ir", None)
+    if before is None:  # another version, which may need no mending
+        yield
+        return
+
+    def named(dims: Iterable[object]) -> Any:
+        return before.Shape([d if isinstance(d, int) else str(d) for d in dims])
+
+    plugin.ir = types.SimpleNamespace(**{**vars(before), "Shape": named})
+    try:
+        yield
+    finally:
+        plugin.ir = before
 
 
 def compare(

@@ -25,8 +25,9 @@ def write(trained: Trained, path: str | os.PathLike, versions: dict[str, str]) -
         path: the file.
         versions: of what it was trained with, kept as `versions`.
     """
+    # Not `ascontiguousarray`, which makes vectors of scalars.
     arrays = {
-        name: np.ascontiguousarray(leaf)
+        name: np.asarray(leaf, order="C")
         for name, leaf in traverse_util.flatten_dict(dict(trained.variables), sep="/").items()
     }
     about: dict[str, Any] = {

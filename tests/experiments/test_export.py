@@ -81,6 +81,7 @@ def test_parameters_go_out_by_name_and_come_back_as_the_same_network(run, rng):
 
     there, back = load(run), load(path)
     jax.tree.map(np.testing.assert_array_equal, dict(there.variables), dict(back.variables))
+    assert jax.tree.map(np.shape, there.variables) == jax.tree.map(np.shape, back.variables)
     assert back.config.to_dict() == there.config.to_dict()
     pictures = rng.integers(0, 256, (5, 8, 8, 1), np.uint8)
     np.testing.assert_allclose(back(pictures), there(pictures), rtol=1e-6)
@@ -128,8 +129,14 @@ def test_where_jax2onnx_is_missing_the_answer_says_where_to_put_it(run, monkeypa
         export(run, "onnx")
 
 
-def test_a_static_network_goes_out_as_onnx_with_the_same_numbers(tmp_path):
+def test_a_dynamic_network_goes_out_as_onnx_with_the_same_numbers(run, tmp_path):
     pytest.importorskip("jax2onnx")
-    write_finished(tmp_path, config_with(), "abc", (8, 8, 1))
-    path = export(tmp_path, "onnx")
+    path = export(run, "onnx", tmp_path / "model.onnx")
     assert path.stat().st_size > 10_000
+
+
+def test_what_jax2onnx_cannot_do_is_said_in_one_sentence(tmp_path):
+    pytest.importorskip("jax2onnx")
+    write_finished(tmp_path, config_with(conv={"name": "fdconv"}), "abc", (8, 8, 1))
+    with pytest.raises(UserError, match="jax2onnx cannot convert this network: NotImplemented"):
+        export(tmp_path, "onnx")
