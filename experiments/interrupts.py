@@ -94,10 +94,10 @@ def others_watched() -> Iterator[None]:
     if jax.process_count() == 1:
         yield
         return
-    this = f"rocess {jax.process_index()} of {jax.process_count()}"
+    this = f"process {jax.process_index()} of {jax.process_count()}"
     again = "Start all of them again: the same command continues from the last checkpoint."
     with last_words(
-        f"error: p{this} was ended at once. What stands above says why; another one that was lost is called "
+        f"error: {this} was ended at once. What stands above says why; another one that was lost is called "
         f"a task there. {again}"
     ):
         try:
@@ -106,7 +106,9 @@ def others_watched() -> Iterator[None]:
             if "RESOURCE_EXHAUSTED" in str(error):
                 raise
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"P{this} has lost another one ({reason}). {again}") from error
+            raise UserError(
+                f"{this.capitalize()} has lost another one ({reason}). {again}"
+            ) from error
 
 
 @contextlib.contextmanager
