@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from dyn.interop import warm_start
 from dyn.layers import Warehouses
+from experiments import weights
 from experiments.checkpoint import restore_arrays
 from experiments.damaged import damaged_file, innermost
 from experiments.errors import UserError
@@ -36,9 +37,9 @@ def start_from_run(
 ) -> tuple[TrainState, str]:
     """A new state with the parameters that `config.init_from` names, and what was taken over.
 
-    It names a run, whose best parameters are taken, or a file of torch's weights. Parameters of the same
-    network are taken over as they are, those of a static network by `dyn.interop.warm_start`. The head is
-    left as it was made where the classes are not as many.
+    It names a run, whose best parameters are taken, or a file of weights, exported here or torch's.
+    Parameters of the same network are taken over as they are, those of a static network by
+    `dyn.interop.warm_start`. The head is left as it was made where the classes are not as many.
 
     Args:
         state: the new state.
@@ -52,14 +53,15 @@ def start_from_run(
         UserError: if there is no such run or file, or its network does not fit.
     """
     source = Path(config.init_from).expanduser()
-    if source.is_file():
+    besides, begins = "", str(source)
+    if weights.written_here(source):
+        variables = weights.read(source).variables
+    elif source.is_file():
         variables, besides = trained_by_torch(source, config, task, num_classes, inputs)
-        begins = str(source)
     else:
-        best = best_variables(source, "--config.init_from=")
-        variables, besides = {name: best[name] for name in ("params", "batch_stats")}, ""
+        variables = best_variables(source, "--config.init_from=")
         begins = f"step {best_step(source):,} of {source}"
-    trained = _flat(variables)
+    trained = _flat({name: variables[name] for name in ("params", "batch_stats")})
     mine = _flat({"params": state.params, "batch_stats": state.batch_stats})
     left_out: Flat = {}
     if _shapes(trained) != _shapes(mine):
@@ -121,7 +123,9 @@ def check_start(config: ConfigDict, task: ModuleType, num_classes: int, inputs: 
         UserError: if there is no such run or file, or if the file's weights do not fit.
     """
     source = Path(config.init_from).expanduser()
-    if source.is_file():
+    if weights.written_here(source):
+        weights.read(source)
+    elif source.is_file():
         trained_by_torch(source, config, task, num_classes, inputs)
     else:
         best_step(source, "--config.init_from=")

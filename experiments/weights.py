@@ -41,6 +41,15 @@ def write(trained: Trained, path: str | os.PathLike, versions: dict[str, str]) -
         save_file(arrays, temporary, metadata)
 
 
+def written_here(path: str | os.PathLike) -> bool:
+    """Whether a file is one of `write`'s, and not of weights that others have trained."""
+    try:
+        with safe_open(Path(path), "numpy") as file:
+            return "config" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def read(path: str | os.PathLike) -> Trained:
     """The network that `write` wrote.
 

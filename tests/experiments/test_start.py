@@ -12,12 +12,14 @@ import torch_zip
 from flax import traverse_util
 from torch_numbers import weight
 
+from experiments import weights
 from experiments.checkpoint import Checkpoints
 from experiments.configs import common
 from experiments.errors import UserError
 from experiments.program import TrainState
 from experiments.start import best_step, start_from_run
 from experiments.tasks import TASKS
+from experiments.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -70,7 +72,11 @@ def trained(tmp_path):
 
 
 def start(tmp_path, config, num_classes):
-    config.init_from = str(tmp_path / "run")
+    return start_from(tmp_path / "run", config, num_classes)
+
+
+def start_from(source, config, num_classes):
+    config.init_from = str(source)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     new = new_state(config, num_classes)
     return new, *start_from_run(new, config, TASKS[config.task], num_classes, INPUTS, sharding)
@@ -96,6 +102,18 @@ def test_of_the_same_network_all_is_taken_over(trained, tmp_path):
     assert words == (
         f"starts from step 3 of {tmp_path / 'run'}: {number} of {number} parameters taken over"
     )
+
+
+def test_a_file_that_was_exported_here_starts_a_network_as_its_run_does(tmp_path):
+    config = config_with(conv=ODCONV)
+    old = new_state(config, 3, seed=7)
+    variables = {"params": old.params, "batch_stats": old.batch_stats, "attention": {}}
+    path = tmp_path / "model.safetensors"
+    weights.write(Trained(config, list("abc"), INPUTS.shape, variables), path, {})
+    _, state, words = start_from(path, config, 3)
+    assert all(same(state.params, old.params).values())
+    assert all(same(state.batch_stats, old.batch_stats).values())
+    assert words.startswith(f"starts from {path}: ")
 
 
 @pytest.mark.parametrize(
