@@ -85,7 +85,7 @@ def test_a_page_shows_costs_mixtures_and_what_the_network_looks_at(run):
         "How alike the kernels are",
     ]
     assert all(p["src"].startswith("data:image/png;base64,iVBOR") for p in page.pictures)
-    assert {"stage1_block1/conv1", "stage4_block1/conv2", "head"} <= set(page.words)
+    assert {"stage1_block1/conv1", "stage2_block1/conv2", "head"} <= set(page.words)
     assert {str(run), "odconv on a & b", "87.50"} <= set(page.words) and "<digits>" not in text
     assert any("kernels" in sentence for sentence in page.words)
 

@@ -283,7 +283,7 @@ def test_the_compilation_cache_of_the_person_is_respected(command, monkeypatch, 
 
 
 def test_an_error_of_ours_keeps_its_traceback(command, monkeypatch):
-    def broken(config, workdir):
+    def broken(config, workdir, **_):
         raise KeyError("ours")
 
     monkeypatch.setattr(train, "train", broken)
@@ -298,7 +298,7 @@ def test_debug_shows_the_traceback_of_a_mistake(command):
 
 
 def test_ctrl_c_says_how_to_continue(command, monkeypatch):
-    def interrupted(config, workdir):
+    def interrupted(config, workdir, **_):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(train, "train", interrupted)
