@@ -29,7 +29,9 @@ echo "read-only: $("$2" -m experiments.main $3 --workdir="$1/run" 2>&1 >/dev/nul
 def test_a_full_and_a_read_only_disk_are_answered_and_what_was_saved_is_used(tmp_path):
     if not shutil.which("unshare") or subprocess.run([*OWN_MOUNTS, "true"]).returncode:
         pytest.skip("no file systems can be mounted here")
-    flags = "--config=experiments/configs/base.py:smoke --config.model.width=4"
+    flags = (
+        "--config=experiments/configs/base.py:smoke --config.model.depth=10 --config.model.width=4"
+    )
     flags += " --config.data.limit=32 --config.batch_size=8 --config.checkpoint_every=2"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path)}
     environment["JAX_COMPILATION_CACHE_DIR"] = str(tmp_path / "xla")
