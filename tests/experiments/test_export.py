@@ -14,6 +14,8 @@ from experiments.errors import UserError
 from experiments.export import example_of, export, network
 from experiments.load import load
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 ELSEWHERE = """
 import sys
 import jax, numpy as np
@@ -27,13 +29,6 @@ for batch in (1, 3, 32):
 assert model.platforms == ("cpu", "cuda", "tpu")
 assert not {"flax", "dyn", "experiments"} & set(sys.modules)
 """
-
-
-@pytest.fixture(autouse=True)
-def ordinary_promotion():
-    """What a person has."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")

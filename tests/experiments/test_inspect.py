@@ -17,14 +17,9 @@ from experiments.inspect import inspect
 from experiments.inspection import Layer, Mixture, findings, layers_of, mixtures_of
 from experiments.load import load
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 ODCONV = {"conv": {"name": "odconv", "num_kernels": 2, "attention_norm": "layer"}}
-
-
-@pytest.fixture(autouse=True)
-def ordinary_promotion():
-    """What a person has."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")

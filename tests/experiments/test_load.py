@@ -14,14 +14,9 @@ from experiments.errors import UserError
 from experiments.load import load
 from experiments.trained import config_of
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 ODCONV = {"conv": {"name": "odconv", "num_kernels": 2, "attention_norm": "layer"}}
-
-
-@pytest.fixture(autouse=True)
-def ordinary_promotion():
-    """What a person has."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -18,14 +18,9 @@ from experiments.errors import UserError
 from experiments.load import load
 from experiments.predict import predict
 
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
 ROOT = Path(loading.__file__).parents[1]
-
-
-@pytest.fixture(autouse=True)
-def ordinary_promotion():
-    """What a person has."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 @pytest.fixture(scope="module")
