@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import traverse_util
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from experiments.errors import UserError
 from experiments.metrics import plain, replacing
@@ -38,7 +38,8 @@ def write(trained: Trained, path: str | os.PathLike, versions: dict[str, str]) -
     }
     metadata = {name: json.dumps(plain(value)) for name, value in about.items()}
     with replacing(path) as temporary:
-        save_file(arrays, temporary, metadata)
+        # Not `save_file`, whose file nobody else may read.
+        temporary.write_bytes(save(arrays, metadata))
 
 
 def written_here(path: str | os.PathLike) -> bool:
