@@ -111,9 +111,10 @@ def findings(layers: Sequence[Layer], mixtures: Sequence[Mixture], whole: Cost) 
     said = []
     heaviest = max(layers, key=lambda layer: layer.cost.macs)
     largest = max(layers, key=lambda layer: layer.cost.parameters)
+    also = "and" if largest is heaviest else largest.name
     said.append(
-        f"{heaviest.name} has the most multiply-adds, {heaviest.cost.macs / whole.macs:.0%} of all; "
-        f"{largest.name} the most parameters, {largest.cost.parameters / whole.parameters:.0%}."
+        f"{heaviest.name} has the most multiply-adds, {heaviest.cost.macs / whole.macs:.0%} of all, "
+        f"{also} the most parameters, {largest.cost.parameters / whole.parameters:.0%}."
     )
     if any(layer.attention.macs for layer in layers):
         macs = sum(layer.attention.macs for layer in layers) / whole.macs
