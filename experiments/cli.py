@@ -66,6 +66,13 @@ def leave(code: int, at_once: bool = False) -> None:
     sys.exit(code)
 
 
+def without_words(argv: list[str]) -> tuple[list[str], list[str]]:
+    """A command's name with its flags, and the words between them, such as the runs that it is about."""
+    name, *rest = argv
+    given = [word for word in rest if not word.startswith("-")]
+    return [name, *(word for word in rest if word.startswith("-"))], given
+
+
 def keep_compiled() -> None:
     """Keeps compiled programs in `~/.cache/dyn/xla`, unless another place was chosen."""
     import jax  # mistakes in the flags are answered without it

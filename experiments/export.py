@@ -158,7 +158,6 @@ if __name__ == "__main__":
     OUT = flags.DEFINE_string("out", "", "Where the file goes.")
     ON = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "Where StableHLO is to run.")
     OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether a file may be replaced.")
-    words = sys.argv[1:]
 
     def main() -> None:
         """Exports what the words say."""
@@ -171,6 +170,5 @@ if __name__ == "__main__":
             raise UserError(f"The file cannot be written: {error}.") from error
         end_table("exported", [(FORMAT.value, f"{path}, {path.stat().st_size / 1e6:.1f} MB")])
 
-    command = [sys.argv[0], *(word for word in words if word.startswith("-"))]
-    given = [word for word in words if not word.startswith("-")]
+    command, given = cli.without_words(sys.argv)
     cli.leave(cli.run(main, command, str(__doc__)))

@@ -196,7 +196,6 @@ img {{ max-width: 100%; height: auto }}
 
 if __name__ == "__main__":
     place = flags.DEFINE_string("out", "", "The page.")
-    words = sys.argv[1:]
 
     def main() -> None:
         """Makes the page of the run that the command names."""
@@ -207,6 +206,5 @@ if __name__ == "__main__":
         except OSError as error:
             raise UserError(f"The page cannot be written: {error}.") from error
 
-    command = [sys.argv[0], *(word for word in words if word.startswith("-"))]
-    given = [word for word in words if not word.startswith("-")]
+    command, given = cli.without_words(sys.argv)
     cli.leave(cli.run(main, command, str(__doc__)))

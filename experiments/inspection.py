@@ -83,12 +83,12 @@ def mixtures_of(
     mixtures: Mapping[str, Mapping[str, np.ndarray]], params: Mapping[str, Any]
 ) -> list[Mixture]:
     """How each layer mixes, from what a run's `maps.npz` has of it and its parameters."""
-    found = []
+    found, leaves = [], traverse_util.flatten_dict(dict(params))
     for name, one in mixtures.items():
         mean = np.asarray(one["mean"], np.float64)
         if len(mean) < 2:
             continue
-        kernel = _at(params, (*name.split("/"), "kernel"))
+        kernel = leaves.get((*name.split("/"), "kernel"))
         similarity = None
         if kernel is not None and len(kernel) == len(mean):
             similarity = np.asarray(kernel_similarity(kernel))
@@ -155,11 +155,3 @@ def findings(layers: Sequence[Layer], mixtures: Sequence[Mixture], whole: Cost) 
 def _some(names: Sequence[str], most: int = 4) -> str:
     rest = len(names) - most
     return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _at(tree: Any, path: Sequence[str]) -> Any:
-    for key in path:
-        if not isinstance(tree, Mapping) or key not in tree:
-            return None
-        tree = tree[key]
-    return tree

@@ -184,7 +184,6 @@ if __name__ == "__main__":
     TOP = flags.DEFINE_integer("top", 5, "How many classes of each example.")
     BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Examples at once; 0 for the run's.")
     OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether predictions may be replaced.")
-    words = sys.argv[1:]
 
     def main() -> None:
         """Predicts what the words say."""
@@ -200,6 +199,5 @@ if __name__ == "__main__":
         except OSError as error:
             raise UserError(f"The predictions cannot be written: {error}.") from error
 
-    command = [sys.argv[0], *(word for word in words if word.startswith("-"))]
-    given = [word for word in words if not word.startswith("-")]
+    command, given = cli.without_words(sys.argv)
     cli.leave(cli.run(main, command, str(__doc__)))

@@ -281,7 +281,6 @@ def _latex(comparisons: Sequence[Comparison]) -> str:
 
 if __name__ == "__main__":
     out = flags.DEFINE_string("out", "", "Where the report goes.")
-    words = sys.argv[1:]
 
     def main() -> None:
         """Prints where the report is."""
@@ -290,6 +289,5 @@ if __name__ == "__main__":
         except OSError as error:
             raise UserError(f"The report cannot be written: {error}.") from error
 
-    command = [sys.argv[0], *(word for word in words if word.startswith("-"))]
-    given = [word for word in words if not word.startswith("-")]
+    command, given = cli.without_words(sys.argv)
     cli.leave(cli.run(main, command, str(__doc__)))

@@ -64,8 +64,7 @@ class Planned:
 
 def main() -> None:
     """Runs the study that the flags describe."""
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
+    cli.keep_compiled()
     workdir = Path(
         cli.WORKDIR.value or f"runs/study-{DATASET.value.partition(',')[0]}"
     ).expanduser()

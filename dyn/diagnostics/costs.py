@@ -89,10 +89,10 @@ def layer_costs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, Cost
             macs[above] += number
     # A submodule returns after those below it, and stands before them in a table.
     order = {path: place for place, path in enumerate(outputs)}
-    first = {
-        path: min(place for below, place in order.items() if path in _above(below, outputs))
-        for path in outputs
-    }
+    first: dict[str, int] = {}
+    for path, place in order.items():
+        for above in _above(path, outputs):
+            first.setdefault(above, place)
     paths = sorted(outputs, key=lambda path: (first[path], -order[path]))
     return {path: Cost(parameters[path], macs[path], outputs[path]) for path in paths}
 
