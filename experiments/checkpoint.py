@@ -53,8 +53,8 @@ class Checkpoints:
     a temporary name and renames: what is there was complete once.
     """
 
-    def __init__(self, directory: Path, metric: str = "accuracy"):
-        """Opens or makes the folder; of two evaluations the one with the higher `metric` is better."""
+    def __init__(self, directory: Path, metric: str | None = "accuracy"):
+        """Opens or makes the folder; `metric` says which of two evaluations is better: see `rank`."""
         self.rank = functools.partial(rank, metric=metric)
         self._directory = directory.absolute()
         # Orbax, which reads them all to begin with, would not get over one of these.
@@ -296,9 +296,14 @@ def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     )
 
 
-def rank(metrics: dict[str, float], metric: str) -> tuple[float, float]:
-    """Which of two evaluations is better: the higher metric, then the lower loss."""
-    return metrics[metric], -metrics["loss"]
+def rank(metrics: dict[str, float], metric: str | None) -> tuple[float, float]:
+    """Which of two evaluations is better: the higher metric, then the lower loss.
+
+    Of losses the lower one is better. Where no metric ranks (None), all are equal, and the last is taken.
+    """
+    if metric is None:
+        return 0.0, 0.0
+    return 0.0 if metric == "loss" else metrics[metric], -metrics["loss"]
 
 
 def with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:

@@ -67,11 +67,12 @@ def make_schedule(config: ConfigDict, lengths: Lengths) -> optax.Schedule:
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
     """The optimiser that `config.optimizer` names, at the rate of `schedule`."""
     decay = config.optimizer.weight_decay
+    b1, b2 = config.optimizer.betas
     match config.optimizer.name:
         case "adam" if decay == 0:
-            optimizer = optax.adam(schedule)
+            optimizer = optax.adam(schedule, b1, b2)
         case "adam" | "adamw":
-            optimizer = optax.adamw(schedule, weight_decay=decay, mask=_matrices)
+            optimizer = optax.adamw(schedule, b1, b2, weight_decay=decay, mask=_matrices)
         case _:  # sgd; `validate` knows the names
             optimizer = optax.chain(
                 optax.add_decayed_weights(decay, mask=_matrices),

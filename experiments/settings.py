@@ -27,7 +27,8 @@ _NAMES = {
 # What a reader asks for first, in this order, where it is set to something.
 _RECIPE = (
     "optimizer", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing", "average",
-    "image_size", "dtype", "model", "series", "conv", "head", "temperature", "auxiliary", "start", "data",
+    "image_size", "audio", "spectrogram", "dtype", "model", "series", "conv", "head", "temperature",
+    "auxiliary", "start", "data",
 )  # fmt: skip
 
 
@@ -87,7 +88,13 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
         found["data.folds"] = "it is for --config.data.fold"
     if data == "digits":
         found |= dict.fromkeys(("data.source", "data.dir"), "digits come with scikit-learn")
-    if data not in ("ucr", "tfds"):
+    if data != "audio":
+        found |= dict.fromkeys(("audio.", "spectrogram."), "it is for recordings")
+    else:
+        found |= dict.fromkeys(("image_size", "data.folds"), "it is not for recordings")
+        if known.get("augment") != "spectrogram":
+            found["spectrogram."] = "it is for --config.augment=spectrogram"
+    if data not in ("ucr", "tfds", "audio"):
         found["data.variant"] = f"there is one {data}"
     if data == "ucr":
         found |= dict.fromkeys(("image_size", "normalise."), "it is for pictures")

@@ -93,8 +93,10 @@ def _train(
     task = TASKS[config.task]
 
     # ---------------------------------------------------------------- data
-    dataset = data.load(config.data, config.seed)
+    dataset = data.load(config.data, config.seed, config.audio)
     listed = files.write_skipped(workdir, dataset.skipped) if lead else None
+    if lead and dataset.assignment:
+        files.write_csv(workdir / "splits.csv", ("file", "split"), dataset.assignment)
     data.check_skipped(dataset, config.data, listed)
     data.check_sizes(dataset, config.image_size)
     validate_data(config, dataset)
@@ -200,7 +202,7 @@ def _train(
                 timed_from, begun = step, time.monotonic()
                 check()
                 write(step, "train", metrics)
-            if step % lengths.epoch == 0 or step == lengths.total:
+            if step % (lengths.epoch * config.evaluate_every) == 0 or step == lengths.total:
                 check()
                 metrics = evaluation(state, "validation")
                 if not math.isfinite(metrics["loss"]):
@@ -218,6 +220,10 @@ def _train(
                     progress["best"] = {"step": step, **metrics}
                 save(step, metrics)
                 shown.row(step, numbers(metrics))
+                if lead and hasattr(task, "watch"):
+                    seen = program.whole(state.evaluated)
+                    for said in task.watch(config, program.model, seen, dataset, workdir, step):
+                        shown.say(said)
                 timed_from, begun = step, time.monotonic()
             elif step % config.checkpoint_every == 0 or stop:
                 check()

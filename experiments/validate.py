@@ -52,6 +52,22 @@ AT_LEAST = {
     "batch_size": 1,
     "accumulate": 1,
     "epochs": 1,
+    "evaluate_every": 1,
+    "audio.sample_rate": 1000,
+    "audio.n_fft": 16,
+    "audio.win": 0,
+    "audio.step": 1,
+    "audio.bands": 1,
+    "audio.low": 0,
+    "audio.high": 0,
+    "audio.height": 0,
+    "audio.width": 0,
+    "audio.min_overlap": 0,
+    "spectrogram.masks": 0,
+    "spectrogram.mask_share": 0,
+    "spectrogram.noise": 0,
+    "spectrogram.gain": 0,
+    "spectrogram.shift": 0,
     "steps": 0,
     "log_every": 1,
     "checkpoint_every": 1,
@@ -63,11 +79,28 @@ AT_MOST = {
     "input.threads": 256,
     "input.workers": 256,
     "image_size": 8192,
+    "audio.sample_rate": 768_000,
+    "audio.n_fft": 65_536,
+    "audio.bands": 4096,
+    "audio.height": 8192,
+    "audio.width": 8192,
+    "audio.min_fraction": 1,
+    "spectrogram.masks": 16,
+    "spectrogram.mask_share": 1,
+    "spectrogram.shift": 1,
     "conv.num_kernels": 1024,
     "conv.rotations": 360,
     "conv.cell_ratio": 64,
 }
-ABOVE_ZERO = ("optimizer.learning_rate", "plateau.factor", "temperature.start")
+ABOVE_ZERO = (
+    "optimizer.learning_rate",
+    "plateau.factor",
+    "temperature.start",
+    "audio.seconds",
+    "audio.hop",
+    "audio.decibels",
+    "audio.min_fraction",
+)
 BELOW_ONE = (
     "plateau.factor",
     "data.validation",
@@ -76,6 +109,13 @@ BELOW_ONE = (
     "mixing.label_smoothing",
     "average",
 )
+AUDIO_WORDS = {
+    "windows": ("grid", "annotations"),
+    "pad": ("zero", "repeat", "drop"),
+    "picture": ("mel", "linear", "wavelet"),
+    "colour": ("grey", "rgb", "magma"),
+    "labels": ("class", "multi", "none"),
+}
 # Whole numbers are counted with in 32 bits, and so is all other arithmetic.
 LARGEST = 2**31 - 1
 LEAST_FLOAT, LARGEST_FLOAT = (float(x) for x in (np.finfo("f4").tiny, np.finfo("f4").max))
@@ -110,15 +150,27 @@ def validate(config: ConfigDict) -> None:
     for path, value in flat.items():
         _fits_32_bits(path, value)
     _normalisation(config)
+    betas = config.optimizer.betas
+    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+        raise UserError(
+            f"--config.optimizer.betas={betas}: give two numbers from 0 to less than 1, such as (0.9, 0.999)."
+        )
     _one_of(config, "task", TASKS)
     _one_of(config, "dtype", DTYPES)
     _one_of(config, "optimizer.name", OPTIMIZERS)
     _one_of(config, "optimizer.schedule", SCHEDULES)
+    for name, words in AUDIO_WORDS.items():
+        _one_of(config, f"audio.{name}", words)
     _one_of(config, "temperature.schedule", ANNEALING)
     _one_data_set(config)
-    if config.data.variant and config.data.name not in ("ucr", "tfds"):
+    if config.data.variant and config.data.name not in ("ucr", "tfds", "audio"):
         raise UserError(
             f"--config.data.variant={config.data.variant}: there is one {config.data.name}; leave it out."
+        )
+    if config.data.name == "audio" and config.data.fold >= 0:
+        raise UserError(
+            "--config.data.fold deals out windows, and those of one recording would come into several folds: "
+            "use several seeds, or lists of your own (--config.audio.splits=FILE.csv)."
         )
     classes = config.data.classes.split(",")
     if len(set(classes)) < len(classes):
@@ -141,6 +193,12 @@ def validate(config: ConfigDict) -> None:
         )
     task = TASKS[config.task]
     _one_of(config, "augment", task.AUGMENTATIONS)
+    sound = config.data.name == "audio"
+    if config.augment != "none" and sound != (config.augment == "spectrogram"):
+        raise UserError(
+            f"--config.augment={config.augment} is not for {'recordings' if sound else 'pictures'}: choose "
+            f"none or {'spectrogram' if sound else 'another'}."
+        )
     task.make_model(config, num_classes=2, spatial_axes=2)
     devices, microbatches = jax.device_count(), config.accumulate
     if config.batch_size % (devices * microbatches):
@@ -163,7 +221,7 @@ def validate_data(config: ConfigDict, dataset: Dataset) -> None:
             f"--config.model.network={config.model.network} is for series, and {dataset.name} has pictures: "
             "choose another config."
         )
-    if len(dataset.classes) < 2:
+    if len(dataset.classes) < 2 and config.task in ("classification", "segmentation"):
         raise UserError(f"{dataset.name} has one class: there is nothing to tell it from.")
     examples = len(dataset.splits["train"])
     if config.batch_size > examples:

@@ -213,9 +213,10 @@ def result_rows(summary: Mapping[str, Any], workdir: Path) -> list[tuple[str, st
     """The result of a finished run, and where to find the rest."""
     test = ", ".join(f"{name} {value:.4f}" for name, value in numbers(summary["test"]).items())
     best, metric = summary["best"], summary.get("metric", "accuracy")
+    reached = f", validation {metric} {best[metric]:.4f}" if metric else ", the last one"
     return [
         ("test", test),
-        ("best", f"step {best['step']:,}, validation {metric} {best[metric]:.4f}"),
+        ("best", f"step {best['step']:,}{reached}"),
         ("time", f"{summary['seconds']:.0f} s, {summary['compile_seconds']:.0f} s of it compiling"),
         ("summary", str(workdir / "summary.json")),
         ("figures", str(workdir / "figures")),

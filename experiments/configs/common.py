@@ -82,9 +82,21 @@ DATASETS = {
         "batch_size": 8,
     },
     "tfds": {"data": {"name": "tfds"}, "image_size": 64, "augment": "crop_flip"},
+    # Windows of recordings, as spectrograms. Recordings are few, so validation and test take their share of
+    # each class, and many in a collection may be damaged.
+    "audio": {
+        "data": {"name": "audio", "validation": 0.2, "test": 0.2, "max_skipped": 0.5},
+        "augment": "spectrogram",
+        "mixing": {"mixup": 0.2},
+        "epochs": 40,
+    },
 }
-# Names of their own for sets within `ucr`: what they change of it. Adiac's series are outlines.
-ALIASES = {"adiac": ("ucr", {"data": {"variant": "Adiac"}, "augment": "cyclic"})}
+# Names of their own for sets within another: what they change of it. Adiac's series are outlines.
+# Songs are made up: sound on any machine at once.
+ALIASES = {
+    "adiac": ("ucr", {"data": {"variant": "Adiac"}, "augment": "cyclic"}),
+    "songs": ("audio", {"data": {"variant": "songs"}}),
+}
 
 
 def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict:
@@ -111,7 +123,47 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "fold": -1,  # the fold to test on, all splits pooled; -1 for the set's own splits
                 "folds": 10,
                 "limit": 0,  # at most so many examples a split; 0 for all
+                "extra_train": "",  # a folder of more pictures to train on, one folder a class
                 "max_skipped": 0.1,  # share of the files; if more cannot be used, the run stops
+            },
+            # How recordings become pictures, and pictures get their labels: see experiments/data/audio.py.
+            "audio": {
+                "sample_rate": 32_000,  # Hz
+                "seconds": 2.0,  # of a window
+                "hop": 1.0,  # seconds from one window to the next
+                "windows": "grid",  # or annotations: one around the middle of each
+                "channel": "mean",  # or a number: 0 is the left one
+                "pad": "zero",  # what fills a recording shorter than a window: or repeat; drop leaves it out
+                "picture": "mel",  # or linear, wavelet
+                "n_fft": 1024,
+                "win": 0,  # samples of a window of the transform; 0 for n_fft
+                "step": 320,  # samples from one column to the next
+                "bands": 128,  # mel bands, or wavelets
+                "low": 0.0,  # Hz
+                "high": 0.0,  # Hz; 0 for half the sample rate
+                "decibels": 80.0,  # from black to white, which is the loudest of a window
+                "drop_dc": False,  # leaves out the lowest row of a linear picture
+                "height": 0,  # pixels; 0 as many as come
+                "width": 0,
+                "colour": "grey",  # or rgb, which is grey three times, or magma
+                "labels": "class",  # or multi, none
+                "label_pattern": "",  # its first group is a path's label; '' where the folder is
+                "annotations": "",  # a CSV; '' for Raven's tables, where there are any
+                "label_column": "",  # of Raven's tables and the CSV; '' for the usual ones
+                "no_class": ("noise", "background", "silence", "other"),
+                "min_overlap": 0.25,  # seconds of an annotation in a window that has its label
+                "min_fraction": 0.5,  # or this share of it
+                "exhaustive": False,  # whether what is not annotated is not there
+                "group_pattern": "",  # recordings with one first group are not divided: '' for each its own
+                "splits": "",  # a CSV with the columns file and split, instead of shares
+            },
+            # What augment=spectrogram does, each as far as a draw up to this.
+            "spectrogram": {
+                "masks": 2,  # of time, and as many of frequency
+                "mask_share": 0.15,  # of the picture's side, each
+                "noise": 20.0,  # decibels below the loudest, at most; 0 for none
+                "gain": 6.0,  # decibels up or down
+                "shift": 0.1,  # share of the window, around its end
             },
             "image_size": 0,  # pixels; 0 leaves pictures as they are
             "augment": "none",
@@ -152,6 +204,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "schedule": "plateau",  # or cosine
                 "warmup_epochs": 0.0,
                 "clip": 0.0,  # the gradients' norm; 0 for no limit
+                "betas": (0.9, 0.999),  # of Adam
             },
             "plateau": {"factor": 0.1, "patience": 5, "min_learning_rate": 1e-6},
             "mixing": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0},
@@ -169,6 +222,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
             "accumulate": 1,  # microbatches that a batch is cut into, to fit; batch norm sees one at a time
             "shard_parameters": False,  # deals parameters and the optimiser's state out to the devices
             "epochs": 30,
+            "evaluate_every": 1,  # epochs
             "steps": 0,  # ends earlier than the epochs would; 0 for no limit
             "log_every": 10,  # steps
             "checkpoint_every": 200,  # steps; also after each evaluation

@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import types
 
 import numpy as np
 
@@ -12,10 +13,10 @@ from experiments.errors import UserError, nearest
 
 __all__ = ["NAMES", "Dataset", "Example", "Source", "check_sizes", "check_skipped", "load"]
 
-NAMES = ("digits", "tiny_imagenet", "voc2012", "ucr", "folder", "mask_folder", "tfds")
+NAMES = ("digits", "tiny_imagenet", "voc2012", "ucr", "folder", "mask_folder", "tfds", "audio")
 
 
-def load(config, seed: int) -> Dataset:
+def load(config, seed: int, audio=None) -> Dataset:
     """Loads a data set by its name, preparing it first where that has not been done yet.
 
     Args:
@@ -27,6 +28,7 @@ def load(config, seed: int) -> Dataset:
             `fold` and `folds` (which fold of how many is the test split, all splits pooled; -1 for
             the data set's own splits), `classes` (names, '' for all).
         seed: decides which examples are set aside.
+        audio: the audio part of the configuration, for recordings.
 
     Returns:
         The data set with its splits `train`, `validation` and `test`.
@@ -34,8 +36,28 @@ def load(config, seed: int) -> Dataset:
     Raises:
         UserError: if the name is unknown, or the data is missing or unusable.
     """
+    if config.name == "audio":
+        from experiments.data import sounds
+
+        dataset = sounds.load(config, audio, seed)
+    else:
+        dataset = _reader(config.name).load(config, seed)
+    if config.get("fold", -1) >= 0:
+        everything = folds.pool(dataset)
+        # One assignment for all runs, whatever their seed: they are compared fold by fold.
+        assignment, notes = folds.assign(everything.labels, config.folds, seed=0)
+        dataset = folds.fold_dataset(dataset, everything, assignment, config.fold, config, seed)
+        dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
+    if config.get("classes") and config.name != "audio":
+        dataset = _only(dataset, config.classes.split(","))
+    notes = [*dataset.notes, *duplicates.notes(dataset.splits)]
+    return dataclasses.replace(dataset, notes=notes)
+
+
+def _reader(name: str) -> types.ModuleType:
+    """The module that reads a data set."""
     # Imported where they are needed: one data set should not wait for another's libraries.
-    match config.name:
+    match name:
         case "digits":
             from experiments.data import digits as reader
         case "tiny_imagenet":
@@ -55,17 +77,7 @@ def load(config, seed: int) -> Dataset:
                 f"--config.data.name: there is no data set {unknown}"
                 f"{nearest(str(unknown).lower(), NAMES)}"
             )
-    dataset = reader.load(config, seed)
-    if config.get("fold", -1) >= 0:
-        everything = folds.pool(dataset)
-        # One assignment for all runs, whatever their seed: they are compared fold by fold.
-        assignment, notes = folds.assign(everything.labels, config.folds, seed=0)
-        dataset = folds.fold_dataset(dataset, everything, assignment, config.fold, config, seed)
-        dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
-    if config.get("classes"):
-        dataset = _only(dataset, config.classes.split(","))
-    notes = [*dataset.notes, *duplicates.notes(dataset.splits)]
-    return dataclasses.replace(dataset, notes=notes)
+    return reader
 
 
 def check_skipped(dataset: Dataset, config, listed: pathlib.Path | None = None) -> None:

@@ -7,7 +7,8 @@ from typing import Protocol
 import numpy as np
 
 Example = dict[str, np.ndarray]
-"""`inputs`: uint8 `[H, W, C]` for pictures, float32 `[L, C]` for series; `label`: int32 scalar."""
+"""`inputs`: uint8 `[H, W, C]` for pictures, float32 `[L, C]` for series. `label`: int32 scalar, or, where
+there are several, float32 `[classes]`: 1 for yes, 0 for no, NaN for not known."""
 
 
 class Source(Protocol):
@@ -30,6 +31,7 @@ class Dataset:
             differ in size.
         notes: sentences about what was done to the data, shown once at the start of a run.
         skipped: `(file, reason)` for each file that could not be used.
+        assignment: `(file, split)` for each file, where files were dealt out here and hold several examples.
     """
 
     name: str
@@ -38,3 +40,4 @@ class Dataset:
     shape: tuple[int, ...]
     notes: Sequence[str] = ()
     skipped: Sequence[tuple[str, str]] = ()
+    assignment: Sequence[tuple[str, str]] = ()

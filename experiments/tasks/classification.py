@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from dyn import models
 from dyn.diagnostics import sown_weights
 from experiments import figures, maps, metrics
-from experiments.data import Dataset, Example, transforms
+from experiments.data import Dataset, Example, spectrogram_transforms, transforms
 from experiments.errors import UserError
 from experiments.mixing import mix
 from experiments.tasks.backbone import CONVS, make_layer, make_resnet
@@ -23,7 +23,7 @@ Array = jax.Array
 Batch = Mapping[str, Array]
 
 METRIC = "accuracy"
-AUGMENTATIONS = transforms.AUGMENTATIONS
+AUGMENTATIONS = (*transforms.AUGMENTATIONS, "spectrogram")
 SERIES_NETS = {"net1": models.Net1, "net2": models.Net2}
 
 
@@ -51,6 +51,8 @@ def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Mo
 
 def make_transform(config: ConfigDict, train: bool) -> Callable[..., Example]:
     """What is done to an example before the network sees it."""
+    if config.data.name == "audio":
+        return spectrogram_transforms.make(config, train)
     return transforms.make(config.augment, config.image_size, **config.normalise, train=train)
 
 

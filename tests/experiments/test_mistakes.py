@@ -207,7 +207,7 @@ STUDY = [
     (["--override=epochs=" + "9" * 5000], "epochs"),
     (["--override=epochs=" + "(" * 5000], "epochs"),
     (["--override=optimizer.learning_rate=" + "9" * 400], "learning_rate=inf"),
-    (["--override=optimizer=adam"], "--override=optimizer: it is a group of fields: clip, "),
+    (["--override=optimizer=adam"], "--override=optimizer: it is a group of fields: betas, clip, "),
     (["--override=optimizer.lerning_rate=1"], "did you mean 'learning_rate'?"),
     (["--override=epochs.x=1"], "has no such field"),
     (["--override==1"], "has no such field"),

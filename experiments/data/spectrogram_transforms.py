@@ -1,0 +1,143 @@
+"""What is done to a spectrogram before training: shifts in time, gain, noise, masks.
+
+A spectrogram is uint8 `[H, W, 1]`, row 0 the highest frequency, its levels decibels in equal steps: black is
+`decibels` below white. Everything random is drawn from the generator that is passed in.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.data.dataset import Example
+from experiments.data.transforms import normalise, plain
+
+
+@dataclasses.dataclass(frozen=True)
+class Distort:
+    """Draws one distortion of each kind, each from nothing up to its limit.
+
+    Attributes:
+        decibels: from black to white.
+        masks: stripes of time that are blackened, and as many of frequency.
+        mask_share: of a side, each, at most.
+        noise: how near the loudest noise may come, in decibels below it; 0 for none.
+        gain: decibels up or down.
+        shift: share of the width, around the end.
+    """
+
+    decibels: float
+    masks: int
+    mask_share: float
+    noise: float
+    gain: float
+    shift: float
+
+    def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """The distorted picture, uint8 `[H, W, 1]`."""
+        picture = random_time_wrap(picture, rng, self.shift)
+        if self.gain or self.noise:
+            level = (picture.astype(np.float32) / 255 - 1) * self.decibels
+            if self.noise:
+                level = add_noise(level, rng, self.noise, self.decibels)
+            level += rng.uniform(-self.gain, self.gain)
+            scaled = np.round((level / self.decibels + 1) * 255)
+            picture = np.clip(scaled, 0, 255).astype(np.uint8)
+        return random_masks(picture, rng, self.masks, self.mask_share)
+
+
+def random_time_wrap(
+    picture: np.ndarray, rng: np.random.Generator, share: float = 0.1
+) -> np.ndarray:
+    """Begins a window elsewhere, by up to `share` of its width; what goes out comes in at the other end."""
+    reach = round(share * picture.shape[1])
+    return np.roll(picture, rng.integers(-reach, reach + 1), axis=1)
+
+
+def add_noise(
+    level: np.ndarray, rng: np.random.Generator, nearest: float, decibels: float
+) -> np.ndarray:
+    """Adds the power of white noise to a spectrogram in decibels.
+
+    The power of noise in one place of a spectrogram is distributed exponentially. Its mean is drawn between
+    `decibels` and `nearest` below the loudest.
+    """
+    mean = rng.uniform(-max(decibels, nearest), -nearest)
+    noise = rng.exponential(size=level.shape).astype(np.float32) * 10 ** (mean / 10)
+    return 10 * np.log10(10 ** (level / 10) + noise)
+
+
+def random_masks(
+    picture: np.ndarray, rng: np.random.Generator, number: int = 2, share: float = 0.15
+) -> np.ndarray:
+    """Blackens stripes of time and of frequency, up to `share` of a side wide.
+
+    Park, Chan, Zhang, Chiu, Zoph, Cubuk, Le: SpecAugment. Interspeech 2019. (Without time warping.)
+    """
+    picture = picture.copy()
+    for axis in (0, 1):
+        side = picture.shape[axis]
+        for _ in range(number):
+            width = rng.integers(0, round(share * side) + 1)
+            start = rng.integers(0, side - width + 1)
+            stripe = slice(start, start + width)
+            picture[stripe if axis == 0 else (slice(None), stripe)] = 0
+    return picture
+
+
+@dataclasses.dataclass(frozen=True)
+class Colour:
+    """What is done to a spectrogram before evaluation: it is coloured and normalised.
+
+    Attributes:
+        colour: see `experiments.audio.spectrograms.coloured`.
+        mean: subtracted from the colours on the scale 0..1; one number or one per channel.
+        std: the colours are divided by it.
+    """
+
+    colour: str
+    mean: float | Sequence[float]
+    std: float | Sequence[float]
+
+    def __call__(self, example: Example) -> Example:
+        """Returns float32 `inputs`, and the label as it is."""
+        from experiments.audio import spectrograms
+
+        coloured = spectrograms.coloured(example["inputs"][..., 0], self.colour)
+        return {**example, "inputs": normalise(coloured, self.mean, self.std)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DistortAndColour:
+    """What is done to a spectrogram before training.
+
+    Attributes:
+        distort: comes first; None for nothing.
+        colour: what evaluation does.
+    """
+
+    distort: Distort | None
+    colour: Colour
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Returns float32 `inputs`, and the label as it is."""
+        if self.distort is not None:
+            example = {**example, "inputs": self.distort(example["inputs"], rng)}
+        return self.colour(example)
+
+
+def make(config: ConfigDict, train: bool) -> Colour | DistortAndColour:
+    """Returns the callable that turns stored spectrograms into the network's inputs.
+
+    Args:
+        config: the experiment; `augment` is 'none' or 'spectrogram'.
+        train: whether the callable distorts; it then takes an example and a generator.
+    """
+    colour = Colour(config.audio.colour, plain(config.normalise.mean), plain(config.normalise.std))
+    if not train:
+        return colour
+    distort = None
+    if config.augment == "spectrogram":
+        distort = Distort(config.audio.decibels, **config.spectrogram)
+    return DistortAndColour(distort, colour)
