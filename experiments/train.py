@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from experiments import bad_step, boards, data, figures, files
 from experiments.checkpoint import Checkpoints
-from experiments.data import Dataset, Example, pipeline
+from experiments.data import Dataset, Example, extra, pipeline
 from experiments.errors import UserError
 from experiments.evaluate import collect, evaluate
 from experiments.interrupts import Stopped, noticed, others_watched
@@ -98,6 +98,8 @@ def _train(
     if lead and dataset.assignment:
         files.write_csv(workdir / "splits.csv", ("file", "split"), dataset.assignment)
     data.check_skipped(dataset, config.data, listed)
+    if config.data.extra_train:
+        dataset = extra.add(dataset, config)
     data.check_sizes(dataset, config.image_size)
     validate_data(config, dataset)
     transform = {

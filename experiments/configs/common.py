@@ -256,6 +256,11 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
     return config
 
 
+def sound(argument: str | None) -> str:
+    """The data set of a config for sound: a person's own, but a smoke run makes do with made-up songs."""
+    return "songs" if argument == "smoke" else "audio"
+
+
 def take(argument: str | None, key: str) -> tuple[str, str | None]:
     """The argument without `key=value`, and the value; None where it is not there."""
     words = (argument or "").split(",")

@@ -1,0 +1,130 @@
+"""More pictures to train on, such as those that `experiments.generate` makes; never to test on."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.audio import spectrograms
+from experiments.data import pictures
+from experiments.data.dataset import Dataset, Example
+from experiments.data.listing import files_below
+from experiments.data.sources import Chain
+from experiments.errors import UserError, nearest
+
+# What a folder of generated pictures says of itself.
+DESCRIPTION = "generated.json"
+# Settings of `config.audio` that decide what a picture shows, and where.
+SHOWN = (
+    "sample_rate", "seconds", "picture", "n_fft", "win", "step", "bands", "low", "high", "decibels",
+    "drop_dc", "height", "width",
+)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Pictures:
+    """Pictures that stay in their files; spectrograms lose their colours."""
+
+    paths: Sequence[pathlib.Path]
+    labels: np.ndarray
+    names: Sequence[str]
+    shape: tuple[int, ...]
+    colour: str | None
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Example:
+        grey = self.colour in (None, "grey") and self.shape[-1] == 1
+        picture = pictures.read(self.paths[index], self.names[index], channels=1 if grey else 3)
+        if self.colour not in (None, "grey"):
+            picture = spectrograms.levels_of(picture, self.colour)[..., None]
+        return {"inputs": picture, "label": self.labels[index]}
+
+
+def add(dataset: Dataset, config: ConfigDict) -> Dataset:
+    """The data set with more examples to train on: the pictures of the folder `config.data.extra_train`.
+
+    The folder holds a folder for each class. Validation and test stay what they are.
+
+    Args:
+        dataset: what to add to.
+        config: the experiment.
+
+    Raises:
+        UserError: if there is no such folder, its pictures are of another kind or size, or of a class that the
+            data set does not have.
+    """
+    folder = pathlib.Path(config.data.extra_train).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"--config.data.extra_train={folder} is no folder.")
+    colour = _colour(folder, config)
+    paths, labels = [], []
+    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if inner.name.startswith("."):
+            continue
+        if inner.name not in dataset.classes:
+            raise UserError(
+                f"--config.data.extra_train={folder}: {dataset.name} has no class "
+                f"{inner.name}{nearest(inner.name, dataset.classes)}"
+            )
+        found = [path for path in files_below(inner) if path.suffix.lower() == ".png"]
+        paths += found
+        labels += [list(dataset.classes).index(inner.name)] * len(found)
+    if not paths:
+        raise UserError(
+            f"--config.data.extra_train={folder} has no pictures: it holds a folder of PNG files for each class."
+        )
+    names = [str(path.relative_to(folder)) for path in paths]
+    extra = _Pictures(paths, _like(dataset, labels), names, dataset.shape, colour)
+    shape = extra[0]["inputs"].shape
+    if all(dataset.shape) and shape != tuple(dataset.shape):
+        raise UserError(
+            f"{paths[0]} is of the shape {shape}, and the pictures of {dataset.name} are of {dataset.shape}."
+        )
+    parts = {**dataset.splits, "train": Chain([dataset.splits["train"], extra])}
+    for split in ("validation", "test"):  # which may be train itself
+        parts[split] = dataset.splits[split]
+    note = f"{len(extra):,} more pictures to train on, of {folder}."
+    return dataclasses.replace(dataset, splits=parts, notes=[*dataset.notes, note])
+
+
+def _colour(folder: pathlib.Path, config: ConfigDict) -> str | None:
+    """How the pictures are coloured, where they are spectrograms.
+
+    Raises:
+        UserError: if they were made with other settings than the data set's.
+    """
+    if config.data.name != "audio":
+        return None
+    file = folder / DESCRIPTION
+    try:
+        audio = json.loads(file.read_text(encoding="utf-8"))["audio"]
+        differing = [
+            f"{name} was {audio[name]} and is now {config.audio[name]}"
+            for name in SHOWN
+            if audio[name] != config.audio[name]
+        ]
+        colour = audio["colour"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} does not say how the pictures were made ({error}): give a folder that "
+            "experiments.generate has written."
+        ) from error
+    if differing:
+        raise UserError(
+            f"--config.data.extra_train={folder}: its spectrograms were made with other settings of "
+            f"--config.audio: {'; '.join(differing)}."
+        )
+    return colour
+
+
+def _like(dataset: Dataset, labels: Sequence[int]) -> np.ndarray:
+    """The labels in the form that the data set has them."""
+    first = np.asarray(dataset.splits["train"][0]["label"])
+    if first.ndim:
+        return np.eye(len(dataset.classes), dtype=np.float32)[labels]
+    return np.asarray(labels, np.int32)

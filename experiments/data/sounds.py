@@ -1,0 +1,353 @@
+"""A person's recordings: windows of them, as spectrograms.
+
+Labels come from the folder that a recording is in (`root/<class>/**`), from its name
+(`--config.audio.label_pattern`), from Raven's tables beside the recordings, or from a CSV
+(`--config.audio.annotations`).
+"""
+
+import dataclasses
+import functools
+import pathlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments.audio import annotations, cache, groups, recordings, songs, spectrograms
+from experiments.audio.annotations import Annotation
+from experiments.audio.cache import Pictures
+from experiments.data import places
+from experiments.data.dataset import Dataset, Example, Source
+from experiments.data.sources import Subset
+from experiments.data.splits import stratified_limit
+from experiments.errors import UserError, nearest
+
+_WAYS = (
+    "give --config.data.source=PATH, a folder of recordings: one folder for each class, or recordings with "
+    "Raven's tables beside them or a table of your own (--config.audio.annotations=FILE.csv)"
+)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Windows:
+    """Windows of recordings, whose spectrograms stay in their files until they are asked for.
+
+    Attributes:
+        pictures: the spectrograms of each recording.
+        owners: which recording each window is of, `[N]`.
+        rows: which of its windows, `[N]`.
+        labels: int32 `[N]`, or float32 `[N, classes]`.
+    """
+
+    pictures: Sequence[Pictures]
+    owners: np.ndarray
+    rows: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.owners)
+
+    def __getitem__(self, index: int) -> Example:
+        levels = self.pictures[self.owners[index]].levels(int(self.rows[index]))
+        return {"inputs": levels[..., None], "label": self.labels[index]}
+
+    @functools.cached_property
+    def names(self) -> list[str]:
+        """What to call each window in a sentence."""
+        return [
+            f"{self.pictures[owner].name} @ {self.pictures[owner].starts[row]:.1f} s"
+            for owner, row in zip(self.owners, self.rows, strict=True)
+        ]
+
+
+@dataclasses.dataclass(frozen=True)
+class Known:
+    """What is known of a recording.
+
+    Attributes:
+        positive: the labels of what is in it.
+        negative: the labels of what is not.
+        annotations: where; None where labels are the whole recording's.
+    """
+
+    positive: tuple[str, ...] = ()
+    negative: tuple[str, ...] = ()
+    annotations: Sequence[Annotation] | None = None
+
+
+def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
+    """Returns the windows of all recordings below a folder, as uint8 pictures of one channel.
+
+    Spectrograms are made once and kept, by the settings that they depend on, below the data's folder.
+    Windows in which nothing changes are left out.
+
+    Args:
+        config: the data part of the configuration; `source` is the folder.
+        audio: the audio part.
+        seed: decides which recordings are set aside.
+
+    Raises:
+        UserError: if there are no recordings, or too little is known of them.
+    """
+    root = _root(config, audio)
+    paths = {path.relative_to(root).as_posix(): path for path in recordings.files(root)}
+    if not paths:
+        raise UserError(f"There is no recording below {root}; {_WAYS}.")
+    known, skipped, notes = _known(root, list(paths), audio)
+    if config.classes:
+        known = _of_classes(known, config.classes.split(","))
+    if not known:
+        why = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+        raise UserError(
+            f"None of the {len(paths):,} recordings below {root} has a label{why}; {_WAYS}, or "
+            "--config.audio.label_pattern for labels in their names."
+        )
+    names = list(known)
+    starts = None
+    if audio.windows == "annotations":
+        names = [name for name in names if known[name].annotations]
+        starts = [_centred(known[name].annotations or (), audio.seconds) for name in names]
+        if not names:
+            raise UserError(
+                f"--config.audio.windows=annotations: there are no annotations below {root}; leave it out."
+            )
+    folder = places.data_dir(config) / "spectrograms"
+    found = cache.prepare([paths[name] for name in names], names, audio, folder, starts)
+    windows, classes, said = _windows(found.pictures, known, config, audio)
+    notes += [*found.notes, *said]
+    if not len(windows):
+        raise UserError(f"{root}: none of the windows has a label. {' '.join(notes)}")
+    split_of, said = _splits(found.pictures, known, config, audio, seed, root)
+    parts, more = _parts(windows, classes, split_of, config, seed)
+    return Dataset(
+        "songs" if config.variant else root.name,
+        parts,
+        classes,
+        (*spectrograms.shape(audio), 1),
+        [*notes, *said, *more],
+        [*skipped, *found.skipped],
+        list(split_of.items()),
+    )
+
+
+def _root(config: ConfigDict, audio: ConfigDict) -> pathlib.Path:
+    if config.variant not in ("", "songs"):
+        raise UserError(
+            f"--config.data.variant={config.variant}: of recordings there is songs, which are made up; "
+            "leave it out for your own."
+        )
+    if config.variant:
+        return songs.made(places.data_dir(config) / "songs", audio.labels)
+    root = places.source_path(config)
+    if root is None:
+        raise UserError(
+            f"No recordings were given; {_WAYS}. ':songs' behind the config is a set that is made up."
+        )
+    if not root.is_dir():
+        raise UserError(f"{root} is not a folder; {_WAYS}.")
+    return root
+
+
+def _known(
+    root: pathlib.Path, names: Sequence[str], audio: ConfigDict
+) -> tuple[dict[str, Known], list[tuple[str, str]], list[str]]:
+    """What is known of each recording, what could not be used, and notes."""
+    if audio.labels == "none":
+        return {name: Known() for name in names}, [], []
+    found = annotations.find(root, names, audio)
+    if found is None:
+        return *_whole(names, audio), []
+    known = {}
+    for name, rows in found.by_file.items():
+        positive, negative = (
+            tuple(sorted({row.label for row in rows if row.positive is sign}))
+            for sign in (True, False)
+        )
+        known[name] = Known(positive, negative, rows)
+    return known, list(found.skipped), list(found.notes)
+
+
+def _whole(
+    names: Sequence[str], audio: ConfigDict
+) -> tuple[dict[str, Known], list[tuple[str, str]]]:
+    """Labels of whole recordings, by their folders or their names."""
+    known, skipped = {}, []
+    pattern = groups.expression(audio.label_pattern, "label_pattern")
+    for name in names:
+        folder, inside, _ = name.partition("/")
+        match = pattern.search(name) if pattern else None
+        if pattern and not (match and match[1]):
+            skipped.append((name, "its name does not match --config.audio.label_pattern"))
+        elif not pattern and not inside:
+            skipped.append((name, "it is in no folder of a class"))
+        else:
+            label = match[1].strip() if match else folder
+            # Of a single class each, what is no bird is a class as any other.
+            known[name] = (
+                Known((label,))
+                if audio.labels == "class"
+                else Known(*annotations.labels_of(label, audio.no_class))
+            )
+    return known, skipped
+
+
+def _of_classes(known: Mapping[str, Known], classes: Sequence[str]) -> dict[str, Known]:
+    """The recordings in which one of some classes is, or is known not to be."""
+    all_of_them = sorted(
+        {label for one in known.values() for label in (*one.positive, *one.negative)}
+    )
+    for name in classes:
+        if name not in all_of_them:
+            raise UserError(
+                f"--config.data.classes: there is no {name}{nearest(name, all_of_them)}"
+            )
+    kept = {}
+    for name, one in known.items():
+        positive, negative = (
+            tuple(label for label in labels if label in classes)
+            for labels in (one.positive, one.negative)
+        )
+        nothing = not one.positive and not one.negative
+        if positive or negative or nothing:
+            kept[name] = dataclasses.replace(one, positive=positive, negative=negative)
+    return kept
+
+
+def _centred(rows: Sequence[Annotation], seconds: float) -> list[float]:
+    """Starts of windows around the middles of annotations."""
+    return sorted({max(0.0, (row.start + row.end - seconds) / 2) for row in rows})
+
+
+def _windows(
+    pictures: Sequence[Pictures], known: Mapping[str, Known], config: ConfigDict, audio: ConfigDict
+) -> tuple[Windows, list[str], list[str]]:
+    """All windows that can be learned from, the classes, and notes."""
+    labels = {label for one in known.values() for label in (*one.positive, *one.negative)}
+    classes = config.classes.split(",") if config.classes else sorted(labels)
+    owners, rows, targets = [], [], []
+    silent = unlabelled = 0
+    for owner, one in enumerate(pictures):
+        target = _targets(one, known[one.name], classes, audio)
+        for row, values in enumerate(target):
+            if one.silent[row]:
+                silent += 1
+            elif values is None:
+                unlabelled += 1
+            else:
+                owners.append(owner)
+                rows.append(row)
+                targets.append(values)
+    dtype = np.float32 if audio.labels == "multi" else np.int32
+    notes = []
+    if silent:
+        notes.append(f"{silent:,} windows are silent and were left out.")
+    if unlabelled:
+        what = "not exactly one label" if audio.labels == "class" else "no label"
+        notes.append(f"{unlabelled:,} windows have {what} and were left out.")
+    owners, rows = np.asarray(owners, int), np.asarray(rows, int)
+    return Windows(pictures, owners, rows, np.asarray(targets, dtype)), classes, notes
+
+
+def _targets(
+    one: Pictures, known: Known, classes: Sequence[str], audio: ConfigDict
+) -> list[np.ndarray | int | None]:
+    """What each window of a recording is to be recognised as; None where it is to be left out."""
+    number = len(one.starts)
+    if audio.labels == "none":
+        return [0] * number
+    if known.annotations is not None:
+        rows = annotations.targets(one.starts, one.ends, known.annotations, classes, audio)
+    else:
+        rows = np.tile(_row(known, classes), (number, 1))
+    if audio.labels == "multi":
+        return [None if np.isnan(row).all() else row for row in rows]
+    return [int(row.argmax()) if (row == 1).sum() == 1 else None for row in np.nan_to_num(rows)]
+
+
+def _row(known: Known, classes: Sequence[str]) -> np.ndarray:
+    """The label of a whole recording, float32 `[classes]`.
+
+    A folder of a class says that the others are not there; one of what is not there says no more.
+    """
+    only_negative = known.negative and not known.positive
+    row = np.full(len(classes), np.nan if only_negative else 0, np.float32)
+    for value, labels in ((0, known.negative), (1, known.positive)):
+        row[[classes.index(label) for label in labels]] = value
+    return row
+
+
+def _splits(
+    pictures: Sequence[Pictures],
+    known: Mapping[str, Known],
+    config: ConfigDict,
+    audio: ConfigDict,
+    seed: int,
+    root: pathlib.Path,
+) -> tuple[dict[str, str], list[str]]:
+    """The split of each recording, and notes."""
+    names = [one.name for one in pictures]
+    if audio.splits:
+        table = groups.read(pathlib.Path(audio.splits).expanduser())
+        absent = [name for name in names if name not in table]
+        if absent:
+            raise UserError(
+                f"--config.audio.splits={audio.splits} does not say where {absent[0]} belongs"
+                f"{f', nor {len(absent) - 1} others' if len(absent) > 1 else ''}."
+            )
+        return {name: table[name] for name in names}, [f"The splits are those of {audio.splits}."]
+    frequency = Counter(label for name in names for label in known[name].positive)
+    # Of several labels the rarest one counts: the others are in other recordings too.
+    rarest = [
+        min(known[name].positive, key=lambda label: (frequency[label], label), default="")
+        for name in names
+    ]
+    belongs = groups.groups_of(names, audio.group_pattern)
+    split_of, notes = groups.deal_out(belongs, rarest, config.validation, config.test, seed)
+    counts = Counter(split_of)
+    what = "recordings" if not audio.group_pattern else "recordings, in whole groups"
+    dealt = ", ".join(f"{counts[split]:,} to {split}" for split in groups.SPLITS if counts[split])
+    return dict(zip(names, split_of, strict=True)), [f"Dealt out {what}: {dealt}.", *notes]
+
+
+def _parts(
+    windows: Windows,
+    classes: Sequence[str],
+    split_of: Mapping[str, str],
+    config: ConfigDict,
+    seed: int,
+) -> tuple[dict[str, Source], list[str]]:
+    """The splits, and notes on what they lack."""
+    chosen = np.array([split_of[windows.pictures[owner].name] for owner in windows.owners])
+    parts: dict[str, Source] = {}
+    notes = []
+    for split in groups.SPLITS:
+        indices = np.flatnonzero(chosen == split)
+        if not len(indices):
+            continue
+        labels = windows.labels[indices]
+        there = set(np.flatnonzero((labels == 1).any(axis=0)) if labels.ndim == 2 else labels)
+        absent = [name for number, name in enumerate(classes) if number not in there]
+        if absent and split == "train":
+            raise UserError(
+                f"There is nothing of {', '.join(absent)} to train on: add recordings, or leave the class out "
+                "with --config.data.classes=A,B,..."
+            )
+        if absent:
+            notes.append(f"{split} has nothing of {', '.join(absent)}.")
+        if config.limit:
+            balance = labels if labels.ndim == 1 else np.nan_to_num(labels).argmax(axis=1)
+            kept = stratified_limit(balance, config.limit, seed)
+            if len(kept) < len(indices):
+                notes.append(
+                    f"{split}: {len(kept):,} of {len(indices):,} windows (config.data.limit)."
+                )
+            indices = indices[kept]
+        parts[split] = Subset(windows, indices)
+    if "train" not in parts:
+        raise UserError("No recording is left to train on: make the other splits smaller.")
+    for split, other in (("validation", "train"), ("test", "validation")):
+        if split not in parts:
+            parts[split] = parts[other]
+            notes.append(f"There is no {split} split: {split} is the {other} split itself.")
+    return parts, notes
