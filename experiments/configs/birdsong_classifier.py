@@ -2,8 +2,8 @@
 
     python -m experiments.main --config=experiments/configs/birdsong_classifier.py --config.data.source=PATH
 
-PATH holds a folder of recordings for each class. `:conv=dcd` has the published dynamic convolutions with their
-dynamic classifier, `:conv=odconv` those of ODConv; every other layer is a config of its own, such as
+PATH holds a folder of recordings for each class. `:conv=dcd` has the published dynamic convolutions with
+their dynamic classifier, `:conv=odconv` those of ODConv; every other layer is a config of its own, such as
 `dyconv.py:audio`. `:songs` is a set that is made up, `:smoke` a run of half a minute on it.
 
 The recipe (Adam at 1e-3, batches of 32, 40 epochs) and the networks are those that Fu et al. (2023) compare

@@ -55,8 +55,8 @@ def add(dataset: Dataset, config: ConfigDict) -> Dataset:
         config: the experiment.
 
     Raises:
-        UserError: if there is no such folder, its pictures are of another kind or size, or of a class that the
-            data set does not have.
+        UserError: if there is no such folder, or its pictures are of another kind or size, or of a class that
+            the data set does not have.
     """
     folder = pathlib.Path(config.data.extra_train).expanduser()
     if not folder.is_dir():
@@ -76,7 +76,8 @@ def add(dataset: Dataset, config: ConfigDict) -> Dataset:
         labels += [list(dataset.classes).index(inner.name)] * len(found)
     if not paths:
         raise UserError(
-            f"--config.data.extra_train={folder} has no pictures: it holds a folder of PNG files for each class."
+            f"--config.data.extra_train={folder} has no pictures; it should hold a folder of PNG files for "
+            "each class."
         )
     names = [str(path.relative_to(folder)) for path in paths]
     extra = _Pictures(paths, _like(dataset, labels), names, dataset.shape, colour)

@@ -330,8 +330,8 @@ def _parts(
         absent = [name for number, name in enumerate(classes) if number not in there]
         if absent and split == "train":
             raise UserError(
-                f"There is nothing of {', '.join(absent)} to train on: add recordings, or leave the class out "
-                "with --config.data.classes=A,B,..."
+                f"There is nothing of {', '.join(absent)} to train on: add recordings, or leave the class "
+                "out with --config.data.classes=A,B,..."
             )
         if absent:
             notes.append(f"{split} has nothing of {', '.join(absent)}.")

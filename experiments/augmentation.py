@@ -1,0 +1,153 @@
+"""Compares ways to make the most of few examples: none, ordinary augmentation, a GAN's pictures, both.
+
+    python -m experiments.augmentation --source=PATH --seeds=3 --per_class=100 --workdir=runs/augmentation
+
+    --source=PATH           where the recordings lie; without it, the made-up songs
+    --config=NAME           the classifier's config: birdsong_classifier, or another that takes recordings
+    --seeds=N               so many times everything, each with another split (3)
+    --per_class=N           pictures that the GAN makes of each class (100)
+    --override=KEY=VALUE    a field of the classifiers, such as epochs=20; may be given several times
+    --gan_override=KEY=VALUE    a field of the GAN, such as audio.height=64
+    --workdir=DIR           where all of it lives
+    --debug                 shows the traceback of an error
+
+For each seed the recordings are divided first. The GAN learns from the training part alone, and all four
+classifiers are tested on the same real recordings, which neither has seen. The spectrograms are the GAN's,
+and all classifiers take as many steps. The same command again continues where it was stopped.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from experiments import cli, report
+from experiments.errors import UserError
+from experiments.generate import generate
+from experiments.overrides import key_and_value
+from experiments.program import Program
+from experiments.study import Planned, attempt, load_config
+from experiments.train import train
+from experiments.validate import validate
+
+# What each way changes of the classifier: (what is drawn anew, mixup, the GAN's pictures).
+WAYS = {
+    "none": ("none", 0.0, False),
+    "ordinary": ("spectrogram", 0.2, False),
+    "gan": ("none", 0.0, True),
+    "both": ("spectrogram", 0.2, True),
+}
+
+
+def compare_ways(
+    classifier: ConfigDict, gan: ConfigDict, workdir: Path, seeds: int, per_class: int
+) -> None:
+    """Trains a GAN and four classifiers for each seed, and writes the report.
+
+    Args:
+        classifier: what is trained four times; how its spectrograms are made is taken from `gan`.
+        gan: a config of the task `acgan` on recordings.
+        workdir: where all of it lives: `gan/seed<N>`, `generated/seed<N>` and `<way>/seed<N>`.
+        seeds: how often.
+        per_class: pictures that the GAN makes of each class.
+
+    Raises:
+        UserError: for what is wrong with a config, and if every run fails.
+    """
+    classifier = _with_pictures_of(gan, classifier)
+    for config in (classifier, gan):
+        validate(config)
+    failed = []
+    programs: dict[str, Program] = {}
+    for seed in range(seeds):
+        run, pictures = workdir / "gan" / f"seed{seed}", workdir / "generated" / f"seed{seed}"
+        print(f"\nseed {seed}: the GAN", flush=True)
+        train(_seeded(gan, seed), run)
+        done = pictures / "generated.json"
+        if not done.exists() or _count(done) != per_class:
+            generate(run, pictures, per_class=per_class, seed=seed, overwrite=True)
+        for way in WAYS:
+            print(f"\nseed {seed}: {way}", flush=True)
+            config = _way(_seeded(classifier, seed), way, run / "splits.csv", pictures)
+            first = workdir / "none" / f"seed{seed}" / "summary.json"
+            if way != "none" and first.exists():
+                # With more pictures an epoch is longer; what is compared has seen as many batches.
+                config.steps = json.loads(first.read_text())["steps"]
+            planned = Planned(config, workdir / way / f"seed{seed}")
+            if not attempt(planned, programs):
+                failed.append(planned.workdir)
+    if len(failed) == seeds * len(WAYS):
+        raise UserError(f"All runs failed: {(failed[0] / 'error.txt').read_text()}")
+    report.write_report([workdir / way for way in WAYS], workdir)
+    print(f"\nreport   {workdir / 'report.md'}\nfigures  {workdir / 'figures'}")
+
+
+def _with_pictures_of(gan: ConfigDict, classifier: ConfigDict) -> ConfigDict:
+    """The classifier on the GAN's recordings and spectrograms, but in its own colour."""
+    config = classifier.copy_and_resolve_references()
+    with config.unlocked():
+        colour = config.audio.colour
+        config.audio.update(gan.audio)
+        config.audio.colour = colour
+        for name in ("source", "variant", "validation", "test", "limit", "classes"):
+            config.data[name] = gan.data[name]
+        # By the plateau, an epoch that is longer would be a longer wait.
+        config.optimizer.schedule = "cosine"
+        config.early_stopping.patience = 0
+    return config
+
+
+def _count(description: Path) -> int:
+    """How many pictures of a class were made."""
+    return json.loads(description.read_text())["per_class"]
+
+
+def _seeded(config: ConfigDict, seed: int) -> ConfigDict:
+    one = config.copy_and_resolve_references()
+    with one.unlocked():
+        one.seed = seed
+    return one
+
+
+def _way(config: ConfigDict, way: str, splits: Path, pictures: Path) -> ConfigDict:
+    """The classifier's config for one of `WAYS`."""
+    augment, mixup, more = WAYS[way]
+    with config.unlocked():
+        config.name, config.baseline = way, "none"
+        config.augment, config.mixing.mixup = augment, mixup
+        config.audio.splits = str(splits)
+        if more:
+            config.data.extra_train = str(pictures)
+    return config
+
+
+if __name__ == "__main__":
+    SOURCE = flags.DEFINE_string("source", "", "Where the recordings lie.")
+    CONFIG = flags.DEFINE_string("config", "birdsong_classifier", "The classifier's config.")
+    SEEDS = flags.DEFINE_integer("seeds", 3, "How often.", lower_bound=1, upper_bound=1000)
+    PER_CLASS = flags.DEFINE_integer("per_class", 100, "Pictures of each class.", lower_bound=1)
+    OVERRIDE = flags.DEFINE_multi_string("override", [], "A field of the classifiers.")
+    GAN_OVERRIDE = flags.DEFINE_multi_string("gan_override", [], "A field of the GAN.")
+
+    def main() -> None:
+        """Compares what the flags say."""
+        cli.keep_compiled()
+        dataset = "audio" if SOURCE.value else "songs"
+        classifier, gan = (
+            load_config(
+                name,
+                dataset,
+                SOURCE.value,
+                dict(key_and_value(text, flag) for text in words),
+            )
+            for name, flag, words in (
+                (CONFIG.value, "--override", OVERRIDE.value),
+                ("dr_acgan", "--gan_override", GAN_OVERRIDE.value),
+            )
+        )
+        workdir = Path(cli.WORKDIR.value or "runs/augmentation").expanduser()
+        compare_ways(classifier, gan, workdir, SEEDS.value, PER_CLASS.value)
+
+    cli.leave(cli.run(main, sys.argv, str(__doc__)))
