@@ -12,6 +12,7 @@ MISSING = "-"
 NAMES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
+    "f1": "macro F1",
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean class accuracy",
@@ -42,8 +43,16 @@ def metric_name(metric: str, main: str) -> str:
 def shown_metrics(comparison: Comparison) -> list[str]:
     """The metric that counts most, then the other shares that any config has."""
     known = {name for row in comparison.rows for name in row.metrics}
+    if not any(of_sounds(run) for run in comparison.runs):
+        known.discard("f1")  # measured for all, but asked for where classes differ much in size
     others = [name for name in PERCENT if name in known and name != comparison.metric]
     return [comparison.metric, *others]
+
+
+def of_sounds(run: Run) -> bool:
+    """Whether a run was on recordings."""
+    data = run.settings.get("data")
+    return isinstance(data, dict) and data.get("name") in ("audio", "songs")
 
 
 def results(comparison: Comparison) -> Table:

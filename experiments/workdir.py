@@ -205,8 +205,12 @@ def _network(config: ConfigDict) -> str:
 
 
 def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics that are one number each, and not one for each class."""
-    return {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    """The metrics to show: those that are one number each, without what only is one minus another."""
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, int | float) and not name.endswith("_error")
+    }
 
 
 def result_rows(summary: Mapping[str, Any], workdir: Path) -> list[tuple[str, str]]:

@@ -81,17 +81,20 @@ def loss(
 def measure(
     outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
 ) -> dict[str, float]:
-    """Loss, accuracy and top-5 accuracy of a split, from what `evaluation_sums` gave for its batches."""
-    total: dict[str, float] = {}
+    """Loss and shares of a split, from what `evaluation_sums` gave for its batches: `metrics.means`."""
+    total: dict[str, np.ndarray] = {}
     for sums in outputs:
-        total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
-    return {name: float(value) for name, value in metrics.means(total).items()}
+        total = {
+            name: total.get(name, 0.0) + np.asarray(value, np.float64)
+            for name, value in sums.items()
+        }
+    return metrics.means(total)
 
 
 def evaluation_sums(
     model: nn.Module, variables: Mapping[str, Any], batch: Batch
 ) -> dict[str, Array]:
-    """What a batch adds to loss, accuracy and top-5 accuracy; masked examples add nothing."""
+    """What a batch adds to the loss and the counts; masked examples add nothing."""
     logits = model.apply(variables, batch["inputs"], train=False).astype(jnp.float32)
     return metrics.classification_sums(logits, batch["label"], batch["mask"])
 

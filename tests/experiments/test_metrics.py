@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from sklearn.metrics import precision_recall_fscore_support
 
 from experiments import boards
 from experiments.configs import common
@@ -16,6 +17,7 @@ from experiments.metrics import (
     confusion_matrix,
     means,
     plain,
+    precision_recall_f1,
     read_rows,
     replacing,
 )
@@ -127,7 +129,35 @@ def test_sums_equal_numpys():
     assert sums["count"] == mask.sum()
     assert {value.dtype for value in sums.values()} == {jnp.dtype("float32")}
     assert means(sums)["accuracy"] == sums["correct"] / sums["count"]
-    assert set(means(sums)) == {"loss", "accuracy", "top5"}
+    found = means(sums)
+    assert found["top1_error"] == pytest.approx(1 - found["accuracy"])
+    assert found["top5_error"] == pytest.approx(1 - found["top5"])
+
+
+@pytest.mark.parametrize("absent", [(), (3,), (0, 10)])
+def test_precision_recall_and_f1_are_scikit_learns_over_the_classes_that_there_are(rng, absent):
+    logits = rng.normal(size=(90, 11)).astype(np.float32)
+    logits[:, 5] = -9  # never predicted
+    mask = rng.random(90) < 0.8
+    present = [number for number in range(11) if number not in absent]
+    labels = rng.choice(present, 90)
+    # A batch and a half.
+    parts = [
+        jax.device_get(_sums(logits[at], labels[at], mask[at]))
+        for at in np.split(np.arange(90), [60])
+    ]
+    found = means({name: parts[0][name] + parts[1][name] for name in parts[0]})
+    seen = np.unique(labels[mask])
+    expected = precision_recall_fscore_support(
+        labels[mask], logits[mask].argmax(-1), labels=seen, average="macro", zero_division=0
+    )[:3]
+    np.testing.assert_allclose(
+        [found[n] for n in ("precision", "recall", "f1")], expected, rtol=1e-6
+    )
+    each = precision_recall_f1([0, 3, 0], [0, 6, 2], [4, 4, 0])
+    np.testing.assert_allclose(each["precision"], [0, 0.5, np.nan])
+    np.testing.assert_allclose(each["recall"], [0, 0.75, np.nan])
+    np.testing.assert_allclose(each["f1"], [0, 0.6, np.nan])
 
 
 def test_of_equal_logits_the_lower_index_is_better():

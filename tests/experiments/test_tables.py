@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from experiments import runs, tables
@@ -29,6 +31,18 @@ def test_results_are_means_deviations_and_differences(two_configs):
         ["base", "3", "91.00 ± 1.00", "100.00 ± 0.00", "-", "-"],
         ["A & B_1|50%", "2", "95.00 ± 0.00", "-", "+3.50", "0.500 (2)"],
     ]
+
+
+@pytest.mark.parametrize(("data", "shown"), [("digits", False), ("audio", True), ("songs", True)])
+def test_f1_has_a_column_where_the_data_are_sounds(write_run, data, shown):
+    folder = write_run(test={"top5": 1.0, "precision": 0.5, "f1": 0.75})
+    settings = json.loads((folder / "config.json").read_text())
+    settings["data"]["name"] = data
+    (folder / "config.json").write_text(json.dumps(settings))
+    table = tables.results(comparison_of(folder))
+    more = ["macro F1, %"] if shown else []
+    assert table.headings == ["config", "runs", "accuracy, %", "top-5 accuracy, %", *more]
+    assert table.rows == [["base", "1", "90.00", "100.00", "75.00"][: 4 + shown]]
 
 
 def test_costs_that_are_not_known_are_dashes(two_configs):

@@ -18,6 +18,7 @@ from experiments.train import train
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 FIGURES = {"curves.png", "confusion.png", "predictions.png", "attention.png"}
+MEASURED = {"top5", "precision", "recall", "f1", "top1_error", "top5_error"}
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +55,7 @@ def test_the_metrics_have_a_row_per_step_and_per_evaluation(finished):
     ]
     for row in found:
         names = {"loss", "accuracy"}
-        names |= {"learning_rate", "temperature"} if row["split"] == "train" else {"top5"}
+        names |= {"learning_rate", "temperature"} if row["split"] == "train" else MEASURED
         assert set(row) == {"step", "split"} | names
         assert np.isfinite(row["loss"])
     temperatures = [row["temperature"] for row in found if row["split"] == "train"]
@@ -74,7 +75,7 @@ def test_the_summary_says_what_came_out(finished):
     best = max(evaluations, key=lambda row: (row["accuracy"], -row["loss"]))
     assert {**summary["best"], "split": "validation"} == best
     test = rows(workdir)[-1]
-    assert summary["test"] == {name: test[name] for name in ("loss", "accuracy", "top5")}
+    assert summary["test"] == {name: test[name] for name in ("loss", "accuracy", *MEASURED)}
 
 
 def test_the_network_of_a_finished_run_gives_the_test_result_again(finished):
