@@ -288,9 +288,9 @@ def prediction_grid(
         truth, guess = pairs[index]
         right = labels[index] == predictions[index]
         if pictures:
-            _picture(axes, inputs[index])
+            draw_picture(axes, inputs[index])
         else:
-            _series(axes, inputs[index])
+            draw_series(axes, inputs[index])
         for spine in axes.spines.values():
             spine.set_color(LINE if right else WRONG)
             spine.set_linewidth(0.8 if right else 2.2)
@@ -303,7 +303,7 @@ def prediction_grid(
     save(figure, path)
 
 
-def _picture(axes: Axes, image: np.ndarray) -> None:
+def draw_picture(axes: Axes, image: np.ndarray) -> None:
     """[H, W, C] of any range, scaled to black and white; other than 3 channels as grey."""
     low, high = image.min(), image.max()
     image = (image - low) / (high - low) if high > low else np.full_like(image, 0.5)
@@ -313,7 +313,7 @@ def _picture(axes: Axes, image: np.ndarray) -> None:
     axes.set(xticks=[], yticks=[])
 
 
-def _series(axes: Axes, series: np.ndarray) -> None:
+def draw_series(axes: Axes, series: np.ndarray) -> None:
     """[L, C] as one line per channel."""
     colors = [VALIDATION] if series.shape[-1] == 1 else None
     for channel in range(series.shape[-1]):

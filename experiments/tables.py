@@ -52,7 +52,7 @@ def shown_metrics(comparison: Comparison) -> list[str]:
 def of_sounds(run: Run) -> bool:
     """Whether a run was on recordings."""
     data = run.settings.get("data")
-    return isinstance(data, dict) and data.get("name") in ("audio", "songs")
+    return isinstance(data, dict) and data.get("name") == "audio"
 
 
 def results(comparison: Comparison) -> Table:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dyn import models
 from dyn.diagnostics import sown_weights
-from experiments import figures, maps, metrics
+from experiments import figures, files, maps, metrics, mistakes, per_class
 from experiments.data import Dataset, Example, spectrogram_transforms, transforms
 from experiments.errors import UserError
 from experiments.mixing import mix
@@ -133,7 +133,7 @@ def pictures(
     dataset: Dataset,
     workdir: Path,
 ) -> None:
-    """Draws what a trained network did with the test split.
+    """Draws what a trained network did with the test split, and writes it down for each class.
 
     What a report shows of several runs together is kept in `maps.npz`.
 
@@ -154,6 +154,9 @@ def pictures(
 
     matrix = metrics.confusion_matrix(labels, predictions, len(classes))
     figures.confusion(matrix, classes, folder / "confusion.png")
+    rows = ([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
+    files.write_csv(workdir / "confusion.csv", ["truth", *classes], rows)
+    per_class.write(workdir, classes, labels, probabilities)
     rng = np.random.default_rng(config.seed)
     shown = figures.choose_examples(labels, predictions, 32, rng)
     prepare, source = make_transform(config, train=False), dataset.splits["test"]
@@ -164,6 +167,17 @@ def pictures(
         probabilities[shown],
         classes,
         folder / "predictions.png",
+    )
+    worst = mistakes.worst(labels, probabilities)
+    examples = [index for index, _ in worst]
+    mistakes.draw(
+        [prepare(source[index])["inputs"] for index in examples],
+        worst,
+        labels,
+        probabilities,
+        mistakes.names_of(source, examples),
+        classes,
+        folder / "mistakes.png",
     )
     if found["mixtures"]:
         by_class = {

@@ -118,7 +118,10 @@ def test_the_argument_names_the_data_set(argument, dataset, name, variant):
         ("tiny_imagnet", "did you mean 'tiny_imagenet'"),
         ("epochs=5", "such as --config.epochs=5"),
         ("digits,folder", "'folder'"),
-        ("xyzzy", "folder, voc2012, mask_folder, tfds, audio, adiac, songs"),
+        (
+            "xyzzy",
+            "one of digits, tiny_imagenet, ucr, folder, voc2012, mask_folder, tfds, audio, adiac, songs",
+        ),
     ],
 )
 def test_an_argument_that_is_not_understood_is_answered_with_what_is(argument, hint):

@@ -33,7 +33,7 @@ def test_results_are_means_deviations_and_differences(two_configs):
     ]
 
 
-@pytest.mark.parametrize(("data", "shown"), [("digits", False), ("audio", True), ("songs", True)])
+@pytest.mark.parametrize(("data", "shown"), [("digits", False), ("audio", True)])
 def test_f1_has_a_column_where_the_data_are_sounds(write_run, data, shown):
     folder = write_run(test={"top5": 1.0, "precision": 0.5, "f1": 0.75})
     settings = json.loads((folder / "config.json").read_text())

@@ -18,6 +18,7 @@ from experiments.train import train
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
 FIGURES = {"curves.png", "confusion.png", "predictions.png", "attention.png"}
+FIGURES |= {"pr_curves.png", "mistakes.png"}
 MEASURED = {"top5", "precision", "recall", "f1", "top1_error", "top5_error"}
 
 
@@ -32,7 +33,7 @@ def test_the_workdir_holds_what_it_should(finished):
     workdir, _ = finished
     assert {p.name for p in workdir.iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "maps.npz", "checkpoints", "figures"),
-        "lock",
+        *("lock", "confusion.csv", "per_class.csv"),
     }
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     assert {p.name for p in (workdir / "figures").iterdir()} == FIGURES
