@@ -1,0 +1,75 @@
+"""Max unpooling: what was pooled goes back to where it came from."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.window import Array
+
+DUPLICATES = ("mean", "set")
+
+
+def max_unpool(
+    values: Array, places: Array, shape: Sequence[int], duplicates: str = "mean"
+) -> Array:
+    """Puts each value at its place in an array of zeros: the way back of `max_pool_with_argmax`.
+
+        y[b, q, c] = mean of values[b, p, c] over all p with places[b, p, c] = q,    0 where there is none
+
+    Windows that overlap often agree on their largest input: of windows of 4x4 at stride 2 on random numbers
+    about half of the places are named more than once, and most of the output stays empty. Windows
+    of 2x2 at stride 2 have no duplicates, and pooling what was unpooled gives the values back
+    where they are positive.
+
+    Args:
+        values: `[B, *out, C]`.
+        places: integers `[B, *out, C]`, 0 to `prod(shape) - 1`, as `max_pool_with_argmax` gives them.
+        shape: the spatial shape of the result, as it was before pooling.
+        duplicates: what becomes of several values for one place: 'mean' of them, which is the same
+            everywhere; 'set', where one of them stays: on a CPU the last, as in torch, on accelerators
+            any.
+
+    Returns:
+        `[B, *shape, C]`, of the dtype of the values.
+
+    Raises:
+        ValueError: if values and places do not belong together, or for an unknown `duplicates`.
+
+    Source:
+        Zeiler, Fergus: Visualizing and Understanding Convolutional Networks. ECCV 2014, section 2.1
+        (unpooling by switches). https://arxiv.org/abs/1311.2901
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dyn.ops import max_pool_with_argmax, max_unpool
+        >>> x = jnp.array([1.0, 7.0, 5.0, 2.0]).reshape(1, 4, 1)
+        >>> max_unpool(*max_pool_with_argmax(x, (2,), 2, 0), shape=(4,)).ravel()
+        Array([0., 7., 5., 0.], dtype=float32)
+    """
+    shape = tuple(shape)
+    if duplicates not in DUPLICATES:
+        raise ValueError(f"duplicates={duplicates!r} is unknown: write 'mean' or 'set'.")
+    if values.shape != places.shape or values.ndim != len(shape) + 2:
+        raise ValueError(
+            f"values of {values.shape} with places of {places.shape} do not unpool to {shape}: both are "
+            "[B, *out, C] with as many spatial axes."
+        )
+    if not jnp.issubdtype(places.dtype, jnp.integer):
+        raise ValueError(f"places of {places.dtype} are none: they are integers.")
+
+    def unpool(values: Array, places: Array) -> Array:
+        empty = jnp.zeros(math.prod(shape), values.dtype)
+        if duplicates == "set":
+            return empty.at[places].set(values)
+        counts = empty.at[places].add(jnp.ones_like(values))
+        return empty.at[places].add(values) / jnp.maximum(counts, jnp.ones_like(counts))
+
+    # By vmap, so that a batch that is dealt out to devices stays where it is.
+    by_channel = jax.vmap(unpool, in_axes=-1, out_axes=-1)
+    flat = (values.shape[0], math.prod(values.shape[1:-1]), values.shape[-1])
+    wide = values.reshape(flat).astype(float32_or_wider(values))
+    y = jax.vmap(by_channel)(wide, places.reshape(flat))
+    return y.reshape(values.shape[0], *shape, values.shape[-1]).astype(values.dtype)
