@@ -86,13 +86,17 @@ class ResNet(nn.Module):
     output_stride: int | None = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False) -> Array | tuple[Array, ...]:
+    def __call__(
+        self, x: Array, train: bool = False, head_only: bool = False
+    ) -> Array | tuple[Array, ...]:
         """Logits `[B, num_classes]` of `x`, `[B, *spatial, C]`; without classifier, the features.
 
         Args:
             x: pictures or series, channels last.
             train: whether norms use (and update) batch statistics, and dropout drops. Needs
                 `mutable=["batch_stats"]`, and the rng `dropout` if there is any.
+            head_only: whether, of a network in training, `head` alone trains: all below it runs as in
+                inference.
         """
         axes = self.spatial_axes
         if x.ndim != axes + 2:
@@ -101,7 +105,7 @@ class ResNet(nn.Module):
             )
         norm = partial(
             nn.BatchNorm,
-            use_running_average=not train,
+            use_running_average=head_only or not train,
             momentum=0.9,
             epsilon=1e-5,
             dtype=self.dtype,
