@@ -58,8 +58,8 @@ from dyn.layers.pixel_conv import PixelDynamicConv
 # A bank of rotated kernels, mixed by attention or pooled over orientations. 2-D.
 from dyn.layers.rotated_conv import RotatedConv
 
-# Kernels of spectral norm one, each candidate by itself: for discriminators.
-from dyn.layers.spectral_norm import SpectralNormConv
+# Kernels of spectral norm one, each candidate by itself: for discriminators, whose head is the Dense.
+from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
 
 # Channels of x, for a block's last norm: from x to an x of the same shape.
 from dyn.layers.squeeze_excite import SqueezeExcite
@@ -85,6 +85,7 @@ __all__ = [
     "PixelDynamicConv",
     "RotatedConv",
     "SpectralNormConv",
+    "SpectralNormDense",
     "SqueezeExcite",
     "Warehouse",
     "WarehouseConv",

@@ -173,10 +173,23 @@ def batch_norm(
     return module(z.astype(dtype), use_running_average=running)
 
 
-def head(name: str, z: Array, features: int, *, dtype: jnp.dtype, param_dtype: jnp.dtype) -> Array:
+def head(
+    name: str,
+    z: Array,
+    features: int,
+    *,
+    dtype: jnp.dtype,
+    param_dtype: jnp.dtype,
+    use_bias: bool = True,
+) -> Array:
     """W z + b, the logits of one kind of attention; call it inside a compact method."""
     return nn.Dense(
-        features, kernel_init=he_normal_fan_out, dtype=dtype, param_dtype=param_dtype, name=name
+        features,
+        use_bias=use_bias,
+        kernel_init=he_normal_fan_out,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        name=name,
     )(z)
 
 

@@ -38,6 +38,7 @@ class CBAM(nn.Module):
         min_squeeze: its least size.
         kernel_size: size of the spatial gate's kernel along every spatial axis.
         spatial_norm: 'batch' (the authors') or 'none'.
+        use_bias: whether the channel gate has b_1 and b_2.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
         spatial_axes: number of spatial axes, the axes before them being batch axes; None: all axes
@@ -59,6 +60,7 @@ class CBAM(nn.Module):
     min_squeeze: int = 1
     kernel_size: int = 7
     spatial_norm: str = "batch"
+    use_bias: bool = True
     use_running_average: bool | None = None
     spatial_axes: int | None = None
     param_dtype: Any = jnp.float32
@@ -80,7 +82,10 @@ class CBAM(nn.Module):
         x, _ = flat_features(self, inputs, self.spatial_axes)
         types = {"dtype": attention_dtype(x, self.param_dtype), "param_dtype": self.param_dtype}
         channel = ChannelGate(
-            squeezed_size(x.shape[-1], self.reduction, self.min_squeeze), **types, name="channel"
+            squeezed_size(x.shape[-1], self.reduction, self.min_squeeze),
+            self.use_bias,
+            **types,
+            name="channel",
         )(x)
         x = x * over_space(channel, x)
         spatial = SpatialGate(
@@ -98,13 +103,18 @@ class ChannelGate(nn.Module):
     """Weights of the channels (section 3, equation 2 of the paper), `[B, *spatial, C]` to `[B, C]`."""
 
     squeezed: int
+    use_bias: bool
     dtype: Any
     param_dtype: Any
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
         """Weighs the channels by their means and maxima over space."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        types = {
+            "dtype": self.dtype,
+            "param_dtype": self.param_dtype,
+            "use_bias": self.use_bias,
+        }
         mean = global_average(x, x.ndim - 2, self.dtype)
         highest = largest(x, tuple(range(1, x.ndim - 1))).astype(self.dtype)
         # Both through the same two layers.

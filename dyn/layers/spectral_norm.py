@@ -8,6 +8,8 @@ no learned gain. `flax.linen.SpectralNorm` around a dynamic convolution would ta
 of candidates, which is up to sqrt(K) times that of the largest, and normalise the attention as well.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -96,7 +98,9 @@ class SpectralNormConv(ConvLayer):
             )
         x, batch = self.flat_inputs(inputs)
         kernel = self.candidate_kernels(x, self.num_kernels)
-        kernel = self.normalised(kernel.astype(float32_or_wider(kernel)))
+        kernel = normalised(
+            self, kernel.astype(float32_or_wider(kernel)), self.n_steps, self.epsilon
+        )
         mix = None
         if self.num_kernels > 1:
             mix = KernelAttention(
@@ -113,24 +117,78 @@ class SpectralNormConv(ConvLayer):
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
-    def normalised(self, kernel: Array) -> Array:
-        """Each candidate of `[K, *k, i, O]` over its spectral norm; keeps u. Sows `sigma`, `[K]`."""
 
-        def unit_vectors() -> Array:
-            u = jax.random.normal(self.make_rng("params"), kernel.shape[:: kernel.ndim - 1])
-            return u / (jnp.linalg.norm(u, axis=-1, keepdims=True) + self.epsilon)
+class SpectralNormDense(nn.Module):
+    """A linear layer whose kernel has spectral norm one: the head of a discriminator.
 
-        u = self.variable("batch_stats", "u", unit_vectors)
-        matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
-        after, sigma = spectral_norms(
-            matrices, u.value.astype(kernel.dtype), self.n_steps, self.epsilon
-        )
-        if self.is_mutable_collection("batch_stats") and not self.is_initializing():
-            u.value = after.astype(u.value.dtype)
-        self.sow("intermediates", "sigma", sigma)
-        # A kernel of zeros stays one.
-        sigma = jnp.maximum(sigma, self.epsilon)
-        return kernel / sigma.reshape(-1, *(1,) * (kernel.ndim - 1))
+        y = x W / sigma(W) + b
+
+    sigma is estimated as in `SpectralNormConv`, from one vector `u` in the collection `batch_stats`.
+
+    Attributes:
+        features: number of output features.
+        use_bias: whether a bias is added.
+        dtype: dtype of the product; None for what inputs and parameters promote to.
+        param_dtype: dtype of the parameters.
+        kernel_init: initialises the kernel.
+        bias_init: initialises the bias.
+        n_steps: power iterations in each call.
+        epsilon: added to the length that u and v are divided by; also the least sigma.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers import SpectralNormDense
+        >>> layer = SpectralNormDense(features=10)
+        >>> x = jnp.ones((2, 64))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> y, kept = layer.apply(variables, x, mutable=["batch_stats"])
+        >>> y.shape, kept["batch_stats"]["u"].shape
+        ((2, 10), (1, 10))
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = None
+    param_dtype: Any = jnp.float32
+    kernel_init: nn.initializers.Initializer = nn.linear.default_kernel_init
+    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+    n_steps: int = 1
+    epsilon: float = 1e-12
+
+    @nn.compact
+    def __call__(self, inputs: Array) -> Array:
+        """Applies the layer: `[*batch, I]` to `[*batch, features]`."""
+        shape = inputs.shape[-1], self.features
+        kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+        wide = kernel.astype(float32_or_wider(kernel))[None]
+        kernel = normalised(self, wide, self.n_steps, self.epsilon)[0]
+        bias = None
+        if self.use_bias:
+            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        x, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        y = jnp.matmul(x, kernel)
+        return y if bias is None else y + bias
+
+
+def normalised(module: nn.Module, kernel: Array, n_steps: int, epsilon: float) -> Array:
+    """Each candidate of `[K, ..., O]` over its spectral norm; call it inside a compact method.
+
+    It keeps the module's u, in the variable `u`, and sows `sigma`, `[K]`.
+    """
+
+    def unit_vectors() -> Array:
+        u = jax.random.normal(module.make_rng("params"), kernel.shape[:: kernel.ndim - 1])
+        return u / (jnp.linalg.norm(u, axis=-1, keepdims=True) + epsilon)
+
+    u = module.variable("batch_stats", "u", unit_vectors)
+    matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
+    after, sigma = spectral_norms(matrices, u.value.astype(kernel.dtype), n_steps, epsilon)
+    if module.is_mutable_collection("batch_stats") and not module.is_initializing():
+        u.value = after.astype(u.value.dtype)
+    module.sow("intermediates", "sigma", sigma)
+    # A kernel of zeros stays one.
+    sigma = jnp.maximum(sigma, epsilon)
+    return kernel / sigma.reshape(-1, *(1,) * (kernel.ndim - 1))
 
 
 def spectral_norms(
