@@ -1,5 +1,6 @@
 """Backbones and heads that take `conv=`: any callable with `nn.Conv`'s arguments."""
 
+from dyn.models.acgan import ACGAN
 from dyn.models.autoencoder import Autoencoder
 from dyn.models.classifier import Classifier
 from dyn.models.mobilenet import MobileNetV2
@@ -9,6 +10,7 @@ from dyn.models.time_series import Net1, Net2, SeriesNet
 from dyn.models.vgg import VGG, VGG16
 
 __all__ = [
+    "ACGAN",
     "FCN",
     "VGG",
     "VGG16",

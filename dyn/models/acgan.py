@@ -1,0 +1,241 @@
+"""A generator of labelled pictures, and a discriminator that tells false from true and what they show.
+
+The base is Odena, Olah, Shlens: Conditional Image Synthesis with Auxiliary Classifier GANs. ICML 2017.
+https://arxiv.org/abs/1610.09585. Residual blocks, CBAM and spectral normalisation are those of Fu et al.
+2023 (DR-ACGAN), tables 2 and 3: 13,730,793 and 2,456,754 parameters for 17 classes at 256 x 256 x 3.
+
+Deviations: both heads of the discriminator give logits, so that no softmax is taken of a softmax; any
+height and width that are multiples of 8.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dyn.layers.cbam import CBAM
+from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
+from dyn.layers.static_conv import Conv as StaticConv
+
+Array = jax.Array
+Conv = Callable[..., nn.Module]
+
+STEPS = 3  # doublings in the generator, halvings in the discriminator
+
+_conv_init = nn.initializers.normal(0.02)
+# What torch's Linear starts with, which the base leaves as it is.
+_linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+
+
+def _scale_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+    return 1 + _conv_init(key, shape, dtype)
+
+
+class ACGAN(nn.Module):
+    """Generator and discriminator side by side, in the collections' `generator` and `discriminator`.
+
+    Attributes:
+        num_classes: number of labels.
+        latent: size of the noise.
+        widths: features of the generator's four stages; of the discriminator's from the last to the first.
+        cbam_reduction: channels for each number in the hidden vector of the generator's channel gate.
+        dropout: share of the feature maps dropped behind each convolution of the discriminator.
+        conv: makes the convolutions of the generator's residual blocks, as in `ResNet`. The discriminator
+            takes none: its Lipschitz bound is one kernel's spectral norm, and that of a bank of kernels,
+            or of kernels that depend on the input, is another thing.
+        dtype: dtype of the computation; None for the inputs'.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.models import ACGAN
+        >>> net = ACGAN(num_classes=3, latent=8, widths=(16, 8, 8, 4))
+        >>> pictures = jnp.zeros((2, 32, 32, 1))
+        >>> variables = jax.jit(net.init)(jax.random.key(0), pictures)
+        >>> noise, labels = jax.random.normal(jax.random.key(1), (2, 8)), jnp.array([0, 2])
+        >>> net.apply(variables, noise, labels, (32, 32, 1), method="generate").shape
+        (2, 32, 32, 1)
+        >>> real, label = net.apply(variables, pictures, method="discriminate")
+        >>> real.shape, label.shape
+        ((2,), (2, 3))
+    """
+
+    num_classes: int
+    latent: int = 100
+    widths: Sequence[int] = (128, 64, 32, 16)
+    cbam_reduction: float = 8.0
+    dropout: float = 0.0
+    conv: Conv = StaticConv
+    dtype: Any = None
+
+    def setup(self) -> None:
+        """Makes the two."""
+        self.generator = Generator(
+            self.num_classes, self.widths, self.cbam_reduction, self.conv, self.dtype
+        )
+        self.discriminator = Discriminator(
+            self.num_classes, tuple(reversed(self.widths)), self.dropout, self.dtype
+        )
+
+    def __call__(self, inputs: Array, train: bool = False) -> tuple[Array, Array, Array]:
+        """Goes once through both, for `init` and for counting.
+
+        Args:
+            inputs: pictures `[B, H, W, C]`; what is generated has their shape.
+            train: as in `generate` and `discriminate`.
+
+        Returns:
+            Pictures of nothing, and what the discriminator says of the inputs.
+        """
+        nothing = jnp.zeros((inputs.shape[0], self.latent), inputs.dtype)
+        labels = jnp.zeros(inputs.shape[0], jnp.int32)
+        return self.generate(nothing, labels, inputs.shape[1:], train), *self.discriminate(
+            inputs, train
+        )
+
+    def generate(
+        self, noise: Array, labels: Array, shape: Sequence[int], train: bool = False
+    ) -> Array:
+        """Pictures `[B, H, W, C]` between -1 and 1; see `Generator`."""
+        return self.generator(noise, labels, shape, train)
+
+    def discriminate(self, pictures: Array, train: bool = False) -> tuple[Array, Array]:
+        """Logits of being real, `[B]`, and of the labels, `[B, num_classes]`; see `Discriminator`."""
+        return self.discriminator(pictures, train)
+
+
+class Generator(nn.Module):
+    """From noise and a label to a picture; the attributes are `ACGAN`'s."""
+
+    num_classes: int
+    widths: Sequence[int]
+    cbam_reduction: float
+    conv: Conv
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(
+        self, noise: Array, labels: Array, shape: Sequence[int], train: bool = False
+    ) -> Array:
+        """Generates pictures.
+
+        Args:
+            noise: `[B, latent]`, normally distributed.
+            labels: `[B]` integers.
+            shape: of a picture, `(H, W, C)`.
+            train: whether norms use (and update) batch statistics; needs `mutable=["batch_stats"]`.
+
+        Raises:
+            ValueError: if the sizes are no multiples of 8.
+        """
+        height, width, channels = shape
+        check_size(height, width)
+        types = {"dtype": self.dtype}
+        conv = partial(StaticConv, padding=1, kernel_init=_conv_init, **types)
+        norm = partial(
+            nn.BatchNorm,
+            use_running_average=not train,
+            momentum=0.9,
+            epsilon=1e-5,
+            scale_init=_scale_init,
+            **types,
+        )
+        label = nn.Embed(
+            self.num_classes,
+            noise.shape[-1],
+            embedding_init=nn.initializers.normal(1.0),
+            **types,
+            name="label",
+        )(labels)
+        start = height >> STEPS, width >> STEPS, self.widths[0]
+        x = nn.Dense(math.prod(start), kernel_init=_linear_init, **types, name="linear")(
+            label * noise.astype(label.dtype)
+        )
+        x = x.reshape(-1, *start)
+        for stage, features in enumerate(self.widths, 1):
+            if stage > 1:
+                x = nn.relu(x)
+                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+                x = conv(features, (3, 3), name=f"stage{stage}_conv")(x)
+                x = nn.relu(norm(name=f"stage{stage}_norm")(x))
+            x = ResidualBlock(
+                partial(self.conv, padding=1, kernel_init=_conv_init, **types),
+                norm,
+                name=f"stage{stage}_block1",
+            )(x)
+        x = CBAM(
+            reduction=1 / self.cbam_reduction, spatial_norm="none", use_bias=False, name="attention"
+        )(x)
+        return jnp.tanh(conv(channels, (3, 3), name="picture")(x))
+
+
+class ResidualBlock(nn.Module):
+    """x + norm(conv(relu(norm(conv(x))))), without the activation behind it."""
+
+    conv: Conv
+    norm: Callable[..., nn.Module]
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """`[B, H, W, C]` to the same."""
+        y = self.conv(x.shape[-1], (3, 3), name="conv1")(x)
+        y = nn.relu(self.norm(name="norm1")(y))
+        y = self.conv(x.shape[-1], (3, 3), name="conv2")(y)
+        return x + self.norm(name="norm2")(y)
+
+
+class Discriminator(nn.Module):
+    """Four convolutions and two heads, all of spectral norm one; the attributes are `ACGAN`'s.
+
+    Every call with `batch_stats` mutable takes one step of each layer's power iteration.
+    """
+
+    num_classes: int
+    widths: Sequence[int]
+    dropout: float = 0.0
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> tuple[Array, Array]:
+        """Logits of being real, `[B]`, and of the labels, `[B, num_classes]`.
+
+        Args:
+            x: pictures `[B, H, W, C]`.
+            train: whether dropout drops; needs the rng `dropout` if there is any.
+
+        Raises:
+            ValueError: if the sizes are no multiples of 8.
+        """
+        check_size(*x.shape[1:3])
+        for place, features in enumerate(self.widths):
+            x = SpectralNormConv(
+                features,
+                (3, 3),
+                2 if place else 1,
+                padding=1,
+                dtype=self.dtype,
+                kernel_init=_conv_init,
+                name=f"conv{place + 1}",
+            )(x)
+            x = nn.leaky_relu(x, 0.2)
+            # Whole maps: what is dropped could be read off the neighbours.
+            x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+        x = x.reshape(x.shape[0], -1)
+        head = partial(SpectralNormDense, dtype=self.dtype, kernel_init=_linear_init)
+        return head(1, name="real")(x)[..., 0], head(self.num_classes, name="label")(x)
+
+
+def check_size(height: int, width: int) -> None:
+    """Returns if a picture of this size can be halved as often as the networks do.
+
+    Raises:
+        ValueError: if it cannot.
+    """
+    least = 1 << STEPS
+    if height < least or width < least or height % least or width % least:
+        raise ValueError(
+            f"pictures of {height} x {width}: height and width must be multiples of {least}."
+        )
