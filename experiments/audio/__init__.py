@@ -1,0 +1,1 @@
+"""Recordings, windows, annotations and spectrograms: thin over soundfile, soxr, librosa and PyWavelets."""

@@ -1,0 +1,157 @@
+"""Made-up bird songs: recordings for machines that have none, and for tests.
+
+A class decides how a note sweeps, how fast the notes follow each other and between which pitches; tune,
+tempo, loudness and noise differ from recording to recording.
+"""
+
+import io
+import os
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import scipy.io.wavfile
+import scipy.signal
+
+from experiments.metrics import replacing
+
+
+class Song(NamedTuple):
+    """A class of songs.
+
+    Attributes:
+        name: of the class.
+        sweep: from time to pitch within a note, both 0 to 1.
+        low, high: what pitches 0 and 1 are in Hz.
+        notes: how many a second.
+    """
+
+    name: str
+    sweep: Callable[[np.ndarray], np.ndarray]
+    low: float
+    high: float
+    notes: float
+
+
+SONGS = (
+    Song("riser", lambda t: t, 1800.0, 4200.0, 4.0),
+    Song("faller", lambda t: 1 - t, 2600.0, 6400.0, 3.0),
+    Song("archer", lambda t: np.sin(np.pi * t), 1200.0, 2600.0, 2.5),
+    Song("ticker", lambda t: 1 - np.sqrt(t), 4200.0, 6800.0, 9.0),
+    Song("warbler", lambda t: 0.5 + 0.5 * np.sin(6 * np.pi * t), 2200.0, 3600.0, 1.6),
+    Song("dipper", lambda t: np.abs(2 * t - 1), 3000.0, 5200.0, 2.2),
+    Song("whistler", lambda t: np.full_like(t, 0.5), 1500.0, 1800.0, 1.2),
+    Song("stepper", lambda t: np.round(3 * t) / 3, 900.0, 2000.0, 3.4),
+)
+"""In the order in which classes are taken; the highest pitch needs 16,000 samples a second."""
+
+
+def write(
+    folder: str | os.PathLike,
+    classes: int = 4,
+    recordings: int = 16,
+    seconds: float = 3.0,
+    rate: int = 32000,
+    seed: int = 0,
+) -> pathlib.Path:
+    """Writes one song a recording, in one folder per class.
+
+    The same arguments make the same files, and a file that is there as it would be written is left alone.
+
+    Args:
+        folder: where the folders go.
+        classes: how many, up to `len(SONGS)`.
+        recordings: how many of each.
+        seconds: length of each.
+        rate: samples per second.
+        seed: decides everything that the class does not.
+
+    Returns:
+        The folder.
+    """
+    folder = pathlib.Path(folder)
+    for number, song in enumerate(_songs(classes, rate)):
+        for index in range(recordings):
+            rng = np.random.default_rng([seed, number, index])
+            length = seconds * rng.uniform(0.5, 0.9)
+            begin = rng.uniform(0, seconds - length)
+            sound = _noise(rng, round(seconds * rate))
+            _add(sound, sing(song, length, rate, rng), begin, rate)
+            _save(folder / song.name / f"{song.name}-{index + 1:03d}.wav", sound, rate)
+    return folder
+
+
+def write_day(
+    folder: str | os.PathLike,
+    recordings: int = 16,
+    seconds: float = 10.0,
+    rate: int = 22050,
+    seed: int = 0,
+) -> pathlib.Path:
+    """Writes the soundscape of a day: who sings and how loud the wind is depends on the hour.
+
+    The names tell the time, as a recorder's do: S4A00001_20200101_060000.wav. Else as `write`.
+    """
+    folder = pathlib.Path(folder)
+    songs = _songs(len(SONGS), rate)
+    for index in range(recordings):
+        rng = np.random.default_rng([seed, index])
+        minute = round(index * 24 * 60 / recordings)
+        sound = _noise(rng, round(seconds * rate)) * (0.6 + 0.4 * np.sin(np.pi * minute / 1440))
+        for number, song in enumerate(songs):
+            # Each has its hour, and is heard for some hours around it.
+            away = abs((minute / 60 - 24 * number / len(songs) + 12) % 24 - 12)
+            for _ in range(rng.poisson(0.3 * seconds * np.exp(-((away / 2.5) ** 2)))):
+                length = rng.uniform(0.8, 2.0)
+                begin = rng.uniform(0, max(seconds - length, 0))
+                _add(sound, sing(song, length, rate, rng), begin, rate)
+        clock = f"{minute // 60:02d}{minute % 60:02d}00"
+        _save(folder / f"S4A{index + 1:05d}_20200101_{clock}.wav", sound, rate)
+    return folder
+
+
+def sing(song: Song, seconds: float, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """One song of about this length, float64 `[n]`, between -1 and 1."""
+    tune, tempo = rng.uniform(0.92, 1.08), song.notes * rng.uniform(0.9, 1.1)
+    sound = np.zeros(round(seconds * rate))
+    for note in range(max(round(seconds * tempo), 1)):
+        n = round(rate / tempo * rng.uniform(0.6, 0.8))
+        pitch = tune * (song.low + (song.high - song.low) * song.sweep(np.linspace(0, 1, n)))
+        phase = 2 * np.pi * np.cumsum(pitch) / rate
+        tone = np.sin(phase) + 0.15 * np.sin(2 * phase) * (2 * pitch < rate / 2)
+        _add(sound, tone * scipy.signal.windows.tukey(n, 0.4), note / tempo, rate)
+    return sound * 10 ** rng.uniform(-1.0, -0.3)
+
+
+def _songs(classes: int, rate: int) -> tuple[Song, ...]:
+    if not 1 <= classes <= len(SONGS):
+        raise ValueError(f"there are 1 to {len(SONGS)} classes of songs, not {classes}")
+    if rate < 16000:
+        raise ValueError(f"the songs need a rate of 16000 or more, not {rate}")
+    return SONGS[:classes]
+
+
+def _noise(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Wind and hiss: more of the low frequencies, at a loudness of its own."""
+    white = rng.standard_normal(n)
+    wind = scipy.signal.lfilter([0.05], [1, -0.95], white)
+    return (wind + 0.1 * white) * 10 ** rng.uniform(-2.0, -1.3)
+
+
+def _add(sound: np.ndarray, part: np.ndarray, seconds: float, rate: int) -> None:
+    """Mixes one sound into another; what reaches beyond its end is lost."""
+    begin = round(seconds * rate)
+    part = part[: max(len(sound) - begin, 0)]
+    sound[begin : begin + len(part)] += part
+
+
+def _save(path: pathlib.Path, sound: np.ndarray, rate: int) -> None:
+    samples = np.rint(np.clip(sound, -1, 1) * 32767).astype(np.int16)
+    encoded = io.BytesIO()
+    scipy.io.wavfile.write(encoded, rate, samples)
+    # A new date would make everything prepared from it be prepared again.
+    if path.is_file() and path.read_bytes() == encoded.getvalue():
+        return
+    with replacing(path) as temporary:
+        temporary.write_bytes(encoded.getvalue())

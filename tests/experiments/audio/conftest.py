@@ -1,0 +1,67 @@
+"""Settings of sound as the configuration has them, and sound files."""
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+USUAL = {
+    "sample_rate": 32000,
+    "seconds": 2.0,
+    "hop": 1.0,
+    "windows": "grid",
+    "channel": "mean",
+    "pad": "zero",
+    "picture": "mel",
+    "n_fft": 1024,
+    "win": 0,
+    "step": 320,
+    "bands": 128,
+    "low": 0.0,
+    "high": 0.0,
+    "decibels": 80.0,
+    "drop_dc": False,
+    "height": 0,
+    "width": 0,
+    "colour": "grey",
+    "label_pattern": "",
+    "annotations": "",
+    "label_column": "",
+    "no_class": ("noise", "background", "silence", "other"),
+    "min_overlap": 0.25,
+    "min_fraction": 0.5,
+    "exhaustive": False,
+    "group_pattern": "",
+}
+
+
+@pytest.fixture
+def audio():
+    """Returns a function that gives the usual settings of sound, but for those named."""
+    return lambda **changed: ConfigDict({**USUAL, **changed})
+
+
+@pytest.fixture
+def small(audio):
+    """Settings of small pictures of short windows, quick to draw."""
+    return audio(
+        sample_rate=8000, seconds=0.5, hop=0.25, n_fft=256, step=125, bands=16, height=8, width=8
+    )
+
+
+@pytest.fixture
+def save(tmp_path):
+    """Returns a function that writes a sound file below `tmp_path / "sounds"`."""
+    soundfile = pytest.importorskip("soundfile")
+
+    def write(name, samples, rate=8000, **options):
+        path = tmp_path / "sounds" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        samples = np.asarray(samples)
+        channels = 1 if samples.ndim == 1 else samples.shape[1]
+        # In pieces: libsndfile's Vorbis encoder overflows the stack with long ones.
+        with soundfile.SoundFile(path, "w", rate, channels, **options) as file:
+            for begin in range(0, len(samples), 10000):
+                file.write(samples[begin : begin + 10000])
+        return path
+
+    return write

@@ -1,0 +1,191 @@
+import time
+
+import numpy as np
+import pytest
+from scipy.signal import fftconvolve
+
+from experiments.audio import spectrograms, wavelets
+from experiments.errors import UserError
+
+librosa = pytest.importorskip("librosa")
+
+
+def tone(hertz, seconds=2.0, rate=32000, loudness=0.5):
+    return (loudness * np.sin(2 * np.pi * hertz * np.arange(int(seconds * rate)) / rate)).astype(
+        np.float32
+    )
+
+
+def noise(n=64000):
+    return np.random.default_rng(0).standard_normal(n).astype(np.float32)
+
+
+def test_the_usual_settings_give_128_by_201(audio):
+    levels = spectrograms.picture(noise(), audio())
+    assert levels.shape == spectrograms.shape(audio()) == (128, 201) and levels.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    "changed, shape",
+    [
+        ({"picture": "linear"}, (513, 201)),
+        ({"picture": "linear", "drop_dc": True}, (512, 201)),
+        ({"picture": "linear", "low": 1000.0, "high": 2000.0}, (33, 201)),
+        ({"picture": "wavelet"}, (128, 201)),
+        ({"picture": "wavelet", "bands": 20, "height": 16, "width": 24}, (16, 24)),
+        ({"height": 224, "width": 224}, (224, 224)),
+        ({"height": 64}, (64, 201)),
+        ({"sample_rate": 48000, "n_fft": 2048, "win": 1024, "step": 512}, (128, 188)),
+    ],
+)
+def test_shapes_are_known_beforehand(audio, changed, shape):
+    settings = audio(**changed)
+    assert spectrograms.shape(settings) == shape
+    assert spectrograms.picture(noise(2 * settings.sample_rate), settings).shape == shape
+    rows = spectrograms.frequencies(settings)
+    assert rows.shape == shape[:1] and (np.diff(rows) < 0).all()
+
+
+def test_mel_pictures_are_librosa_s(audio):
+    samples = noise() + tone(3000)
+    power = librosa.feature.melspectrogram(
+        y=samples,
+        sr=32000,
+        n_fft=1024,
+        win_length=800,
+        hop_length=320,
+        n_mels=64,
+        fmin=50,
+        fmax=9000,
+    )
+    decibels = librosa.power_to_db(power, ref=np.max, top_db=80)[::-1]
+    settings = audio(bands=64, win=800, low=50.0, high=9000.0)
+    levels = spectrograms.picture(samples, settings).astype(float)
+    np.testing.assert_allclose(levels, 255 * (1 + decibels / 80), atol=0.51)
+
+
+@pytest.mark.parametrize("picture", spectrograms.PICTURES)
+@pytest.mark.parametrize("changed", [{}, {"height": 200, "width": 100}])
+def test_a_tone_is_a_line_at_its_frequency(audio, picture, changed):
+    settings = audio(picture=picture, **changed)
+    levels = spectrograms.picture(tone(3000), settings)
+    rows = spectrograms.frequencies(settings)
+    loudest = levels[:, 5:-5].mean(axis=1).argmax()
+    apart = abs(rows[loudest + 1] - rows[loudest - 1])
+    assert abs(rows[loudest] - 3000) < apart
+    assert levels.max() == 255 or changed
+
+
+@pytest.mark.parametrize("picture", spectrograms.PICTURES)
+def test_time_runs_to_the_right_and_loudness_does_not_matter(audio, picture):
+    samples = np.concatenate([1e-3 * noise(32000), tone(4000, 1.0)])
+    settings = audio(picture=picture)
+    levels = spectrograms.picture(samples, settings)
+    row = abs(spectrograms.frequencies(settings) - 4000).argmin()
+    assert levels[row, :90].max() < 200 < levels[row, 110:-5].min()
+    for factor in (1e-30, 1e30):
+        other = spectrograms.picture(samples * np.float32(factor), settings)
+        assert np.abs(other.astype(int) - levels).max() <= 1
+
+
+@pytest.mark.parametrize("picture", spectrograms.PICTURES)
+@pytest.mark.parametrize("value", [0.0, 0.3])
+def test_silence_is_black(audio, picture, value):
+    settings = audio(picture=picture, height=20, width=30)
+    levels = spectrograms.picture(np.full(64000, value, np.float32), settings)
+    assert levels.shape == (20, 30) and not levels.any()
+
+
+def test_decibels_set_the_floor(audio):
+    samples = tone(2000) + tone(8000, loudness=0.5e-2)  # 40 dB below
+    for decibels, expected in ((80.0, 127.5), (50.0, 51.0), (30.0, 0.0)):
+        settings = audio(picture="linear", decibels=decibels)
+        row = abs(spectrograms.frequencies(settings) - 8000).argmin()
+        assert spectrograms.picture(samples, settings)[row, 100] == pytest.approx(expected, abs=1.5)
+
+
+def test_wavelet_energies_are_those_of_the_convolution():
+    samples = noise(16000)
+    samples[6000:] *= 0.01
+    rate, rows = 16000, (6000.0, 2500.0, 900.0, 200.0)
+    found = wavelets.energies(samples, rate, rows, 40)
+    for row, frequency in zip(found, rows, strict=True):
+        scale = rate / frequency
+        time = np.arange(-int(6 * scale), int(6 * scale) + 1) / scale
+        wavelet = np.exp(2j * np.pi * time - time**2 / 1.5) / np.sqrt(1.5 * np.pi * scale)
+        energy = np.abs(fftconvolve(samples.astype(float), wavelet, mode="same")) ** 2
+        expected = energy.reshape(40, -1).mean(axis=1)
+        np.testing.assert_allclose(row, expected, rtol=0.03, atol=1e-3 * expected.max())
+
+
+def test_wavelet_energies_are_pywavelets():
+    pywt = pytest.importorskip("pywt")
+    samples, rate, rows = noise(16000), 16000, np.geomspace(3000, 200, 12)
+    scales = pywt.central_frequency("cmor1.5-1.0") * rate / rows
+    coefficients, _ = pywt.cwt(samples, scales, "cmor1.5-1.0", method="fft")
+    expected = (np.abs(coefficients) ** 2).reshape(12, 50, -1).mean(axis=-1)
+    found = wavelets.energies(samples, rate, tuple(rows), 50)
+    decibels = 10 * np.log10(found / expected)
+    assert np.abs(decibels).mean() < 0.3 and np.abs(decibels).max() < 1.5
+
+
+@pytest.mark.parametrize("picture, most", [("mel", 0.1), ("linear", 0.1), ("wavelet", 0.7)])
+def test_a_window_takes_little_time(audio, picture, most):
+    settings = audio(picture=picture, bands=256 if picture == "wavelet" else 128)
+    samples = noise()
+    times = []
+    for _ in range(4):
+        before = time.perf_counter()
+        spectrograms.picture(samples, settings)
+        times.append(time.perf_counter() - before)
+    assert min(times) < most
+
+
+@pytest.mark.parametrize("colour, channels", [("grey", 1), ("rgb", 3), ("magma", 3)])
+def test_levels_come_back_out_of_their_colours(rng, colour, channels):
+    levels = rng.integers(0, 256, (2, 30, 40), dtype=np.uint8)
+    levels[0, :7].flat[:256] = np.arange(256)
+    picture = spectrograms.coloured(levels, colour)
+    assert picture.shape == (2, 30, 40, channels) and picture.dtype == np.uint8
+    np.testing.assert_array_equal(spectrograms.levels_of(picture, colour), levels)
+
+
+def test_colours_that_no_level_has_become_the_nearest_level(rng):
+    levels = rng.integers(5, 250, (40, 40), dtype=np.uint8)
+    picture = spectrograms.coloured(levels, "magma").astype(int)
+    drawn = np.clip(picture + rng.integers(-2, 3, picture.shape), 0, 255).astype(np.uint8)
+    found = spectrograms.levels_of(drawn, "magma").astype(int)
+    assert np.abs(found - levels).max() <= 6
+
+
+@pytest.mark.parametrize(
+    "changed, setting",
+    [
+        ({"picture": "mfcc"}, "picture"),
+        ({"low": 5000.0, "high": 4000.0}, "low"),
+        ({"low": 4000.0, "high": 4000.0}, "low"),
+        ({"low": -1.0}, "low"),
+        ({"low": 16000.0}, "low"),
+        ({"high": 16001.0}, "high"),
+        ({"high": float("nan")}, "high"),
+        ({"n_fft": 512, "win": 1024}, "win"),
+        ({"n_fft": 0}, "n_fft"),
+        ({"step": 0}, "step"),
+        ({"bands": 0}, "bands"),
+        ({"bands": 400}, "bands"),
+        ({"decibels": 0.0}, "decibels"),
+        ({"height": -1}, "height"),
+        ({"seconds": 0.0}, "seconds"),
+        ({"sample_rate": 0}, "sample_rate"),
+        ({"picture": "linear", "low": 1010.0, "high": 1020.0}, "low"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(audio, changed, setting):
+    with pytest.raises(UserError, match=rf"--config\.audio\.{setting}="):
+        spectrograms.check(audio(**changed))
+
+
+@pytest.mark.parametrize("function", [spectrograms.coloured, spectrograms.levels_of])
+def test_a_colour_that_does_not_exist_is_named(function):
+    with pytest.raises(UserError, match=r"--config\.audio\.colour=viridis"):
+        function(np.zeros((2, 2, 3), np.uint8), "viridis")
