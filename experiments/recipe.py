@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dyn.interop import candidate_kernels
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("plateau", "cosine")
+SCHEDULES = ("plateau", "cosine", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +47,7 @@ def make_lengths(config: ConfigDict, examples: int) -> Lengths:
 def make_schedule(config: ConfigDict, lengths: Lengths) -> optax.Schedule:
     """The learning rate that `config.optimizer` asks for, before the plateau's scale.
 
-    'plateau' is constant: the loop cuts it when the validation loss stays. 'cosine' falls to a
+    'constant' stays. 'plateau' does too: the loop cuts it when the validation loss stays. 'cosine' falls to a
     thousandth over the run. Both begin with `warmup_epochs` of linear growth from zero.
     """
     rate = config.optimizer.learning_rate
@@ -80,6 +80,9 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
             )
     if config.optimizer.clip:
         optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip), optimizer)
+    if config.task == "acgan" and config.gan.discriminator_rate != 1:
+        slower = optax.scale(config.gan.discriminator_rate)
+        optimizer = optax.chain(optimizer, optax.masked(slower, _discriminator))
     if config.adapt_gates:
         return optax.chain(optimizer, optax.masked(optax.set_to_zero(), _not_attention))
     if config.start.freeze:
@@ -90,6 +93,10 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
 def _not_attention(params: Any) -> Any:
     """All that decides no attention: with gates, what is not the gates' own."""
     return traverse_util.path_aware_map(lambda path, _: "attention" not in path, params)
+
+
+def _discriminator(params: Any) -> Any:
+    return traverse_util.path_aware_map(lambda path, _: path[0] == "discriminator", params)
 
 
 def _matrices(params: Any) -> Any:

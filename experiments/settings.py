@@ -27,7 +27,7 @@ _NAMES = {
 # What a reader asks for first, in this order, where it is set to something.
 _RECIPE = (
     "optimizer", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing", "average",
-    "image_size", "audio", "spectrogram", "dtype", "model", "series", "conv", "head", "temperature",
+    "image_size", "audio", "spectrogram", "dtype", "model", "gan", "series", "conv", "head", "temperature",
     "auxiliary", "start", "data",
 )  # fmt: skip
 
@@ -68,6 +68,11 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
         found |= dict.fromkeys(of_classes, "it is for classification")
     else:
         found |= dict.fromkeys(("head.", "model.output_stride"), "it is for segmentation")
+    if known.get("task") == "acgan":
+        names = ("model.", "attention.", "classifier.", "mixing.")
+        found |= dict.fromkeys(names, "a GAN takes --config.gan and --config.conv")
+    else:
+        found["gan."] = "it is for --config.task=acgan"
     if network == "resnet":
         found["series."] = "it is for the networks net1 and net2"
     else:

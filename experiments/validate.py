@@ -32,6 +32,9 @@ AT_LEAST = {
     "optimizer.weight_decay": 0,
     "optimizer.warmup_epochs": 0,
     "optimizer.clip": 0,
+    "gan.latent": 1,
+    "gan.discriminator_dropout": 0,
+    "gan.cbam_reduction": 1,
     "loss_scale.start": 1,
     "loss_scale.grow_every": 0,
     "mixing.label_smoothing": 0,
@@ -94,6 +97,7 @@ AT_MOST = {
 }
 ABOVE_ZERO = (
     "optimizer.learning_rate",
+    "gan.discriminator_rate",
     "plateau.factor",
     "temperature.start",
     "audio.seconds",
@@ -107,6 +111,7 @@ BELOW_ONE = (
     "data.test",
     "model.dropout",
     "mixing.label_smoothing",
+    "gan.discriminator_dropout",
     "average",
 )
 AUDIO_WORDS = {
@@ -294,7 +299,8 @@ def _one_data_set(config: ConfigDict) -> None:
             f"--config=experiments/configs/{config.name}.py:{config.data.name}."
         )
     made_for = DATASETS.get(config.data.name, {}).get("task", "classification")
-    if config.data.name in DATASETS and config.task != made_for:
+    takes = {"acgan": "classification"}.get(config.task, config.task)
+    if config.data.name in DATASETS and takes != made_for:
         raise UserError(
             f"--config.task={config.task}: {config.data.name} is for {made_for}; choose another data set "
             "behind the config."

@@ -194,6 +194,8 @@ def start_rows(
 
 def _network(config: ConfigDict) -> str:
     """What the convolutions are in."""
+    if config.task == "acgan":
+        return f"ACGAN, widths {'-'.join(map(str, config.gan.widths))}"
     if config.model.network != "resnet":
         return f"{config.model.network}, {config.series.features} features"
     network = f"ResNet-{config.model.depth}, width {config.model.width}"

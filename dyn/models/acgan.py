@@ -41,7 +41,8 @@ class ACGAN(nn.Module):
     Attributes:
         num_classes: number of labels.
         latent: size of the noise.
-        widths: features of the generator's four stages; of the discriminator's from the last to the first.
+        widths: features of the generator's four stages, and from the last to the first those of the
+            discriminator's four.
         cbam_reduction: channels for each number in the hidden vector of the generator's channel gate.
         dropout: share of the feature maps dropped behind each convolution of the discriminator.
         conv: makes the convolutions of the generator's residual blocks, as in `ResNet`. The discriminator
@@ -72,7 +73,13 @@ class ACGAN(nn.Module):
     dtype: Any = None
 
     def setup(self) -> None:
-        """Makes the two."""
+        """Makes the two.
+
+        Raises:
+            ValueError: if there are not as many widths as stages.
+        """
+        if len(self.widths) != STEPS + 1 or min(self.widths) < 1:
+            raise ValueError(f"widths={tuple(self.widths)}: give {STEPS + 1} numbers of features.")
         self.generator = Generator(
             self.num_classes, self.widths, self.cbam_reduction, self.conv, self.dtype
         )

@@ -193,6 +193,16 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "context": "input",  # or series
                 "bins": 16,
             },
+            # Of a GAN, whose generator convolves with `conv`; see dyn.models.ACGAN.
+            "gan": {
+                "latent": 100,  # size of the noise
+                "widths": (128, 64, 32, 16),
+                "cbam_reduction": 8.0,
+                "aux_on_fake": True,  # whether the discriminator learns the class of what is generated
+                "discriminator_dropout": 0.0,
+                "discriminator_rate": 1.0,  # its learning rate, as a multiple of the generator's
+                "diff_augment": False,  # rolls and cuts all that the discriminator sees
+            },
             "dtype": "float32",
             # What the loss is multiplied by for its gradients. float16 wants 65536.0, growing every 2000
             # steps: gradients that overflow are left out, and it is halved.
@@ -201,7 +211,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "name": "adam",
                 "learning_rate": 1e-3,
                 "weight_decay": 0.0,
-                "schedule": "plateau",  # or cosine
+                "schedule": "plateau",  # or cosine, constant
                 "warmup_epochs": 0.0,
                 "clip": 0.0,  # the gradients' norm; 0 for no limit
                 "betas": (0.9, 0.999),  # of Adam

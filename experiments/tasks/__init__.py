@@ -1,5 +1,5 @@
 """One file per task: its model, loss, metrics and pictures."""
 
-from experiments.tasks import classification, segmentation
+from experiments.tasks import acgan, classification, segmentation
 
-TASKS = {"classification": classification, "segmentation": segmentation}
+TASKS = {"acgan": acgan, "classification": classification, "segmentation": segmentation}

@@ -62,6 +62,11 @@ def test_a_size_that_cannot_be_halved_three_times_is_refused():
             shapes_of(ACGAN(**SMALL), 1, *size)
 
 
+def test_other_than_four_widths_are_refused():
+    with pytest.raises(ValueError, match="give 4 numbers of features"):
+        shapes_of(ACGAN(num_classes=3, widths=(8, 4)), 1, 16, 16, 1)
+
+
 def test_every_layer_of_the_discriminator_has_spectral_norm_one(small):
     net, variables = small
     pictures = jax.random.normal(jax.random.key(1), (2, 16, 16, 1))

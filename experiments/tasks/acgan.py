@@ -1,0 +1,345 @@
+"""A GAN that learns to make labelled pictures: both losses, what is counted, what is drawn while it learns.
+
+One step is the base's (Odena et al. 2017, in the order of Fu et al. 2023): the generator learns from what the
+discriminator says of its pictures, then the discriminator from real pictures and from those same ones.
+Neither gradient looks at the other's update, so that both are taken at once, of
+
+    L_g(generator, stop(discriminator)) + L_d(stop(pictures), discriminator),
+
+and one optimiser, which works number by number, makes both updates.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from dyn.models import ACGAN
+from dyn.ops.dtypes import float32_or_wider
+from experiments import gan_figures, metrics
+from experiments.data import Dataset, Example
+from experiments.errors import UserError
+from experiments.gan_samples import diversity, labelled, make_pictures, noise_of
+from experiments.tasks import classification
+from experiments.tasks.backbone import with_conv
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+
+METRIC = None
+AUGMENTATIONS = classification.AUGMENTATIONS
+
+REAL, GENERATED = 2, 4  # pictures of each class that are shown
+COMPARED = 8  # of each class, whose diversity is compared
+SURE, SURE_STEPS = 0.99, 500  # a discriminator this good for so long teaches nothing
+LEAST_DIVERSITY = 0.05
+
+
+def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
+    """Generator and discriminator as `config.gan` describes them, with `config.conv` in the generator.
+
+    Raises:
+        UserError: for series, for more than one label an example, for pictures that do not end at -1 and 1,
+            and for a layer or a field of it that does not exist.
+    """
+    if spatial_axes != 2:
+        raise UserError("--config.task=acgan makes pictures, and these are series.")
+    if config.data.name == "audio" and config.audio.labels != "class":
+        raise UserError(
+            f"--config.audio.labels={config.audio.labels}: the GAN is told one class of each picture; "
+            "write class."
+        )
+    ends = [set(config.normalise[name]) for name in ("mean", "std")]
+    if ends != [{0.5}, {0.5}]:
+        raise UserError(
+            "--config.normalise: the generator makes pictures from -1 to 1, so that the mean and the std "
+            "must be (0.5,)."
+        )
+    gan = config.gan
+
+    def build(conv: Callable[..., nn.Module], shortcut: object) -> nn.Module:
+        del shortcut  # there is none
+        return ACGAN(
+            num_classes=num_classes,
+            latent=gan.latent,
+            widths=gan.widths,
+            cbam_reduction=gan.cbam_reduction,
+            dropout=gan.discriminator_dropout,
+            conv=conv,
+            dtype=jnp.dtype(config.dtype),
+        )
+
+    return with_conv(config, build, spatial_axes)
+
+
+def make_transform(config: ConfigDict, train: bool) -> Callable[..., Example]:
+    """What is done to an example before the networks see it: what a classifier's run does."""
+    return classification.make_transform(config, train)
+
+
+def loss(
+    config: ConfigDict, model: ACGAN, variables: Mapping[str, Any], batch: Batch, rng: Array
+) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
+    """Generator's and discriminator's loss of a training batch: (sum, (metrics, what changed)).
+
+        g = (bce(fake, 1) + ce(fake, y')) / 2
+        d = ((bce(real, 1) + ce(real, y)) / 2 + (bce(fake, 0) + ce(fake, y')) / 2) / 2
+
+    The labels y' are drawn uniformly. The discriminator looks three times, at the generator's pictures for
+    g, at the real ones and at the generator's for d, and its power iterations go one step each time.
+    """
+    real, gan = batch["inputs"], config.gan
+    keys = dict(
+        zip(("noise", "labels", "g", "real", "fake"), jax.random.split(rng, 5), strict=True)
+    )
+    noise = jax.random.normal(keys["noise"], (real.shape[0], model.latent), real.dtype)
+    wanted = jax.random.randint(keys["labels"], batch["label"].shape, 0, model.num_classes)
+
+    fake, changed = model.apply(
+        variables,
+        noise,
+        wanted,
+        real.shape[1:],
+        train=True,
+        method="generate",
+        mutable=["batch_stats", "losses"],
+    )
+    batch_stats = changed["batch_stats"]
+
+    def look(params: Any, pictures: Array, name: str) -> tuple[Array, Array]:
+        nonlocal batch_stats
+        cut, drop = jax.random.split(keys[name])
+        said, kept = model.apply(
+            {**variables, "params": params, "batch_stats": batch_stats},
+            distorted(pictures, cut) if gan.diff_augment else pictures,
+            train=True,
+            method="discriminate",
+            mutable=["batch_stats"],
+            rngs={"dropout": drop},
+        )
+        batch_stats = kept["batch_stats"]
+        return said
+
+    params = variables["params"]
+    of_fake = look(jax.lax.stop_gradient(params), fake, "g")
+    fooled = judged(of_fake, wanted, real=True)
+    g = (fooled["real"] + fooled["label"]).mean() / 2
+
+    seen = judged(look(params, real, "real"), batch["label"], real=True)
+    caught = judged(look(params, jax.lax.stop_gradient(fake), "fake"), wanted, real=False)
+    d = discriminator_loss(seen, caught, gan.aux_on_fake).mean()
+    measured = {
+        "loss": g + d,
+        "g": g,
+        "d": d,
+        "d_real": seen["right"].mean(),
+        "d_fake": caught["right"].mean(),
+        "aux_real": seen["named"].mean(),
+        "aux_fake": caught["named"].mean(),
+    }
+    return g + d, (measured, {**changed, "batch_stats": batch_stats})
+
+
+def judged(said: tuple[Array, Array], labels: Array, real: bool) -> dict[str, Array]:
+    """What the discriminator's words about some pictures cost, and whether they are right, `[B]` each.
+
+    Args:
+        said: logits of being real, `[B]`, and of the labels, `[B, C]`.
+        labels: `[B]`.
+        real: what the discriminator should say.
+
+    Returns:
+        `real` and `label` (cross-entropies), `right` and `named` (1 where it says so).
+    """
+    logits, classes = (values.astype(float32_or_wider(values)) for values in said)
+    target = jnp.full_like(logits, real)
+    return {
+        "real": optax.losses.sigmoid_binary_cross_entropy(logits, target),
+        "label": optax.losses.softmax_cross_entropy_with_integer_labels(classes, labels),
+        "right": ((logits > 0) == real).astype(jnp.float32),
+        "named": (jnp.argmax(classes, axis=-1) == labels).astype(jnp.float32),
+    }
+
+
+def discriminator_loss(
+    seen: Mapping[str, Array], caught: Mapping[str, Array], aux_on_fake: bool
+) -> Array:
+    """d of each pair of a real and a generated picture, `[B]`, from what `judged` says of them."""
+    of_fake = caught["real"] + (caught["label"] if aux_on_fake else 0)
+    return ((seen["real"] + seen["label"]) / 2 + of_fake / 2) / 2
+
+
+def distorted(pictures: Array, rng: Array) -> Array:
+    """Rolls each picture in time by up to an eighth, and cuts a rectangle of half its sides out of it.
+
+    Zhao et al.: Differentiable Augmentation for Data-Efficient GAN Training. NeurIPS 2020. A spectrogram
+    is rolled along its width alone: what is moved up or down is another sound.
+    """
+    batch, height, width, _ = pictures.shape
+    roll, top, left = jax.random.split(rng, 3)
+    shift = jax.random.randint(roll, (batch,), -(width // 8), width // 8 + 1)
+    rolled = jax.vmap(lambda x, by: jnp.roll(x, by, axis=1))(pictures, shift)
+
+    def inside(key: Array, size: int) -> Array:
+        # The rectangle's middle may lie anywhere, so that a part of it may lie outside.
+        middle = jax.random.randint(key, (batch, 1), 0, size)
+        return jnp.abs(jnp.arange(size) - middle) <= size // 4
+
+    hole = inside(top, height)[:, :, None] & inside(left, width)[:, None, :]
+    return jnp.where(hole[..., None], jnp.zeros_like(rolled), rolled)
+
+
+def evaluation_sums(model: ACGAN, variables: Mapping[str, Any], batch: Batch) -> dict[str, Array]:
+    """What a batch adds to the metrics: real pictures, and generated ones of their labels."""
+    real, labels, mask = batch["inputs"], batch["label"], batch["mask"]
+    # Always the same noise: evaluations are compared.
+    noise = jax.random.normal(jax.random.key(0), (real.shape[0], model.latent), real.dtype)
+    fake = model.apply(variables, noise, labels, real.shape[1:], method="generate")
+    seen = judged(model.apply(variables, real, method="discriminate"), labels, real=True)
+    said = model.apply(variables, fake, method="discriminate")
+    caught, fooled = judged(said, labels, real=False), judged(said, labels, real=True)
+    each = {
+        "g": (fooled["real"] + fooled["label"]) / 2,
+        "d": discriminator_loss(seen, caught, aux_on_fake=True),
+        "d_real": seen["right"],
+        "d_fake": caught["right"],
+        "aux_real": seen["named"],
+        "aux_fake": caught["named"],
+        "count": jnp.ones_like(mask),
+    }
+    return {name: jnp.sum(jnp.where(mask > 0, values, 0.0)) for name, values in each.items()}
+
+
+def measure(
+    outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+) -> dict[str, float]:
+    """Both losses and the discriminator's accuracies on a split, from what `evaluation_sums` gave."""
+    total: dict[str, float] = {}
+    for sums in outputs:
+        total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
+    count = total.pop("count")
+    means = {name: value / count for name, value in total.items()}
+    return {"loss": means["g"] + means["d"], **means}
+
+
+def inspection(model: ACGAN, variables: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+    """Nothing is drawn of single examples of the test split but that they are there."""
+    del model, variables
+    return {"labels": batch["label"]}
+
+
+def watch(
+    config: ConfigDict,
+    model: ACGAN,
+    variables: Mapping[str, Any],
+    dataset: Dataset,
+    workdir: Path,
+    step: int,
+) -> list[str]:
+    """Draws real and generated pictures side by side, and says what looks wrong.
+
+    Args:
+        config: the experiment.
+        model: both networks.
+        variables: as they are evaluated.
+        dataset: its training pictures are shown.
+        workdir: the run's; `figures/samples_<step>.png` is drawn.
+        step: of the evaluation.
+
+    Returns:
+        A sentence for each thing that is wrong.
+    """
+    real, fake = _side_by_side(config, model, variables, dataset)
+    name = f"samples_{step:06d}.png"
+    _draw(real, fake, dataset, f"Samples at step {step:,}", workdir / "figures" / name)
+    rows = [row for row in metrics.read_rows(workdir / metrics.METRICS_FILE) if row["step"] <= step]
+    return warnings(rows, diversity(real), diversity(fake))
+
+
+def warnings(rows: Sequence[Mapping[str, Any]], real: float, fake: float) -> list[str]:
+    """What looks wrong, a sentence each.
+
+    Args:
+        rows: of `metrics.jsonl`, up to now.
+        real: how different the real pictures of a class are.
+        fake: how different the generated ones are.
+    """
+    said = []
+    seen = [row for row in rows if row.get("split") == "train" and row.get("d_real") is not None]
+    if seen and seen[-1]["step"] - seen[0]["step"] >= SURE_STEPS:
+        late = [row for row in seen if row["step"] >= seen[-1]["step"] - SURE_STEPS]
+        if min((row["d_real"] + row["d_fake"]) / 2 for row in late) > SURE:
+            said.append(
+                f"the discriminator has been right on more than {SURE:.0%} for {SURE_STEPS} steps: the "
+                "generator learns little from it. Lower --config.gan.discriminator_rate, or give more data."
+            )
+    if fake < LEAST_DIVERSITY * real:
+        said.append(
+            f"the generated pictures of a class differ by {fake / real:.1%} of what real ones do: the "
+            "generator makes one picture a class."
+        )
+    return said
+
+
+def pictures(
+    config: ConfigDict,
+    model: ACGAN,
+    variables: Mapping[str, Any],
+    found: Mapping[str, Any],
+    test: Mapping[str, Any],
+    dataset: Dataset,
+    workdir: Path,
+) -> None:
+    """Draws samples of the trained generator, and how both networks did over the run.
+
+    Args:
+        config: the experiment; its seed decides which noise is shown.
+        model: both networks.
+        variables: of the last evaluation.
+        found: what `inspection` gave.
+        test: the metrics.
+        dataset: its training pictures are shown.
+        workdir: the run's; figures go into `figures/`.
+    """
+    del found, test
+    real, fake = _side_by_side(config, model, variables, dataset)
+    folder = workdir / "figures"
+    _draw(real, fake, dataset, "Samples", folder / "samples.png")
+    gan_figures.contest(metrics.read_rows(workdir / metrics.METRICS_FILE), folder / "gan.png")
+
+
+def _side_by_side(
+    config: ConfigDict, model: ACGAN, variables: Mapping[str, Any], dataset: Dataset
+) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+    """Real and generated pictures of the classes that are shown, by the class's number."""
+    real = labelled(
+        dataset.splits["train"],
+        make_transform(config, train=False),
+        range(min(len(dataset.classes), gan_figures.CLASSES)),
+        COMPARED,
+        config.seed,
+    )
+    shape = next(iter(real.values())).shape[1:]
+    labels = np.repeat(np.array(list(real), np.int32), COMPARED)
+    noise = noise_of(config.seed, labels, np.tile(np.arange(COMPARED), len(real)), model.latent)
+    # To this host alone: the others are not here.
+    variables = jax.device_get(dict(variables))
+    made = make_pictures(model, variables, noise, labels, shape, config.batch_size)
+    return real, dict(zip(real, made.reshape(len(real), COMPARED, *shape), strict=True))
+
+
+def _draw(
+    real: Mapping[int, np.ndarray],
+    fake: Mapping[int, np.ndarray],
+    dataset: Dataset,
+    title: str,
+    path: Path,
+) -> None:
+    rows = {dataset.classes[label]: (real[label][:REAL], fake[label][:GENERATED]) for label in real}
+    gan_figures.samples(rows, title, path)
