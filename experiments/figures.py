@@ -40,13 +40,16 @@ def training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
     train = [row for row in rows if row.get("split") == "train"]
     validation = [row for row in rows if row.get("split") == "validation"]
     schedules = any(row.get(name) for row in train for name in ("learning_rate", "temperature"))
-    heights = [1, 1, 0.55] if schedules else [1, 1]
-    figure = new_figure(7.5, 7.6 if schedules else 6, "Training")
+    # Of a run that has no accuracy, such as an autoencoder's, there is the loss alone.
+    measured = {name for row in rows for name in row}
+    names = ("loss",) if measured and "accuracy" not in measured else ("loss", "accuracy")
+    heights = [1] * len(names) + [0.55] * schedules
+    figure = new_figure(7.5, (7.6 if schedules else 6) - 2.6 * (2 - len(names)), "Training")
     grid = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
     panels = grid[:, 0]
 
     best = _best(validation)
-    for axes, name in zip(panels, ("loss", "accuracy"), strict=False):
+    for axes, name in zip(panels, names, strict=False):
         style_axes(axes, ylabel=name)
         # Rows of training are single batches: thin, because they are noisy.
         _curve(axes, train, name, color=TRAIN, linewidth=0.9, label="train")
@@ -63,10 +66,11 @@ def training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
         if axes.get_legend_handles_labels()[0]:
             axes.legend(loc="best", fontsize=8.5, framealpha=1, edgecolor="none")
     frame_losses(panels[0])
-    panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    panels[1].set_ylim(top=min(1.02, panels[1].get_ylim()[1]))
+    if "accuracy" in names:
+        panels[1].yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        panels[1].set_ylim(top=min(1.02, panels[1].get_ylim()[1]))
     if schedules:
-        _schedules(panels[2], train)
+        _schedules(panels[-1], train)
     panels[-1].set_xlabel("step", fontsize=9.5)
     panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
     panels[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
@@ -93,7 +97,9 @@ def _curve(axes: Axes, rows: Sequence[Mapping], name: str, **style) -> None:
 
 def frame_losses(axes: Axes) -> None:
     """From zero up; a few huge early losses are cut off, that would press the rest flat."""
-    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines] or [[]])
+    # Not the line of the best step, whose 0 to 1 is the height of the axes.
+    curves = [line for line in axes.lines if line.get_transform() == axes.transData]
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in curves] or [[]])
     values = values[np.isfinite(values)]
     if values.size:
         usual = np.quantile(values, 0.97)

@@ -41,7 +41,7 @@ def load(run: str | os.PathLike) -> Trained:
 
     classes, shape = summary.get("classes"), summary.get("shape")
     config = read_config(folder / "config.json")
-    if not classes or not shape:
+    if classes is None or not shape:  # there are none where nothing is labelled
         classes, shape = _from_figures(folder, config)
     return Trained(config, list(classes), tuple(shape), best_variables(folder))
 

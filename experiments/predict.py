@@ -68,6 +68,10 @@ def predict(
     masks, skipped_file = out.with_suffix(""), out.with_suffix(".skipped.csv")
     _check(paths, out, masks, top, batch_size, overwrite)
     trained = load(run)
+    if trained.config.task == "reconstruction":
+        raise UserError(
+            f"{run} predicts nothing; python -m experiments.embed {run} writes its codes."
+        )
     segments = trained.config.task == "segmentation"
     if segments and masks.exists() and not overwrite:
         raise UserError(f"{masks} is there, where the masks would go: {_OTHERWISE}")

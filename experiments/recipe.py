@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from dyn.interop import candidate_kernels
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("plateau", "cosine", "constant")
+SCHEDULES = ("plateau", "cosine", "decades", "constant")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +47,17 @@ def make_lengths(config: ConfigDict, examples: int) -> Lengths:
 def make_schedule(config: ConfigDict, lengths: Lengths) -> optax.Schedule:
     """The learning rate that `config.optimizer` asks for, before the plateau's scale.
 
-    'constant' stays. 'plateau' does too: the loop cuts it when the validation loss stays. 'cosine' falls to a
-    thousandth over the run. Both begin with `warmup_epochs` of linear growth from zero.
+    'constant' stays. 'plateau' does too: the loop cuts it when the validation loss stays. 'cosine'
+    falls to a thousandth over the run, 'decades' to a tenth after each third of it. All begin with
+    `warmup_epochs` of linear growth from zero.
     """
     rate = config.optimizer.learning_rate
     warmup = round(config.optimizer.warmup_epochs * lengths.epoch)
     if config.optimizer.schedule == "cosine":
         after = optax.cosine_decay_schedule(rate, max(lengths.total - warmup, 1), alpha=1e-3)
+    elif config.optimizer.schedule == "decades":
+        third = max(lengths.total - warmup, 1) / 3
+        after = optax.piecewise_constant_schedule(rate, {round(third): 0.1, round(2 * third): 0.1})
     else:
         after = optax.constant_schedule(rate)
     if not warmup:

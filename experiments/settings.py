@@ -27,8 +27,8 @@ _NAMES = {
 # What a reader asks for first, in this order, where it is set to something.
 _RECIPE = (
     "optimizer", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing", "average",
-    "image_size", "audio", "spectrogram", "dtype", "model", "gan", "series", "conv", "head", "temperature",
-    "auxiliary", "start", "data",
+    "image_size", "audio", "spectrogram", "dtype", "model", "gan", "autoencoder", "series", "conv", "head",
+    "temperature", "auxiliary", "start", "data",
 )  # fmt: skip
 
 
@@ -73,6 +73,13 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
         found |= dict.fromkeys(names, "a GAN takes --config.gan and --config.conv")
     else:
         found["gan."] = "it is for --config.task=acgan"
+    if known.get("task") == "reconstruction":
+        of_classifiers = ("attention.", "classifier.", "mixing.", "model.")
+        found |= dict.fromkeys(of_classifiers, "an autoencoder takes --config.autoencoder")
+        if known.get("autoencoder.pooling") != "explicit":
+            found["autoencoder.window"] = "it is for --config.autoencoder.pooling=explicit"
+    else:
+        found["autoencoder."] = "it is for --config.task=reconstruction"
     if network == "resnet":
         found["series."] = "it is for the networks net1 and net2"
     else:

@@ -243,6 +243,8 @@ def _train(
     checksum = parameters_sha256(program.whole(state.params))
     progress["best"], best = checkpoints.restore_best(progress["best"], program.shape)
     test = evaluation(best, "test")
+    if hasattr(task, "references"):
+        test |= task.references(config, dataset)
     write(progress["best"]["step"], "test", test)
     found = collect(program.inspection, best.evaluated, evaluation_batches("test"), program.put)
     variables = program.whole(best.evaluated)

@@ -44,7 +44,8 @@ class Trained:
 
         Returns:
             Of a classification run the probabilities, float32 `[N, classes]`; of a segmentation run a list
-            of the classes of all pixels, uint8 `[H, W]` each.
+            of the classes of all pixels, uint8 `[H, W]` each; of a reconstruction run the codes, float32
+            `[N, D]`.
 
         Raises:
             ValueError: if an example is none that the network could see.
@@ -53,7 +54,8 @@ class Trained:
         found = [said for _, said in self.answers(examples)]
         if self.config.task == "segmentation":
             return found
-        return np.array(found, np.float32).reshape(len(found), len(self.classes))
+        width = -1 if found and self.config.task == "reconstruction" else len(self.classes)
+        return np.array(found, np.float32).reshape(len(found), width)
 
     @functools.cached_property
     def task(self) -> ModuleType:

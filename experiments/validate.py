@@ -299,8 +299,9 @@ def _one_data_set(config: ConfigDict) -> None:
             f"--config=experiments/configs/{config.name}.py:{config.data.name}."
         )
     made_for = DATASETS.get(config.data.name, {}).get("task", "classification")
-    takes = {"acgan": "classification"}.get(config.task, config.task)
-    if config.data.name in DATASETS and takes != made_for:
+    # Whatever else is done with pictures is done with those that have classes.
+    masks = "segmentation" in (config.task, made_for)
+    if config.data.name in DATASETS and masks and config.task != made_for:
         raise UserError(
             f"--config.task={config.task}: {config.data.name} is for {made_for}; choose another data set "
             "behind the config."

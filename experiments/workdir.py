@@ -196,6 +196,9 @@ def _network(config: ConfigDict) -> str:
     """What the convolutions are in."""
     if config.task == "acgan":
         return f"ACGAN, widths {'-'.join(map(str, config.gan.widths))}"
+    if config.task == "reconstruction":
+        widths = "-".join(map(str, config.autoencoder.widths))
+        return f"autoencoder {widths}, {config.autoencoder.pooling} pooling"
     if config.model.network != "resnet":
         return f"{config.model.network}, {config.series.features} features"
     network = f"ResNet-{config.model.depth}, width {config.model.width}"

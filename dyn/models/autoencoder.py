@@ -40,7 +40,8 @@ class Autoencoder(nn.Module):
 
     'explicit' pools, and its decoder unpools and then convolves:
 
-        x_l, s_l = maxpool(ReLU(norm(conv3x3(x_{l-1})))),    y_{l-1} = ReLU(norm(conv3x3(maxunpool(y_l, s_l))))
+        x_l, s_l = maxpool(ReLU(norm(conv3x3(x_{l-1}))))
+        y_{l-1} = ReLU(norm(conv3x3(maxunpool(y_l, s_l))))
 
     What comes out then depends on the switches s_l too, which are not in the code. The decoder's last
     layer has no norm and ends in a sigmoid.

@@ -203,6 +203,14 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "discriminator_rate": 1.0,  # its learning rate, as a multiple of the generator's
                 "diff_augment": False,  # rolls and cuts all that the discriminator sees
             },
+            # Of task=reconstruction; see dyn.models.Autoencoder.
+            "autoencoder": {
+                "widths": (64, 128, 256, 6),  # features of each level; the last is the code's
+                "pooling": "implicit",  # or explicit
+                "window": 4,  # of explicit pooling, or 2
+                "code_activation": "relu",  # or none
+                "norm": True,
+            },
             "dtype": "float32",
             # What the loss is multiplied by for its gradients. float16 wants 65536.0, growing every 2000
             # steps: gradients that overflow are left out, and it is halved.
@@ -211,7 +219,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "name": "adam",
                 "learning_rate": 1e-3,
                 "weight_decay": 0.0,
-                "schedule": "plateau",  # or cosine, constant
+                "schedule": "plateau",  # or cosine, decades, constant
                 "warmup_epochs": 0.0,
                 "clip": 0.0,  # the gradients' norm; 0 for no limit
                 "betas": (0.9, 0.999),  # of Adam

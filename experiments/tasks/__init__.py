@@ -1,5 +1,10 @@
 """One file per task: its model, loss, metrics and pictures."""
 
-from experiments.tasks import acgan, classification, segmentation
+from experiments.tasks import acgan, classification, reconstruction, segmentation
 
-TASKS = {"acgan": acgan, "classification": classification, "segmentation": segmentation}
+TASKS = {
+    "classification": classification,
+    "segmentation": segmentation,
+    "reconstruction": reconstruction,
+    "acgan": acgan,
+}

@@ -29,6 +29,13 @@ def test_the_learning_rate_is_constant_by_default():
     assert float(schedule(0)) == float(schedule(99)) == pytest.approx(1e-3)
 
 
+def test_decades_fall_to_a_tenth_after_each_third():
+    config = config_with(**{"optimizer.schedule": "decades"})
+    schedule = make_schedule(config, Lengths(epoch=2, total=6, annealing=0, ramp=0))
+    rates = [float(schedule(step)) for step in range(6)]
+    np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
+
+
 def test_cosine_grows_linearly_and_falls_to_a_thousandth():
     config = config_with(**{"optimizer.schedule": "cosine", "optimizer.warmup_epochs": 1.0})
     rates = [float(make_schedule(config, LENGTHS)(step)) for step in range(101)]

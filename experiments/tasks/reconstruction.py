@@ -1,0 +1,206 @@
+"""Reconstruction: an autoencoder, mean squared error, and what a picture's code is.
+
+Labels are not looked at: any pictures will do, those of recordings among them.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dyn import models
+from dyn.models.autoencoder import CODE_ACTIVATIONS, POOLINGS
+from experiments import reconstruction_figures
+from experiments.data import Dataset, Example
+from experiments.data.transforms import AUGMENTATIONS as OF_PICTURES
+from experiments.errors import UserError
+from experiments.tasks import classification
+from experiments.tasks.backbone import with_conv
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+
+METRIC = "loss"  # the lower the better
+AUGMENTATIONS = (*OF_PICTURES, "spectrogram")
+WORDS = {"pooling": POOLINGS, "window": (2, 4), "code_activation": tuple(CODE_ACTIVATIONS)}
+SHOWN = 6  # pictures beside what comes back of them
+
+make_transform = classification.make_transform
+
+
+def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
+    """The autoencoder of `config.autoencoder`, whose encoder convolves by `config.conv`.
+
+    Raises:
+        UserError: for a setting that it does not have, or inputs that are not from 0 to 1.
+    """
+    del num_classes
+    fields = config.autoencoder
+    for field, words in WORDS.items():
+        if fields[field] not in words:
+            raise UserError(
+                f"--config.autoencoder.{field}={fields[field]}: choose one of "
+                f"{', '.join(map(str, words))}."
+            )
+    if not fields.widths or not all(isinstance(w, int) and w > 0 for w in fields.widths):
+        raise UserError(
+            f"--config.autoencoder.widths={fields.widths}: give the features of each level, such as "
+            "(64, 128, 256, 6)."
+        )
+    if spatial_axes != 2:
+        raise UserError("An autoencoder is for pictures and recordings: choose such a data set.")
+    normalise = [tuple(config.normalise[name]) for name in ("mean", "std")]
+    if set(normalise[0]) != {0.0} or set(normalise[1]) != {1.0}:
+        raise UserError(
+            f"--config.normalise={normalise[0]}, {normalise[1]}: what comes out of an autoencoder is from 0 "
+            "to 1, and so must be what goes in: mean (0.0,) and std (1.0,)."
+        )
+
+    def build(conv: Callable[..., nn.Module], shortcut: None) -> nn.Module:
+        del shortcut
+        return models.Autoencoder(
+            **{**fields, "widths": tuple(fields.widths)}, conv=conv, dtype=jnp.dtype(config.dtype)
+        )
+
+    return with_conv(config, build, spatial_axes)
+
+
+def loss(
+    config: ConfigDict, model: nn.Module, variables: Mapping[str, Any], batch: Batch, rng: Array
+) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
+    """Mean squared error of a training batch: (loss, (metrics, the collections that changed)).
+
+    Among the collections is `losses`, what the layers have sown.
+    """
+    del config
+    inputs = batch["inputs"]
+    outputs, changed = model.apply(
+        variables, inputs, train=True, mutable=["batch_stats", "losses"], rngs={"dropout": rng}
+    )
+    value = jnp.mean(squared_errors(inputs, outputs))
+    return value, ({"loss": value}, dict(changed))
+
+
+def squared_errors(inputs: Array, outputs: Array) -> Array:
+    """The mean over pixels and channels of each example, float32 `[B]`."""
+    difference = outputs.astype(jnp.float32) - inputs.astype(jnp.float32)
+    return jnp.mean(jnp.square(difference), axis=tuple(range(1, inputs.ndim)))
+
+
+def evaluation_sums(
+    model: nn.Module, variables: Mapping[str, Any], batch: Batch
+) -> dict[str, Array]:
+    """What a batch adds to the error, and the least and largest value of each feature of its codes."""
+    real = batch["mask"] > 0
+    code, error = _code_and_error(model, variables, batch["inputs"])
+    infinity = jnp.full_like(code, jnp.inf)
+    return {
+        "loss": jnp.sum(jnp.where(real, error, jnp.zeros_like(error))),
+        "count": jnp.sum(real, dtype=jnp.float32),
+        "least": jnp.min(jnp.where(real[:, None], code, infinity), axis=0),
+        "most": jnp.max(jnp.where(real[:, None], code, -infinity), axis=0),
+    }
+
+
+def measure(
+    outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+) -> dict[str, float]:
+    """The mean squared error of a split, and how many features of the code are the same for all of it."""
+    del dataset, split
+    parts = list(outputs)
+    least = np.min([part["least"] for part in parts], axis=0)
+    most = np.max([part["most"] for part in parts], axis=0)
+    total, count = (sum(float(part[name]) for part in parts) for name in ("loss", "count"))
+    return {"loss": total / count, "dead_features": int(np.sum(most <= least))}
+
+
+def references(config: ConfigDict, dataset: Dataset) -> dict[str, float]:
+    """The test error of what knows no picture: the mean picture of the training split, for all alike."""
+    prepare = make_transform(config, train=False)
+    mean = np.zeros(())
+    for example in _examples(dataset, "train", prepare):
+        mean = mean + example["inputs"].astype(np.float64)
+    mean = mean / len(dataset.splits["train"])
+    errors = [
+        np.mean(np.square(example["inputs"] - mean))
+        for example in _examples(dataset, "test", prepare)
+    ]
+    return {"mean_picture": float(np.mean(errors))}
+
+
+def _examples(dataset: Dataset, split: str, prepare: Callable[..., Example]) -> Iterable[Example]:
+    source = dataset.splits[split]
+    return (prepare(source[index]) for index in range(len(source)))
+
+
+def inspection(model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
+    """Code and error of each picture of a batch."""
+    code, error = _code_and_error(model, variables, batch["inputs"])
+    return {"codes": code, "errors": error}
+
+
+def _code_and_error(
+    model: nn.Module, variables: Mapping[str, Any], inputs: Array
+) -> tuple[Array, Array]:
+    def both(model: nn.Module, x: Array) -> tuple[Array, Array]:
+        code, switches = model.encode(x)
+        return code, model.decode(code, switches, channels=x.shape[-1])
+
+    code, outputs = model.apply(variables, inputs, method=both)
+    return _flat(code), squared_errors(inputs, outputs)
+
+
+def _flat(code: Array) -> Array:
+    return code.reshape(code.shape[0], -1).astype(jnp.float32)
+
+
+def answer(model: nn.Module, variables: Mapping[str, Any], inputs: Array) -> Array:
+    """The code of each picture, `[B, D]`: places, the last axis fastest, and then features."""
+    return _flat(model.apply(variables, inputs, method="encode")[0])
+
+
+def finish(answer: np.ndarray, example: Example) -> np.ndarray:
+    """What is said of one example in the end: its code, `[D]`."""
+    del example
+    return answer
+
+
+def pictures(
+    config: ConfigDict,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    found: Mapping[str, Any],
+    test: Mapping[str, Any],
+    dataset: Dataset,
+    workdir: Path,
+) -> None:
+    """Draws test pictures beside what came back of them, from the least error to the largest.
+
+    Args:
+        config: the experiment.
+        model: the network.
+        variables: of its best evaluation.
+        found: `codes [N, D]` and `errors [N]`.
+        test: the metrics.
+        dataset: what was tested on.
+        workdir: the run's; figures go into `figures/`.
+    """
+    order = np.argsort(found["errors"], kind="stable")
+    spread = np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)
+    prepare, source = make_transform(config, train=False), dataset.splits["test"]
+    inputs = np.stack([prepare(source[int(index)])["inputs"] for index in order[spread]])
+    outputs = np.asarray(jax.jit(partial(model.apply, train=False))(variables, inputs), np.float32)
+    reconstruction_figures.reconstructions(
+        inputs,
+        outputs,
+        [f"{found['errors'][index]:.4f}" for index in order[spread]],
+        f"Test pictures and what came back: mean squared error {test['loss']:.4f}",
+        f"From the least error to the largest. The mean picture's: {test['mean_picture']:.4f}.",
+        workdir / "figures" / "reconstructions.png",
+    )
