@@ -69,10 +69,11 @@ class Warehouses(nn.Module):
             ValueError: if the network for which the plan was made has no convolution there.
         """
         del place
+        # The plan may be of a network around the one that this belongs to, such as a head's over a backbone.
         path = path[len(self.path) - 1 :]
         for name, places in self.plan:
             for place, (at, _) in enumerate(places):
-                if at == path:
+                if at[-len(path) :] == path:
                     return getattr(self, name), place
         raise ValueError(
             f"no warehouse was planned for the convolution {'/'.join(path)}: make them with "
