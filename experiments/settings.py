@@ -64,7 +64,7 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
     conv = known.get("conv.name", "conv")
     found = {}
     if known.get("task") == "segmentation":
-        of_classes = ("classifier.", "mixing.mixup", "mixing.cutmix")
+        of_classes = ("classifier.", "mixing.mixup", "mixing.cutmix", "model.hidden")
         found |= dict.fromkeys(of_classes, "it is for classification")
     else:
         found |= dict.fromkeys(("head.", "model.output_stride"), "it is for segmentation")
@@ -80,12 +80,18 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
             found["autoencoder.window"] = "it is for --config.autoencoder.pooling=explicit"
     else:
         found["autoencoder."] = "it is for --config.task=reconstruction"
-    if network == "resnet":
+    of_resnets = (
+        "attention.",
+        *(f"model.{x}" for x in ("depth", "context", "representation", "shortcut")),
+    )
+    of_series = ("net1", "net2")
+    if network not in of_series:
         found["series."] = "it is for the networks net1 and net2"
-    else:
-        of_resnets = ("depth", "width", "stem", "context", "representation", "shortcut")
-        names = ("attention.", "classifier.", *(f"model.{name}" for name in of_resnets))
+    if network in of_series:
+        names = (*of_resnets, "classifier.", "model.width", "model.stem", "model.hidden")
         found |= dict.fromkeys(names, f"{network} takes --config.series")
+    elif network != "resnet":
+        found |= dict.fromkeys(of_resnets, f"{network} has none")
     if known.get("optimizer.schedule") != "plateau":
         found["plateau."] = "it is for --config.optimizer.schedule=plateau"
     if "carried" not in known.get("model.context", ""):

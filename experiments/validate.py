@@ -15,6 +15,7 @@ from experiments.errors import UserError, nearest
 from experiments.program import ANNEALING
 from experiments.recipe import OPTIMIZERS, SCHEDULES
 from experiments.tasks import TASKS
+from experiments.tasks.classification import SERIES_NETS
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -29,6 +30,7 @@ AT_LEAST = {
     "image_size": 0,
     "model.width": 1,
     "model.representation": 1,
+    "model.hidden": 0,
     "optimizer.weight_decay": 0,
     "optimizer.warmup_epochs": 0,
     "optimizer.clip": 0,
@@ -221,7 +223,7 @@ def validate_data(config: ConfigDict, dataset: Dataset) -> None:
         UserError: if the network or the number of classes or of examples is not for it, or a time is too long
             to be counted.
     """
-    if config.model.network != "resnet" and len(dataset.shape) != 2:
+    if config.model.network in SERIES_NETS and len(dataset.shape) != 2:
         raise UserError(
             f"--config.model.network={config.model.network} is for series, and {dataset.name} has pictures: "
             "choose another config."

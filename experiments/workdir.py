@@ -199,9 +199,17 @@ def _network(config: ConfigDict) -> str:
     if config.task == "reconstruction":
         widths = "-".join(map(str, config.autoencoder.widths))
         return f"autoencoder {widths}, {config.autoencoder.pooling} pooling"
-    if config.model.network != "resnet":
-        return f"{config.model.network}, {config.series.features} features"
-    network = f"ResNet-{config.model.depth}, width {config.model.width}"
+    match config.model.network:
+        case "resnet":
+            network = f"ResNet-{config.model.depth}, width {config.model.width}"
+        case "vgg16":
+            network = f"VGG-16, width {config.model.width}"
+        case "mobilenet_v2":
+            network = f"MobileNetV2, {config.model.width / 64:g} times as wide as published"
+        case series:
+            return f"{series}, {config.series.features} features"
+    if config.model.hidden:
+        network += f", a hidden layer of {config.model.hidden}"
     if config.task == "segmentation":
         network = f"{config.head.name} on {network}, output stride {config.model.output_stride}"
     if config.attention.name != "none":

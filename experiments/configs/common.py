@@ -174,11 +174,12 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
             "classifier": {"name": "dense"},
             "head": {"name": "fcn"},  # of a segmentation network; or deeplabv3plus
             "model": {
-                "network": "resnet",  # or net1, net2 for series; see `series`
+                "network": "resnet",  # or vgg16, mobilenet_v2; or net1, net2 for series, with `series`
                 "depth": 18,
-                "width": 64,
+                "width": 64,  # at which each network is as published
                 "stem": "imagenet",
                 "dropout": 0.2,
+                "hidden": 0,  # size of a hidden layer in front of the classifier; 0 for the network's own end
                 "context": "input",  # what attention looks at; see dyn.models.ResNet
                 "representation": 64,  # size of a carried context
                 "output_stride": 16,  # of a segmentation network's backbone

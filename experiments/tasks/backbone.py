@@ -1,4 +1,4 @@
-"""From a config to a network: which convolution, which attention behind a block, which depth."""
+"""From a config to a network: which convolution, which attention behind a block, which network."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -35,8 +35,13 @@ RESNETS = {
     34: models.ResNet34,
     50: models.ResNet50,
 }
+# The networks that take any convolution of the catalogue.
+NETWORKS = ("resnet", "vgg16", "mobilenet_v2")
+# Whose authors have them in the place of MobileNetV2's depthwise convolutions, too.
+DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv)
 # What a setting of `config.model` may be, where it is one of a few words.
 WORDS = {
+    "network": NETWORKS,
     "depth": tuple(RESNETS),
     "stem": ("imagenet", "small"),
     "context": ("input", "block", "carried", "carried_pixels"),
@@ -44,38 +49,65 @@ WORDS = {
 }
 
 
-def make_resnet(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
-    """The residual network that `config.model`, `.conv`, `.attention` and `.classifier` describe.
+def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
+    """The network that `config.model`, `.conv`, `.attention` and `.classifier` describe.
+
+    With `config.model.hidden` it is a `Classifier` over the network's features.
 
     Raises:
         UserError: for a layer, a field of it, or a word of `config.model` that does not exist.
     """
-    build = partial(
-        make_backbone(config),
-        num_classes=num_classes,
-        dense=make_layer(config, "classifier", CLASSIFIERS),
-        spatial_axes=spatial_axes,
-        dropout=config.model.dropout,
-    )
+    backbone = partial(make_backbone(config), spatial_axes=spatial_axes)
+    ends = {
+        "num_classes": num_classes,
+        "dense": make_layer(config, "classifier", CLASSIFIERS),
+        "dropout": config.model.dropout,
+    }
+
+    def build(**convs: Callable[..., nn.Module] | None) -> nn.Module:
+        if not config.model.hidden:
+            return backbone(**ends, **convs)
+        return models.Classifier(
+            **ends,
+            backbone=partial(backbone, num_classes=None, **convs),
+            hidden=config.model.hidden,
+            dtype=jnp.dtype(config.dtype),
+        )
+
     return with_conv(config, build, spatial_axes)
 
 
 def with_conv(config: ConfigDict, build: Callable[..., nn.Module], spatial_axes: int) -> nn.Module:
-    """What `build(conv=, shortcut=)` makes of the convolution that `config.conv` names."""
+    """What `build` makes of the convolution that `config.conv` names.
 
-    def network(conv: Callable[..., nn.Module]) -> nn.Module:
-        return build(conv=conv, shortcut=conv if config.model.shortcut == "conv" else None)
-
+    It is called with `conv=`, and with what else in the network of `config.model` is made of it: with
+    `shortcut=` or `depthwise=`.
+    """
     conv = make_layer(config, "conv", CONVS)
+
+    def network(made: Callable[..., nn.Module]) -> nn.Module:
+        convs = {"conv": made}
+        if config.model.network == "resnet":
+            convs["shortcut"] = made if config.model.shortcut == "conv" else None
+        elif config.model.network == "mobilenet_v2":
+            convs["depthwise"] = made if conv.func in DEPTHWISE else None
+        return build(**convs)
+
     if conv.func is layers.WarehouseConv:
         # The convolutions of a stage share their cells. Sizes do not matter for the kernels.
         example = jax.ShapeDtypeStruct((1, *(32,) * spatial_axes, 3), jnp.float32)
-        return layers.share_kernels(network, example, **conv.keywords)
+        share = None if config.model.network == "resnet" else _stage
+        return layers.share_kernels(network, example, share=share, **conv.keywords)
     return network(conv)
 
 
+def _stage(path: tuple[str, ...]) -> str:
+    """`stage2` of `stage2_conv1`, of a network itself or of a backbone."""
+    return next(name for name in path if name != "backbone").partition("_")[0]
+
+
 def make_backbone(config: ConfigDict) -> partial:
-    """A residual network but for what it ends in and what it convolves with.
+    """A network but for what it ends in and what it convolves with.
 
     Raises:
         UserError: for a layer, a field of it, or a word of `config.model` that does not exist.
@@ -91,14 +123,19 @@ def make_backbone(config: ConfigDict) -> partial:
             f"--config.model.context={config.model.context}: a static convolution looks at no "
             "context; leave it at input, or choose another --config.conv.name."
         )
+    fields = {"stem": config.model.stem, "dtype": jnp.dtype(config.dtype)}
+    if config.model.network == "vgg16":
+        return partial(models.VGG16, width=config.model.width, **fields)
+    if config.model.network == "mobilenet_v2":
+        # So that 64, at which the others are as published, is so here.
+        return partial(models.MobileNetV2, width=config.model.width / 64, **fields)
     return partial(
         RESNETS[config.model.depth],
         attention=make_layer(config, "attention", ATTENTIONS),
         width=config.model.width,
-        stem=config.model.stem,
         context=config.model.context,
         representation=config.model.representation,
-        dtype=jnp.dtype(config.dtype),
+        **fields,
     )
 
 

@@ -1,4 +1,4 @@
-"""Classification: a residual network, cross-entropy, accuracy, and the pictures of a run."""
+"""Classification: a network, cross-entropy, accuracy, and the pictures of a run."""
 
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,7 +17,7 @@ from experiments import figures, files, maps, metrics, mistakes, per_class
 from experiments.data import Dataset, Example, spectrogram_transforms, transforms
 from experiments.errors import UserError
 from experiments.mixing import mix
-from experiments.tasks.backbone import CONVS, make_layer, make_resnet
+from experiments.tasks.backbone import CONVS, NETWORKS, make_layer, make_network
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -34,12 +34,11 @@ def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Mo
         UserError: for a layer, a field of it, or a word of `config.model` that does not exist.
     """
     network = config.model.network
-    if network == "resnet":
-        return make_resnet(config, num_classes, spatial_axes)
+    if network in NETWORKS:
+        return make_network(config, num_classes, spatial_axes)
     if network not in SERIES_NETS:
-        raise UserError(
-            f"--config.model.network={network}: choose resnet, {', '.join(SERIES_NETS)}."
-        )
+        choices = (*NETWORKS, *SERIES_NETS)
+        raise UserError(f"--config.model.network={network}: choose one of {', '.join(choices)}.")
     return SERIES_NETS[network](
         num_classes=num_classes,
         conv=make_layer(config, "conv", CONVS),

@@ -16,6 +16,7 @@ from dyn import models
 from experiments import maps, segmentation_figures
 from experiments.data import Dataset, Example, mask_transforms
 from experiments.data.masks import IGNORE
+from experiments.errors import UserError
 from experiments.segmentation_metrics import confusion_matrix, scores
 from experiments.tasks.backbone import make_backbone, make_layer, with_conv
 
@@ -28,7 +29,16 @@ HEADS = {"fcn": models.FCN, "deeplabv3plus": models.DeepLabV3Plus}
 
 
 def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
-    """A head of `config.head` over a residual network that keeps `config.model.output_stride`."""
+    """A head of `config.head` over a residual network that keeps `config.model.output_stride`.
+
+    Raises:
+        UserError: for another network, or what does not exist of this one.
+    """
+    if config.model.network != "resnet":
+        raise UserError(
+            f"--config.model.network={config.model.network}: a segmentation is made of a resnet, "
+            "whose stages can dilate instead of striding."
+        )
     head = make_layer(config, "head", HEADS)
     backbone = partial(
         make_backbone(config), num_classes=None, output_stride=config.model.output_stride

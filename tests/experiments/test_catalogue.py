@@ -16,7 +16,7 @@ from experiments.errors import UserError
 from experiments.loss_scale import all_finite
 from experiments.recipe import make_lengths
 from experiments.tasks import TASKS
-from experiments.tasks.backbone import make_resnet
+from experiments.tasks.backbone import make_network
 from experiments.train import find_program, train
 from experiments.validate import validate
 
@@ -122,7 +122,7 @@ def test_the_warehouse_s_blend_falls_to_zero_over_the_epochs_of_the_temperature(
 def test_the_convolutions_of_a_stage_share_a_warehouse_and_so_do_the_shortcuts():
     config = kernel_warehouse.get_config("smoke")
     config.model.depth = 10
-    net = make_resnet(config, num_classes=5, spatial_axes=2)
+    net = make_network(config, num_classes=5, spatial_axes=2)
     shapes = jax.eval_shape(net.init, jax.random.key(0), np.ones((1, 8, 8, 1), np.float32))
     params = shapes["params"]
     assert set(params["conv"]) == {"stage1", "stage2", "stage3", "stage4"}
