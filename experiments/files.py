@@ -45,7 +45,10 @@ def write_csv(
 
 @contextlib.contextmanager
 def appended(
-    path: str | os.PathLike, header: Sequence[str], overwrite: bool = False
+    path: str | os.PathLike,
+    header: Sequence[str],
+    overwrite: bool = False,
+    dialect: str = "excel",
 ) -> Iterator[Callable[[Iterable[Sequence[object]]], None]]:
     """Writes a table of comma-separated values while it is being made.
 
@@ -56,6 +59,7 @@ def appended(
       path: the file; its folder is created where it is missing.
       header: names of the columns.
       overwrite: whether a file that is there may be replaced.
+      dialect: of the module csv; 'excel-tab' separates values by tabs.
 
     Yields:
       A function that appends rows.
@@ -72,7 +76,7 @@ def appended(
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
                 file = stack.enter_context(open(path, "w" if overwrite else "x", **options))
-                table = csv.writer(file)
+                table = csv.writer(file, dialect)
                 table.writerow(header)
             table.writerows(rows)
             file.flush()

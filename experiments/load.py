@@ -5,7 +5,11 @@
     model = load("runs/odconv-digits")
     probabilities = model(pictures)
 
-Pictures are uint8 `[N, H, W, C]`, or a list of pictures of any sizes.
+Pictures are uint8 `[N, H, W, C]`, or a list of pictures of any sizes. Of a run on recordings
+
+    places, scores = model.sounds(samples, rate)
+
+says where each window of a sound lies, in seconds, and how the classes score in it.
 """
 
 import json

@@ -1,18 +1,29 @@
 """Asks the network of a finished run about files.
 
     python -m experiments.predict RUN FILES_OR_FOLDERS... [--out=predictions.csv] [--top=5]
+    python -m experiments.predict RUN RECORDINGS... [--out=predictions/] [--threshold=0.5] [--merge=N]
 
     RUN                  the --workdir of a finished run
     FILES_OR_FOLDERS     pictures; of a run on series, files of the UCR archive's formats (.tsv, .txt, .ts),
-                         whose labels are not looked at
-    --out=FILE.csv       where the predictions go
+                         whose labels are not looked at; of a run on recordings, recordings of any length
+    --out=FILE.csv       where the predictions go; of recordings a folder
     --top=K              so many classes of each example, the most probable first
     --batch_size=N       examples at once; without it the run's
     --overwrite          replaces the predictions of an earlier command
 
+of recordings alone
+    --threshold=SHARE    the least score that is written, 0.5
+    --all_scores         all scores of all windows instead, a column for each class
+    --merge=N            so many consecutive windows with one label become one row at most
+    --hop=SECONDS        from one window to the next; without it the run's
+
 FILE.csv has a row for each example and rank: file, rank, label, probability (and the line, in a file of
 series). Of a segmentation run it has a row for each picture and class that was seen in it: file, mask, label,
 pixels, share; the masks are palette PNGs in the folder FILE. What could not be used is in FILE.skipped.csv.
+
+Of recordings the folder has predictions.csv (file, start_s, end_s, label, score, silent), per_file.csv with
+the highest scores of each recording, tables for Raven beside them, and skipped.csv; `predict_recordings.py`
+says more of them.
 """
 
 import sys
@@ -38,40 +49,75 @@ Rows = Iterator[Sequence[object]]
 def predict(
     run: str,
     paths: Sequence[str],
-    out: str | Path = "predictions.csv",
+    out: str | Path | None = None,
     *,
-    top: int = 5,
+    top: int | None = None,
+    threshold: float | None = None,
+    all_scores: bool | None = None,
+    merge: int | None = None,
+    hop: float | None = None,
     batch_size: int = 0,
     overwrite: bool = False,
     quiet: bool = False,
 ) -> tuple[int, int]:
     """Writes what a finished run's network says of some files.
 
-    Any number of them takes the same memory: rows are written as they are made.
+    Any number of them takes the same memory: rows are written as they are made. None is for what a run on
+    other data has no use for, and for what is usual.
 
     Args:
         run: the run's workdir.
         paths: files and folders.
-        out: where the predictions go.
-        top: how many classes of each example.
+        out: where the predictions go: predictions.csv, of recordings the folder predictions.
+        top: how many classes of each example; 5.
+        threshold, all_scores, merge, hop: of recordings, see `predict_recordings.predict`.
         batch_size: 0 for the run's.
         overwrite: whether what an earlier call wrote to `out` may be replaced.
         quiet: whether nothing is printed.
 
     Returns:
-        How many examples were predicted, and how many could not be used.
+        How many examples (of recordings, files) were predicted, and how many could not be used.
 
     Raises:
-        UserError: if the run or a path is not there, if `out` is, or if nothing could be predicted.
+        UserError: if the run or a path is not there, if `out` is, if nothing could be predicted, or for an
+            option that is for other runs.
     """
-    out = Path(out).expanduser()
-    masks, skipped_file = out.with_suffix(""), out.with_suffix(".skipped.csv")
-    _check(paths, out, masks, top, batch_size, overwrite)
     trained = load(run)
     if trained.config.task == "reconstruction":
         raise UserError(
             f"{run} predicts nothing; python -m experiments.embed {run} writes its codes."
         )
+    of_sounds = {"threshold": threshold, "all_scores": all_scores, "merge": merge, "hop": hop}
+    of_sounds = {name: value for name, value in of_sounds.items() if value is not None}
+    common: dict[str, Any] = {"batch_size": batch_size, "overwrite": overwrite, "quiet": quiet}
+    if trained.hears:
+        if top is not None:
+            raise UserError(
+                f"--top is not for runs on recordings, and {run} is one: --threshold says what is written."
+            )
+        from experiments import predict_recordings  # nothing else needs its libraries
+
+        out = predict_recordings.OUT if out is None else out
+        return predict_recordings.predict(trained, paths, out, **of_sounds, **common)
+    if of_sounds:
+        raise UserError(f"--{next(iter(of_sounds))} is for runs on recordings, and {run} is none.")
+    return _predict(trained, paths, out or "predictions.csv", 5 if top is None else top, **common)
+
+
+def _predict(
+    trained: Trained,
+    paths: Sequence[str],
+    out: str | Path,
+    top: int,
+    *,
+    batch_size: int,
+    overwrite: bool,
+    quiet: bool,
+) -> tuple[int, int]:
+    """`predict` for pictures and series."""
+    out = Path(out).expanduser()
+    masks, skipped_file = out.with_suffix(""), out.with_suffix(".skipped.csv")
+    _check(paths, out, masks, top, batch_size, overwrite)
     segments = trained.config.task == "segmentation"
     if segments and masks.exists() and not overwrite:
         raise UserError(f"{masks} is there, where the masks would go: {_OTHERWISE}")
@@ -184,8 +230,12 @@ def _painter(trained: Trained, folder: Path) -> Callable[[Item, np.ndarray], Row
 
 
 if __name__ == "__main__":
-    OUT = flags.DEFINE_string("out", "predictions.csv", "Where the predictions go.")
-    TOP = flags.DEFINE_integer("top", 5, "How many classes of each example.")
+    OUT = flags.DEFINE_string("out", None, "Where the predictions go.")
+    TOP = flags.DEFINE_integer("top", None, "How many classes of each example; 5.")
+    THRESHOLD = flags.DEFINE_float("threshold", None, "The least score that is written; 0.5.")
+    ALL_SCORES = flags.DEFINE_bool("all_scores", None, "Whether all scores are written.")
+    MERGE = flags.DEFINE_integer("merge", None, "How many windows become one row at most.")
+    HOP = flags.DEFINE_float("hop", None, "Seconds from one window to the next.")
     BATCH_SIZE = flags.DEFINE_integer("batch_size", 0, "Examples at once; 0 for the run's.")
     OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether predictions may be replaced.")
 
@@ -194,12 +244,12 @@ if __name__ == "__main__":
         if not given:
             raise UserError("Which run? Give the workdir of one, and the files behind it.")
         run, *paths = given
-        options = {"top": TOP.value, "batch_size": BATCH_SIZE.value, "overwrite": OVERWRITE.value}
+        chosen = (TOP, THRESHOLD, ALL_SCORES, MERGE, HOP, BATCH_SIZE, OVERWRITE)
         cli.keep_compiled()
         try:
-            predict(run, paths, OUT.value, **options)
+            predict(run, paths, OUT.value, **{flag.name: flag.value for flag in chosen})
         except KeyboardInterrupt as stop:
-            raise KeyboardInterrupt(f"stopped; {OUT.value} has what was predicted so far") from stop
+            raise KeyboardInterrupt("stopped; what was predicted so far is written") from stop
         except OSError as error:
             raise UserError(f"The predictions cannot be written: {error}.") from error
 

@@ -65,12 +65,15 @@ def kind_of(trained: Trained) -> Kind:
     return PICTURES if len(trained.shape) == 3 else SERIES
 
 
-def given(paths: Sequence[str], but: Sequence[Path] = ()) -> Iterator[File]:
+def given(
+    paths: Sequence[str], but: Sequence[Path] = (), suffixes: Sequence[str] = ()
+) -> Iterator[File]:
     """All files that were given or are in folders that were given, none before its turn.
 
     Args:
         paths: files and folders.
         but: files and folders in those folders that are not meant, such as what is being written.
+        suffixes: which files in those folders are meant, in small letters; without any, all.
 
     Raises:
         UserError: if one does not exist.
@@ -83,6 +86,8 @@ def given(paths: Sequence[str], but: Sequence[Path] = ()) -> Iterator[File]:
         if path.is_dir():
             above = "" if single else f"{_own(path.resolve().name, taken)}/"
             for file in listing.files_below(path, absolute):
+                if suffixes and file.suffix.lower() not in suffixes:
+                    continue
                 yield File(file, above + file.relative_to(path).as_posix())
         elif path.exists():
             yield File(path, _own(path.name, taken))

@@ -57,6 +57,34 @@ class Trained:
         width = -1 if found and self.config.task == "reconstruction" else len(self.classes)
         return np.array(found, np.float32).reshape(len(found), width)
 
+    def sounds(self, samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray]:
+        """What the network of a run on recordings hears in a sound, window by window.
+
+        Args:
+            samples: `[n]`.
+            rate: samples per second.
+
+        Returns:
+            Where the windows lie, float64 `[windows, 2]`, their starts and ends in seconds; and the scores,
+            float32 `[windows, classes]`. The last window is padded, its end that of the sound.
+
+        Raises:
+            ValueError: if the run was on something else, or the samples are none that could be heard.
+        """
+        from experiments import listening  # nothing else needs its libraries
+
+        places, examples = [], []
+        for window, example in listening.windows_of(self, samples, rate):
+            places.append((window.start, window.end))
+            examples.append((None, example))
+        found = np.array([said for _, said in self.answers(examples)], np.float32)
+        return np.array(places, np.float64), found
+
+    @property
+    def hears(self) -> bool:
+        """Whether it was trained on recordings: it sees spectrograms."""
+        return self.config.data.name == "audio"
+
     @functools.cached_property
     def task(self) -> ModuleType:
         """The module of `experiments.tasks`."""
@@ -73,14 +101,16 @@ class Trained:
         """One example as the network sees it: what evaluation does.
 
         Args:
-            raw: a picture, uint8 `[H, W, C]`, or a series, `[L]` or `[L, C]`, NaN where values are missing.
+            raw: a picture, uint8 `[H, W, C]`, or a series, `[L]` or `[L, C]`, NaN where values are missing;
+                of a run on recordings a spectrogram, uint8 `[H, W]` or `[H, W, 1]`, not coloured yet.
 
         Raises:
             ValueError: says in a few words why it cannot be used.
         """
         raw = np.asarray(raw)
-        raw = raw[..., None] if raw.ndim == len(self.shape) - 1 and self.shape[-1] == 1 else raw
-        if raw.ndim != len(self.shape) or raw.shape[-1] != self.shape[-1]:
+        channels = 1 if self.hears else self.shape[-1]
+        raw = raw[..., None] if raw.ndim == len(self.shape) - 1 and channels == 1 else raw
+        if raw.ndim != len(self.shape) or raw.shape[-1] != channels:
             raise ValueError(f"of the shape {raw.shape}; the network was trained with {self.shape}")
         if not raw.size:
             raise ValueError(f"of the shape {raw.shape}, which is empty")
@@ -144,7 +174,12 @@ class Trained:
         if raw.dtype != np.uint8:
             raise ValueError(f"of {raw.dtype}; pictures are uint8, 0 to 255")
         height, width = self.shape[:2]
-        if self.config.image_size or self.config.task == "segmentation" or height != width:
+        if (
+            self.hears
+            or self.config.image_size
+            or self.config.task == "segmentation"
+            or height != width
+        ):
             return raw
         # The run's pictures were all of one size.
         return transforms.fit(raw, height)

@@ -1,0 +1,141 @@
+"""What is heard where in a recording: labels of windows, windows joined, tables that Raven opens."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from experiments import files
+
+RAVEN_SUFFIX = ".dyn.selections.txt"
+RAVEN = (
+    "Selection",
+    "View",
+    "Channel",
+    "Begin Time (s)",
+    "End Time (s)",
+    "Low Freq (Hz)",
+    "High Freq (Hz)",
+    "Label",
+    "Score",
+    "Begin Path",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """A window without its samples: `start` and `end` in seconds, `silent` where all of them are the same."""
+
+    start: float
+    end: float
+    silent: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+    """A label, the windows in which it was heard one after another, and its score in each."""
+
+    number: int
+    windows: tuple[Window, ...]
+    scores: tuple[float, ...]
+
+    @property
+    def start(self) -> float:
+        """Where the first window begins, in seconds."""
+        return self.windows[0].start
+
+    @property
+    def end(self) -> float:
+        """Where the last window ends, in seconds."""
+        return self.windows[-1].end
+
+    @property
+    def score(self) -> float:
+        """The mean over the windows."""
+        return sum(self.scores) / len(self.scores)
+
+    @property
+    def silent(self) -> bool:
+        """Whether all windows are silent."""
+        return all(window.silent for window in self.windows)
+
+
+def reached(scores: np.ndarray, threshold: float, several: bool) -> dict[int, float]:
+    """The classes that are said to be in a window, the highest score first.
+
+    Args:
+        scores: `[C]`.
+        threshold: the least score.
+        several: whether there may be several at once; else only the highest counts, of equals the first.
+
+    Example:
+        >>> reached(np.array([0.3, 0.1, 0.6]), 0.2, several=True)
+        {2: 0.6, 0: 0.3}
+        >>> reached(np.array([0.3, 0.1, 0.6]), 0.2, several=False)
+        {2: 0.6}
+    """
+    order = np.argsort(-scores, kind="stable")[: None if several else 1]
+    return {int(number): float(scores[number]) for number in order if scores[number] >= threshold}
+
+
+def joined(
+    said: Iterable[tuple[Window, Mapping[int, float]]], most: int = 1
+) -> Iterator[Detection]:
+    """Joins consecutive windows that have a label in common.
+
+    No more than `most` windows of each label are held.
+
+    Args:
+        said: windows in the order of time, and the scores of the classes that are in them.
+        most: how many windows become one detection at most; 1 joins none.
+
+    Yields:
+        Detections in the order of their last windows.
+
+    Example:
+        >>> one, two, three = (Window(s, s + 1, False) for s in (0.0, 1.0, 2.0))
+        >>> found = joined([(one, {7: 0.5}), (two, {7: 1.0}), (three, {})], most=3)
+        >>> [(d.number, d.start, d.end, d.score) for d in found]
+        [(7, 0.0, 2.0, 0.75)]
+    """
+    going: dict[int, Detection] = {}
+    for window, scores in said:
+        for number, one in list(going.items()):
+            # A hop longer than a window leaves a gap, of which nothing is known.
+            if number not in scores or len(one.scores) == most or window.start > one.end:
+                yield going.pop(number)
+        for number, score in scores.items():
+            before = going.get(number, Detection(number, (), ()))
+            going[number] = Detection(number, (*before.windows, window), (*before.scores, score))
+    yield from going.values()
+
+
+@contextlib.contextmanager
+def raven_table(
+    path: Path, recording: Path, low: float, high: float
+) -> Iterator[Callable[[str, Detection], None]]:
+    """Writes a selection table while detections come; one without any has a header.
+
+    Args:
+        path: the table; one that is there is replaced.
+        recording: where the sound is: Raven opens it from there.
+        low: Hz, of all selections.
+        high: likewise.
+
+    Yields:
+        A function that appends a label and where it was heard.
+    """
+    number = 0
+    with files.appended(path, RAVEN, overwrite=True, dialect="excel-tab") as append:
+        append([])
+
+        def select(label: str, found: Detection) -> None:
+            nonlocal number
+            number += 1
+            place = [f"{found.start:.3f}", f"{found.end:.3f}", f"{low:.1f}", f"{high:.1f}"]
+            where = str(recording.absolute())
+            append([(number, "Spectrogram 1", 1, *place, label, f"{found.score:.6f}", where)])
+
+        yield select
