@@ -49,7 +49,8 @@ class Windows:
         return len(self.owners)
 
     def __getitem__(self, index: int) -> Example:
-        levels = self.pictures[self.owners[index]].levels(int(self.rows[index]))
+        # A copy: the file is open for no longer than it is read.
+        levels = np.array(self.pictures[self.owners[index]].pictures[self.rows[index]])
         return {"inputs": levels[..., None], "label": self.labels[index]}
 
     @functools.cached_property
@@ -114,11 +115,11 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
             )
     folder = places.data_dir(config) / "spectrograms"
     found = cache.prepare([paths[name] for name in names], names, audio, folder, starts)
-    windows, classes, said = _windows(found.pictures, known, config, audio)
+    windows, classes, said = _windows(found.usable, known, config, audio)
     notes += [*found.notes, *said]
     if not len(windows):
         raise UserError(f"{root}: none of the windows has a label. {' '.join(notes)}")
-    split_of, said = _splits(found.pictures, known, config, audio, seed, root)
+    split_of, said = _splits(found.usable, known, config, audio, seed, root)
     parts, more = _parts(windows, classes, split_of, config, seed)
     return Dataset(
         "songs" if config.variant else root.name,
