@@ -25,6 +25,10 @@ _MPEG_FRAME = 1152
 _FRAMES = 4096
 
 
+class Unreadable(ValueError):
+    """Why a recording cannot be used: a few words without its path and without a full stop."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recording:
     """What the head of a sound file says.
@@ -62,7 +66,7 @@ def probe(path: str | os.PathLike, name: str = "") -> Recording:
         name: what to call it; without one, its path.
 
     Raises:
-        ValueError: with the reason, in a few words, if the file cannot be used.
+        Unreadable: with the reason, in a few words, if the file cannot be used.
         UserError: soundfile is not installed.
     """
     path = pathlib.Path(path)
@@ -94,7 +98,7 @@ def stream(
         float32 `[n]`, n > 0.
 
     Raises:
-        ValueError: with the reason, if nothing can be read, the channel is not there, or a sample is
+        Unreadable: with the reason, if nothing can be read, the channel is not there, or a sample is
             NaN or infinite.
         UserError: a library is not installed, or the channel is no number.
     """
@@ -111,16 +115,16 @@ def _mono(recording: Recording, channel: str, tell: Callable[[str], None]) -> It
     with _opened(recording.path) as file:
         _check(file.frames, file.samplerate)
         if file.samplerate != recording.rate or file.channels != recording.channels:
-            raise ValueError("the file has changed since it was looked at")
+            raise Unreadable("the file has changed since it was looked at")
         if index is not None and index >= file.channels:
-            raise ValueError(f"no channel {index}: it has {file.channels}")
+            raise Unreadable(f"no channel {index}: it has {file.channels}")
         frames = 0
         while frames < file.frames:
             try:
                 block = file.read(_FRAMES, dtype="float32", always_2d=True)
             except error_of_library as error:
                 if not frames:
-                    raise ValueError(f"nothing can be read: {_reason(error)}") from error
+                    raise Unreadable(f"nothing can be read: {_reason(error)}") from error
                 break
             if not len(block):
                 break
@@ -129,10 +133,10 @@ def _mono(recording: Recording, channel: str, tell: Callable[[str], None]) -> It
             mono = block.mean(axis=1, dtype=np.float64) if index is None else block[:, index]
             mono = mono.astype(np.float32)
             if not np.isfinite(mono).all():
-                raise ValueError("nonfinite")
+                raise Unreadable("nonfinite")
             yield mono
         if not frames:
-            raise ValueError("nothing can be read")
+            raise Unreadable("nothing can be read")
         if frames < file.frames - (_MPEG_FRAME if "MPEG" in file.subtype else 0):
             tell(truncation.of_frames(frames, file.frames))
 
@@ -156,7 +160,7 @@ def _resampler(source: int, target: int) -> Callable[[np.ndarray | None], Iterat
         block = np.zeros(0, np.float32) if last else block - offset
         block = resampler.resample_chunk(block, last=last) + offset
         if not np.isfinite(block).all():
-            raise ValueError("nonfinite")
+            raise Unreadable("nonfinite")
         if len(block):
             yield block
 
@@ -167,30 +171,31 @@ def _opened(path: pathlib.Path):
     """An open `soundfile.SoundFile`.
 
     Raises:
-        ValueError: with the reason, if it is no sound file.
+        Unreadable: with the reason, if it is no sound file.
     """
     soundfile = library("soundfile")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # One would wait for a pipe for ever.
-            raise ValueError("not a regular file")
+            raise Unreadable("not a regular file")
         if not status.st_size:
-            raise ValueError("the file is empty")
+            raise Unreadable("the file is empty")
+        open(path, "rb").close()  # libsndfile does not say why it may not.
         # A name need not be UTF-8: as bytes it is taken as it is.
         return soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else str(path))
     except OSError as error:
-        raise ValueError(f"cannot be opened: {error.strerror or error}") from error
+        raise Unreadable(f"cannot be opened: {error.strerror or error}") from error
     except (soundfile.SoundFileError, TypeError) as error:
-        raise ValueError(f"not a sound file that can be read: {_reason(error)}") from error
+        raise Unreadable(f"not a sound file that can be read: {_reason(error)}") from error
 
 
 def _check(frames: int, rate: int) -> None:
     if frames <= 0:
-        raise ValueError("no frames")
+        raise Unreadable("no frames")
     if frames >= MOST_FRAMES:
-        raise ValueError(f"damaged: its head promises {frames:,} frames")
+        raise Unreadable(f"damaged: its head promises {frames:,} frames")
     if not 0 < rate <= MOST_RATE:
-        raise ValueError(f"damaged: its head says {rate:,} frames a second")
+        raise Unreadable(f"damaged: its head says {rate:,} frames a second")
 
 
 def _channel(channel: str) -> int | None:

@@ -1,0 +1,296 @@
+"""Pictures of recordings, drawn once: a file for each recording, in a folder for each choice of settings."""
+
+import concurrent.futures
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+
+from experiments.audio import recordings, spectrograms, windows
+from experiments.audio.recordings import Unreadable
+from experiments.errors import UserError
+from experiments.files import write_json
+from experiments.metrics import replacing
+from experiments.progress import Progress
+
+_SETTINGS = (
+    "sample_rate",
+    "seconds",
+    "hop",
+    "channel",
+    "pad",
+    "picture",
+    "n_fft",
+    "win",
+    "step",
+    "bands",
+    "low",
+    "high",
+    "decibels",
+    "drop_dc",
+    "height",
+    "width",
+)
+_LIBRARIES = ("librosa", "numpy", "pillow", "scipy", "soundfile", "soxr")
+_FORMAT = 1  # Count it up where the same settings shall give other pictures than before.
+_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pictures:
+    """The windows of one recording.
+
+    Attributes:
+        path, name, seconds, rate, channels, note: as in `recordings.Recording`, after reading it whole.
+        starts, ends: of the windows in seconds, float64 `[n]`, n > 0; no end is beyond the recording's.
+        silent: bool `[n]`.
+        file: where the pictures are.
+    """
+
+    path: pathlib.Path
+    name: str
+    seconds: float
+    rate: int
+    channels: int
+    note: str
+    starts: np.ndarray
+    ends: np.ndarray
+    silent: np.ndarray
+    file: pathlib.Path
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def pictures(self) -> np.ndarray:
+        """uint8 `[n, H, W]`, left on the disk until they are looked at."""
+        return np.load(self.file, mmap_mode="r")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """What `prepare` found.
+
+    Attributes:
+        usable: the recordings that have windows, in the order given.
+        skipped: name and reason of the others.
+        notes: sentences about all of them, for the table at the start of a run.
+    """
+
+    usable: list[Pictures]
+    skipped: list[tuple[str, str]]
+    notes: list[str]
+
+
+def prepare(
+    paths: Sequence[str | os.PathLike],
+    names: Sequence[str],
+    audio,
+    folder: str | os.PathLike,
+    starts: Sequence[Sequence[float]] | None = None,
+    quiet: bool = False,
+) -> Prepared:
+    """Draws the windows of recordings, or finds them drawn.
+
+    Each recording is read once, from its beginning to its end. A file that has changed, other settings
+    and other versions of the libraries make pictures of their own.
+
+    Args:
+        paths: the recordings.
+        names: what to call them.
+        audio: the part of the configuration about sound.
+        folder: where pictures are kept, for all settings.
+        starts: where the windows of each recording begin, in seconds; without, every `audio.hop`.
+        quiet: show no progress.
+
+    Raises:
+        UserError: if none, or less than half, of them can be used; a setting makes no sense; a library is
+            not installed.
+    """
+    spectrograms.check(audio)
+    place = pathlib.Path(folder) / _settings_key(audio)
+    paths = [pathlib.Path(path) for path in paths]
+    chosen = [None] * len(paths) if starts is None else [sorted(map(float, s)) for s in starts]
+    work = list(zip(paths, chosen, strict=True))
+    if not work:
+        raise UserError(
+            "There are no recordings (files that end in .wav, .flac, .ogg, .mp3 or .aiff)."
+        )
+    found = _all(functools.partial(_drawn, audio=audio, place=place), work, quiet)
+    found = [
+        dataclasses.replace(one, name=name) if isinstance(one, Pictures) else (name, one)
+        for name, one in zip(names, found, strict=True)
+    ]
+    usable = [record for record in found if isinstance(record, Pictures)]
+    skipped = [record for record in found if not isinstance(record, Pictures)]
+    if len(skipped) * 2 > len(found) or not usable:
+        raise UserError(
+            f"{len(skipped):,} of {len(found):,} recordings cannot be used, such as "
+            f"{'; '.join(f'{name} ({reason})' for name, reason in skipped[:5])}. Mend or remove them."
+        )
+    return Prepared(usable, skipped, _notes(usable, audio))
+
+
+def _all(draw, work: list[tuple], quiet: bool) -> list:
+    """What `draw` returns for each, in order; a few threads work ahead."""
+    pool = concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+    # One that is named twice is drawn once: two threads would write the same file.
+    keys = [(path, starts and tuple(starts)) for path, starts in work]
+    try:
+        futures = {}
+        for key, one in zip(keys, work, strict=True):
+            if key not in futures:
+                futures[key] = pool.submit(draw, *one)
+        with Progress(len(futures), quiet=quiet, unit="file") as progress:
+            for done, future in enumerate(concurrent.futures.as_completed(futures.values()), 1):
+                future.result()
+                progress.update(done)
+        return [futures[key].result() for key in keys]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _drawn(
+    path: pathlib.Path, starts: list[float] | None, audio, place: pathlib.Path
+) -> Pictures | str:
+    """The pictures of one recording, or why there are none."""
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        return f"cannot be opened: {error.strerror}"
+    key = _key(os.path.abspath(path), status.st_size, status.st_mtime_ns, starts)
+    file, facts = place / f"{key}.npy", place / f"{key}.json"
+    known = _read(facts)
+    if known is None or (not known["reason"] and not file.is_file()):
+        try:
+            known = {"path": str(path), "reason": "", **_draw(path, starts, audio, file)}
+        except Unreadable as error:
+            if isinstance(
+                error.__cause__, OSError
+            ):  # May be gone tomorrow, with no trace in the file.
+                return str(error)
+            known = {"path": str(path), "reason": str(error)}
+        write_json(facts, known)  # After the pictures: they are whole where this is.
+    if known["reason"]:
+        return known["reason"]
+    windowed = {name: np.array(known[name], np.float64) for name in ("starts", "ends")}
+    rest = {name: known[name] for name in ("seconds", "rate", "channels", "note")}
+    silent = np.array(known["silent"], bool)
+    return Pictures(path=path, name="", file=file, silent=silent, **windowed, **rest)
+
+
+def _draw(path: pathlib.Path, starts: list[float] | None, audio, file: pathlib.Path) -> dict:
+    """Writes the pictures of one recording, and returns what is known of it and its windows."""
+    recording = recordings.probe(path)
+    rate, notes = audio.sample_rate, [recording.note] if recording.note else []
+    read = _Counted(recordings.stream(recording, rate, audio.channel, notes.append))
+    if starts is None:
+        cut = windows.grid(read, rate, audio.seconds, audio.hop, audio.pad)
+    else:
+        cut = windows.at(read, rate, audio.seconds, starts, audio.pad)
+    rows = []
+    with replacing(file) as temporary, _growing(temporary, spectrograms.shape(audio)) as add:
+        for window in cut:
+            add(spectrograms.picture(window.samples, audio))
+            rows.append((window.start, window.end, window.silent))
+        # What is behind the last window still belongs to the length, and may be damaged.
+        for _ in read:
+            pass
+        seconds = read.samples / rate
+        if not rows:
+            raise Unreadable(f"no window of {audio.seconds:g} s in its {seconds:g} s")
+    begins, ends, silent = zip(*rows, strict=True)
+    facts = {"seconds": seconds, "rate": recording.rate, "channels": recording.channels}
+    windowed = {"starts": begins, "ends": ends, "silent": silent}
+    return {**facts, "note": "; ".join(notes), **windowed}
+
+
+class _Counted:
+    """Blocks, and how many samples there were in those that have been taken."""
+
+    def __init__(self, blocks: Iterator[np.ndarray]):
+        self._blocks = blocks
+        self.samples = 0
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        for block in self._blocks:
+            self.samples += len(block)
+            yield block
+
+
+@contextlib.contextmanager
+def _growing(
+    path: pathlib.Path, shape: tuple[int, ...]
+) -> Iterator[Callable[[np.ndarray], object]]:
+    """Writes a .npy file of pictures one by one: a recording of a day has more than memory holds."""
+    count = 0
+
+    def head() -> None:
+        # Numpy leaves room in it for the first number to grow.
+        layout = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
+        np.lib.format.write_array_header_1_0(file, layout)
+
+    def add(picture: np.ndarray) -> None:
+        nonlocal count
+        file.write(np.ascontiguousarray(picture))
+        count += 1
+
+    with open(path, "wb") as file:
+        head()
+        begin = file.tell()
+        yield add
+        file.seek(0)
+        head()
+        assert file.tell() == begin
+
+
+def _read(path: pathlib.Path) -> dict | None:
+    """What was written about a recording, or None."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _settings_key(audio) -> str:
+    values = {name: getattr(audio, name) for name in _SETTINGS}
+    return _key(_FORMAT, values, {name: importlib.metadata.version(name) for name in _LIBRARIES})
+
+
+def _key(*values: object) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
+
+
+def _notes(usable: list[Pictures], audio) -> list[str]:
+    """What a person should know of recordings that are used all the same."""
+    notes = []
+    low = [record for record in usable if record.rate < audio.sample_rate]
+    if low:
+        notes.append(
+            f"{_count(low)} fewer than {audio.sample_rate:,} samples a second (down to "
+            f"{min(record.rate for record in low):,}): the upper bands of their pictures are empty."
+        )
+    if many := [record for record in usable if record.channels > 1]:
+        used = "their mean is" if audio.channel == "mean" else f"channel {audio.channel} is"
+        notes.append(f"{_count(many)} more than one channel; {used} used.")
+    if short := [record for record in usable if record.seconds < audio.seconds]:
+        filled = "zeros" if audio.pad == "zero" else "their own beginning"
+        notes.append(f"{_count(short)} less than {audio.seconds:g} s, filled up with {filled}.")
+    if noted := [record for record in usable if record.note]:
+        notes.append(
+            f"{_count(noted)} an end missing: {noted[0].name} ({noted[0].note})"
+            f"{', ...' if len(noted) > 1 else '.'}"
+        )
+    return notes
+
+
+def _count(some: list[Pictures]) -> str:
+    return "1 recording has" if len(some) == 1 else f"{len(some):,} recordings have"

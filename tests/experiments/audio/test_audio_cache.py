@@ -1,0 +1,191 @@
+import json
+import os
+
+import numpy as np
+import pytest
+
+from experiments.audio import cache, recordings, spectrograms, windows
+from experiments.errors import UserError
+
+pytest.importorskip("soundfile")
+pytest.importorskip("soxr")
+pytest.importorskip("librosa")
+
+
+@pytest.fixture
+def prepare(tmp_path, small):
+    """Returns a function that prepares all sounds written with `save`, and the file named besides."""
+
+    def run(audio=small, more=(), **options):
+        paths = [*recordings.files(tmp_path / "sounds"), *more]
+        names = [os.path.relpath(path, tmp_path / "sounds") for path in paths]
+        return cache.prepare(paths, names, audio, tmp_path / "cache", quiet=True, **options)
+
+    return run
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The recordings that were read."""
+    seen = []
+    stream = recordings.stream
+
+    def noticed(recording, *more):
+        seen.append(recording.path.name)
+        return stream(recording, *more)
+
+    monkeypatch.setattr(recordings, "stream", noticed)
+    return seen
+
+
+def noise(rng, seconds=1.0, rate=8000):
+    return 0.1 * rng.standard_normal(round(seconds * rate))
+
+
+def test_pictures_are_those_of_the_windows(save, rng, prepare, small):
+    path = save("a/x.flac", noise(rng, 1.3, 11025), rate=11025)
+    save("b.wav", noise(rng, 0.4))
+    found = prepare()
+    assert [one.name for one in found.usable] == ["b.wav", "a/x.flac"] and not found.skipped
+    one = found.usable[1]
+    expected = list(windows.grid(recordings.stream(recordings.probe(path), 8000), 8000, 0.5, 0.25))
+    assert list(one.starts) == [window.start for window in expected] == [0, 0.25, 0.5, 0.75, 1.0]
+    assert list(one.ends) == [window.end for window in expected] and one.ends[-1] == 1.3
+    assert isinstance(one.pictures, np.memmap) and one.pictures.shape == (5, 8, 8) and len(one) == 5
+    for picture, window in zip(one.pictures, expected, strict=True):
+        np.testing.assert_array_equal(picture, spectrograms.picture(window.samples, small))
+    assert (one.rate, one.channels, one.seconds, one.note) == (11025, 1, 1.3, "")
+    assert found.notes == ["1 recording has less than 0.5 s, filled up with zeros."]
+
+
+def test_the_second_time_nothing_is_read_but_what_was_written(save, rng, prepare, drawn):
+    save("x.wav", noise(rng))
+    save("silent.wav", np.zeros(8000))
+    save("bad.wav", np.full(8000, np.nan), subtype="FLOAT")
+    first = prepare()
+    assert sorted(drawn) == ["bad.wav", "silent.wav", "x.wav"]
+    second = prepare()
+    assert len(drawn) == 3 and first.skipped == second.skipped == [("bad.wav", "nonfinite")]
+    for one, other in zip(first.usable, second.usable, strict=True):
+        np.testing.assert_array_equal(one.pictures, other.pictures)
+        assert (one.starts == other.starts).all() and (one.silent == other.silent).all()
+    assert [bool(one.silent.all()) for one in second.usable] == [True, False]
+
+
+def test_a_file_that_changed_and_other_settings_are_drawn_anew(save, rng, prepare, drawn, small):
+    save("x.wav", noise(rng))
+    before = prepare().usable[0].pictures[:]
+    save("x.wav", noise(rng, 1.5))
+    assert len(prepare().usable[0]) == 5 and len(before) == 3 and len(drawn) == 2
+    louder = small.copy_and_resolve_references()
+    louder.decibels = 30.0
+    assert prepare(louder).usable[0].pictures.mean() < before.mean() and len(drawn) == 3
+    prepare(starts=[[0.1, 0.4]])
+    prepare(starts=[[0.4, 0.1]])
+    prepare()
+    assert len(drawn) == 4
+
+
+def test_colours_and_labels_do_not_matter_to_what_is_kept(save, rng, prepare, drawn, small):
+    save("x.wav", noise(rng))
+    prepare()
+    small.colour, small.min_overlap, small.exhaustive = "magma", 0.1, True
+    prepare(small)
+    assert len(drawn) == 1
+
+
+def test_windows_can_be_at_places_in_order_of_time(save, rng, prepare):
+    save("x.wav", noise(rng, 2.0))
+    (one,) = prepare(starts=[[1.7, -0.1, 0.3, 9.0]]).usable
+    assert list(one.starts) == [0.0, 0.3, 1.7] and list(one.ends) == [0.5, 0.8, 2.0]
+    assert one.seconds == 2.0
+
+
+def test_what_was_half_written_or_lost_is_drawn_again(save, rng, prepare, drawn, tmp_path):
+    save("x.wav", noise(rng))
+    (one,) = prepare().usable
+    facts = one.file.with_suffix(".json")
+    assert json.loads(facts.read_text())["path"].endswith("x.wav")
+    for damage in (lambda: facts.write_text('{"reas'), facts.unlink, one.file.unlink):
+        damage()
+        (again,) = prepare().usable
+        assert again.pictures.shape == (3, 8, 8)
+    assert len(drawn) == 4
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.name.endswith("tmp")]
+
+
+def test_bad_recordings_are_skipped_with_their_reasons(save, rng, prepare, small, tmp_path):
+    for number in range(8):
+        save(f"good/{number}.wav", noise(rng))
+    (tmp_path / "sounds/empty.wav").touch()
+    (tmp_path / "sounds/text.mp3").write_text("no sound")
+    save("none.wav", np.zeros(0))
+    broken = save("broken.flac", noise(rng, 8.0))
+    broken.write_bytes(broken.read_bytes()[:40_000])
+    stereo = save("two.wav", np.stack([noise(rng), noise(rng)], axis=1), rate=4000)
+    stereo.write_bytes(stereo.read_bytes()[:20_000])
+    found = prepare(more=[tmp_path / "sounds/missing.wav"])
+    reasons = dict(found.skipped)
+    assert set(reasons) == {"empty.wav", "text.mp3", "none.wav", "missing.wav"}
+    assert reasons["empty.wav"] == "the file is empty" and reasons["none.wav"] == "no frames"
+    assert reasons["missing.wav"].startswith("cannot be opened: No such file")
+    assert "not a sound file" in reasons["text.mp3"]
+    used = {one.name: one for one in found.usable}
+    assert len(used) == 10 and used["broken.flac"].note.endswith("of 64,000 frames")
+    assert used["broken.flac"].ends[-1] == used["broken.flac"].seconds < 4
+    assert found.notes[0] == (
+        "1 recording has fewer than 8,000 samples a second (down to 4,000): the upper bands of their "
+        "pictures are empty."
+    )
+    assert found.notes[1] == "1 recording has more than one channel; their mean is used."
+    assert found.notes[2].startswith("2 recordings have an end missing: broken.flac (truncated: ")
+
+
+def test_a_reason_that_may_go_away_is_not_remembered(save, rng, prepare):
+    save("x.wav", noise(rng))
+    path = save("y.wav", noise(rng))
+    path.rename(path.with_suffix(".moved"))
+    assert prepare(more=[path]).skipped
+    path.with_suffix(".moved").rename(path)
+    assert not prepare().skipped
+
+
+def test_short_ones_have_a_reason_where_they_are_dropped(save, rng, prepare, small):
+    save("x.wav", noise(rng))
+    save("y.wav", noise(rng, 0.3))
+    small.pad = "drop"
+    assert prepare(small).skipped == [("y.wav", "no window of 0.5 s in its 0.3 s")]
+
+
+def test_nothing_usable_and_mostly_nothing_usable_are_errors_with_reasons(save, rng, prepare):
+    with pytest.raises(UserError, match="no recordings"):
+        prepare()
+    for number in range(7):
+        save(f"{number}.wav", np.zeros(0))
+    for number in range(6):
+        save(f"good/{number}.wav", noise(rng))
+    with pytest.raises(UserError) as caught:
+        prepare()
+    said = str(caught.value)
+    assert said.startswith(
+        "7 of 13 recordings cannot be used: 0.wav (no frames); 1.wav (no frames)"
+    )
+    assert "4.wav" in said and "5.wav" not in said and said.endswith("Mend or remove them.")
+    save("good/6.wav", noise(rng))
+    assert len(prepare().usable) == 7
+
+
+def test_one_named_twice_is_drawn_once(save, rng, prepare, drawn):
+    path = save("x.wav", noise(rng))
+    found = prepare(more=[path, path])
+    assert len(found.usable) == 3 and len(drawn) == 1
+
+
+def test_a_setting_that_makes_no_sense_is_said_before_anything_is_read(
+    save, rng, prepare, small, drawn
+):
+    save("x.wav", noise(rng))
+    small.step = 0
+    with pytest.raises(UserError, match=r"--config\.audio\.step=0"):
+        prepare(small)
+    assert not drawn
