@@ -4,6 +4,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -32,7 +33,7 @@ from experiments.data import Dataset, Example
 from experiments.errors import UserError
 from experiments.loss_scale import LossScale, next_scale, outcome, start_scale, unless, unscale
 from experiments.memory import check_fits, of_one_device
-from experiments.recipe import Lengths, make_optimizer, make_schedule
+from experiments.recipe import Lengths, make_optimizer, make_schedule, of_head
 from experiments.sharding import AXIS, make_mesh, shardings_of, with_shards
 
 ANNEALING = {"geometric": geometric_temperature, "linear": linear_temperature}
@@ -145,7 +146,7 @@ def build(
     # ---------------------------------------------------------------- model and state
     model = task.make_model(config, len(dataset.classes), spatial_axes=len(dataset.shape) - 1)
     schedule = make_schedule(config, lengths)
-    optimizer = make_optimizer(config, schedule)
+    optimizer = make_optimizer(config, schedule, restart_at=lengths.head)
     plateau = reduce_on_plateau(
         factor=config.plateau.factor,
         patience=config.plateau.patience,
@@ -213,12 +214,15 @@ def build(
         temperature = anneal(state.step + 1, config.temperature.start, lengths.annealing)
         blend = linear_blend(state.step + 1, lengths.annealing)
         variables = set_blend(set_temperature(state.variables, temperature), blend)
+        only_head = state.step < lengths.head
         auxiliary_weight = config.auxiliary.weight * (1 - linear_blend(state.step, lengths.ramp))
 
         def gradient(params: Any, batch_stats: Any, batch: Any, rng: jax.Array) -> Any:
-            def loss(params: Any) -> Any:
+            def loss(params: Any, **stage: bool) -> Any:
+                if stage:
+                    params = of_head(jax.lax.stop_gradient, params)
                 seen = {**variables, "params": params, "batch_stats": batch_stats}
-                value, (metrics, changed) = task.loss(config, model, seen, batch, rng)
+                value, (metrics, changed) = task.loss(config, model, seen, batch, rng, **stage)
                 sown = jax.tree.leaves(changed.pop("losses", {}))
                 if sown:
                     metrics["auxiliary"] = sum(leaf.astype(jnp.float32) for leaf in sown)
@@ -227,7 +231,16 @@ def build(
                     value = value * state.loss_scale.factor
                 return value, (metrics, changed.get("batch_stats", batch_stats))
 
-            gradients, others = jax.grad(loss, has_aux=True)(params)
+            def everything() -> Any:
+                return jax.grad(loss, has_aux=True)(params)
+
+            def head_alone() -> Any:
+                return jax.grad(partial(loss, head_only=True), has_aux=True)(params)
+
+            if lengths.head:
+                gradients, others = jax.lax.cond(only_head, head_alone, everything)
+            else:
+                gradients, others = everything()
             if scaled:
                 gradients = unscale(gradients, state.loss_scale)
             return place(gradients, shardings.params), others
@@ -242,6 +255,8 @@ def build(
         )
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updates = jax.tree.map(lambda u: u * state.plateau.scale, updates)
+        if lengths.head:  # weight decay asks for no gradient
+            updates = of_head(lambda u: jnp.where(only_head, jnp.zeros_like(u), u), updates)
         params = optax.apply_updates(state.params, updates)
         average = state.average
         if config.average:

@@ -26,9 +26,9 @@ _NAMES = {
 }
 # What a reader asks for first, in this order, where it is set to something.
 _RECIPE = (
-    "optimizer", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing", "average",
-    "image_size", "audio", "spectrogram", "dtype", "model", "gan", "autoencoder", "series", "conv", "head",
-    "temperature", "auxiliary", "start", "data",
+    "optimizer", "stages", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing",
+    "average", "image_size", "audio", "spectrogram", "dtype", "model", "gan", "autoencoder", "series", "conv",
+    "head", "temperature", "auxiliary", "start", "data",
 )  # fmt: skip
 
 
@@ -102,6 +102,9 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
         found["auxiliary."] = f"--config.conv.name={conv} has no loss of its own"
     if not known.get("init_from") and not known.get("start.config"):
         found["start.noise"] = "it is for --config.init_from"
+        found["stages."] = "it is for --config.init_from; a new network learns whole from the start"
+    elif not known.get("stages.head_epochs"):
+        found["stages.learning_rate"] = "it is for --config.stages.head_epochs"
     if known.get("data.fold", -1) < 0:
         found["data.folds"] = "it is for --config.data.fold"
     if data == "digits":

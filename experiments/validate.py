@@ -37,6 +37,8 @@ AT_LEAST = {
     "gan.latent": 1,
     "gan.discriminator_dropout": 0,
     "gan.cbam_reduction": 1,
+    "stages.head_epochs": 0,
+    "stages.learning_rate": 0,
     "loss_scale.start": 1,
     "loss_scale.grow_every": 0,
     "mixing.label_smoothing": 0,
@@ -198,6 +200,13 @@ def validate(config: ConfigDict) -> None:
             "--config.start.freeze=True freezes kernels that another run has trained: give it as "
             "--config.init_from=RUN."
         )
+    if config.stages.head_epochs and (
+        config.task not in ("classification", "tagging") or config.model.network in SERIES_NETS
+    ):
+        raise UserError(
+            f"--config.stages.head_epochs={config.stages.head_epochs}: a head can learn alone in a "
+            "classification by a resnet, vgg16 or mobilenet_v2."
+        )
     task = TASKS[config.task]
     _one_of(config, "augment", task.AUGMENTATIONS)
     sound = config.data.name == "audio"
@@ -237,7 +246,13 @@ def validate_data(config: ConfigDict, dataset: Dataset) -> None:
             "train on: choose a smaller one."
         )
     steps = math.ceil(examples / config.batch_size)
-    for path in ("epochs", "temperature.epochs", "auxiliary.epochs", "optimizer.warmup_epochs"):
+    for path in (
+        "epochs",
+        "stages.head_epochs",
+        "temperature.epochs",
+        "auxiliary.epochs",
+        "optimizer.warmup_epochs",
+    ):
         if _get(config, path) * steps > LARGEST:
             raise UserError(
                 f"--config.{path}={_get(config, path)}: choose {LARGEST // steps} or less; an epoch has "

@@ -185,11 +185,25 @@ def start_rows(
             f"{config.batch_size}, {lengths.total:,} steps, {lengths.epoch} an epoch; augmentation "
             f"{config.augment}; {config.dtype}",
         ),
+        *(("", said) for said in _stages(config, lengths)),
         ("workdir", str(workdir)),
     ]
     if start_step:
         rows.append(("continues", f"from step {start_step:,}"))
     return rows
+
+
+def _stages(config: ConfigDict, lengths: Lengths) -> list[str]:
+    """Whether the head learns alone first, where that was asked for."""
+    epochs = config.stages.head_epochs
+    if not epochs:
+        return []
+    if not lengths.head:
+        return [
+            "the head does not learn alone first: without --config.init_from there is no trained network"
+        ]
+    rate = config.stages.learning_rate or config.optimizer.learning_rate
+    return [f"the head alone for {epochs} epoch(s), then everything at {rate:g}"]
 
 
 def _network(config: ConfigDict) -> str:

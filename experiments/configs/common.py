@@ -225,6 +225,9 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "clip": 0.0,  # the gradients' norm; 0 for no limit
                 "betas": (0.9, 0.999),  # of Adam
             },
+            # A head over a trained network (`init_from`) may learn alone first: its first steps would spoil
+            # what is below it. Then all learns, at a rate of its own; 0 for the same.
+            "stages": {"head_epochs": 0, "learning_rate": 0.0},
             "plateau": {"factor": 0.1, "patience": 5, "min_learning_rate": 1e-6},
             "mixing": {"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0},
             "average": 0.0,  # decay of the moving average of parameters; 0 keeps none

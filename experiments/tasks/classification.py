@@ -56,25 +56,40 @@ def make_transform(config: ConfigDict, train: bool) -> Callable[..., Example]:
 
 
 def loss(
-    config: ConfigDict, model: nn.Module, variables: Mapping[str, Any], batch: Batch, rng: Array
+    config: ConfigDict,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    rng: Array,
+    **stage: bool,
 ) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
     """Mean cross-entropy of a training batch: (loss, (metrics, the collections that changed)).
 
-    Among the collections is `losses`, what the layers have sown.
+    Among the collections is `losses`, what the layers have sown. With `head_only=True` all below the head
+    runs as in inference.
     """
     drop, draw = jax.random.split(rng)
     inputs, targets = mix(config, batch["inputs"], batch["label"], model.num_classes, draw)
+    logits, changed = in_training(model, variables, inputs, drop, **stage)
+    value = optax.losses.softmax_cross_entropy(logits, targets).mean()
+    accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))
+    return value, ({"loss": value, "accuracy": accuracy}, changed)
+
+
+def in_training(
+    model: nn.Module, variables: Mapping[str, Any], inputs: Array, rng: Array, **stage: bool
+) -> tuple[Array, dict[str, Any]]:
+    """Logits of a batch, float32, and the collections that changed."""
     logits, changed = model.apply(
         variables,
         inputs,
         train=True,
-        mutable=["batch_stats", "losses"],
-        rngs={"dropout": drop},
+        **stage,
+        # Layers with norms of their own leave the running averages alone where these cannot change.
+        mutable=["losses"] if stage else ["batch_stats", "losses"],
+        rngs={"dropout": rng},
     )
-    logits = logits.astype(jnp.float32)
-    value = optax.losses.softmax_cross_entropy(logits, targets).mean()
-    accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))
-    return value, ({"loss": value, "accuracy": accuracy}, dict(changed))
+    return logits.astype(jnp.float32), dict(changed)
 
 
 def measure(

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -101,3 +103,42 @@ def test_the_norm_of_gradients_is_limited():
         updates, _ = optimizer.update(large, optimizer.init(PARAMS), PARAMS)
     norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(updates)))
     assert norm == pytest.approx(1.9, rel=1e-4)  # Nesterov: the gradient and 0.9 of it
+
+
+def test_an_optimiser_that_restarts_goes_on_as_one_that_begins_there_but_for_the_rate():
+    changes = {"optimizer.name": "adamw", "optimizer.weight_decay": 0.1}
+    changes |= {"init_from": "somewhere", "stages.head_epochs": 1, "stages.learning_rate": 0.5}
+    config = config_with(**changes)
+    lengths = make_lengths(config, 64)
+    assert lengths.head == lengths.epoch == 2
+    gradients = [jax.tree.map(lambda p, k=k: (1.0 + k) * p, PARAMS) for k in range(5)]
+
+    def train(optimizer, gradients):
+        found, state = [], optimizer.init(PARAMS)
+        for gradient in gradients:
+            updates, state = optimizer.update(gradient, state, PARAMS)
+            found.append(updates)
+        return found
+
+    with jax.numpy_dtype_promotion("standard"):
+        got = train(make_optimizer(config, make_schedule(config, lengths), lengths.head), gradients)
+        first = train(make_optimizer(config, lambda step: 1e-3), gradients[:2])
+        second = train(make_optimizer(config, lambda step: 0.5), gradients[2:])
+    for mine, wanted in zip(got, first + second, strict=True):
+        for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def test_without_a_trained_network_no_head_learns_alone():
+    assert make_lengths(config_with(**{"stages.head_epochs": 3}), 100).head == 0
+
+
+@pytest.mark.parametrize(("schedule", "end"), [("plateau", 0.1), ("cosine", 1e-4)])
+def test_a_rate_falls_from_the_head_s_to_that_of_everything(schedule, end):
+    changes = {"optimizer.schedule": schedule, "optimizer.warmup_epochs": 1.0}
+    config = config_with(**changes, **{"stages.learning_rate": 0.1})
+    rates = make_schedule(config, dataclasses.replace(LENGTHS, head=40))
+    assert float(rates(0)) == pytest.approx(1e-3 / 11)
+    assert float(rates(10)) == float(rates(39)) == pytest.approx(1e-3)
+    assert float(rates(40)) == pytest.approx(0.1)
+    assert float(rates(100)) == pytest.approx(end)
