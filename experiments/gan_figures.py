@@ -39,26 +39,31 @@ def samples(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path:
         title: above.
         path: the PNG to write.
     """
-    shown = max(len(real) for real, _ in rows.values()), max(len(g) for _, g in rows.values())
-    _, height, width, _ = next(iter(rows.values()))[1].shape
-    across, down = sum(shown), len(rows)
-    side = 1.05
-    wide = side * width / height
-    figure = new_figure(max(4.5, across * wide + 1.6), down * side + 1.0, title)
-    panels = figure.subplots(down, across, squeeze=False)
-    for line, (name, (real, made)) in zip(panels, rows.items(), strict=True):
-        padded = [*real, *[None] * (shown[0] - len(real)), *made]
-        for axes, picture in zip(line, padded, strict=False):
-            axes.set_axis_off()
-            if picture is not None:
-                grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if picture.shape[-1] == 1 else {}
-                axes.imshow(picture.squeeze(-1) if grey else picture, **grey)
-        line[0].text(
-            -0.08, 0.5, short(name, 18), transform=line[0].transAxes, ha="right", va="center",
-            fontsize=9, color=INK,
-        )  # fmt: skip
-    for place, kind in ((0, "real"), (shown[0], "generated")):
-        panels[0][place].set_title(kind, fontsize=9.5, color=FAINT, loc="left")
+    many = [max(len(group[kind]) for group in rows.values()) for kind in (0, 1)]
+    height, width, channels = next(iter(rows.values()))[1].shape[1:]
+    gap = max(1, height // 16)
+    left = [(width + gap) * n + 3 * gap * (n >= many[0]) for n in range(sum(many))]
+    top = [(height + gap) * line for line in range(len(rows))]
+    # One picture of all: axes for each would take seconds.
+    sheet = np.full((top[-1] + height, left[-1] + width, channels), 255, np.uint8)
+    for y, (real, made) in zip(top, rows.values(), strict=True):
+        for place, picture in [*enumerate(real), *enumerate(made, many[0])]:
+            x = left[place]
+            sheet[y : y + height, x : x + width] = picture
+
+    inches = 1.1 / height
+    figure = new_figure(
+        max(4.5, sheet.shape[1] * inches + 1.6), sheet.shape[0] * inches + 1.2, title
+    )
+    axes = figure.subplots()
+    grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if channels == 1 else {}
+    axes.imshow(sheet.squeeze(-1) if grey else sheet, **grey)
+    axes.set_yticks([y + height / 2 for y in top], [short(name, 18) for name in rows])
+    axes.set_xticks([left[0], left[many[0]]], ["real", "generated"], ha="left")
+    axes.tick_params(length=0, labelsize=9, colors=FAINT, top=True, labeltop=True)
+    axes.tick_params(axis="x", bottom=False, labelbottom=False)
+    axes.tick_params(axis="y", colors=INK)
+    axes.set_frame_on(False)
     save(figure, path)
 
 

@@ -24,11 +24,12 @@ from experiments.trained import Trained, config_of
 from experiments.workdir import finished_summary
 
 
-def load(run: str | os.PathLike) -> Trained:
+def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
     """The network of a finished run, with the parameters of its best evaluation.
 
     Args:
         run: the run's workdir, or what `experiments.export --format=safetensors` made of it.
+        generator: whether it may be a GAN's, which can be asked for pictures and not about any.
 
     Raises:
         UserError: if there is no finished run, or it cannot be read.
@@ -45,7 +46,12 @@ def load(run: str | os.PathLike) -> Trained:
 
     classes, shape = summary.get("classes"), summary.get("shape")
     config = read_config(folder / "config.json")
-    if classes is None or not shape:  # there are none where nothing is labelled
+    if config.task == "acgan" and not generator:
+        raise UserError(
+            f"{folder} is the run of a GAN, which makes pictures and says nothing of any: "
+            f"python -m experiments.generate {folder} makes them."
+        )
+    if not classes or not shape:
         classes, shape = _from_figures(folder, config)
     return Trained(config, list(classes), tuple(shape), best_variables(folder))
 

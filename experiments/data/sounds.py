@@ -139,7 +139,7 @@ def _root(config: ConfigDict, audio: ConfigDict) -> pathlib.Path:
             "leave it out for your own."
         )
     if config.variant:
-        return songs.made(places.data_dir(config) / "songs", audio.labels)
+        return songs.write(places.data_dir(config) / "songs")
     root = places.source_path(config)
     if root is None:
         raise UserError(
