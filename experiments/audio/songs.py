@@ -14,6 +14,7 @@ import numpy as np
 import scipy.io.wavfile
 import scipy.signal
 
+from experiments.audio.annotations import Annotation, write_raven
 from experiments.metrics import replacing
 
 
@@ -108,6 +109,39 @@ def write_day(
                 _add(sound, sing(song, length, rate, rng), begin, rate)
         clock = f"{minute // 60:02d}{minute % 60:02d}00"
         _save(folder / f"S4A{index + 1:05d}_20200101_{clock}.wav", sound, rate)
+    return folder
+
+
+def write_long(
+    folder: str | os.PathLike,
+    classes: int = 4,
+    recordings: int = 16,
+    seconds: float = 20.0,
+    rate: int = 32000,
+    seed: int = 0,
+) -> pathlib.Path:
+    """Writes recordings in which several birds sing, also at the same time, and a Raven table beside each.
+
+    Else as `write`.
+    """
+    folder = pathlib.Path(folder)
+    songs = _songs(classes, rate)
+    for index in range(recordings):
+        rng = np.random.default_rng([seed, index])
+        sound = _noise(rng, round(seconds * rate))
+        sung = []
+        for song in rng.permutation(len(songs))[: rng.integers(1, len(songs) + 1)]:
+            for _ in range(rng.integers(1, 1 + max(round(seconds / 8), 1))):
+                length = min(rng.uniform(0.8, 2.0), seconds)
+                begin = rng.uniform(0, seconds - length)
+                _add(sound, sing(songs[song], length, rate, rng), begin, rate)
+                band = 0.9 * songs[song].low, 1.1 * songs[song].high
+                times = round(begin, 3), round(begin + length, 3)
+                sung.append(Annotation("", *times, songs[song].name, True, *band))
+        path = folder / f"long-{index + 1:03d}.wav"
+        _save(path, sound, rate)
+        sung.sort(key=lambda one: one.start)
+        write_raven(path.with_suffix(".Table.1.selections.txt"), sung, recording=path.name)
     return folder
 
 

@@ -1,0 +1,403 @@
+"""Who was heard when: Raven selection tables, CSV files, and what the names of recordings tell.
+
+What that means for the windows of a recording: `experiments.audio.targets`.
+"""
+
+import csv
+import dataclasses
+import datetime
+import math
+import os
+import pathlib
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from experiments.errors import UserError
+from experiments.files import write_text
+
+# What the columns are called, here and elsewhere, in lower case; the first that is there is taken.
+_COLUMNS = {
+    "file": ("file", "recording", "audio_file", "uri", "filename", "begin path", "begin file"),
+    "start": ("start", "start_time", "start_offset_s", "start_s", "x1", "begin time (s)"),
+    "end": ("end", "end_time", "end_offset_s", "end_s", "x2", "end time (s)"),
+    "label": ("species", "annotation", "label", "common name"),
+    "kind": ("label_type", "validated", "positive"),
+    "low": ("low", "low freq (hz)", "y1"),
+    "high": ("high", "high freq (hz)", "y2"),
+    "split": ("split",),
+    "selection": ("selection",),
+}
+_KINDS = {
+    **dict.fromkeys(("", "positive", "present", "true", "yes", "1", "1.0"), True),
+    **dict.fromkeys(("negative", "absent", "false", "no", "0", "0.0"), False),
+    **dict.fromkeys(("uncertain", "unknown", "nan", "?"), None),
+}
+_RAVEN = (
+    "Selection",
+    "View",
+    "Channel",
+    "Begin Time (s)",
+    "End Time (s)",
+    "Low Freq (Hz)",
+    "High Freq (Hz)",
+    "Label",
+    "Score",
+    "Begin Path",
+)
+_DATE = re.compile(r"(?<!\d)(\d{8})[_T](\d{6})(?!\d)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Annotation:
+    """A label for a stretch of a recording.
+
+    Attributes:
+        file: the recording's name.
+        start, end: in seconds.
+        label: what is, or is not, there.
+        positive: whether it is there; None where that is uncertain.
+        low, high: the lowest and highest frequency in Hz, where they are known.
+        origin: where it was read, such as 'labels.csv, line 7'.
+    """
+
+    file: str
+    start: float
+    end: float
+    label: str
+    positive: bool | None = True
+    low: float | None = None
+    high: float | None = None
+    origin: str = dataclasses.field(default="", compare=False)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Annotations:
+    """What was read.
+
+    Attributes:
+        rows: all annotations that can be used.
+        files: the recordings that somebody has annotated, also those where nothing was heard.
+        splits: recording to split, where the table says so.
+        skipped: what cannot be used (a line, a table or a file that is named), and why.
+    """
+
+    rows: list[Annotation]
+    files: list[str]
+    splits: dict[str, str]
+    skipped: list[tuple[str, str]]
+
+
+def read(
+    folder: str | os.PathLike, names: Iterable[str], source: str = "", label_column: str = ""
+) -> Annotations:
+    """Reads the annotations of recordings.
+
+    Args:
+        folder: where the recordings are.
+        names: paths of the recordings below it, with forward slashes.
+        source: a CSV file with the columns file, start, end, label and perhaps label_type (positive,
+            negative or uncertain), low, high and split; without, the Raven tables beside the recordings.
+        label_column: the column of the labels; without, the first of Species, Annotation, label and
+            Common Name.
+
+    Raises:
+        UserError: if the CSV file cannot be read, or lacks a column.
+    """
+    folder, names = pathlib.Path(folder), list(names)
+    if source:
+        return _resolved(read_csv(source, label_column), folder, names)
+    rows, files, skipped = [], [], []
+    for name in names:
+        tables = raven_tables(folder / name)
+        for table in tables:
+            found, wrong = read_raven(table, name, label_column)
+            rows += found
+            skipped += wrong
+        if tables:
+            files.append(name)
+    return Annotations(rows, files, {}, skipped)
+
+
+def raven_tables(recording: str | os.PathLike) -> list[pathlib.Path]:
+    """The Raven tables beside X.wav: X.Table.1.selections.txt and the like, X.selections.txt and X.txt."""
+    recording = pathlib.Path(recording)
+    found = []
+    for path in sorted(recording.parent.glob(f"{_literal(recording.stem)}*.[tT][xX][tT]")):
+        for stem in (recording.name, recording.stem):
+            rest = path.name.removeprefix(stem).lower()
+            named = re.fullmatch(r"\.table\.\d+(\..*)?\.txt|\.selections\.txt|\.txt", rest)
+            # What programs predicted has names of other kinds, and a .txt may hold anything.
+            if path.name.startswith(stem) and named and _is_raven(path):
+                found.append(path)
+                break
+    return found
+
+
+def read_raven(
+    path: str | os.PathLike, file: str, label_column: str = ""
+) -> tuple[list[Annotation], list[tuple[str, str]]]:
+    """Reads a Raven selection table.
+
+    Raven writes a selection once for each view: it is kept once.
+
+    Args:
+        path: the table, tab-separated.
+        file: the recording's name.
+        label_column: as in `read`.
+
+    Returns:
+        The annotations, and what cannot be used: table and line, reason.
+    """
+    path = pathlib.Path(path)
+    try:
+        columns, lines = _table(path, label_column)
+    except (OSError, csv.Error) as error:
+        return [], [(path.name, f"it cannot be read: {error}")]
+    missing = [name for name in ("start", "end", "label") if name not in columns]
+    if missing and lines:
+        names = [label_column if n == "label" and label_column else n for n in missing]
+        return [], [(path.name, f"it has no column {', '.join(names)}")]
+    rows, skipped, seen = [], [], set()
+    for number, cells in lines:
+        selection = cells.get("selection") or number
+        if selection in seen:
+            continue
+        seen.add(selection)
+        _take({**cells, "file": file}, f"{path.name}, line {number}", rows, skipped)
+    return rows, skipped
+
+
+def read_csv(path: str | os.PathLike, label_column: str = "") -> Annotations:
+    """Reads annotations of many recordings, whose names are left as they are written.
+
+    Raises:
+        UserError: if it cannot be read, or a column is missing.
+    """
+    path = pathlib.Path(path).expanduser()
+    try:
+        columns, lines = _table(path, label_column)
+    except (OSError, csv.Error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"--config.audio.annotations={path} cannot be read: {reason}.") from error
+    for name in ("file", "start", "end", "label"):
+        if name not in columns:
+            known = [label_column] if name == "label" and label_column else _COLUMNS[name]
+            raise UserError(
+                f"--config.audio.annotations={path} has no column {name}: call it {' or '.join(known)}."
+            )
+    rows, skipped, files, splits = [], [], {}, {}
+    for number, cells in lines:
+        if _take(cells, f"{path.name}, line {number}", rows, skipped):
+            files[cells["file"]] = None
+            if cells.get("split"):
+                splits.setdefault(cells["file"], cells["split"])
+    return Annotations(rows, list(files), splits, skipped)
+
+
+def within(
+    annotations: Iterable[Annotation], seconds: Mapping[str, float]
+) -> tuple[list[Annotation], list[tuple[str, str]]]:
+    """Cuts annotations off at the ends of their recordings.
+
+    Args:
+        annotations: of any recordings.
+        seconds: how long each recording is.
+
+    Returns:
+        Those that begin within their recording, and what cannot be used: origin and reason.
+    """
+    rows, skipped = [], []
+    for one in annotations:
+        length = seconds[one.file]
+        if one.start >= length:
+            reason = f"it begins at {one.start:g} s, and {one.file} ends at {length:g} s"
+            skipped.append((one.origin, reason))
+        else:
+            rows.append(dataclasses.replace(one, end=min(one.end, length)))
+    return rows, skipped
+
+
+def labels_of(name: str, audio) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
+    """The labels that the name of a recording gives it as a whole.
+
+    Args:
+        name: its path below the data's folder, with forward slashes.
+        audio: `label_pattern`, whose first group is the label; without, the first folder is. 'A,B' are two
+            labels, '-A' says that A is not there, and the names in `no_class` that nothing is.
+
+    Returns:
+        The labels that are there and those that are not, or None where the name has no label.
+
+    Raises:
+        UserError: if the pattern is none, or has no group.
+    """
+    if audio.label_pattern:
+        match = _pattern("label_pattern", audio.label_pattern).search(name)
+        if match is None or not match.group(1):
+            return None
+        text = match.group(1)
+    elif "/" in name:
+        text = name.split("/")[0]
+    else:
+        return None
+    nothing = {word.lower() for word in audio.no_class}
+    words = [word.strip() for word in text.split(",")]
+    words = [word for word in words if word and word.lower() not in nothing]
+    there = tuple(word for word in words if not word.startswith("-"))
+    return there, tuple(word[1:].strip() for word in words if word.startswith("-"))
+
+
+def date_of(name: str) -> datetime.datetime | None:
+    """When a recording began, as recorders write it into names: YYYYMMDD_hhmmss, or with T between.
+
+    Example:
+        >>> date_of("site 3/S4A03895_20190522_061500.wav")
+        datetime.datetime(2019, 5, 22, 6, 15)
+    """
+    for match in _DATE.finditer(name):
+        try:
+            return datetime.datetime.strptime("".join(match.groups()), "%Y%m%d%H%M%S")
+        except ValueError:  # Eight digits may mean something else.
+            continue
+    return None
+
+
+def write_raven(
+    path: str | os.PathLike,
+    annotations: Sequence[Annotation],
+    scores: Sequence[float] | None = None,
+    recording: str | os.PathLike = "",
+) -> None:
+    """Writes a Raven selection table, which `read_raven` reads back to the same intervals.
+
+    Args:
+        path: the table.
+        annotations: one selection each.
+        scores: one for each of them.
+        recording: the sound file, for Raven to open.
+    """
+    lines = ["\t".join(_RAVEN)]
+    for number, one in enumerate(annotations):
+        score = "" if scores is None else f"{scores[number]:.4f}"
+        times = _exactly(one.start), _exactly(one.end)
+        label = " ".join(one.label.split())  # A tab would be another column.
+        cells = [str(number + 1), "Spectrogram 1", "1", *times]
+        cells += [_exactly(one.low), _exactly(one.high), label, score, str(recording)]
+        lines.append("\t".join(cells))
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def _exactly(number: float | None) -> str:
+    return "" if number is None else np.format_float_positional(number, trim="0")
+
+
+def _resolved(table: Annotations, folder: pathlib.Path, names: Sequence[str]) -> Annotations:
+    """The same with the names of recordings; files are named by path, or by name where it is the only one."""
+    known = {}
+    for name in names:
+        # What two recordings are called stands for none.
+        for short in {pathlib.PurePosixPath(name).name, pathlib.PurePosixPath(name).stem}:
+            known[short] = None if short in known else name
+    known |= {pathlib.PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
+    known |= {name: name for name in names}
+    top = folder.absolute().as_posix().rstrip("/") + "/"
+    found, skipped = {}, list(table.skipped)
+    for file in table.files:
+        short = file.replace("\\", "/").removeprefix("file://").removeprefix(top).removeprefix("./")
+        last = short.rsplit("/")[-1]
+        name = known[short] if short in known else known.get(last)
+        if name is None:
+            several = short in known or last in known
+            what = "more than one recording has" if several else "no recording has"
+            skipped.append((file, f"it is annotated, but {what} this name"))
+        else:
+            found[file] = name
+    rows = [
+        dataclasses.replace(one, file=found[one.file]) for one in table.rows if one.file in found
+    ]
+    splits = {found[file]: split for file, split in table.splits.items() if file in found}
+    return Annotations(rows, list(dict.fromkeys(found.values())), splits, skipped)
+
+
+def _table(
+    path: pathlib.Path, label_column: str
+) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
+    """Which columns there are, and line number and cells of each row that is not empty."""
+    # Excel marks UTF-8 at the beginning; of what is none, the times are read all the same.
+    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+        head = file.readline()
+        file.seek(0)
+        if "\t" in head:  # Raven quotes nothing.
+            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
+        else:
+            reader = csv.reader(file, delimiter=";" if ";" in head and "," not in head else ",")
+        header = [cell.strip().lower() for cell in next(reader, [])]
+        aliases = {**_COLUMNS, "label": (label_column.lower(),)} if label_column else _COLUMNS
+        places = {}
+        for name, words in aliases.items():
+            for word in words:
+                if word in header:
+                    places[name] = header.index(word)
+                    break
+        lines = []
+        for row in reader:
+            cells = {n: row[at].strip() if at < len(row) else "" for n, at in places.items()}
+            if any(cell.strip() for cell in row):
+                lines.append((reader.line_num, cells))
+    return set(places), lines
+
+
+def _take(
+    cells: dict[str, str], origin: str, rows: list[Annotation], skipped: list[tuple[str, str]]
+) -> bool:
+    """Adds the annotation of a row, or why it is none."""
+    start, end = _number(cells["start"]), _number(cells["end"])
+    kind = cells.get("kind", "").lower()
+    reason = ""
+    if start is None or end is None:
+        name = "start" if start is None else "end"
+        reason = f"its {name}, '{cells[name]}', is not a number"
+    elif start < 0 or end <= start:
+        reason = f"it cannot last from {start:g} s to {end:g} s"
+    elif not cells["label"]:
+        reason = "it has no label"
+    elif not cells["file"]:
+        reason = "it names no file"
+    elif kind not in _KINDS:
+        reason = f"'{kind}' is neither positive nor negative nor uncertain"
+    if reason:
+        skipped.append((origin, reason))
+        return False
+    band = _number(cells.get("low", "")), _number(cells.get("high", ""))
+    rows.append(Annotation(cells["file"], start, end, cells["label"], _KINDS[kind], *band, origin))
+    return True
+
+
+def _number(text: str) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _is_raven(path: pathlib.Path) -> bool:
+    with open(path, encoding="utf-8-sig", errors="replace") as file:
+        return "begin time (s)" in file.readline(10_000).lower()
+
+
+def _literal(name: str) -> str:
+    """A name as a pattern of `glob` that is this name alone."""
+    return re.sub(r"([*?[])", r"[\1]", name)
+
+
+def _pattern(setting: str, text: str) -> re.Pattern:
+    try:
+        pattern = re.compile(text)
+    except re.error as error:
+        raise UserError(f"--config.audio.{setting}={text}: {error}.") from error
+    if pattern.groups < 1:
+        raise UserError(f"--config.audio.{setting}={text}: put what is meant in (parentheses).")
+    return pattern

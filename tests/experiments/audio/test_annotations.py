@@ -1,0 +1,356 @@
+import datetime
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from experiments.audio import annotations, songs
+from experiments.audio.annotations import Annotation
+from experiments.audio.targets import targets
+from experiments.errors import UserError
+
+HEADER = [
+    "Selection",
+    "View",
+    "Channel",
+    "Begin Time (s)",
+    "End Time (s)",
+    "Low Freq (Hz)",
+    "Species",
+]
+
+
+@pytest.fixture
+def table(tmp_path):
+    """Returns a function that writes a table of lists of cells."""
+
+    def write(name, *rows, separator="\t"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        lines = "".join(separator.join(map(str, row)) + "\n" for row in rows)
+        (tmp_path / name).write_text(lines, encoding="utf-8")
+        return tmp_path / name
+
+    return write
+
+
+def test_a_selection_that_raven_wrote_for_two_views_is_one_annotation(table):
+    path = table(
+        "x.Table.1.selections.txt",
+        HEADER,
+        [1, "Waveform 1", 1, 0.5, 1.25, 900, "wren"],
+        [1, "Spectrogram 1", 1, 0.5, 1.25, 900, "wren"],
+        [2, "Spectrogram 1", 1, 2, 3.5, 1000, "great tit"],
+    )
+    rows, skipped = annotations.read_raven(path, "x.wav")
+    assert rows == [
+        Annotation("x.wav", 0.5, 1.25, "wren", True, 900.0),
+        Annotation("x.wav", 2.0, 3.5, "great tit", True, 1000.0),
+    ]
+    assert rows[1].origin == "x.Table.1.selections.txt, line 4" and not skipped
+
+
+def test_tables_without_a_selection_are_annotations_too(table, tmp_path):
+    table("x.Table.1.selections.txt", [*HEADER, ""])
+    table("y.Table.1.selections.txt", [*HEADER, ""], [""] * 3)
+    found = annotations.read(tmp_path, ["x.wav", "y.wav", "z.wav"])
+    assert found.files == ["x.wav", "y.wav"] and not found.rows and not found.skipped
+
+
+def test_raven_tables_are_found_beside_their_recording_and_nothing_else_is(table, tmp_path):
+    row = [1, "", 1, 0, 1, 0, "wren"]
+    for name in (
+        "a.Table.1.selections.txt",
+        "a.wav.Table.2.selections.txt",
+        "a.selections.txt",
+        "a.txt",
+    ):
+        table(name, HEADER, row)
+    table("[b] 1.Table.1.selections.txt", HEADER, row)
+    table("a.c.Table.1.selections.txt", HEADER, row)
+    table("a.dyn.selections.txt", HEADER, row)
+    table("ab.txt", HEADER, row)
+    table("d.txt", ["recorded by the river"])
+    found = {
+        name: [path.name for path in annotations.raven_tables(tmp_path / name)]
+        for name in ("a.wav", "[b] 1.WAV", "d.wav", "e.wav")
+    }
+    assert found["a.wav"] == [
+        "a.Table.1.selections.txt",
+        "a.selections.txt",
+        "a.txt",
+        "a.wav.Table.2.selections.txt",
+    ]
+    assert found["[b] 1.WAV"] == ["[b] 1.Table.1.selections.txt"]
+    assert found["d.wav"] == found["e.wav"] == []
+
+
+@pytest.mark.parametrize(
+    "header, chosen, label",
+    [
+        (["Common Name", "label", "Annotation", "Species"], "", "d"),
+        (["Common Name", "label", "Annotation"], "", "c"),
+        (["Common Name", "LABEL"], "", "b"),
+        (["Common Name"], "", "a"),
+        (["Common Name", "Call"], "call", "b"),
+    ],
+)
+def test_the_label_is_in_the_column_asked_for_or_the_first_that_is_known(
+    table, header, chosen, label
+):
+    cells = list("abcd")[: len(header)]
+    path = table("x.txt", ["Begin Time (s)", "End Time (s)", *header], [0, 1, *cells])
+    rows, skipped = annotations.read_raven(path, "x.wav", chosen)
+    assert [row.label for row in rows] == [label] and not skipped
+
+
+def test_a_table_without_the_column_is_named(table):
+    path = table("x.txt", ["Begin Time (s)", "End Time (s)", "Notes"], [0, 1, "wren"])
+    assert annotations.read_raven(path, "x") == ([], [("x.txt", "it has no column label")])
+    assert annotations.read_raven(path, "x", "Call")[1] == [("x.txt", "it has no column Call")]
+
+
+@pytest.mark.parametrize(
+    "start, end, label, reason",
+    [
+        (2, 1, "wren", "it cannot last from 2 s to 1 s"),
+        (2, 2, "wren", "it cannot last from 2 s to 2 s"),
+        (-1, 1, "wren", "it cannot last from -1 s to 1 s"),
+        ("", 1, "wren", "its start, '', is not a number"),
+        (0, "soon", "wren", "its end, 'soon', is not a number"),
+        (0, "nan", "wren", "its end, 'nan', is not a number"),
+        (0, "inf", "wren", "its end, 'inf', is not a number"),
+        (0, 1, " ", "it has no label"),
+    ],
+)
+def test_lines_that_make_no_sense_are_listed(table, start, end, label, reason):
+    path = table("x.txt", HEADER, [1, "", 1, start, end, 0, label], [2, "", 1, 4, 5, 0, "tit"])
+    rows, skipped = annotations.read_raven(path, "x.wav")
+    assert [row.label for row in rows] == ["tit"] and skipped == [("x.txt, line 2", reason)]
+
+
+def test_what_is_beyond_the_recording_is_cut_off_or_listed():
+    rows = [Annotation("x", 1, 9, "a"), Annotation("x", 5, 6, "b", origin="t.csv, line 3")]
+    kept, skipped = annotations.within(rows, {"x": 5.0})
+    assert kept == [Annotation("x", 1, 5.0, "a")]
+    assert skipped == [("t.csv, line 3", "it begins at 5 s, and x ends at 5 s")]
+
+
+FILES = ("file", "recording", "audio_file", "uri")
+STARTS = ("start", "start_time", "start_offset_s", "x1")
+ENDS = ("end", "end_time", "end_offset_s", "x2")
+
+
+@pytest.mark.parametrize(
+    "names",
+    list(zip(FILES, STARTS, ENDS, ("label", "annotation", "species", "Species"), strict=True)),
+)
+@pytest.mark.parametrize("kind", ["label_type", "validated"])
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_columns_of_a_csv_have_the_names_that_programs_give_them(table, names, kind, separator):
+    path = table(
+        "labels.csv",
+        ["﻿" + names[0], *names[1:], kind, "y1", "y2"],
+        ["a.wav", 0.5, 1, "wren", "positive", 100, 2000],
+        ["a.wav", 1, 2, "wren", "negative", "", ""],
+        ["b.wav", 1, 2, "wren", "uncertain"],
+        ["b.wav", 1, 2, "wren", ""],
+        ["b.wav", 1, 2, "wren", "perhaps"],
+        separator=separator,
+    )
+    found = annotations.read_csv(path)
+    assert [row.positive for row in found.rows] == [True, False, None, True]
+    assert (found.rows[0].low, found.rows[0].high, found.rows[1].low) == (100.0, 2000.0, None)
+    assert found.files == ["a.wav", "b.wav"]
+    reason = "'perhaps' is neither positive nor negative nor uncertain"
+    assert found.skipped == [("labels.csv, line 6", reason)]
+
+
+def test_files_of_a_csv_are_found_by_path_or_by_a_name_that_only_one_has(table, tmp_path):
+    names = ["s1/a.wav", "s1/b.wav", "s2/b.wav", "c.flac"]
+    rows = [
+        ["s1/a.wav", "train"],
+        [str(tmp_path / "s1/b.wav"), "test"],
+        ["C:\\birds\\a.wav", "train"],
+        ["c", "validation"],
+        ["b.wav", "test"],
+        ["gone.wav", "test"],
+    ]
+    path = table(
+        "labels.csv",
+        ["file", "start", "end", "label", "split"],
+        *([file, 0, 1, "wren", split] for file, split in rows),
+        separator=",",
+    )
+    found = annotations.read(tmp_path, names, str(path))
+    assert [row.file for row in found.rows] == ["s1/a.wav", "s1/b.wav", "s1/a.wav", "c.flac"]
+    assert found.files == ["s1/a.wav", "s1/b.wav", "c.flac"]
+    assert found.splits == {"s1/a.wav": "train", "s1/b.wav": "test", "c.flac": "validation"}
+    assert found.skipped == [
+        ("b.wav", "it is annotated, but more than one recording has this name"),
+        ("gone.wav", "it is annotated, but no recording has this name"),
+    ]
+
+
+def test_a_csv_that_cannot_be_used_is_an_error_that_says_what_is_missing(table, tmp_path):
+    with pytest.raises(
+        UserError, match=r"config\.audio\.annotations=.*none\.csv cannot be read: No such"
+    ):
+        annotations.read(tmp_path, [], str(tmp_path / "none.csv"))
+    header = ["file", "start", "label"]
+    with pytest.raises(UserError, match="has no column end: call it end or end_time"):
+        annotations.read_csv(table("x.csv", header, separator=","))
+    with pytest.raises(UserError, match="has no column label: call it Call"):
+        annotations.read_csv(table("x.csv", [*header, "end"], separator=","), "Call")
+
+
+seconds = st.floats(0, 1e5, allow_nan=False)
+
+
+@given(st.lists(st.tuples(seconds, st.floats(1e-4, 1e4), st.text(min_size=1)), max_size=8))
+def test_a_raven_table_is_read_back_to_the_same_intervals(tmp_path_factory, intervals):
+    path = tmp_path_factory.getbasetemp() / "x.Table.1.selections.txt"
+    rows = [
+        Annotation("x.wav", start, start + length, label, True, 0.0, 16000.0)
+        for start, length, label in intervals
+        if " ".join(label.split()) and start + length > start and label.isprintable()
+    ]
+    annotations.write_raven(path, rows, scores=[0.5] * len(rows), recording="x.wav")
+    read, skipped = annotations.read_raven(path, "x.wav")
+    assert not skipped
+    for one, other in itertools.zip_longest(rows, read):
+        assert (one.start, one.end, one.low, one.high) == (
+            other.start,
+            other.end,
+            other.low,
+            other.high,
+        )
+        assert " ".join(one.label.split()) == other.label
+    assert path.read_text(encoding="utf-8").split("\n")[0].split("\t") == [
+        "Selection",
+        "View",
+        "Channel",
+        "Begin Time (s)",
+        "End Time (s)",
+        "Low Freq (Hz)",
+        "High Freq (Hz)",
+        "Label",
+        "Score",
+        "Begin Path",
+    ]
+
+
+STARTING = np.arange(5.0)
+ENDING = np.minimum(STARTING + 2, 5.5)
+
+
+@pytest.mark.parametrize(
+    "start, end, expected",
+    [
+        (1.1, 1.9, [1, 1, 0, 0, 0]),
+        (2.9, 3.24, [0, 0, 1, 1, 0]),  # 0.1 s, all and 0.24 s of it: the last is more than half.
+        (1.95, 2.05, [1, 1, 1, 0, 0]),  # Half of it on both sides.
+        (2.1, 2.12, [0, 1, 1, 0, 0]),
+        (0.0, 5.5, [1, 1, 1, 1, 1]),
+        (1.8, 9.0, [0, 1, 1, 1, 1]),
+        (1.75, 9.0, [1, 1, 1, 1, 1]),
+    ],
+)
+def test_an_annotation_counts_for_the_windows_that_share_enough_with_it(start, end, expected):
+    one = Annotation("x", start, end, "wren")
+    found = targets(STARTING, ENDING, [one], ["wren"], 0.25, 0.5, exhaustive=True)
+    overlap = [max(min(e, end) - max(s, start), 0) for s, e in zip(STARTING, ENDING, strict=True)]
+    assert [o >= 0.25 - 1e-9 or o >= 0.5 * (end - start) - 1e-9 for o in overlap] == found[
+        :, 0
+    ].tolist()
+    assert found[:, 0].tolist() == expected
+
+
+def test_an_annotation_that_shares_too_little_with_all_counts_for_its_best_window():
+    # Windows with gaps: 0.1 s of it are in the first, 0.2 s in the second.
+    one = Annotation("x", 0.9, 3.2, "wren")
+    found = targets([0, 3], [1, 4], [one], ["wren"], 0.25, 0.5, exhaustive=True)
+    assert found[:, 0].tolist() == [0, 1]
+    nowhere = Annotation("x", 1.2, 2.8, "wren")
+    assert not targets([0, 3], [1, 4], [nowhere], ["wren"], exhaustive=True).any()
+
+
+def test_what_nobody_said_is_unknown_or_where_all_was_annotated_not_there():
+    rows = [
+        Annotation("x", 0, 2, "wren"),
+        Annotation("x", 2, 4, "wren", positive=False),
+        Annotation("x", 0, 2, "tit", positive=None),
+        Annotation("x", 0, 9, "owl"),
+    ]
+    starts, ends = [0.0, 2.0, 4.0], [2.0, 4.0, 6.0]
+    nan = float("nan")
+    found = targets(starts, ends, rows, ["wren", "tit"])
+    np.testing.assert_array_equal(found, [[1, nan], [0, nan], [nan, nan]])
+    found = targets(starts, ends, rows, ["wren", "tit"], exhaustive=True)
+    np.testing.assert_array_equal(found, [[1, nan], [0, 0], [0, 0]])
+    assert found.dtype == np.float32
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations([True, False, None])))
+def test_where_annotations_differ_positive_goes_first(order):
+    for kinds, expected in ((order, 1.0), ([k for k in order if k is not True], 0.0)):
+        rows = [Annotation("x", 0, 1, "wren", positive=kind) for kind in kinds]
+        assert targets([0.0], [2.0], rows, ["wren"]).item() == expected
+
+
+def test_windows_and_classes_may_be_none():
+    assert targets([], [], [Annotation("x", 0, 1, "wren")], ["wren"]).shape == (0, 1)
+    assert targets([0.0], [1.0], [], []).shape == (1, 0)
+
+
+@pytest.mark.parametrize(
+    "name, changed, expected",
+    [
+        ("wren/x.wav", {}, (("wren",), ())),
+        ("wren/site/x.wav", {}, (("wren",), ())),
+        ("wren, tit/x.wav", {}, (("wren", "tit"), ())),
+        ("-wren/x.wav", {}, ((), ("wren",))),
+        ("tit,-wren/x.wav", {}, (("tit",), ("wren",))),
+        ("Noise/x.wav", {}, ((), ())),
+        ("Noise/x.wav", {"no_class": ()}, (("Noise",), ())),
+        ("x.wav", {}, None),
+        ("Great Tit 12.wav", {"label_pattern": r"([^/]+) \d+\.wav$"}, (("Great Tit",), ())),
+        ("NoClass 1.wav", {"label_pattern": r"(\w+) ", "no_class": ("noclass",)}, ((), ())),
+        ("12.wav", {"label_pattern": r"([^/]+) \d+\.wav$"}, None),
+    ],
+)
+def test_the_folder_or_a_pattern_gives_a_recording_its_labels(audio, name, changed, expected):
+    assert annotations.labels_of(name, audio(**changed)) == expected
+
+
+@pytest.mark.parametrize("pattern", ["(", "wren"])
+def test_a_pattern_that_has_no_group_is_an_error(audio, pattern):
+    with pytest.raises(UserError, match=r"--config\.audio\.label_pattern="):
+        annotations.labels_of("wren/x.wav", audio(label_pattern=pattern))
+
+
+@pytest.mark.parametrize(
+    "name, date",
+    [
+        ("S4A03895_20190522_061500.wav", datetime.datetime(2019, 5, 22, 6, 15)),
+        ("site/20190522T061501-x.wav", datetime.datetime(2019, 5, 22, 6, 15, 1)),
+        ("99999999_000000_20190522_061500.wav", datetime.datetime(2019, 5, 22, 6, 15)),
+        ("20191322_061500.wav", None),
+        ("120190522_061500.wav", None),
+        ("wren 3.wav", None),
+    ],
+)
+def test_the_date_is_in_the_name(name, date):
+    assert annotations.date_of(name) == date
+
+
+def test_long_recordings_of_songs_come_with_their_tables(tmp_path):
+    folder = songs.write_long(tmp_path, classes=3, recordings=3, seconds=6.0, rate=16000)
+    names = [f"long-00{number}.wav" for number in (1, 2, 3)]
+    found = annotations.read(folder, names)
+    assert found.files == names and not found.skipped
+    assert {row.label for row in found.rows} == {"riser", "faller", "archer"}
+    kept, skipped = annotations.within(found.rows, dict.fromkeys(names, 6.0))
+    assert kept == found.rows and not skipped
+    assert all(row.low < row.high for row in kept)
