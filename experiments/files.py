@@ -5,8 +5,11 @@ import csv
 import errno
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+
+import numpy as np
 
 from experiments.metrics import plain, replacing
 
@@ -41,6 +44,14 @@ def write_csv(
         table = csv.writer(file)
         table.writerow(header)
         table.writerows(rows)
+
+
+def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes an .npz file, as `numpy.savez` would if an array could be called `file`."""
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
 
 
 @contextlib.contextmanager

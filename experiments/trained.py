@@ -152,15 +152,40 @@ class Trained:
             yield from self._answer(batch, batch_size)
 
     def _answer(self, batch: list, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
-        inputs = np.stack([example["inputs"] for _, example in batch])
-        inputs = np.pad(inputs, [(0, batch_size - len(batch))] + [(0, 0)] * (inputs.ndim - 1))
-        said = np.asarray(self._compiled(self._on_device, inputs))
-        for (key, example), one in zip(batch, said, strict=False):
+        examples = [example for _, example in batch]
+        said = self._of_a_batch(self._compiled, examples, batch_size)
+        for (key, example), one in zip(batch, said, strict=True):
             yield key, self.task.finish(one, example)
+
+    def features(self, examples: Sequence[Example], batch_size: int = 0) -> np.ndarray:
+        """What a network has made of some examples, before it says anything of their classes.
+
+        Args:
+            examples: what `prepare` gave; a batch of them at most.
+            batch_size: 0 for the run's.
+
+        Returns:
+            float32 `[N, D]`: of a reconstruction run the codes, of others what comes into the module `head`.
+
+        Raises:
+            ValueError: if there is no such module.
+        """
+        return self._of_a_batch(self._features, examples, batch_size or self.config.batch_size)
+
+    def _of_a_batch(self, compiled: Any, examples: Sequence[Example], size: int) -> np.ndarray:
+        inputs = np.stack([example["inputs"] for example in examples])
+        inputs = np.pad(inputs, [(0, size - len(inputs))] + [(0, 0)] * (inputs.ndim - 1))
+        return np.asarray(compiled(self._on_device, inputs))[: len(examples)]
 
     @functools.cached_property
     def _compiled(self) -> Any:
         return jax.jit(functools.partial(self.task.answer, self.model))
+
+    @functools.cached_property
+    def _features(self) -> Any:
+        if self.config.task == "reconstruction":
+            return self._compiled
+        return jax.jit(functools.partial(into_head, self.model))
 
     @functools.cached_property
     def _on_device(self) -> Any:
@@ -189,6 +214,26 @@ class Trained:
         # An end of missing values belongs to all channels or to none.
         row = Row(0, "", list(raw.T), padded=raw.shape[-1] == 1)
         return series_of(row, self.shape)
+
+
+def into_head(model: nn.Module, variables: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
+    """What comes into the module `head` of a network, its classifier: float32 `[B, D]`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    seen = []
+
+    def notice(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
+        if context.module.name == "head" and context.method_name == "__call__":
+            seen.append(args[0])
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(notice):
+        model.apply(variables, inputs, train=False)
+    if not seen:
+        raise ValueError("the network has no module named head")
+    return seen[-1].reshape(len(inputs), -1).astype(np.float32)
 
 
 def series_of(row: Row, shape: tuple[int, ...]) -> np.ndarray:

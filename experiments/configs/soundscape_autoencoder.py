@@ -47,8 +47,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         raise UserError(f"pooling={pooling}: write implicit or explicit.")
     if recipe not in (None, "paper"):
         raise UserError(f"recipe={recipe}: write paper, or leave it out.")
-    words = argument.split(",")
-    config = common.get_config(argument, default="songs" if "smoke" in words else "audio")
+    config = common.get_config(argument, default=common.sound(argument))
     config.name = config.baseline = "soundscape_autoencoder"
     config.task = "reconstruction"
     config.update(RECIPE)
@@ -62,7 +61,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if recipe == "paper":
         config.epochs = 3
         config.optimizer.schedule = PAPER[config.autoencoder.pooling]
-    if "smoke" in words:
+    if config.dataset.endswith("-smoke"):
         config.autoencoder.widths = (16, 32, 64, 6)
         config.epochs = 1
     return config

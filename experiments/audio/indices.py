@@ -1,0 +1,126 @@
+"""Features of sound that nobody trains: acoustic indices, and cepstra."""
+
+import contextlib
+import importlib.metadata
+import warnings
+from collections.abc import Iterator
+
+import numpy as np
+
+from experiments.audio.libraries import library
+
+N_FFT = 512  # of which 256 frequency bins remain; frames overlap by half
+PER_BIN = {
+    "ENRf": "mean power of the bin over time, dB",
+    "BGNf": "median power of the bin over time, smoothed over 5 bins, dB",
+    "SNRf": "ENRf - BGNf, dB (the package's own is 0 everywhere)",
+    "ACI": "sum of the changes of the amplitude from frame to frame, divided by the sum of the amplitudes",
+    "Ht": "entropy of the bin's power over time, 0 to 1",
+    "ACTspFract": "share of frames more than 6 dB above the median of the bin",
+    "ACTspMean": "mean level in dB of those frames; 0 where there is none",
+    "ROU": "roughness: mean square of the second difference of the amplitude over time",
+}
+"""The indices of each frequency bin: 8 times 256 numbers, as many as those of Rowe et al. (2021)."""
+
+_BANDS = ((0, 1000), (1000, 10_000))  # Hz, of people and of animals
+
+
+def spectrum(samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Power spectral density `[256, frames]`, times and frequencies of a window."""
+    power, times, frequencies, _ = library("maad.sound").spectrogram(
+        samples.astype(np.float64), rate, nperseg=N_FFT, noverlap=N_FFT // 2, mode="psd"
+    )
+    return power, times, frequencies
+
+
+def spectral(samples: np.ndarray, rate: int) -> np.ndarray:
+    """The indices of `PER_BIN`, one after another, float32 `[8 * 256]`.
+
+    Args:
+        samples: floats `[n]`, not silent.
+        rate: samples per second.
+    """
+    features, sound = library("maad.features"), library("maad.sound")
+    power, _, _ = spectrum(samples, rate)
+    with _quietly():
+        amplitude = np.sqrt(power)
+        energy = 10 * np.log10(power.mean(axis=1))
+        *_, background, _ = sound.spectral_snr(power)
+        _, complexity, _ = features.acoustic_complexity_index(amplitude)
+        _, entropy = features.frequency_entropy(power, compatibility="QUT")
+        loud = 10 * np.log10(sound.median_equalizer(power) + 1e-20)
+        share, _, _ = features.spectral_activity(loud, dB_threshold=6)
+        over = np.where(loud > 6, loud, 0.0)
+        level = over.sum(axis=1) / np.maximum((loud > 6).sum(axis=1), 1)
+        rough = features.roughness(amplitude, norm=None, axis=1)
+    above = energy - background
+    found = (energy, background, above, complexity, entropy, share, level, rough)
+    return np.concatenate(found).astype(np.float32)
+
+
+def alpha(samples: np.ndarray, rate: int) -> dict[str, float]:
+    """Scikit-maad's alpha indices of a window, 16 of its waveform and 44 of its spectrum.
+
+    Args:
+        samples: floats `[n]`, not silent.
+        rate: samples per second.
+
+    Returns:
+        Index to value, NaN where it is not defined.
+    """
+    features = library("maad.features")
+    power, times, frequencies = spectrum(samples, rate)
+    low, middle = _BANDS
+    high = (min(10_000, 0.9 * rate / 2), rate / 2)
+    with _quietly():
+        of_time = features.all_temporal_alpha_indices(samples.astype(np.float64), rate)
+        of_spectrum, _ = features.all_spectral_alpha_indices(
+            power, times, frequencies, flim_low=low, flim_mid=middle, flim_hi=high
+        )
+    found = {**of_time.iloc[0].to_dict(), **of_spectrum.iloc[0].to_dict()}
+    return {name: float(value) for name, value in found.items()}
+
+
+def definitions(names: list[str], rate: int) -> list[tuple[str, str, str]]:
+    """What each index is: (index, whose, how), for a table beside the numbers.
+
+    Packages differ in an index of one name, so a number is of no use without this.
+    """
+    maad = f"scikit-maad {importlib.metadata.version('scikit-maad')}"
+    how = f"{rate} Hz, Hann frames of {N_FFT} with {N_FFT // 2} overlap, power spectral density"
+    bands = f"low {_BANDS[0]}, middle {_BANDS[1]} Hz, high from {min(10_000, 0.45 * rate):g} Hz"
+    rows = [(f"{name} per bin", f"{maad}, {what}", how) for name, what in PER_BIN.items()]
+    return rows + [
+        (name, f"{maad}, features.all_temporal_alpha_indices and .all_spectral_alpha_indices",
+         f"{how}; {bands}; the other settings are the package's")
+        for name in names
+    ]  # fmt: skip
+
+
+def cepstra(samples: np.ndarray, rate: int) -> np.ndarray:
+    """Mel-frequency cepstral coefficients: 13 of each frame of 25 ms, every 10 ms; time goes fastest.
+
+    Of a second there are 99 frames: the last one is filled up with zeros. 26 mel bands.
+
+    Args:
+        samples: floats `[n]`.
+        rate: samples per second.
+
+    Returns:
+        float32 `[13 * frames]`.
+    """
+    frame, step = round(0.025 * rate), round(0.01 * rate)
+    frames = 1 + -(-max(len(samples) - frame, 0) // step)
+    padded = np.pad(samples, (0, max((frames - 1) * step + frame - len(samples), 0)))
+    found = library("librosa.feature").mfcc(
+        y=padded, sr=rate, n_mfcc=13, n_mels=26, n_fft=frame, hop_length=step, center=False
+    )
+    return found.ravel().astype(np.float32)
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without warnings of what becomes NaN: it is NaN in the table."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")
+        yield
