@@ -103,7 +103,7 @@ def embed(
         raise UserError(
             f"{run} is a run of {task}: codes come from an autoencoder or a classifier."
         )
-    if compare and not embed_files.of_sound(trained):
+    if compare and not trained.hears:
         raise UserError(f"--compare is for recordings, and {run} was trained on pictures.")
     found = embed_files.usable(trained, paths, out)
     comparison = Comparison(trained.config.audio.sample_rate) if compare else None
@@ -119,7 +119,7 @@ def embed(
         def skip(name: str, reason: str) -> None:
             skipped.append((name, reason))
 
-        pieces = embed_files.pieces(trained, counted(), skip, clock)
+        pieces = embed_files.pieces(trained, counted(), skip, shown.say, clock)
         drawn = Drawn(SHOWN if task == "reconstruction" else 0)
         embedded = _embedded(trained, pieces, batch_size, clock, comparison, drawn)
         shown.update(len(found))

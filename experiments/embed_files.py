@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import predict_files
-from experiments.audio import recordings, spectrograms, windows
-from experiments.data import Example, pictures
+from experiments.data import Example
 from experiments.errors import UserError
 from experiments.predict_files import File
 from experiments.trained import Trained
@@ -42,11 +41,6 @@ class Piece:
     samples: np.ndarray | None = None
 
 
-def of_sound(trained: Trained) -> bool:
-    """Whether a network was trained on recordings."""
-    return trained.config.data.name == "audio"
-
-
 def usable(trained: Trained, paths: Sequence[str], but: Path) -> list[File]:
     """The files that were given, and of folders those that could be of the network's kind.
 
@@ -58,19 +52,24 @@ def usable(trained: Trained, paths: Sequence[str], but: Path) -> list[File]:
     Raises:
         UserError: if a path does not exist, or nothing is there.
     """
-    given = predict_files.given(paths, (but,))
-    if of_sound(trained):
-        single = {Path(path).expanduser() for path in paths}
-        known = recordings.SUFFIXES
-        given = (f for f in given if f.path in single or f.path.suffix.lower() in known)
-    found = list(given)
+    suffixes: Sequence[str] = ()
+    if trained.hears:
+        from experiments.audio.recordings import SUFFIXES as suffixes  # of libraries of its own
+
+    found = list(predict_files.given(paths, (but,), suffixes))
     if not found:
-        what = "recording" if of_sound(trained) else "file"
+        what = "recording" if trained.hears else "file"
         raise UserError(f"There is no {what} in {', '.join(map(str, paths))}.")
     return found
 
 
-def pieces(trained: Trained, files: Iterator[File], skip: Skip, clock: Clock) -> Iterator[Piece]:
+def pieces(
+    trained: Trained,
+    files: Iterator[File],
+    skip: Skip,
+    say: Callable[[str], None],
+    clock: Clock,
+) -> Iterator[Piece]:
     """All pieces of the files, in their order.
 
     Of a recording that breaks off, the windows before that are used.
@@ -79,38 +78,29 @@ def pieces(trained: Trained, files: Iterator[File], skip: Skip, clock: Clock) ->
         trained: the network.
         files: in the order in which they are read.
         skip: is told of files that cannot be used.
+        say: is told what is odd about files that can be.
         clock: the seconds that `spectrograms` take are added to it.
     """
-    if not of_sound(trained):
+    if not trained.hears:
         for item in predict_files.items(trained, files):
             if item.example is None:
                 skip(item.file.name, item.reason)
             else:
                 yield Piece(item.file.name, np.nan, np.nan, False, item.example)
         return
-    for file in files:
-        end = 0.0
-        try:
-            for piece in _windows(trained, file, clock):
-                end = piece.end
-                yield piece
-        except ValueError as error:
-            skip(file.name, f"{error}{f' (used up to {end:.1f} s)' if end else ''}")
-        except OSError as error:
-            skip(file.name, pictures.reason(error))
+    from experiments import listening
 
+    def unusable(file: File, reason: str) -> None:
+        skip(file.name, reason)
 
-def _windows(trained: Trained, file: File, clock: Clock) -> Iterator[Piece]:
-    audio = trained.config.audio
-    recording = recordings.probe(file.path, file.name)
-    blocks = recordings.stream(recording, audio.sample_rate, audio.channel)
-    # What is short is left out of training, but not of what a person asks about.
-    pad = "zero" if audio.pad == "drop" else audio.pad
-    for window in windows.grid(blocks, audio.sample_rate, audio.seconds, audio.hop, pad):
+    audio, noted = listening.settings(trained), set()
+    for of, window in listening.recorded(files, audio, unusable, say):
         with timed(clock, "spectrograms"):
-            levels = spectrograms.picture(window.samples, audio)
-            example = trained.prepared(levels[..., None])
-        yield Piece(file.name, window.start, window.end, window.silent, example, window.samples)
+            example = listening.see(trained, window, audio)
+        if of.note and of.file.name not in noted:
+            noted.add(of.file.name)
+            say(f"{of.file.name}: {of.note}")
+        yield Piece(of.file.name, window.start, window.end, window.silent, example, window.samples)
 
 
 @contextlib.contextmanager

@@ -99,15 +99,16 @@ def examples(
         place = Window(window.start, window.end, window.silent)
         return (of, place), see(trained, window, audio)
 
-    return ahead(prepared, _windows(files, audio, unusable, say), THREADS)
+    return ahead(prepared, recorded(files, audio, unusable, say), THREADS)
 
 
-def _windows(
+def recorded(
     files: Iterable[File],
     audio: ConfigDict,
     unusable: Callable[[File, str], None],
     say: Callable[[str], None],
 ) -> Iterator[tuple[Listened, windows.Window]]:
+    """The windows of recordings with their samples; see `examples`."""
     said = False
     for file in files:
         of, window = Listened(file), None
