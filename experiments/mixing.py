@@ -28,6 +28,13 @@ def mix(
     smoothing = config.mixing.label_smoothing
     targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     targets = targets * (1 - smoothing) + smoothing / num_classes
+    return mix_targets(config, inputs, targets, rng)
+
+
+def mix_targets(
+    config: ConfigDict, inputs: Array, targets: Array, rng: Array
+) -> tuple[Array, Array]:
+    """`mix` for examples whose targets, `[B, num_classes]`, are there already; a NaN stays one."""
     ways = []
     if config.mixing.mixup:
         ways.append(lambda key: mixup(inputs, targets, config.mixing.mixup, key))

@@ -27,8 +27,8 @@ _NAMES = {
 # What a reader asks for first, in this order, where it is set to something.
 _RECIPE = (
     "optimizer", "stages", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing",
-    "average", "image_size", "audio", "spectrogram", "dtype", "model", "gan", "autoencoder", "series", "conv",
-    "head", "temperature", "auxiliary", "start", "data",
+    "average", "image_size", "audio", "spectrogram", "dtype", "model", "tagging", "gan", "autoencoder",
+    "series", "conv", "head", "temperature", "auxiliary", "start", "data",
 )  # fmt: skip
 
 
@@ -68,6 +68,8 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
         found |= dict.fromkeys(of_classes, "it is for classification")
     else:
         found |= dict.fromkeys(("head.", "model.output_stride"), "it is for segmentation")
+    if known.get("task") != "tagging":
+        found["tagging."] = "it is for --config.task=tagging"
     if known.get("task") == "acgan":
         names = ("model.", "attention.", "classifier.", "mixing.")
         found |= dict.fromkeys(names, "a GAN takes --config.gan and --config.conv")

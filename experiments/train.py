@@ -116,7 +116,7 @@ def _train(
     def evaluation(state: TrainState, split: str) -> dict[str, Any]:
         step, batches = program.evaluation_step, evaluation_batches(split)
         outputs = evaluate(step, state.evaluated, batches, program.put)
-        return task.measure(outputs, dataset, split)
+        return task.measure(config, outputs, dataset, split)
 
     # ---------------------------------------------------------------- program and state
     inputs = transform[False](dataset.splits["train"][0])["inputs"]

@@ -37,6 +37,7 @@ AT_LEAST = {
     "gan.latent": 1,
     "gan.discriminator_dropout": 0,
     "gan.cbam_reduction": 1,
+    "tagging.threshold": 0,
     "stages.head_epochs": 0,
     "stages.learning_rate": 0,
     "loss_scale.start": 1,
@@ -92,6 +93,7 @@ AT_MOST = {
     "audio.height": 8192,
     "audio.width": 8192,
     "audio.min_fraction": 1,
+    "tagging.threshold": 1,
     "spectrogram.masks": 16,
     "spectrogram.mask_share": 1,
     "spectrogram.shift": 1,
@@ -214,6 +216,11 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"--config.augment={config.augment} is not for {'recordings' if sound else 'pictures'}: choose "
             f"none or {'spectrogram' if sound else 'another'}."
+        )
+    labels = {"classification": "class", "tagging": "multi"}.get(config.task, config.audio.labels)
+    if sound and config.audio.labels != labels:
+        raise UserError(
+            f"--config.audio.labels={config.audio.labels}: the task {config.task} takes {labels}."
         )
     task.make_model(config, num_classes=2, spatial_axes=2)
     devices, microbatches = jax.device_count(), config.accumulate

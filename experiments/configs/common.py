@@ -172,6 +172,9 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
             "conv": {"name": "conv"},  # in the blocks
             "attention": {"name": "none"},  # behind the last norm of a block
             "classifier": {"name": "dense"},
+            # Of labels that an example may have several of: what the loss is divided by, all entries or those
+            # that are known; and how probable a label is that is said to be there.
+            "tagging": {"norm": "all", "threshold": 0.5},
             "head": {"name": "fcn"},  # of a segmentation network; or deeplabv3plus
             "model": {
                 "network": "resnet",  # or vgg16, mobilenet_v2; or net1, net2 for series, with `series`

@@ -274,7 +274,9 @@ def check_augmentation(augment: str, known: Sequence[str], kind: str = "") -> No
 
 
 def _finished(inputs: np.ndarray, label: np.ndarray) -> Example:
-    return {"inputs": np.ascontiguousarray(inputs, np.float32), "label": np.int32(label)}
+    # Of several labels each is a number of its own, which may be missing.
+    label = np.asarray(label, np.float32) if np.ndim(label) else np.int32(label)
+    return {"inputs": np.ascontiguousarray(inputs, np.float32), "label": label}
 
 
 def plain(values: float | Sequence[float]) -> float | tuple[float, ...]:

@@ -217,7 +217,7 @@ def evaluation_sums(model: ACGAN, variables: Mapping[str, Any], batch: Batch) ->
 
 
 def measure(
-    outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+    config: ConfigDict, outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
 ) -> dict[str, float]:
     """Both losses and the discriminator's accuracies on a split, from what `evaluation_sums` gave."""
     total: dict[str, float] = {}

@@ -93,7 +93,7 @@ def in_training(
 
 
 def measure(
-    outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+    config: ConfigDict, outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
 ) -> dict[str, float]:
     """Loss and shares of a split, from what `evaluation_sums` gave for its batches: `metrics.means`."""
     total: dict[str, np.ndarray] = {}
@@ -195,7 +195,7 @@ def pictures(
     )
     if found["mixtures"]:
         by_class = {
-            layer: _mean_by_class(weights, labels, len(classes))
+            layer: mean_by_class(weights, labels, len(classes))
             for layer, weights in found["mixtures"].items()
         }
         figures.attention_by_class(by_class, classes, folder / "attention.png")
@@ -210,7 +210,7 @@ def pictures(
     )
 
 
-def _mean_by_class(weights: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+def mean_by_class(weights: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
     """Mean mixture of each class, `[C, K]`; a class without examples is NaN."""
     with np.errstate(invalid="ignore"):
         counts = np.bincount(labels, minlength=num_classes)[:, None]

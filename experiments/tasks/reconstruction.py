@@ -109,10 +109,10 @@ def evaluation_sums(
 
 
 def measure(
-    outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+    config: ConfigDict, outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
 ) -> dict[str, float]:
     """The mean squared error of a split, and how many features of the code are the same for all of it."""
-    del dataset, split
+    del config, dataset, split
     parts = list(outputs)
     least = np.min([part["least"] for part in parts], axis=0)
     most = np.max([part["most"] for part in parts], axis=0)

@@ -118,7 +118,7 @@ def evaluation_sums(
 
 
 def measure(
-    outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+    config: ConfigDict, outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
 ) -> dict[str, Any]:
     """Loss, mIoU, accuracies and the IoU of each class, from what `evaluation_sums` gave.
 

@@ -90,7 +90,7 @@ def test_who_predicts_the_truth_has_a_miou_of_one(folder):
     truth = outputs_of(
         dataset, config, lambda example: np.where(example["label"] == 255, 0, example["label"])
     )
-    found = segmentation.measure(truth, dataset, "test")
+    found = segmentation.measure(config, truth, dataset, "test")
     assert found["miou"] == found["accuracy"] == 1.0 and found["loss"] == 1.5
 
 
@@ -102,7 +102,7 @@ def test_who_predicts_ground_everywhere_is_counted_by_hand(folder):
     ground = sum(int((mask == 0).sum()) for mask in masks)
     square = sum(int((mask == 1).sum()) for mask in masks)
     nothing = outputs_of(dataset, config, lambda example: np.zeros((8, 8)))
-    found = segmentation.measure(nothing, dataset, "test")
+    found = segmentation.measure(config, nothing, dataset, "test")
     assert found["accuracy"] == pytest.approx(ground / (ground + square))
     assert found["iou"] == {"ground": pytest.approx(ground / (ground + square)), "square": 0.0}
     assert found["miou"] == pytest.approx(ground / (ground + square) / 2)
