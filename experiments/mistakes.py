@@ -81,7 +81,7 @@ def draw(
     lines = math.ceil(len(shown) / columns)
     figure = new_figure(
         max(columns * (width + 0.15) + 0.2, 4.5),
-        lines * (height + 0.9) + 0.9,
+        lines * (height + 0.75) + 0.9,
         "The worst mistakes",
         "What it is → what was said, and with which probability; the surest first.",
     )
