@@ -278,6 +278,9 @@ def _train(
         log.close()
         figures.training_curves(log.rows(), workdir / "figures" / "curves.png")
         task.pictures(config, program.model, variables, found, test, dataset, workdir)
+        lines = (f"{name:10}{value}\n" for name, value in result_rows(summary, workdir))
+        title = f"{config.name} on {dataset.name}, seed {config.seed}\n"
+        files.write_text(workdir / "summary.txt", title + "".join(lines))
         # Last: its presence says that the run is finished.
         files.write_json(workdir / "summary.json", summary)
         end_table("finished", result_rows(summary, workdir))

@@ -33,7 +33,7 @@ def test_the_workdir_holds_what_it_should(finished):
     workdir, _ = finished
     assert {p.name for p in workdir.iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "maps.npz", "checkpoints", "figures"),
-        *("lock", "confusion.csv", "per_class.csv"),
+        *("lock", "confusion.csv", "per_class.csv", "summary.txt"),
     }
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
     assert {p.name for p in (workdir / "figures").iterdir()} == FIGURES
@@ -66,6 +66,11 @@ def test_the_metrics_have_a_row_per_step_and_per_evaluation(finished):
 def test_the_summary_says_what_came_out(finished):
     workdir, summary = finished
     assert json.loads((workdir / "summary.json").read_text()) == summary
+    said = (workdir / "summary.txt").read_text()
+    assert (
+        said.startswith("odconv on digits")
+        and f"accuracy {summary['test']['accuracy']:.4f}" in said
+    )
     assert {"test", "best", "parameters", "macs", "params_sha256", "seconds", "versions"} <= set(
         summary
     )
