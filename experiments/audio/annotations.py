@@ -5,7 +5,6 @@ What that means for the windows of a recording: `experiments.audio.targets`.
 
 import csv
 import dataclasses
-import datetime
 import math
 import os
 import pathlib
@@ -14,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
+from experiments.audio import groups
 from experiments.errors import UserError
 from experiments.files import write_text
 
@@ -46,7 +46,6 @@ _RAVEN = (
     "Score",
     "Begin Path",
 )
-_DATE = re.compile(r"(?<!\d)(\d{8})[_T](\d{6})(?!\d)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -219,49 +218,44 @@ def within(
     return rows, skipped
 
 
-def labels_of(name: str, audio) -> tuple[tuple[str, ...], tuple[str, ...]] | None:
-    """The labels that the name of a recording gives it as a whole.
+def label_text(name: str, pattern: str = "") -> str | None:
+    """What the name of a recording says is in it; None where it says nothing.
 
     Args:
         name: its path below the data's folder, with forward slashes.
-        audio: `label_pattern`, whose first group is the label; without, the first folder is. 'A,B' are two
-            labels, '-A' says that A is not there, and the names in `no_class` that nothing is.
-
-    Returns:
-        The labels that are there and those that are not, or None where the name has no label.
+        pattern: a regular expression whose first group it is; without, it is the first folder.
 
     Raises:
         UserError: if the pattern is none, or has no group.
+
+    Example:
+        >>> label_text("wren/2019/a.wav"), label_text("wren 3.wav", r"(\\w+) \\d")
+        ('wren', 'wren')
     """
-    if audio.label_pattern:
-        match = _pattern("label_pattern", audio.label_pattern).search(name)
-        if match is None or not match.group(1):
-            return None
-        text = match.group(1)
-    elif "/" in name:
-        text = name.split("/")[0]
-    else:
-        return None
-    nothing = {word.lower() for word in audio.no_class}
+    expression = groups.expression(pattern, "label_pattern")
+    if expression is None:
+        folder, inside, _ = name.partition("/")
+        return folder if inside else None
+    match = expression.search(name)
+    return match[1].strip() if match and match[1] else None
+
+
+def labels_of(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The labels that are there and those that are not, of a folder's name.
+
+    Args:
+        text: 'A,B' are two labels, '-A' says that A is not there.
+        no_class: names that say that nothing is.
+
+    Example:
+        >>> labels_of("wren,-owl", ["noise"]), labels_of("Noise", ["noise"])
+        ((('wren',), ('owl',)), ((), ()))
+    """
+    nothing = {word.lower() for word in no_class}
     words = [word.strip() for word in text.split(",")]
     words = [word for word in words if word and word.lower() not in nothing]
     there = tuple(word for word in words if not word.startswith("-"))
     return there, tuple(word[1:].strip() for word in words if word.startswith("-"))
-
-
-def date_of(name: str) -> datetime.datetime | None:
-    """When a recording began, as recorders write it into names: YYYYMMDD_hhmmss, or with T between.
-
-    Example:
-        >>> date_of("site 3/S4A03895_20190522_061500.wav")
-        datetime.datetime(2019, 5, 22, 6, 15)
-    """
-    for match in _DATE.finditer(name):
-        try:
-            return datetime.datetime.strptime("".join(match.groups()), "%Y%m%d%H%M%S")
-        except ValueError:  # Eight digits may mean something else.
-            continue
-    return None
 
 
 def write_raven(
@@ -391,13 +385,3 @@ def _is_raven(path: pathlib.Path) -> bool:
 def _literal(name: str) -> str:
     """A name as a pattern of `glob` that is this name alone."""
     return re.sub(r"([*?[])", r"[\1]", name)
-
-
-def _pattern(setting: str, text: str) -> re.Pattern:
-    try:
-        pattern = re.compile(text)
-    except re.error as error:
-        raise UserError(f"--config.audio.{setting}={text}: {error}.") from error
-    if pattern.groups < 1:
-        raise UserError(f"--config.audio.{setting}={text}: put what is meant in (parentheses).")
-    return pattern

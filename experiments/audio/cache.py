@@ -3,7 +3,6 @@
 import concurrent.futures
 import contextlib
 import dataclasses
-import functools
 import hashlib
 import importlib.metadata
 import json
@@ -118,15 +117,19 @@ def prepare(
     place = pathlib.Path(folder) / _settings_key(audio)
     paths = [pathlib.Path(path) for path in paths]
     chosen = [None] * len(paths) if starts is None else [sorted(map(float, s)) for s in starts]
-    work = list(zip(paths, chosen, strict=True))
-    if not work:
+    if not paths:
         raise UserError(
             "There are no recordings (files that end in .wav, .flac, .ogg, .mp3 or .aiff)."
         )
-    found = _all(functools.partial(_drawn, audio=audio, place=place), work, quiet)
+    places = [_facts_file(path, one, place) for path, one in zip(paths, chosen, strict=True)]
+    # One that is named twice is drawn once: two threads would write the same file.
+    work = dict(zip(places, zip(paths, chosen, strict=True), strict=True))
+    known = {facts: _read(facts) for facts in work}
+    missing = {facts: work[facts] for facts in work if known[facts] is None}
+    known |= _draw_all(missing, audio, quiet)
     found = [
-        dataclasses.replace(one, name=name) if isinstance(one, Pictures) else (name, one)
-        for name, one in zip(names, found, strict=True)
+        _pictures(path, name, facts, known[facts])
+        for path, name, facts in zip(paths, names, places, strict=True)
     ]
     usable = [record for record in found if isinstance(record, Pictures)]
     skipped = [record for record in found if not isinstance(record, Pictures)]
@@ -138,52 +141,67 @@ def prepare(
     return Prepared(usable, skipped, _notes(usable, audio))
 
 
-def _all(draw, work: list[tuple], quiet: bool) -> list:
-    """What `draw` returns for each, in order; a few threads work ahead."""
-    pool = concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
-    # One that is named twice is drawn once: two threads would write the same file.
-    keys = [(path, starts and tuple(starts)) for path, starts in work]
+def _facts_file(
+    path: pathlib.Path, starts: list[float] | None, place: pathlib.Path
+) -> pathlib.Path:
+    """Where is written what is known of a recording; its pictures are beside it."""
     try:
-        futures = {}
-        for key, one in zip(keys, work, strict=True):
-            if key not in futures:
-                futures[key] = pool.submit(draw, *one)
+        status = os.stat(path)
+        version = [status.st_size, status.st_mtime_ns]
+    except OSError:  # Drawing it will say why.
+        version = []
+    return place / f"{_key(os.path.abspath(path), version, starts)}.json"
+
+
+def _read(facts: pathlib.Path) -> dict | None:
+    """What is known of a recording, or None where it or its pictures are missing or damaged."""
+    try:
+        known = json.loads(facts.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return known if known["reason"] or facts.with_suffix(".npy").is_file() else None
+
+
+def _pictures(
+    path: pathlib.Path, name: str, facts: pathlib.Path, known: dict
+) -> Pictures | tuple[str, str]:
+    if known["reason"]:
+        return name, known["reason"]
+    starts, ends = (np.array(known[name], np.float64) for name in ("starts", "ends"))
+    rest = {name: known[name] for name in ("seconds", "rate", "channels", "note")}
+    silent = np.array(known["silent"], bool)
+    file = facts.with_suffix(".npy")
+    return Pictures(path, name, **rest, starts=starts, ends=ends, silent=silent, file=file)
+
+
+def _draw_all(work: dict[pathlib.Path, tuple], audio, quiet: bool) -> dict[pathlib.Path, dict]:
+    """Draws recordings with a few threads, and returns what is known of them."""
+    if not work:
+        return {}
+    pool = concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
+    try:
+        futures = {facts: pool.submit(_drawn, *work[facts], audio, facts) for facts in work}
         with Progress(len(futures), quiet=quiet, unit="file") as progress:
             for done, future in enumerate(concurrent.futures.as_completed(futures.values()), 1):
                 future.result()
                 progress.update(done)
-        return [futures[key].result() for key in keys]
+        return {facts: future.result() for facts, future in futures.items()}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _drawn(
-    path: pathlib.Path, starts: list[float] | None, audio, place: pathlib.Path
-) -> Pictures | str:
-    """The pictures of one recording, or why there are none."""
+def _drawn(path: pathlib.Path, starts: list[float] | None, audio, facts: pathlib.Path) -> dict:
+    """Writes the pictures of a recording, or why there are none, and returns what is known of it."""
     try:
-        status = os.stat(path)
-    except OSError as error:
-        return f"cannot be opened: {error.strerror}"
-    key = _key(os.path.abspath(path), status.st_size, status.st_mtime_ns, starts)
-    file, facts = place / f"{key}.npy", place / f"{key}.json"
-    known = _read(facts)
-    if known is None or (not known["reason"] and not file.is_file()):
-        try:
-            known = {"path": str(path), "reason": "", **_draw(path, starts, audio, file)}
-        except Unreadable as error:
-            if isinstance(
-                error.__cause__, OSError
-            ):  # May be gone tomorrow, with no trace in the file.
-                return str(error)
-            known = {"path": str(path), "reason": str(error)}
-        write_json(facts, known)  # After the pictures: they are whole where this is.
-    if known["reason"]:
-        return known["reason"]
-    windowed = {name: np.array(known[name], np.float64) for name in ("starts", "ends")}
-    rest = {name: known[name] for name in ("seconds", "rate", "channels", "note")}
-    silent = np.array(known["silent"], bool)
-    return Pictures(path=path, name="", file=file, silent=silent, **windowed, **rest)
+        known = {"reason": "", **_draw(path, starts, audio, facts.with_suffix(".npy"))}
+    except Unreadable as error:
+        known = {"reason": str(error)}
+        if isinstance(error.__cause__, OSError):  # May be gone tomorrow, with no trace in the file.
+            return known
+    write_json(
+        facts, {"path": str(path), **known}
+    )  # After the pictures: they are whole where this is.
+    return known
 
 
 def _draw(path: pathlib.Path, starts: list[float] | None, audio, file: pathlib.Path) -> dict:
@@ -249,14 +267,6 @@ def _growing(
         file.seek(0)
         head()
         assert file.tell() == begin
-
-
-def _read(path: pathlib.Path) -> dict | None:
-    """What was written about a recording, or None."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
 
 
 def _settings_key(audio) -> str:

@@ -5,6 +5,7 @@ import warnings
 from typing import NamedTuple
 
 import numpy as np
+import scipy.sparse
 import scipy.spatial
 from PIL import Image
 
@@ -253,7 +254,7 @@ def _power(samples: np.ndarray, settings: _Settings) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=16)
-def _mel(settings: _Settings) -> np.ndarray:
+def _mel(settings: _Settings) -> scipy.sparse.csr_array:
     """float32 `[bands, bins]`, bands rising."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Of empty filters: said below, as an error.
@@ -269,7 +270,8 @@ def _mel(settings: _Settings) -> np.ndarray:
             f"--config.audio.bands={settings.bands}: {empty} of the mel bands lie between the frequencies of "
             f"a spectrum of --config.audio.n_fft={settings.n_fft}; choose fewer bands or a larger n_fft."
         )
-    return filters
+    # A band has few frequencies, and threads of a dense product would stand in the way of other threads.
+    return scipy.sparse.csr_array(filters)
 
 
 def _resized(levels: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from experiments.audio import annotations, cache, groups, recordings, songs, spectrograms
 from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Pictures
+from experiments.audio.targets import targets
 from experiments.data import places
 from experiments.data.dataset import Dataset, Example, Source
 from experiments.data.sources import Subset
@@ -77,6 +78,23 @@ class Known:
     annotations: Sequence[Annotation] | None = None
 
 
+@dataclasses.dataclass(frozen=True)
+class Labels:
+    """What is known of all recordings.
+
+    Attributes:
+        known: of each that can be used.
+        skipped: what cannot be used, recordings or lines of tables, and why.
+        notes: sentences for the person.
+        splits: where a table says to which split a recording belongs.
+    """
+
+    known: dict[str, Known]
+    skipped: Sequence[tuple[str, str]] = ()
+    notes: Sequence[str] = ()
+    splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
 def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
     """Returns the windows of all recordings below a folder, as uint8 pictures of one channel.
 
@@ -95,11 +113,12 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
     paths = {path.relative_to(root).as_posix(): path for path in recordings.files(root)}
     if not paths:
         raise UserError(f"There is no recording below {root}; {_WAYS}.")
-    known, skipped, notes = _known(root, list(paths), audio)
+    labels = _known(root, list(paths), audio)
+    known = labels.known
     if config.classes:
         known = _of_classes(known, config.classes.split(","))
     if not known:
-        why = f" ({skipped[0][0]}: {skipped[0][1]})" if skipped else ""
+        why = f" ({': '.join(labels.skipped[0])})" if labels.skipped else ""
         raise UserError(
             f"None of the {len(paths):,} recordings below {root} has a label{why}; {_WAYS}, or "
             "--config.audio.label_pattern for labels in their names."
@@ -115,11 +134,16 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
             )
     folder = places.data_dir(config) / "spectrograms"
     found = cache.prepare([paths[name] for name in names], names, audio, folder, starts)
-    windows, classes, said = _windows(found.usable, known, config, audio)
-    notes += [*found.notes, *said]
+    windows, classes, beyond, said = _windows(found.usable, known, config, audio)
+    notes = [*labels.notes, *found.notes, *said]
     if not len(windows):
         raise UserError(f"{root}: none of the windows has a label. {' '.join(notes)}")
-    split_of, said = _splits(found.usable, known, config, audio, seed, root)
+    if audio.labels == "multi" and not (windows.labels == 0).any():
+        raise UserError(
+            f"{root}: it is not known of any window what is not in it, and without that nothing can be "
+            "learned. Give negative labels, or, if all there is was annotated, --config.audio.exhaustive=True."
+        )
+    split_of, said = _splits(found.usable, known, labels.splits, config, audio, seed)
     parts, more = _parts(windows, classes, split_of, config, seed)
     return Dataset(
         "songs" if config.variant else root.name,
@@ -127,7 +151,7 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
         classes,
         (*spectrograms.shape(audio), 1),
         [*notes, *said, *more],
-        [*skipped, *found.skipped],
+        [*labels.skipped, *found.skipped, *beyond],
         list(split_of.items()),
     )
 
@@ -139,7 +163,13 @@ def _root(config: ConfigDict, audio: ConfigDict) -> pathlib.Path:
             "leave it out for your own."
         )
     if config.variant:
-        return songs.write(places.data_dir(config) / "songs")
+        folder = places.data_dir(config) / "songs"
+        match audio.labels:
+            case "class":
+                return songs.write(folder / "classes")
+            case "multi":
+                return songs.write_long(folder / "long")
+        return songs.write_day(folder / "day")
     root = places.source_path(config)
     if root is None:
         raise UserError(
@@ -150,47 +180,42 @@ def _root(config: ConfigDict, audio: ConfigDict) -> pathlib.Path:
     return root
 
 
-def _known(
-    root: pathlib.Path, names: Sequence[str], audio: ConfigDict
-) -> tuple[dict[str, Known], list[tuple[str, str]], list[str]]:
-    """What is known of each recording, what could not be used, and notes."""
+def _known(root: pathlib.Path, names: Sequence[str], audio: ConfigDict) -> Labels:
+    """What is known of each recording."""
     if audio.labels == "none":
-        return {name: Known() for name in names}, [], []
-    found = annotations.find(root, names, audio)
-    if found is None:
-        return *_whole(names, audio), []
+        return Labels({name: Known() for name in names})
+    found = annotations.read(root, names, audio.annotations, audio.label_column)
+    if not found.files and not audio.annotations:
+        return _whole(names, audio)
+    by_file: dict[str, list[Annotation]] = {name: [] for name in found.files}
+    for row in found.rows:
+        by_file[row.file].append(row)
     known = {}
-    for name, rows in found.by_file.items():
+    for name, rows in by_file.items():
         positive, negative = (
             tuple(sorted({row.label for row in rows if row.positive is sign}))
             for sign in (True, False)
         )
         known[name] = Known(positive, negative, rows)
-    return known, list(found.skipped), list(found.notes)
+    notes = []
+    if absent := len(names) - len(known):
+        notes.append(f"{absent:,} recordings have no annotations and were left out.")
+    return Labels(known, found.skipped, notes, found.splits)
 
 
-def _whole(
-    names: Sequence[str], audio: ConfigDict
-) -> tuple[dict[str, Known], list[tuple[str, str]]]:
+def _whole(names: Sequence[str], audio: ConfigDict) -> Labels:
     """Labels of whole recordings, by their folders or their names."""
     known, skipped = {}, []
-    pattern = groups.expression(audio.label_pattern, "label_pattern")
+    why = "its name does not match --config.audio.label_pattern"
     for name in names:
-        folder, inside, _ = name.partition("/")
-        match = pattern.search(name) if pattern else None
-        if pattern and not (match and match[1]):
-            skipped.append((name, "its name does not match --config.audio.label_pattern"))
-        elif not pattern and not inside:
-            skipped.append((name, "it is in no folder of a class"))
+        text = annotations.label_text(name, audio.label_pattern)
+        if text is None:
+            skipped.append((name, why if audio.label_pattern else "it is in no folder of a class"))
+        elif audio.labels == "class":  # where what is no bird is a class as any other
+            known[name] = Known((text,))
         else:
-            label = match[1].strip() if match else folder
-            # Of a single class each, what is no bird is a class as any other.
-            known[name] = (
-                Known((label,))
-                if audio.labels == "class"
-                else Known(*annotations.labels_of(label, audio.no_class))
-            )
-    return known, skipped
+            known[name] = Known(*annotations.labels_of(text, audio.no_class))
+    return Labels(known, skipped)
 
 
 def _of_classes(known: Mapping[str, Known], classes: Sequence[str]) -> dict[str, Known]:
@@ -222,45 +247,56 @@ def _centred(rows: Sequence[Annotation], seconds: float) -> list[float]:
 
 def _windows(
     pictures: Sequence[Pictures], known: Mapping[str, Known], config: ConfigDict, audio: ConfigDict
-) -> tuple[Windows, list[str], list[str]]:
-    """All windows that can be learned from, the classes, and notes."""
+) -> tuple[Windows, list[str], list[tuple[str, str]], list[str]]:
+    """All windows that can be learned from, the classes, annotations that cannot be used, and notes."""
     labels = {label for one in known.values() for label in (*one.positive, *one.negative)}
     classes = config.classes.split(",") if config.classes else sorted(labels)
-    owners, rows, targets = [], [], []
+    owners, rows, values, beyond = [], [], [], []
     silent = unlabelled = 0
     for owner, one in enumerate(pictures):
-        target = _targets(one, known[one.name], classes, audio)
-        for row, values in enumerate(target):
+        for row, value in enumerate(_targets(one, known[one.name], classes, audio, beyond)):
             if one.silent[row]:
                 silent += 1
-            elif values is None:
+            elif value is None:
                 unlabelled += 1
             else:
                 owners.append(owner)
                 rows.append(row)
-                targets.append(values)
-    dtype = np.float32 if audio.labels == "multi" else np.int32
+                values.append(value)
     notes = []
     if silent:
         notes.append(f"{silent:,} windows are silent and were left out.")
     if unlabelled:
         what = "not exactly one label" if audio.labels == "class" else "no label"
         notes.append(f"{unlabelled:,} windows have {what} and were left out.")
-    owners, rows = np.asarray(owners, int), np.asarray(rows, int)
-    return Windows(pictures, owners, rows, np.asarray(targets, dtype)), classes, notes
+    dtype = np.float32 if audio.labels == "multi" else np.int32
+    windows = Windows(
+        pictures, np.asarray(owners, int), np.asarray(rows, int), np.asarray(values, dtype)
+    )
+    return windows, classes, beyond, notes
 
 
 def _targets(
-    one: Pictures, known: Known, classes: Sequence[str], audio: ConfigDict
+    one: Pictures,
+    known: Known,
+    classes: Sequence[str],
+    audio: ConfigDict,
+    beyond: list[tuple[str, str]],
 ) -> list[np.ndarray | int | None]:
-    """What each window of a recording is to be recognised as; None where it is to be left out."""
+    """What each window of a recording is to be recognised as; None where it is to be left out.
+
+    `beyond` gets the annotations that lie behind the end of the recording.
+    """
     number = len(one.starts)
     if audio.labels == "none":
         return [0] * number
-    if known.annotations is not None:
-        rows = annotations.targets(one.starts, one.ends, known.annotations, classes, audio)
-    else:
+    if known.annotations is None:
         rows = np.tile(_row(known, classes), (number, 1))
+    else:
+        inside, outside = annotations.within(known.annotations, {one.name: one.seconds})
+        beyond += outside
+        rules = (audio.min_overlap, audio.min_fraction, audio.exhaustive)
+        rows = targets(one.starts, one.ends, inside, classes, *rules)
     if audio.labels == "multi":
         return [None if np.isnan(row).all() else row for row in rows]
     return [int(row.argmax()) if (row == 1).sum() == 1 else None for row in np.nan_to_num(rows)]
@@ -281,22 +317,23 @@ def _row(known: Known, classes: Sequence[str]) -> np.ndarray:
 def _splits(
     pictures: Sequence[Pictures],
     known: Mapping[str, Known],
+    table: Mapping[str, str],
     config: ConfigDict,
     audio: ConfigDict,
     seed: int,
-    root: pathlib.Path,
 ) -> tuple[dict[str, str], list[str]]:
     """The split of each recording, and notes."""
     names = [one.name for one in pictures]
+    file = audio.splits or audio.annotations
     if audio.splits:
         table = groups.read(pathlib.Path(audio.splits).expanduser())
+    if table:
+        table = groups.check(table, file)
         absent = [name for name in names if name not in table]
         if absent:
-            raise UserError(
-                f"--config.audio.splits={audio.splits} does not say where {absent[0]} belongs"
-                f"{f', nor {len(absent) - 1} others' if len(absent) > 1 else ''}."
-            )
-        return {name: table[name] for name in names}, [f"The splits are those of {audio.splits}."]
+            more = f", nor do {len(absent) - 1:,} others" if len(absent) > 1 else ""
+            raise UserError(f"{file}: {absent[0]} has no split there{more}.")
+        return {name: table[name] for name in names}, [f"The splits are those of {file}."]
     frequency = Counter(label for name in names for label in known[name].positive)
     # Of several labels the rarest one counts: the others are in other recordings too.
     rarest = [

@@ -76,7 +76,9 @@ def test_the_error_is_a_mean_over_what_is_real_and_dead_features_are_counted(rng
         {"inputs": x[:2], "mask": jnp.array([1.0, 1.0])},
         {"inputs": x[2:], "mask": jnp.array([1.0, 0.0])},
     ]
-    found = reconstruction.measure(None, [sums(variables, batch) for batch in batches], None, "test")
+    found = reconstruction.measure(
+        None, [sums(variables, batch) for batch in batches], None, "test"
+    )
     assert found["loss"] == pytest.approx(errors[:3].mean(), rel=1e-5)
     assert found["dead_features"] == int((np.ptp(codes[:3], axis=0) == 0).sum()) >= 4
 
