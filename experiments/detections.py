@@ -1,7 +1,9 @@
 """What is heard where in a recording: labels of windows, windows joined, tables that Raven opens."""
 
 import contextlib
+import csv
 import dataclasses
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -22,6 +24,15 @@ RAVEN = (
     "Score",
     "Begin Path",
 )
+
+
+class _Raven(csv.Dialect):
+    """Values between tabs; Raven knows no quotes."""
+
+    delimiter = "\t"
+    quoting = csv.QUOTE_NONE
+    quotechar = None
+    lineterminator = "\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,14 +139,19 @@ def raven_table(
         A function that appends a label and where it was heard.
     """
     number = 0
-    with files.appended(path, RAVEN, overwrite=True, dialect="excel-tab") as append:
+    with files.appended(path, RAVEN, overwrite=True, dialect=_Raven) as append:
         append([])
 
         def select(label: str, found: Detection) -> None:
             nonlocal number
             number += 1
             place = [f"{found.start:.3f}", f"{found.end:.3f}", f"{low:.1f}", f"{high:.1f}"]
-            where = str(recording.absolute())
-            append([(number, "Spectrogram 1", 1, *place, label, f"{found.score:.6f}", where)])
+            score, where = f"{found.score:.6f}", str(recording.absolute())
+            append([(number, "Spectrogram 1", 1, *place, _cell(label), score, _cell(where))])
 
         yield select
+
+
+def _cell(text: str) -> str:
+    """A text that neither begins another cell nor another line."""
+    return re.sub(r"[\t\r\n]", " ", text)

@@ -59,7 +59,7 @@ def appended(
     path: str | os.PathLike,
     header: Sequence[str],
     overwrite: bool = False,
-    dialect: str = "excel",
+    dialect: str | type[csv.Dialect] = "excel",
 ) -> Iterator[Callable[[Iterable[Sequence[object]]], None]]:
     """Writes a table of comma-separated values while it is being made.
 
@@ -70,7 +70,7 @@ def appended(
       path: the file; its folder is created where it is missing.
       header: names of the columns.
       overwrite: whether a file that is there may be replaced.
-      dialect: of the module csv; 'excel-tab' separates values by tabs.
+      dialect: of the module csv.
 
     Yields:
       A function that appends rows.

@@ -16,6 +16,7 @@ This is what `experiments.predict` does for a run on recordings. Into the folder
 """
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from experiments.trained import Trained
 OUT = "predictions"
 THRESHOLD = 0.5
 TASKS = ("classification", "tagging")
-_TABLES = ("predictions.csv", "per_file.csv", "skipped.csv")
+_TABLES = ("predictions.csv", "per_file.csv")
 
 
 def predict(
@@ -240,7 +241,7 @@ def _check(
         raise UserError(f"--threshold={threshold}: choose 0 to 1.")
     if merge < 1:
         raise UserError(f"--merge={merge}: choose 1 or more; 1 joins no windows.")
-    if hop and not hop >= 1 / trained.config.audio.sample_rate:
+    if hop and not 1 / trained.config.audio.sample_rate <= hop < math.inf:
         raise UserError(f"--hop={hop}: choose a number of seconds above 0.")
     if batch_size < 0:
         raise UserError(f"--batch_size={batch_size}: choose 1 or more, or 0 for the run's.")
@@ -253,5 +254,6 @@ def _clear(out: Path, overwrite: bool) -> None:
         raise UserError(f"{there[0]} is there already: choose another --out, or give --overwrite.")
     if out.is_dir() and overwrite:
         there += [file for file in listing.files_below(out) if file.name.endswith(RAVEN_SUFFIX)]
-    for file in there:
-        file.unlink()
+    # A list of what could not be used is no prediction: the next command may follow at once.
+    for file in (*there, out / "skipped.csv"):
+        file.unlink(missing_ok=True)

@@ -21,7 +21,7 @@ soundfile = pytest.importorskip("soundfile")
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 RATE = 8_000
-CLASSES = ["wren", "owl", "rain"]
+CLASSES = ["wren", 'a "great" owl', "rain"]
 AUDIO = {
     "sample_rate": RATE, "seconds": 1.0, "hop": 0.5, "n_fft": 256, "step": 500, "bands": 12,
     "colour": "magma",
@@ -74,7 +74,7 @@ def table(path, **options):
 
 
 def raven(path):
-    return table(path, dialect="excel-tab")
+    return table(path, delimiter="\t", quoting=csv.QUOTE_NONE)
 
 
 def test_windows_of_recordings_become_rows_above_the_threshold(run, asked, field, tmp_path, capsys):
@@ -206,6 +206,7 @@ def test_what_lies_before_the_break_of_a_recording_is_kept(run, field, tmp_path,
         ({"threshold": float("nan")}, "--threshold=nan: choose 0 to 1"),
         ({"merge": 0}, "--merge=0: choose 1 or more"),
         ({"hop": -1.0}, "--hop=-1.0: choose a number"),
+        ({"hop": float("inf")}, "--hop=inf: choose a number"),
         ({"batch_size": -1}, "--batch_size=-1: choose 1 or more"),
         ({"top": 3}, "--top is not for runs on recordings"),
     ],
@@ -219,6 +220,15 @@ def test_what_cannot_be_done_is_said(run, tmp_path, monkeypatch, options, says):
     with pytest.raises(UserError, match=says):
         predict(run, **{"paths": ["notes.wav"], "out": "p", **options})
     assert not Path("p/predictions.csv").exists()
+
+
+def test_after_a_command_that_found_nothing_the_next_one_goes_on(run, field, tmp_path):
+    out, bad = tmp_path / "out", field / "b" / "empty.wav"
+    for paths in ([str(bad)], [str(bad)]):
+        with pytest.raises(UserError, match=r"skipped\.csv says why"):
+            predict(run, paths, out, quiet=True)
+    assert predict(run, [str(field / "a")], out, quiet=True) == (1, 0)
+    assert not (out / "skipped.csv").exists()
 
 
 def test_what_is_for_recordings_is_refused_elsewhere(tmp_path):
@@ -272,6 +282,20 @@ def test_neighbours_are_joined_and_a_gap_is_not_bridged(most, expected):
     found = list(joined(iter(said), most))
     assert [(d.number, d.start, d.end, pytest.approx(d.score)) for d in found] == expected
     assert found[0].silent and not found[-1].silent
+
+
+def test_a_cell_of_raven_s_table_stays_one_whatever_is_in_it(tmp_path):
+    found = detections.Detection(0, (Window(0.5, 1.25, False),), (0.5,))
+    place = tmp_path / "x.txt"
+    with detections.raven_table(place, Path("/a\tb/ 'c\"\n.wav"), 0, 4000) as select:
+        select('big\towl, "Bubo"', found)
+    (row,) = raven(place)
+    assert row["Label"] == 'big owl, "Bubo"' and row["Begin Path"] == "/a b/ 'c\" .wav"
+    assert (row["Begin Time (s)"], row["End Time (s)"], row["Score"]) == (
+        "0.500",
+        "1.250",
+        "0.500000",
+    )
 
 
 def test_a_long_recording_takes_no_more_memory_than_a_short_one(run, tmp_path, rng, monkeypatch):
