@@ -12,6 +12,7 @@ import pytest
 from finished_runs import config_with, write_finished
 
 from experiments import detections, predict_recordings, trained
+from experiments.audio import annotations
 from experiments.detections import Window, joined, reached
 from experiments.errors import UserError
 from experiments.load import load
@@ -131,6 +132,41 @@ def test_windows_of_recordings_become_rows_above_the_threshold(run, asked, field
     assert {(row["Low Freq (Hz)"], row["High Freq (Hz)"]) for row in selections[0]} == {
         ("0.0", "4000.0")
     }
+
+
+def test_raven_s_tables_are_read_back_to_the_same_intervals(run, field, tmp_path):
+    out = tmp_path / "out"
+    predict(run, [str(field)], out, threshold=0.4, hop=0.3, quiet=True)
+    rows = table(out / "predictions.csv")
+    for name, path in (("a/1", "a/1.wav"), ("b/1", "b/1.FLAC"), ("b/1.wav", "b/1.wav")):
+        found, wrong = annotations.read_raven(out / f"{name}.dyn.selections.txt", path)
+        said = [row for row in rows if row["file"] == str(field / path)]
+        assert not wrong and len(found) == len(said) > 0
+        for one, row in zip(found, said, strict=True):
+            assert (one.start, one.end) == (float(row["start_s"]), float(row["end_s"]))
+            assert (one.label, one.low, one.high) == (row["label"], 0, RATE / 2)
+
+
+def test_where_labels_are_for_themselves_all_that_reach_the_threshold_are_told(tmp_path, rng):
+    settings = {f"audio.{name}": value for name, value in AUDIO.items()}
+    config = config_with("audio,smoke", task="tagging", **settings)
+    write_finished(tmp_path / "run", config, CLASSES, (12, 17, 3))
+    sound = sweep(4, rng)
+    soundfile.write(tmp_path / "one.wav", sound, RATE, subtype="FLOAT")
+    places, scores = load(tmp_path / "run").sounds(sound, RATE)
+    # Between two scores: what is computed in other company differs in the last digits.
+    low, high = np.sort(scores.ravel())[[9, 10]]
+    threshold = float((low + high) / 2)
+    out = tmp_path / "out"
+    predict(tmp_path / "run", [str(tmp_path / "one.wav")], out, threshold=threshold, quiet=True)
+    found = [(row["start_s"], row["label"]) for row in table(out / "predictions.csv")]
+    expected = [
+        (f"{start:.3f}", CLASSES[number])
+        for (start, _), row in zip(places, scores, strict=True)
+        for number in np.argsort(-row)
+        if row[number] >= threshold
+    ]
+    assert found == expected and len(found) == scores.size - 10 > len(places)
 
 
 def test_all_scores_of_all_windows_are_a_matrix(run, asked, field, tmp_path):
