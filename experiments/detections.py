@@ -46,31 +46,34 @@ class Window:
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """A label, the windows in which it was heard one after another, and its score in each."""
+    """A label, and where it was heard in one or more windows one after another.
+
+    Attributes:
+        number: the class's.
+        start, end: in seconds.
+        score: the mean over the windows.
+        silent: whether all windows are.
+        windows: how many.
+    """
 
     number: int
-    windows: tuple[Window, ...]
-    scores: tuple[float, ...]
+    start: float
+    end: float
+    score: float
+    silent: bool
+    windows: int = 1
 
-    @property
-    def start(self) -> float:
-        """Where the first window begins, in seconds."""
-        return self.windows[0].start
-
-    @property
-    def end(self) -> float:
-        """Where the last window ends, in seconds."""
-        return self.windows[-1].end
-
-    @property
-    def score(self) -> float:
-        """The mean over the windows."""
-        return sum(self.scores) / len(self.scores)
-
-    @property
-    def silent(self) -> bool:
-        """Whether all windows are silent."""
-        return all(window.silent for window in self.windows)
+    def with_next(self, window: Window, score: float) -> "Detection":
+        """The same with one more window."""
+        number = self.windows + 1
+        return Detection(
+            self.number,
+            self.start,
+            window.end,
+            self.score + (score - self.score) / number,
+            self.silent and window.silent,
+            number,
+        )
 
 
 def reached(scores: np.ndarray, threshold: float, several: bool) -> dict[int, float]:
@@ -96,8 +99,6 @@ def joined(
 ) -> Iterator[Detection]:
     """Joins consecutive windows that have a label in common.
 
-    No more than `most` windows of each label are held.
-
     Args:
         said: windows in the order of time, and the scores of the classes that are in them.
         most: how many windows become one detection at most; 1 joins none.
@@ -115,11 +116,13 @@ def joined(
     for window, scores in said:
         for number, one in list(going.items()):
             # A hop longer than a window leaves a gap, of which nothing is known.
-            if number not in scores or len(one.scores) == most or window.start > one.end:
+            if number not in scores or one.windows == most or window.start > one.end:
                 yield going.pop(number)
         for number, score in scores.items():
-            before = going.get(number, Detection(number, (), ()))
-            going[number] = Detection(number, (*before.windows, window), (*before.scores, score))
+            if number in going:
+                going[number] = going[number].with_next(window, score)
+            else:
+                going[number] = Detection(number, window.start, window.end, score, window.silent)
     yield from going.values()
 
 

@@ -321,7 +321,7 @@ def test_neighbours_are_joined_and_a_gap_is_not_bridged(most, expected):
 
 
 def test_a_cell_of_raven_s_table_stays_one_whatever_is_in_it(tmp_path):
-    found = detections.Detection(0, (Window(0.5, 1.25, False),), (0.5,))
+    found = detections.Detection(0, 0.5, 1.25, 0.5, False)
     place = tmp_path / "x.txt"
     with detections.raven_table(place, Path("/a\tb/ 'c\"\n.wav"), 0, 4000) as select:
         select('big\towl, "Bubo"', found)
