@@ -19,7 +19,7 @@ from experiments.configs import common
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """The GAN on the data set that `argument` names, or on recordings; `smoke` is 200 steps at 32 x 32."""
-    config = common.get_config(argument, default="audio")
+    config = common.get_config(argument, default=common.sound(argument))
     smoke = config.dataset.endswith("-smoke")
     size = 32 if smoke else 256
     config.name = config.baseline = "dr_acgan"

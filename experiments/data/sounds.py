@@ -140,8 +140,9 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
         raise UserError(f"{root}: none of the windows has a label. {' '.join(notes)}")
     if audio.labels == "multi" and not (windows.labels == 0).any():
         raise UserError(
-            f"{root}: it is not known of any window what is not in it, and without that nothing can be "
-            "learned. Give negative labels, or, if all there is was annotated, --config.audio.exhaustive=True."
+            f"{root}: it is not known of any window what is not in it, and without that nothing can "
+            "be learned. Give negative labels, or, if all there is was annotated, "
+            "--config.audio.exhaustive=True."
         )
     split_of, said = _splits(found.usable, known, labels.splits, config, audio, seed)
     parts, more = _parts(windows, classes, split_of, config, seed)
