@@ -1,15 +1,18 @@
-"""Whether a WAV or AIFF file ends before it says it does: what reads them says nothing about that."""
+"""Whether a WAV, AIFF or Ogg file ends before its end: what reads them says nothing about that."""
 
 import os
 import pathlib
 import struct
+from typing import BinaryIO
 
 # Who writes into a pipe cannot know the length: the sizes are left at zero or at their greatest.
 _UNKNOWN = (0, 0x7FFFFFFF, 0xFFFFFFFF)
 
+_MOST_PAGE = 27 + 255 + 255 * 255  # bytes of a page of Ogg
+
 
 def note(path: pathlib.Path, frames: int) -> str:
-    """What is missing at the end of a WAV or AIFF file.
+    """What is missing at the end of a WAV, AIFF or Ogg file.
 
     Args:
         path: a regular file of any format.
@@ -22,6 +25,8 @@ def note(path: pathlib.Path, frames: int) -> str:
     size = path.stat().st_size
     with open(path, "rb") as file:
         head = file.read(12)
+        if head[:4] == b"OggS":
+            return _of_pages(file, size)
         if len(head) < 12 or head[:4] not in (b"RIFF", b"FORM"):
             return ""
         order = "<" if head[:4] == b"RIFF" else ">"
@@ -41,6 +46,20 @@ def note(path: pathlib.Path, frames: int) -> str:
             # Chunks are padded to an even length.
             file.seek(begin + length + length % 2, os.SEEK_SET)
     return ""
+
+
+def _of_pages(file: BinaryIO, size: int) -> str:
+    """The note for an Ogg file: its last page has a mark, and the lengths of what is in it."""
+    file.seek(max(size - _MOST_PAGE, 0))
+    rest = file.read()
+    page = rest[max(rest.rfind(b"OggS"), 0) :]
+    if (
+        len(page) > 27
+        and page[5] & 4
+        and len(page) >= 27 + page[26] + sum(page[27 : 27 + page[26]])
+    ):
+        return ""
+    return "truncated: its last page is missing"
 
 
 def _of_sound(frames: int, there: int, promised: int, per_frame: int) -> str:

@@ -195,6 +195,15 @@ def test_a_flac_of_which_nothing_is_left_has_a_reason(save, rng):
         whole(path)
 
 
+def test_a_truncated_ogg_is_used_as_far_as_it_goes_and_says_so(save, rng):
+    path = save("x.ogg", noise(rng, seconds=60.0))
+    assert recordings.probe(path).note == ""
+    cut(path, 0.7)
+    read, _ = whole(path)
+    assert 0.4 * 480_000 < len(read) < 0.75 * 480_000
+    assert recordings.probe(path).note == "truncated: its last page is missing"
+
+
 def test_a_truncated_mp3_says_so(save, rng):
     read, notes = whole(cut(save("x.mp3", noise(rng, seconds=8.0)), 0.5))
     assert 20_000 < len(read) < 40_000
