@@ -4,9 +4,9 @@
     python -m experiments.generate runs/dr_acgan-audio --per_class=1000 --out=gen/
 
 Wavelet spectrograms of 2 s, 256 x 256 in the colours of magma, from -1 to 1; Adam at 2e-4 with betas
-(0.5, 0.999), batch 16, 200 epochs, which want an accelerator. `:DATASET` takes pictures of any other data
-set instead. The size may be any multiple of 8: --config.audio.height and .width (and as many .bands) of
-recordings, --config.image_size of pictures.
+(0.5, 0.999), batch 16, 200 epochs, which want an accelerator. `:smoke` is 200 steps at 32 x 32 on songs that
+are made up; `:DATASET` takes pictures of any other data set. The size may be any multiple of 8, of recordings
+--config.audio.height and .width (and as many .bands), of pictures --config.image_size.
 
 Not in the paper, and off: --config.average=0.999 (samples of averaged parameters), and of --config.gan
 diff_augment, discriminator_rate (two rates), discriminator_dropout, aux_on_fake=False.
