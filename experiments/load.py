@@ -51,7 +51,7 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
             f"{folder} is the run of a GAN, which makes pictures and says nothing of any: "
             f"python -m experiments.generate {folder} makes them."
         )
-    if classes is None or not shape:  # nothing is labelled where classes are empty
+    if classes is None or not shape:  # where nothing is labelled, there are no classes
         classes, shape = _from_figures(folder, config)
     return Trained(config, list(classes), tuple(shape), best_variables(folder))
 

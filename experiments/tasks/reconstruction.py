@@ -14,14 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dyn import models
+from dyn import layers, models
 from dyn.models.autoencoder import CODE_ACTIVATIONS, POOLINGS
 from experiments import reconstruction_figures
 from experiments.data import Dataset, Example
 from experiments.data.transforms import AUGMENTATIONS as OF_PICTURES
 from experiments.errors import UserError
 from experiments.tasks import classification
-from experiments.tasks.backbone import with_conv
+from experiments.tasks.backbone import CONVS, make_layer
 
 Array = jax.Array
 Batch = Mapping[str, Array]
@@ -61,14 +61,15 @@ def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Mo
             f"--config.normalise={normalise[0]}, {normalise[1]}: what comes out of an autoencoder is from 0 "
             "to 1, and so must be what goes in: mean (0.0,) and std (1.0,)."
         )
-
-    def build(conv: Callable[..., nn.Module], shortcut: None) -> nn.Module:
-        del shortcut
-        return models.Autoencoder(
-            **{**fields, "widths": tuple(fields.widths)}, conv=conv, dtype=jnp.dtype(config.dtype)
+    conv = make_layer(config, "conv", CONVS)
+    if conv.func is layers.WarehouseConv:
+        raise UserError(
+            f"--config.conv.name={config.conv.name}: kernels are shared within the stages of a residual "
+            "network, and an autoencoder has none. Choose another convolution."
         )
-
-    return with_conv(config, build, spatial_axes)
+    return models.Autoencoder(
+        **{**fields, "widths": tuple(fields.widths)}, conv=conv, dtype=jnp.dtype(config.dtype)
+    )
 
 
 def loss(

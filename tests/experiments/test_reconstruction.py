@@ -107,6 +107,7 @@ def test_the_published_recipe_is_an_argument_away():
         ({"autoencoder.pooling": "max"}, "choose one of implicit, explicit"),
         ({"autoencoder.widths": ()}, "give the features of each level"),
         ({"normalise.mean": (0.5,)}, "from 0 to 1"),
+        ({"conv.name": "warehouse"}, "an autoencoder has none"),
         ({"task": "segmentation"}, "digits is for classification"),
     ],
 )
