@@ -314,7 +314,7 @@ def _draw(
 
 
 def _place(piece: Piece) -> str:
-    name = Path(piece.file).stem[-18:]
+    name = Path(piece.file).stem[-15:]
     return name if np.isnan(piece.start) else f"{name}\n{piece.start:.1f} s"
 
 

@@ -31,6 +31,9 @@ class Comparison:
         if piece.silent or piece.samples is None:
             self._alpha.append({})
             return
+        if not self._spectral:  # what the libraries load at first is no part of what it takes
+            for measure in (indices.spectral, indices.alpha, indices.cepstra):
+                measure(piece.samples, self._rate)
         with timed(clock, "spectral indices"):
             self._spectral.append(indices.spectral(piece.samples, self._rate))
         with timed(clock, "alpha indices"):

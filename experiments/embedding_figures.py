@@ -7,7 +7,7 @@ import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
 
-from experiments.style import FAINT, colormap, new_figure, save, short, style_axes
+from experiments.style import FAINT, INK, colormap, new_figure, save, short, style_axes
 
 MOST = 2_000  # points of a map
 MARKERS = "os^Dv<>ph*XP"
@@ -142,7 +142,11 @@ def compare(
     left.legend(fontsize=8, frameon=False, ncols=2)
     style_axes(left)
     right.invert_yaxis()
-    right.set_xscale("log")
+    for number, kind in enumerate(kinds):
+        right.text(
+            seconds[kind], number, f" {seconds[kind]:.3g}", va="center", fontsize=8, color=INK
+        )
+    right.margins(x=0.25)
     style_axes(right, xlabel="seconds")
     save(figure, path)
 
