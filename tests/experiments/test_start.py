@@ -264,6 +264,21 @@ def test_a_file_of_a_classifiers_weights_starts_the_backbone_of_a_segmentation(r
     assert words.endswith("left out: fc.bias, fc.weight, 20 counts of batches")
 
 
+@pytest.mark.parametrize("conv", [{"name": "conv"}, ODCONV], ids=["static", "dynamic"])
+@pytest.mark.parametrize("task", ["classification", "tagging"])
+def test_a_file_starts_what_is_below_a_hidden_layer_whatever_its_own_classes(resnet18, task, conv):
+    changes = {"conv": conv, "model.hidden": 7, "classifier": {"name": "dcd"}}
+    _, variables, words = start_from_file(resnet18, task=task, **changes)
+    params = variables["params"]
+    assert not any(leaf.any() for leaf in jax.tree.leaves([params["hidden"], params["head"]]))
+    np.testing.assert_array_equal(
+        params["backbone"]["stem_conv"]["kernel"],
+        weights_of("resnet18")["conv1.weight"].transpose(2, 3, 1, 0),
+    )
+    assert "60 of " in words
+    assert words.endswith("left out: fc.bias, fc.weight, 20 counts of batches")
+
+
 def without(weights, *names):
     return {name: value for name, value in weights.items() if name not in names}
 
