@@ -23,7 +23,10 @@ _FITTING = {
     "condconv": "--config.conv.name=condconv with their .num_kernels, and --config.model.context=block",
     "dcd": "--config.conv.name=dcd and --config.classifier.name=dcd, in a ResNet of their "
     "--config.model.depth, with .stem=imagenet",
+    "vgg16": "--config.model.network=vgg16 with .width=64",
+    "mobilenet_v2": "--config.model.network=mobilenet_v2 of their --config.model.width (64)",
 }
+_STATIC = ("torchvision", "vgg16", "mobilenet_v2")
 
 
 def trained_by_torch(
@@ -66,7 +69,8 @@ def trained_by_torch(
         raise UserError(
             f"The network cannot start from {path}: {'; '.join(parts)} Such weights fit {_FITTING[source]}."
         ) from error
-    filled = {name: dict(tree) for name, tree in found.variables.items()}
+    # A network without norms has no statistics.
+    filled = {name: dict(found.variables.get(name, {})) for name in variables}
     if without:
         filled["params"].pop("head", None)
     if backbone:
@@ -79,7 +83,7 @@ def trained_by_torch(
 
 def _network_of(weights: Mapping[str, np.ndarray], source: str, config: ConfigDict) -> ConfigDict:
     """The config of the network that weights are of: the one given, or its static twin."""
-    if source != "torchvision":
+    if source not in _STATIC:
         return config
     twin = config.copy_and_resolve_references()
     with twin.unlocked():

@@ -1,7 +1,7 @@
 """Weights that torch has trained, in the networks here.
 
-The networks are those of `dyn.models.ResNet`, whose padding, strides, epsilon and layers are those of
-torchvision and timm (a bottleneck strides in its 3x3 convolution, as in both). What a source calls its
+The networks are those of `dyn.models`, whose padding, strides, epsilon and layers are those of torchvision
+and timm (a bottleneck strides in its 3x3 convolution, as in both). What a source calls its
 layers is a table of regular expressions; `from_torch` takes any other one for other networks. There is no
 table for networks that are not here: timm's published CondConv networks are EfficientNets, and of them
 only the layers' layout is known (`CONDCONV`); its 'd' variants of a ResNet have another stem and shortcut.
@@ -83,11 +83,49 @@ DCD: Table = (
 In ResNet-50 it is `partial(DCDConv, pool=1)`.
 """
 
+
+def _vgg(stage_sizes: Sequence[int]) -> Table:
+    """The rows of a VGG, whose layers torch counts through: a convolution and its ReLU, a pooling a stage."""
+    rows, index = [], 0
+    for stage, convs in enumerate(stage_sizes, 1):
+        for conv in range(1, convs + 1):
+            path = f"stage{stage}_conv{conv}" if index else "stem_conv"
+            rows.append((rf"features\.{index}", path))
+            index += 2
+        index += 1
+    ends = ((0, "hidden1"), (3, "hidden2"), (6, "head"))
+    return (*rows, *((rf"classifier\.{index}", path) for index, path in ends))
+
+
+VGG16: Table = _vgg((2, 2, 3, 3, 3))
+"""torchvision's `vgg16`."""
+
+
+def _mobilenet(blocks: Sequence[int]) -> Table:
+    """The rows of a MobileNetV2 with so many blocks in each stage; the first block of all does not expand."""
+    rows = [(r"features\.0\.0", "stem_conv"), (r"features\.0\.1", "stem_norm")]
+    paths = [f"stage{stage}_block{n + 1}/" for stage, of in enumerate(blocks, 1) for n in range(of)]
+    for index, path in enumerate(paths, 1):
+        place = rf"features\.{index}\.conv\."
+        parts = ("expand", "depthwise") if index > 1 else ("depthwise",)
+        for n, part in enumerate(parts):
+            rows += [(rf"{place}{n}\.0", path + part), (rf"{place}{n}\.1", f"{path}{part}_norm")]
+        n = len(parts)
+        rows += [(f"{place}{n}", f"{path}project"), (f"{place}{n + 1}", f"{path}project_norm")]
+    last = rf"features\.{len(paths) + 1}\."
+    return (*rows, (f"{last}0", "last_conv"), (f"{last}1", "last_norm"), (r"classifier\.1", "head"))
+
+
+MOBILENET_V2: Table = _mobilenet((1, 2, 3, 4, 3, 3, 1))
+"""torchvision's `mobilenet_v2`."""
+
 SOURCES: Mapping[str, Table] = {
     "torchvision": TORCHVISION,
     "odconv": ODCONV,
     "condconv": CONDCONV,
     "dcd": DCD,
+    "vgg16": VGG16,
+    "mobilenet_v2": MOBILENET_V2,
 }
 
 # What torch calls the arrays of a module, and what they are called here: of a layer, or of a norm.

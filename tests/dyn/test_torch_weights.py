@@ -14,7 +14,16 @@ from torch_numbers import pictures, weight
 from dyn.interop import from_torch, warm_start
 from dyn.interop.torch_weights import num_classes, source_of
 from dyn.layers import CondConv, DCDConv, DCDDense, ODConv, SqueezeExcite
-from dyn.models import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
+from dyn.models import (
+    VGG16,
+    BasicBlock,
+    Bottleneck,
+    MobileNetV2,
+    ResNet,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+)
 
 REFERENCES = json.loads(Path(__file__).with_name("torch_references.json").read_text())
 Small = partial(ResNet, (1, 1))
@@ -34,6 +43,11 @@ NETWORKS = {
         partial(Small, BasicBlock, conv=partial(CondConv, num_kernels=3), context="block"),
     ),
     "dcd": ("dcd", partial(Small, BasicBlock, conv=DCDConv, dense=DCDDense)),
+    "vgg16": ("vgg16", VGG16),
+    "mobilenet_v2": (
+        "mobilenet_v2",
+        lambda width, **fields: MobileNetV2(width=width / 64, **fields),
+    ),
 }
 
 
@@ -49,7 +63,7 @@ def network(name, **fields):
 def shapes_of(net):
     x = jax.ShapeDtypeStruct((2, 44, 36, 3), jnp.float32)
     made = jax.eval_shape(net.init, jax.random.key(0), x)
-    return {name: made[name] for name in ("params", "batch_stats")}
+    return {name: made.get(name, {}) for name in ("params", "batch_stats")}
 
 
 def assert_torchs_logits(logits, name):

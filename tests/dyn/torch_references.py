@@ -215,6 +215,63 @@ class ResNet(nn.Module):
         return (self.classifier if hasattr(self, "classifier") else self.fc)(pooled(x))
 
 
+class VGG(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers, inputs = [], 3
+        for stage, convs in enumerate((2, 2, 3, 3, 3)):
+            for _ in range(convs):
+                features = WIDTH * min(2**stage, 8)
+                layers += [nn.Conv2d(inputs, features, 3, 1, 1), nn.ReLU()]
+                inputs = features
+            layers.append(nn.MaxPool2d(2))
+        self.features, hidden = nn.Sequential(*layers), 64 * WIDTH
+        ends = [nn.Linear(49 * inputs, hidden), nn.ReLU(), nn.Dropout()]
+        ends += [nn.Linear(hidden, hidden), nn.ReLU(), nn.Dropout(), nn.Linear(hidden, CLASSES)]
+        self.classifier = nn.Sequential(*ends)
+
+    def forward(self, x):
+        return self.classifier(functional.adaptive_avg_pool2d(self.features(x), 7).flatten(1))
+
+
+def activated(inputs, outputs, size, stride=1, groups=1):
+    conv = nn.Conv2d(inputs, outputs, size, stride, size // 2, groups=groups, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6())
+
+
+class Inverted(nn.Module):
+    def __init__(self, inputs, outputs, stride, expansion):
+        super().__init__()
+        hidden, self.adds = inputs * expansion, stride == 1 and inputs == outputs
+        layers = [activated(inputs, hidden, 1)] if expansion > 1 else []
+        layers.append(activated(hidden, hidden, 3, stride, hidden))
+        layers += [nn.Conv2d(hidden, outputs, 1, bias=False), nn.BatchNorm2d(outputs)]
+        self.conv = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return x + self.conv(x) if self.adds else self.conv(x)
+
+
+class MobileNet(nn.Module):
+    """An eighth as wide as the paper's, each number of features rounded to a multiple of 8."""
+
+    def __init__(self):
+        super().__init__()
+        layers, inputs = [activated(3, 8, 3, 2)], 8
+        features = (8, 8, 8, 8, 16, 24, 40)
+        strides, blocks = (1, 2, 2, 2, 1, 2, 1), (1, 2, 3, 4, 3, 3, 1)
+        for outputs, stride, number in zip(features, strides, blocks, strict=True):
+            for block in range(number):
+                expansion = 6 if len(layers) > 1 else 1
+                layers.append(Inverted(inputs, outputs, 1 if block else stride, expansion))
+                inputs = outputs
+        self.features = nn.Sequential(*layers, activated(inputs, 1280, 1))
+        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(1280, CLASSES))
+
+    def forward(self, x):
+        return self.classifier(pooled(self.features(x)))
+
+
 NETWORKS = {
     "resnet18": partial(ResNet, (2, 2, 2, 2)),
     "resnet34": partial(ResNet, (3, 4, 6, 3)),
@@ -225,6 +282,8 @@ NETWORKS = {
     "odconv50, K = 1": partial(ResNet, (1, 1), partial(OmniConv, kernels=1), wide=True),
     "condconv": partial(ResNet, (1, 1), ExpertConv),
     "dcd": partial(ResNet, (1, 1), DecomposedConv, decomposed=True),
+    "vgg16": VGG,
+    "mobilenet_v2": MobileNet,
 }
 
 

@@ -205,7 +205,9 @@ def start_from_file(path, num_classes=5, inputs=PICTURE, task="classification", 
     made = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs[None], train=False))
     made = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), made)
     nothing = dict.fromkeys(TrainState.__dataclass_fields__)
-    new = TrainState(**nothing | {"average": {}, **{k: made[k] for k in ("params", "batch_stats")}})
+    new = TrainState(
+        **nothing | {"average": {}, **{k: made.get(k, {}) for k in ("params", "batch_stats")}}
+    )
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     state, words = start_from_run(new, config, TASKS[task], num_classes, inputs, sharding)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
@@ -262,6 +264,26 @@ def test_a_file_of_a_classifiers_weights_starts_the_backbone_of_a_segmentation(r
     )
     assert "60 of 65 parameters taken over" in words and "logits/kernel" in words
     assert words.endswith("left out: fc.bias, fc.weight, 20 counts of batches")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "conv"),
+    [
+        ("vgg16", 32, {"name": "conv"}),
+        ("vgg16", 32, ODCONV),
+        ("mobilenet_v2", 158, {"name": "conv"}),
+    ],
+    ids=["vgg16", "vgg16, dynamic", "mobilenet_v2"],
+)
+def test_files_of_other_networks_start_them(tmp_path, name, number, conv):
+    path = tmp_path / f"{name}.safetensors"
+    safetensors.numpy.save_file(weights_of(name), path)
+    model, variables, words = start_from_file(path, conv=conv, **{"model.network": name})
+    assert f"{number} of " in words
+    if conv["name"] == "conv":
+        np.testing.assert_allclose(logits(model, variables), TORCH[name]["logits"], 0, 1e-4)
+    with pytest.raises(UserError, match=f"Such weights fit --config.model.network={name}"):
+        start_from_file(path)
 
 
 @pytest.mark.parametrize("conv", [{"name": "conv"}, ODCONV], ids=["static", "dynamic"])
