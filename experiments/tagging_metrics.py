@@ -4,6 +4,7 @@ Labels are `[N, C]`: 1 for yes, 0 for no, NaN for not known; what is not known c
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ def masked_loss(labels: np.ndarray, logits: np.ndarray, norm: str = "all") -> fl
 
 def scores(
     labels: np.ndarray, probabilities: np.ndarray, classes: Sequence[str], threshold: float
-) -> dict[str, float | dict[str, float | None]]:
+) -> dict[str, Any]:
     """The metrics of LeBien et al. (2020), and the best that thresholds can do.
 
     AP = sum over the thresholds of (R_n - R_(n-1)) P_n, scikit-learn's average precision.
@@ -34,10 +35,10 @@ def scores(
 
     Returns:
         `map`, the mean AP of the classes; `total_ap`, that of all entries together. `precision`, `recall` and
-        `f1` at the threshold, means over the classes, and `total_...`, of all entries together. `best_...`,
-        the same at the thresholds with the highest F1 (each class its own, or one for all), which are chosen
-        on these very examples: upper bounds. `ap`, each class's, None for one of which nothing is there:
-        such a class is in no mean. Means of no class are 0.
+        `f1` at the threshold, means over the classes; `total_precision` and `total_recall`, of all entries
+        together. `at_best_f1`, all five at the thresholds with the highest F1 (each class its own, or one
+        for all), which are chosen on these very examples: upper bounds. `ap`, each class's, None for one of
+        which nothing is there: such a class is in no mean. Means of no class are 0.
     """
     labels = np.asarray(labels, np.float64)
     probabilities = np.nan_to_num(np.asarray(probabilities, np.float64))
@@ -50,9 +51,11 @@ def scores(
         "map": float(np.mean(average)) if average else 0.0,
         "total_ap": together.average_precision if together else 0.0,
         **_at([threshold] * len(parts), parts),
-        **{f"best_{name}": value for name, value in _at(_best(found), parts).items()},
-        **{f"total_{name}": value for name, value in _at([threshold], [pooled]).items()},
-        **{f"total_best_{name}": value for name, value in _at(_best([together]), [pooled]).items()},
+        **_together(threshold, pooled),
+        "at_best_f1": {
+            **_at([_best(line) for line in found], parts),
+            **_together(_best(together), pooled),
+        },
         "ap": {
             name: line.average_precision if line else None
             for name, line in zip(classes, found, strict=True)
@@ -60,14 +63,17 @@ def scores(
     }
 
 
-def _best(found: Sequence[Curve | None]) -> list[float]:
-    """The thresholds with the highest F1."""
-    return [line.best()[0] if line else np.inf for line in found]
+def _best(line: Curve | None) -> float:
+    """The threshold with the highest F1."""
+    return line.best()[0] if line else np.inf
 
 
-def _at(
-    thresholds: Sequence[float], parts: Sequence[tuple[np.ndarray, np.ndarray]]
-) -> dict[str, float]:
+def _together(threshold: float, pooled: tuple[np.ndarray, ...]) -> dict[str, float]:
+    found = _at([threshold], [pooled])
+    return {f"total_{name}": found[name] for name in ("precision", "recall")}
+
+
+def _at(thresholds: Sequence[float], parts: Sequence[tuple[np.ndarray, ...]]) -> dict[str, float]:
     """Mean precision, recall and F1 of classes, each at its threshold."""
     counts = []
     for threshold, (truth, score) in zip(thresholds, parts, strict=True):

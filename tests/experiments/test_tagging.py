@@ -2,6 +2,7 @@
 
 import csv
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -99,15 +100,18 @@ def test_precision_and_recall_are_counted_by_hand():
     assert found["total_precision"] == pytest.approx(2 / 4)
     assert found["total_recall"] == pytest.approx(2 / 3)
     # a: all above 0.2, F1 0.8. b: all from 0.7, F1 2/3.
-    assert found["best_f1"] == pytest.approx((0.8 + 2 / 3) / 2)
-    assert found["best_recall"] == 1 and found["best_precision"] == pytest.approx(7 / 12)
+    best = found["at_best_f1"]
+    assert best["f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+    assert best["recall"] == 1 and best["precision"] == pytest.approx(7 / 12)
+    # All together: three of the five from 0.2 on.
+    assert best["total_recall"] == 1 and best["total_precision"] == pytest.approx(3 / 5)
     assert scores(labels, probabilities, ["a", "b"], 0.95)["total_recall"] == 0
 
 
 def test_scores_of_labels_that_are_never_there_are_numbers():
     found = scores(np.zeros((4, 2)), np.full((4, 2), np.nan), ["a", "b"], 0.5)
     assert found.pop("ap") == {"a": None, "b": None}
-    assert all(np.isfinite(value) for value in found.values())
+    assert all(value == 0 for value in (*found.pop("at_best_f1").values(), *found.values()))
 
 
 class Blots:
@@ -175,6 +179,21 @@ def test_it_learns_labels_of_which_some_are_not_known(blots, tmp_path):
 def test_of_examples_with_one_class_each_every_other_is_known_not_to_be_there():
     labels = tagging.targets_of(jnp.array([2, 0]), 3)
     np.testing.assert_array_equal(labels, [[0, 0, 1], [1, 0, 0]])
+
+
+def test_while_the_head_learns_alone_no_statistics_change_and_the_metrics_are_the_same():
+    config = small()
+    model = tagging.make_model(config, 4, spatial_axes=2)
+    x, label = jnp.zeros((4, 8, 8, 1)), jnp.zeros((4, 4))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+
+    def loss(variables, **stage):
+        batch = {"inputs": x, "label": label}
+        return tagging.loss(config, model, variables, batch, jax.random.key(1), **stage)[1]
+
+    metrics, changed = jax.eval_shape(loss, variables)
+    alone, untouched = jax.eval_shape(partial(loss, head_only=True), variables)
+    assert metrics == alone and "batch_stats" in changed and "batch_stats" not in untouched
 
 
 @pytest.mark.parametrize(
