@@ -37,7 +37,7 @@ _SETTINGS = (
     "height",
     "width",
 )
-_LIBRARIES = ("librosa", "numpy", "pillow", "scipy", "soundfile", "soxr")
+_LIBRARIES = ("PyWavelets", "librosa", "numpy", "pillow", "soundfile", "soxr")
 _FORMAT = 1  # Count it up where the same settings shall give other pictures than before.
 _THREADS = 4
 
@@ -271,7 +271,14 @@ def _growing(
 
 def _settings_key(audio) -> str:
     values = {name: getattr(audio, name) for name in _SETTINGS}
-    return _key(_FORMAT, values, {name: importlib.metadata.version(name) for name in _LIBRARIES})
+    return _key(_FORMAT, values, {name: _version(name) for name in _LIBRARIES})
+
+
+def _version(name: str) -> str:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return ""  # whoever needs it says that it is missing
 
 
 def _key(*values: object) -> str:
