@@ -65,9 +65,7 @@ def compare_ways(
         run, pictures = workdir / "gan" / f"seed{seed}", workdir / "generated" / f"seed{seed}"
         print(f"\nseed {seed}: the GAN", flush=True)
         train(_seeded(gan, seed), run)
-        done = pictures / "generated.json"
-        if not done.exists() or _count(done) != per_class:
-            generate(run, pictures, per_class=per_class, seed=seed, overwrite=True)
+        generate(run, pictures, per_class=per_class, seed=seed, again=True)
         for way in WAYS:
             print(f"\nseed {seed}: {way}", flush=True)
             config = _way(_seeded(classifier, seed), way, run / "splits.csv", pictures)
@@ -97,11 +95,6 @@ def _with_pictures_of(gan: ConfigDict, classifier: ConfigDict) -> ConfigDict:
         config.optimizer.schedule = "cosine"
         config.early_stopping.patience = 0
     return config
-
-
-def _count(description: Path) -> int:
-    """How many pictures of a class were made."""
-    return json.loads(description.read_text())["per_class"]
 
 
 def _seeded(config: ConfigDict, seed: int) -> ConfigDict:

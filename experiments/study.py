@@ -3,7 +3,8 @@
     python -m experiments.study --dataset=digits --configs=base,global_soft,local_soft,hard,odconv --seeds=3
 
     --dataset=NAME          as in a config's argument: digits, adiac, voc2012, tiny_imagenet, folder, ...
-    --configs=A,B           files of experiments/configs, without .py; those of the study if left out
+    --configs=A,B           files of experiments/configs, without .py; those of the study if left out. A:KEY=VALUE
+                            says what A:DATASET,KEY=VALUE would
     --seeds=N               runs of each config, with seeds 0 to N-1
     --folds=N               instead: one run for each of N stratified folds of all splits together
     --source=PATH           where the data lies
@@ -171,14 +172,18 @@ def load_config(
 ) -> ConfigDict:
     """The config of a file of `experiments.configs` on a data set, with some fields changed.
 
+    Behind the file's name may be what else its argument says, as in `birdsong_classifier:conv=dcd`.
+
     Raises:
         UserError: for a config or a field that does not exist.
     """
     folder = Path(experiments.configs.__file__).parent
     known = sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "common"))
+    name, _, words = name.partition(":")
     if name not in known:
         raise UserError(f"--configs: there is no config {name}{nearest(name, known)}")
-    config = importlib.import_module(f"experiments.configs.{name}").get_config(dataset)
+    argument = f"{dataset},{words}" if words else dataset
+    config = importlib.import_module(f"experiments.configs.{name}").get_config(argument)
     config.data.source = source
     for path, value in (overrides or {}).items():
         override(config, path, value)
