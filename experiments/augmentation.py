@@ -27,8 +27,8 @@ from experiments import cli, report
 from experiments.errors import UserError
 from experiments.generate import generate
 from experiments.overrides import key_and_value
+from experiments.planned import Planned, attempt, load_config
 from experiments.program import Program
-from experiments.study import Planned, attempt, load_config
 from experiments.train import train
 from experiments.validate import validate
 

@@ -3,8 +3,8 @@
     python -m experiments.study --dataset=digits --configs=base,global_soft,local_soft,hard,odconv --seeds=3
 
     --dataset=NAME          as in a config's argument: digits, adiac, voc2012, tiny_imagenet, folder, ...
-    --configs=A,B           files of experiments/configs, without .py; those of the study if left out. A:KEY=VALUE
-                            says what A:DATASET,KEY=VALUE would
+    --configs=A,B           files of experiments/configs, without .py; those of the study if left out.
+                            A:KEY=VALUE is what A.py:DATASET,KEY=VALUE is
     --seeds=N               runs of each config, with seeds 0 to N-1
     --folds=N               instead: one run for each of N stratified folds of all splits together
     --source=PATH           where the data lies
@@ -18,11 +18,8 @@ The same command again continues a study that was stopped, at the run and the st
 fails is reported, and the others go on; it is tried again next time.
 """
 
-import dataclasses
 import gc
-import importlib
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -31,15 +28,14 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
-import experiments.configs
 from dyn.diagnostics import count_parameters
 from experiments import cli, data, report
 from experiments.data import folds
-from experiments.errors import UserError, nearest
-from experiments.overrides import key_and_value, override, sweep
+from experiments.errors import UserError
+from experiments.overrides import key_and_value, sweep
+from experiments.planned import Planned, attempt, load_config
 from experiments.program import Program
 from experiments.tasks import TASKS
-from experiments.train import train
 from experiments.validate import refuse_unused, validate
 
 DATASET = flags.DEFINE_string("dataset", "digits", "The data set.")
@@ -53,14 +49,6 @@ CONTROL = flags.DEFINE_bool("control", True, "Whether there is an equal-paramete
 
 # A control is worth its time where the largest network has so many times the parameters of the base.
 WORTH_A_CONTROL = 1.2
-
-
-@dataclasses.dataclass(frozen=True)
-class Planned:
-    """One run of a study."""
-
-    config: ConfigDict
-    workdir: Path
 
 
 def main() -> None:
@@ -144,50 +132,6 @@ def plan(
                 if config.start.config:
                     one.init_from = str(workdir / config.start.config / replicate)
             yield Planned(one, workdir / config.name / replicate)
-
-
-def attempt(run: Planned, programs: dict[str, Program]) -> bool:
-    """Trains; what goes wrong is written into the run's folder. Returns whether it went well."""
-    note, trace = run.workdir / "error.txt", run.workdir / "traceback.txt"
-    for file in (note, trace):
-        file.unlink(missing_ok=True)
-    try:
-        train(run.config, run.workdir, programs)
-    except UserError as error:
-        sentence = str(error)
-    except Exception as error:  # whatever it is, the other runs are worth having
-        sentence = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
-        run.workdir.mkdir(parents=True, exist_ok=True)
-        trace.write_text(traceback.format_exc())
-    else:
-        return True
-    run.workdir.mkdir(parents=True, exist_ok=True)
-    note.write_text(sentence + "\n")
-    print(f"failed: {sentence}", flush=True)
-    return False
-
-
-def load_config(
-    name: str, dataset: str, source: str = "", overrides: dict[str, object] | None = None
-) -> ConfigDict:
-    """The config of a file of `experiments.configs` on a data set, with some fields changed.
-
-    Behind the file's name may be what else its argument says, as in `birdsong_classifier:conv=dcd`.
-
-    Raises:
-        UserError: for a config or a field that does not exist.
-    """
-    folder = Path(experiments.configs.__file__).parent
-    known = sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "common"))
-    name, _, words = name.partition(":")
-    if name not in known:
-        raise UserError(f"--configs: there is no config {name}{nearest(name, known)}")
-    argument = f"{dataset},{words}" if words else dataset
-    config = importlib.import_module(f"experiments.configs.{name}").get_config(argument)
-    config.data.source = source
-    for path, value in (overrides or {}).items():
-        override(config, path, value)
-    return config
 
 
 def make_control(configs: Sequence[ConfigDict]) -> list[ConfigDict]:

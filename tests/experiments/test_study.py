@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import study
+from experiments import planned, study
 from experiments.configs import base, hard
 from experiments.data import load
 from experiments.errors import UserError
@@ -101,21 +101,21 @@ def test_other_folds_want_another_workdir(folded, toy):
 
 
 def test_a_run_that_fails_is_reported_and_the_others_go_on(toy, tmp_path, monkeypatch):
-    real = study.train
+    real = planned.train
 
     def train_but_for_one(config, workdir, programs):
         if config.seed == 0:
             raise RuntimeError("out of luck")
         return real(config, workdir, programs)
 
-    monkeypatch.setattr(study, "train", train_but_for_one)
+    monkeypatch.setattr(planned, "train", train_but_for_one)
     study.run_study(toy_configs(toy, "net1"), tmp_path, 2, 0, False)
     assert (tmp_path / "net1/seed0/error.txt").read_text() == "RuntimeError: out of luck\n"
     assert "Traceback" in (tmp_path / "net1/seed0/traceback.txt").read_text()
     assert (tmp_path / "net1/seed1/summary.json").exists()
     assert "out of luck" in (tmp_path / "report.md").read_text()
     # The next time it is tried again.
-    monkeypatch.setattr(study, "train", real)
+    monkeypatch.setattr(planned, "train", real)
     study.run_study(toy_configs(toy, "net1"), tmp_path, 2, 0, False)
     assert not (tmp_path / "net1/seed0/error.txt").exists()
     assert (tmp_path / "net1/seed0/summary.json").exists()
