@@ -27,9 +27,8 @@ def config_with(argument="digits,smoke", **changes):
     return small(soundscape_autoencoder, argument, **{**TINY, **changes})
 
 
-@pytest.mark.parametrize("pooling", ["implicit", "explicit"])
-def test_it_trains_and_leaves_its_pictures(pooling, tmp_path):
-    summary = train(config_with(f"digits,smoke,pooling={pooling}"), tmp_path)
+def test_it_trains_and_leaves_its_pictures(tmp_path):
+    summary = train(config_with("digits,smoke,pooling=explicit"), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["split"] == "validation"]
     assert summary["metric"] == "loss" and losses[-1] < losses[0]
