@@ -299,11 +299,11 @@ def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
 def rank(metrics: dict[str, float], metric: str | None) -> tuple[float, float]:
     """Which of two evaluations is better: the higher metric, then the lower loss.
 
-    Of losses the lower one is better. Where no metric ranks (None), all are equal, and the last is taken.
+    Where no metric ranks (None), all are equal, and the last is taken.
     """
     if metric is None:
         return 0.0, 0.0
-    return 0.0 if metric == "loss" else metrics[metric], -metrics["loss"]
+    return metrics[metric], -metrics["loss"]
 
 
 def with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:

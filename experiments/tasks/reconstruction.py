@@ -3,6 +3,7 @@
 Labels are not looked at: any pictures will do, those of recordings among them.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
@@ -26,7 +27,7 @@ from experiments.tasks.backbone import CONVS, make_layer
 Array = jax.Array
 Batch = Mapping[str, Array]
 
-METRIC = "loss"  # the lower the better
+METRIC = "psnr"
 AUGMENTATIONS = (*OF_PICTURES, "spectrogram")
 WORDS = {"pooling": POOLINGS, "window": (2, 4), "code_activation": tuple(CODE_ACTIVATIONS)}
 SHOWN = 6  # pictures beside what comes back of them
@@ -112,13 +113,21 @@ def evaluation_sums(
 def measure(
     config: ConfigDict, outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
 ) -> dict[str, float]:
-    """The mean squared error of a split, and how many features of the code are the same for all of it."""
+    """How well a split comes back, and how many features of the code are the same for all of it.
+
+    Of the mean squared error, which is the loss, the peak signal-to-noise ratio is -10 log10, in decibels.
+    """
     del config, dataset, split
     parts = list(outputs)
     least = np.min([part["least"] for part in parts], axis=0)
     most = np.max([part["most"] for part in parts], axis=0)
     total, count = (sum(float(part[name]) for part in parts) for name in ("loss", "count"))
-    return {"loss": total / count, "dead_features": int(np.sum(most <= least))}
+    error = total / count
+    return {
+        "loss": error,
+        "psnr": -10 * math.log10(max(error, np.finfo(np.float32).tiny)),
+        "dead_features": int(np.sum(most <= least)),
+    }
 
 
 def references(config: ConfigDict, dataset: Dataset) -> dict[str, float]:

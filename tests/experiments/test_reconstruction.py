@@ -31,7 +31,7 @@ def test_it_trains_and_leaves_its_pictures(tmp_path):
     summary = train(config_with("digits,smoke,pooling=explicit"), tmp_path)
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if row["split"] == "validation"]
-    assert summary["metric"] == "loss" and losses[-1] < losses[0]
+    assert summary["metric"] == "psnr" and losses[-1] < losses[0]
     assert summary["best"]["loss"] == min(losses)  # the lowest is the best
     assert 0 <= summary["test"]["dead_features"] <= 2 * 2 * 4
     figures = {path.name for path in (tmp_path / "figures").iterdir()}

@@ -1,0 +1,224 @@
+import csv
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments.audio import songs
+from experiments.configs import birdsong_classifier, common
+from experiments.data import check_skipped, extra, load
+from experiments.data.sources import flatten
+from experiments.errors import UserError
+
+# Small pictures of short windows: what is read, not how it looks, is what counts here.
+AUDIO = {"sample_rate": 16_000, "seconds": 0.5, "hop": 0.5, "n_fft": 256, "step": 200, "bands": 16}
+
+
+@pytest.fixture(scope="module")
+def birds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("birds")
+    return songs.write(folder, classes=2, recordings=6, seconds=1.0, rate=16_000)
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("long")
+    return songs.write_long(folder, classes=2, recordings=6, seconds=4.0, rate=16_000)
+
+
+@pytest.fixture
+def opened(tmp_path):
+    def read(source, seed=0, data=(), **audio):
+        config = common.get_config("audio")
+        config.data.update({"source": str(source), "dir": str(tmp_path), **dict(data)})
+        config.audio.update({**AUDIO, **audio})
+        return load(config.data, seed, config.audio)
+
+    return read
+
+
+def names_of(source):
+    (windows,), _, positions = flatten(source)
+    return [windows.names[position] for position in positions]
+
+
+def files_of(source):
+    return {name.partition(" @ ")[0] for name in names_of(source)}
+
+
+def test_folders_are_classes_and_windows_are_pictures(birds, opened):
+    found = opened(birds)
+    assert found.classes == ["faller", "riser"] and found.shape == (16, 41, 1)
+    for source in found.splits.values():
+        for index in range(len(source)):
+            example = source[index]
+            assert example["inputs"].shape == found.shape and example["inputs"].dtype == np.uint8
+            name = names_of(source)[index]
+            assert name.startswith(f"{found.classes[example['label']]}/")
+    assert sum(map(len, found.splits.values())) == 2 * 6 * 2
+
+
+def test_windows_of_a_recording_stay_in_one_split_which_is_written_down(birds, opened):
+    found = opened(birds)
+    files = {split: files_of(source) for split, source in found.splits.items()}
+    assert not files["train"] & files["test"] and not files["train"] & files["validation"]
+    assert {file: split for split in files for file in files[split]} == dict(found.assignment)
+
+
+def test_the_seed_decides_the_splits_and_a_table_wins(birds, opened, tmp_path):
+    one, other = (opened(birds, seed=seed) for seed in (0, 1))
+    assert dict(one.assignment) != dict(other.assignment)
+    with (tmp_path / "splits.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("file", "split"), *one.assignment])
+    again = opened(birds, seed=1, splits=str(tmp_path / "splits.csv"))
+    assert dict(again.assignment) == dict(one.assignment)
+
+
+def test_a_table_that_leaves_a_recording_out_is_answered(birds, opened, tmp_path):
+    (tmp_path / "splits.csv").write_text("file,split\nriser/riser-001.wav,train\n")
+    with pytest.raises(
+        UserError, match=r"splits.csv: faller/faller-001.wav has no split there, nor"
+    ):
+        opened(birds, splits=str(tmp_path / "splits.csv"))
+
+
+def test_a_site_is_not_divided(birds, opened):
+    found = opened(birds, group_pattern=r"-00([123])?")
+    together = {split for file, split in found.assignment if file.endswith("-001.wav")}
+    assert len(together) == 1
+
+
+def test_labels_may_be_in_names(birds, opened, tmp_path):
+    for path in birds.rglob("*.wav"):
+        target = tmp_path / "flat" / f"{path.parent.name.title()} {path.stem[-1]}.wav"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (tmp_path / "flat" / "unknown.wav").write_bytes(path.read_bytes())
+    found = opened(tmp_path / "flat", label_pattern=r"^(\w+) \d")
+    assert found.classes == ["Faller", "Riser"]
+    assert found.skipped == [
+        ("unknown.wav", "its name does not match --config.audio.label_pattern")
+    ]
+
+
+def test_of_many_classes_some_can_be_chosen(birds, opened):
+    found = opened(birds, data={"classes": "riser"})
+    assert found.classes == ["riser"] and len(found.assignment) == 6
+    with pytest.raises(UserError, match="there is no raiser; did you mean 'riser'"):
+        opened(birds, data={"classes": "raiser"})
+
+
+def test_silent_and_broken_recordings_are_left_out_and_listed(birds, opened, tmp_path):
+    folder = tmp_path / "some"
+    for path in birds.rglob("*.wav"):
+        target = folder / path.relative_to(birds)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    (folder / "riser" / "broken.wav").write_text("no sound")
+    wave = (folder / "riser" / "riser-001.wav").read_bytes()
+    (folder / "riser" / "silent.wav").write_bytes(wave[:44] + bytes(len(wave) - 44))
+    found = opened(folder)
+    assert [name for name, _ in found.skipped] == ["riser/broken.wav"]
+    assert "2 windows are silent and were left out." in found.notes
+    assert sum(map(len, found.splits.values())) == 2 * 6 * 2
+
+
+def test_annotations_label_the_windows_they_overlap(long, opened):
+    found = opened(long, labels="multi", exhaustive=True)
+    labels = np.stack([example["label"] for example in found.splits["train"]])
+    assert found.classes == ["faller", "riser"] and labels.dtype == np.float32
+    assert set(np.unique(labels)) == {0.0, 1.0} and labels.any(axis=0).all()
+
+
+def test_what_is_not_annotated_is_not_known(long, opened, tmp_path):
+    with pytest.raises(UserError, match=r"--config\.audio\.exhaustive=True"):
+        opened(long, labels="multi")
+    rows = [("file", "start", "end", "label", "label_type")]
+    for number in range(1, 7):
+        rows.append((f"long-{number:03d}.wav", 0, 0.5, "wren", "positive"))
+        rows.append((f"long-{number:03d}.wav", 2, 2.5, "wren", "negative"))
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    found = opened(long, labels="multi", annotations=str(tmp_path / "labels.csv"))
+    labels = np.concatenate([example["label"] for example in found.splits["train"]])
+    assert sorted(set(labels)) == [0.0, 1.0]
+    assert {name.partition(" @ ")[2] for name in names_of(found.splits["train"])} == {
+        "0.0 s",
+        "2.0 s",
+    }
+
+
+def test_one_window_around_each_annotation(long, opened):
+    found = opened(long, labels="multi", exhaustive=True, windows="annotations")
+    examples = [example for source in found.splits.values() for example in source]
+    assert examples and all(example["label"].any() for example in examples)
+
+
+def test_without_labels_all_windows_are_taken(birds, opened):
+    found = opened(birds, labels="none")
+    assert found.classes == [] and sum(map(len, found.splits.values())) == 2 * 6 * 2
+
+
+def test_what_is_missing_is_said(tmp_path, opened, birds):
+    with pytest.raises(UserError, match="There is no recording below"):
+        (tmp_path / "empty").mkdir()
+        opened(tmp_path / "empty")
+    with pytest.raises(UserError, match="is not a folder"):
+        opened(tmp_path / "absent")
+    with pytest.raises(UserError, match=r"None of the 6 recordings .* has a label"):
+        opened(birds / "riser")
+    with pytest.raises(UserError, match="there are no annotations"):
+        opened(birds, windows="annotations")
+    config = birdsong_classifier.get_config()
+    with pytest.raises(UserError, match=":songs"):
+        load(config.data, 0, config.audio)
+
+
+def generated(folder, config, shape=(16, 41)):
+    for name in ("faller", "riser"):
+        (folder / name).mkdir(parents=True)
+        for number in range(3):
+            Image.fromarray(np.full(shape, 40 * number, np.uint8)).save(
+                folder / name / f"{number:05d}.png"
+            )
+    (folder / "generated.json").write_text(config.to_json_best_effort())
+    return folder
+
+
+@pytest.fixture
+def config(birds, tmp_path):
+    config = common.get_config("audio")
+    config.data.update({"source": str(birds), "dir": str(tmp_path / "dir")})
+    config.audio.update(AUDIO)
+    config.data.extra_train = str(tmp_path / "gen")
+    return config
+
+
+def test_more_pictures_are_trained_on_and_never_tested_on(config, tmp_path):
+    generated(tmp_path / "gen", config)
+    real = load(config.data, 0, config.audio)
+    both = extra.add(real, config)
+    assert len(both.splits["train"]) == len(real.splits["train"]) + 6
+    assert both.splits["test"] is real.splits["test"]
+    assert both.splits["validation"] is real.splits["validation"]
+    last = both.splits["train"][len(real.splits["train"]) + 5]
+    assert last["label"] == 1 and last["inputs"].shape == both.shape
+    np.testing.assert_array_equal(last["inputs"], 80)
+    check_skipped(both, config.data)
+
+
+def test_pictures_of_other_settings_or_classes_are_refused(config, tmp_path):
+    dataset = load(config.data, 0, config.audio)
+    with pytest.raises(UserError, match="is no folder"):
+        extra.add(dataset, config)
+    folder = generated(tmp_path / "gen", config)
+    config.audio.bands = 20
+    with pytest.raises(UserError, match="bands was 16 and is now 20"):
+        extra.add(dataset, config)
+    config.audio.bands = 16
+    (folder / "faller").rename(folder / "failer")
+    with pytest.raises(UserError, match="has no class failer; did you mean 'faller'"):
+        extra.add(dataset, config)
+    (folder / "generated.json").unlink()
+    with pytest.raises(UserError, match="does not say how the pictures were made"):
+        extra.add(dataset, config)
