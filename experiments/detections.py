@@ -3,27 +3,15 @@
 import contextlib
 import csv
 import dataclasses
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from experiments import files
+from experiments.audio import raven
 
 RAVEN_SUFFIX = ".dyn.selections.txt"
-RAVEN = (
-    "Selection",
-    "View",
-    "Channel",
-    "Begin Time (s)",
-    "End Time (s)",
-    "Low Freq (Hz)",
-    "High Freq (Hz)",
-    "Label",
-    "Score",
-    "Begin Path",
-)
 
 
 class _Raven(csv.Dialect):
@@ -142,19 +130,14 @@ def raven_table(
         A function that appends a label and where it was heard.
     """
     number = 0
-    with files.appended(path, RAVEN, overwrite=True, dialect=_Raven) as append:
+    with files.appended(path, raven.COLUMNS, overwrite=True, dialect=_Raven) as append:
         append([])
 
         def select(label: str, found: Detection) -> None:
             nonlocal number
             number += 1
-            place = [f"{found.start:.3f}", f"{found.end:.3f}", f"{low:.1f}", f"{high:.1f}"]
-            score, where = f"{found.score:.6f}", str(recording.absolute())
-            append([(number, "Spectrogram 1", 1, *place, _cell(label), score, _cell(where))])
+            place = (found.start, found.end, low, high)
+            where = str(recording.absolute())
+            append([raven.row(number, *place, label, found.score, where)])
 
         yield select
-
-
-def _cell(text: str) -> str:
-    """A text that neither begins another cell nor another line."""
-    return re.sub(r"[\t\r\n]", " ", text)

@@ -11,9 +11,7 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-import numpy as np
-
-from experiments.audio import groups
+from experiments.audio import groups, raven
 from experiments.errors import UserError
 from experiments.files import write_text
 
@@ -34,18 +32,6 @@ _KINDS = {
     **dict.fromkeys(("negative", "absent", "false", "no", "0", "0.0"), False),
     **dict.fromkeys(("uncertain", "unknown", "nan", "?"), None),
 }
-_RAVEN = (
-    "Selection",
-    "View",
-    "Channel",
-    "Begin Time (s)",
-    "End Time (s)",
-    "Low Freq (Hz)",
-    "High Freq (Hz)",
-    "Label",
-    "Score",
-    "Begin Path",
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -272,19 +258,12 @@ def write_raven(
         scores: one for each of them.
         recording: the sound file, for Raven to open.
     """
-    lines = ["\t".join(_RAVEN)]
+    lines = [raven.COLUMNS]
     for number, one in enumerate(annotations):
-        score = "" if scores is None else f"{scores[number]:.4f}"
-        times = _exactly(one.start), _exactly(one.end)
-        label = " ".join(one.label.split())  # A tab would be another column.
-        cells = [str(number + 1), "Spectrogram 1", "1", *times]
-        cells += [_exactly(one.low), _exactly(one.high), label, score, str(recording)]
-        lines.append("\t".join(cells))
-    write_text(path, "\n".join(lines) + "\n")
-
-
-def _exactly(number: float | None) -> str:
-    return "" if number is None else np.format_float_positional(number, trim="0")
+        score = None if scores is None else scores[number]
+        place = (one.start, one.end, one.low, one.high)
+        lines.append(raven.row(number + 1, *place, one.label, score, str(recording)))
+    write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
 
 def _resolved(table: Annotations, folder: pathlib.Path, names: Sequence[str]) -> Annotations:
