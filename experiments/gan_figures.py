@@ -91,9 +91,10 @@ def contest(rows: Sequence[Mapping], path: Path) -> None:
         for name, (label, colour) in names.items():
             _line(axes, train, name, color=colour, linewidth=1.0, label=label)
             _line(axes, validation, name, color=colour, linestyle="", marker="o", markersize=3.5)
-    above.legend(loc="best", fontsize=8.5, framealpha=1, edgecolor="none")
-    # Above the curves, which fill the panel.
-    below.legend(loc="upper center", ncols=2, fontsize=8.5, edgecolor="none")
+    if train:
+        above.legend(loc="best", fontsize=8.5, framealpha=1, edgecolor="none")
+        # Above the curves, which fill the panel.
+        below.legend(loc="upper center", ncols=2, fontsize=8.5, edgecolor="none")
     frame_losses(above)
     below.set_ylim(-0.02, 1.34)
     below.set_yticks(np.linspace(0, 1, 5))
