@@ -49,7 +49,7 @@ def compare_ways(
     Args:
         classifier: what is trained four times; how its spectrograms are made is taken from `gan`.
         gan: a config of the task `acgan` on recordings.
-        workdir: where all of it lives: `gan/seed<N>`, `generated/seed<N>` and `<way>/seed<N>`.
+        workdir: where all of it lives: `generator/seed<N>`, `generated/seed<N>` and `<way>/seed<N>`.
         seeds: how often.
         per_class: pictures that the GAN makes of each class.
 
@@ -62,7 +62,7 @@ def compare_ways(
     failed = []
     programs: dict[str, Program] = {}
     for seed in range(seeds):
-        run, pictures = workdir / "gan" / f"seed{seed}", workdir / "generated" / f"seed{seed}"
+        run, pictures = workdir / "generator" / f"seed{seed}", workdir / "generated" / f"seed{seed}"
         print(f"\nseed {seed}: the GAN", flush=True)
         train(_seeded(gan, seed), run)
         generate(run, pictures, per_class=per_class, seed=seed, again=True)
