@@ -22,7 +22,7 @@ COSTS = (
     "compile_seconds",
     "seconds",
 )
-PERCENT = ("accuracy", "top5", "f1", "miou", "pixel_accuracy", "mean_accuracy")
+PERCENT = ("accuracy", "top5", "f1", "map", "miou", "pixel_accuracy", "mean_accuracy")
 """Test metrics that are shares, in the order in which tables show them behind the one that counts."""
 
 

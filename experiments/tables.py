@@ -13,6 +13,8 @@ NAMES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
     "f1": "macro F1",
+    "map": "mean average precision",
+    "psnr": "PSNR in dB",
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean class accuracy",
