@@ -3,6 +3,7 @@
 What that means for the windows of a recording: `experiments.audio.targets`.
 """
 
+import bisect
 import csv
 import dataclasses
 import math
@@ -93,9 +94,12 @@ def read(
     folder, names = pathlib.Path(folder), list(names)
     if source:
         return _resolved(read_csv(source, label_column), folder, names)
-    rows, files, skipped = [], [], []
+    rows, files, skipped, beside = [], [], [], {}
     for name in names:
-        tables = raven_tables(folder / name)
+        place = (folder / name).parent
+        if place not in beside:  # Each folder is listed once, however many recordings are in it.
+            beside[place] = _texts(place)
+        tables = raven_tables(folder / name, beside[place])
         for table in tables:
             found, wrong = read_raven(table, name, label_column)
             rows += found
@@ -105,16 +109,27 @@ def read(
     return Annotations(rows, files, {}, skipped)
 
 
-def raven_tables(recording: str | os.PathLike) -> list[pathlib.Path]:
-    """The Raven tables beside X.wav: X.Table.1.selections.txt and the like, X.selections.txt and X.txt."""
+def raven_tables(
+    recording: str | os.PathLike, texts: Sequence[str] | None = None
+) -> list[pathlib.Path]:
+    """The Raven tables beside X.wav: X.Table.1.selections.txt and the like, X.selections.txt and X.txt.
+
+    Args:
+        recording: the sound file.
+        texts: the names in its folder that end in .txt, sorted; without, they are looked up.
+    """
     recording = pathlib.Path(recording)
+    texts = _texts(recording.parent) if texts is None else texts
     found = []
-    for path in sorted(recording.parent.glob(f"{_literal(recording.stem)}*.[tT][xX][tT]")):
+    for name in texts[bisect.bisect_left(texts, recording.stem) :]:
+        if not name.startswith(recording.stem):
+            break
+        path = recording.with_name(name)
         for stem in (recording.name, recording.stem):
-            rest = path.name.removeprefix(stem).lower()
+            rest = name.removeprefix(stem).lower()
             named = re.fullmatch(r"\.table\.\d+(\..*)?\.txt|\.selections\.txt|\.txt", rest)
             # What programs predicted has names of other kinds, and a .txt may hold anything.
-            if path.name.startswith(stem) and named and _is_raven(path):
+            if name.startswith(stem) and named and _is_raven(path):
                 found.append(path)
                 break
     return found
@@ -356,11 +371,14 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def _texts(folder: pathlib.Path) -> list[str]:
+    """The names in a folder that end in .txt, sorted."""
+    return sorted(name for name in os.listdir(folder) if name.lower().endswith(".txt"))
+
+
 def _is_raven(path: pathlib.Path) -> bool:
-    with open(path, encoding="utf-8-sig", errors="replace") as file:
-        return "begin time (s)" in file.readline(10_000).lower()
-
-
-def _literal(name: str) -> str:
-    """A name as a pattern of `glob` that is this name alone."""
-    return re.sub(r"([*?[])", r"[\1]", name)
+    try:
+        with open(path, encoding="utf-8-sig", errors="replace") as file:
+            return "begin time (s)" in file.readline(10_000).lower()
+    except OSError:  # such as a folder
+        return False

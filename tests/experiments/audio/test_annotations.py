@@ -86,6 +86,15 @@ def test_raven_tables_are_found_beside_their_recording_and_nothing_else_is(table
     assert found["d.wav"] == found["e.wav"] == []
 
 
+def test_a_folder_is_listed_once_however_many_recordings_are_in_it(table, tmp_path, monkeypatch):
+    table("r7.Table.1.selections.txt", HEADER, [1, "", 1, 0, 1, 0, "wren"])
+    (tmp_path / "r8.txt").mkdir()
+    listed, listdir = [], annotations.os.listdir
+    monkeypatch.setattr(annotations.os, "listdir", lambda at: (listed.append(at), listdir(at))[1])
+    found = annotations.read(tmp_path, [f"r{number}.wav" for number in range(1000)])
+    assert found.files == ["r7.wav"] and listed == [tmp_path]
+
+
 @pytest.mark.parametrize(
     "header, chosen, label",
     [
