@@ -173,7 +173,7 @@ def read_csv(path: str | os.PathLike, label_column: str = "") -> Annotations:
     """Reads annotations of many recordings, whose names are left as they are written.
 
     Raises:
-        UserError: if it cannot be read, or a column is missing.
+        UserError: if it cannot be read, a column is missing, or a recording is in two splits.
     """
     path = pathlib.Path(path).expanduser()
     try:
@@ -191,8 +191,12 @@ def read_csv(path: str | os.PathLike, label_column: str = "") -> Annotations:
     for number, cells in lines:
         if _take(cells, f"{path.name}, line {number}", rows, skipped):
             files[cells["file"]] = None
-            if cells.get("split"):
-                splits.setdefault(cells["file"], cells["split"])
+            file, split = cells["file"], cells.get("split", "").lower()
+            if split and splits.setdefault(file, split) != split:
+                raise UserError(
+                    f"--config.audio.annotations={path}: {file} is in two splits, {splits[file]} and "
+                    f"{split}; windows of one recording stay together."
+                )
     return Annotations(rows, list(files), splits, skipped)
 
 

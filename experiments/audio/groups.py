@@ -101,10 +101,10 @@ def deal_out(
 def read(path: Path) -> dict[str, str]:
     """The split of each file that a table names, in columns `file` and `split`.
 
-    A run's own splits.csv is such a table.
+    A run's own splits.csv is such a table. Names may be written with backslashes.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is none, or has a file in two splits.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -113,7 +113,13 @@ def read(path: Path) -> dict[str, str]:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if not rows or not {"file", "split"} <= rows[0].keys():
         raise UserError(f"{path} has no rows with the columns file and split.")
-    return check({row["file"]: row["split"] for row in rows}, path)
+    found: dict[str, str] = {}
+    for row in rows:
+        name = (row["file"] or "").replace("\\", "/").removeprefix("./")
+        split = (row["split"] or "").strip().lower()
+        if found.setdefault(name, split) != split:
+            raise UserError(f"{path}: {name} is in two splits, {found[name]} and {split}.")
+    return check(found, path)
 
 
 def check(found: Mapping[str, str], path: object) -> dict[str, str]:

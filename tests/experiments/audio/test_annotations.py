@@ -202,6 +202,13 @@ def test_files_of_a_csv_are_found_by_path_or_by_a_name_that_only_one_has(table, 
     ]
 
 
+def test_a_csv_that_divides_a_recording_is_an_error(table):
+    header = ["file", "start", "end", "label", "split"]
+    rows = [["a.wav", 0, 1, "wren", "train"], ["a.wav", 2, 3, "wren", "test"]]
+    with pytest.raises(UserError, match=r"a\.wav is in two splits, train and test"):
+        annotations.read_csv(table("x.csv", header, *rows, separator=","))
+
+
 def test_a_csv_that_cannot_be_used_is_an_error_that_says_what_is_missing(table, tmp_path):
     with pytest.raises(
         UserError, match=r"config\.audio\.annotations=.*none\.csv cannot be read: No such"

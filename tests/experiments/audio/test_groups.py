@@ -54,8 +54,8 @@ def test_a_pattern_that_means_nothing_is_refused(pattern, words):
 def test_a_table_of_splits_is_read_back(tmp_path):
     file = tmp_path / "splits.csv"
     with file.open("w", newline="") as out:
-        csv.writer(out).writerows([("file", "split"), ("a.wav", "Train"), ("b.wav", "val")])
-    assert groups.read(file) == {"a.wav": "train", "b.wav": "validation"}
+        csv.writer(out).writerows([("file", "split"), ("a.wav", "Train"), (r"b\c.wav", "val")])
+    assert groups.read(file) == {"a.wav": "train", "b/c.wav": "validation"}
 
 
 @pytest.mark.parametrize(
@@ -63,6 +63,7 @@ def test_a_table_of_splits_is_read_back(tmp_path):
     [
         ("file,part\na.wav,train\n", "columns file and split"),
         ("file,split\na.wav,some\n", "a.wav has the split 'some'"),
+        ("file,split\na.wav,train\na.wav,test\n", "a.wav is in two splits, train and test"),
     ],
 )
 def test_a_table_that_says_something_else_is_refused(tmp_path, text, words):
