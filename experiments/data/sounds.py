@@ -137,14 +137,16 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
     windows, classes, beyond, said = _windows(found.usable, known, config, audio)
     notes = [*labels.notes, *found.notes, *said]
     if not len(windows):
-        raise UserError(f"{root}: none of the windows has a label. {' '.join(notes)}")
+        first = [f"{name}: {why}." for name, why in [*labels.skipped, *beyond][:1]]
+        raise UserError(f"{root}: none of the windows has a label. {' '.join([*first, *notes])}")
     if audio.labels == "multi" and not (windows.labels == 0).any():
         raise UserError(
             f"{root}: it is not known of any window what is not in it, and without that nothing can "
             "be learned. Give negative labels, or, if all there is was annotated, "
             "--config.audio.exhaustive=True."
         )
-    split_of, said = _splits(found.usable, known, labels.splits, config, audio, seed)
+    heard = _heard(windows, classes)
+    split_of, said = _splits(found.usable, heard, labels.splits, config, audio, seed)
     parts, more = _parts(windows, classes, split_of, config, seed)
     return Dataset(
         "songs" if config.variant else root.name,
@@ -185,6 +187,8 @@ def _known(root: pathlib.Path, names: Sequence[str], audio: ConfigDict) -> Label
     """What is known of each recording."""
     if audio.labels == "none":
         return Labels({name: Known() for name in names})
+    if audio.label_pattern and not audio.annotations:  # Who gives it does not mean the tables.
+        return _whole(names, audio)
     found = annotations.read(root, names, audio.annotations, audio.label_column)
     if not found.files and not audio.annotations:
         return _whole(names, audio)
@@ -315,9 +319,26 @@ def _row(known: Known, classes: Sequence[str]) -> np.ndarray:
     return row
 
 
+def _heard(windows: Windows, classes: Sequence[str]) -> list[set[str]]:
+    """The labels that each recording's windows have.
+
+    Those of its annotations may be more: of two at once none is the class of a window.
+    """
+    heard: list[set[str]] = [set() for _ in windows.pictures]
+    if not classes:
+        return heard
+    owners, labels = windows.owners, windows.labels
+    if labels.ndim == 2:
+        examples, labels = np.nonzero(labels == 1)
+        owners = owners[examples]
+    for owner, label in np.unique(np.stack([owners, labels]), axis=1).T:
+        heard[owner].add(classes[label])
+    return heard
+
+
 def _splits(
     pictures: Sequence[Pictures],
-    known: Mapping[str, Known],
+    heard: Sequence[set[str]],
     table: Mapping[str, str],
     config: ConfigDict,
     audio: ConfigDict,
@@ -335,11 +356,10 @@ def _splits(
             more = f", nor do {len(absent) - 1:,} others" if len(absent) > 1 else ""
             raise UserError(f"{file}: {absent[0]} has no split there{more}.")
         return {name: table[name] for name in names}, [f"The splits are those of {file}."]
-    frequency = Counter(label for name in names for label in known[name].positive)
+    frequency = Counter(label for labels in heard for label in labels)
     # Of several labels the rarest one counts: the others are in other recordings too.
     rarest = [
-        min(known[name].positive, key=lambda label: (frequency[label], label), default="")
-        for name in names
+        min(labels, key=lambda label: (frequency[label], label), default="") for labels in heard
     ]
     belongs = groups.groups_of(names, audio.group_pattern)
     split_of, notes = groups.deal_out(belongs, rarest, config.validation, config.test, seed)

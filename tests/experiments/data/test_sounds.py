@@ -148,6 +148,38 @@ def test_what_is_not_annotated_is_not_known(long, opened, tmp_path):
     }
 
 
+def test_recordings_are_dealt_out_by_what_their_windows_have(long, opened, tmp_path):
+    """Of each class one recording has a window of its own; in the others both sound at once."""
+    rows = [("file", "start", "end", "label")]
+    for number in range(1, 7):
+        alone = {1: ["wren"], 2: ["owl"]}.get(number, ["wren", "owl"])
+        rows += [(f"long-{number:03d}.wav", 1, 1.5, label) for label in alone]
+    with (tmp_path / "labels.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(rows)
+    for seed in range(6):
+        found = opened(long, seed, annotations=str(tmp_path / "labels.csv"))
+        assert {example["label"] for example in found.splits["train"]} == {0, 1}
+    assert found.classes == ["owl", "wren"]
+
+
+def test_a_pattern_goes_before_tables_that_lie_about(birds, opened, tmp_path):
+    for path in birds.rglob("*.wav"):
+        target = tmp_path / "some" / path.relative_to(birds)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(path.read_bytes())
+    table = tmp_path / "some" / "riser" / "riser-001.txt"
+    table.write_text("Selection\tBegin Time (s)\tEnd Time (s)\tSpecies\n")
+    with pytest.raises(UserError, match="11 recordings have no annotations"):
+        opened(tmp_path / "some")
+    found = opened(tmp_path / "some", label_pattern="^([^/]+)/")
+    assert found.classes == ["faller", "riser"] and len(found.assignment) == 12
+
+
+def test_a_column_that_tables_lack_is_named(long, opened):
+    with pytest.raises(UserError, match=r"none .* long-001\.Table.*txt: it has no column call\."):
+        opened(long, label_column="call")
+
+
 def test_one_window_around_each_annotation(long, opened):
     found = opened(long, labels="multi", exhaustive=True, windows="annotations")
     examples = [example for source in found.splits.values() for example in source]
