@@ -117,10 +117,41 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
         found |= dict.fromkeys(("image_size", "data.folds"), "it is not for recordings")
         if known.get("augment") != "spectrogram":
             found["spectrogram."] = "it is for --config.augment=spectrogram"
+        found |= _unused_of_sound(known)
     if data not in ("ucr", "tfds", "audio"):
         found["data.variant"] = f"there is one {data}"
     if data == "ucr":
         found |= dict.fromkeys(("image_size", "normalise."), "it is for pictures")
+    return found
+
+
+def _unused_of_sound(known: Mapping[str, Any]) -> dict[str, str]:
+    """What means nothing for a run on recordings."""
+    labels, picture = known.get("audio.labels"), known.get("audio.picture")
+    of_annotations = [f"audio.{x}" for x in ("label_column", "min_overlap", "min_fraction")]
+    found = {}
+    if known.get("data.variant") == "songs":
+        found["data.source"] = "songs are made up; your own recordings are audio behind the config"
+    if labels != "multi":
+        several = ("audio.no_class", "audio.exhaustive")
+        found |= dict.fromkeys(several, "it is for --config.audio.labels=multi")
+    if known.get("audio.annotations"):
+        found["audio.label_pattern"] = "the labels are those of --config.audio.annotations"
+    elif known.get("audio.label_pattern"):
+        names = (*of_annotations, "audio.exhaustive")
+        found |= dict.fromkeys(names, "--config.audio.label_pattern labels whole recordings")
+    if labels == "none":
+        names = (*of_annotations, "audio.annotations", "audio.label_pattern", "data.classes")
+        found |= dict.fromkeys(names, "there are no labels (--config.audio.labels)")
+    if known.get("audio.splits"):
+        names = ("audio.group_pattern", "data.validation", "data.test")
+        found |= dict.fromkeys(names, "--config.audio.splits deals the recordings out")
+    if picture != "linear":
+        found["audio.drop_dc"] = "it is for --config.audio.picture=linear"
+    else:
+        found["audio.bands"] = "it is for --config.audio.picture=mel or wavelet"
+    if picture == "wavelet":
+        found["audio.n_fft"] = "it is for --config.audio.picture=mel or linear"
     return found
 
 

@@ -92,6 +92,7 @@ AT_MOST = {
     "audio.bands": 4096,
     "audio.height": 8192,
     "audio.width": 8192,
+    "audio.seconds": 3600,
     "audio.min_fraction": 1,
     "tagging.threshold": 1,
     "spectrogram.masks": 16,

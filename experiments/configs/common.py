@@ -126,14 +126,14 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
                 "extra_train": "",  # a folder of more pictures to train on, one folder a class
                 "max_skipped": 0.1,  # share of the files; if more cannot be used, the run stops
             },
-            # How recordings become pictures, and pictures get their labels: see experiments/data/audio.py.
+            # How recordings become pictures, and pictures get their labels: see experiments/data/sounds.py.
             "audio": {
                 "sample_rate": 32_000,  # Hz
                 "seconds": 2.0,  # of a window
                 "hop": 1.0,  # seconds from one window to the next
                 "windows": "grid",  # or annotations: one around the middle of each
                 "channel": "mean",  # or a number: 0 is the left one
-                "pad": "zero",  # what fills a recording shorter than a window: or repeat; drop leaves it out
+                "pad": "zero",  # what fills a window at the end: or repeat; drop leaves it out
                 "picture": "mel",  # or linear, wavelet
                 "n_fft": 1024,
                 "win": 0,  # samples of a window of the transform; 0 for n_fft
@@ -283,7 +283,7 @@ def get_config(argument: str | None = "", default: str = "digits") -> ConfigDict
 
 def sound(argument: str | None) -> str:
     """The data set of a config for sound: a person's own, but a smoke run makes do with made-up songs."""
-    return "songs" if argument == "smoke" else "audio"
+    return "songs" if "smoke" in (argument or "").split(",") else "audio"
 
 
 def take(argument: str | None, key: str) -> tuple[str, str | None]:

@@ -8,7 +8,7 @@ import pytest
 import experiments.configs
 from experiments.configs import base, common, odconv
 from experiments.errors import UserError
-from experiments.validate import validate
+from experiments.validate import refuse_unused, validate
 
 FOLDER = Path(experiments.configs.__file__).parent
 NAMES = sorted(file.stem for file in FOLDER.glob("*.py") if file.stem not in ("__init__", "common"))
@@ -71,6 +71,33 @@ def test_odconv_and_its_static_twin_differ_in_the_convolution_alone(argument):
     dynamic, static = flat(odconv.get_config(argument)), flat(base.get_config(argument))
     differing = {key for key in {**dynamic, **static} if dynamic.get(key) != static.get(key)}
     assert {key.split(".")[0] for key in differing} == {"name", "conv"}
+
+
+def test_a_smoke_run_on_sound_makes_do_with_songs_whatever_else_is_asked_for():
+    for argument in ("smoke", "recipe=strong,smoke", "smoke,recipe=strong"):
+        assert load("birdsong_classifier").get_config(argument).data.variant == "songs"
+    assert load("birdsong_classifier").get_config("audio,smoke").data.variant == ""
+
+
+@pytest.mark.parametrize(
+    ("dataset", "asked", "why"),
+    [
+        ("songs", {"data.source": "mine"}, "songs are made up"),
+        ("audio", {"audio.exhaustive": True}, "labels=multi"),
+        ("audio", {"audio.annotations": "a.csv", "audio.label_pattern": "(a)"}, "annotations"),
+        ("audio", {"audio.label_pattern": "(a)", "audio.min_overlap": 0.5}, "whole recordings"),
+        ("audio", {"audio.labels": "none", "audio.annotations": "a.csv"}, "no labels"),
+        ("audio", {"audio.splits": "a.csv", "data.validation": 0.3}, "deals the recordings out"),
+        ("audio", {"audio.drop_dc": True}, "picture=linear"),
+        ("audio", {"audio.picture": "linear", "audio.bands": 64}, "mel or wavelet"),
+        ("audio", {"audio.picture": "wavelet", "audio.n_fft": 512}, "mel or linear"),
+    ],
+)
+def test_what_is_asked_of_sound_and_would_do_nothing_is_refused(dataset, asked, why):
+    config = common.get_config(dataset)
+    config.update_from_flattened_dict(asked)
+    with pytest.raises(UserError, match=f"{list(asked)[-1]} would do nothing: .*{why}"):
+        refuse_unused(config, list(asked))
 
 
 def test_odconv_with_rotations_is_the_rotated_config():
