@@ -85,6 +85,17 @@ def test_tensorboard_is_written_beside(tmp_path):
     assert b"train/accuracy" not in content
 
 
+def test_hosts_that_write_one_file_do_not_write_into_one_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr("socket.gethostname", lambda: "one")
+    with replacing(tmp_path / "file") as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr("socket.gethostname", lambda: "other")
+        with replacing(tmp_path / "file") as theirs:
+            theirs.write_text("theirs")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_replacing_is_all_or_nothing(tmp_path):
     path = tmp_path / "deep" / "file.txt"
     with replacing(path) as temporary:
