@@ -18,8 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import data, files
+from experiments.audio.spectrograms import SETTINGS, levels_of
 from experiments.data import Example, pictures
-from experiments.data.extra import DESCRIPTION, SHOWN
+from experiments.data.extra import DESCRIPTION
 from experiments.errors import UserError, nearest
 from experiments.load import load
 from experiments.progress import end_table
@@ -246,7 +247,7 @@ def _same_kind(run: str, classifier: Trained, description: Mapping[str, Any]) ->
         return
     differing = [
         f"{name} is {classifier.config.audio[name]} and not {description['audio'].get(name)}"
-        for name in SHOWN
+        for name in SETTINGS
         if classifier.config.audio[name] != description["audio"].get(name)
     ]
     if differing:
@@ -265,8 +266,6 @@ def _generated(
         picture = pictures.read(path, path.name, channels)
         try:
             if classifier.config.data.name == "audio":
-                from experiments.audio.spectrograms import levels_of
-
                 levels = levels_of(picture, description["audio"]["colour"])[..., None]
                 yield classifier.prepared(levels)
             else:

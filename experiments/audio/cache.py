@@ -19,24 +19,7 @@ from experiments.files import write_json
 from experiments.metrics import replacing
 from experiments.progress import Progress
 
-_SETTINGS = (
-    "sample_rate",
-    "seconds",
-    "hop",
-    "channel",
-    "pad",
-    "picture",
-    "n_fft",
-    "win",
-    "step",
-    "bands",
-    "low",
-    "high",
-    "decibels",
-    "drop_dc",
-    "height",
-    "width",
-)
+_SETTINGS = ("hop", "channel", "pad", *spectrograms.SETTINGS)
 _LIBRARIES = ("PyWavelets", "librosa", "numpy", "pillow", "soundfile", "soxr")
 _FORMAT = 1  # Count it up where the same settings shall give other pictures than before.
 _THREADS = 4
@@ -94,6 +77,7 @@ def prepare(
     audio,
     folder: str | os.PathLike,
     starts: Sequence[Sequence[float]] | None = None,
+    max_skipped: float = 0.5,
     quiet: bool = False,
 ) -> Prepared:
     """Draws the windows of recordings, or finds them drawn.
@@ -107,11 +91,12 @@ def prepare(
         audio: the part of the configuration about sound.
         folder: where pictures are kept, for all settings.
         starts: where the windows of each recording begin, in seconds; without, every `audio.hop`.
+        max_skipped: the share of them that may be unusable.
         quiet: show no progress.
 
     Raises:
-        UserError: if none, or less than half, of them can be used; a setting makes no sense; a library is
-            not installed.
+        UserError: if none of them can be used, or fewer than asked for; a setting makes no sense; a library
+            is not installed.
     """
     spectrograms.check(audio)
     place = pathlib.Path(folder) / _settings_key(audio)
@@ -133,10 +118,11 @@ def prepare(
     ]
     usable = [record for record in found if isinstance(record, Pictures)]
     skipped = [record for record in found if not isinstance(record, Pictures)]
-    if len(skipped) * 2 > len(found) or not usable:
+    if len(skipped) > max_skipped * len(found) or not usable:
+        more = ", or allow more with --config.data.max_skipped=SHARE" if usable else ""
         raise UserError(
             f"{len(skipped):,} of {len(found):,} recordings cannot be used, such as "
-            f"{'; '.join(f'{name} ({reason})' for name, reason in skipped[:5])}. Mend or remove them."
+            f"{'; '.join(f'{name} ({reason})' for name, reason in skipped[:5])}. Mend or remove them{more}."
         )
     return Prepared(usable, skipped, _notes(usable, audio))
 
@@ -157,9 +143,10 @@ def _read(facts: pathlib.Path) -> dict | None:
     """What is known of a recording, or None where it or its pictures are missing or damaged."""
     try:
         known = json.loads(facts.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        usable = not known["reason"]
+    except (OSError, ValueError, KeyError, TypeError):
         return None
-    return known if known["reason"] or facts.with_suffix(".npy").is_file() else None
+    return known if not usable or facts.with_suffix(".npy").is_file() else None
 
 
 def _pictures(

@@ -37,6 +37,10 @@ class _Settings(NamedTuple):
     width: int
 
 
+SETTINGS = _Settings._fields
+"""What of `config.audio` decides a picture."""
+
+
 def picture(samples: np.ndarray, audio) -> np.ndarray:
     """The spectrogram of a window.
 

@@ -17,11 +17,6 @@ from experiments.errors import UserError, nearest
 
 # What a folder of generated pictures says of itself.
 DESCRIPTION = "generated.json"
-# Settings of `config.audio` that decide what a picture shows, and where.
-SHOWN = (
-    "sample_rate", "seconds", "picture", "n_fft", "win", "step", "bands", "low", "high", "decibels",
-    "drop_dc", "height", "width",
-)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -106,7 +101,7 @@ def _colour(folder: pathlib.Path, config: ConfigDict) -> str | None:
         audio = json.loads(file.read_text(encoding="utf-8"))["audio"]
         differing = [
             f"{name} was {audio[name]} and is now {config.audio[name]}"
-            for name in SHOWN
+            for name in spectrograms.SETTINGS
             if audio[name] != config.audio[name]
         ]
         colour = audio["colour"]

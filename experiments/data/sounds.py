@@ -133,7 +133,9 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
                 f"--config.audio.windows=annotations: there are no annotations below {root}; leave it out."
             )
     folder = places.data_dir(config) / "spectrograms"
-    found = cache.prepare([paths[name] for name in names], names, audio, folder, starts)
+    found = cache.prepare(
+        [paths[name] for name in names], names, audio, folder, starts, config.max_skipped
+    )
     windows, classes, beyond, said = _windows(found.usable, known, config, audio)
     notes = [*labels.notes, *found.notes, *said]
     if not len(windows):

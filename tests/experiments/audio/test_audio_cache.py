@@ -168,9 +168,21 @@ def test_nothing_usable_and_mostly_nothing_usable_are_errors_with_reasons(save, 
         prepare()
     said = str(caught.value)
     assert said.startswith("7 of 13 recordings cannot be used, such as 0.wav (no frames); 1.wav")
-    assert "4.wav" in said and "5.wav" not in said and said.endswith("Mend or remove them.")
+    assert "4.wav" in said and "5.wav" not in said
+    assert said.endswith("or allow more with --config.data.max_skipped=SHARE.")
+    assert len(prepare(max_skipped=0.6).usable) == 6
     save("good/6.wav", noise(rng))
     assert len(prepare().usable) == 7
+    with pytest.raises(UserError, match="7 of 14 recordings cannot be used"):
+        prepare(max_skipped=0.1)
+
+
+def test_facts_that_are_damaged_are_made_again(save, rng, prepare, tmp_path, drawn):
+    save("x.wav", noise(rng))
+    prepare()
+    for facts in (tmp_path / "cache").rglob("*.json"):
+        facts.write_text("[]")
+    assert len(prepare().usable) == 1 and drawn == ["x.wav", "x.wav"]
 
 
 def test_one_named_twice_is_drawn_once(save, rng, prepare, drawn):
