@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.audio import spectrograms
+from experiments.audio import groups, spectrograms
 from experiments.data import pictures
 from experiments.data.dataset import Dataset, Example
 from experiments.data.listing import files_below
@@ -51,8 +51,14 @@ def add(dataset: Dataset, config: ConfigDict) -> Dataset:
 
     Raises:
         UserError: if there is no such folder, or its pictures are of another kind or size, or of a class that
-            the data set does not have.
+            the data set does not have, or the data set is none of pictures with classes.
     """
+    label = np.asarray(dataset.splits["train"][0]["label"])
+    if len(dataset.shape) != 3 or label.ndim > 1 or not dataset.classes:
+        raise UserError(
+            f"--config.data.extra_train is for pictures and recordings that have classes; {dataset.name} is "
+            "something else. Leave it out."
+        )
     folder = pathlib.Path(config.data.extra_train).expanduser()
     if not folder.is_dir():
         raise UserError(f"--config.data.extra_train={folder} is no folder.")
@@ -75,7 +81,9 @@ def add(dataset: Dataset, config: ConfigDict) -> Dataset:
             "each class."
         )
     names = [str(path.relative_to(folder)) for path in paths]
-    extra = _Pictures(paths, _like(dataset, labels), names, dataset.shape, colour)
+    if label.ndim:
+        labels = np.eye(len(dataset.classes), dtype=np.float32)[labels]
+    extra = _Pictures(paths, np.asarray(labels, label.dtype), names, dataset.shape, colour)
     shape = extra[0]["inputs"].shape
     if all(dataset.shape) and shape != tuple(dataset.shape):
         raise UserError(
@@ -84,8 +92,8 @@ def add(dataset: Dataset, config: ConfigDict) -> Dataset:
     parts = {**dataset.splits, "train": Chain([dataset.splits["train"], extra])}
     for split in ("validation", "test"):  # which may be train itself
         parts[split] = dataset.splits[split]
-    note = f"{len(extra):,} more pictures to train on, of {folder}."
-    return dataclasses.replace(dataset, splits=parts, notes=[*dataset.notes, note])
+    notes = [f"{len(extra):,} more pictures to train on, of {folder}.", *_seen(folder, dataset)]
+    return dataclasses.replace(dataset, splits=parts, notes=[*dataset.notes, *notes])
 
 
 def _colour(folder: pathlib.Path, config: ConfigDict) -> str | None:
@@ -118,9 +126,20 @@ def _colour(folder: pathlib.Path, config: ConfigDict) -> str | None:
     return colour
 
 
-def _like(dataset: Dataset, labels: Sequence[int]) -> np.ndarray:
-    """The labels in the form that the data set has them."""
-    first = np.asarray(dataset.splits["train"][0]["label"])
-    if first.ndim:
-        return np.eye(len(dataset.classes), dtype=np.float32)[labels]
-    return np.asarray(labels, np.int32)
+def _seen(folder: pathlib.Path, dataset: Dataset) -> list[str]:
+    """Says which recordings are tested on here that the pictures were made after."""
+    try:
+        run = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["run"]
+        file = pathlib.Path(run).expanduser() / "splits.csv"
+        theirs = groups.read(file) if dataset.assignment else {}
+    except (OSError, ValueError, KeyError, TypeError, UserError):
+        return []  # nothing is known of what they were made after
+    notes = []
+    for split in ("validation", "test"):
+        mine = {name for name, part in dataset.assignment if part == split}
+        if seen := sum(theirs.get(name) == "train" for name in mine):
+            notes.append(
+                f"{seen:,} of the {len(mine):,} recordings of {split} are among those that these pictures "
+                f"were made after: scores on {split} are no fair ones. Give --config.audio.splits={file}."
+            )
+    return notes

@@ -1,4 +1,5 @@
 import csv
+import json
 
 import numpy as np
 import pytest
@@ -237,6 +238,30 @@ def test_more_pictures_are_trained_on_and_never_tested_on(config, tmp_path):
     assert last["label"] == 1 and last["inputs"].shape == both.shape
     np.testing.assert_array_equal(last["inputs"], 80)
     check_skipped(both, config.data)
+
+
+def test_recordings_that_pictures_were_made_after_are_not_tested_on_without_a_word(
+    config, tmp_path
+):
+    generated(tmp_path / "gen", config)
+    description = json.loads((tmp_path / "gen" / "generated.json").read_text())
+    (tmp_path / "gen" / "generated.json").write_text(
+        json.dumps({**description, "run": str(tmp_path / "gan")})
+    )
+    dataset = load(config.data, 0, config.audio)
+    (tmp_path / "gan").mkdir()
+    for seed, fair in ((0, True), (1, False)):
+        split = load(config.data, seed, config.audio).assignment
+        with (tmp_path / "gan" / "splits.csv").open("w", newline="") as file:
+            csv.writer(file).writerows([("file", "split"), *split])
+        notes = " ".join(extra.add(dataset, config).notes)
+        assert ("of test are among those that these pictures were made after" in notes) != fair
+
+
+def test_more_pictures_are_for_data_with_classes(config):
+    config.audio.labels = "none"
+    with pytest.raises(UserError, match="pictures and recordings that have classes"):
+        extra.add(load(config.data, 0, config.audio), config)
 
 
 def test_pictures_of_other_settings_or_classes_are_refused(config, tmp_path):
