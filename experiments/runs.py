@@ -14,6 +14,10 @@ from experiments.metrics import METRICS_FILE, read_rows
 
 # Any of these makes a folder a run's.
 MARKS = ("config.json", "summary.json", "error.txt")
+UNRANKED = (
+    "finished, and there is no metric to compare it by: it is a GAN's, and experiments.generate --judge "
+    "looks at its pictures"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -157,6 +161,8 @@ def read(folder: Path) -> Run | Problem:
 
     test = summary.get("test")
     test = test if isinstance(test, Mapping) else {}
+    if "metric" in summary and summary["metric"] is None:
+        return Problem(folder, *known, UNRANKED)
     metric = str(summary.get("metric") or ("miou" if "miou" in test else "accuracy"))
     if number(test.get(metric)) is None:
         return Problem(folder, *known, f"its summary.json has no test {metric}")

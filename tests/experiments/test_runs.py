@@ -75,6 +75,13 @@ def test_runs_that_count_for_nothing_say_why(tmp_path, write_run):
     assert known == {("hard", "digits")}
 
 
+def test_a_gan_has_finished_though_nothing_ranks_it(write_run):
+    found = runs.read(write_run("dr_acgan", dataset="songs", metric=None))
+    assert isinstance(found, runs.Problem) and found.config == "dr_acgan"
+    assert found.reason.startswith("finished, and there is no metric to compare it by")
+    assert "experiments.generate --judge" in found.reason
+
+
 def test_a_run_that_was_repeated_after_an_error_is_finished(write_run):
     folder = write_run()
     (folder / "error.txt").write_text("The first attempt failed.")
