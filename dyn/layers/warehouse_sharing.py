@@ -7,7 +7,6 @@ Deviation from the authors' code: which layers share is found from the shapes of
 from the names of its layers.
 """
 
-import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -15,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.core import FrozenDict
 
 from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.convolution import kernel_shape
@@ -36,7 +36,7 @@ class Warehouses(nn.Module):
     """
 
     plan: tuple[tuple[str, tuple[tuple[tuple[str, ...], KernelShape], ...]], ...]
-    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    fields: Mapping[str, Any] = FrozenDict()
     cell_ratio: float = 1.0
     in_ratio: float = 1.0
     out_ratio: float = 1.0
@@ -135,7 +135,7 @@ def share_kernels(
     return network(
         Warehouses(
             plan=tuple((name, tuple(places)) for name, places in warehouses.items()),
-            fields=fields,
+            fields=FrozenDict(fields),
             cell_ratio=cell_ratio,
             in_ratio=in_ratio,
             out_ratio=out_ratio,

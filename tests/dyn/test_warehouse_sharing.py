@@ -9,7 +9,7 @@ from layer_cases import filled, init_shapes, random_input, shapes_of
 
 from dyn.diagnostics import count_parameters
 from dyn.layers import KernelShape, Warehouse, WarehouseConv, Warehouses, by_stage, share_kernels
-from dyn.models import ResNet18
+from dyn.models import BasicBlock, ResNet, ResNet18
 
 
 def resnet18(x, *, network=None, **fields):
@@ -150,6 +150,19 @@ def test_a_network_may_hand_contexts_to_its_convolutions():
 
 
 # Plans.
+
+
+def test_a_network_whose_kernels_are_shared_can_be_an_argument_that_jit_knows_by_value():
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    small = {
+        "stage_sizes": (1,),
+        "block": BasicBlock,
+        "num_classes": 3,
+        "width": 4,
+        "stem": "small",
+    }
+    net = share_kernels(lambda conv: ResNet(**small, conv=conv), x, attention_norm="layer")
+    assert isinstance(hash(net), int) and net.conv.fields["attention_norm"] == "layer"
 
 
 def test_a_convolution_in_no_stage_needs_a_rule_of_one_s_own():
