@@ -49,6 +49,7 @@ CONTROL = flags.DEFINE_bool("control", True, "Whether there is an equal-paramete
 
 # A control is worth its time where the largest network has so many times the parameters of the base.
 WORTH_A_CONTROL = 1.2
+OF_OTHER_SIZES = ("acgan", "reconstruction")
 
 
 def main() -> None:
@@ -88,7 +89,7 @@ def run_study(
         UserError: for what is wrong with a config, before anything is trained; and if every run fails.
     """
     for config in configs:
-        _check(config, configs)
+        _check(config, configs, num_folds)
     if control:
         configs = [*configs, *make_control(configs)]
     try:
@@ -142,7 +143,8 @@ def make_control(configs: Sequence[ConfigDict]) -> list[ConfigDict]:
     static = next(
         (c for c in configs if c.conv.name == "conv" and c.attention.name == "none"), None
     )
-    if static is None or static.model.network != "resnet":
+    # Of a GAN or an autoencoder it is not config.model that says how wide it is.
+    if static is None or static.model.network != "resnet" or static.task in OF_OTHER_SIZES:
         return []
     wanted = max(map(parameters_of, configs))
     if wanted < WORTH_A_CONTROL * parameters_of(static):
@@ -215,18 +217,17 @@ def _refuse_unused(configs: Sequence[ConfigDict], path: str) -> None:
                 raise
 
 
-def _check(config: ConfigDict, configs: Sequence[ConfigDict]) -> None:
+def _check(config: ConfigDict, configs: Sequence[ConfigDict], num_folds: int) -> None:
     """Whether a config can be run as part of this study."""
-    first = config.start.config
-    if not first:
-        validate(config)
-        return
-    if first not in {other.name for other in configs}:
+    first, one = config.start.config, config.copy_and_resolve_references()
+    if first and first not in {other.name for other in configs}:
         raise UserError(f"{config.name} starts from a trained {first}: add {first} to --configs.")
-    started = config.copy_and_resolve_references()
-    with started.unlocked():
-        started.init_from = first  # its place is known only when it has been trained
-    validate(started)
+    with one.unlocked():
+        if first:
+            one.init_from = first  # its place is known only when it has been trained
+        if num_folds:
+            one.data.fold, one.data.folds = 0, num_folds
+    validate(one)
 
 
 if __name__ == "__main__":

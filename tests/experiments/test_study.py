@@ -134,6 +134,15 @@ def test_the_control_has_the_parameters_of_the_largest_network():
     assert study.make_control(configs[1:2]) == []
 
 
+@pytest.mark.parametrize("name", ["dr_acgan", "soundscape_autoencoder"])
+def test_what_is_not_as_wide_as_the_model_s_width_has_no_control(name, monkeypatch):
+    sizes = {"conv": 100, "dyconv": 200}
+    monkeypatch.setattr(study, "parameters_of", lambda config: sizes[config.conv.name])
+    static, dynamic = (study.load_config(name, "digits,smoke") for _ in range(2))
+    dynamic.conv.name = "dyconv"
+    assert study.make_control([static, dynamic]) == []
+
+
 @pytest.mark.parametrize(
     ("call", "says"),
     [
@@ -153,6 +162,12 @@ def test_the_control_has_the_parameters_of_the_largest_network():
                 [study.load_config("net1_dynamic", "adiac")], None, 1, 0, False
             ),
             "net1_dynamic starts from a trained net1: add net1 to --configs.",
+        ),
+        (
+            lambda: study.run_study(
+                [study.load_config("birdsong_classifier", "songs")], None, 1, 3, False
+            ),
+            "those of one recording would come into several folds",
         ),
     ],
 )
