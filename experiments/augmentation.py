@@ -18,6 +18,7 @@ and all classifiers take as many steps. The same command again continues where i
 
 import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from absl import flags
@@ -28,9 +29,8 @@ from experiments.errors import UserError
 from experiments.generate import generate
 from experiments.overrides import key_and_value
 from experiments.planned import Planned, attempt, load_config
-from experiments.program import Program
 from experiments.train import train
-from experiments.validate import validate
+from experiments.validate import refuse_unused, validate
 
 # What each way changes of the classifier: (what is drawn anew, mixup, the GAN's pictures).
 WAYS = {
@@ -38,6 +38,16 @@ WAYS = {
     "ordinary": ("spectrogram", 0.2, False),
     "gan": ("none", 0.0, True),
     "both": ("spectrogram", 0.2, True),
+}
+OF_DATA = (
+    "source", "dir", "variant", "validation", "test", "limit", "classes", "max_skipped",
+)  # fmt: skip
+# What of the classifiers is not for a person to say, by the beginnings of its names, and why.
+DECIDED = {
+    **dict.fromkeys(("audio.", "data."), "the GAN's is taken; give it as --gan_override"),
+    **dict.fromkeys(("augment", "mixing.mixup"), "the ways differ in it"),
+    **dict.fromkeys(("optimizer.schedule", "early_stopping."), "all ways learn equally long"),
+    **dict.fromkeys(("seed", "name", "baseline"), "each run has its own"),
 }
 
 
@@ -59,24 +69,30 @@ def compare_ways(
     classifier = _with_pictures_of(gan, classifier)
     for config in (classifier, gan):
         validate(config)
-    failed = []
-    programs: dict[str, Program] = {}
+    finished, failed = 0, []
     for seed in range(seeds):
         run, pictures = workdir / "generator" / f"seed{seed}", workdir / "generated" / f"seed{seed}"
         print(f"\nseed {seed}: the GAN", flush=True)
         train(_seeded(gan, seed), run)
         generate(run, pictures, per_class=per_class, seed=seed, again=True)
+        steps = 0
         for way in WAYS:
             print(f"\nseed {seed}: {way}", flush=True)
             config = _way(_seeded(classifier, seed), way, run / "splits.csv", pictures)
-            first = workdir / "none" / f"seed{seed}" / "summary.json"
-            if way != "none" and first.exists():
-                # With more pictures an epoch is longer; what is compared has seen as many batches.
-                config.steps = json.loads(first.read_text())["steps"]
+            # With more pictures an epoch is longer; what is compared has seen as many batches.
+            config.steps = steps or config.steps
             planned = Planned(config, workdir / way / f"seed{seed}")
-            if not attempt(planned, programs):
+            # No compiled program is kept: no two of these runs are alike.
+            if attempt(planned, {}):
+                finished += 1
+            else:
                 failed.append(planned.workdir)
-    if len(failed) == seeds * len(WAYS):
+            if way == "none":
+                if failed and failed[-1] == planned.workdir:
+                    print("the other ways take as many steps as this one, and wait for it")
+                    break
+                steps = json.loads((planned.workdir / "summary.json").read_text())["steps"]
+    if not finished:
         raise UserError(f"All runs failed: {(failed[0] / 'error.txt').read_text()}")
     report.write_report([workdir / way for way in WAYS], workdir)
     print(f"\nreport   {workdir / 'report.md'}\nfigures  {workdir / 'figures'}")
@@ -89,12 +105,25 @@ def _with_pictures_of(gan: ConfigDict, classifier: ConfigDict) -> ConfigDict:
         colour = config.audio.colour
         config.audio.update(gan.audio)
         config.audio.colour = colour
-        for name in ("source", "variant", "validation", "test", "limit", "classes"):
+        for name in OF_DATA:
             config.data[name] = gan.data[name]
         # By the plateau, an epoch that is longer would be a longer wait.
         config.optimizer.schedule = "cosine"
         config.early_stopping.patience = 0
     return config
+
+
+def refuse_decided(classifier: ConfigDict, gan: ConfigDict, paths: Iterable[str]) -> None:
+    """Returns if every setting that a person has asked for makes a difference to the classifiers.
+
+    Raises:
+        UserError: names the first that would be ignored, and why.
+    """
+    for path in paths:
+        for beginning, why in DECIDED.items():
+            if path.startswith(beginning) and path != "audio.colour":
+                raise UserError(f"--override={path} would do nothing: {why}. Leave it out.")
+    refuse_unused(_with_pictures_of(gan, classifier), paths)
 
 
 def _seeded(config: ConfigDict, seed: int) -> ConfigDict:
@@ -128,18 +157,12 @@ if __name__ == "__main__":
         """Compares what the flags say."""
         cli.keep_compiled()
         dataset = "audio" if SOURCE.value else "songs"
-        classifier, gan = (
-            load_config(
-                name,
-                dataset,
-                SOURCE.value,
-                dict(key_and_value(text, flag) for text in words),
-            )
-            for name, flag, words in (
-                (CONFIG.value, "--override", OVERRIDE.value),
-                ("dr_acgan", "--gan_override", GAN_OVERRIDE.value),
-            )
-        )
+        mine = dict(key_and_value(text, "--override") for text in OVERRIDE.value)
+        theirs = dict(key_and_value(text, "--gan_override") for text in GAN_OVERRIDE.value)
+        classifier = load_config(CONFIG.value, dataset, SOURCE.value, mine)
+        gan = load_config("dr_acgan", dataset, SOURCE.value, theirs)
+        refuse_decided(classifier, gan, mine)
+        refuse_unused(gan, theirs)
         workdir = Path(cli.WORKDIR.value or "runs/augmentation").expanduser()
         compare_ways(classifier, gan, workdir, SEEDS.value, PER_CLASS.value)
 
