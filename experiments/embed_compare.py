@@ -131,15 +131,20 @@ class Comparison:
             ),
         )
         of_file = np.array(embedded.files)
-        means = []
-        for file in dict.fromkeys(embedded.files):
-            rows = alpha[(of_file == file) & ~embedded.silent]
-            # An index that a window does not have says nothing of the others.
-            known = ~np.isnan(rows)
-            sums = np.where(known, rows, 0).sum(axis=0)
-            mean = np.where(known.any(axis=0), sums / np.maximum(known.sum(axis=0), 1), np.nan)
-            means.append([file, len(rows), *cells(mean)])
-        files.write_csv(out / "indices_per_file.csv", ["file", "windows", *names], means)
+        number = {file: n for n, file in enumerate(dict.fromkeys(embedded.files))}
+        heard = ~embedded.silent
+        owners = np.array([number[file] for file in embedded.files])[heard]
+        means = zip(
+            number,
+            np.bincount(owners, minlength=len(number)),
+            _mean_of_each(alpha[heard], owners, len(number)),
+            strict=True,
+        )
+        files.write_csv(
+            out / "indices_per_file.csv",
+            ["file", "windows", *names],
+            ([file, windows, *cells(mean)] for file, windows, mean in means),
+        )
         files.write_csv(
             out / "definitions.csv",
             ["index", "definition", "settings"],
@@ -152,6 +157,15 @@ class Comparison:
             "start_s": embedded.starts[~embedded.silent],
         }
         files.write_arrays(out / "indices.npz", arrays)
+
+
+def _mean_of_each(rows: np.ndarray, owners: np.ndarray, number: int) -> np.ndarray:
+    """The mean of each owner's rows, `[number, D]`; what a row does not have says nothing of the others."""
+    known = ~np.isnan(rows)
+    sums, counts = (np.zeros((number, rows.shape[1])) for _ in range(2))
+    np.add.at(sums, owners, np.where(known, rows, 0))
+    np.add.at(counts, owners, known)
+    return np.where(counts > 0, sums / np.maximum(counts, 1), np.nan)
 
 
 def _scores(

@@ -212,6 +212,10 @@ if __name__ == "__main__":
         if len(given) != 1:
             raise UserError("Which run? Give the workdir of one finished GAN run.")
         cli.keep_compiled()
+        if JUDGE.value:
+            from experiments.quality import judge, load_judge
+
+            load_judge(JUDGE.value)  # what is wrong with it is said before hours of work
         try:
             folder = generate(
                 given[0],
@@ -224,8 +228,6 @@ if __name__ == "__main__":
                 again=bool(JUDGE.value),
             )
             if JUDGE.value:
-                from experiments.quality import judge
-
                 judge(JUDGE.value, folder)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt("stopped; the same command continues") from stop

@@ -6,15 +6,12 @@ of our own, trained on the same kind of pictures, and not Inception: the numbers
 under one judge and with no published ones.
 """
 
-import functools
+import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments import data, files
@@ -87,6 +84,18 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     return float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * product)
 
 
+def load_judge(run: str | Path) -> Trained:
+    """The classifier of a finished run.
+
+    Raises:
+        UserError: if the run is no classifier's.
+    """
+    classifier = load(run)
+    if classifier.config.task != "classification":
+        raise UserError(f"--judge={run} is no classifier's run: give one.")
+    return classifier
+
+
 def judge(run: str | Path, folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     """Lets a classifier look at generated pictures and at real ones, and writes `quality.json`.
 
@@ -104,9 +113,7 @@ def judge(run: str | Path, folder: str | Path, *, quiet: bool = False) -> dict[s
     Raises:
         UserError: if the run is no classifier's, or one for another kind of pictures.
     """
-    folder, classifier = Path(folder), load(run)
-    if classifier.config.task != "classification":
-        raise UserError(f"--judge={run} is no classifier's run: give one.")
+    folder, classifier = Path(folder), load_judge(run)
     description = _read(folder)
     _same_kind(str(run), classifier, description)
     known, names = list(classifier.classes), list(description["counts"])
@@ -276,39 +283,11 @@ def _generated(
 
 def _look(classifier: Trained, examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:
     """What a classifier says of some examples, `[N, C]`, and the features it says it by, `[N, d]`."""
-    variables = jax.device_put(dict(classifier.variables))
-    look = jax.jit(functools.partial(_probabilities_and_features, classifier.model))
-    size, found, batch = classifier.config.batch_size, [], []
-
-    def flush() -> None:
-        inputs = np.stack(batch)
-        padded = np.pad(inputs, [(0, size - len(batch))] + [(0, 0)] * (inputs.ndim - 1))
-        found.append([np.asarray(values)[: len(batch)] for values in look(variables, padded)])
-        batch.clear()
-
-    for example in examples:
-        batch.append(example["inputs"])
-        if len(batch) == size:
-            flush()
-    if batch:
-        flush()
+    examples, found = iter(examples), []
+    while batch := list(itertools.islice(examples, classifier.config.batch_size)):
+        try:
+            found.append(classifier.answers_and_features(batch))
+        except ValueError as error:
+            raise UserError(f"The judge has no features: {error}.") from error
     said, features = zip(*found, strict=True)
     return np.concatenate(said), np.concatenate(features)
-
-
-def _probabilities_and_features(
-    model: nn.Module, variables: Any, inputs: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    seen = []
-
-    def look(function: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        if context.method_name == "__call__" and context.module.path[-1:] == ("head",):
-            seen.append(args[0])
-        return function(*args, **kwargs)
-
-    with nn.intercept_methods(look):
-        logits = model.apply(variables, inputs, train=False)
-    if not seen:
-        raise UserError("The judge has no layer `head`, whose input would be its features.")
-    said = jax.nn.softmax(logits.astype(jnp.float32))
-    return said, seen[-1].astype(jnp.float32).reshape(len(inputs), -1)

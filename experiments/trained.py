@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
@@ -170,12 +170,25 @@ class Trained:
         Raises:
             ValueError: if there is no such module.
         """
+        if self.config.task == "reconstruction":
+            return self._of_a_batch(self._compiled, examples, batch_size or self.config.batch_size)
+        return self.answers_and_features(examples, batch_size)[1]
+
+    def answers_and_features(
+        self, examples: Sequence[Example], batch_size: int = 0
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What a classifier says of a batch of examples at most, and the `features` it says it by.
+
+        Raises:
+            ValueError: if the network has no module `head`.
+        """
         return self._of_a_batch(self._features, examples, batch_size or self.config.batch_size)
 
-    def _of_a_batch(self, compiled: Any, examples: Sequence[Example], size: int) -> np.ndarray:
+    def _of_a_batch(self, compiled: Any, examples: Sequence[Example], size: int) -> Any:
         inputs = np.stack([example["inputs"] for example in examples])
         inputs = np.pad(inputs, [(0, size - len(inputs))] + [(0, 0)] * (inputs.ndim - 1))
-        return np.asarray(compiled(self._on_device, inputs))[: len(examples)]
+        said = compiled(self._on_device, inputs)
+        return jax.tree.map(lambda values: np.asarray(values)[: len(examples)], said)
 
     @functools.cached_property
     def _compiled(self) -> Any:
@@ -183,9 +196,9 @@ class Trained:
 
     @functools.cached_property
     def _features(self) -> Any:
-        if self.config.task == "reconstruction":
-            return self._compiled
-        return jax.jit(functools.partial(into_head, self.model))
+        return jax.jit(
+            functools.partial(into_head, functools.partial(self.task.answer, self.model))
+        )
 
     @functools.cached_property
     def _on_device(self) -> Any:
@@ -216,8 +229,15 @@ class Trained:
         return series_of(row, self.shape)
 
 
-def into_head(model: nn.Module, variables: Mapping[str, Any], inputs: jax.Array) -> jax.Array:
-    """What comes into the module `head` of a network, its classifier: float32 `[B, D]`.
+def into_head(
+    ask: Callable[..., jax.Array], variables: Mapping[str, Any], inputs: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """What a network says, and what comes into its module `head`, the classifier: float32 `[B, D]`.
+
+    Args:
+        ask: (variables, inputs) to what the network says.
+        variables: the network's.
+        inputs: `[B, ...]`.
 
     Raises:
         ValueError: if there is none.
@@ -230,10 +250,10 @@ def into_head(model: nn.Module, variables: Mapping[str, Any], inputs: jax.Array)
         return call(*args, **kwargs)
 
     with nn.intercept_methods(notice):
-        model.apply(variables, inputs, train=False)
+        said = ask(variables, inputs)
     if not seen:
         raise ValueError("the network has no module named head")
-    return seen[-1].reshape(len(inputs), -1).astype(np.float32)
+    return said, seen[-1].reshape(len(inputs), -1).astype(np.float32)
 
 
 def series_of(row: Row, shape: tuple[int, ...]) -> np.ndarray:

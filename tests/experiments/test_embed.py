@@ -15,6 +15,7 @@ from experiments import embed as command
 from experiments.configs import soundscape_autoencoder
 from experiments.data import pictures
 from experiments.embed import Drawn, embed
+from experiments.embed_compare import _mean_of_each
 from experiments.embed_labels import labels_of
 from experiments.errors import UserError
 from experiments.load import load
@@ -108,7 +109,7 @@ def test_a_network_without_a_head_is_said_to_have_none(of_pictures):
     network = load(of_pictures["coder"])
     with pytest.raises(ValueError, match="no module named head"):
         jax.eval_shape(
-            lambda x: into_head(network.model, dict(network.variables), x),
+            lambda x: into_head(network.model.apply, dict(network.variables), x),
             jax.ShapeDtypeStruct((1, 8, 8, 3), np.float32),
         )
 
@@ -176,6 +177,13 @@ def test_recordings_are_compared_by_codes_indices_and_cepstra(of_sounds, recordi
     assert all(float(row["seconds"]) > 0 for row in found.values())
     what = {row["what"] for row in table(out / "timing.csv")}
     assert what == {*list(found)[:3], "spectrograms", "network"}
+
+
+def test_the_mean_of_a_file_is_over_the_windows_that_have_an_index():
+    nan = np.nan
+    rows = np.array([[1.0, nan], [3.0, 4.0], [5.0, nan]])
+    means = _mean_of_each(rows, np.array([0, 0, 2]), 3)
+    np.testing.assert_array_equal(means, [[2, 4], [nan, nan], [5, nan]])
 
 
 def test_labels_are_folders_periods_or_a_table(tmp_path):
