@@ -119,7 +119,9 @@ def example_of(trained: Trained) -> jax.ShapeDtypeStruct:
 def description(trained: Trained) -> dict[str, Any]:
     """What a person who has only the file must know."""
     segments, pictures = trained.config.task == "segmentation", len(trained.shape) == 3
-    if segments:
+    if trained.hears:
+        size = "a spectrogram that is drawn and coloured as `audio` says"
+    elif segments:
         size = "scaled down where larger, then padded with the mean colour below and to the right"
     elif pictures:
         size = "the shorter side brought to the size, the middle square cut out"
@@ -137,20 +139,32 @@ def description(trained: Trained) -> dict[str, Any]:
             "mean": list(trained.config.normalise.mean),
             "std": list(trained.config.normalise.std),
         }
-    places = trained.shape[:2] if segments else ()
+    if trained.hears:
+        inputs["audio"] = trained.config.audio.to_dict()
     return {
         "task": trained.config.task,
         "inputs": inputs,
-        "outputs": {
-            "shape": ["batch", *places, len(trained.classes)],
-            "dtype": "float32",
-            "values": "logits: a softmax over the last axis gives probabilities",
-        },
+        "outputs": {"dtype": "float32", **_outputs(trained)},
         "classes": list(trained.classes),
         "config": trained.config.name,
         "dataset": trained.config.dataset,
         "versions": versions(),
     }
+
+
+def _outputs(trained: Trained) -> dict[str, Any]:
+    """Shape and meaning of what comes out."""
+    places, classes = (), len(trained.classes)
+    match trained.config.task:
+        case "reconstruction":
+            values = "0 to 1: the picture as it comes back"
+            return {"shape": ["batch", *trained.shape], "values": values}
+        case "tagging":
+            values = "logits: a sigmoid of each gives its probability"
+        case task:
+            values = "logits: a softmax over the last axis gives probabilities"
+            places = trained.shape[:2] if task == "segmentation" else ()
+    return {"shape": ["batch", *places, classes], "values": values}
 
 
 if __name__ == "__main__":

@@ -11,8 +11,9 @@ from finished_runs import config_with, write_finished
 
 from experiments import onnx_files
 from experiments.errors import UserError
-from experiments.export import example_of, export, network
+from experiments.export import description, example_of, export, network
 from experiments.load import load
+from experiments.trained import Trained
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -60,6 +61,23 @@ def test_another_program_with_jax_alone_has_the_same_numbers_for_any_batch(run, 
     assert said["inputs"]["normalisation"] == {"within": True, "mean": [0.5], "std": [0.25]}
     assert said["outputs"]["shape"] == ["batch", 3] and said["classes"] == ["a", "b", "c"]
     assert said["platforms"] == ["cpu", "cuda", "tpu"]
+
+
+@pytest.mark.parametrize(
+    ("task", "outputs", "values"),
+    [
+        ("classification", ["batch", 2], "softmax"),
+        ("tagging", ["batch", 2], "a sigmoid of each"),
+        ("reconstruction", ["batch", 16, 16, 3], "0 to 1: the picture as it comes back"),
+    ],
+)
+def test_what_comes_out_and_what_a_spectrogram_is_are_described(task, outputs, values):
+    config = config_with("songs", task=task, **{"audio.colour": "magma"})
+    said = description(Trained(config, ["a", "b"], (16, 16, 3), {}))
+    assert said["outputs"]["shape"] == outputs and values in said["outputs"]["values"]
+    assert (
+        said["inputs"]["audio"]["colour"] == "magma" and "as `audio` says" in said["inputs"]["size"]
+    )
 
 
 def test_parameters_go_out_by_name_and_come_back_as_the_same_network(run, rng):
