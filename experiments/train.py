@@ -222,10 +222,12 @@ def _train(
                     progress["best"] = {"step": step, **metrics}
                 save(step, metrics)
                 shown.row(step, numbers(metrics))
-                if lead and hasattr(task, "watch"):
+                if hasattr(task, "watch"):
+                    # By all hosts: parameters may be dealt out among them.
                     seen = program.whole(state.evaluated)
-                    for said in task.watch(config, program.model, seen, dataset, workdir, step):
-                        shown.say(said)
+                    if lead:
+                        for said in task.watch(config, program.model, seen, dataset, workdir, step):
+                            shown.say(said)
                 timed_from, begun = step, time.monotonic()
             elif step % config.checkpoint_every == 0 or stop:
                 check()

@@ -205,6 +205,8 @@ def pictures(
     spread = np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)
     prepare, source = make_transform(config, train=False), dataset.splits["test"]
     inputs = np.stack([prepare(source[int(index)])["inputs"] for index in order[spread]])
+    # To this host alone: the others are not here.
+    variables = jax.device_get(dict(variables))
     outputs = np.asarray(jax.jit(partial(model.apply, train=False))(variables, inputs), np.float32)
     reconstruction_figures.reconstructions(
         inputs,
