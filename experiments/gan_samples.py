@@ -85,7 +85,8 @@ def labelled(
 ) -> dict[int, np.ndarray]:
     """Some real pictures of each class, `[n, H, W, C]` uint8 by the class's number.
 
-    A bounded number of examples is read: of a rare class there may be fewer, and none is left out.
+    A bounded number of examples is read: of a rare class there may be fewer, and a class of which there is
+    none among them is not there.
 
     Args:
         source: examples with one label each.

@@ -30,6 +30,12 @@ _RECIPE = (
     "average", "image_size", "audio", "spectrogram", "dtype", "model", "tagging", "gan", "autoencoder",
     "series", "conv", "head", "temperature", "auxiliary", "start", "data",
 )  # fmt: skip
+# Settings of `config.audio` that a kind of spectrogram is made without.
+_NOT_OF_PICTURES = {
+    "mel": ("drop_dc",),
+    "linear": ("bands",),
+    "wavelet": ("n_fft", "win", "drop_dc"),
+}
 
 
 def flat(run: Run) -> dict[str, Any]:
@@ -94,6 +100,8 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
         found |= dict.fromkeys(names, f"{network} takes --config.series")
     elif network != "resnet":
         found |= dict.fromkeys(of_resnets, f"{network} has none")
+    if known.get("optimizer.name") == "sgd":
+        found["optimizer.betas"] = "it is for adam and adamw"
     if known.get("optimizer.schedule") != "plateau":
         found["plateau."] = "it is for --config.optimizer.schedule=plateau"
     if "carried" not in known.get("model.context", ""):
@@ -115,6 +123,9 @@ def unused(known: Mapping[str, Any]) -> dict[str, str]:
         found |= dict.fromkeys(("audio.", "spectrogram."), "it is for recordings")
     else:
         found |= dict.fromkeys(("image_size", "data.folds"), "it is not for recordings")
+        picture = known.get("audio.picture")
+        names = (f"audio.{name}" for name in _NOT_OF_PICTURES.get(str(picture), ()))
+        found |= dict.fromkeys(names, f"a {picture} picture has none")
         if known.get("augment") != "spectrogram":
             found["spectrogram."] = "it is for --config.augment=spectrogram"
         found |= _unused_of_sound(known)

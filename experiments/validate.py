@@ -163,7 +163,8 @@ def validate(config: ConfigDict) -> None:
         _fits_32_bits(path, value)
     _normalisation(config)
     betas = config.optimizer.betas
-    if len(betas) != 2 or not all(0 <= beta < 1 for beta in betas):
+    numbers = all(isinstance(beta, int | float) for beta in betas)
+    if len(betas) != 2 or not numbers or not all(0 <= beta < 1 for beta in betas):
         raise UserError(
             f"--config.optimizer.betas={betas}: give two numbers from 0 to less than 1, such as (0.9, 0.999)."
         )

@@ -6,7 +6,8 @@ Neither gradient looks at the other's update, so that both are taken at once, of
 
     L_g(generator, stop(discriminator)) + L_d(stop(pictures), discriminator),
 
-and one optimiser, which works number by number, makes both updates.
+and one optimiser, which works number by number, makes both updates. (But --config.optimizer.clip limits
+the norm of both together.)
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -46,7 +47,7 @@ def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Mo
 
     Raises:
         UserError: for series, for more than one label an example, for pictures that do not end at -1 and 1,
-            and for a layer or a field of it that does not exist.
+            for widths that are none, and for a layer or a field of it that does not exist.
     """
     if spatial_axes != 2:
         raise UserError("--config.task=acgan makes pictures, and these are series.")
@@ -62,6 +63,10 @@ def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Mo
             "must be (0.5,)."
         )
     gan = config.gan
+    if len(gan.widths) != 4 or not all(isinstance(w, int) and w > 0 for w in gan.widths):
+        raise UserError(
+            f"--config.gan.widths={gan.widths}: give 4 numbers of features, such as (128, 64, 32, 16)."
+        )
 
     def build(conv: Callable[..., nn.Module], shortcut: object) -> nn.Module:
         del shortcut  # there is none
@@ -207,6 +212,7 @@ def evaluation_sums(model: ACGAN, variables: Mapping[str, Any], batch: Batch) ->
     each = {
         "g": (fooled["real"] + fooled["label"]) / 2,
         "d": discriminator_loss(seen, caught, aux_on_fake=True),
+        "d_without_aux": discriminator_loss(seen, caught, aux_on_fake=False),
         "d_real": seen["right"],
         "d_fake": caught["right"],
         "aux_real": seen["named"],
@@ -225,6 +231,9 @@ def measure(
         total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
     count = total.pop("count")
     means = {name: value / count for name, value in total.items()}
+    without = means.pop("d_without_aux")
+    if not config.gan.aux_on_fake:
+        means["d"] = without
     return {"loss": means["g"] + means["d"], **means}
 
 

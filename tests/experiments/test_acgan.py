@@ -170,6 +170,13 @@ def test_what_the_discriminator_sees_can_be_rolled_and_cut():
     assert set(shifts) == set(range(-3, 4))
 
 
+def test_an_evaluation_counts_the_loss_that_is_learned():
+    sums = {"g": 4.0, "d": 3.0, "d_without_aux": 2.0, "aux_fake": 1.0, "count": 2.0}
+    for aux, d in ((True, 1.5), (False, 1.0)):
+        found = acgan.measure(tiny(**{"gan.aux_on_fake": aux}), [sums], None, "test")
+        assert found == {"loss": 2 + d, "g": 2.0, "d": d, "aux_fake": 0.5}
+
+
 # What a person sees while it learns.
 
 
@@ -459,6 +466,8 @@ def test_the_command_generates_and_judges(finished, classifier, compiled_once, t
         done = subprocess.run([*words, f"--out={folder}", *more], cwd=ROOT, env=environ, **options)
         return done.returncode, done.stdout, done.stderr
 
+    code, out, err = run(f"--judge={finished[0]}")
+    assert code == 2 and "the run of a GAN" in err and not folder.exists()
     code, out, _ = run()
     assert code == 0 and "10 of 10 classes" in out
     code, out, err = run()
@@ -475,6 +484,11 @@ def test_settings_that_mean_nothing_are_known():
     flat = {"task": "acgan", "data.name": "digits"}
     assert {"model.", "classifier.", "mixing.", "attention."} <= set(unused(flat))
     assert "gan." in unused({"task": "classification", "data.name": "digits"})
+    sounds = {"task": "acgan", "data.name": "audio", "optimizer.name": "sgd"}
+    wavelets = unused({**sounds, "audio.picture": "wavelet"})
+    assert {"audio.n_fft", "audio.win", "audio.drop_dc", "optimizer.betas"} <= set(wavelets)
+    assert "audio.bands" not in wavelets
+    assert "audio.bands" in unused({**sounds, "audio.picture": "linear"})
 
 
 @pytest.mark.parametrize(
@@ -484,6 +498,8 @@ def test_settings_that_mean_nothing_are_known():
         ({"gan.discriminator_rate": 0.0}, "choose more than 0"),
         ({"gan.discriminator_dropout": 1.0}, "choose less than 1"),
         ({"gan.latent": 0}, "choose 1 or more"),
+        ({"gan.widths": (8, 4.5, 4, 4)}, "give 4 numbers of features"),
+        ({"optimizer.betas": (0.5, "x")}, "give two numbers"),
         ({"data.name": "voc2012", "dataset": "voc2012"}, "voc2012 is for segmentation"),
     ],
 )
