@@ -39,6 +39,9 @@ FIGURES = {
     "confusion": "Confusion",
     "predictions": "Test examples",
     "attention": "Attention by class",
+    "pr_curves": "Precision and recall",
+    "mistakes": "The worst mistakes",
+    "reconstructions": "Test pictures and what came back",
     "segmentation": "Test pictures",
     "iou": "IoU of each class",
 }

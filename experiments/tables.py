@@ -13,7 +13,7 @@ NAMES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
     "f1": "macro F1",
-    "map": "mean average precision",
+    "map": "mAP",
     "psnr": "PSNR in dB",
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",

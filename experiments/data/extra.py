@@ -90,8 +90,6 @@ def add(dataset: Dataset, config: ConfigDict) -> Dataset:
             f"{paths[0]} is of the shape {shape}, and the pictures of {dataset.name} are of {dataset.shape}."
         )
     parts = {**dataset.splits, "train": Chain([dataset.splits["train"], extra])}
-    for split in ("validation", "test"):  # which may be train itself
-        parts[split] = dataset.splits[split]
     notes = [f"{len(extra):,} more pictures to train on, of {folder}.", *_seen(folder, dataset)]
     return dataclasses.replace(dataset, splits=parts, notes=[*dataset.notes, *notes])
 
