@@ -236,10 +236,16 @@ def test_levels_undo_the_normalisation():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory, compiled_once):
+def programs(compiled_once):
+    """What is compiled for one run is there for the other."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, programs):
     """An uninterrupted run: (workdir, summary)."""
     workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
-    return workdir, train(tiny(), workdir)
+    return workdir, train(tiny(), workdir, programs)
 
 
 @pytest.fixture(scope="module")
@@ -267,7 +273,7 @@ class Interrupted(Exception):
 
 
 def test_a_run_that_is_stopped_and_continued_is_the_uninterrupted_one(
-    finished, tmp_path, monkeypatch
+    finished, programs, tmp_path, monkeypatch
 ):
     managers, real = [], loop.pipeline.train_batches
 
@@ -285,10 +291,10 @@ def test_a_run_that_is_stopped_and_continued_is_the_uninterrupted_one(
     monkeypatch.setattr(loop, "Checkpoints", Recorded)
     monkeypatch.setattr(loop.pipeline, "train_batches", stopped)
     with pytest.raises(Interrupted):
-        train(tiny(), tmp_path / "run")
+        train(tiny(), tmp_path / "run", programs)
     managers.pop().close()
     monkeypatch.setattr(loop.pipeline, "train_batches", real)
-    train(tiny(), tmp_path / "run")
+    train(tiny(), tmp_path / "run", programs)
     assert_same_run(tmp_path / "run", finished[0])
 
 

@@ -35,7 +35,7 @@ def config_of(start, **changes):
 
 def dynamic(config):
     """With attention that has running averages of its own."""
-    config.conv = {"name": "odconv", "num_kernels": 2, "attention_norm": "batch"}
+    config.conv = {"name": "dyconv", "num_kernels": 2, "attention_norm": "batch"}
     return config
 
 
@@ -115,8 +115,9 @@ def test_a_run_that_is_stopped_on_either_side_of_the_boundary_is_the_uninterrupt
 ):
     # What is kept for reports takes as long to compile as all else, and has tests of its own.
     monkeypatch.setattr(maps, "save_maps", lambda *_: None)
-    config = config_of(start(0, attention=False))
-    train(config, tmp_path / "whole")
+    # Nor is compiled anew what is the same for all: other tests continue in other processes.
+    config, programs = config_of(start(0, attention=False)), {}
+    train(config, tmp_path / "whole", programs)
     assert "the head alone for 1 epoch(s), then everything at 0.01" in capsys.readouterr().out
     rates = [row["learning_rate"] for row in rows(tmp_path / "whole") if row["split"] == "train"]
     assert rates[3] == pytest.approx(3e-3) and rates[4] == pytest.approx(1e-2)
@@ -142,10 +143,10 @@ def test_a_run_that_is_stopped_on_either_side_of_the_boundary_is_the_uninterrupt
     for last in (3, 7):
         monkeypatch.setattr(loop.pipeline, "train_batches", stop_before(last))
         with pytest.raises(Interrupted):
-            train(config, tmp_path / "run")
+            train(config, tmp_path / "run", programs)
         managers.pop().close()
     monkeypatch.setattr(loop.pipeline, "train_batches", stop_before(None))
-    train(config, tmp_path / "run")
+    train(config, tmp_path / "run", programs)
     assert begun == [0, 3, 6]
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
