@@ -95,7 +95,7 @@ def day(hours: np.ndarray, clusters: np.ndarray, path: str | os.PathLike) -> Non
     shares = np.where(total > 0, counts / np.maximum(total, 1), np.nan)
     figure = new_figure(
         7.5,
-        0.28 * number + 2.0,
+        min(0.28 * number, 12) + 2.0,  # of thousands, a picture could not be written
         "Clusters by the hour of the day",
         "The share of each hour's windows. Hours without recordings are grey.",
     )

@@ -13,6 +13,7 @@ from experiments.tables import Table
 _OF_A_RUN = {
     "seed", "data.fold", "data.source", "data.dir", "init_from", "input.threads", "input.workers",
 }  # fmt: skip
+_FILES_OF_A_RUN = {"audio.splits", "data.extra_train"}
 _NAMES = {
     "name",
     "label",
@@ -185,7 +186,15 @@ def changes(comparison: Comparison) -> Table | None:
 
 def unlike(row: Row) -> list[str]:
     """The settings in which the runs of one config differ, though they are averaged."""
-    every = [flat(run) for run in row.runs if run.settings]
+    # Of files that each seed has for itself it matters whether there are any.
+    every = [
+        {
+            name: bool(value) if name in _FILES_OF_A_RUN else value
+            for name, value in flat(run).items()
+        }
+        for run in row.runs
+        if run.settings
+    ]
     return sorted({name for one in every[1:] for name in _differing(every[0], one)})
 
 

@@ -102,12 +102,12 @@ def hierarchical(codes: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
 
     Args:
         codes: floats `[N, D]`.
-        number: of clusters; as many as there are codes at most.
+        number: of clusters; at most as many as there are codes, and 5,000.
         seed: decides the draw.
     """
     from sklearn.cluster import AgglomerativeClustering
 
-    number = min(number, len(codes))
+    number = min(number, len(codes), MOST)
     if number < 2:
         return np.zeros(len(codes), int)
     codes = standardised(codes)

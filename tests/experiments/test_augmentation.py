@@ -1,6 +1,7 @@
 """The comparison of augmentations: what each run is told, and one from songs to the report."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -8,6 +9,7 @@ from experiments import augmentation
 from experiments.augmentation import WAYS, compare_ways, refuse_decided
 from experiments.errors import UserError
 from experiments.planned import load_config
+from experiments.settings import unlike
 
 
 @pytest.fixture
@@ -81,6 +83,18 @@ def test_without_the_run_that_says_how_many_steps_the_others_wait(told, tmp_path
     told["failing"] = {"gan"}
     compare_ways(*configs(), tmp_path, 1, 1)
     assert [run.config.name for run in told["runs"][2:]] == list(WAYS)
+
+
+def test_runs_whose_seeds_have_files_of_their_own_are_alike():
+    def row(*changes):
+        runs = [
+            SimpleNamespace(settings={"audio": {"splits": splits}, "data": {"extra_train": more}})
+            for splits, more in changes
+        ]
+        return SimpleNamespace(runs=runs)
+
+    assert unlike(row(("gan/seed0/s.csv", "gen/seed0"), ("gan/seed1/s.csv", "gen/seed1"))) == []
+    assert unlike(row(("a.csv", "gen/seed0"), ("b.csv", ""))) == ["data.extra_train"]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ def test_groups_are_found_whatever_the_size_of_their_features(rng, monkeypatch):
     assert b_cubed(labels, hierarchical(codes, 3)).f == 1
     # Of many, a draw is clustered, and the others join it.
     monkeypatch.setattr(clustering, "MOST", 20)
+    many = hierarchical(np.random.default_rng(0).standard_normal((30, 2)), 25)
+    assert len(many) == 30 and set(many) == set(range(20))  # of those drawn there are no more
     assert b_cubed(labels, hierarchical(codes, 3)).f == 1
     assert hierarchical(codes[:1], 3).tolist() == [0]
 
