@@ -84,8 +84,7 @@ def layer_costs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, Cost
     for scope, number in _macs_by_scope(
         jax.make_jaxpr(model.apply)(variables, inputs).jaxpr
     ).items():
-        # Flax names the scopes after its modules, the model itself after its class.
-        for above in _above(scope.partition("/")[2], outputs):
+        for above in _above(_modules(scope), outputs):
             macs[above] += number
     # A submodule returns after those below it, and stands before them in a table.
     order = {path: place for place, path in enumerate(outputs)}
@@ -95,6 +94,22 @@ def layer_costs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, Cost
             first.setdefault(above, place)
     paths = sorted(outputs, key=lambda path: (first[path], -order[path]))
     return {path: Cost(parameters[path], macs[path], outputs[path]) for path in paths}
+
+
+def _modules(scope: str) -> str:
+    """The submodule of a named scope, such as `encoder/conv1` of `Net/Net.encode/encoder/conv1`.
+
+    Flax names scopes after its modules, the model itself after its class; and other methods than `__call__`
+    besides, behind a dot.
+    """
+    found: list[str] = []
+    for part in scope.split("/"):
+        name, dot, _ = part.partition(".")
+        if not dot:
+            found.append(part)
+        elif not found or found[-1] != name:
+            found.append(name)
+    return "/".join(found[1:])
 
 
 def _above(path: str, known: Mapping[str, Any]) -> list[str]:

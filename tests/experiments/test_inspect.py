@@ -11,6 +11,7 @@ import pytest
 from finished_runs import config_with, write_finished
 
 from dyn.diagnostics import Cost, count_macs, count_parameters
+from dyn.models import Autoencoder
 from experiments import maps
 from experiments.errors import UserError
 from experiments.inspect import inspect
@@ -19,6 +20,7 @@ from experiments.load import load
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
+WAYS = ("encoder", "encoder", "decoder", "decoder")
 ODCONV = {"conv": {"name": "odconv", "num_kernels": 2, "attention_norm": "layer"}}
 
 
@@ -109,6 +111,17 @@ def test_the_layers_have_all_of_the_model_s_multiply_adds(run):
         dynamic = "/conv" in layer.name
         assert (layer.attention.macs > 0) == dynamic
         assert layer.attention.parameters < layer.cost.parameters
+
+
+@pytest.mark.parametrize("pooling", ["implicit", "explicit"])
+def test_layers_behind_other_methods_than_the_call_are_found(pooling):
+    net = Autoencoder(widths=(4, 3), pooling=pooling)
+    example = jax.ShapeDtypeStruct((1, 8, 8, 1), np.float32)
+    variables = jax.eval_shape(net.init, jax.random.key(0), example)
+    layers = layers_of(net, variables, example)
+    names = [layer.name for layer in layers]
+    assert names == [f"{way}/conv{level}" for way, level in zip(WAYS, (1, 2, 2, 1), strict=True)]
+    assert sum(layer.cost.macs for layer in layers) == count_macs(net.apply, variables, example)
 
 
 def mixture(name, spread=1.0, dead=(False, False), alike=0.1):
