@@ -116,7 +116,7 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
     labels = _known(root, list(paths), audio)
     known = labels.known
     if config.classes:
-        known = _of_classes(known, config.classes.split(","))
+        known = _of_classes(known, config.classes.split(","), audio)
     if not known:
         why = f" ({': '.join(labels.skipped[0])})" if labels.skipped else ""
         raise UserError(
@@ -225,8 +225,10 @@ def _whole(names: Sequence[str], audio: ConfigDict) -> Labels:
     return Labels(known, skipped)
 
 
-def _of_classes(known: Mapping[str, Known], classes: Sequence[str]) -> dict[str, Known]:
-    """The recordings in which one of some classes is, or is known not to be."""
+def _of_classes(
+    known: Mapping[str, Known], classes: Sequence[str], audio: ConfigDict
+) -> dict[str, Known]:
+    """The recordings in which one of some classes is, or, of several at once, is known not to be."""
     all_of_them = sorted(
         {label for one in known.values() for label in (*one.positive, *one.negative)}
     )
@@ -242,7 +244,9 @@ def _of_classes(known: Mapping[str, Known], classes: Sequence[str]) -> dict[str,
             for labels in (one.positive, one.negative)
         )
         nothing = not one.positive and not one.negative
-        if positive or negative or nothing:
+        # A folder of another class, or annotations of all there is, say that these are not there.
+        others = one.positive if one.annotations is None else audio.exhaustive
+        if positive or negative or nothing or (others and audio.labels == "multi"):
             kept[name] = dataclasses.replace(one, positive=positive, negative=negative)
     return kept
 

@@ -109,6 +109,16 @@ def test_of_many_classes_some_can_be_chosen(birds, opened):
         opened(birds, data={"classes": "raiser"})
 
 
+def test_of_several_classes_at_once_the_other_recordings_say_that_a_chosen_one_is_not_there(
+    birds, long, opened
+):
+    for folder, exhaustive in ((birds, False), (long, True)):
+        audio = {"labels": "multi", "exhaustive": exhaustive}
+        found = opened(folder, data={"classes": "riser"}, **audio)
+        assert len(found.assignment) == len(opened(folder, **audio).assignment)
+        assert {float(example["label"][0]) for example in found.splits["train"]} == {0.0, 1.0}
+
+
 def test_silent_and_broken_recordings_are_left_out_and_listed(birds, opened, tmp_path):
     folder = tmp_path / "some"
     for path in birds.rglob("*.wav"):
