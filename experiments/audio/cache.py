@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments.audio import recordings, spectrograms, windows
 from experiments.audio.recordings import Unreadable
+from experiments.data import contents
 from experiments.errors import UserError
 from experiments.files import write_json
 from experiments.metrics import replacing
@@ -34,6 +35,7 @@ class Pictures:
         starts, ends: of the windows in seconds, float64 `[n]`, n > 0; no end is beyond the recording's.
         silent: bool `[n]`.
         file: where the pictures are.
+        digest: a number for all that was heard; that of its name where it was drawn without one.
     """
 
     path: pathlib.Path
@@ -46,6 +48,7 @@ class Pictures:
     ends: np.ndarray
     silent: np.ndarray
     file: pathlib.Path
+    digest: int
 
     def __len__(self) -> int:
         return len(self.starts)
@@ -158,7 +161,9 @@ def _pictures(
     rest = {name: known[name] for name in ("seconds", "rate", "channels", "note")}
     silent = np.array(known["silent"], bool)
     file = facts.with_suffix(".npy")
-    return Pictures(path, name, **rest, starts=starts, ends=ends, silent=silent, file=file)
+    digest = known.get("digest") or contents.digest(os.fsencode(path))
+    windowed = {"starts": starts, "ends": ends, "silent": silent}
+    return Pictures(path, name, **rest, **windowed, file=file, digest=digest)
 
 
 def _draw_all(work: dict[pathlib.Path, tuple], audio, quiet: bool) -> dict[pathlib.Path, dict]:
@@ -214,20 +219,26 @@ def _draw(path: pathlib.Path, starts: list[float] | None, audio, file: pathlib.P
     begins, ends, silent = zip(*rows, strict=True)
     facts = {"seconds": seconds, "rate": recording.rate, "channels": recording.channels}
     windowed = {"starts": begins, "ends": ends, "silent": silent}
-    return {**facts, "note": "; ".join(notes), **windowed}
+    return {**facts, "note": "; ".join(notes), **windowed, "digest": read.digest}
 
 
 class _Counted:
-    """Blocks, and how many samples there were in those that have been taken."""
+    """Blocks, and the number of samples and a digest of those that have been taken."""
 
     def __init__(self, blocks: Iterator[np.ndarray]):
         self._blocks = blocks
         self.samples = 0
+        self._hash = hashlib.blake2b(digest_size=8)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for block in self._blocks:
             self.samples += len(block)
+            self._hash.update(np.ascontiguousarray(block))
             yield block
+
+    @property
+    def digest(self) -> int:
+        return int.from_bytes(self._hash.digest(), "big")
 
 
 @contextlib.contextmanager

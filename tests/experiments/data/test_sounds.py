@@ -66,6 +66,26 @@ def test_windows_of_a_recording_stay_in_one_split_which_is_written_down(birds, o
     assert {file: split for split in files for file in files[split]} == dict(found.assignment)
 
 
+def test_a_recording_under_two_names_is_noticed_in_two_splits(birds, opened, tmp_path):
+    for number, name in enumerate(["a", "b", "c", "d"]):
+        for kind in ("faller", "riser"):
+            target = tmp_path / "some" / kind / f"{name}.wav"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            sound = birds / kind / f"{kind}-00{max(number, 1)}.wav"
+            target.write_bytes(sound.read_bytes())
+    found = {}
+    for copy in ("test", "train"):  # b is a copy of a
+        rows = [("a", "train"), ("b", copy), ("c", "validation"), ("d", "test")]
+        lines = [
+            f"{kind}/{name}.wav,{split}" for name, split in rows for kind in ("faller", "riser")
+        ]
+        (tmp_path / "splits.csv").write_text("\n".join(["file,split", *lines]))
+        found[copy] = opened(tmp_path / "some", splits=str(tmp_path / "splits.csv")).notes
+    (note,) = set(found["test"]) - set(found["train"])
+    assert note.startswith("4 of the 8 examples of test are in train too, with the same content")
+    assert "(faller/b.wav @ 0.0 s is faller/a.wav @ 0.0 s, for example)" in note
+
+
 def test_the_seed_decides_the_splits_and_a_table_wins(birds, opened, tmp_path):
     one, other = (opened(birds, seed=seed) for seed in (0, 1))
     assert dict(one.assignment) != dict(other.assignment)
