@@ -70,7 +70,8 @@ def predict(
         How many recordings were heard, and how many files could not be used.
 
     Raises:
-        UserError: if a path is not there, if tables are in `out`, or if nothing could be heard.
+        UserError: if a path is not there, if tables are in `out`, or if most files could not be used; what
+            was heard in the others is written.
     """
     out = Path(out).expanduser()
     _check(trained, paths, out, threshold, merge, hop, batch_size)
@@ -81,6 +82,7 @@ def predict(
     audio, several = listening.settings(trained, hop), trained.config.task == "tagging"
     low, high = _band(audio)
     skipped = noted = heard = 0
+    reasons: list[str] = []
     with (
         _table(out / "predictions.csv", _header(trained, all_scores)) as append,
         _table(out / "per_file.csv", _summary_header(trained)) as append_summary,
@@ -92,6 +94,8 @@ def predict(
             nonlocal skipped
             skipped += 1
             skip([(file.path, reason)])
+            if len(reasons) < 5:
+                reasons.append(f"{file.name} ({reason})")
 
         def counted() -> Iterator[File]:
             for number, file in enumerate(_given(paths)):
@@ -115,9 +119,12 @@ def predict(
             append_summary([(of.file.path, best.windows, of.note, *_shares(best.summary()))])
             heard, noted = heard + 1, noted + bool(of.note)
         shown.update(total)
-    if not heard:
-        listed = out / "skipped.csv"
-        raise UserError(f"None of {total:,} files could be used; {listed} says why of each.")
+    if not heard or skipped * 2 > total:
+        said = f"what was heard in the others is in {out}" if heard else "there is nothing to write"
+        raise UserError(
+            f"{skipped:,} of {total:,} files cannot be used, such as {'; '.join(reasons)}. "
+            f"{out / 'skipped.csv'} says why of each; {said}."
+        )
     table = [
         ("recordings", f"{heard:,}"),
         ("predictions", str(out / "predictions.csv")),

@@ -243,7 +243,10 @@ def test_what_lies_before_the_break_of_a_recording_is_kept(run, field, tmp_path,
         ({"paths": []}, "Give recordings or folders"),
         ({"paths": ["nowhere"]}, "There is no file or folder nowhere"),
         ({"paths": ["."]}, r"There is no sound file in \."),
-        ({"paths": ["notes.wav"]}, r"None of 1 files could be used; .*skipped\.csv says why"),
+        (
+            {"paths": ["notes.wav"]},
+            r"1 of 1 files cannot be used, such as notes\.wav \(not a .*csv says",
+        ),
         ({"out": "p.csv"}, "for recordings give a folder"),
         ({"threshold": 1.5}, "--threshold=1.5: choose 0 to 1"),
         ({"threshold": float("nan")}, "--threshold=nan: choose 0 to 1"),
@@ -272,6 +275,17 @@ def test_after_a_command_that_found_nothing_the_next_one_goes_on(run, field, tmp
             predict(run, paths, out, quiet=True)
     assert predict(run, [str(field / "a")], out, quiet=True) == (1, 0)
     assert not (out / "skipped.csv").exists()
+
+
+def test_where_most_files_cannot_be_used_the_command_says_so_and_keeps_the_rest(
+    run, field, tmp_path
+):
+    for number in range(7):
+        (field / "b" / f"bad-{number}.wav").write_text("no sound")
+    with pytest.raises(UserError, match=r"8 of 11 files cannot be used, such as b/bad-0") as caught:
+        predict(run, [str(field)], tmp_path / "out", quiet=True)
+    assert "b/bad-4" in str(caught.value) and "b/bad-5" not in str(caught.value)
+    assert len(table(tmp_path / "out" / "per_file.csv")) == 3
 
 
 def test_what_is_for_recordings_is_refused_elsewhere(tmp_path):
