@@ -1,8 +1,7 @@
 """A person's recordings: windows of them, as spectrograms.
 
-Labels come from the folder that a recording is in (`root/<class>/**`), from its name
-(`--config.audio.label_pattern`), from Raven's tables beside the recordings, or from a CSV
-(`--config.audio.annotations`).
+Labels come from the first of these that there is: a CSV (`--config.audio.annotations`), the recordings' names
+(`--config.audio.label_pattern`), Raven's tables beside them, the folders that they are in (`root/<class>/**`).
 """
 
 import dataclasses
