@@ -1,8 +1,4 @@
-"""A person's recordings: windows of them, as spectrograms.
-
-Labels come from the first of these that there is: a CSV (`--config.audio.annotations`), the recordings' names
-(`--config.audio.label_pattern`), Raven's tables beside them, the folders that they are in (`root/<class>/**`).
-"""
+"""A person's recordings: windows of them, as spectrograms; `sound_labels` says what is known of them."""
 
 import dataclasses
 import functools
@@ -13,15 +9,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.audio import annotations, cache, groups, recordings, songs, spectrograms
+from experiments.audio import cache, groups, recordings, songs, spectrograms
 from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Pictures
-from experiments.audio.targets import targets
-from experiments.data import places
+from experiments.data import places, sound_labels
 from experiments.data.dataset import Dataset, Example, Source
+from experiments.data.sound_labels import Known
 from experiments.data.sources import Subset
 from experiments.data.splits import stratified_limit
-from experiments.errors import UserError, nearest
+from experiments.errors import UserError
 
 _WAYS = (
     "give --config.data.source=PATH, a folder of recordings: one folder for each class, or recordings with "
@@ -71,38 +67,6 @@ class Windows:
         ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Known:
-    """What is known of a recording.
-
-    Attributes:
-        positive: the labels of what is in it.
-        negative: the labels of what is not.
-        annotations: where; None where labels are the whole recording's.
-    """
-
-    positive: tuple[str, ...] = ()
-    negative: tuple[str, ...] = ()
-    annotations: Sequence[Annotation] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Labels:
-    """What is known of all recordings.
-
-    Attributes:
-        known: of each that can be used.
-        skipped: what cannot be used, recordings or lines of tables, and why.
-        notes: sentences for the person.
-        splits: where a table says to which split a recording belongs.
-    """
-
-    known: dict[str, Known]
-    skipped: Sequence[tuple[str, str]] = ()
-    notes: Sequence[str] = ()
-    splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
-
-
 def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
     """Returns the windows of all recordings below a folder, as uint8 pictures of one channel.
 
@@ -121,10 +85,10 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
     paths = {path.relative_to(root).as_posix(): path for path in recordings.files(root)}
     if not paths:
         raise UserError(f"There is no recording below {root}; {_WAYS}.")
-    labels = _known(root, list(paths), audio)
+    labels = sound_labels.read(root, list(paths), audio)
     known = labels.known
     if config.classes:
-        known = _of_classes(known, config.classes.split(","), audio)
+        known = sound_labels.of_classes(known, config.classes.split(","), audio)
     if not known:
         why = f" ({': '.join(labels.skipped[0])})" if labels.skipped else ""
         raise UserError(
@@ -193,72 +157,6 @@ def _root(config: ConfigDict, audio: ConfigDict) -> pathlib.Path:
     return root
 
 
-def _known(root: pathlib.Path, names: Sequence[str], audio: ConfigDict) -> Labels:
-    """What is known of each recording."""
-    if audio.labels == "none":
-        return Labels({name: Known() for name in names})
-    if audio.label_pattern and not audio.annotations:  # Who gives it does not mean the tables.
-        return _whole(names, audio)
-    found = annotations.read(root, names, audio.annotations, audio.label_column)
-    if not found.files and not audio.annotations:
-        return _whole(names, audio)
-    by_file: dict[str, list[Annotation]] = {name: [] for name in found.files}
-    for row in found.rows:
-        by_file[row.file].append(row)
-    known = {}
-    for name, rows in by_file.items():
-        positive, negative = (
-            tuple(sorted({row.label for row in rows if row.positive is sign}))
-            for sign in (True, False)
-        )
-        known[name] = Known(positive, negative, rows)
-    notes = []
-    if absent := len(names) - len(known):
-        notes.append(f"{absent:,} recordings have no annotations and were left out.")
-    return Labels(known, found.skipped, notes, found.splits)
-
-
-def _whole(names: Sequence[str], audio: ConfigDict) -> Labels:
-    """Labels of whole recordings, by their folders or their names."""
-    known, skipped = {}, []
-    why = "its name does not match --config.audio.label_pattern"
-    for name in names:
-        text = annotations.label_text(name, audio.label_pattern)
-        if text is None:
-            skipped.append((name, why if audio.label_pattern else "it is in no folder of a class"))
-        elif audio.labels == "class":  # where what is no bird is a class as any other
-            known[name] = Known((text,))
-        else:
-            known[name] = Known(*annotations.labels_of(text, audio.no_class))
-    return Labels(known, skipped)
-
-
-def _of_classes(
-    known: Mapping[str, Known], classes: Sequence[str], audio: ConfigDict
-) -> dict[str, Known]:
-    """The recordings in which one of some classes is, or, of several at once, is known not to be."""
-    all_of_them = sorted(
-        {label for one in known.values() for label in (*one.positive, *one.negative)}
-    )
-    for name in classes:
-        if name not in all_of_them:
-            raise UserError(
-                f"--config.data.classes: there is no {name}{nearest(name, all_of_them)}"
-            )
-    kept = {}
-    for name, one in known.items():
-        positive, negative = (
-            tuple(label for label in labels if label in classes)
-            for labels in (one.positive, one.negative)
-        )
-        nothing = not one.positive and not one.negative
-        # A folder of another class, or annotations of all there is, say that these are not there.
-        others = one.positive if one.annotations is None else audio.exhaustive
-        if positive or negative or nothing or (others and audio.labels == "multi"):
-            kept[name] = dataclasses.replace(one, positive=positive, negative=negative)
-    return kept
-
-
 def _centred(rows: Sequence[Annotation], seconds: float) -> list[float]:
     """Starts of windows around the middles of annotations."""
     return sorted({max(0.0, (row.start + row.end - seconds) / 2) for row in rows})
@@ -273,7 +171,9 @@ def _windows(
     owners, rows, values, beyond = [], [], [], []
     silent = unlabelled = 0
     for owner, one in enumerate(pictures):
-        for row, value in enumerate(_targets(one, known[one.name], classes, audio, beyond)):
+        for row, value in enumerate(
+            sound_labels.of_windows(one, known[one.name], classes, audio, beyond)
+        ):
             if one.silent[row]:
                 silent += 1
             elif value is None:
@@ -293,44 +193,6 @@ def _windows(
         pictures, np.asarray(owners, int), np.asarray(rows, int), np.asarray(values, dtype)
     )
     return windows, classes, beyond, notes
-
-
-def _targets(
-    one: Pictures,
-    known: Known,
-    classes: Sequence[str],
-    audio: ConfigDict,
-    beyond: list[tuple[str, str]],
-) -> list[np.ndarray | int | None]:
-    """What each window of a recording is to be recognised as; None where it is to be left out.
-
-    `beyond` gets the annotations that lie behind the end of the recording.
-    """
-    number = len(one.starts)
-    if audio.labels == "none":
-        return [0] * number
-    if known.annotations is None:
-        rows = np.tile(_row(known, classes), (number, 1))
-    else:
-        inside, outside = annotations.within(known.annotations, {one.name: one.seconds})
-        beyond += outside
-        rules = (audio.min_overlap, audio.min_fraction, audio.exhaustive)
-        rows = targets(one.starts, one.ends, inside, classes, *rules)
-    if audio.labels == "multi":
-        return [None if np.isnan(row).all() else row for row in rows]
-    return [int(row.argmax()) if (row == 1).sum() == 1 else None for row in np.nan_to_num(rows)]
-
-
-def _row(known: Known, classes: Sequence[str]) -> np.ndarray:
-    """The label of a whole recording, float32 `[classes]`.
-
-    A folder of a class says that the others are not there; one of what is not there says no more.
-    """
-    only_negative = known.negative and not known.positive
-    row = np.full(len(classes), np.nan if only_negative else 0, np.float32)
-    for value, labels in ((0, known.negative), (1, known.positive)):
-        row[[classes.index(label) for label in labels]] = value
-    return row
 
 
 def _heard(windows: Windows, classes: Sequence[str]) -> list[set[str]]:

@@ -88,7 +88,7 @@ def look(ask, cases, deep):
 def test_any_value_of_any_setting_is_taken_as_it_is_or_refused_in_one_line(ask):
     cases = [case for name in CONFIGS for case in everything(name)]
     assert len(cases) > 10_000
-    counts = look(ask, random.Random(0).sample(cases, 600), deep=False)
+    counts = look(ask, random.Random(0).sample(cases, 700), deep=False)
     assert min(counts.values()) > 100, counts
 
 
