@@ -143,7 +143,9 @@ def _unused_of_sound(known: Mapping[str, Any]) -> dict[str, str]:
     of_annotations = [f"audio.{x}" for x in ("label_column", "min_overlap", "min_fraction")]
     found = {}
     if known.get("data.variant") == "songs":
-        found["data.source"] = "songs are made up; your own recordings are audio behind the config"
+        found["data.source"] = (
+            "songs are made up (behind the config, audio is for recordings of your own)"
+        )
     if labels != "multi":
         several = ("audio.no_class", "audio.exhaustive")
         found |= dict.fromkeys(several, "it is for --config.audio.labels=multi")
