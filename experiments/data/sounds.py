@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -99,7 +100,9 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
     starts = None
     if audio.windows == "annotations":
         names = [name for name in names if known[name].annotations]
-        starts = [_centred(known[name].annotations or (), audio.seconds) for name in names]
+        starts = [
+            _centred(known[name].annotations or (), audio, _seconds(paths[name])) for name in names
+        ]
         if not names:
             raise UserError(
                 f"--config.audio.windows=annotations: there are no annotations below {root}; leave it out."
@@ -157,9 +160,20 @@ def _root(config: ConfigDict, audio: ConfigDict) -> pathlib.Path:
     return root
 
 
-def _centred(rows: Sequence[Annotation], seconds: float) -> list[float]:
-    """Starts of windows around the middles of annotations."""
-    return sorted({max(0.0, (row.start + row.end - seconds) / 2) for row in rows})
+def _seconds(path: pathlib.Path) -> float:
+    """How long a recording is by its head; of one that cannot be used, infinity."""
+    try:
+        return recordings.probe(path).seconds
+    except recordings.Unreadable:
+        return math.inf
+
+
+def _centred(rows: Sequence[Annotation], audio: ConfigDict, end: float) -> list[float]:
+    """Starts of windows around the middles of annotations; at the ends of a recording as near as can be."""
+    # At another rate a recording may be a sample shorter.
+    last = end - audio.seconds - 1 / audio.sample_rate
+    middles = {(row.start + min(row.end, end)) / 2 for row in rows if row.start < end}
+    return sorted({max(0.0, min(middle - audio.seconds / 2, last)) for middle in middles})
 
 
 def _windows(

@@ -217,6 +217,27 @@ def test_one_window_around_each_annotation(long, opened):
     assert examples and all(example["label"].any() for example in examples)
 
 
+def test_windows_around_annotations_stay_within_their_recording(long, opened, tmp_path):
+    rows = ["file,start,end,label"]
+    for number in range(1, 7):
+        for start, end in ((0, 0.2), (1.9, 2.1), (3.7, 9), (5, 6)):
+            rows.append(f"long-{number:03d}.wav,{start},{end},wren")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    audio = {"labels": "multi", "exhaustive": True, "windows": "annotations", "pad": "drop"}
+    with pytest.raises(UserError, match="it is not known of any window what is not in it"):
+        opened(long, annotations=str(tmp_path / "labels.csv"), **audio)
+    rows.append("long-001.wav,1.9,2.1,owl")
+    (tmp_path / "labels.csv").write_text("\n".join(rows))
+    table = "file,split\n" + "".join(f"long-{number:03d}.wav,train\n" for number in range(1, 7))
+    (tmp_path / "splits.csv").write_text(table)
+    files = {"annotations": str(tmp_path / "labels.csv"), "splits": str(tmp_path / "splits.csv")}
+    found = opened(long, **files, **audio)
+    assert set(names_of(found.splits["train"])) == {
+        f"long-{number:03d}.wav @ {start} s" for number in range(1, 7) for start in (0.0, 1.8, 3.5)
+    }
+    assert len(found.skipped) == 6  # what begins behind the end
+
+
 def test_without_labels_all_windows_are_taken(birds, opened):
     found = opened(birds, labels="none")
     assert found.classes == [] and sum(map(len, found.splits.values())) == 2 * 6 * 2
