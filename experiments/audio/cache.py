@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import pathlib
 from collections.abc import Callable, Iterator, Sequence
@@ -35,6 +36,7 @@ class Pictures:
         starts, ends: of the windows in seconds, float64 `[n]`, n > 0; no end is beyond the recording's.
         silent: bool `[n]`.
         file: where the pictures are.
+        shape: height and width of a picture.
         digest: a number for all that was heard; that of its name where it was drawn without one.
     """
 
@@ -48,6 +50,7 @@ class Pictures:
     ends: np.ndarray
     silent: np.ndarray
     file: pathlib.Path
+    shape: tuple[int, int]
     digest: int
 
     def __len__(self) -> int:
@@ -55,8 +58,22 @@ class Pictures:
 
     @property
     def pictures(self) -> np.ndarray:
-        """uint8 `[n, H, W]`, left on the disk until they are looked at."""
-        return np.load(self.file, mmap_mode="r")
+        """uint8 `[n, H, W]`, left on the disk until they are looked at.
+
+        Raises:
+            UserError: if they are there no more.
+        """
+        shape = (len(self), *self.shape)
+        try:
+            # Not by np.load, which has Python's compiler read the head of the file: in Python 3.11 that
+            # fails now and then where other threads compile something too (gh-106905).
+            head = os.path.getsize(self.file) - math.prod(shape)
+            return np.memmap(self.file, np.uint8, "r", head, shape)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"The spectrograms of {self.name} cannot be read any more ({error}). The same command draws "
+                f"them again and continues the run; if it does not, delete {self.file.parent}."
+            ) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -116,7 +133,7 @@ def prepare(
     missing = {facts: work[facts] for facts in work if known[facts] is None}
     known |= _draw_all(missing, audio, quiet)
     found = [
-        _pictures(path, name, facts, known[facts])
+        _pictures(path, name, facts, known[facts], spectrograms.shape(audio))
         for path, name, facts in zip(paths, names, places, strict=True)
     ]
     usable = [record for record in found if isinstance(record, Pictures)]
@@ -153,7 +170,7 @@ def _read(facts: pathlib.Path) -> dict | None:
 
 
 def _pictures(
-    path: pathlib.Path, name: str, facts: pathlib.Path, known: dict
+    path: pathlib.Path, name: str, facts: pathlib.Path, known: dict, shape: tuple[int, int]
 ) -> Pictures | tuple[str, str]:
     if known["reason"]:
         return name, known["reason"]
@@ -163,7 +180,7 @@ def _pictures(
     file = facts.with_suffix(".npy")
     digest = known.get("digest") or contents.digest(os.fsencode(path))
     windowed = {"starts": starts, "ends": ends, "silent": silent}
-    return Pictures(path, name, **rest, **windowed, file=file, digest=digest)
+    return Pictures(path, name, **rest, **windowed, file=file, shape=shape, digest=digest)
 
 
 def _draw_all(work: dict[pathlib.Path, tuple], audio, quiet: bool) -> dict[pathlib.Path, dict]:

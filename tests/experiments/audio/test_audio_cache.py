@@ -199,3 +199,11 @@ def test_a_setting_that_makes_no_sense_is_said_before_anything_is_read(
     with pytest.raises(UserError, match=r"--config\.audio\.step=0"):
         prepare(small)
     assert not drawn
+
+
+def test_pictures_that_are_gone_are_named(save, rng, prepare):
+    save("a.wav", noise(rng))
+    one = prepare().usable[0]
+    one.file.write_bytes(one.file.read_bytes()[:10])
+    with pytest.raises(UserError, match="cannot be read any more"):
+        _ = one.pictures
