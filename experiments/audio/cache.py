@@ -69,7 +69,7 @@ class Pictures:
             # fails now and then where other threads compile something too (gh-106905).
             head = os.path.getsize(self.file) - math.prod(shape)
             return np.memmap(self.file, np.uint8, "r", head, shape)
-        except (OSError, ValueError) as error:
+        except (OSError, OverflowError, ValueError) as error:
             raise UserError(
                 f"The spectrograms of {self.name} cannot be read any more ({error}). The same command draws "
                 f"them again and continues the run; if it does not, delete {self.file.parent}."
