@@ -28,6 +28,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
     if conv != "static":
         layers = {"dcd": dcd, "odconv": odconv}[conv].get_config("songs")
         config.conv, config.classifier = layers.conv, layers.classifier
-    config.name = "birdsong_classifier" if conv == "static" else f"birdsong_classifier_{conv}"
+    config.name = "birdsong_classifier" if conv == "static" else f"birdsong_{conv}"
     config.baseline = "birdsong_classifier"
     return config

@@ -158,3 +158,19 @@ def test_an_argument_that_is_not_understood_is_answered_with_what_is(argument, h
     with pytest.raises(UserError) as error:
         common.get_config(argument)
     assert hint in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("argument", "name", "layer"),
+    [
+        ("smoke", "birdsong_classifier", "conv"),
+        ("conv=dcd,smoke", "birdsong_dcd", "dcd"),
+        ("songs,conv=odconv", "birdsong_odconv", "odconv"),
+    ],
+)
+def test_the_classifier_of_birdsong_takes_a_convolution(argument, name, layer):
+    config = load("birdsong_classifier").get_config(argument)
+    assert (config.name, config.conv.name, config.data.variant) == (name, layer, "songs")
+    assert config.baseline == "birdsong_classifier"
+    with pytest.raises(UserError, match="did you mean 'odconv'"):
+        load("birdsong_classifier").get_config("conv=odcon")
