@@ -123,7 +123,8 @@ def _load_config(argv: list[str]) -> ConfigDict | None:
     file, colon, argument = value.partition(":")
     path = Path(file)
     if path.suffix != ".py" or not os.path.isfile(path):
-        known = [name for name in _config_names(path.parent) if name != "common"]
+        folder = path if os.path.isdir(path) else path.parent
+        known = [name for name in _config_names(folder) if name != "common"]
         hint = nearest(path.stem, known) if known else "; no configs are in that folder."
         raise UserError(f"There is no config {path}{hint}")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
