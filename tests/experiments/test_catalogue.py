@@ -38,6 +38,8 @@ SMALL = {
 }
 
 
+# They differ from others in their layer alone, whose training the tests of layers see.
+LIKE_OTHERS = ("cbam", "condconv", "dyconv", "fdconv", "global_soft", "rotated", "spectral_norm")
 # Of configs for recordings, whose smoke runs are on made-up songs.
 OF_SOUND = {
     "audio.picture": "linear",  # the quickest to draw
@@ -83,7 +85,12 @@ def train_rows(workdir):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in NAMES if name not in ("hard", "kernel_warehouse")]
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ())
+        for name in NAMES
+        if name not in ("hard", "kernel_warehouse")
+    ],
 )
 def test_a_config_trains_on_digits_or_songs(name, tmp_path):
     config_file = importlib.import_module(f"experiments.configs.{name}")
