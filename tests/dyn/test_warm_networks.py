@@ -102,7 +102,21 @@ def started(net, trained, **fields):
     return variables
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+# The same layers in another way.
+VARIANTS = (
+    "CBAM without a norm",
+    "GatedConv, filters",
+    "KernelRepresentation, pixels",
+    "ODConv, shortcuts too, and CBAM",
+    "SpectralNormConv, K = 3",
+    "WarehouseConv, shared, 2",
+)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=pytest.mark.slow if n in VARIANTS else ()) for n in NETWORKS],
+)
 def test_a_network_starts_as_the_static_one(name, trained):
     static, expected = trained
     variables = started(NETWORKS[name], static)

@@ -39,7 +39,16 @@ SMALL = {
 
 
 # They differ from others in their layer alone, whose training the tests of layers see.
-LIKE_OTHERS = ("cbam", "condconv", "dyconv", "fdconv", "global_soft", "rotated", "spectral_norm")
+LIKE_OTHERS = (
+    "cbam",
+    "condconv",
+    "dcd",
+    "dyconv",
+    "fdconv",
+    "global_soft",
+    "rotated",
+    "spectral_norm",
+)
 # Of configs for recordings, whose smoke runs are on made-up songs.
 OF_SOUND = {
     "audio.picture": "linear",  # the quickest to draw
