@@ -14,7 +14,6 @@ _PERIODS = (
     (5, "dawn"),
     (0, "night"),
 )
-PERIODS = ("night", "dawn", "morning", "afternoon", "dusk", "evening")
 
 
 def time_of(name: str) -> datetime.datetime | None:
