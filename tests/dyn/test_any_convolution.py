@@ -80,7 +80,7 @@ def test_any_convolution_is_that_of_the_definition_or_refused(case):
     check(case)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @LONG(max_examples=3000)
 @given(convolutions())
 def test_any_of_many_convolutions_is_that_of_the_definition_or_refused(case):

@@ -155,7 +155,7 @@ def test_no_example_is_an_empty_batch_for_every_layer(name):
     assert y.shape == (0, *jax.eval_shape(layer.apply, variables, random_input(*shape)).shape[1:])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_any_of_many_geometries_is_that_of_the_definition_or_refused(name):
     @LONG(max_examples=100)

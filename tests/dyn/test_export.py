@@ -38,7 +38,7 @@ def test_every_layer_goes_out_with_any_batch(name):
     assert_same_at_any_batch(partial(layer.apply, filled(layer, x)), x)
 
 
-@pytest.mark.parametrize("groups", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("groups", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("lowering", [name for name in LOWERINGS if name != "reference"])
 def test_every_lowering_takes_a_batch_of_unknown_size(lowering, groups):
     x, w = random_input(32, 5, 4, 4), random_input(3, 3, 3, 4 // groups, 6, seed=2)

@@ -115,7 +115,7 @@ VARIANTS = (
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in VARIANTS else ()) for n in NETWORKS],
+    [pytest.param(n, marks=pytest.mark.long if n in VARIANTS else ()) for n in NETWORKS],
 )
 def test_a_network_starts_as_the_static_one(name, trained):
     static, expected = trained

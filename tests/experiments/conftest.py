@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -11,27 +12,15 @@ import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
-from jax.experimental.compilation_cache import compilation_cache
 
 
 @pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Compiled programs are kept for a module: runs that continue ask for the same ones."""
-    folder = tmp_path_factory.mktemp("xla")
-    settings = {
-        "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0.0,
-        # Optax does not pass strict promotion.
-        "jax_numpy_dtype_promotion": "standard",
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for name, value in settings.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
-    yield folder
-    for name, value in before.items():
-        jax.config.update(name, value)
-    compilation_cache.reset_cache()
+def compiled_once():
+    """The folder of compiled programs, under the promotion that Optax needs."""
+    before = jax.config.jax_numpy_dtype_promotion
+    jax.config.update("jax_numpy_dtype_promotion", "standard")
+    yield Path(os.environ["JAX_COMPILATION_CACHE_DIR"])
+    jax.config.update("jax_numpy_dtype_promotion", before)
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ def tiny(**changes):
     "setting",
     [
         {"gan.discriminator_rate": 0.25},
-        pytest.param({"gan.aux_on_fake": False}, marks=pytest.mark.slow),
+        pytest.param({"gan.aux_on_fake": False}, marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -461,7 +461,7 @@ def test_a_judge_of_another_kind_is_refused(finished, classifier, tmp_path):
             judge(classifier, folder)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_command_generates_and_judges(finished, classifier, compiled_once, tmp_path):
     folder = tmp_path / "gen"
     words = [sys.executable, "-m", "experiments.generate", str(finished[0]), "--per_class=1"]

@@ -113,7 +113,7 @@ def test_settings_that_the_comparison_would_ignore_are_refused(path, says):
     refuse_decided(*configs(), ["epochs", "audio.colour", "mixing.label_smoothing", "steps"])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_comparison_from_songs_to_the_report(tmp_path, standard_promotion):
     small = {
         "epochs": 1,

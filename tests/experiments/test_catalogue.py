@@ -96,7 +96,7 @@ def train_rows(workdir):
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=pytest.mark.slow if name in LIKE_OTHERS else ())
+        pytest.param(name, marks=pytest.mark.long if name in LIKE_OTHERS else ())
         for name in NAMES
         if name not in ("hard", "kernel_warehouse")
     ],
@@ -112,7 +112,7 @@ def test_a_config_trains_on_digits_or_songs(name, tmp_path):
     assert name != "base" or all("auxiliary" not in row for row in train_rows(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_stays_finite_for_200_steps_in_bfloat16(name):
     config = small(

@@ -25,7 +25,7 @@ echo "read-only: $("$2" -m experiments.main $3 --workdir="$1/run" 2>&1 >/dev/nul
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_full_and_a_read_only_disk_are_answered_and_what_was_saved_is_used(tmp_path):
     if not shutil.which("unshare") or subprocess.run([*OWN_MOUNTS, "true"]).returncode:
         pytest.skip("no file systems can be mounted here")

@@ -175,7 +175,7 @@ def test_a_process_that_is_ended_in_the_middle_has_its_last_words(tmp_path):
         assert (ended.returncode, ended.stderr) == (code, said)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("victim", [1, 0])
 def test_of_two_processes_one_that_dies_ends_the_other_and_both_together_continue(
     start, whole, tmp_path, victim
@@ -199,7 +199,7 @@ def test_of_two_processes_one_that_dies_ends_the_other_and_both_together_continu
     assert_near(workdir, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_begins_on_four_devices_continues_on_two_and_ends_on_one(start, whole, tmp_path):
     workdir = tmp_path / "run"
     assert 20 <= stop(workdir, 20, *start(workdir, devices=4))
@@ -208,7 +208,7 @@ def test_a_run_begins_on_four_devices_continues_on_two_and_ends_on_one(start, wh
     assert_near(workdir, whole)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_signal_before_the_first_step_stops_processes_that_continue(start, tmp_path):
     workdir = tmp_path / "run"
     begun = stop(workdir, 10, *start(workdir, devices=4))

@@ -117,7 +117,7 @@ def test_the_strong_recipe_has_no_setting_that_does_nothing():
         assert config.optimizer.name == "adamw"
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_value_of_every_setting_is_taken_as_it_is_or_refused_in_one_line(ask, name):
     cases = list(everything(name))

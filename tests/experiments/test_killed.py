@@ -128,7 +128,7 @@ def test_a_run_that_is_killed_while_it_evaluates_and_while_it_saves_is_the_unint
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_run_that_is_killed_at_twenty_random_moments_is_the_uninterrupted_one(
     tmp_path, compiled_once
 ):

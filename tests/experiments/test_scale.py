@@ -181,7 +181,7 @@ def test_a_compiled_step_holds_its_share_of_the_state_and_fetches_parameters_onc
     assert dealt.temp_size_in_bytes - whole.temp_size_in_bytes < 1.02 * parameters
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_compiled_step_of_an_odconv_resnet50_of_eight_kernels_holds_its_share():
     conv = {"name": "odconv", "num_kernels": 8}
     changes = {"model.depth": 50, "model.width": 64, "batch_size": BATCH, "conv": conv}

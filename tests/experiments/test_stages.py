@@ -68,7 +68,7 @@ def flat(state):
 @pytest.mark.parametrize(
     ("hidden", "head"),
     [
-        pytest.param(0, {"params/head"}, marks=pytest.mark.slow, id="a network's own head"),
+        pytest.param(0, {"params/head"}, marks=pytest.mark.long, id="a network's own head"),
         pytest.param(4, {"params/head", "params/hidden"}, id="a hidden layer"),
     ],
 )

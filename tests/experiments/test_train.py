@@ -163,7 +163,7 @@ def test_a_run_that_is_stopped_after_its_last_step_only_writes_the_result(
     ("config_file", "figures"),
     [
         (base, FIGURES - {"attention.png"}),
-        pytest.param(odconv, FIGURES, marks=pytest.mark.slow),
+        pytest.param(odconv, FIGURES, marks=pytest.mark.long),
     ],
     ids=["static twin", "dynamic"],
 )
@@ -184,7 +184,7 @@ def test_series_train_through_the_same_loop(config_file, figures, tmp_path):
     assert ("temperature" in rows(tmp_path / "run")[0]) == ("attention.png" in figures)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_pictures_of_a_folder_train_through_the_same_loop(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("cats", "dogs"):
@@ -202,7 +202,7 @@ def test_pictures_of_a_folder_train_through_the_same_loop(tmp_path):
     assert {p.name for p in (tmp_path / "run" / "figures").iterdir()} == FIGURES - {"attention.png"}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_checkpoint(tmp_path):
     changes = {"optimizer.learning_rate": 1e30, "epochs": 100}
     with pytest.raises(UserError, match=r"at step \d+, whose batch.*learning_rate"):
