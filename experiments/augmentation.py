@@ -24,13 +24,14 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, report
-from experiments.errors import UserError
+from experiments import report
+from experiments.configs.overrides import key_and_value
+from experiments.core import cli
+from experiments.core.errors import UserError
 from experiments.generate import generate
-from experiments.overrides import key_and_value
-from experiments.planned import Planned, attempt, load_config
-from experiments.train import train
-from experiments.validate import refuse_unused, validate
+from experiments.train.grid import Planned, attempt, load_config
+from experiments.train.loop import train
+from experiments.train.validate import refuse_unused, validate
 
 # What each way changes of the classifier: (what is drawn anew, mixup, the GAN's pictures).
 WAYS = {

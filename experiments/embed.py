@@ -29,17 +29,20 @@ import jax
 import numpy as np
 from absl import flags
 
-from experiments import cli, embed_files, embedding_figures, files, reconstruction_figures
 from experiments.audio import clusters as clustering
 from experiments.audio import times
-from experiments.embed_compare import Comparison
-from experiments.embed_files import Clock, Piece, timed
-from experiments.embed_labels import labels_of
-from experiments.errors import UserError
+from experiments.core import cli, files
+from experiments.core.console import Progress, end_table
+from experiments.core.errors import UserError
+from experiments.data.reading import File
+from experiments.figures import embeddings as embedding_figures
+from experiments.figures import reconstruction as reconstruction_figures
+from experiments.inference import embed_files
+from experiments.inference.embed_files import Clock, Piece, timed
+from experiments.inference.embed_labels import labels_of
+from experiments.inference.indices import Comparison
+from experiments.inference.trained import Trained
 from experiments.load import load
-from experiments.predict_files import File
-from experiments.progress import Progress, end_table
-from experiments.trained import Trained
 
 TASKS = ("reconstruction", "classification", "tagging")
 CLUSTERS = 8  # where nothing says how many

@@ -33,13 +33,15 @@ import numpy as np
 from absl import flags
 
 from dyn.interop import to_stablehlo
-from experiments import cli, files, onnx_files, weights
-from experiments.errors import UserError, nearest
+from experiments.core import cli, files
+from experiments.core.console import end_table
+from experiments.core.errors import UserError, nearest
+from experiments.core.files import replacing
+from experiments.inference import onnx as onnx_files
+from experiments.inference.trained import Trained
 from experiments.load import load
-from experiments.metrics import replacing
-from experiments.progress import end_table
-from experiments.trained import Trained
-from experiments.workdir import versions
+from experiments.runs import weights
+from experiments.runs.folder import versions
 
 FORMATS = ("stablehlo", "safetensors", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")

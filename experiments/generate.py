@@ -31,15 +31,15 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import cli, files
+from experiments.core import cli, files
+from experiments.core.console import Progress, end_table
+from experiments.core.errors import UserError, nearest
+from experiments.core.files import plain
 from experiments.data.extra import DESCRIPTION
-from experiments.errors import UserError, nearest
-from experiments.gan_samples import make_pictures, noise_of
+from experiments.inference.trained import Trained
 from experiments.load import load
-from experiments.metrics import plain
-from experiments.progress import Progress, end_table
-from experiments.trained import Trained
-from experiments.workdir import finished_summary
+from experiments.runs.folder import finished_summary
+from experiments.tasks.gan_samples import make_pictures, noise_of
 
 PER_CLASS = 1000
 
@@ -213,7 +213,7 @@ if __name__ == "__main__":
             raise UserError("Which run? Give the workdir of one finished GAN run.")
         cli.keep_compiled()
         if JUDGE.value:
-            from experiments.quality import judge, load_judge
+            from experiments.inference.judge import judge, load_judge
 
             load_judge(JUDGE.value)  # what is wrong with it is said before hours of work
         try:

@@ -23,15 +23,17 @@ import numpy as np
 from absl import flags
 
 from dyn.diagnostics import Cost
-from experiments import cli, inspection_figures, map_figures
-from experiments.errors import UserError
-from experiments.inspection import Layer, Mixture, findings, layers_of, mixtures_of
+from experiments.core import cli
+from experiments.core.console import end_table
+from experiments.core.errors import UserError
+from experiments.core.files import replacing
 from experiments.load import Trained, load
-from experiments.maps import Maps, load_maps
-from experiments.metrics import replacing
-from experiments.progress import end_table
-from experiments.tables import metric_name, scaled
-from experiments.workdir import finished_summary, numbers
+from experiments.reports import inspection_figures, map_figures
+from experiments.reports.inspection import Layer, Mixture, findings, layers_of, mixtures_of
+from experiments.reports.tables import metric_name, scaled
+from experiments.runs.artifacts import Maps, load_maps
+from experiments.runs.folder import finished_summary
+from experiments.train.banner import numbers
 
 # Of a run's own figures, those that say most, and what they show.
 FIGURES = {

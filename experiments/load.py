@@ -18,10 +18,11 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from experiments import maps, weights
-from experiments.errors import UserError
-from experiments.trained import Trained, config_of
-from experiments.workdir import finished_summary
+from experiments.core.errors import UserError
+from experiments.inference.trained import Trained, config_of
+from experiments.runs import artifacts as maps
+from experiments.runs import weights
+from experiments.runs.folder import finished_summary
 
 
 def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
@@ -42,7 +43,9 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
         raise UserError(
             f"{folder} holds no finished run: give the --workdir of one, which has a summary.json."
         )
-    from experiments.start import best_variables  # of a single file no checkpoint is read
+    from experiments.runs.checkpoints import (
+        best_variables,  # of a single file no checkpoint is read
+    )
 
     classes, shape = summary.get("classes"), summary.get("shape")
     config = read_config(folder / "config.json")

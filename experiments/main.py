@@ -20,8 +20,8 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import cli
-from experiments.errors import UserError
+from experiments.core import cli
+from experiments.core.errors import UserError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
 DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether there are several processes.")
@@ -48,9 +48,9 @@ def main() -> None:
         join_processes(*place, heartbeat=HEARTBEAT.value)
     cli.keep_compiled()
     # Imported late, so that a mistake in the flags is answered at once.
-    from experiments import tracing
-    from experiments.train import train
-    from experiments.validate import refuse_unused
+    from experiments.train import profile as tracing
+    from experiments.train.loop import train
+    from experiments.train.validate import refuse_unused
 
     refuse_unused(config, cli.overridden(sys.argv))
 

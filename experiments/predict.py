@@ -35,13 +35,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from experiments import cli, files, predict_files
-from experiments.errors import UserError
+from experiments.core import cli, files
+from experiments.core.console import Progress, end_table
+from experiments.core.errors import UserError
+from experiments.figures.palette import colour_map
+from experiments.inference import files as predict_files
+from experiments.inference.files import Item
+from experiments.inference.trained import Trained
 from experiments.load import load
-from experiments.palette import colour_map
-from experiments.predict_files import Item
-from experiments.progress import Progress, end_table
-from experiments.trained import Trained
 
 Rows = Iterator[Sequence[object]]
 
@@ -95,7 +96,9 @@ def predict(
             raise UserError(
                 f"--top is not for runs on recordings, and {run} is one: --threshold says what is written."
             )
-        from experiments import predict_recordings  # nothing else needs its libraries
+        from experiments.inference import (
+            recordings as predict_recordings,  # nothing else needs its libraries
+        )
 
         out = predict_recordings.OUT if out is None else out
         return predict_recordings.predict(trained, paths, out, **of_sounds, **common)

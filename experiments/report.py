@@ -18,19 +18,13 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import flags
 
-from experiments import (
-    cli,
-    files,
-    map_figures,
-    maps,
-    published,
-    runs,
-    settings,
-    study_figures,
-    tables,
-)
-from experiments.comparison import Comparison, compare
-from experiments.errors import UserError
+from experiments.core import cli, files
+from experiments.core.errors import UserError
+from experiments.reports import map_figures, published, study_figures, tables
+from experiments.reports import recipes as settings
+from experiments.reports.comparison import Comparison, compare
+from experiments.runs import artifacts as maps
+from experiments.runs import find as runs
 
 Saved = TypeVar("Saved", maps.Maps, maps.Samples)
 

@@ -29,14 +29,15 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dyn.diagnostics import count_parameters
-from experiments import cli, data, report
+from experiments import data, report
+from experiments.configs.overrides import key_and_value, sweep
+from experiments.core import cli
+from experiments.core.errors import UserError
 from experiments.data import folds
-from experiments.errors import UserError
-from experiments.overrides import key_and_value, sweep
-from experiments.planned import Planned, attempt, load_config
-from experiments.program import Program
 from experiments.tasks import TASKS
-from experiments.validate import refuse_unused, validate
+from experiments.train.grid import Planned, attempt, load_config
+from experiments.train.program import Program
+from experiments.train.validate import refuse_unused, validate
 
 DATASET = flags.DEFINE_string("dataset", "digits", "The data set.")
 CONFIGS = flags.DEFINE_string("configs", "base,global_soft,local_soft,hard,odconv", "The configs.")

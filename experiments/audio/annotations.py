@@ -12,9 +12,10 @@ import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
-from experiments.audio import groups, raven
-from experiments.errors import UserError
-from experiments.files import write_text
+from experiments.audio import raven
+from experiments.core.errors import UserError
+from experiments.core.files import write_text
+from experiments.data import groups
 
 # What the columns are called, here and elsewhere, in lower case; the first that is there is taken.
 _COLUMNS = {

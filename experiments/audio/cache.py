@@ -15,11 +15,10 @@ import numpy as np
 
 from experiments.audio import recordings, spectrograms, windows
 from experiments.audio.recordings import Unreadable
-from experiments.data import contents
-from experiments.errors import UserError
-from experiments.files import write_json
-from experiments.metrics import replacing
-from experiments.progress import Progress
+from experiments.core import digests as contents
+from experiments.core.console import Progress
+from experiments.core.errors import UserError
+from experiments.core.files import replacing, write_json
 
 _SETTINGS = ("hop", "channel", "pad", *spectrograms.SETTINGS)
 _LIBRARIES = ("PyWavelets", "librosa", "numpy", "pillow", "soundfile", "soxr")

@@ -3,7 +3,7 @@
 import importlib
 import types
 
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 
 def library(name: str) -> types.ModuleType:

@@ -10,8 +10,8 @@ import numpy as np
 
 from experiments.audio import truncation
 from experiments.audio.libraries import library
-from experiments.data.listing import files_below
-from experiments.errors import UserError
+from experiments.core.errors import UserError
+from experiments.core.listing import files_below
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".wav")
 MOST_FRAMES = 2**40

@@ -15,7 +15,7 @@ import scipy.io.wavfile
 import scipy.signal
 
 from experiments.audio.annotations import Annotation, write_raven
-from experiments.metrics import replacing
+from experiments.core.files import replacing
 
 
 class Song(NamedTuple):

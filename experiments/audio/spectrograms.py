@@ -11,7 +11,7 @@ from PIL import Image
 
 from experiments.audio import wavelets
 from experiments.audio.libraries import library
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 PICTURES = ("mel", "linear", "wavelet")
 COLOURS = ("grey", "rgb", "magma")

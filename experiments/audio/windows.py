@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 PADS = ("zero", "repeat", "drop")
 

@@ -46,12 +46,12 @@ from absl import flags
 
 from dyn import layers
 from dyn.models import ResNet18
-from experiments import cli
 from experiments.benchmarks import results, timing
 from experiments.benchmarks.flax_resnet import flax_resnet
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.benchmarks.step import BATCH, SIZE, WIDTH, Step, settings
-from experiments.errors import UserError
+from experiments.core import cli
+from experiments.core.errors import UserError
 
 KEEP_MEMORY = flags.DEFINE_bool("keep_memory", False, "Whether malloc keeps what is freed.")
 

@@ -38,16 +38,17 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import cli, data
+from experiments import data
 from experiments.benchmarks import results, synthetic, timing
 from experiments.benchmarks.options import QUICK, RUNS
 from experiments.configs import base
+from experiments.core import cli
+from experiments.core.errors import UserError, nearest
 from experiments.data import Dataset, pipeline
-from experiments.errors import UserError, nearest
-from experiments.program import Program
-from experiments.recipe import make_lengths
 from experiments.tasks import TASKS
-from experiments.train import find_program
+from experiments.train.loop import find_program
+from experiments.train.optimizer import make_lengths
+from experiments.train.program import Program
 
 SETS = flags.DEFINE_list("sets", [], "Data sets; all if left out.")
 

@@ -30,10 +30,10 @@ from dyn.ops import LOWERINGS, dynamic_conv
 from dyn.ops.lowerings import unable
 from dyn.ops.planner import Kinds, plan, work
 from dyn.ops.window import Window, resolve
-from experiments import cli
 from experiments.benchmarks import results, timing
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
-from experiments.errors import UserError
+from experiments.core import cli
+from experiments.core.errors import UserError
 
 FIT = flags.DEFINE_bool("fit", False, "Fit the planner's constants for this platform.")
 CASES = flags.DEFINE_list("cases", [], "Parts of the names of cases; all if left out.")

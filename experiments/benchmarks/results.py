@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments import files, style
 from experiments.benchmarks.options import OUT
-from experiments.errors import UserError
+from experiments.core import files
+from experiments.core.errors import UserError
+from experiments.figures import style
 
 
 def folder() -> Path:

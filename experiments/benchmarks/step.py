@@ -12,7 +12,7 @@ from absl import flags
 
 from dyn.diagnostics import count_parameters
 from experiments.benchmarks.options import DTYPE, RUNS
-from experiments.memory import check_fits
+from experiments.train.memory import check_fits
 
 SIZE = flags.DEFINE_integer("size", 64, "Pixels of a picture's side.", lower_bound=1)
 # A batch norm inside attention has nothing to normalise in a batch of one.

@@ -29,12 +29,12 @@ from absl import flags
 
 from dyn import layers
 from dyn.models import ResNet18, ResNet50
-from experiments import cli
 from experiments.benchmarks import results, timing
 from experiments.benchmarks.flax_resnet import flax_resnet
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.benchmarks.step import BATCH, SIZE, Step, settings
-from experiments.errors import UserError, nearest
+from experiments.core import cli
+from experiments.core.errors import UserError, nearest
 
 DEPTH = flags.DEFINE_enum("depth", "18", ["18", "50"], "The ResNet.")
 LAYERS = flags.DEFINE_list("layers", [], "Names of rows; all if left out.")

@@ -13,7 +13,7 @@ static and dynamic kernels with; the spectrograms are ours: 128 mel bands over 8
 from ml_collections import ConfigDict
 
 from experiments.configs import common, dcd, odconv
-from experiments.errors import UserError, nearest
+from experiments.core.errors import UserError, nearest
 
 CONVS = ("static", "dcd", "odconv")
 

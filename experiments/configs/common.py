@@ -9,7 +9,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

@@ -22,7 +22,7 @@ at temperature 16 (30 epochs, another augmentation).
 from ml_collections import ConfigDict
 
 from experiments.configs import common, rotated
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 
 def get_config(argument: str | None = None) -> ConfigDict:

@@ -11,7 +11,7 @@ the paper; `songs` for made-up sounds, or any data set of pictures.
 from ml_collections import ConfigDict
 
 from experiments.configs import common
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 # What a picture of a second is: 128 frequencies without the lowest, 128 moments, [0, 1].
 AUDIO = {

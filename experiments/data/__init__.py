@@ -6,10 +6,10 @@ import types
 
 import numpy as np
 
+from experiments.core.errors import UserError, nearest
 from experiments.data import duplicates, folds
 from experiments.data.dataset import Dataset, Example, Source
 from experiments.data.sources import Relabelled, flatten
-from experiments.errors import UserError, nearest
 
 __all__ = ["NAMES", "Dataset", "Example", "Source", "check_sizes", "check_skipped", "load"]
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.audio import groups, spectrograms
-from experiments.data import pictures
+from experiments.audio import spectrograms
+from experiments.core.errors import UserError, nearest
+from experiments.core.listing import files_below
+from experiments.data import groups, pictures
 from experiments.data.dataset import Dataset, Example
-from experiments.data.listing import files_below
 from experiments.data.sources import Chain
-from experiments.errors import UserError, nearest
 
 # What a folder of generated pictures says of itself.
 DESCRIPTION = "generated.json"

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.data import contents, listing, pictures, places, splits
+from experiments.core import digests as contents
+from experiments.core import listing
+from experiments.core.errors import UserError
+from experiments.data import pictures, places, splits
 from experiments.data.dataset import Dataset, Example
-from experiments.errors import UserError
 
 _SPLITS = {
     "train": "train",

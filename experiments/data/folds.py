@@ -15,11 +15,11 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
+from experiments.core.errors import UserError
+from experiments.core.files import replacing
 from experiments.data import splits
 from experiments.data.dataset import Dataset, Source
 from experiments.data.sources import Chain, Subset
-from experiments.errors import UserError
-from experiments.metrics import replacing
 
 COLUMNS = ["example", "split", "label", "fold"]
 

@@ -3,9 +3,9 @@
 import pathlib
 from collections.abc import Sequence
 
+from experiments.core.errors import UserError
 from experiments.data import masks, places, splits
 from experiments.data.dataset import Dataset
-from experiments.errors import UserError
 
 IMAGES = ("images", "imgs", "pictures", "jpegimages")
 MASKS = ("masks", "labels", "annotations", "segmentationclass")

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.data import contents, pictures, splits
+from experiments.core import digests as contents
+from experiments.core.errors import UserError
+from experiments.data import pictures, splits
 from experiments.data.dataset import Example
-from experiments.errors import UserError
 
 IGNORE = 255
 """The index of pixels that count for nothing: borders of objects, what lies outside a picture."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 MOST_PIXELS = 89_478_485
 """Pictures with more are refused: as RGB this is a quarter of a gigabyte, where Pillow begins to warn."""

@@ -9,9 +9,9 @@ from collections.abc import Callable
 import grain
 import numpy as np
 
+from experiments.core.errors import UserError
 from experiments.data.dataset import Example, Source
 from experiments.data.sources import Subset
-from experiments.errors import UserError
 
 Batch = dict[str, np.ndarray]
 

@@ -15,7 +15,7 @@ from experiments.audio import annotations
 from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Pictures
 from experiments.audio.targets import targets
-from experiments.errors import UserError, nearest
+from experiments.core.errors import UserError, nearest
 
 
 @dataclasses.dataclass(frozen=True)

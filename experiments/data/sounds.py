@@ -10,15 +10,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.audio import cache, groups, recordings, songs, spectrograms
+from experiments.audio import cache, recordings, songs, spectrograms
 from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Pictures
-from experiments.data import places, sound_labels
+from experiments.core.errors import UserError
+from experiments.data import groups, places, sound_labels
 from experiments.data.dataset import Dataset, Example, Source
 from experiments.data.sound_labels import Known
 from experiments.data.sources import Subset
 from experiments.data.splits import stratified_limit
-from experiments.errors import UserError
 
 _WAYS = (
     "give --config.data.source=PATH, a folder of recordings: one folder for each class, or recordings with "

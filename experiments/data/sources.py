@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.data import contents
+from experiments.core import digests as contents
 from experiments.data.dataset import Example, Source
 
 

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 from sklearn.model_selection import train_test_split
 
+from experiments.core.errors import UserError
 from experiments.data.dataset import Source
 from experiments.data.sources import Subset
-from experiments.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

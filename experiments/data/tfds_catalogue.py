@@ -10,9 +10,10 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import tensorflow_datasets as tfds
 
-from experiments.data import contents, pictures, places, splits
+from experiments.core import digests as contents
+from experiments.core.errors import UserError
+from experiments.data import pictures, places, splits
 from experiments.data.dataset import Dataset, Example
-from experiments.errors import UserError
 
 _SPLITS = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 

@@ -12,9 +12,10 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from experiments.data import contents, pictures, places, splits, tiny_imagenet_files
+from experiments.core import digests as contents
+from experiments.core.errors import UserError
+from experiments.data import pictures, places, splits, tiny_imagenet_files
 from experiments.data.dataset import Dataset, Example
-from experiments.errors import UserError
 
 OFFICIAL_TRAIN, OFFICIAL_VAL = 100_000, 10_000
 

@@ -8,8 +8,8 @@ import pathlib
 import zipfile
 from collections.abc import Iterator, Sequence
 
+from experiments.core.errors import UserError
 from experiments.data import archives, downloads
-from experiments.errors import UserError
 
 URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
 MD5 = "90528d7ca1a48142e341f4ef8d21d0de"

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
+from experiments.core.errors import UserError
 from experiments.data.dataset import Example
-from experiments.errors import UserError
 
 AUGMENTATIONS = ("none", "affine", "shift", "crop_flip", "resized_crop", "series", "cyclic")
 

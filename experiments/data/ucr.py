@@ -5,11 +5,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from experiments.core.errors import UserError
 from experiments.data import places, splits, ucr_files
 from experiments.data.dataset import Dataset
 from experiments.data.sources import Arrays
 from experiments.data.ucr_files import Row
-from experiments.errors import UserError
 
 
 def load(config, seed: int) -> Dataset:
@@ -187,3 +187,25 @@ def _normalise(values: np.ndarray) -> np.ndarray:
     if spread <= 1e-9 * max(1.0, np.abs(values).max()):
         return np.zeros_like(values)
     return centred / spread
+
+
+def series_of(row: Row, shape: tuple[int, ...]) -> np.ndarray:
+    """A series as evaluation sees it, float32 `[L, C]`.
+
+    Args:
+        row: the series as it is in a file.
+        shape: `(L, C)`, what the network was trained with.
+
+    Raises:
+        ValueError: says in a few words why it cannot be used.
+    """
+    longest, channels = shape
+    if len(row.channels) != channels:
+        raise ValueError(f"{len(row.channels)} channels, not {channels} as in training")
+    if all(np.isnan(channel).all() for channel in row.channels):
+        raise ValueError("no values")
+    if length_of(row) > longest:
+        raise ValueError(
+            f"{length_of(row)} values, more than the {longest} of the longest in training"
+        )
+    return prepare(row, longest)[0]

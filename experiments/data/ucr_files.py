@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 _SUFFIXES = (".tsv", ".ts", ".txt", "")  # Where a set comes in several, the first is taken.
 MISSING = ("", "?", "nan")

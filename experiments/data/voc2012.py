@@ -1,8 +1,8 @@
 """Pascal VOC 2012 segmentation: 20 classes of things and the background, for every pixel."""
 
+from experiments.core.errors import UserError
 from experiments.data import masks, places, splits, voc2012_files
 from experiments.data.dataset import Dataset
-from experiments.errors import UserError
 
 CLASSES = (
     "background",

@@ -6,8 +6,8 @@ import pathlib
 import tarfile
 from collections.abc import Sequence
 
+from experiments.core.errors import UserError
 from experiments.data import archives, downloads
-from experiments.errors import UserError
 
 URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
 MD5 = "6cd6e144f989b92b3379bac3b3de84fd"

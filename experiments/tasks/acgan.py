@@ -23,12 +23,12 @@ from ml_collections import ConfigDict
 
 from dyn.models import ACGAN
 from dyn.ops.dtypes import float32_or_wider
-from experiments import gan_figures, metrics
+from experiments.core.errors import UserError
 from experiments.data import Dataset, Example
-from experiments.errors import UserError
-from experiments.gan_samples import diversity, labelled, make_pictures, noise_of
-from experiments.tasks import classification
+from experiments.figures import gan as gan_figures
+from experiments.tasks import classification, metrics
 from experiments.tasks.backbone import with_conv
+from experiments.tasks.gan_samples import diversity, labelled, make_pictures, noise_of
 
 Array = jax.Array
 Batch = Mapping[str, Array]

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dyn import layers, models
-from experiments.errors import UserError, nearest
+from experiments.core.errors import UserError, nearest
 
 CONVS = {
     "conv": layers.Conv,

@@ -13,11 +13,16 @@ from ml_collections import ConfigDict
 
 from dyn import models
 from dyn.diagnostics import sown_weights
-from experiments import figures, files, maps, metrics, mistakes, per_class
+from experiments.core import files
+from experiments.core.errors import UserError
 from experiments.data import Dataset, Example, spectrogram_transforms, transforms
-from experiments.errors import UserError
-from experiments.mixing import mix
+from experiments.figures import classification as figures
+from experiments.figures import examples as mistakes
+from experiments.figures import pr_curves as per_class
+from experiments.runs import artifacts as maps
+from experiments.tasks import metrics
 from experiments.tasks.backbone import CONVS, NETWORKS, make_layer, make_network
+from experiments.tasks.mixing import mix
 
 Array = jax.Array
 Batch = Mapping[str, Array]

@@ -17,10 +17,10 @@ from ml_collections import ConfigDict
 
 from dyn import layers, models
 from dyn.models.autoencoder import CODE_ACTIVATIONS, POOLINGS
-from experiments import reconstruction_figures
+from experiments.core.errors import UserError
 from experiments.data import Dataset, Example
 from experiments.data.transforms import AUGMENTATIONS as OF_PICTURES
-from experiments.errors import UserError
+from experiments.figures import reconstruction as reconstruction_figures
 from experiments.tasks import classification
 from experiments.tasks.backbone import CONVS, make_layer
 

@@ -13,12 +13,13 @@ import optax
 from ml_collections import ConfigDict
 
 from dyn import models
-from experiments import maps, segmentation_figures
+from experiments.core.errors import UserError
 from experiments.data import Dataset, Example, mask_transforms
 from experiments.data.masks import IGNORE
-from experiments.errors import UserError
-from experiments.segmentation_metrics import confusion_matrix, scores
+from experiments.figures import segmentation as segmentation_figures
+from experiments.runs import artifacts as maps
 from experiments.tasks.backbone import make_backbone, make_layer, with_conv
+from experiments.tasks.segmentation_metrics import confusion_matrix, scores
 
 Array = jax.Array
 Batch = Mapping[str, Array]

@@ -18,13 +18,15 @@ import optax
 from ml_collections import ConfigDict
 from scipy.special import expit
 
-from experiments import figures, mistakes, per_class
+from experiments.core.errors import UserError
 from experiments.data import Dataset
-from experiments.errors import UserError
-from experiments.mixing import mix_targets
-from experiments.tagging_metrics import masked_loss, scores
+from experiments.figures import classification as figures
+from experiments.figures import examples as mistakes
+from experiments.figures import pr_curves as per_class
 from experiments.tasks import classification
 from experiments.tasks.backbone import make_network
+from experiments.tasks.mixing import mix_targets
+from experiments.tasks.tagging_metrics import masked_loss, scores
 
 Array = jax.Array
 Batch = Mapping[str, Array]

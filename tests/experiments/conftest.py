@@ -115,8 +115,10 @@ def ask(monkeypatch, capsys, tmp_path):
     The config that it goes on with is `ask.seen.config`.
     """
     # Not at once: the tests of data need nothing of it.
-    from experiments import cli, program, train, validate
     from experiments import main as command
+    from experiments.core import cli
+    from experiments.train import loop as train
+    from experiments.train import program, validate
 
     monkeypatch.chdir(Path(command.__file__).parents[1])
     monkeypatch.setenv("HOME", str(tmp_path / "home"))

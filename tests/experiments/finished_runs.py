@@ -5,8 +5,8 @@ import json
 import jax
 import numpy as np
 
-from experiments.checkpoint import Checkpoints
 from experiments.configs import common
+from experiments.runs.checkpoints import Checkpoints
 from experiments.tasks import TASKS
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from flax import traverse_util
 
-from experiments import train as loop
 from experiments.configs import odconv
-from experiments.settings import unused
+from experiments.configs.relevance import unused
+from experiments.train import loop as loop
 
-ROOT = Path(loop.__file__).parents[1]
+ROOT = Path(loop.__file__).parents[2]
 SMALL = {
     "model.width": 4,
     "data.limit": 32,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from experiments.audio import annotations, songs, times
 from experiments.audio.annotations import Annotation
 from experiments.audio.targets import targets
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 HEADER = [
     "Selection",

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from experiments.audio import cache, recordings, spectrograms, windows
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 pytest.importorskip("soundfile")
 pytest.importorskip("soxr")

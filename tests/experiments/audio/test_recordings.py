@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from experiments.audio import recordings
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 soundfile = pytest.importorskip("soundfile")
 soxr = pytest.importorskip("soxr")

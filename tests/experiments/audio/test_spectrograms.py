@@ -3,7 +3,7 @@ import pytest
 from scipy.signal import fftconvolve
 
 from experiments.audio import spectrograms, wavelets
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 librosa = pytest.importorskip("librosa")
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from experiments.audio import windows
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 
 def in_blocks(samples, size):

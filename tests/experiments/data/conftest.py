@@ -7,7 +7,7 @@ import threading
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 SHARED = pathlib.Path(__file__).parents[4] / "shared" / "data"
 

@@ -11,8 +11,8 @@ import zipfile
 import pytest
 
 from experiments import data
+from experiments.core.errors import UserError
 from experiments.data import archives
-from experiments.errors import UserError
 
 
 def write_zip(path, files, method=zipfile.ZIP_DEFLATED):

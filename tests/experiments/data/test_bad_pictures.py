@@ -11,8 +11,8 @@ import pytest
 from PIL import Image, ImageOps
 
 from experiments import data
+from experiments.core.errors import UserError
 from experiments.data import mask_transforms, masks, pictures, pipeline, transforms
-from experiments.errors import UserError
 
 
 def noise(*shape):

@@ -6,10 +6,10 @@ from PIL import Image
 
 from experiments import data
 from experiments.configs import common
+from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.data.sources import Subset
-from experiments.errors import UserError
-from experiments.train import train
+from experiments.train.loop import train
 
 
 def dataset(used, skipped, shown=None):

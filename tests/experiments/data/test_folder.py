@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from experiments import data
+from experiments.core.errors import UserError
 from experiments.data import pictures
-from experiments.errors import UserError
 
 
 def write(path, value=100, size=(6, 4), mode="RGB", **options):

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 
 from experiments import data
+from experiments.core.errors import UserError
 from experiments.data import folds, splits
 from experiments.data.dataset import Dataset
 from experiments.data.sources import Arrays, Subset
-from experiments.errors import UserError
 
 CLASSES = ["ash", "birch", "cedar"]
 

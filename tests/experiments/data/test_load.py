@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from experiments import data
+from experiments.core.errors import UserError
 from experiments.data import places
-from experiments.errors import UserError
 
 
 def test_digits_keep_every_ink_count(make_config):

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from experiments import data
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 
 def write_pair(folder, name, index, images="images", masks="masks", size=(4, 6), suffix="png"):

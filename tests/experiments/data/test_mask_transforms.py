@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from experiments.core.errors import UserError
 from experiments.data import mask_transforms, pipeline
-from experiments.errors import UserError
-from experiments.segmentation_metrics import confusion_matrix, scores
+from experiments.tasks.segmentation_metrics import confusion_matrix, scores
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 FILL = (102, 128, 153)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from absl import flags
 
+from experiments.core.errors import UserError
 from experiments.data import pipeline, transforms
 from experiments.data.sources import Arrays
-from experiments.errors import UserError
 
 COUNT, BATCH = 21, 8
 TRAIN = transforms.make("crop_flip", 6, 0.5, 0.5, train=True)

@@ -7,9 +7,9 @@ from PIL import Image
 
 from experiments.audio import songs
 from experiments.configs import birdsong_classifier, common
+from experiments.core.errors import UserError
 from experiments.data import check_skipped, extra, load
 from experiments.data.sources import flatten
-from experiments.errors import UserError
 
 # Small pictures of short windows: what is read, not how it looks, is what counts here.
 AUDIO = {"sample_rate": 16_000, "seconds": 0.5, "hop": 0.5, "n_fft": 256, "step": 200, "bands": 16}

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
+from experiments.core.errors import UserError
 from experiments.data import splits
 from experiments.data.sources import Arrays
-from experiments.errors import UserError
 
 
 def pool(labels):

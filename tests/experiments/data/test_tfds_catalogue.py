@@ -6,7 +6,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 from experiments import data
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 
 def png(value, mode):

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from experiments import data
+from experiments.core.errors import UserError
 from experiments.data import tiny_imagenet, tiny_imagenet_files
-from experiments.errors import UserError
 
 ROOT = "tiny-imagenet-200"
 WNIDS = ["n03", "n01", "n02"]

@@ -3,8 +3,8 @@ import pickle
 import numpy as np
 import pytest
 
+from experiments.core.errors import UserError
 from experiments.data import transforms
-from experiments.errors import UserError
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from experiments import data
-from experiments.errors import UserError
+from experiments.core.errors import UserError
 
 Z = np.array([-1.3416408, -0.4472136, 0.4472136, 1.3416408], np.float32)  # 1 2 3 4 normalised.
 

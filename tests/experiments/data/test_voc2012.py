@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from experiments import data
+from experiments.core.errors import UserError
 from experiments.data import archives, masks, voc2012, voc2012_files
-from experiments.errors import UserError
 
 LISTS = "ImageSets/Segmentation"
 

@@ -1,0 +1,1 @@
+"""Errors, the command-line helper, the console, files and digests."""

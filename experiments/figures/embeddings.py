@@ -1,0 +1,157 @@
+"""Figures of codes: near each other or not, by the hour of the day, and against other features."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.lines import Line2D
+
+from experiments.figures.style import FAINT, INK, colormap, new_figure, save, short, style_axes
+
+MOST = 2_000  # points of a map
+MARKERS = "os^Dv<>ph*XP"
+
+
+def tsne(
+    codes: np.ndarray,
+    clusters: np.ndarray,
+    labels: Sequence[str],
+    path: str | os.PathLike,
+    seed: int = 0,
+) -> None:
+    """Draws codes on a plane, those that are near each other close by; nothing of fewer than five.
+
+    Args:
+      codes: floats [N, D]; of more than 2,000 so many are drawn.
+      clusters: [N], the colours.
+      labels: of each, the markers; '' for none.
+      path: the PNG to write.
+      seed: decides the draw and the map.
+    """
+    from sklearn.manifold import TSNE
+
+    from experiments.audio.clusters import standardised
+
+    if len(codes) < 5:
+        return
+    drawn = np.arange(len(codes))
+    if len(codes) > MOST:
+        drawn = np.sort(np.random.default_rng(seed).choice(len(codes), MOST, replace=False))
+    perplexity = min(30.0, (len(drawn) - 1) / 3)
+    # Not 'pca': codes that are all alike have no components.
+    scaled = standardised(codes)[drawn]
+    points = TSNE(
+        perplexity=perplexity, init="random", random_state=seed, method="barnes_hut"
+    ).fit_transform(scaled)
+    names = sorted({labels[index] for index in drawn})
+    marker_of = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(names)}
+    caption = f"t-SNE of {len(drawn):,} codes, perplexity {perplexity:.0f}; far apart says little."
+    figure = new_figure(7.5, 6.4, "Codes, by cluster (colour) and label (marker)", caption)
+    axes = figure.subplots()
+    colours = _colours(int(clusters.max()) + 1)
+    chosen, of = clusters[drawn], np.array([labels[index] for index in drawn])
+    for name in names:
+        mine = of == name
+        axes.scatter(
+            *points[mine].T,
+            c=[colours[cluster] for cluster in chosen[mine]],
+            marker=marker_of[name],
+            s=16,
+            linewidths=0,
+            alpha=0.85,
+        )
+    style_axes(axes, grid=False, frame=True)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    if names != [""]:
+        handles = [
+            Line2D(
+                [],
+                [],
+                linestyle="",
+                marker=marker_of[name],
+                color=FAINT,
+                label=short(name or "no label"),
+            )
+            for name in names[:24]
+        ]
+        figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
+    save(figure, path)
+
+
+def day(hours: np.ndarray, clusters: np.ndarray, path: str | os.PathLike) -> None:
+    """Draws which share of an hour's windows is in each cluster.
+
+    Args:
+      hours: [N], 0 to 24.
+      clusters: [N].
+      path: the PNG to write.
+    """
+    number = int(clusters.max()) + 1
+    counts = np.zeros((number, 24))
+    np.add.at(counts, (clusters, hours.astype(int) % 24), 1)
+    total = counts.sum(axis=0)
+    shares = np.where(total > 0, counts / np.maximum(total, 1), np.nan)
+    figure = new_figure(
+        7.5,
+        min(0.28 * number, 12) + 2.0,  # of thousands, a picture could not be written
+        "Clusters by the hour of the day",
+        "The share of each hour's windows. Hours without recordings are grey.",
+    )
+    axes = figure.subplots()
+    image = axes.imshow(
+        shares, aspect="auto", cmap=colormap("viridis"), vmin=0, vmax=np.nanmax(shares)
+    )
+    style_axes(axes, xlabel="hour", ylabel="cluster", grid=False)
+    axes.set_xticks(range(0, 24, 3))
+    axes.set_yticks(range(0, number, max(1, number // 20)))
+    figure.colorbar(image, ax=axes, shrink=0.9).ax.tick_params(labelsize=8)
+    save(figure, path)
+
+
+def compare(
+    scores: Mapping[str, Mapping[str, tuple[float, float]]],
+    seconds: Mapping[str, float],
+    path: str | os.PathLike,
+) -> None:
+    """Draws how well clusters of several kinds of features agree with the labels, and what they cost.
+
+    Args:
+      scores: kind to measure to (mean, standard deviation).
+      seconds: kind to the time that making the features took.
+      path: the PNG to write.
+    """
+    kinds = list(scores)
+    measures = list(next(iter(scores.values())))
+    figure = new_figure(
+        8.5,
+        4.0,
+        "Which features find the labels",
+        "Left: B-cubed and purity of hierarchical clusters, mean and standard deviation over random subsets.",
+    )
+    left, right = figure.subplots(1, 2, width_ratios=[2.4, 1])
+    width, colours = 0.8 / len(kinds), _colours(len(kinds))
+    for number, kind in enumerate(kinds):
+        means, spreads = zip(*scores[kind].values(), strict=True)
+        places = np.arange(len(measures)) + (number - (len(kinds) - 1) / 2) * width
+        left.bar(places, means, width, yerr=spreads, color=colours[number], label=kind, capsize=2)
+        right.barh(kind, seconds[kind], color=colours[number])
+    left.set_xticks(range(len(measures)), [{"f": "F"}.get(name, name) for name in measures])
+    left.set_ylim(0, 1)
+    left.legend(fontsize=8, frameon=False, ncols=2)
+    style_axes(left)
+    right.invert_yaxis()
+    for number, kind in enumerate(kinds):
+        right.text(
+            seconds[kind], number, f" {seconds[kind]:.3g}", va="center", fontsize=8, color=INK
+        )
+    right.margins(x=0.25)
+    style_axes(right, xlabel="seconds")
+    save(figure, path)
+
+
+def _colours(number: int) -> list:
+    if number <= 10:
+        return list(matplotlib.colormaps["tab10"].colors)
+    return list(matplotlib.colormaps["gist_rainbow"](np.linspace(0, 1, number)))

@@ -1,0 +1,1 @@
+"""Asks a trained network about files, recordings and embeddings."""

@@ -1,0 +1,1 @@
+"""Compares runs: tables, published numbers, figures."""

@@ -1,0 +1,1 @@
+"""The folder of a run: lock, config, log, checkpoints, weights and artefacts."""

@@ -1,0 +1,379 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from experiments import main as program
+from experiments.configs import odconv
+from experiments.core import cli
+from experiments.core.errors import UserError
+from experiments.runs.folder import claim, hold
+from experiments.tasks import classification
+from experiments.train import loop as train
+
+ROOT = Path(program.__file__).parents[2]
+CONFIG = "--config=experiments/configs/odconv.py"
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """Returns a function that runs the command in this process: (exit code, output, errors)."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    cache = jax.config.jax_compilation_cache_dir
+
+    def run(*words):
+        words = [f"{CONFIG}:smoke" if word is CONFIG else word for word in words]
+        if not any(word.startswith("--workdir") for word in words):
+            words.append(f"--workdir={tmp_path / 'run'}")
+        # ml_collections reads the overrides from here.
+        monkeypatch.setattr(sys, "argv", ["main.py", *words])
+        # The flags of a process are global; this forgets values and the flags of overrides.
+        with flagsaver.flagsaver():
+            code = cli.run(program.main, sys.argv, program.__doc__)
+        return code, *capsys.readouterr()
+
+    yield run
+    jax.config.update("jax_compilation_cache_dir", cache)
+    flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture
+def refused(command):
+    """Returns a function that runs the command, sees it refused in one line, and returns the line."""
+
+    def run(*words):
+        code, out, err = command(*words)
+        assert code == 2 and out == ""
+        assert err.startswith("error: ") and err.count("\n") == 1 and err.endswith("\n")
+        assert "\\n" not in err and "Traceback" not in err and len(err) < 500
+        return err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ([], "Which experiment? Give --config=experiments/configs/odconv.py"),
+        (["--config=experiments/configs/odcon.py"], "did you mean 'odconv'?"),
+        (["--config=experiments/configs/odconv"], "did you mean 'odconv'?"),
+        (["--config", "experiments/configs/odcon.py"], "did you mean 'odconv'?"),
+        (["--config=nowhere/odconv.py"], "There is no config nowhere/odconv.py"),
+        (["--config=experiments/configs/common"], "There is no config"),
+        (["--config=experiments/configs/__init__.py"], "is no config: it has no get_config"),
+        (["--config="], "There is no config"),
+        (["--config=experiments/configs/odconv.py:digts"], "did you mean 'digits'?"),
+        (["--config=experiments/configs/odconv.py:ucr,nme=x"], "did you mean 'name='?"),
+        ([CONFIG, "--workdr=x"], "There is no flag --workdr; did you mean '--workdir'?"),
+        ([CONFIG, "--qqqqqq=x"], "There is no flag --qqqqqq; --help lists the flags."),
+        ([CONFIG, "stray"], "'stray' is not a flag; flags are written --name=value."),
+        ([CONFIG, "--distributed=perhaps"], "distributed=perhaps"),
+    ],
+)
+def test_a_mistake_in_the_flags_is_answered_in_one_line(refused, words, says):
+    assert says in refused(*words)
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        (
+            "optimzer.learning_rate=1",
+            "--config has no setting 'optimzer'; did you mean 'optimizer'?",
+        ),
+        (
+            "optimizer.learning_rte=1",
+            "--config.optimizer has no setting 'learning_rte'; did you mean 'learning_rate'?",
+        ),
+        (
+            "conv.num_kernel=3",
+            "--config.conv has no setting 'num_kernel'; did you mean 'num_kernels'?",
+        ),
+        ("optimizer.zzz=1", "there are betas, clip, learning_rate, name, schedule,"),
+        ("epochs.more=1", "--config.epochs is one setting and holds no others"),
+        (
+            "optimizer=adam",
+            "--config.optimizer is a group of settings: betas, clip, learning_rate, name",
+        ),
+        ("epochs=abc", "--config.epochs=abc is not a whole number, such as 2."),
+        ("epochs=1.5", "--config.epochs=1.5 is not a whole number, such as 2."),
+        ("optimizer.learning_rate=fast", "learning_rate=fast is not a number, such as 0.003."),
+        ("tensorboard=perhaps", "--config.tensorboard=perhaps is not true or false"),
+    ],
+)
+def test_an_override_of_no_setting_or_of_the_wrong_kind_is_answered(refused, override, says):
+    assert says in refused(CONFIG, f"--config.{override}")
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("conv.name=odcnv", "--config.conv.name=odcnv does not exist; did you mean 'odconv'?"),
+        ("model.depth=17", "--config.model.depth=17: choose one of 6, 10, 18, 34, 50."),
+        ("model.stem=big", "--config.model.stem=big: choose one of imagenet, small."),
+        ("model.width=0", "--config.model.width=0: choose 1 or more."),
+        ("model.dropout=1", "--config.model.dropout=1.0: choose less than 1."),
+        ("augment=flip", "--config.augment=flip: did you mean 'crop_flip'?"),
+        ("augment=xyzzy", "--config.augment=xyzzy: there are none, affine"),
+        ("optimizer.name=admm", "--config.optimizer.name=admm: did you mean 'adam'?"),
+        ("dtype=float33", "--config.dtype=float33: did you mean 'float32'?"),
+        ("batch_size=0", "--config.batch_size=0: choose 1 or more."),
+        ("batch_size=6", "does not divide among 4 devices; choose a multiple of 4."),
+        ("epochs=0", "--config.epochs=0: choose 1 or more."),
+        ("log_every=0", "--config.log_every=0: choose 1 or more."),
+        ("checkpoint_every=0", "--config.checkpoint_every=0: choose 1 or more."),
+        ("optimizer.learning_rate=-1", "learning_rate=-1.0: choose more than 0."),
+        ("optimizer.learning_rate=nan", "learning_rate=nan: choose more than 0."),
+        ("optimizer.learning_rate=inf", "learning_rate=inf: choose more than 0."),
+        ("temperature.start=0", "--config.temperature.start=0.0: choose more than 0."),
+        ("data.validation=1", "--config.data.validation=1.0: choose less than 1."),
+        ("data.limit=-5", "--config.data.limit=-5: choose 0 or more."),
+        ("seed=-1", "--config.seed=-1: choose 0 or more."),
+        ("task=clasification", "--config.task=clasification: "),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_answered_before_anything_is_made(
+    refused, override, says, tmp_path
+):
+    assert says in refused(CONFIG, f"--config.{override}")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("dataset", ["folder", "ucr", "ucr,name=Adiac", "tiny_imagenet"])
+def test_data_that_are_not_there_are_answered_with_where_they_were_looked_for(refused, dataset):
+    line = refused(
+        f"--config=experiments/configs/odconv.py:{dataset}", "--config.data.source=/nowhere"
+    )
+    assert "/nowhere" in line and "--config.data.source=" in line
+
+
+def test_a_workdir_that_is_a_file_is_answered(refused, tmp_path):
+    (tmp_path / "file").write_text("")
+    line = refused(CONFIG, f"--workdir={tmp_path / 'file'}")
+    assert f"The workdir {tmp_path / 'file'} cannot be used" in line
+
+
+def test_a_workdir_of_other_settings_is_answered_with_what_differs(refused, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    config = odconv.get_config("smoke")
+    config.epochs, config.optimizer.learning_rate = 7, 0.5
+    config.input.threads = 1  # does not change what is computed
+    (run / "config.json").write_text(json.dumps(config.to_dict()))
+    line = refused(CONFIG)
+    assert "epochs was 7 and is now 2" in line
+    assert "optimizer.learning_rate was 0.5 and is now 0.003" in line
+    assert "threads" not in line and "seed" not in line
+    assert json.loads((run / "config.json").read_text())["epochs"] == 7
+
+
+def test_a_workdir_from_before_a_setting_existed_is_continued_where_it_has_its_default(tmp_path):
+    config = odconv.get_config("smoke")
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    older = config.to_dict()
+    del older["accumulate"], older["optimizer"]["clip"]
+    (tmp_path / "config.json").write_text(json.dumps(older))
+    claim(tmp_path, config)
+    config.accumulate = 2
+    with pytest.raises(UserError, match="settings: accumulate was 1 and is now 2"):
+        claim(tmp_path, config)
+
+
+def test_a_damaged_config_file_is_answered(refused, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints" / "4").mkdir(parents=True)
+    (run / "config.json").write_text("{")
+    assert "config.json is damaged" in refused(CONFIG)
+
+
+def test_a_mistyped_setting_can_be_corrected_in_the_same_workdir(refused):
+    missing = "--config=experiments/configs/odconv.py:folder"
+    for epochs in (3, 4):
+        line = refused(missing, "--config.data.source=/nowhere", f"--config.epochs={epochs}")
+        assert "other settings" not in line
+
+
+def test_without_a_cluster_distributed_says_what_it_is_for(refused):
+    line = refused(CONFIG, "--distributed")
+    assert "--distributed finds no cluster" in line and "leave it out" in line
+
+
+def test_the_place_among_several_processes_reaches_jax(command, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        jax.distributed, "initialize", lambda *place, **times: calls.append((*place, times))
+    )
+    monkeypatch.setattr(train, "train", lambda config, workdir, **_: None)
+    address = "--coordinator_address=localhost:1234"
+    assert command(CONFIG)[0] == 0
+    assert command(CONFIG, "--distributed")[0] == 0
+    place = (address, "--num_processes=2", "--process_id=0", "--heartbeat=5")
+    assert command(CONFIG, *place)[0] == 0
+    usual, short = ({"heartbeat_timeout_seconds": seconds} for seconds in (30, 5))
+    assert calls == [(None, None, None, usual), ("localhost:1234", 2, 0, short)]
+
+
+def test_a_checkpoint_of_other_kernels_or_classes_is_named_with_its_shapes(
+    command, refused, tmp_path, monkeypatch
+):
+    """Where `config.json` does not tell: it is gone, or other data lie where they lay."""
+    monkeypatch.setattr(classification, "pictures", lambda *_: None)
+
+    def write(classes):
+        rng = np.random.default_rng(0)
+        for part in ("TRAIN", "TEST"):
+            table = np.column_stack([np.arange(60) % classes, rng.normal(size=(60, 16))])
+            np.savetxt(tmp_path / f"Toy_{part}.tsv", table, delimiter="\t", fmt="%.3f")
+
+    words = ["--config=experiments/configs/dyconv.py:ucr,name=Toy,smoke", "--config.epochs=1"]
+    words += [f"--config.data.source={tmp_path}", "--config.model.network=net2"]
+    words.append("--config.series.features=4")
+    run, kernels = tmp_path / "run", "--config.conv.num_kernels="
+    with jax.numpy_dtype_promotion("standard"):
+        write(classes=2)
+        assert command(*words, f"{kernels}2")[0] == 0
+        (run / "summary.json").unlink()
+        assert "conv.num_kernels was 2 and is now 3" in refused(*words, f"{kernels}3")
+        (run / "config.json").unlink()
+        line = refused(*words, f"{kernels}3")
+        assert "is of another network: params/" in line
+        assert "attention/kernel/bias is (2,) there and (3,) here; " in line and " more. " in line
+        (run / "config.json").unlink()
+        write(classes=3)
+        line = refused(*words, f"{kernels}2")
+        assert (
+            "network: params/head/bias is (2,) there and (3,) here; params/head/kernel is (" in line
+        )
+    assert [path.name for path in (run / "checkpoints").iterdir()]
+
+
+def test_help_prints_the_usage(command):
+    for word in ("--help", "-h"):
+        code, out, err = command(word)
+        assert (code, err) == (0, "")
+        assert out.startswith("Trains one experiment") and "--workdir=runs/NAME" in out
+
+
+def test_the_flags_reach_the_run(command, monkeypatch, tmp_path):
+    calls = []
+    monkeypatch.setattr(
+        train, "train", lambda config, workdir, **_: calls.append((config, workdir))
+    )
+    assert command(CONFIG, "--config.epochs=5", "--noconfig.tensorboard")[0] == 0
+    assert command("--config=experiments/configs/base.py:adiac", "--workdir=")[0] == 0
+    (config, workdir), (static, usual) = calls
+    assert (config.name, config.epochs, workdir) == ("odconv", 5, tmp_path / "run")
+    assert (static.name, static.epochs, usual) == ("base", 120, Path("runs/base-adiac"))
+
+
+def test_the_compilation_cache_of_the_person_is_respected(command, monkeypatch, tmp_path):
+    monkeypatch.setattr(train, "train", lambda config, workdir, **_: None)
+    command(CONFIG)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / ".cache/dyn/xla")
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
+    command(CONFIG)
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs")
+
+
+def test_an_error_of_ours_keeps_its_traceback(command, monkeypatch):
+    def broken(config, workdir, **_):
+        raise KeyError("ours")
+
+    monkeypatch.setattr(train, "train", broken)
+    with pytest.raises(KeyError, match="ours"):
+        command(CONFIG)
+
+
+def test_debug_shows_the_traceback_of_a_mistake(command):
+    code, _, err = command(CONFIG, "--config.batch_size=0", "--debug")
+    assert code == 2 and "Traceback" in err
+    assert err.splitlines()[-1].startswith("error: --config.batch_size=0")
+
+
+def test_ctrl_c_says_how_to_continue(command, monkeypatch):
+    def interrupted(config, workdir, **_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", interrupted)
+    code, _, err = command(CONFIG)
+    assert code == 130 and "the same command continues" in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_real_process_saves_its_step_after_a_signal(tmp_path, number):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "experiments.main", f"--workdir={workdir}"),
+            *("--config=experiments/configs/base.py:smoke", "--config.epochs=100000"),
+            *("--config.model.width=4", "--config.early_stopping.patience=0"),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "HOME": str(tmp_path), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        rows = workdir / "metrics.jsonl"
+        while not (rows.exists() and rows.stat().st_size) and process.poll() is None:
+            assert time.monotonic() < deadline, "the run does not begin"
+            time.sleep(0.05)
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + number, (out, err)
+    # Nothing else either: no warnings of the libraries, no complaints of threads at the end.
+    words = r"\nstopped behind step ([\d,]+), which is saved; the same command continues there\n"
+    step = int(re.fullmatch(words, err)[1].replace(",", ""))
+    assert step == max(int(p.name) for p in (workdir / "checkpoints").iterdir())
+
+
+def test_a_second_process_in_a_workdir_is_refused_and_a_dead_one_is_not_in_the_way(
+    tmp_path, capsys
+):
+    holder = subprocess.Popen(
+        [
+            sys.executable,
+            "-c",
+            "import sys, time, pathlib, experiments.workdir as w\n"
+            "with w.hold(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(100)",
+            str(tmp_path),
+        ],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"in use by process {holder.pid} on "), hold(tmp_path):
+            pass
+    finally:
+        holder.kill()
+        holder.communicate()
+    with hold(tmp_path):
+        pass
+
+
+def test_a_real_process_ends_with_2_and_one_line_after_a_mistake():
+    done = subprocess.run(
+        [sys.executable, "-m", "experiments.main", "--config=experiments/configs/odcon.py"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and "did you mean 'odconv'?" in done.stderr

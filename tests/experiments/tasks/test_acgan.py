@@ -1,0 +1,526 @@
+"""The GAN: both updates in one, its run, the pictures that it makes, and who judges them."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from finished_runs import config_with, write_finished
+from PIL import Image
+from small_runs import ROOT, assert_same_run, environment, small
+
+from dyn.models import ACGAN
+from experiments import export, inspect, predict
+from experiments.configs import dr_acgan
+from experiments.configs.relevance import unused
+from experiments.core.errors import UserError
+from experiments.generate import generate
+from experiments.inference.judge import frechet_distance, inception_score, judge
+from experiments.runs.checkpoints import Checkpoints
+from experiments.tasks import acgan
+from experiments.tasks.gan_samples import diversity, labelled, levels
+from experiments.train import loop as loop
+from experiments.train.loop import train
+from experiments.train.optimizer import make_lengths, make_optimizer, make_schedule
+from experiments.train.validate import validate
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+TINY = {
+    "gan.widths": (8, 4, 4, 4),
+    "gan.latent": 6,
+    "image_size": 16,
+    "steps": 8,
+    "evaluate_every": 1,
+    # In so few steps pictures would stay grey.
+    "optimizer.learning_rate": 1e-2,
+}
+FIGURES = {"curves.png", "gan.png", "samples.png", "samples_000004.png", "samples_000008.png"}
+
+
+def tiny(**changes):
+    return small(dr_acgan, **{**TINY, **changes})
+
+
+# The step.
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"gan.discriminator_rate": 0.25},
+        pytest.param({"gan.aux_on_fake": False}, marks=pytest.mark.long),
+    ],
+    ids=str,
+)
+def test_a_step_is_that_of_two_optimisers_in_the_published_order(setting):
+    """G and then D, each with its own gradient and its own Adam, against the task and the one optimiser."""
+    config = tiny(**setting)
+    config.optimizer.learning_rate = 2e-4
+    with jax.enable_x64(True):
+        net = ACGAN(3, latent=6, widths=(8, 4, 4, 4))
+        rng = np.random.default_rng(0)
+        real = jnp.asarray(rng.uniform(-1, 1, (4, 16, 16, 1)))
+        labels = jnp.array([0, 2, 1, 1])
+        shapes = jax.eval_shape(net.init, jax.random.key(0), real)
+        # To compile what draws the first parameters would take longer than all else.
+        variables = jax.tree.map_with_path(
+            lambda path, leaf: jnp.asarray(
+                0.1 * rng.standard_normal(leaf.shape) + (path[-1].key in ("var", "scale"))
+            ),
+            shapes,
+        )
+
+        one = make_optimizer(config, make_schedule(config, make_lengths(config, 64)))
+        rates = 2e-4, 2e-4 * config.gan.discriminator_rate
+        of_g, of_d = (optax.adam(rate, 0.5, 0.999) for rate in rates)
+
+        def both(variables, state, key):
+            def value(params):
+                seen = {**variables, "params": params}
+                batch = {"inputs": real, "label": labels}
+                return acgan.loss(config, net, seen, batch, key)
+
+            gradients, (metrics, changed) = jax.grad(value, has_aux=True)(variables["params"])
+            updates, state = one.update(gradients, state, variables["params"])
+            params = optax.apply_updates(variables["params"], updates)
+            return {"params": params, "batch_stats": changed["batch_stats"]}, state, metrics
+
+        def in_turns(variables, states, key):
+            draws = jax.random.split(key, 5)
+            noise = jax.random.normal(draws[0], (4, 6), jnp.float64)
+            wanted = jax.random.randint(draws[1], (4,), 0, 3)
+            params = variables["params"]
+
+            def run(g, d, batch_stats, *args, method):
+                seen = {"params": {"generator": g, "discriminator": d}, "batch_stats": batch_stats}
+                out, kept = net.apply(
+                    seen, *args, train=True, method=method, mutable=["batch_stats"]
+                )
+                return out, kept["batch_stats"]
+
+            def bce(logits, target):
+                return -jnp.mean(jax.nn.log_sigmoid(logits if target else -logits))
+
+            def ce(logits, y):
+                return -jnp.mean(jax.nn.log_softmax(logits)[jnp.arange(4), y])
+
+            def of_generator(g):
+                d, stats = params["discriminator"], variables["batch_stats"]
+                fake, stats = run(g, d, stats, noise, wanted, (16, 16, 1), method="generate")
+                (valid, named), stats = run(g, d, stats, fake, method="discriminate")
+                return (bce(valid, 1) + ce(named, wanted)) / 2, (fake, stats)
+
+            gradient, (fake, stats) = jax.grad(of_generator, has_aux=True)(params["generator"])
+            update, states[0] = of_g.update(gradient, states[0])
+            new = {"generator": optax.apply_updates(params["generator"], update)}
+
+            def of_discriminator(d):
+                g = new["generator"]  # updated already: nothing of it is looked at
+                (valid, named), bs1 = run(g, d, stats, real, method="discriminate")
+                of_real = (bce(valid, 1) + ce(named, labels)) / 2
+                (valid, named), bs2 = run(g, d, bs1, fake, method="discriminate")
+                of_fake = bce(valid, 0)
+                if config.gan.aux_on_fake:
+                    of_fake += ce(named, wanted)
+                return (of_real + of_fake / 2) / 2, bs2
+
+            gradient, stats = jax.grad(of_discriminator, has_aux=True)(params["discriminator"])
+            update, states[1] = of_d.update(gradient, states[1])
+            new["discriminator"] = optax.apply_updates(params["discriminator"], update)
+            return {"params": new, "batch_stats": stats}, states
+
+        def begin(params):
+            alone = [of_g.init(params["generator"]), of_d.init(params["discriminator"])]
+            return one.init(params), alone
+
+        mine = theirs = variables
+        state, states = jax.jit(begin)(variables["params"])
+        both, in_turns = jax.jit(both), jax.jit(in_turns)
+        with jax.numpy_dtype_promotion("standard"):
+            for step in range(3):
+                key = jax.random.key(step)
+                mine, state, metrics = both(mine, state, key)
+                theirs, states = in_turns(theirs, states, key)
+        # Three steps of Adam move a number by up to 6e-4.
+        for ours, other in zip(jax.tree.leaves(mine), jax.tree.leaves(theirs), strict=True):
+            np.testing.assert_allclose(ours, other, rtol=0, atol=1e-10)
+        linear = [tree["params"]["generator"]["linear"]["kernel"] for tree in (mine, variables)]
+        assert np.abs(np.asarray(linear[0]) - np.asarray(linear[1])).min() > 1e-6
+        assert set(metrics) == {"loss", "g", "d", "d_real", "d_fake", "aux_real", "aux_fake"}
+
+
+def test_what_the_discriminator_sees_can_be_rolled_and_cut():
+    pictures = jnp.asarray(np.random.default_rng(0).uniform(0.1, 1, (64, 16, 24, 1)), jnp.float32)
+    seen = np.asarray(jax.jit(acgan.distorted)(pictures, jax.random.key(0)))
+    shifts = []
+    for before, after in zip(np.asarray(pictures), seen, strict=True):
+        hole = after == 0
+        rolled = {by: np.roll(before, by, axis=1) for by in range(-3, 4)}
+        found = [by for by, x in rolled.items() if np.array_equal(np.where(hole, 0, x), after)]
+        assert len(found) == 1
+        shifts += found
+        inside = hole[..., 0]
+        assert 0 < inside.sum() <= 9 * 13
+        assert inside.sum() == inside.any(1).sum() * inside.any(0).sum()  # a rectangle
+    assert set(shifts) == set(range(-3, 4))
+
+
+def test_an_evaluation_counts_the_loss_that_is_learned():
+    sums = {"g": 4.0, "d": 3.0, "d_without_aux": 2.0, "aux_fake": 1.0, "count": 2.0}
+    for aux, d in ((True, 1.5), (False, 1.0)):
+        found = acgan.measure(tiny(**{"gan.aux_on_fake": aux}), [sums], None, "test")
+        assert found == {"loss": 2 + d, "g": 2.0, "d": d, "aux_fake": 0.5}
+
+
+# What a person sees while it learns.
+
+
+def test_a_discriminator_that_is_always_right_and_a_generator_of_one_picture_are_told():
+    def rows(right, until):
+        return [
+            {"step": step, "split": "train", "d_real": 1.0, "d_fake": right}
+            for step in range(10, until + 1, 10)
+        ]
+
+    assert acgan.warnings(rows(1.0, 500), 1.0, 0.5) == []
+    (said,) = acgan.warnings(rows(1.0, 510), 1.0, 0.5)
+    assert "right on more than 99% for 500 steps" in said
+    assert acgan.warnings([*rows(1.0, 510), *rows(0.9, 10)], 1.0, 0.5) == []
+    late = [{**row, "d_fake": 0.5} if row["step"] == 300 else row for row in rows(1.0, 800)]
+    assert acgan.warnings(late, 1.0, 0.5) == []
+    (said,) = acgan.warnings([], 2.0, 0.08)
+    assert "differ by 4.0% of what real ones do" in said
+
+
+def test_diversity_is_within_classes_and_not_between_them():
+    rng = np.random.default_rng(0)
+    same = {label: np.full((4, 8, 8, 1), 60 * label, np.uint8) for label in range(3)}
+    assert diversity(same) == 0
+    noisy = {label: rng.integers(0, 256, (50, 8, 8, 1)).astype(np.uint8) for label in range(2)}
+    assert abs(diversity(noisy) - 73.9) < 2  # of 0 to 255
+    assert diversity({0: np.zeros((1, 2, 2, 1), np.uint8)}) == 0
+
+
+def test_real_pictures_of_each_class_are_found_among_a_bounded_number():
+    source = [{"inputs": np.full((2, 2, 1), i % 7, np.uint8), "label": i % 3} for i in range(300)]
+    read = []
+
+    class Counted(list):
+        def __getitem__(self, index):
+            read.append(index)
+            return super().__getitem__(index)
+
+    def transform(example):
+        return {"inputs": example["inputs"] / np.float32(127.5) - 1}
+
+    found = labelled(Counted(source), transform, range(4), 2, seed=0)
+    assert {label: many.shape for label, many in found.items()} == dict.fromkeys(
+        range(3), (2, 2, 2, 1)
+    )
+    assert len(read) == 160 and all(many.max() <= 6 for many in found.values())
+
+
+def test_levels_undo_the_normalisation():
+    every = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
+    normalised = (every.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
+    np.testing.assert_array_equal(levels(normalised), every)
+    assert levels(np.array([-1.5, 1.5])).tolist() == [0, 255]
+
+
+# A run.
+
+
+@pytest.fixture(scope="module")
+def programs(compiled_once):
+    """What is compiled for one run is there for the other."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, programs):
+    """An uninterrupted run: (workdir, summary)."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    return workdir, train(tiny(), workdir, programs)
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory):
+    """A run of a classifier on the pictures that the GAN learns from, though it has learnt nothing."""
+    workdir = tmp_path_factory.mktemp("classifier") / "run"
+    config = config_with("digits,smoke", **{"data.limit": 32})
+    write_finished(workdir, config, [str(label) for label in range(10)], (8, 8, 1))
+    return workdir
+
+
+def test_a_run_leaves_its_samples_its_curves_and_its_metrics(finished):
+    workdir, summary = finished
+    assert {p.name for p in (workdir / "figures").iterdir()} == FIGURES
+    for name in FIGURES:
+        Image.open(workdir / "figures" / name).verify()
+    names = {"loss", "g", "d", "d_real", "d_fake", "aux_real", "aux_fake"}
+    assert set(summary["test"]) == names and summary["metric"] is None
+    assert summary["best"]["step"] == 8  # none ranks: the last one
+    assert abs(summary["test"]["loss"] - summary["test"]["g"] - summary["test"]["d"]) < 1e-6
+
+
+class Interrupted(Exception):
+    """Stands for anything that ends a run in the middle."""
+
+
+def test_a_run_that_is_stopped_and_continued_is_the_uninterrupted_one(
+    finished, programs, tmp_path, monkeypatch
+):
+    managers, real = [], loop.pipeline.train_batches
+
+    class Recorded(Checkpoints):
+        def __init__(self, *args):
+            super().__init__(*args)
+            managers.append(self)
+
+    def stopped(*args, start_step, **fields):
+        for step, batch in enumerate(real(*args, start_step=start_step, **fields), start_step):
+            if step == 7:
+                raise Interrupted
+            yield batch
+
+    monkeypatch.setattr(loop, "Checkpoints", Recorded)
+    monkeypatch.setattr(loop.pipeline, "train_batches", stopped)
+    with pytest.raises(Interrupted):
+        train(tiny(), tmp_path / "run", programs)
+    managers.pop().close()
+    monkeypatch.setattr(loop.pipeline, "train_batches", real)
+    train(tiny(), tmp_path / "run", programs)
+    assert_same_run(tmp_path / "run", finished[0])
+
+
+# Pictures of a run.
+
+
+def stored(folder):
+    return {
+        path.relative_to(folder).as_posix(): np.asarray(Image.open(path))
+        for path in sorted(folder.rglob("*.png"))
+    }
+
+
+def test_pictures_of_each_class_are_written_and_do_not_depend_on_what_else_is(finished, tmp_path):
+    run, _ = finished
+    folder = generate(run, tmp_path / "all", per_class=3, quiet=True)
+    made = stored(folder)
+    assert list(made) == [f"{label}/0000{n}.png" for label in range(10) for n in range(3)]
+    assert {(picture.shape, picture.dtype.name) for picture in made.values()} == {
+        ((16, 16), "uint8")
+    }
+    assert not np.array_equal(made["3/00000.png"], made["3/00001.png"])
+    said = json.loads((folder / "generated.json").read_text())
+    assert said["per_class"] == 3 and said["counts"] == {str(label): 3 for label in range(10)}
+    assert said["run"] == str(run) and said["seed"] == 0 and said["audio"]["colour"] == "grey"
+
+    other = stored(
+        generate(run, tmp_path / "some", per_class=5, classes=["3"], batch_size=2, quiet=True)
+    )
+    assert list(other) == [f"3/0000{n}.png" for n in range(5)]
+    for name in ("3/00000.png", "3/00002.png"):
+        # Other sums of a batch's, rounded otherwise.
+        assert np.abs(made[name].astype(int) - other[name]).max() <= 1
+    seed = stored(generate(run, tmp_path / "seed", per_class=1, classes=["3"], seed=1, quiet=True))
+    assert np.abs(made["3/00000.png"].astype(int) - seed["3/00000.png"]).max() > 1
+
+
+def test_what_is_there_is_not_replaced_unasked_and_what_is_not_ours_never(finished, tmp_path):
+    run, folder = finished[0], tmp_path / "gen"
+    fields = {"per_class": 2, "classes": ["1", "4"], "quiet": True}
+    generate(run, folder, **fields)
+    before = stored(folder)
+    with pytest.raises(UserError, match="is there already: choose another --out, or give --over"):
+        generate(run, folder, **fields)
+    generate(run, folder, **fields, again=True)
+    generate(run, folder, per_class=1, classes=["4"], overwrite=True, quiet=True)
+    assert list(stored(folder)) == ["4/00000.png"]
+    np.testing.assert_array_equal(stored(folder)["4/00000.png"], before["4/00000.png"])
+    recordings = tmp_path / "recordings"
+    (recordings / "1").mkdir(parents=True)
+    (recordings / "1" / "a.wav").write_bytes(b"sound")
+    with pytest.raises(UserError, match="no earlier command has generated"):
+        generate(run, recordings, **fields, overwrite=True)
+    assert (recordings / "1" / "a.wav").exists()
+
+
+def test_a_stopped_command_continues_with_the_first_class_that_is_not_finished(
+    finished, tmp_path, monkeypatch
+):
+    from experiments import generate as module
+
+    fields = {"per_class": 2, "classes": ["0", "1", "2"], "quiet": True}
+    expected = stored(generate(finished[0], tmp_path / "whole", **fields))
+    real, calls = module.make_pictures, []
+
+    def counted(*args):
+        calls.append(args)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(module, "make_pictures", counted)
+    with pytest.raises(KeyboardInterrupt):
+        generate(finished[0], tmp_path / "gen", **fields, batch_size=1)
+    assert list(stored(tmp_path / "gen" / "0")) == ["00000.png", "00001.png"]
+    assert not (tmp_path / "gen" / "1").exists()
+    generate(finished[0], tmp_path / "gen", **fields, batch_size=1)
+    assert len(calls) == 3 + 4
+    found = stored(tmp_path / "gen")
+    assert list(found) == list(expected)
+    assert not list((tmp_path / "gen").glob(".*"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"per_class": 0}, "--per_class=0: choose 1 or more"),
+        ({"classes": ["12"]}, "--classes=12: the run has no such class"),
+        ({"seed": -1}, "not negative"),
+    ],
+)
+def test_what_cannot_be_generated_is_said(finished, tmp_path, fields, message):
+    with pytest.raises(UserError, match=message):
+        generate(finished[0], tmp_path / "gen", **{"per_class": 1, **fields})
+    assert not (tmp_path / "gen").exists()
+
+
+def test_a_gan_answers_nothing_and_a_classifier_makes_nothing(finished, classifier, tmp_path):
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    for ask in (
+        lambda run: predict.predict(run, [tmp_path / "a.png"], tmp_path / "p.csv", quiet=True),
+        lambda run: export.export(run, "safetensors", tmp_path / "m.safetensors"),
+        lambda run: inspect.inspect(run, tmp_path / "page.html"),
+    ):
+        with pytest.raises(UserError, match="the run of a GAN, which makes pictures"):
+            ask(str(finished[0]))
+    with pytest.raises(UserError, match="which makes no pictures"):
+        generate(classifier, tmp_path / "gen", per_class=1)
+
+
+# The judge.
+
+
+def test_the_inception_score_lies_between_one_and_the_number_of_classes():
+    rng = np.random.default_rng(0)
+    perfect = np.eye(17)[rng.integers(0, 17, 1700)]
+    mean, std = inception_score(perfect)
+    assert abs(mean - 16.2) < 0.15 and 0 < std < 0.3
+    assert inception_score(np.full((100, 17), 1 / 17)) == (1.0, 0.0)
+    one_class = np.eye(17)[np.zeros(100, int)]
+    assert inception_score(one_class) == (1.0, 0.0)
+
+
+def test_the_frechet_distance_is_that_of_the_formula_and_large_for_few_vectors():
+    rng = np.random.default_rng(0)
+    few = frechet_distance(rng.standard_normal((50, 256)), rng.standard_normal((50, 256)))
+    assert 300 < few < 360
+    # Of normal distributions with covariances that commute, sum of (s1 - s2)^2.
+    x = rng.standard_normal((500, 4))
+    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
+    want = 3.0**2 + (1 + 4 + 9 + 16)
+    assert abs(frechet_distance(x, x * np.array([2, 3, 4, 5.0]) + [3, 0, 0, 0]) - want) < 1e-8
+    assert abs(frechet_distance(x, x)) < 1e-8
+
+
+def test_a_classifier_looks_at_generated_and_at_real_pictures(finished, classifier, tmp_path):
+    folder = generate(finished[0], tmp_path / "gen", per_class=4, quiet=True)
+    found = judge(classifier, folder, quiet=True)
+    assert json.loads((folder / "quality.json").read_text()) == found
+    assert found["generated"] == 40 and found["real"] == 32
+    score, distance = found["inception_score"], found["frechet_classifier_distance"]
+    assert 1 <= score["mean"] <= score["upper_bound"] == 10
+    assert distance["n"] == 32 and distance["floor"]["n"] == 16
+    # Width 4 and two stages: 8 features.
+    assert distance["features"] == 8 and distance["reliable"] and distance["floor"]["reliable"]
+    assert distance["value"] > distance["floor"]["value"] > 0
+    assert 0 <= found["recognised"]["share"] <= 1 and found["recognised"]["chance"] == 0.1
+
+
+def test_a_judge_of_another_kind_is_refused(finished, classifier, tmp_path):
+    folder = generate(finished[0], tmp_path / "gen", per_class=1, classes=["0"], quiet=True)
+    with pytest.raises(UserError, match="the run of a GAN"):
+        judge(finished[0], folder)
+    with pytest.raises(UserError, match=r"generated\.json cannot be read"):
+        judge(classifier, tmp_path)
+    file = folder / "generated.json"
+    said = json.loads(file.read_text())
+    for change, message in (
+        ({"counts": {"owl": 1}}, "knows no class owl"),
+        ({"data": {"name": "audio"}}, "knows pictures of digits, and these are of audio"),
+    ):
+        file.write_text(json.dumps({**said, **change}))
+        with pytest.raises(UserError, match=message):
+            judge(classifier, folder)
+
+
+@pytest.mark.long
+def test_the_command_generates_and_judges(finished, classifier, compiled_once, tmp_path):
+    folder = tmp_path / "gen"
+    words = [sys.executable, "-m", "experiments.generate", str(finished[0]), "--per_class=1"]
+
+    def run(*more):
+        options = {"capture_output": True, "text": True, "timeout": 180}
+        environ = environment(compiled_once)
+        done = subprocess.run([*words, f"--out={folder}", *more], cwd=ROOT, env=environ, **options)
+        return done.returncode, done.stdout, done.stderr
+
+    code, out, err = run(f"--judge={finished[0]}")
+    assert code == 2 and "the run of a GAN" in err and not folder.exists()
+    code, out, _ = run()
+    assert code == 0 and "10 of 10 classes" in out
+    code, out, err = run()
+    assert code == 2 and out == "" and "is there already" in err and "Traceback" not in err
+    code, out, _ = run(f"--judge={classifier}")
+    assert code == 0 and "Inception Score" in out and "at most 10" in out
+    assert "of real from real" in out and "unreliable: n < 2 x 8 features" in out
+
+
+# Settings.
+
+
+def test_settings_that_mean_nothing_are_known():
+    flat = {"task": "acgan", "data.name": "digits"}
+    assert {"model.", "classifier.", "mixing.", "attention."} <= set(unused(flat))
+    assert "gan." in unused({"task": "classification", "data.name": "digits"})
+    sounds = {"task": "acgan", "data.name": "audio", "optimizer.name": "sgd"}
+    wavelets = unused({**sounds, "audio.picture": "wavelet"})
+    assert {"audio.n_fft", "audio.win", "audio.drop_dc", "optimizer.betas"} <= set(wavelets)
+    assert "audio.bands" not in wavelets
+    assert "audio.bands" in unused({**sounds, "audio.picture": "linear"})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"normalise.mean": (0.4,)}, "must be \\(0.5,\\)"),
+        ({"gan.discriminator_rate": 0.0}, "choose more than 0"),
+        ({"gan.discriminator_dropout": 1.0}, "choose less than 1"),
+        ({"gan.latent": 0}, "choose 1 or more"),
+        ({"gan.widths": (8, 4.5, 4, 4)}, "give 4 numbers of features"),
+        ({"optimizer.betas": (0.5, "x")}, "give two numbers"),
+        ({"data.name": "voc2012", "dataset": "voc2012"}, "voc2012 is for segmentation"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        validate(tiny(**change))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_size": 20}, "multiples of 8"),
+        ({"gan.widths": (8, 4)}, "give 4 numbers"),
+    ],
+)
+def test_networks_that_cannot_be_built_are_refused(change, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        train(tiny(**change), tmp_path / "run")

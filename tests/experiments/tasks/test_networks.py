@@ -1,0 +1,127 @@
+"""The networks that a config can name: their convolutions, their sizes, and what means nothing for them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dyn import models
+from dyn.diagnostics import count_parameters
+from dyn.models import mobilenet
+from experiments import study
+from experiments.configs import base, common, dcd
+from experiments.core.errors import UserError
+from experiments.tasks import TASKS, classification
+from experiments.tasks.backbone import CONVS, NETWORKS, make_network
+from experiments.train.banner import _network
+from experiments.train.validate import refuse_unused, validate
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+BATCH = {
+    "inputs": jax.ShapeDtypeStruct((8, 8, 8, 1), jnp.float32),
+    "label": jax.ShapeDtypeStruct((8,), jnp.int32),
+}
+
+
+def config_of(network, argument="smoke", **changes):
+    config = common.get_config(argument)
+    with config.unlocked():
+        config.update_from_flattened_dict({"model.network": network, **changes})
+    return config
+
+
+def variables_of(config, num_classes=3):
+    model = TASKS[config.task].make_model(config, num_classes, spatial_axes=2)
+    x = BATCH["inputs"]
+    return model, jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("network", [n for n in NETWORKS if n != "resnet"])
+def test_a_network_takes_every_convolution_of_the_catalogue(network, name, monkeypatch):
+    monkeypatch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:2])
+    monkeypatch.setitem(models.VGG16.keywords, "stage_sizes", (1, 2))
+    config = config_of(network)
+    # A small 1x1 kernel has not as many frequencies as the layer asks for by itself.
+    config.conv = {"name": name, **({"num_kernels": 8} if name == "fdconv" else {})}
+    model, variables = variables_of(config)
+    loss, (_, changed) = jax.eval_shape(
+        lambda variables, batch: classification.loss(
+            config, model, variables, batch, jax.random.key(0)
+        ),
+        variables,
+        BATCH,
+    )
+    assert loss.shape == () and loss.dtype == jnp.float32
+    want = jax.tree.map(jnp.shape, variables.get("batch_stats", {}))
+    assert jax.tree.map(jnp.shape, changed.get("batch_stats", {})) == want
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_a_hidden_layer_stands_on_the_features_of_any_network(network):
+    config = config_of(network, **{"model.hidden": 5})
+    config.conv = {"name": "warehouse"}
+    _, variables = variables_of(config)
+    params = variables["params"]
+    assert {"backbone", "hidden", "head"} <= set(params)
+    assert "head" not in params["backbone"] and params["head"]["kernel"].shape == (5, 3)
+    assert "a hidden layer of 5" in _network(config)
+
+
+def test_the_convolutions_of_a_backbone_find_the_warehouses_that_were_planned_for_the_whole():
+    config = config_of("resnet", "voc2012,smoke")
+    config.conv = {"name": "warehouse"}
+    _, variables = variables_of(config)
+    assert set(variables["params"]["backbone"]["conv"]) == {"stage1", "stage2"}
+
+
+@pytest.mark.parametrize(
+    ("network", "static", "dynamic"),
+    [("resnet", 11_185_233, 14_136_141), ("vgg16", 134_330_193, 135_076_177)],
+)
+def test_a_bird_classifier_of_17_classes_has_the_published_parameters(network, static, dynamic):
+    for config_file, wanted in ((base, static), (dcd, dynamic)):
+        config = config_file.get_config("folder")
+        config.model.network = network
+        if config_file is dcd:
+            config.conv = {"name": "dcd", "pool": 1 if network == "vgg16" else 2}
+            config.classifier = {"name": "dcd"}
+        net = make_network(config, num_classes=17, spatial_axes=2)
+        x = np.zeros((1, 32, 32, 3), np.float32)
+        shapes = jax.eval_shape(lambda x, net=net: net.init(jax.random.key(0), x), x)
+        assert count_parameters(shapes["params"]) == wanted
+
+
+def test_a_width_of_64_is_as_published_and_a_study_counts_it():
+    config = config_of("mobilenet_v2", "folder")
+    assert study.parameters_of(config) == 3_504_872 - 990 * 1281
+    assert _network(config) == "MobileNetV2, 1 times as wide as published"
+    config = config_of("vgg16", "folder")
+    assert study.parameters_of(config) == 138_357_544 - 990 * 4097
+    assert _network(config) == "VGG-16, width 64"
+
+
+@pytest.mark.parametrize(
+    ("network", "path"),
+    [
+        ("vgg16", "model.depth"),
+        ("vgg16", "attention.name"),
+        ("mobilenet_v2", "model.context"),
+        ("mobilenet_v2", "series.features"),
+        ("net1", "model.hidden"),
+        ("net1", "classifier.name"),
+    ],
+)
+def test_what_means_nothing_for_a_network_is_refused(network, path):
+    with pytest.raises(UserError, match=f"--config.{path} would do nothing"):
+        refuse_unused(config_of(network), [path])
+    refuse_unused(config_of("vgg16"), ["model.width", "model.stem", "model.hidden"])
+
+
+def test_networks_that_do_not_exist_or_do_not_fit_are_refused():
+    with pytest.raises(UserError, match="choose one of resnet, vgg16, mobilenet_v2, net1, net2"):
+        validate(config_of("vgg19"))
+    with pytest.raises(UserError, match="a segmentation is made of a resnet"):
+        validate(config_of("vgg16", "voc2012"))
+    validate(config_of("vgg16", **{"model.hidden": 8}))

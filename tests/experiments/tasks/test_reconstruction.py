@@ -1,0 +1,121 @@
+"""Reconstruction through the loop, on digits: what it learns, measures, draws, and answers."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_runs import small
+
+from experiments import data
+from experiments.configs import soundscape_autoencoder
+from experiments.configs.relevance import unused
+from experiments.core.errors import UserError
+from experiments.load import load
+from experiments.predict import predict
+from experiments.tasks import reconstruction
+from experiments.train.loop import train
+from experiments.train.validate import validate
+
+pytestmark = pytest.mark.usefixtures("standard_promotion", "compiled_once")
+
+TINY = {"autoencoder.widths": (4, 4), "image_size": 8, "epochs": 4, "optimizer.learning_rate": 0.02}
+
+
+def config_with(argument="digits,smoke", **changes):
+    return small(soundscape_autoencoder, argument, **{**TINY, **changes})
+
+
+def test_it_trains_and_leaves_its_pictures(tmp_path):
+    summary = train(config_with("digits,smoke,pooling=explicit"), tmp_path)
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if row["split"] == "validation"]
+    assert summary["metric"] == "psnr" and losses[-1] < losses[0]
+    assert summary["best"]["loss"] == min(losses)  # the lowest is the best
+    assert 0 <= summary["test"]["dead_features"] <= 2 * 2 * 4
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert figures == {"curves.png", "reconstructions.png"}
+
+    network = load(tmp_path)
+    picture = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
+    codes = network([picture, picture])
+    assert codes.shape == (2, 16) and codes.dtype == np.float32
+    np.testing.assert_array_equal(codes[0], codes[1])
+    with pytest.raises(UserError, match=r"predicts nothing; python -m experiments\.embed"):
+        predict(str(tmp_path), [str(tmp_path)], tmp_path / "p.csv")
+
+
+def test_the_mean_picture_is_that_of_the_training_split():
+    config = config_with()
+    dataset = data.load(config.data, 0)
+    train, test = (
+        np.stack([dataset.splits[name][i]["inputs"] for i in range(len(dataset.splits[name]))])
+        for name in ("train", "test")
+    )
+    mean = train.astype(np.float64).mean(axis=0)
+    expected = np.mean(((test - mean) / 255) ** 2)
+    found = reconstruction.references(config, dataset)
+    assert found == {"mean_picture": pytest.approx(expected, rel=1e-5)}
+
+
+def test_the_error_is_a_mean_over_what_is_real_and_dead_features_are_counted(rng):
+    config = config_with(**{"autoencoder.norm": False})
+    model = reconstruction.make_model(config, 10, 2)
+    x = jnp.asarray(rng.uniform(size=(4, 8, 8, 1)), jnp.float32)
+    variables = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(0), x))
+    # A feature that nothing can move, at 2 by 2 places.
+    variables["params"]["encoder"]["conv2"]["kernel"][..., 1] = 0
+    outputs = np.asarray(jax.jit(model.apply)(variables, x))
+    errors = np.mean((outputs - np.asarray(x)) ** 2, axis=(1, 2, 3))
+    codes = np.asarray(jax.jit(lambda v, x: reconstruction.answer(model, v, x))(variables, x))
+
+    sums = jax.jit(lambda v, b: reconstruction.evaluation_sums(model, v, b))
+    batches = [
+        {"inputs": x[:2], "mask": jnp.array([1.0, 1.0])},
+        {"inputs": x[2:], "mask": jnp.array([1.0, 0.0])},
+    ]
+    found = reconstruction.measure(
+        None, [sums(variables, batch) for batch in batches], None, "test"
+    )
+    assert found["loss"] == pytest.approx(errors[:3].mean(), rel=1e-5)
+    assert found["dead_features"] == int((np.ptp(codes[:3], axis=0) == 0).sum()) >= 4
+
+
+def test_the_published_recipe_is_an_argument_away():
+    paper = soundscape_autoencoder.get_config("recipe=paper")
+    assert (paper.epochs, paper.optimizer.schedule, paper.autoencoder.pooling) == (
+        *(3, "decades"),
+        "implicit",
+    )
+    explicit = soundscape_autoencoder.get_config("audio,recipe=paper,pooling=explicit")
+    assert (explicit.optimizer.schedule, explicit.autoencoder.pooling) == ("plateau", "explicit")
+    assert explicit.name != paper.name == explicit.baseline
+    full = soundscape_autoencoder.get_config()
+    assert (full.epochs, full.optimizer.schedule) == (30, "cosine")
+    assert (full.audio.sample_rate, full.audio.seconds, full.audio.n_fft) == (22_050, 1.0, 256)
+    smoke = soundscape_autoencoder.get_config("smoke")
+    assert smoke.autoencoder.widths == (16, 32, 64, 6) and smoke.epochs == 1
+    with pytest.raises(UserError, match="implicit or explicit"):
+        soundscape_autoencoder.get_config("pooling=max")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"autoencoder.pooling": "max"}, "choose one of implicit, explicit"),
+        ({"autoencoder.widths": ()}, "give the features of each level"),
+        ({"normalise.mean": (0.5,)}, "from 0 to 1"),
+        ({"conv.name": "warehouse"}, "an autoencoder has none"),
+        ({"task": "segmentation"}, "digits is for classification"),
+    ],
+)
+def test_what_makes_no_sense_is_said(changes, says):
+    with pytest.raises(UserError, match=says):
+        validate(config_with(**changes))
+
+
+def test_settings_of_other_tasks_mean_nothing_here():
+    known = {"task": "reconstruction", "autoencoder.pooling": "implicit"}
+    assert {"model.", "mixing.", "classifier.", "autoencoder.window"} <= set(unused(known))
+    assert "autoencoder." in unused({"task": "classification"})

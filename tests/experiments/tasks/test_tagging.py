@@ -1,0 +1,221 @@
+"""Tagging: the masked loss and the metrics by plain oracles, and a run in which some labels are not known."""
+
+import csv
+import json
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.special import expit
+from sklearn.metrics import average_precision_score
+
+from experiments import data
+from experiments.configs import species_multilabel
+from experiments.core.errors import UserError
+from experiments.data import Dataset
+from experiments.load import load
+from experiments.tasks import tagging
+from experiments.tasks.tagging_metrics import masked_loss, scores
+from experiments.train.loop import train
+from experiments.train.validate import validate
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+CLASSES = ("high", "low", "left", "never")
+
+
+def entries(rng, n=64, c=5):
+    """Labels of which a third is not known, and logits."""
+    labels = rng.integers(0, 2, (n, c)).astype(np.float32)
+    labels[rng.random((n, c)) < 1 / 3] = np.nan
+    return labels, rng.normal(0, 4, (n, c)).astype(np.float32)
+
+
+def formula(labels, logits):
+    """The paper's, in float64: the sum, and how many are known."""
+    m = ~np.isnan(labels)
+    t, z = np.where(m, labels, 0).astype(np.float64), logits.astype(np.float64)
+    losses = np.maximum(z, 0) - z * t + np.log1p(np.exp(-np.abs(z)))
+    return np.where(m, losses, 0).sum(), m.sum()
+
+
+def test_the_loss_is_the_mean_over_all_entries_or_over_those_that_are_known(rng):
+    labels, logits = entries(rng)
+    logits[0, :2] = 200, -200  # which overflow in probabilities
+    total, known = formula(labels, logits)
+    for norm, wanted in (("all", total / labels.size), ("known", total / known)):
+        got = tagging.masked_cross_entropy(jnp.asarray(logits), jnp.asarray(labels), norm)
+        assert float(got) == pytest.approx(wanted, rel=1e-6)
+        assert masked_loss(labels, logits, norm) == pytest.approx(wanted, rel=1e-12)
+
+
+@pytest.mark.parametrize("norm", tagging.NORMS)
+def test_what_is_not_known_has_no_gradient_at_all(rng, norm):
+    labels, logits = entries(rng)
+    gradient = np.asarray(
+        jax.grad(tagging.masked_cross_entropy)(jnp.asarray(logits), jnp.asarray(labels), norm)
+    )
+    known = ~np.isnan(labels)
+    assert (gradient[~known] == 0).all()
+    share = labels.size if norm == "all" else known.sum()
+    wanted = (expit(logits) - labels)[known] / share
+    np.testing.assert_allclose(gradient[known], wanted, rtol=1e-4, atol=1e-9)
+
+
+def test_where_nothing_is_known_the_loss_is_zero_and_so_is_its_gradient():
+    nothing = jnp.full((2, 3), jnp.nan)
+    for norm in tagging.NORMS:
+        value, gradient = jax.value_and_grad(tagging.masked_cross_entropy)(
+            jnp.ones((2, 3)), nothing, norm
+        )
+        assert float(value) == 0 and not gradient.any()
+
+
+def test_average_precision_is_that_of_scikit_learn_over_what_is_known(rng):
+    labels, logits = entries(rng)
+    labels[:, 3] = np.where(np.isnan(labels[:, 3]), np.nan, 0)  # never there
+    labels[5:15] = 0  # examples with no label at all
+    found = scores(labels, expit(logits.astype(np.float64)), list("abcde"), 0.5)
+    known = ~np.isnan(labels)
+    wanted = {
+        name: average_precision_score(labels[known[:, i], i], logits[known[:, i], i])
+        for i, name in enumerate("abcde")
+        if name != "d"
+    }
+    assert found["ap"].pop("d") is None
+    assert found["ap"] == pytest.approx(wanted)
+    assert found["map"] == pytest.approx(np.mean(list(wanted.values())))
+    assert found["total_ap"] == pytest.approx(average_precision_score(labels[known], logits[known]))
+
+
+def test_precision_and_recall_are_counted_by_hand():
+    nan = np.nan
+    labels = np.array([[1, 0], [1, nan], [0, 1], [0, 0], [nan, 0]])
+    probabilities = np.array([[0.9, 0.8], [0.2, 0.9], [0.6, 0.7], [0.1, 0.1], [0.99, 0.0]])
+    found = scores(labels, probabilities, ["a", "b"], threshold=0.5)
+    # a: one of two is found, beside one mistake. b: the one is found, beside one mistake.
+    assert (found["precision"], found["recall"]) == (0.5, 0.75)
+    assert found["total_precision"] == pytest.approx(2 / 4)
+    assert found["total_recall"] == pytest.approx(2 / 3)
+    # a: all above 0.2, F1 0.8. b: all from 0.7, F1 2/3.
+    best = found["at_best_f1"]
+    assert best["f1"] == pytest.approx((0.8 + 2 / 3) / 2)
+    assert best["recall"] == 1 and best["precision"] == pytest.approx(7 / 12)
+    # All together: three of the five from 0.2 on.
+    assert best["total_recall"] == 1 and best["total_precision"] == pytest.approx(3 / 5)
+    assert scores(labels, probabilities, ["a", "b"], 0.95)["total_recall"] == 0
+
+
+def test_scores_of_labels_that_are_never_there_are_numbers():
+    found = scores(np.zeros((4, 2)), np.full((4, 2), np.nan), ["a", "b"], 0.5)
+    assert found.pop("ap") == {"a": None, "b": None}
+    assert all(value == 0 for value in (*found.pop("at_best_f1").values(), *found.values()))
+
+
+class Blots:
+    """Pictures with a bright upper, lower or left part, or none; a label in four is not known."""
+
+    def __init__(self, number, seed):
+        rng = np.random.default_rng(seed)
+        self.labels = rng.integers(0, 2, (number, 4)).astype(np.float32)
+        self.labels[:, 3] = 0
+        self.inputs = rng.integers(0, 60, (number, 8, 8, 1)).astype(np.uint8)
+        for picture, (high, low, left, _) in zip(self.inputs, self.labels, strict=True):
+            picture[:2] += np.uint8(120 * high)
+            picture[-2:] += np.uint8(120 * low)
+            picture[3:5, :4] += np.uint8(120 * left)
+        self.labels[rng.random((number, 4)) < 1 / 4] = np.nan
+        self.names = [f"{index}.wav @ 0.0 s" for index in range(number)]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"inputs": self.inputs[index], "label": self.labels[index]}
+
+
+@pytest.fixture
+def blots(monkeypatch):
+    splits = {"train": Blots(64, 0), "validation": Blots(16, 1), "test": Blots(37, 2)}
+    dataset = Dataset("blots", splits, CLASSES, (8, 8, 1))
+    monkeypatch.setattr(data, "load", lambda *_: dataset)
+    return dataset
+
+
+def small(**changes):
+    config = species_multilabel.get_config("digits,smoke")
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {"model.width": 4, "model.stem": "small", "optimizer.learning_rate": 1e-2} | changes
+        )
+    return config
+
+
+def test_it_learns_labels_of_which_some_are_not_known(blots, tmp_path):
+    config = small(epochs=12, **{"mixing.mixup": 0.2, "model.dropout": 0.1})
+    summary = train(config, tmp_path)
+    test = summary["test"]
+    assert summary["metric"] == "map" and summary["best"]["map"] > 0.9
+    assert test["map"] > 0.9 and test["total_ap"] > 0.9 and test["ap"]["never"] is None
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"curves.png", "mistakes.png", "pr_curves.png"} <= figures
+    rows = list(csv.DictReader(open(tmp_path / "per_class.csv")))
+    assert [row["label"] for row in rows] == list(CLASSES) and rows[3]["average_precision"] == ""
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["split"] == "test" and last["ap"]["high"] == pytest.approx(
+        float(rows[0]["average_precision"]), abs=1e-5
+    )
+    # Each label has a probability of its own.
+    model = load(tmp_path)
+    said = model(blots.splits["test"].inputs)
+    assert said.shape == (37, 4) and ((said >= 0) & (said <= 1)).all()
+    known = ~np.isnan(blots.splits["test"].labels)
+    total = average_precision_score(blots.splits["test"].labels[known], said[known])
+    assert total == pytest.approx(test["total_ap"], abs=1e-4)
+
+
+def test_of_examples_with_one_class_each_every_other_is_known_not_to_be_there():
+    labels = tagging.targets_of(jnp.array([2, 0]), 3)
+    np.testing.assert_array_equal(labels, [[0, 0, 1], [1, 0, 0]])
+
+
+def test_while_the_head_learns_alone_no_statistics_change_and_the_metrics_are_the_same():
+    config = small()
+    model = tagging.make_model(config, 4, spatial_axes=2)
+    x, label = jnp.zeros((4, 8, 8, 1)), jnp.zeros((4, 4))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
+
+    def loss(variables, **stage):
+        batch = {"inputs": x, "label": label}
+        return tagging.loss(config, model, variables, batch, jax.random.key(1), **stage)[1]
+
+    metrics, changed = jax.eval_shape(loss, variables)
+    alone, untouched = jax.eval_shape(partial(loss, head_only=True), variables)
+    assert metrics == alone and "batch_stats" in changed and "batch_stats" not in untouched
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"tagging.norm": "some"}, "--config.tagging.norm=some: choose all or known."),
+        ({"tagging.threshold": 1.5}, "--config.tagging.threshold=1.5: choose 1 or less."),
+        (
+            {"model.network": "net1", "stages.head_epochs": 0},
+            "--config.model.network=net1: choose one of resnet, vgg16",
+        ),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, says):
+    with pytest.raises(UserError) as error:
+        validate(small(**changes))
+    assert says in str(error.value)
+
+
+def test_the_labels_of_recordings_are_those_of_the_task():
+    config = species_multilabel.get_config("audio")
+    validate(config)
+    config.audio.labels = "class"
+    with pytest.raises(UserError, match="labels=class: the task tagging takes multi"):
+        validate(config)

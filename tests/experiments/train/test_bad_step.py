@@ -1,0 +1,130 @@
+"""A loss that is not finite: which step and examples it names, and what it leaves behind."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from experiments.configs import base
+from experiments.core.errors import UserError
+from experiments.data import Dataset
+from experiments.data.pipeline import train_records
+from experiments.data.sources import Arrays
+from experiments.runs.checkpoints import restore_arrays
+from experiments.train import loop as loop
+from experiments.train.loop import train
+from experiments.train.memory import exhaustion_said
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+CHANGES = {
+    "model.network": "net2",
+    "series.features": 4,
+    "batch_size": 8,
+    "epochs": 2,
+    # It looks at the numbers behind the step that breaks them.
+    "log_every": 4,
+    "checkpoint_every": 2,
+}
+BAD_STEP = 3
+
+
+def config_with(**changes):
+    config = base.get_config("ucr,name=Toy,smoke")
+    with config.unlocked():
+        config.update_from_flattened_dict({**CHANGES, **changes})
+    return config
+
+
+@pytest.fixture
+def broken_record(monkeypatch):
+    """Series, one of which is infinite in one place: its number."""
+    config = config_with()
+    record = int(train_records(32, config.batch_size, config.seed, BAD_STEP - 1)[5])
+    rng = np.random.default_rng(0)
+    parts = [
+        Arrays(rng.normal(size=(32, 24, 1)).astype(np.float32), np.arange(32) % 2) for _ in range(3)
+    ]
+    parts[0].inputs[record, 7] = np.inf
+    splits = dict(zip(("train", "validation", "test"), parts, strict=True))
+    dataset = Dataset("Toy", splits, ("a", "b"), (24, 1))
+    monkeypatch.setattr(loop.data, "load", lambda *_: dataset)
+    return record
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_loss_that_is_not_finite_names_its_step_and_examples_and_leaves_them(
+    microbatches, broken_record, tmp_path
+):
+    config, programs = config_with(accumulate=microbatches), {}
+    messages = []
+    # The same command comes to the same place, from the checkpoint.
+    for _ in range(2):
+        with pytest.raises(UserError) as caught:
+            train(config, tmp_path, programs)
+        messages.append(str(caught.value))
+        assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"2"}
+    assert messages[0] == messages[1]
+    records = train_records(32, 8, config.seed, BAD_STEP - 1)
+    assert broken_record in records and "The loss is nan at step 3" in messages[0]
+    assert f"the examples {', '.join(map(str, records))} of the training split" in messages[0]
+    assert f"the inputs of {broken_record} are not finite" in messages[0]
+
+    kept = np.load(tmp_path / "bad_step" / "batch.npz")
+    np.testing.assert_array_equal(kept["records"], records)
+    assert not np.isfinite(kept["inputs"][list(records).index(broken_record)]).all()
+    assert np.isfinite(np.delete(kept["inputs"], list(records).index(broken_record), 0)).all()
+    np.testing.assert_array_equal(kept["label"], records % 2)
+    # The state before the step is the one of the checkpoint, which happens to lie there.
+    names = ("params", "batch_stats", "opt_state", "step", "failed")
+    before = restore_arrays(tmp_path / "bad_step" / "checkpoints" / "2", names)
+    saved = restore_arrays(tmp_path / "checkpoints" / "2", names)
+    jax.tree.map(np.testing.assert_array_equal, before, saved)
+    assert before["step"] == 2 and not before["failed"]
+    # Nothing is written of what came behind.
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all(row["step"] < BAD_STEP for row in rows)
+
+
+def test_a_step_for_which_a_device_has_no_memory_is_answered(broken_record, tmp_path, monkeypatch):
+    find = loop.find_program
+
+    def without_memory(state, batch):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(
+        loop,
+        "find_program",
+        lambda *args: dataclasses.replace(find(*args), train_step=without_memory),
+    )
+    says = (
+        r"no memory left \(RESOURCE_EXHAUSTED.*: choose a smaller --config\.batch_size .*accumulate"
+    )
+    with pytest.raises(UserError, match=says):
+        train(config_with(), tmp_path)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), exhaustion_said():
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_what_there_is_no_room_for_does_not_hide_the_error(broken_record, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "bad_step").write_text("a file where the folder should be")
+    with pytest.raises(UserError, match=r"The loss is nan at step 3.* It could not be kept: "):
+        train(config_with(), tmp_path / "run")
+
+
+def test_an_evaluation_that_is_not_finite_keeps_the_state(broken_record, tmp_path, monkeypatch):
+    real = loop.evaluate
+
+    def evaluate(*args):
+        for sums in real(*args):
+            yield {**sums, "loss": np.float32(np.nan)}
+
+    monkeypatch.setattr(loop, "evaluate", evaluate)
+    loop.data.load().splits["train"].inputs[broken_record] = 0
+    with pytest.raises(UserError, match=r"The validation loss is nan at step 4\. The state is in"):
+        train(config_with(), tmp_path)
+    assert restore_arrays(tmp_path / "bad_step" / "checkpoints" / "4", ("step",)) == {"step": 4}
+    assert {p.name for p in (tmp_path / "checkpoints").iterdir()} == {"2"}

@@ -1,0 +1,221 @@
+"""One run on other numbers of devices and of processes, which meet over gloo."""
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from small_runs import ROOT, assert_near_run, command, environment, rows, saved_state, small
+
+from experiments.configs import net2
+from experiments.core.errors import UserError
+from experiments.train.interrupts import others_watched
+from experiments.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+SERIES = "ucr,name=Toy,smoke"
+HEARTBEAT = 10
+STOPPED = r"stopped behind step (\d+), which is saved; the same command continues there"
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    """Of a network without batch norm, trained without Adam, which make much of the last digits.
+
+    Two hundred steps, so that a signal comes in time.
+    """
+    folder, rng = tmp_path_factory.mktemp("Toy"), np.random.default_rng(0)
+    for part in ("TRAIN", "TEST"):
+        label = np.arange(320) % 2
+        series = rng.normal(size=(320, 24)) + label[:, None] * np.sin(np.arange(24))
+        table = np.column_stack([label + 1, series])
+        np.savetxt(folder / f"Toy_{part}.tsv", table, delimiter="\t", fmt="%.4f")
+    return {
+        "data.source": str(folder),
+        "data.limit": 320,
+        "epochs": 5,
+        "checkpoint_every": 50,
+        "optimizer.name": "sgd",
+        "optimizer.learning_rate": 0.01,
+        "augment": "none",
+    }
+
+
+@pytest.fixture(scope="module")
+def programs():
+    """What is compiled for the four devices of this process."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, settings, programs):
+    """The folder of an uninterrupted run of one process with four devices."""
+    workdir = tmp_path_factory.mktemp("uninterrupted") / "run"
+    train(small(net2, SERIES, **settings), workdir, programs)
+    return workdir
+
+
+@pytest.fixture
+def start(compiled_once, settings):
+    """Returns a function that starts processes of one run, all with so many devices."""
+    started = []
+
+    def begin(workdir, devices, number=1):
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            address = f"--coordinator_address=localhost:{free.getsockname()[1]}"
+        for index in range(number):
+            place = [address, f"--num_processes={number}", f"--process_id={index}"]
+            place.append(f"--heartbeat={HEARTBEAT}")
+            started.append(
+                subprocess.Popen(
+                    command(workdir, "net2", SERIES, **settings) + place * (number > 1),
+                    cwd=ROOT,
+                    env=environment(compiled_once, devices),
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                )
+            )
+        return started[-number:]
+
+    yield begin
+    for process in started:
+        process.kill()
+
+
+def wait_for(workdir, step, *processes):
+    """Returns when a run has logged a step."""
+    deadline = time.monotonic() + 120
+    while not any(row["step"] >= step for row in rows(workdir)):
+        ended = [process for process in processes if process.poll() is not None]
+        assert not ended, ended[0].communicate()
+        assert time.monotonic() < deadline, "the run does not begin"
+        time.sleep(0.01)
+
+
+def stop(workdir, step, *processes):
+    """Asks the last process to stop when a step is logged; returns the step behind which all did."""
+    wait_for(workdir, step, *processes)
+    processes[-1].send_signal(signal.SIGTERM)
+    steps = set()
+    for process in processes:
+        errors = process.communicate(timeout=60)[1]
+        assert process.returncode == 128 + signal.SIGTERM, errors
+        steps.add(int(re.search(STOPPED, errors)[1]))
+    [step] = steps
+    assert (workdir / "checkpoints" / str(step)).is_dir()
+    assert not (workdir / "summary.json").exists()
+    return step
+
+
+def finish(*processes):
+    for process in processes:
+        errors = process.communicate(timeout=120)[1]
+        assert process.returncode == 0, errors
+
+
+def assert_near(workdir, whole):
+    assert_near_run(workdir, whole)
+    last = max(row["step"] for row in rows(whole))
+    ours, theirs = saved_state(workdir, last), saved_state(whole, last)
+    assert ours.keys() == theirs.keys()
+    for path, values in theirs.items():
+        np.testing.assert_allclose(ours[path], values, rtol=1e-4, atol=1e-5, err_msg=path)
+
+
+def test_two_processes_stop_behind_one_step_and_one_process_continues(
+    start, whole, settings, programs, tmp_path
+):
+    workdir = tmp_path / "run"
+    step = stop(workdir, 3, *start(workdir, devices=2, number=2))
+    logged = [row["step"] for row in rows(workdir) if row["split"] == "train"]
+    assert logged == list(range(1, step + 1))  # by one of the two
+    train(small(net2, SERIES, **settings), workdir, programs)
+    assert_near(workdir, whole)
+
+
+def test_what_jax_says_of_a_lost_process_becomes_a_sentence(monkeypatch):
+    lost, full = (
+        jax.errors.JaxRuntimeError(text)
+        for text in (
+            "UNKNOWN: Gloo all-reduce failed:\n reset by peer",
+            "RESOURCE_EXHAUSTED: memory",
+        )
+    )
+    with pytest.raises(jax.errors.JaxRuntimeError), others_watched():
+        raise lost  # one process has no others
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="Process 0 of 2 has lost another one"), others_watched():
+        raise lost
+    with pytest.raises(jax.errors.JaxRuntimeError), others_watched():
+        raise full
+
+
+def test_a_process_that_is_ended_in_the_middle_has_its_last_words(tmp_path):
+    """In the middle: by an abort of C++, by the system; not by an error of Python, nor at its end."""
+    program = (
+        "import os\nfrom experiments.interrupts import last_words\nwith last_words('gone'):\n    {}"
+    )
+    for end, code, said in (
+        ("os.abort()", -signal.SIGABRT, "gone\n"),
+        ("os.kill(os.getpid(), 9)", -signal.SIGKILL, "gone\n"),
+        ("pass", 0, ""),
+        ("raise SystemExit(3)", 3, ""),
+    ):
+        ended = subprocess.run(
+            [sys.executable, "-c", program.format(end)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert (ended.returncode, ended.stderr) == (code, said)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("victim", [1, 0])
+def test_of_two_processes_one_that_dies_ends_the_other_and_both_together_continue(
+    start, whole, tmp_path, victim
+):
+    workdir = tmp_path / "run"
+    begun = stop(workdir, 10, *start(workdir, devices=4))
+    pair = start(workdir, devices=2, number=2)
+    wait_for(workdir, begun + 7, *pair)
+    pair[victim].kill()
+    # Where a sum does not notice, or ends the process from within, heartbeats do. The first keeps them.
+    errors = pair[1 - victim].communicate(timeout=HEARTBEAT + 10 if victim else 10)[1]
+    here = f"error: [pP]rocess {1 - victim} of 2 "
+    lost = re.search(f"^{here}has lost another one", errors, re.MULTILINE)
+    ended = re.search(f"^{here}was ended at once", errors, re.MULTILINE)
+    assert pair[1 - victim].returncode == (2 if lost else -signal.SIGABRT)
+    assert lost or ended, errors
+    assert errors.endswith(
+        "Start all of them again: the same command continues from the last checkpoint.\n"
+    )
+    finish(*start(workdir, devices=2, number=2))
+    assert_near(workdir, whole)
+
+
+@pytest.mark.long
+def test_a_run_begins_on_four_devices_continues_on_two_and_ends_on_one(start, whole, tmp_path):
+    workdir = tmp_path / "run"
+    assert 20 <= stop(workdir, 20, *start(workdir, devices=4))
+    assert 50 <= stop(workdir, 50, *start(workdir, devices=2))
+    finish(*start(workdir, devices=1))
+    assert_near(workdir, whole)
+
+
+@pytest.mark.long
+def test_a_signal_before_the_first_step_stops_processes_that_continue(start, tmp_path):
+    workdir = tmp_path / "run"
+    begun = stop(workdir, 10, *start(workdir, devices=4))
+    pair = start(workdir, devices=2, number=2)
+    deadline = time.monotonic() + 60
+    while not (workdir / "lock").read_text().startswith(f"process {pair[0].pid} "):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    # They have met, and compile.
+    assert stop(workdir, 0, *pair) == begun + 1

@@ -1,0 +1,141 @@
+"""Processes that are killed in the middle, and started again with the same command."""
+
+import random
+import subprocess
+import time
+
+import pytest
+from small_runs import ROOT, assert_same_run, command, environment, rows, small
+
+from experiments.configs import base
+from experiments.train.loop import train
+
+pytestmark = pytest.mark.usefixtures("compiled_once")
+
+EPOCH = 4  # steps, and an evaluation behind them
+AVERAGE = {"average": 0.9}
+
+
+def starting(workdir, chance):
+    """At any time, most likely before the first step."""
+    end = time.monotonic() + chance.uniform(0, 4)
+    return lambda: time.monotonic() > end
+
+
+def training(workdir, chance):
+    """At any time behind some further steps."""
+    before, later = log_of(workdir), chance.uniform(0, 0.3)
+    number, end = chance.randint(1, 5), None
+
+    def reached():
+        nonlocal end
+        if end is None and log_of(workdir) != before and trained(workdir) % number == 0:
+            end = time.monotonic() + later
+        return end is not None and time.monotonic() > end
+
+    return reached
+
+
+def evaluating(workdir, chance):
+    """During an evaluation: the last step of an epoch is logged, its evaluation is not."""
+    before, later = log_of(workdir), chance.uniform(0, 0.01)
+
+    def reached():
+        if log_of(workdir) == before or not trained(workdir, last=True) % EPOCH == 0:
+            return False
+        time.sleep(later)
+        return True
+
+    return reached
+
+
+def writing(workdir, chance):
+    """While a checkpoint is written: it still has a name of its own."""
+    before, later = torn(workdir), chance.uniform(0, 0.02)
+
+    def reached():
+        if not torn(workdir) - before:
+            return False
+        time.sleep(later)
+        return True
+
+    return reached
+
+
+def log_of(workdir):
+    """Which file the metrics are in: a run that continues makes a new one, without later rows."""
+    file = workdir / "metrics.jsonl"
+    return file.stat().st_ino if file.exists() else None
+
+
+def trained(workdir, last=False):
+    """The step of the last row of training, or -1; with `last` only where no other row follows it."""
+    found = rows(workdir)[-1:] if last else rows(workdir)
+    return max((row["step"] for row in found if row["split"] == "train"), default=-1)
+
+
+def torn(workdir):
+    """The checkpoints that are not whole, and since when."""
+    found = set()
+    for folder in (workdir / "checkpoints").glob("*-tmp*"):
+        try:
+            found.add((folder.name, folder.stat().st_ctime_ns))
+        except FileNotFoundError:  # it has just become whole
+            continue
+    return found
+
+
+def run_with_kills(workdir, cache, moments, seed, **changes):
+    """Starts the same command again and again, kills it at these moments, and lets the last one end.
+
+    Returns:
+        Of how many kills in the middle of a checkpoint, and of how many in that of an evaluation, the
+        folder bears witness.
+    """
+    chance = random.Random(seed)
+    torn_checkpoints = torn_evaluations = 0
+    for moment in (*moments, None):
+        before, log = torn(workdir), log_of(workdir)
+        process = subprocess.Popen(
+            command(workdir, "base", **changes),
+            cwd=ROOT,
+            env=environment(cache),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            if moment:
+                reached = moment(workdir, chance)
+                while process.poll() is None and not reached():
+                    time.sleep(0.001)
+                process.kill()
+            errors = process.communicate(timeout=120)[1].decode()
+        finally:
+            process.kill()
+        assert process.returncode == (-9 if moment else 0), errors
+        torn_checkpoints += bool(torn(workdir) - before)
+        torn_evaluations += log_of(workdir) != log and trained(workdir, last=True) % EPOCH == 0
+    return torn_checkpoints, torn_evaluations
+
+
+def test_a_run_that_is_killed_while_it_evaluates_and_while_it_saves_is_the_uninterrupted_one(
+    tmp_path, compiled_once
+):
+    train(small(base, **AVERAGE), tmp_path / "whole")
+    moments = (evaluating, writing)
+    found = run_with_kills(tmp_path / "killed", compiled_once, moments, seed=0, **AVERAGE)
+    assert min(found) >= 1
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
+@pytest.mark.long
+def test_a_run_that_is_killed_at_twenty_random_moments_is_the_uninterrupted_one(
+    tmp_path, compiled_once
+):
+    changes = {**AVERAGE, "epochs": 30}
+    train(small(base, **changes), tmp_path / "whole")
+    moments = [starting] * 3 + [training] * 7 + [evaluating] * 5 + [writing] * 5
+    random.Random(1).shuffle(moments)
+    found = run_with_kills(tmp_path / "killed", compiled_once, moments, seed=2, **changes)
+    assert min(found) >= 3
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
