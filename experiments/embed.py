@@ -32,7 +32,7 @@ from absl import flags
 from experiments.audio import clusters as clustering
 from experiments.audio import times
 from experiments.core import cli, files
-from experiments.core.console import Progress, end_table
+from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.data.reading import File
 from experiments.figures import embeddings as embedding_figures
@@ -148,7 +148,7 @@ def embed(
         table += comparison.write(out, embedded, names, clock)
     if skipped:
         table.append(("skipped", f"{len(skipped):,}, listed in {out / 'skipped.csv'}"))
-    end_table("finished", [*table, ("folder", str(out))], quiet=quiet)
+    print_result("finished", [*table, ("folder", str(out))], quiet=quiet)
     return len(embedded.files), len(skipped)
 
 

@@ -34,9 +34,9 @@ from absl import flags
 
 from dyn.interop import to_stablehlo
 from experiments.core import cli, files
-from experiments.core.console import end_table
+from experiments.core.console import print_result
 from experiments.core.errors import UserError, nearest
-from experiments.core.files import replacing
+from experiments.core.files import replace_file
 from experiments.inference import onnx as onnx_files
 from experiments.inference.trained import Trained
 from experiments.load import load
@@ -91,7 +91,7 @@ def export(
             raise UserError(f"The network cannot be exported: {error}") from error
     else:
         written = onnx_files.convert(network(trained), example_of(trained))
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(written)
     said = description(trained) | ({"platforms": platforms} if form == "stablehlo" else {})
     files.write_json(about, said)
@@ -184,7 +184,7 @@ if __name__ == "__main__":
             path = export(given[0], FORMAT.value, OUT.value, **options)
         except OSError as error:
             raise UserError(f"The file cannot be written: {error}.") from error
-        end_table("exported", [(FORMAT.value, f"{path}, {path.stat().st_size / 1e6:.1f} MB")])
+        print_result("exported", [(FORMAT.value, f"{path}, {path.stat().st_size / 1e6:.1f} MB")])
 
     command, given = cli.without_words(sys.argv)
     cli.leave(cli.run(main, command, str(__doc__)))

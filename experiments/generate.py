@@ -32,9 +32,9 @@ from absl import flags
 from PIL import Image
 
 from experiments.core import cli, files
-from experiments.core.console import Progress, end_table
+from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError, nearest
-from experiments.core.files import plain
+from experiments.core.files import to_json
 from experiments.data.extra import DESCRIPTION
 from experiments.inference.trained import Trained
 from experiments.load import load
@@ -100,7 +100,7 @@ def generate(
         ("pictures", f"{per_class * len(names):,} of {len(names)} classes"),
         ("in", str(folder)),
     ]
-    end_table("finished", rows, quiet=quiet)
+    print_result("finished", rows, quiet=quiet)
     return folder
 
 
@@ -157,7 +157,7 @@ def _begin(
             f"{folder} holds something that no earlier command has generated ({file.name} is not there or "
             "cannot be read): choose another --out."
         ) from error
-    same = all(found.get(name) == plain(value) for name, value in description.items())
+    same = all(found.get(name) == to_json(value) for name, value in description.items())
     if same and not overwrite and (not finished or again):
         return counts
     if not overwrite:

@@ -24,9 +24,9 @@ from absl import flags
 
 from dyn.diagnostics import Cost
 from experiments.core import cli
-from experiments.core.console import end_table
+from experiments.core.console import print_result
 from experiments.core.errors import UserError
-from experiments.core.files import replacing
+from experiments.core.files import replace_file
 from experiments.load import Trained, load
 from experiments.reports import inspection_figures, map_figures
 from experiments.reports.inspection import Layer, Mixture, findings, layers_of, mixtures_of
@@ -77,7 +77,7 @@ def inspect(run: str | Path, out: str | Path | None = None) -> Path:
             if found.exists()
         ]
         text = "\n".join(_page(folder, trained, layers, mixtures, pictures))
-    with replacing(out) as temporary:
+    with replace_file(out) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return out
 
@@ -207,7 +207,7 @@ if __name__ == "__main__":
         if len(given) != 1:
             raise UserError("Which run? Give one: python -m experiments.inspect runs/odconv-digits")
         try:
-            end_table("finished", [("page", str(inspect(given[0], place.value or None)))])
+            print_result("finished", [("page", str(inspect(given[0], place.value or None)))])
         except OSError as error:
             raise UserError(f"The page cannot be written: {error}.") from error
 

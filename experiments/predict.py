@@ -36,7 +36,7 @@ from absl import flags
 from PIL import Image
 
 from experiments.core import cli, files
-from experiments.core.console import Progress, end_table
+from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.figures.palette import colour_map
 from experiments.inference import files as predict_files
@@ -139,8 +139,8 @@ def _predict(
     skipped_file.unlink(missing_ok=True)
     predicted = skipped = 0
     with (
-        files.appended(out, header, overwrite) as append,
-        files.appended(skipped_file, ["file", *kind.columns, "reason"], True) as skip,
+        files.append_csv(out, header, overwrite) as append,
+        files.append_csv(skipped_file, ["file", *kind.columns, "reason"], True) as skip,
         Progress(total, quiet=quiet, unit="file") as shown,
     ):
 
@@ -170,7 +170,7 @@ def _predict(
         table.append(("masks", str(masks)))
     if skipped:
         table.append(("skipped", f"{skipped:,}, listed in {skipped_file}"))
-    end_table("finished", table, quiet=quiet)
+    print_result("finished", table, quiet=quiet)
     return predicted, skipped
 
 

@@ -18,7 +18,7 @@ from experiments.audio.recordings import Unreadable
 from experiments.core import digests as contents
 from experiments.core.console import Progress
 from experiments.core.errors import UserError
-from experiments.core.files import replacing, write_json
+from experiments.core.files import replace_file, write_json
 
 _SETTINGS = ("hop", "channel", "pad", *spectrograms.SETTINGS)
 _LIBRARIES = ("PyWavelets", "librosa", "numpy", "pillow", "soundfile", "soxr")
@@ -222,7 +222,7 @@ def _draw(path: pathlib.Path, starts: list[float] | None, audio, file: pathlib.P
     else:
         cut = windows.at(read, rate, audio.seconds, starts, audio.pad)
     rows = []
-    with replacing(file) as temporary, _growing(temporary, spectrograms.shape(audio)) as add:
+    with replace_file(file) as temporary, _growing(temporary, spectrograms.shape(audio)) as add:
         for window in cut:
             add(spectrograms.picture(window.samples, audio))
             rows.append((window.start, window.end, window.silent))

@@ -130,7 +130,7 @@ def raven_table(
         A function that appends a label and where it was heard.
     """
     number = 0
-    with files.appended(path, raven.COLUMNS, overwrite=True, dialect=_Raven) as append:
+    with files.append_csv(path, raven.COLUMNS, overwrite=True, dialect=_Raven) as append:
         append([])
 
         def select(label: str, found: Detection) -> None:

@@ -15,7 +15,7 @@ import scipy.io.wavfile
 import scipy.signal
 
 from experiments.audio.annotations import Annotation, write_raven
-from experiments.core.files import replacing
+from experiments.core.files import replace_file
 
 
 class Song(NamedTuple):
@@ -187,5 +187,5 @@ def _save(path: pathlib.Path, sound: np.ndarray, rate: int) -> None:
     # A new date would make everything prepared from it be prepared again.
     if path.is_file() and path.read_bytes() == encoded.getvalue():
         return
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_bytes(encoded.getvalue())

@@ -183,7 +183,7 @@ class Progress:
         _print(self._console, line)
 
 
-def start_table(
+def print_facts(
     title: str,
     rows: Sequence[tuple[str, str]],
     console: Console | None = None,
@@ -217,13 +217,13 @@ def start_table(
             _print(console, Text.assemble((head, "dim"), line))
 
 
-def end_table(
+def print_result(
     title: str,
     rows: Sequence[tuple[str, str]],
     console: Console | None = None,
     quiet: bool = False,
 ) -> None:
-    """Prints the result of a run, as `start_table` prints its facts; an empty line first.
+    """Prints the result of a run, as `print_facts` prints its facts; an empty line first.
 
     Args:
       title: the line above.
@@ -235,7 +235,7 @@ def end_table(
         return
     console = console or Console()
     _print(console, "")
-    start_table(title, rows, console)
+    print_facts(title, rows, console)
 
 
 def format_value(value: object) -> str:

@@ -20,7 +20,7 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file; its folder is created where it is missing."""
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         # File names need not be UTF-8; what is not comes out as \\udcXX, which JSON reads back.
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
@@ -33,7 +33,7 @@ def write_json(path: str | os.PathLike, obj: object) -> None:
       obj: dictionaries, lists and scalars (Python, numpy or jax). Keys keep their order; NaN
         and infinity become null; what JSON does not know (a path, a type) becomes its `str`.
     """
-    write_text(path, json.dumps(plain(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, json.dumps(to_json(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_csv(
@@ -41,7 +41,7 @@ def write_csv(
 ) -> None:
     """Writes a table of comma-separated values; None is an empty cell."""
     options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
-    with replacing(path) as temporary, open(temporary, "w", **options) as file:
+    with replace_file(path) as temporary, open(temporary, "w", **options) as file:
         table = csv.writer(file)
         table.writerow(header)
         table.writerows(rows)
@@ -49,14 +49,14 @@ def write_csv(
 
 def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
     """Writes an .npz file, as `numpy.savez` would if an array could be called `file`."""
-    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+    with replace_file(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
                 np.lib.format.write_array(file, np.asarray(array), allow_pickle=False)
 
 
 @contextlib.contextmanager
-def appended(
+def append_csv(
     path: str | os.PathLike,
     header: Sequence[str],
     overwrite: bool = False,
@@ -118,7 +118,7 @@ def write_skipped(
     return path
 
 
-def plain(value: object) -> object:
+def to_json(value: object) -> object:
     """The nearest thing that JSON can say.
 
     Args:
@@ -131,20 +131,20 @@ def plain(value: object) -> object:
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, set | frozenset):
-        return [plain(item) for item in sorted(value, key=str)]
+        return [to_json(item) for item in sorted(value, key=str)]
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [to_json(item) for item in value]
     if isinstance(value, np.ndarray | np.generic | jax.Array):
-        return plain(np.asarray(value).tolist())
+        return to_json(np.asarray(value).tolist())
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if isinstance(value, int) else str(value)
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike) -> Iterator[Path]:
+def replace_file(path: str | os.PathLike) -> Iterator[Path]:
     """A temporary file that takes the place of `path` at the end: all of it, or nothing.
 
     Args:

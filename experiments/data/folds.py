@@ -16,7 +16,7 @@ import numpy as np
 from sklearn.model_selection import StratifiedKFold
 
 from experiments.core.errors import UserError
-from experiments.core.files import replacing
+from experiments.core.files import replace_file
 from experiments.data import splits
 from experiments.data.dataset import Dataset, Source
 from experiments.data.sources import Chain, Subset
@@ -150,7 +150,10 @@ def write(
         classes: the name of each label.
     """
     rows = zip(_rows(everything, classes), assignment.tolist(), strict=True)
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+    with (
+        replace_file(path) as temporary,
+        open(temporary, "w", encoding="utf-8", newline="") as file,
+    ):
         table = csv.writer(file)
         table.writerow(COLUMNS)
         table.writerows([*row, fold] for row, fold in rows)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
 
-from experiments.core.files import replacing
+from experiments.core.files import replace_file
 
 DPI = 130
 # Okabe and Ito's colours, which colour-blind readers tell apart too.
@@ -78,5 +78,5 @@ def escape(text: str) -> str:
 
 def save(figure: Figure, path: str | os.PathLike) -> None:
     """Writes the PNG."""
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         figure.savefig(temporary, format="png", dpi=DPI)

@@ -17,7 +17,7 @@ import numpy as np
 from experiments import data
 from experiments.audio.spectrograms import SETTINGS, levels_of
 from experiments.core import files
-from experiments.core.console import end_table
+from experiments.core.console import print_result
 from experiments.core.errors import UserError, nearest
 from experiments.data import Example, pictures
 from experiments.data.extra import DESCRIPTION
@@ -149,7 +149,7 @@ def judge(run: str | Path, folder: str | Path, *, quiet: bool = False) -> dict[s
     )
     found = {"judge": str(run), "folder": str(folder), **found}
     files.write_json(folder / "quality.json", found)
-    end_table(f"as {run} sees them", _rows(found, folder), quiet=quiet)
+    print_result(f"as {run} sees them", _rows(found, folder), quiet=quiet)
     return found
 
 

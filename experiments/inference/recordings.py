@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from experiments.audio import detections, recordings, spectrograms
 from experiments.audio.detections import RAVEN_SUFFIX, Window
 from experiments.core import files, listing
-from experiments.core.console import Progress, end_table
+from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.data.reading import File
 from experiments.inference import audio_windows as listening
@@ -136,7 +136,7 @@ def predict(
         table.append(("in part", f"{noted:,}, noted in {out / 'per_file.csv'}"))
     if skipped:
         table.append(("skipped", f"{skipped:,}, listed in {out / 'skipped.csv'}"))
-    end_table("finished", table, quiet=quiet)
+    print_result("finished", table, quiet=quiet)
     return heard, skipped
 
 
@@ -197,7 +197,7 @@ def _shares(scores: np.ndarray) -> Iterator[str]:
 
 
 def _table(path: Path, header: Sequence[str]) -> Any:
-    return files.appended(path, header, overwrite=True)  # `_clear` has said whether that may be
+    return files.append_csv(path, header, overwrite=True)  # `_clear` has said whether that may be
 
 
 def _given(paths: Sequence[str]) -> Iterator[File]:

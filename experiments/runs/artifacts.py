@@ -18,7 +18,7 @@ from PIL import Image
 
 from dyn.diagnostics import attention_statistics, class_activation, layer_outputs, sown_weights
 from experiments.core.errors import UserError
-from experiments.core.files import replacing
+from experiments.core.files import replace_file
 from experiments.data import archives
 
 Array = np.ndarray
@@ -262,7 +262,7 @@ def _smaller(picture: Array, resampling: Image.Resampling) -> Array:
 
 
 def _write(path: str | os.PathLike, arrays: Mapping[str, Array]) -> None:
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    with replace_file(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **dict(arrays))
 
 

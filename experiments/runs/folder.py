@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from experiments.configs import common
 from experiments.core import files
 from experiments.core.errors import UserError
-from experiments.core.files import plain
+from experiments.core.files import to_json
 
 # Settings that change where a run reads and what it shows, but not what it computes.
 FREE = {
@@ -105,7 +105,7 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
 def _settings(config: ConfigDict) -> dict[str, Any]:
     """The settings by their dotted names, as a file of JSON has them."""
-    return _flat(json.loads(json.dumps(plain(config.to_dict()))))
+    return _flat(json.loads(json.dumps(to_json(config.to_dict()))))
 
 
 def _has_results(workdir: Path) -> bool:

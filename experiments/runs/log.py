@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from experiments.core.errors import UserError
-from experiments.core.files import plain, replacing
+from experiments.core.files import replace_file, to_json
 from experiments.runs.writers import Board
 
 METRICS_FILE = "metrics.jsonl"
@@ -40,7 +40,7 @@ class MetricLog:
                 for row in read_rows(self.path)
                 if row["step"] <= resume_step and row.get("split") != "test"
             ]
-            with replacing(self.path) as temporary:
+            with replace_file(self.path) as temporary:
                 temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)
         self._boards = list(boards)
@@ -59,7 +59,7 @@ class MetricLog:
         """
         if clash := {"step", "split"} & set(metrics):
             raise ValueError(f"a metric cannot be called {sorted(clash)}")
-        row = {"step": int(step), "split": split, **{k: plain(v) for k, v in metrics.items()}}
+        row = {"step": int(step), "split": split, **{k: to_json(v) for k, v in metrics.items()}}
         self._file.write(_line(row))
         scalars = {
             f"{split}/{name}": value

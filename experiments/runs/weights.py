@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from experiments.core.errors import UserError
-from experiments.core.files import plain, replacing
+from experiments.core.files import replace_file, to_json
 from experiments.inference.trained import Trained, config_of
 
 SUFFIX = ".safetensors"
@@ -36,8 +36,8 @@ def write(trained: Trained, path: str | os.PathLike, versions: dict[str, str]) -
         "shape": list(trained.shape),
         "versions": versions,
     }
-    metadata = {name: json.dumps(plain(value)) for name, value in about.items()}
-    with replacing(path) as temporary:
+    metadata = {name: json.dumps(to_json(value)) for name, value in about.items()}
+    with replace_file(path) as temporary:
         # Not `save_file`, whose file nobody else may read.
         temporary.write_bytes(save(arrays, metadata))
 

@@ -18,9 +18,9 @@ from ml_collections import ConfigDict
 
 from experiments import data
 from experiments.core import files
-from experiments.core.console import Progress, end_table, start_table
+from experiments.core.console import Progress, print_facts, print_result
 from experiments.core.errors import UserError
-from experiments.core.files import plain
+from experiments.core.files import to_json
 from experiments.data import Dataset, Example, extra, pipeline
 from experiments.figures import classification as figures
 from experiments.runs import writers as boards
@@ -65,7 +65,7 @@ def train(
         if summary := finished_summary(workdir):
             if lead:
                 claim(workdir, config)
-            end_table("already finished", result_rows(summary, workdir), quiet=not lead)
+            print_result("already finished", result_rows(summary, workdir), quiet=not lead)
             return summary
         held = hold(workdir) if lead else contextlib.nullcontext()
         with held, others_watched(), exhaustion_said():
@@ -138,7 +138,7 @@ def _train(
     stopping = EarlyStopping(patience=config.early_stopping.patience - 1)
     if progress["early_stopping"]:
         stopping = stopping.replace(**progress["early_stopping"])
-    start_table(
+    print_facts(
         f"{config.name} on {dataset.name}",
         start_rows(config, dataset, program.cost, workdir, start_step, lengths),
         quiet=not lead,
@@ -282,7 +282,7 @@ def _train(
         files.write_text(workdir / "summary.txt", title + "".join(lines))
         # Last: its presence says that the run is finished.
         files.write_json(workdir / "summary.json", summary)
-        end_table("finished", result_rows(summary, workdir))
+        print_result("finished", result_rows(summary, workdir))
     return summary
 
 
@@ -300,7 +300,7 @@ def find_program(
     shapes = jax.tree.map(np.shape, examples)
     free = ("seed", "data", "name", "input", "init_from")
     rest = {k: v for k, v in config.to_dict().items() if k not in free}
-    key = json.dumps(plain([rest, lengths, len(dataset.classes), shapes]), sort_keys=True)
+    key = json.dumps(to_json([rest, lengths, len(dataset.classes), shapes]), sort_keys=True)
     if key in programs:
         known = programs[key]
         return dataclasses.replace(known, cost={**known.cost, "compile_seconds": 0.0})

@@ -8,10 +8,10 @@ from rich.console import Console
 from experiments.core.console import (
     Progress,
     Rate,
-    end_table,
     format_seconds,
     format_value,
-    start_table,
+    print_facts,
+    print_result,
 )
 
 
@@ -76,8 +76,8 @@ def test_a_quiet_one_prints_nothing():
         progress.update(1, loss=1.0)
         progress.row(1, {"loss": 1.0})
         progress.say("hello")
-    start_table("title", [("a", "b")], console, quiet=True)
-    end_table("title", [("a", "b")], console, quiet=True)
+    print_facts("title", [("a", "b")], console, quiet=True)
+    print_result("title", [("a", "b")], console, quiet=True)
     assert console.file.getvalue() == ""
 
 
@@ -115,14 +115,14 @@ def test_the_rate_knows_neither_compilation_nor_pauses():
 def test_a_table_of_facts_never_breaks_a_path():
     rows = [("data", "digits, " * 12), ("workdir", "/a/very/long/folder/" * 8)]
     for console in (_file_console(), _terminal()):
-        start_table("Run", rows, console)
+        print_facts("Run", rows, console)
         text = console.file.getvalue()
         assert "/a/very/long/folder/" * 8 in text
         assert "Run" in text
     # In a file each fact is one line.
     assert len(text.splitlines()) > 3
     console = _file_console()
-    end_table("Done", [("accuracy", "0.98"), ("time", "0:18")], console)
+    print_result("Done", [("accuracy", "0.98"), ("time", "0:18")], console)
     assert console.file.getvalue() == "\nDone\n  accuracy  0.98\n  time      0:18\n"
 
 

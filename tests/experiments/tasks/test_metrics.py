@@ -10,7 +10,7 @@ from sklearn.metrics import precision_recall_fscore_support
 
 from experiments.configs import common
 from experiments.core.errors import UserError
-from experiments.core.files import plain, replacing
+from experiments.core.files import replace_file, to_json
 from experiments.runs import writers as boards
 from experiments.runs.log import MetricLog, read_rows
 from experiments.tasks.metrics import (
@@ -86,19 +86,19 @@ def test_tensorboard_is_written_beside(tmp_path):
 def test_hosts_that_write_one_file_do_not_write_into_one_another(tmp_path, monkeypatch):
     monkeypatch.setattr("os.getpid", lambda: 1)
     monkeypatch.setattr("socket.gethostname", lambda: "one")
-    with replacing(tmp_path / "file") as mine:
+    with replace_file(tmp_path / "file") as mine:
         mine.write_text("mine")
         monkeypatch.setattr("socket.gethostname", lambda: "other")
-        with replacing(tmp_path / "file") as theirs:
+        with replace_file(tmp_path / "file") as theirs:
             theirs.write_text("theirs")
     assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_replacing_is_all_or_nothing(tmp_path):
     path = tmp_path / "deep" / "file.txt"
-    with replacing(path) as temporary:
+    with replace_file(path) as temporary:
         temporary.write_text("old")
-    with pytest.raises(RuntimeError), replacing(path) as temporary:
+    with pytest.raises(RuntimeError), replace_file(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
     assert path.read_text() == "old"
@@ -114,7 +114,7 @@ def test_plain_knows_every_scalar():
         "type": jnp.zeros((), jnp.int8),
     }
     expected = {"bf16": [0.5, None], "flag": True, "pair": [3, None], "set": ["a", "b"], "type": 0}
-    assert plain(values) == expected
+    assert to_json(values) == expected
 
 
 def _sums(logits, labels, mask=None):
