@@ -82,7 +82,13 @@ def export(
         raise UserError(f"{path} is there already: choose another --out, or give --overwrite.")
     trained = load(run)
     if form == "safetensors":
-        weights.write(trained, path, versions())
+        metadata = {
+            "config": trained.config.to_dict(),
+            "classes": list(trained.classes),
+            "shape": list(trained.shape),
+            "versions": versions(),
+        }
+        weights.write_weights(path, trained.variables, metadata)
         return path
     if form == "stablehlo":
         try:

@@ -37,7 +37,9 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
     """
     folder = Path(run).expanduser()
     if folder.suffix == weights.SUFFIX:
-        return weights.read(folder)
+        variables, metadata = weights.read_weights(folder)
+        config = config_of(metadata["config"])
+        return Trained(config, metadata["classes"], tuple(metadata["shape"]), variables)
     summary = finished_summary(folder)
     if summary is None:
         raise UserError(

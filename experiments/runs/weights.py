@@ -1,7 +1,8 @@
-"""A trained network in one file of safetensors: its arrays by path, and beside them what they mean."""
+"""Files of safetensors: a network's arrays by path, and metadata that says which network they belong to."""
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,38 +13,31 @@ from safetensors.numpy import save
 
 from experiments.core.errors import UserError
 from experiments.core.files import replace_file, to_json
-from experiments.inference.trained import Trained, config_of
 
 SUFFIX = ".safetensors"
 
 
-def write(trained: Trained, path: str | os.PathLike, versions: dict[str, str]) -> None:
-    """Writes `params/...`, `batch_stats/...` and `attention/...`, and what they are of as metadata.
+def write_weights(
+    path: str | os.PathLike, variables: Mapping[str, Any], metadata: Mapping[str, Any]
+) -> None:
+    """Writes the arrays `params/...`, `batch_stats/...` and `attention/...`, and the metadata as JSON.
 
     Args:
-        trained: the network.
         path: the file.
-        versions: of what it was trained with, kept as `versions`.
+        variables: the collections of a network.
+        metadata: `config`, `classes`, `shape` and `versions` of the network.
     """
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
     # Not `ascontiguousarray`, which makes vectors of scalars.
-    arrays = {
-        name: np.asarray(leaf, order="C")
-        for name, leaf in traverse_util.flatten_dict(dict(trained.variables), sep="/").items()
-    }
-    about: dict[str, Any] = {
-        "config": trained.config.to_dict(),
-        "classes": list(trained.classes),
-        "shape": list(trained.shape),
-        "versions": versions,
-    }
-    metadata = {name: json.dumps(to_json(value)) for name, value in about.items()}
+    arrays = {name: np.asarray(leaf, order="C") for name, leaf in flat.items()}
+    texts = {name: json.dumps(to_json(value)) for name, value in metadata.items()}
     with replace_file(path) as temporary:
-        # Not `save_file`, whose file nobody else may read.
-        temporary.write_bytes(save(arrays, metadata))
+        # Not `save_file`, whose files only their owner may read.
+        temporary.write_bytes(save(arrays, texts))
 
 
-def written_here(path: str | os.PathLike) -> bool:
-    """Whether a file is one of `write`'s, and not of weights that others have trained."""
+def is_export(path: str | os.PathLike) -> bool:
+    """Returns whether a file was written by `write_weights`, and not by another program."""
     try:
         with safe_open(Path(path), "numpy") as file:
             return "config" in (file.metadata() or {})
@@ -51,30 +45,23 @@ def written_here(path: str | os.PathLike) -> bool:
         return False
 
 
-def read(path: str | os.PathLike) -> Trained:
-    """The network that `write` wrote.
+def read_weights(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Returns the variables and the metadata that `write_weights` wrote.
 
     Raises:
-        UserError: if the file cannot be read, or was written by something else.
+        UserError: if the file cannot be read, or another program wrote it.
     """
     try:
         with safe_open(Path(path), "numpy") as file:
-            about = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}
-        config, classes, shape = (
-            json.loads(about[name]) for name in ("config", "classes", "shape")
-        )
+            texts = file.metadata() or {}
+        if not {"config", "classes", "shape"} <= texts.keys():
+            raise UserError(
+                f"{path} has no metadata about its network: give a file that experiments.export wrote."
+            )
+        metadata = {name: json.loads(text) for name, text in texts.items()}
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
-    except KeyError as error:
-        raise UserError(
-            f"{path} does not say what network its parameters are of (no {error}): give a file that "
-            "experiments.export has written."
-        ) from error
-    return Trained(config_of(config), classes, tuple(shape), _whole(arrays))
-
-
-def _whole(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The collections, also those that have no arrays."""
-    nested = traverse_util.unflatten_dict(arrays, sep="/")
-    return {"params": {}, "batch_stats": {}, "attention": {}, **nested}
+    # Collections without arrays are not in the file.
+    empty = {"params": {}, "batch_stats": {}, "attention": {}}
+    return {**empty, **traverse_util.unflatten_dict(arrays, sep="/")}, metadata

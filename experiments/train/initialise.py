@@ -51,8 +51,8 @@ def start_from_run(
     """
     source = Path(config.init_from).expanduser()
     besides, begins = "", str(source)
-    if weights.written_here(source):
-        variables = weights.read(source).variables
+    if weights.is_export(source):
+        variables, _ = weights.read_weights(source)
     elif source.is_file():
         variables, besides = trained_by_torch(source, config, task, num_classes, inputs)
     else:
@@ -120,8 +120,8 @@ def check_start(config: ConfigDict, task: ModuleType, num_classes: int, inputs: 
         UserError: if there is no such run or file, or if the file's weights do not fit.
     """
     source = Path(config.init_from).expanduser()
-    if weights.written_here(source):
-        weights.read(source)
+    if weights.is_export(source):
+        weights.read_weights(source)
     elif source.is_file():
         trained_by_torch(source, config, task, num_classes, inputs)
     else:
