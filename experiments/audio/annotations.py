@@ -15,7 +15,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from experiments.audio import raven
 from experiments.core.errors import UserError
 from experiments.core.files import write_text
-from experiments.data import groups
 
 # What the columns are called, here and elsewhere, in lower case; the first that is there is taken.
 _COLUMNS = {
@@ -224,6 +223,32 @@ def within(
     return rows, skipped
 
 
+def compile_pattern(pattern: str, setting: str) -> re.Pattern | None:
+    """Returns the compiled regular expression of a setting, or None for an empty one.
+
+    Args:
+        pattern: the regular expression; its first group is what counts.
+        setting: name of the setting below `--config.audio`, for error messages.
+
+    Raises:
+        UserError: if the pattern is invalid or has no group.
+    """
+    if not pattern:
+        return None
+    try:
+        expression = re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"--config.audio.{setting}={pattern} is not a regular expression: {error}."
+        ) from error
+    if not expression.groups:
+        raise UserError(
+            f"--config.audio.{setting}={pattern} has no group: put the part that counts in parentheses, such "
+            "as '(site[0-9]+)_'."
+        )
+    return expression
+
+
 def label_text(name: str, pattern: str = "") -> str | None:
     """What the name of a recording says is in it; None where it says nothing.
 
@@ -238,7 +263,7 @@ def label_text(name: str, pattern: str = "") -> str | None:
         >>> label_text("wren/2019/a.wav"), label_text("wren 3.wav", r"(\\w+) \\d")
         ('wren', 'wren')
     """
-    expression = groups.expression(pattern, "label_pattern")
+    expression = compile_pattern(pattern, "label_pattern")
     if expression is None:
         folder, inside, _ = name.partition("/")
         return folder if inside else None

@@ -1,13 +1,13 @@
 """Recordings dealt out to training, validation and test: what belongs together stays together."""
 
 import csv
-import re
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from experiments.audio.annotations import compile_pattern
 from experiments.core.errors import UserError
 from experiments.data.splits import stratified_split
 
@@ -24,7 +24,7 @@ def groups_of(names: Sequence[str], pattern: str) -> list[str]:
     Raises:
         UserError: if it is no such expression.
     """
-    found = expression(pattern, "group_pattern")
+    found = compile_pattern(pattern, "group_pattern")
     if found is None:
         return list(names)
     matches = [found.search(name) for name in names]
@@ -32,27 +32,6 @@ def groups_of(names: Sequence[str], pattern: str) -> list[str]:
         match[1] if match and match[1] is not None else name
         for name, match in zip(names, matches, strict=True)
     ]
-
-
-def expression(pattern: str, setting: str) -> re.Pattern | None:
-    """The regular expression of a setting, None where it is empty.
-
-    Raises:
-        UserError: if it is none, or has no group.
-    """
-    if not pattern:
-        return None
-    try:
-        found = re.compile(pattern)
-    except re.error as error:
-        raise UserError(
-            f"--config.audio.{setting}={pattern} is no regular expression: {error}."
-        ) from error
-    if not found.groups:
-        raise UserError(
-            f"--config.audio.{setting}={pattern}: put what is meant in parentheses, such as '(site[0-9]+)_'."
-        )
-    return found
 
 
 def deal_out(
