@@ -1,37 +1,80 @@
-"""Data sets: one file per data set, and one function that loads any of them."""
+"""Data sets: one file per data set, and the two functions that load any of them.
+
+`load` reads a data set. `load_for_training` also checks it and lists in the run's folder what it skipped.
+"""
 
 import dataclasses
-import pathlib
 import types
+from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
+from experiments.core import files
 from experiments.core.errors import UserError, nearest
 from experiments.data import duplicates, folds
 from experiments.data.dataset import Dataset, Example, Source
 from experiments.data.sources import Relabelled, flatten
 
-__all__ = ["NAMES", "Dataset", "Example", "Source", "check_sizes", "check_skipped", "load"]
+__all__ = ["NAMES", "Dataset", "Example", "Source", "load", "load_for_training"]
 
 NAMES = ("digits", "tiny_imagenet", "voc2012", "ucr", "folder", "mask_folder", "tfds", "audio")
 
 
-def load(config, seed: int, audio=None) -> Dataset:
-    """Loads a data set by its name, preparing it first where that has not been done yet.
+def load_for_training(
+    config: ConfigDict,
+    seed: int,
+    *,
+    audio: ConfigDict | None = None,
+    image_size: int = 0,
+    workdir: Path | None = None,
+) -> Dataset:
+    """Loads a data set, adds the extra training pictures and checks that batches can be made of it.
 
     Args:
-        config: the data part of the configuration: `name` (one of `NAMES`), `source` (where the
-            data is, '' where it can be found or downloaded), `dir` (where prepared data is kept,
-            '' for the usual place), `variant` (which set of the UCR archive or the TFDS
-            catalogue), `validation` and `test` (shares of train to set aside where the data set
-            has no such split of its own), `limit` (the most examples a split may keep, 0 for all),
-            `fold` and `folds` (which fold of how many is the test split, all splits pooled; -1 for
-            the data set's own splits), `classes` (names, '' for all).
+        config: the data section of the configuration; see `load`. In addition `extra_train` (a folder of
+            more pictures to train on, '' for none) and `max_skipped` (the share of the files that may be
+            unusable).
         seed: decides which examples are set aside.
-        audio: the audio part of the configuration, for recordings.
+        audio: the audio section, for recordings.
+        image_size: side in pixels to which pictures are resized; 0 keeps their size.
+        workdir: the folder of the run, which gets `skipped.csv` and, for recordings, `splits.csv`; None
+            writes nothing, for all hosts but the first.
+
+    Raises:
+        UserError: as `load`; if too many files had to be skipped, the extra pictures do not fit the data
+            set, or pictures of different sizes would not be resized.
+    """
+    dataset = load(config, seed, audio)
+    listed = None
+    if workdir is not None:
+        listed = files.write_skipped(workdir, dataset.skipped)
+        if dataset.assignment:
+            files.write_csv(workdir / "splits.csv", ("file", "split"), dataset.assignment)
+    check_skipped(dataset, config.max_skipped, listed)
+    if config.extra_train:
+        from experiments.data import extra
+
+        dataset = extra.add_pictures(dataset, config, audio)
+    check_sizes(dataset, image_size)
+    return dataset
+
+
+def load(config: ConfigDict, seed: int, audio: ConfigDict | None = None) -> Dataset:
+    """Loads a data set by its name and prepares it first if necessary.
+
+    Args:
+        config: the data section of the configuration: `name` (one of `NAMES`), `source` (where the data
+            is; '' to find or download it), `dir` (where prepared data is kept; '' for the default),
+            `variant` (name of the set in the UCR archive or the TFDS catalogue), `validation` and `test`
+            (shares of train to set aside if the data set has no such split), `limit` (maximum number of
+            examples per split; 0 for all), `fold` and `folds` (index of the test fold and number of folds
+            when all splits are pooled; -1 keeps the data set's own splits), `classes` (names; '' for all).
+        seed: decides which examples are set aside.
+        audio: the audio section of the configuration, for recordings.
 
     Returns:
-        The data set with its splits `train`, `validation` and `test`.
+        The data set with the splits `train`, `validation` and `test`.
 
     Raises:
         UserError: if the name is unknown, or the data is missing or unusable.
@@ -41,22 +84,50 @@ def load(config, seed: int, audio=None) -> Dataset:
 
         dataset = sounds.load(config, audio, seed)
     else:
-        dataset = _reader(config.name).load(config, seed)
+        dataset = _import_reader(config.name).load(config, seed)
     if config.get("fold", -1) >= 0:
-        everything = folds.pool(dataset)
-        # One assignment for all runs, whatever their seed: they are compared fold by fold.
-        assignment, notes = folds.assign(everything.labels, config.folds, seed=0)
-        dataset = folds.fold_dataset(dataset, everything, assignment, config.fold, config, seed)
+        pool = folds.pool(dataset)
+        # The folds are the same for every seed, because runs are compared fold by fold.
+        assignment, notes = folds.assign(pool.labels, config.folds, seed=0)
+        dataset = folds.fold_dataset(dataset, pool, assignment, config.fold, config, seed)
         dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
     if config.get("classes") and config.name != "audio":
-        dataset = _only(dataset, config.classes.split(","))
-    notes = [*dataset.notes, *duplicates.notes(dataset.splits)]
+        dataset = _select_classes(dataset, config.classes.split(","))
+    notes = [*dataset.notes, *duplicates.describe_duplicates(dataset.splits)]
     return dataclasses.replace(dataset, notes=notes)
 
 
-def _reader(name: str) -> types.ModuleType:
-    """The module that reads a data set."""
-    # Imported where they are needed: one data set should not wait for another's libraries.
+def check_skipped(dataset: Dataset, max_skipped: float, listed: Path | None = None) -> None:
+    """Raises a UserError if a larger share of the files than `max_skipped` had to be skipped.
+
+    Args:
+        dataset: the data set.
+        max_skipped: the largest share of unusable files, 0 to 1.
+        listed: the file that lists the skipped files, for the message.
+    """
+    bases = {id(base): base for split in dataset.splits.values() for base in flatten(split)[0]}
+    skipped = len(dataset.skipped)
+    total = skipped + sum(len(base) for base in bases.values())
+    if skipped > max_skipped * total:
+        where = f"{listed} lists them" if listed else f"for example {': '.join(dataset.skipped[0])}"
+        raise UserError(
+            f"{dataset.name}: {skipped:,} of {total:,} files or series cannot be used ({where}), more than "
+            f"the allowed share of {max_skipped:g}. Repair or remove them, or allow more with "
+            "--config.data.max_skipped=SHARE."
+        )
+
+
+def check_sizes(dataset: Dataset, image_size: int) -> None:
+    """Raises a UserError if pictures differ in size and are not resized to one size."""
+    if not all(dataset.shape) and not image_size:
+        raise UserError(
+            f"{dataset.name}: its pictures differ in size; choose one size for all of them with "
+            "--config.image_size=PIXELS."
+        )
+
+
+def _import_reader(name: str) -> types.ModuleType:
+    """Imports the module that reads a data set, so that no data set waits for another one's libraries."""
     match name:
         case "digits":
             from experiments.data import digits as reader
@@ -80,46 +151,10 @@ def _reader(name: str) -> types.ModuleType:
     return reader
 
 
-def check_skipped(dataset: Dataset, config, listed: pathlib.Path | None = None) -> None:
-    """Returns if no larger share of the data set had to be skipped than was allowed.
+def _select_classes(dataset: Dataset, names: list[str]) -> Dataset:
+    """Keeps the examples of some classes, renumbered in the order of `names`.
 
-    Args:
-        dataset: the data set.
-        config: the data part of the configuration; `max_skipped` is the share.
-        listed: the file that names what was skipped.
-
-    Raises:
-        UserError: if it is more.
-    """
-    bases = {id(base): base for split in dataset.splits.values() for base in flatten(split)[0]}
-    skipped = len(dataset.skipped)
-    found = skipped + sum(len(base) for base in bases.values())
-    if skipped > config.max_skipped * found:
-        where = f"{listed} names them" if listed else f"such as {': '.join(dataset.skipped[0])}"
-        raise UserError(
-            f"{dataset.name}: {skipped:,} of {found:,} files or series cannot be used ({where}), more than "
-            f"the share of {config.max_skipped:g} that may be skipped. Mend or remove them, or allow more "
-            "with --config.data.max_skipped=SHARE."
-        )
-
-
-def check_sizes(dataset: Dataset, image_size: int) -> None:
-    """Returns if examples can be put together in batches: all have one size, or are given one.
-
-    Raises:
-        UserError: if they cannot.
-    """
-    if not all(dataset.shape) and not image_size:
-        raise UserError(
-            f"{dataset.name}: its pictures differ in size; choose one for all with "
-            "--config.image_size=PIXELS."
-        )
-
-
-def _only(dataset: Dataset, names: list[str]) -> Dataset:
-    """The examples of some classes alone, numbered anew in the order of their names here.
-
-    Every example is read once, for its label.
+    Reads every example once for its label.
     """
     for name in names:
         if name not in dataset.classes:
@@ -127,7 +162,7 @@ def _only(dataset: Dataset, names: list[str]) -> Dataset:
                 f"--config.data.classes: there is no {name}{nearest(name, dataset.classes)}"
             )
     numbers = {list(dataset.classes).index(name): new for new, name in enumerate(names)}
-    parts = {}
+    splits = {}
     for split, source in dataset.splits.items():
         labels = np.array([int(source[i]["label"]) for i in range(len(source))])
         kept = np.flatnonzero(np.isin(labels, list(numbers)))
@@ -135,6 +170,6 @@ def _only(dataset: Dataset, names: list[str]) -> Dataset:
             raise UserError(
                 f"{dataset.name}: the {split} split has no example of {', '.join(names)}."
             )
-        parts[split] = Relabelled(source, kept, numbers)
+        splits[split] = Relabelled(source, kept, numbers)
     note = f"Only the classes {', '.join(names)}."
-    return dataclasses.replace(dataset, splits=parts, classes=names, notes=[*dataset.notes, note])
+    return dataclasses.replace(dataset, splits=splits, classes=names, notes=[*dataset.notes, note])

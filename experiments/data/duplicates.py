@@ -1,7 +1,8 @@
-"""Examples of one split that are in another as well: a score on those says little.
+"""Finds examples that occur in two splits, which makes scores on the second one meaningless.
 
-They are found by their content. A source that knows it has `digests`, a number for each example from
-`contents.digest`, and may have `names`, what to call each in a sentence; views need nothing of their own.
+Examples are compared by the digest of their content. A source that knows its content has `digests`, one
+number per example from `core.digests.digest`, and may have `names`, one per example for messages. Views
+need neither.
 """
 
 import itertools
@@ -12,52 +13,56 @@ import numpy as np
 from experiments.data.dataset import Source
 from experiments.data.sources import flatten
 
-_PLACE = np.dtype([("digest", np.uint64), ("base", np.int64), ("position", np.int64)])
+_ORIGIN = np.dtype([("digest", np.uint64), ("base", np.int64), ("position", np.int64)])
 
 
-def notes(splits: Mapping[str, Source]) -> list[str]:
-    """Says which splits have content in common, how much, and where for example.
+def describe_duplicates(splits: Mapping[str, Source]) -> list[str]:
+    """Returns one sentence for each pair of splits with common content: how many examples, and one of them.
 
     Args:
-        splits: the splits by name; an example that two of them show on purpose (validation may be train
-            itself) is no copy.
+        splits: the splits by name. An example that two of them share on purpose (validation may be train
+            itself) does not count.
     """
     bases: list = []
-    places = {name: _places(source, bases) for name, source in splits.items()}
-    found = []
-    for first, second in itertools.combinations(places, 2):
-        known, tested = places[first], places[second]
+    origins = {name: _find_origins(source, bases) for name, source in splits.items()}
+    notes = []
+    for first, second in itertools.combinations(origins, 2):
+        known, tested = origins[first], origins[second]
         copies = tested[np.isin(tested["digest"], known["digest"]) & ~np.isin(tested, known)]
         if len(copies):
-            one = copies[0]
-            other = known[known["digest"] == one["digest"]][0]
-            pair = " is ".join(_name(bases[at["base"]], int(at["position"])) for at in (one, other))
-            found.append(
-                f"{len(copies):,} of the {len(tested):,} examples of {second} are in {first} too, with the "
-                f"same content ({pair}, for example): scores on {second} are no fair ones for them."
+            copy = copies[0]
+            original = known[known["digest"] == copy["digest"]][0]
+            copy_name, original_name = (
+                _get_name(bases[origin["base"]], int(origin["position"]))
+                for origin in (copy, original)
             )
-    return found
+            notes.append(
+                f"{len(copies):,} of the {len(tested):,} examples of {second} are also in {first}, with the "
+                f"same content (for example, {copy_name} is {original_name}): scores on {second} are too "
+                "good for them."
+            )
+    return notes
 
 
-def _name(base, position: int) -> str:
+def _get_name(base, position: int) -> str:
     names = getattr(base, "names", None)
     return names[position] if names else f"example {position}"
 
 
-def _places(source: Source, bases: list) -> np.ndarray:
-    """Content and origin of each example whose content is known; `bases` gets the origins."""
-    behind, owners, positions = flatten(source)
+def _find_origins(source: Source, bases: list) -> np.ndarray:
+    """Returns digest, base and position of each example with a known digest; appends new bases to `bases`."""
+    flat_bases, owners, positions = flatten(source)
     parts = []
-    for number, base in enumerate(behind):
+    for owner, base in enumerate(flat_bases):
         digests = getattr(base, "digests", ())
         if not len(digests):
             continue
         if not any(base is other for other in bases):
             bases.append(base)
-        here = positions[owners == number]
-        part = np.empty(len(here), _PLACE)
-        part["digest"] = np.asarray(digests, np.uint64)[here]
+        in_base = positions[owners == owner]
+        part = np.empty(len(in_base), _ORIGIN)
+        part["digest"] = np.asarray(digests, np.uint64)[in_base]
         part["base"] = next(i for i, other in enumerate(bases) if other is base)
-        part["position"] = here
+        part["position"] = in_base
         parts.append(part)
-    return np.concatenate(parts) if parts else np.empty(0, _PLACE)
+    return np.concatenate(parts) if parts else np.empty(0, _ORIGIN)

@@ -1,9 +1,9 @@
-"""More pictures to train on, such as those that `experiments.generate` makes; never to test on."""
+"""Extra pictures to train on, such as those that `experiments.generate` makes; they are never tested on."""
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -15,15 +15,15 @@ from experiments.data import groups, pictures
 from experiments.data.dataset import Dataset, Example
 from experiments.data.sources import Chain
 
-# What a folder of generated pictures says of itself.
 DESCRIPTION = "generated.json"
+"""Name of the file in which `experiments.generate` describes a folder of pictures."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Pictures:
-    """Pictures that stay in their files; spectrograms lose their colours."""
+class _ExtraPictures:
+    """Pictures that are read when they are needed; coloured spectrograms become levels again."""
 
-    paths: Sequence[pathlib.Path]
+    paths: Sequence[Path]
     labels: np.ndarray
     names: Sequence[str]
     shape: tuple[int, ...]
@@ -40,104 +40,111 @@ class _Pictures:
         return {"inputs": picture, "label": self.labels[index]}
 
 
-def add(dataset: Dataset, config: ConfigDict) -> Dataset:
-    """The data set with more examples to train on: the pictures of the folder `config.data.extra_train`.
+def add_pictures(dataset: Dataset, config: ConfigDict, audio: ConfigDict | None = None) -> Dataset:
+    """Adds the pictures of the folder `config.extra_train` to the train split.
 
-    The folder holds a folder for each class. Validation and test stay what they are.
+    The folder holds one folder per class. Validation and test stay as they are.
 
     Args:
-        dataset: what to add to.
-        config: the experiment.
+        dataset: the data set.
+        config: the data section of the configuration.
+        audio: the audio section, for recordings.
 
     Raises:
-        UserError: if there is no such folder, or its pictures are of another kind or size, or of a class that
-            the data set does not have, or the data set is none of pictures with classes.
+        UserError: if the folder does not exist, its pictures have another kind, size or class than the data
+            set, or the data set does not consist of pictures with classes.
     """
     label = np.asarray(dataset.splits["train"][0]["label"])
     if len(dataset.shape) != 3 or label.ndim > 1 or not dataset.classes:
         raise UserError(
-            f"--config.data.extra_train is for pictures and recordings that have classes; {dataset.name} is "
-            "something else. Leave it out."
+            f"--config.data.extra_train needs pictures or recordings that have classes, and {dataset.name} "
+            "has none; leave it out."
         )
-    folder = pathlib.Path(config.data.extra_train).expanduser()
+    folder = Path(config.extra_train).expanduser()
     if not folder.is_dir():
-        raise UserError(f"--config.data.extra_train={folder} is no folder.")
-    colour = _colour(folder, config)
+        raise UserError(f"--config.data.extra_train={folder} is not a folder.")
+    colour = _read_colour(folder, audio) if config.name == "audio" else None
+    paths, labels = _list_pictures(folder, dataset)
+    names = [str(path.relative_to(folder)) for path in paths]
+    if label.ndim:
+        labels = np.eye(len(dataset.classes), dtype=np.float32)[labels]
+    extra = _ExtraPictures(paths, np.asarray(labels, label.dtype), names, dataset.shape, colour)
+    shape = extra[0]["inputs"].shape
+    if all(dataset.shape) and shape != tuple(dataset.shape):
+        raise UserError(
+            f"{paths[0]} has the shape {shape}, but the pictures of {dataset.name} have {dataset.shape}."
+        )
+    splits = {**dataset.splits, "train": Chain([dataset.splits["train"], extra])}
+    notes = [f"{len(extra):,} more pictures to train on, from {folder}."]
+    notes += _describe_leaks(folder, dataset)
+    return dataclasses.replace(dataset, splits=splits, notes=[*dataset.notes, *notes])
+
+
+def _list_pictures(folder: Path, dataset: Dataset) -> tuple[list[Path], list[int]]:
+    """Returns the PNG files below the class folders of `folder`, and their class numbers."""
     paths, labels = [], []
-    for inner in sorted(path for path in folder.iterdir() if path.is_dir()):
-        if inner.name.startswith("."):
+    for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
+        name = class_folder.name
+        if name.startswith("."):
             continue
-        if inner.name not in dataset.classes:
+        if name not in dataset.classes:
             raise UserError(
                 f"--config.data.extra_train={folder}: {dataset.name} has no class "
-                f"{inner.name}{nearest(inner.name, dataset.classes)}"
+                f"{name}{nearest(name, dataset.classes)}"
             )
-        found = [path for path in files_below(inner) if path.suffix.lower() == ".png"]
-        paths += found
-        labels += [list(dataset.classes).index(inner.name)] * len(found)
+        members = [path for path in files_below(class_folder) if path.suffix.lower() == ".png"]
+        paths += members
+        labels += [list(dataset.classes).index(name)] * len(members)
     if not paths:
         raise UserError(
             f"--config.data.extra_train={folder} has no pictures; it should hold a folder of PNG files for "
             "each class."
         )
-    names = [str(path.relative_to(folder)) for path in paths]
-    if label.ndim:
-        labels = np.eye(len(dataset.classes), dtype=np.float32)[labels]
-    extra = _Pictures(paths, np.asarray(labels, label.dtype), names, dataset.shape, colour)
-    shape = extra[0]["inputs"].shape
-    if all(dataset.shape) and shape != tuple(dataset.shape):
-        raise UserError(
-            f"{paths[0]} is of the shape {shape}, and the pictures of {dataset.name} are of {dataset.shape}."
-        )
-    parts = {**dataset.splits, "train": Chain([dataset.splits["train"], extra])}
-    notes = [f"{len(extra):,} more pictures to train on, of {folder}.", *_seen(folder, dataset)]
-    return dataclasses.replace(dataset, splits=parts, notes=[*dataset.notes, *notes])
+    return paths, labels
 
 
-def _colour(folder: pathlib.Path, config: ConfigDict) -> str | None:
-    """How the pictures are coloured, where they are spectrograms.
+def _read_colour(folder: Path, audio: ConfigDict) -> str:
+    """Returns the colours of generated spectrograms.
 
     Raises:
         UserError: if they were made with other settings than the data set's.
     """
-    if config.data.name != "audio":
-        return None
     file = folder / DESCRIPTION
     try:
-        audio = json.loads(file.read_text(encoding="utf-8"))["audio"]
-        differing = [
-            f"{name} was {audio[name]} and is now {config.audio[name]}"
+        made_with = json.loads(file.read_text(encoding="utf-8"))["audio"]
+        differences = [
+            f"{name} was {made_with[name]} and is now {audio[name]}"
             for name in spectrograms.SETTINGS
-            if audio[name] != config.audio[name]
+            if made_with[name] != audio[name]
         ]
-        colour = audio["colour"]
+        colour = made_with["colour"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{file} does not say how the pictures were made ({error}): give a folder that "
+            f"{file} does not say how the pictures were made ({error}): use a folder that "
             "experiments.generate has written."
         ) from error
-    if differing:
+    if differences:
         raise UserError(
             f"--config.data.extra_train={folder}: its spectrograms were made with other settings of "
-            f"--config.audio: {'; '.join(differing)}."
+            f"--config.audio: {'; '.join(differences)}."
         )
     return colour
 
 
-def _seen(folder: pathlib.Path, dataset: Dataset) -> list[str]:
-    """Says which recordings are tested on here that the pictures were made after."""
+def _describe_leaks(folder: Path, dataset: Dataset) -> list[str]:
+    """Returns a warning for each split whose recordings the generator of the pictures was trained on."""
     try:
         run = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["run"]
-        file = pathlib.Path(run).expanduser() / "splits.csv"
-        theirs = groups.read(file) if dataset.assignment else {}
+        file = Path(run).expanduser() / "splits.csv"
+        split_in_run = groups.read(file) if dataset.assignment else {}
     except (OSError, ValueError, KeyError, TypeError, UserError):
-        return []  # nothing is known of what they were made after
+        return []  # The generator's training recordings are unknown.
     notes = []
     for split in ("validation", "test"):
-        mine = {name for name, part in dataset.assignment if part == split}
-        if seen := sum(theirs.get(name) == "train" for name in mine):
+        names = {name for name, own_split in dataset.assignment if own_split == split}
+        if leaked := sum(split_in_run.get(name) == "train" for name in names):
             notes.append(
-                f"{seen:,} of the {len(mine):,} recordings of {split} are among those that these pictures "
-                f"were made after: scores on {split} are no fair ones. Give --config.audio.splits={file}."
+                f"The generator of these pictures was trained on {leaked:,} of the {len(names):,} recordings "
+                f"of {split}: scores on {split} are too good. Use --config.audio.splits={file}."
             )
     return notes

@@ -21,7 +21,7 @@ from experiments.core import files
 from experiments.core.console import Progress, print_facts, print_result
 from experiments.core.errors import UserError
 from experiments.core.files import to_json
-from experiments.data import Dataset, Example, extra, pipeline
+from experiments.data import Dataset, Example, pipeline
 from experiments.figures import classification as figures
 from experiments.runs import writers as boards
 from experiments.runs.checkpoints import Checkpoints
@@ -90,14 +90,13 @@ def _train(
     task = TASKS[config.task]
 
     # ---------------------------------------------------------------- data
-    dataset = data.load(config.data, config.seed, config.audio)
-    listed = files.write_skipped(workdir, dataset.skipped) if lead else None
-    if lead and dataset.assignment:
-        files.write_csv(workdir / "splits.csv", ("file", "split"), dataset.assignment)
-    data.check_skipped(dataset, config.data, listed)
-    if config.data.extra_train:
-        dataset = extra.add(dataset, config)
-    data.check_sizes(dataset, config.image_size)
+    dataset = data.load_for_training(
+        config.data,
+        config.seed,
+        audio=config.get("audio"),
+        image_size=config.image_size,
+        workdir=workdir if lead else None,
+    )
     validate_data(config, dataset)
     transform = {
         is_train: task.make_transform(config, train=is_train) for is_train in (True, False)

@@ -1,7 +1,6 @@
 import csv
 
 import pytest
-from ml_collections import ConfigDict
 from PIL import Image
 
 from experiments import data
@@ -30,17 +29,16 @@ def dataset(used, skipped, shown=None):
 )
 def test_more_than_the_share_stops(used, skipped, share, stops):
     pets = dataset(used, [("cat/1.png", "truncated")] * skipped)
-    config = ConfigDict({"max_skipped": share})
     if not stops:
-        return data.check_skipped(pets, config)
+        return data.check_skipped(pets, share)
     says = rf"{skipped} of {used + skipped} files or series .*cat/1.png: truncated.*--config.data.max_skipped"
     with pytest.raises(UserError, match=says):
-        data.check_skipped(pets, config)
+        data.check_skipped(pets, share)
 
 
 def test_a_limit_on_examples_does_not_make_the_share_larger():
     pets = dataset(95, [("cat/1.png", "truncated")] * 5, shown=10)
-    data.check_skipped(pets, ConfigDict({"max_skipped": 0.05}))
+    data.check_skipped(pets, 0.05)
 
 
 def test_a_run_stops_and_leaves_the_list(tmp_path):
@@ -54,7 +52,7 @@ def test_a_run_stops_and_leaves_the_list(tmp_path):
         (tmp_path / "pets" / "cat" / f"{number}.png").write_bytes(b"")
     config = common.get_config("folder,smoke")
     config.name, config.data.source = "base", str(tmp_path / "pets")
-    with pytest.raises(UserError, match=r"5 of 20 files .*skipped\.csv names them") as error:
+    with pytest.raises(UserError, match=r"5 of 20 files .*skipped\.csv lists them") as error:
         train(config, tmp_path / "run")
     assert "\n" not in str(error.value)
     with open(tmp_path / "run" / "skipped.csv", newline="") as file:

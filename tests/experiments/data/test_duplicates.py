@@ -36,9 +36,9 @@ def test_files_in_train_and_test_are_found_by_content_whatever_they_are_called(
     (root / "test" / "cat" / "copy.png").write_bytes(png(3))
     pets = data.load(make_config(name="folder", source=root, validation=0.0), 0)
     (note, other) = said(pets)
-    assert note.startswith("2 of the 5 examples of test are in train too")
+    assert note.startswith("2 of the 5 examples of test are also in train")
     assert "test/cat/copy.png is train/cat/3.png" in note
-    assert other.startswith("2 of the 5 examples of test are in validation too")  # which is train
+    assert other.startswith("2 of the 5 examples of test are also in validation")  # which is train
     (root / "test" / "cat" / "copy.png").unlink()
     (root / "test" / "dog" / "1.png").unlink()
     assert not said(data.load(make_config(name="folder", source=root, validation=0.0), 0))
@@ -48,10 +48,10 @@ def test_copies_that_a_split_of_ours_parts_are_found(make_config, tmp_path):
     write(tmp_path / "pets" / "cat", [7] * 10)
     write(tmp_path / "pets" / "dog", range(100, 110))
     pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
-    assert [note.partition(" too")[0] for note in said(pets)] == [
-        "1 of the 2 examples of validation are in train",
-        "2 of the 4 examples of test are in train",
-        "2 of the 4 examples of test are in validation",
+    assert [note.partition(",")[0] for note in said(pets)] == [
+        "1 of the 2 examples of validation are also in train",
+        "2 of the 4 examples of test are also in train",
+        "2 of the 4 examples of test are also in validation",
     ]
 
 
@@ -72,7 +72,7 @@ def test_series_are_compared_as_numbers(make_config, tmp_path):
     (tmp_path / "Toy_TRAIN.tsv").write_text("\n".join(rows))
     (tmp_path / "Toy_TEST.tsv").write_text("2\t4.0\t2.00\t1e0\t0\n1\t7\t7\t2\t1\n")
     toy = data.load(make_config(name="ucr", source=tmp_path, validation=0.0), 0)
-    assert "(Toy_TEST.tsv, line 1 is Toy_TRAIN.tsv, line 2, for example)" in said(toy)[0]
+    assert "Toy_TEST.tsv, line 1 is Toy_TRAIN.tsv, line 2)" in said(toy)[0]
 
 
 def test_records_of_a_prepared_set_are_compared(make_config, tmp_path):
@@ -96,7 +96,7 @@ def test_records_of_a_prepared_set_are_compared(make_config, tmp_path):
 
     Pets(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     pets = data.load(make_config(name="tfds", source=tmp_path, variant="pets", validation=0.0), 0)
-    assert said(pets)[0].startswith("1 of the 20 examples of test are in train too")
+    assert said(pets)[0].startswith("1 of the 20 examples of test are also in train")
 
 
 def test_folds_and_chosen_classes_are_compared_as_they_end_up(make_config, tmp_path):
@@ -105,7 +105,7 @@ def test_folds_and_chosen_classes_are_compared_as_they_end_up(make_config, tmp_p
     write(tmp_path / "pets" / "fox", [200] * 10)
     fields = {"name": "folder", "source": tmp_path / "pets", "validation": 0.0, "folds": 10}
     counts = [
-        sum(" test are in train" in note for note in said(data.load(make_config(**given), 0)))
+        sum(" test are also in train" in note for note in said(data.load(make_config(**given), 0)))
         for given in ({**fields, "fold": fold, "classes": "cat,dog"} for fold in range(10))
     ]
     assert sum(counts) == 2  # The two copies are in two folds, and each meets the other once.
@@ -113,9 +113,11 @@ def test_folds_and_chosen_classes_are_compared_as_they_end_up(make_config, tmp_p
 
 def test_an_example_that_two_splits_share_on_purpose_is_no_copy():
     source = Arrays(np.arange(6), np.zeros(6, int))
-    assert not duplicates.notes({"train": source, "validation": Subset(source, [1, 2])})
+    assert not duplicates.describe_duplicates(
+        {"train": source, "validation": Subset(source, [1, 2])}
+    )
     again = Arrays(np.arange(6), np.zeros(6, int))
-    (note,) = duplicates.notes({"train": source, "test": Subset(again, [4, 5])})
+    (note,) = duplicates.describe_duplicates({"train": source, "test": Subset(again, [4, 5])})
     assert "2 of the 2 examples of test" in note and "example 4 is example 4" in note
 
 

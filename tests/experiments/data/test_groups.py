@@ -44,7 +44,7 @@ def test_the_seed_decides():
 
 
 @pytest.mark.parametrize(
-    ("pattern", "words"), [("(", "no regular expression"), ("site", "parentheses")]
+    ("pattern", "words"), [("(", "not a regular expression"), ("site", "parentheses")]
 )
 def test_a_pattern_that_means_nothing_is_refused(pattern, words):
     with pytest.raises(UserError, match=words):

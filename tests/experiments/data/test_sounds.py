@@ -82,8 +82,8 @@ def test_a_recording_under_two_names_is_noticed_in_two_splits(birds, opened, tmp
         (tmp_path / "splits.csv").write_text("\n".join(["file,split", *lines]))
         found[copy] = opened(tmp_path / "some", splits=str(tmp_path / "splits.csv")).notes
     (note,) = set(found["test"]) - set(found["train"])
-    assert note.startswith("4 of the 8 examples of test are in train too, with the same content")
-    assert "(faller/b.wav @ 0.0 s is faller/a.wav @ 0.0 s, for example)" in note
+    assert note.startswith("4 of the 8 examples of test are also in train, with the same content")
+    assert "faller/b.wav @ 0.0 s is faller/a.wav @ 0.0 s)" in note
 
 
 def test_the_seed_decides_the_splits_and_a_table_wins(birds, opened, tmp_path):
@@ -281,14 +281,14 @@ def config(birds, tmp_path):
 def test_more_pictures_are_trained_on_and_never_tested_on(config, tmp_path):
     generated(tmp_path / "gen", config)
     real = load(config.data, 0, config.audio)
-    both = extra.add(real, config)
+    both = extra.add_pictures(real, config.data, config.audio)
     assert len(both.splits["train"]) == len(real.splits["train"]) + 6
     assert both.splits["test"] is real.splits["test"]
     assert both.splits["validation"] is real.splits["validation"]
     last = both.splits["train"][len(real.splits["train"]) + 5]
     assert last["label"] == 1 and last["inputs"].shape == both.shape
     np.testing.assert_array_equal(last["inputs"], 80)
-    check_skipped(both, config.data)
+    check_skipped(both, config.data.max_skipped)
 
 
 def test_recordings_that_pictures_were_made_after_are_not_tested_on_without_a_word(
@@ -305,28 +305,28 @@ def test_recordings_that_pictures_were_made_after_are_not_tested_on_without_a_wo
         split = load(config.data, seed, config.audio).assignment
         with (tmp_path / "gan" / "splits.csv").open("w", newline="") as file:
             csv.writer(file).writerows([("file", "split"), *split])
-        notes = " ".join(extra.add(dataset, config).notes)
-        assert ("of test are among those that these pictures were made after" in notes) != fair
+        notes = " ".join(extra.add_pictures(dataset, config.data, config.audio).notes)
+        assert ("recordings of test" in notes) != fair
 
 
 def test_more_pictures_are_for_data_with_classes(config):
     config.audio.labels = "none"
     with pytest.raises(UserError, match="pictures and recordings that have classes"):
-        extra.add(load(config.data, 0, config.audio), config)
+        extra.add_pictures(load(config.data, 0, config.audio), config.data, config.audio)
 
 
 def test_pictures_of_other_settings_or_classes_are_refused(config, tmp_path):
     dataset = load(config.data, 0, config.audio)
-    with pytest.raises(UserError, match="is no folder"):
-        extra.add(dataset, config)
+    with pytest.raises(UserError, match="is not a folder"):
+        extra.add_pictures(dataset, config.data, config.audio)
     folder = generated(tmp_path / "gen", config)
     config.audio.bands = 20
     with pytest.raises(UserError, match="bands was 16 and is now 20"):
-        extra.add(dataset, config)
+        extra.add_pictures(dataset, config.data, config.audio)
     config.audio.bands = 16
     (folder / "faller").rename(folder / "failer")
     with pytest.raises(UserError, match="has no class failer; did you mean 'faller'"):
-        extra.add(dataset, config)
+        extra.add_pictures(dataset, config.data, config.audio)
     (folder / "generated.json").unlink()
     with pytest.raises(UserError, match="does not say how the pictures were made"):
-        extra.add(dataset, config)
+        extra.add_pictures(dataset, config.data, config.audio)

@@ -50,7 +50,7 @@ def broken_record(monkeypatch):
     parts[0].inputs[record, 7] = np.inf
     splits = dict(zip(("train", "validation", "test"), parts, strict=True))
     dataset = Dataset("Toy", splits, ("a", "b"), (24, 1))
-    monkeypatch.setattr(loop.data, "load", lambda *_: dataset)
+    monkeypatch.setattr(loop.data, "load_for_training", lambda *_, **__: dataset)
     return record
 
 
@@ -123,7 +123,7 @@ def test_an_evaluation_that_is_not_finite_keeps_the_state(broken_record, tmp_pat
             yield {**sums, "loss": np.float32(np.nan)}
 
     monkeypatch.setattr(loop, "evaluate", evaluate)
-    loop.data.load().splits["train"].inputs[broken_record] = 0
+    loop.data.load_for_training().splits["train"].inputs[broken_record] = 0
     with pytest.raises(UserError, match=r"The validation loss is nan at step 4\. The state is in"):
         train(config_with(), tmp_path)
     assert restore_arrays(tmp_path / "bad_step" / "checkpoints" / "4", ("step",)) == {"step": 4}

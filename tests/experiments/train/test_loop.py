@@ -101,7 +101,9 @@ def test_the_network_of_a_finished_run_gives_the_test_result_again(finished):
 def test_a_finished_run_started_again_prints_its_result_and_stops(finished, monkeypatch, capsys):
     workdir, summary = finished
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-    monkeypatch.setattr(loop.data, "load", lambda *_: pytest.fail("it loads data"))
+    monkeypatch.setattr(
+        loop.data, "load_for_training", lambda *_, **__: pytest.fail("it loads data")
+    )
     assert train(small(), workdir) == summary
     out = capsys.readouterr().out
     assert "already finished" in out and f"{summary['test']['accuracy']:.4f}" in out
