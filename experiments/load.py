@@ -46,7 +46,7 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
             f"{folder} holds no finished run: give the --workdir of one, which has a summary.json."
         )
     from experiments.runs.checkpoints import (
-        best_variables,  # of a single file no checkpoint is read
+        restore_best_variables,  # of a single file no checkpoint is read
     )
 
     classes, shape = summary.get("classes"), summary.get("shape")
@@ -58,7 +58,7 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
         )
     if classes is None or not shape:  # where nothing is labelled, there are no classes
         classes, shape = _from_figures(folder, config)
-    return Trained(config, list(classes), tuple(shape), best_variables(folder))
+    return Trained(config, list(classes), tuple(shape), restore_best_variables(folder))
 
 
 def read_config(file: Path) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""Checkpoints: the latest and the best, written in the background, each whole or not at all."""
+"""Checkpoints: the latest and the best, written in the background, each complete or absent."""
 
 import contextlib
 import copy
@@ -15,61 +15,53 @@ import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
-from experiments.runs.checksums import changed_file, write_checksums
+from experiments.core.hosts import max_over_hosts
 from experiments.runs.folder import finished_summary
 from experiments.runs.integrity import (
-    damaged_file,
-    innermost,
-    max_over_hosts,
-    read_or_set_aside,
-    refuses_writing,
+    describe_cause,
+    find_damaged_file,
+    restore_or_set_aside,
     set_aside_without_metrics,
     warn,
+    write_checksums,
 )
 
-NONE = -1  # no step
-BESIDE_ARRAYS = (
-    1_000_000  # bytes of a checkpoint that say where its arrays are, and a good deal more
-)
-# Orbax warns where nothing is wrong: in short runs a checkpoint often waits for the one before, and
-# those between evaluations have no metrics on purpose. What it cannot write it prints with tracebacks
-# before it raises it, which says all.
-_NOT_SAID = (
-    "Waiting for previous save to complete",
-    "did not provide metrics",
-    "_SignalingThread.run() raised an exception",
-    "Handler Commit operations or the Commit callback",
-    "Save Finalize thread",
-)
-logging.getLogger("absl").addFilter(
-    lambda record: not any(text in str(record.msg) for text in _NOT_SAID)
-)
+NO_STEP = -1
+METADATA_BYTES = 1_000_000  # a generous bound on everything in a checkpoint but its arrays
 
 
 class Checkpoints:
     """The checkpoints of a run: arrays (`state`) beside plain numbers (`progress`).
 
-    Of those saved with metrics the two of the highest rank stay, and the two latest of all: should the
-    latest turn out to be damaged, the one before and what it calls the best are there. Orbax writes under
-    a temporary name and renames: what is there was complete once.
+    Of the checkpoints saved with metrics the two of the highest rank are kept, and of all the two latest: if
+    the latest turns out to be damaged, the one before it, and what that one calls the best, are still there.
+    Orbax writes under a temporary name and renames: what has a step for a name is complete.
     """
 
     def __init__(self, directory: Path, metric: str | None = "accuracy"):
-        """Opens or makes the folder; `metric` says which of two evaluations is better: see `rank`."""
-        self.rank = functools.partial(rank, metric=metric)
+        """Opens or creates the folder.
+
+        Args:
+            directory: the folder of the checkpoints.
+            metric: the metric that ranks evaluations; see `rank_evaluation`.
+        """
+        self.rank = functools.partial(rank_evaluation, metric=metric)
         self._directory = directory.absolute()
-        # Orbax, which reads them all to begin with, would not get over one of these.
+        # Orbax logs warnings about what is meant here (checkpoints without metrics, waiting for the one
+        # before) and tracebacks of errors that it also raises.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         set_aside_without_metrics(self._directory)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
-                # Orbax writes the metrics beside a checkpoint only where it is told to compare
-                # them; without them a run that continues would lose its best checkpoint.
+                # Orbax stores metrics only if it is told to compare them; without them a run that
+                # continues would lose its best checkpoint.
                 best_fn=self.rank,
-                # What a process that was killed has left half written.
+                # Remove what a killed process left half written.
                 cleanup_tmp_directories=True,
-                # On one host, when all have written, and before the name says that it is whole.
+                # Runs on one host, after all have written and before the folder gets its final name.
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
                 preservation_policy=policies.AnyPreservationPolicy(
                     [
@@ -81,10 +73,6 @@ class Checkpoints:
                 ),
             ),
         )
-
-    def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, or None."""
-        return self._manager.latest_step()
 
     def save(
         self,
@@ -98,8 +86,8 @@ class Checkpoints:
         Raises:
             UserError: if there is no room for it or for the one before, or the folder cannot be written.
         """
-        self._make_sure_of_room(state)
-        with self._storing():
+        self._check_disk_space(state)
+        with self._explain_write_errors():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -115,48 +103,47 @@ class Checkpoints:
         for folder in self._directory.glob(f"*{ocp.utils.TMP_DIR_SUFFIX}*"):
             write_checksums(folder)
 
-    def _make_sure_of_room(self, state: Any) -> None:
-        """Raises a UserError where the disk is fuller than a checkpoint needs.
-
-        Orbax comes to the same end, but with what all its threads have to say about it.
-        """
-        needed = BESIDE_ARRAYS + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    def _check_disk_space(self, state: Any) -> None:
+        """Raises a UserError if the disk has less room than a checkpoint needs."""
+        needed = METADATA_BYTES + sum(leaf.nbytes for leaf in jax.tree.leaves(state))
         disk = shutil.disk_usage(self._directory)
-        if disk.total and disk.free < needed:  # some file systems do not know their size
+        if disk.total and disk.free < needed:  # some file systems report no size
             raise UserError(
                 f"A checkpoint of {needed / 1e6:.1f} MB cannot be written to {self._directory}: no space "
-                f"left on device, {disk.free / 1e6:.1f} MB are free. Those before it are intact: make room, "
-                "and give the same command again."
+                f"left on device, {disk.free / 1e6:.1f} MB are free. The earlier checkpoints are intact: "
+                "make room and give the same command again."
             )
 
     @contextlib.contextmanager
-    def _storing(self) -> Iterator[None]:
-        """Says in a sentence what the storage refuses; in the background it does so a checkpoint later."""
+    def _explain_write_errors(self) -> Iterator[None]:
+        """Turns an error in writing into one sentence; one in the background surfaces a checkpoint later."""
         try:
             yield
-        except Exception as error:
-            if not refuses_writing(error):
-                raise
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+        ) as error:  # tensorstore raises ValueError for a full disk
             raise UserError(
-                f"A checkpoint cannot be written to {self._directory} ({innermost(error)}). Those before it "
-                "are intact: make room, or the folder writable, and give the same command again."
+                f"A checkpoint cannot be written to {self._directory} ({describe_cause(error)}). The earlier "
+                "checkpoints are intact: make room or the folder writable, and give the same command again."
             ) from error
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:
-        """Reads the newest checkpoint that can be read: (step, state, progress); None where there is none.
+        """Reads the newest intact checkpoint: (step, state, progress), or None if there are none.
 
-        One that cannot be read is named, moved to the folder `damaged`, and the one before is taken. All
-        hosts come to the same one.
+        A damaged one is named, moved to the folder `damaged`, and the one before it is taken. All hosts agree
+        on the same one.
 
         Raises:
             UserError: if a checkpoint does not fit `like`, if all are damaged, or if the storage fails.
         """
         self.wait()
-        while (step := max_over_hosts(max(self._manager.all_steps(), default=NONE))) != NONE:
-            read = self._read_or_set_aside(step, like)
-            if read is not None:
-                return step, *read
-        # Also where they were set aside by an earlier command: starting anew would hide the loss.
+        while (step := max_over_hosts(max(self._manager.all_steps(), default=NO_STEP))) != NO_STEP:
+            restored = self._restore_or_set_aside(step, like)
+            if restored is not None:
+                return step, *restored
+        # Also if an earlier command set them aside: starting from scratch would hide the loss.
         damaged = self._directory.parent / "damaged"
         if damaged.is_dir() and any(damaged.iterdir()):
             raise UserError(
@@ -168,125 +155,130 @@ class Checkpoints:
     def restore_best(self, best: dict[str, Any], like: Any) -> tuple[dict[str, Any], Any]:
         """Reads the state of the evaluation `best`: (best, state).
 
-        Where its checkpoint is damaged or gone, the best of those that are left takes its place, with a
-        warning.
+        If its checkpoint is damaged or gone, the best of those left takes its place, with a warning.
 
         Raises:
-            UserError: if there is none left, or if the storage fails.
+            UserError: if none is left, or if the storage fails.
         """
         self.wait()
         while best:
             step = best["step"]
             if step in self._manager.all_steps():
-                read = self._read_or_set_aside(step, like)
-                if read is not None:
-                    return best, read[0]
-            known = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-            evaluated = {step: metrics for step, metrics in known.items() if metrics}
-            left = max(evaluated, key=lambda step: (self.rank(evaluated[step]), step), default=None)
+                restored = self._restore_or_set_aside(step, like)
+                if restored is not None:
+                    return best, restored[0]
             warn(f"the checkpoint of step {step}, the best evaluation, cannot be used")
-            best = {} if left is None else {"step": left, **evaluated[left]}
+            best = self._find_best()
         raise UserError(
             f"No checkpoint with an evaluation is left in {self._directory}. Start again in another "
             "--workdir."
         )
 
-    def _read_or_set_aside(self, step: int, like: Any) -> tuple[Any, dict[str, Any]] | None:
-        compare(self._directory / str(step), like)
-        read = read_or_set_aside(self._directory / str(step), lambda: self.restore(step, like))
-        if read is None:
+    def _find_best(self) -> dict[str, Any]:
+        """Returns the step and the metrics of the best evaluation with a checkpoint; {} if there is none."""
+        evaluations = [
+            {"step": step, **metrics}
+            for step in self._manager.all_steps()
+            if (metrics := self._manager.metrics(step))
+        ]
+        return max(evaluations, key=lambda one: (self.rank(one), one["step"]), default={})
+
+    def _restore_or_set_aside(self, step: int, like: Any) -> tuple[Any, dict[str, Any]] | None:
+        folder = self._directory / str(step)
+        check_structure(folder, like)
+        restored = restore_or_set_aside(folder, lambda: self.restore(step, like))
+        if restored is None:
             self._manager.reload()
-        return read
+        return restored
 
     def restore(self, step: int, like: Any) -> tuple[Any, dict[str, Any]]:
         """Reads (state, progress) of a step; `like` gives shapes, dtypes and shardings."""
         folder = self._directory / str(step)
-        if jax.process_index() == 0:
-            refuse_changed(folder)
-        # Not by the manager, in which a host that fails would leave the others waiting.
+        # Not through the manager, in which a host that fails would leave the others waiting.
         state = ocp.StandardCheckpointHandler().restore(
             folder / "state", args=ocp.args.StandardRestore(like)
         )
         return state, json.loads((folder / "progress" / "metadata").read_text())
 
     def wait(self) -> None:
-        """Returns when everything is written.
+        """Waits until everything is written.
 
         Raises:
-            UserError: if something could not be.
+            UserError: if something could not be written.
         """
-        with self._storing():
+        with self._explain_write_errors():
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits for what is being written, and ends."""
-        with self._storing():
+        """Waits for what is being written, and closes the folder."""
+        with self._explain_write_errors():
             self._manager.close()
 
 
-def refuse_changed(folder: Path) -> None:
-    """Raises a ValueError if a file of a checkpoint is not what was written."""
-    if file := changed_file(folder):
-        raise ValueError(f"{file.name} is not what was written, by its checksum")
-
-
-def compare(folder: Path, like: Any) -> None:
+def check_structure(folder: Path, like: Any) -> None:
     """Checks that a checkpoint holds the arrays of `like`.
 
     Raises:
-        UserError: names the first that differ, parameters before the optimiser's.
+        UserError: names the first arrays that differ, parameters before the optimizer's state.
     """
     try:
-        theirs = shapes_of(described(folder / "state"))
-    except Exception:  # then it is damaged, which reading it will show
+        old = list_shapes(read_structure(folder / "state"))
+    except Exception:  # a damaged checkpoint is reported when it is read
         return
-    mine = shapes_of(like)
-    differing = [
-        f"{name} is {theirs.get(name, 'missing')} there and {mine.get(name, 'missing')} here"
-        for name in sorted(
-            {**theirs, **mine}, key=lambda name: (not name.startswith("params/"), name)
-        )
-        if theirs.get(name) != mine.get(name)
-    ]
-    if theirs and differing:
+    new = list_shapes(like)
+    parameters_first = sorted(
+        {**old, **new}, key=lambda name: (not name.startswith("params/"), name)
+    )
+    differences = describe_differences(
+        old,
+        new,
+        template="{name} is {old} there and {new} here",
+        names=parameters_first,
+        missing="missing",
+        limit=3,
+    )
+    if old and differences:
         raise UserError(
-            f"The checkpoint {folder} is of another network: {'; '.join(differing[:3])}"
-            f"{f'; and {len(differing) - 3} more' if len(differing) > 3 else ''}. Choose another --workdir, "
+            f"The checkpoint {folder} belongs to another network: {differences}. Choose another --workdir, "
             "or the settings and data that it was made with."
         )
 
 
-def described(folder: Path) -> Any:
-    """What arrays a checkpoint's state consists of, by its own description."""
+def read_structure(folder: Path) -> Any:
+    """Reads the tree of arrays that a checkpoint's state consists of, without their values."""
     return ocp.PyTreeCheckpointHandler().metadata(folder).tree
 
 
-def shapes_of(state: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of each array of a state, or of a checkpoint's description of one, by name."""
+def list_shapes(state: Any) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of each array of a state, or of its structure in a checkpoint, by name."""
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: hasattr(x, "shape"))
     return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): _stored(leaf).shape
+        jax.tree_util.keystr(path, simple=True, separator="/"): _stored_form(leaf).shape
         for path, leaf in leaves
         if hasattr(leaf, "shape")
     }
 
 
-def _stored(leaf: Any) -> Any:
-    """A random key is stored as the numbers that it consists of."""
+def _stored_form(leaf: Any) -> Any:
+    """Returns an array as Orbax stores it: a random key as its numbers."""
     is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
     return jax.eval_shape(jax.random.key_data, leaf) if is_key else leaf
 
 
 def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Reads parts of a checkpoint's state, whatever they consist of, as numpy's arrays.
+    """Reads parts of a checkpoint's state as NumPy arrays, whatever devices it was saved on.
 
-    Devices do not matter: a checkpoint of eight is read on one.
+    Args:
+        folder: the checkpoint.
+        names: the parts to read; those that the state lacks are left out.
 
     Raises:
-        ValueError: if one of its files is not what was written.
+        ValueError: if a file is missing or differs from its checksum.
     """
-    refuse_changed(folder)
-    tree = {name: part for name, part in described(folder / "state").items() if name in names}
+    if file := find_damaged_file(folder):
+        raise ValueError(f"{file} is damaged: it differs from its checksum")
+    structure = read_structure(folder / "state")
+    tree = {name: part for name, part in structure.items() if name in names}
     arguments = jax.tree.map(
         lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
         tree,
@@ -298,10 +290,10 @@ def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     )
 
 
-def rank(metrics: dict[str, float], metric: str | None) -> tuple[float, float]:
-    """Which of two evaluations is better: the higher metric, then the lower loss.
+def rank_evaluation(metrics: dict[str, float], metric: str | None) -> tuple[float, float]:
+    """Returns a sort key: the higher `metric` is better, then the lower loss.
 
-    Where no metric ranks (None), all are equal, and the last is taken.
+    Without a metric (None) all evaluations are equal, so that the last one is taken.
     """
     if metric is None:
         return 0.0, 0.0
@@ -309,57 +301,57 @@ def rank(metrics: dict[str, float], metric: str | None) -> tuple[float, float]:
 
 
 def with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    """Gives every shape of a tree a sharding, so that a checkpoint is read for the devices of today."""
+    """Gives every shape in a tree a sharding, so that a checkpoint is restored onto today's devices."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
     )
 
 
-def best_step(workdir: Path, flag: str = "") -> int:
-    """The step of a run's best evaluation; of a run without one, that of its newest checkpoint.
+def read_best_step(workdir: Path, flag: str = "") -> int:
+    """Returns the step of a run's best evaluation, or else that of its newest checkpoint.
 
     Args:
-        workdir: the run's.
-        flag: what the folder was given with, for messages.
+        workdir: the run's folder.
+        flag: the flag that named the folder, for messages.
 
     Raises:
-        UserError: if there is no run, or none that has come to a checkpoint.
+        UserError: if the folder holds no run with a checkpoint.
     """
     try:
         if summary := finished_summary(workdir):
             return summary["best"]["step"]
-        steps = [
-            int(folder.name)
-            for folder in (workdir / "checkpoints").glob("*")
-            if folder.name.isdigit()
-        ]
+        folders = (workdir / "checkpoints").glob("*")
+        steps = [int(folder.name) for folder in folders if folder.name.isdigit()]
         if not steps:
+            hint = ", or a file of weights (.safetensors, .pth)" if flag else ""
             raise UserError(
-                f"{flag}{workdir} holds no run that has come to a checkpoint: give the workdir of one"
-                + (", or a file of weights (.safetensors, .pth)." if flag else ".")
+                f"{flag}{workdir} holds no run with a checkpoint: give the workdir of one{hint}."
             )
         progress = workdir / "checkpoints" / str(max(steps)) / "progress" / "metadata"
         best = json.loads(progress.read_text()).get("best")
         return best["step"] if best else max(steps)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{flag}{workdir} cannot be read: {innermost(error)}.") from error
+        raise UserError(f"{flag}{workdir} cannot be read: {describe_cause(error)}.") from error
 
 
-def best_variables(workdir: Path, flag: str = "") -> dict[str, Any]:
-    """`params`, `batch_stats` and `attention` of a run's best evaluation, as it was evaluated.
+def restore_best_variables(workdir: Path, flag: str = "") -> dict[str, Any]:
+    """Reads `params`, `batch_stats` and `attention` of a run's best evaluation.
 
     Args:
-        workdir: the run's.
-        flag: what the folder was given with, for messages.
+        workdir: the run's folder.
+        flag: the flag that named the folder, for messages.
+
+    Returns:
+        The collections as they were evaluated: averaged parameters if the run keeps an average.
 
     Raises:
-        UserError: if there is no such run, or its checkpoint cannot be read.
+        UserError: if the folder holds no run, or its checkpoint cannot be read.
     """
-    folder = workdir.absolute() / "checkpoints" / str(best_step(workdir, flag))
+    folder = workdir.absolute() / "checkpoints" / str(read_best_step(workdir, flag))
     try:
         state = restore_arrays(folder, ("params", "average", "batch_stats", "attention"))
-    except Exception as error:  # a torn file shows itself in whatever way its reader has
-        raise UserError(f"{damaged_file(folder)} cannot be read: {innermost(error)}.") from error
+    except Exception as error:  # readers of torn files raise whatever they come across
+        raise UserError(f"{folder} cannot be read: {describe_cause(error)}.") from error
     return {
         "params": state.get("average") or state["params"],
         "batch_stats": state.get("batch_stats") or {},

@@ -1,4 +1,4 @@
-"""Writes and reads `metrics.jsonl`, the rows that a run measured."""
+"""The file `metrics.jsonl` of a run: one JSON object a line with `step`, `split`, then metrics."""
 
 import json
 import os
@@ -7,127 +7,111 @@ from pathlib import Path
 
 from experiments.core.errors import UserError
 from experiments.core.files import replace_file, to_json
-from experiments.runs.writers import Board
+from experiments.runs.writers import Writer
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class MetricLog:
-    """The file `metrics.jsonl` of one run: one JSON object a line, `step`, `split`, then metrics.
+    """Appends rows to `metrics.jsonl`, and passes their scalars to other writers.
 
-    Every line is handed to the operating system whole as soon as it is written, so that a killed
-    process tears at most its last line. Only one process may hold the log of a workdir.
+    Every line goes to the operating system as soon as it is written, so that a killed process tears at
+    most its last line. Only one process may have the log of a workdir open.
     """
 
-    def __init__(self, workdir: str | os.PathLike, resume_step: int, boards: Sequence[Board] = ()):
-        """Opens the log, first dropping what a run that continues will write again.
+    def __init__(
+        self, workdir: str | os.PathLike, resume_step: int, writers: Sequence[Writer] = ()
+    ):
+        """Opens the log, after dropping the rows that a continued run will write again.
 
         Args:
-          workdir: the folder of the run; created where it is missing.
-          resume_step: the step the run continues from. Rows of later steps and a torn last line
-            are dropped; rows of this step stay. -1 begins an empty log.
-          boards: where the same scalars go besides.
+            workdir: the run's folder; created if it is missing.
+            resume_step: the step that the run continues from. Rows of later steps and a torn last line are
+                dropped; rows of this step stay. -1 begins an empty log.
+            writers: receive the same scalars.
 
         Raises:
-          UserError: a line other than the last is no JSON object with a `step`.
+            UserError: if a line other than the last is damaged.
         """
         self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
-            # The test row is of the best step, but comes last: a run that goes on writes it again.
+            # The test row has the best step but comes last: a continued run writes it again.
             kept = [
                 row
                 for row in read_rows(self.path)
                 if row["step"] <= resume_step and row.get("split") != "test"
             ]
             with replace_file(self.path) as temporary:
-                temporary.write_text("".join(_line(row) for row in kept), encoding="utf-8")
+                temporary.write_text("".join(map(_format_line, kept)), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)
-        self._boards = list(boards)
+        self._writers = list(writers)
 
     def write(self, step: int, split: str, metrics: Mapping[str, object]) -> None:
         """Appends one row.
 
         Args:
-          step: the number of finished training steps.
-          split: 'train', 'validation' or 'test'.
-          metrics: name to scalar (Python, numpy or jax). NaN and infinity, which JSON cannot
-            say, are written as null.
+            step: the number of finished training steps.
+            split: 'train', 'validation' or 'test'.
+            metrics: name to scalar (Python, NumPy or JAX). NaN and infinity, which JSON lacks, become null.
 
         Raises:
-          ValueError: a metric is called `step` or `split`.
+            ValueError: if a metric is called `step` or `split`.
         """
         if clash := {"step", "split"} & set(metrics):
             raise ValueError(f"a metric cannot be called {sorted(clash)}")
-        row = {"step": int(step), "split": split, **{k: to_json(v) for k, v in metrics.items()}}
-        self._file.write(_line(row))
+        values = {name: to_json(value) for name, value in metrics.items()}
+        self._file.write(_format_line({"step": int(step), "split": split, **values}))
+        # bool is an int, but not a curve; None and lists are no curves either.
         scalars = {
             f"{split}/{name}": value
-            for name, value in row.items()
-            # bool is an int, but no curve.
-            if isinstance(value, int | float) and name != "step"
+            for name, value in values.items()
+            if isinstance(value, int | float)
         }
-        for board in self._boards:
-            board.write(row["step"], scalars)
+        for writer in self._writers:
+            writer.write(int(step), scalars)
 
-    def rows(self, split: str | None = None) -> list[dict]:
-        """The rows written so far, earlier runs of the same workdir included.
-
-        Args:
-          split: only the rows of this split; None for all.
-
-        Returns:
-          One dictionary per row, in the order written; null is None.
-        """
-        return [row for row in read_rows(self.path) if split in (None, row.get("split"))]
+    def rows(self) -> list[dict]:
+        """Returns all rows written so far, by earlier runs in the same workdir too."""
+        return read_rows(self.path)
 
     def close(self) -> None:
-        """Closes the files. Closing twice is harmless."""
+        """Closes the file and the writers; closing twice is harmless."""
         self._file.close()
-        while self._boards:
-            self._boards.pop().close()
-
-    def __enter__(self) -> "MetricLog":
-        return self
-
-    def __exit__(self, *exception) -> None:
-        self.close()
+        while self._writers:
+            self._writers.pop().close()
 
 
 def read_rows(path: str | os.PathLike) -> list[dict]:
-    """The rows of a `metrics.jsonl`; a torn last line is left out.
+    """Reads a `metrics.jsonl`: one dictionary per line, without a torn last line.
 
     Args:
-      path: the file. A missing one has no rows.
-
-    Returns:
-      One dictionary per line; null is None.
+        path: the file. A missing one has no rows.
 
     Raises:
-      UserError: a line other than the last is no JSON object with a `step`.
+        UserError: if a line other than the last is not a JSON object with a `step`.
     """
     path = Path(path)
     if not path.exists():
         return []
-    # A power cut can leave bytes that are no text at all: such a line is torn, not fatal.
+    # A power cut can leave bytes that are not text: such a line is torn, not fatal.
     text = path.read_text(encoding="utf-8", errors="replace")
     lines = text.removesuffix("\n").split("\n") if text else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            row["step"] + 0  # a scalar, a list or a missing step is not a row
+            row["step"] + 0  # fails for a scalar, a list and a missing step, none of which is a row
         except (ValueError, TypeError, KeyError):
             if number == len(lines):
                 break
             raise UserError(
-                f"{path}, line {number} is damaged: {line[:60]!r}. Remove that line, or start "
-                "in another --workdir."
+                f"{path}, line {number} is damaged: {line[:60]!r}. Remove that line, or start in another "
+                "--workdir."
             ) from None
         rows.append(row)
     return rows
 
 
-def _line(row: Mapping) -> str:
-    """One row as one line."""
+def _format_line(row: Mapping) -> str:
     return json.dumps(row, allow_nan=False) + "\n"

@@ -1,4 +1,4 @@
-"""Where curves go besides `metrics.jsonl`: TensorBoard, and Weights & Biases."""
+"""Writers that draw a run's curves elsewhere: TensorBoard, and Weights & Biases."""
 
 import secrets
 from collections.abc import Mapping
@@ -10,86 +10,84 @@ from ml_collections import ConfigDict
 from experiments.core.errors import UserError
 
 
-class Board(Protocol):
+class Writer(Protocol):
     """Something that draws curves."""
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
         """Adds a point to each curve."""
 
     def close(self) -> None:
-        """Hands over what has not been written yet."""
+        """Flushes what is still in memory."""
 
 
-def open_boards(config: ConfigDict, workdir: Path, start_step: int) -> list[Board]:
-    """The boards that a config asks for: `tensorboard` is true, or `wandb` names a project.
+class TensorBoardWriter:
+    """Writes event files into `workdir/tensorboard`."""
 
-    Raises:
-        UserError: if the library of one is not installed.
-    """
-    boards: list[Board] = []
-    if config.tensorboard:
-        boards.append(tensorboard(workdir, start_step))
-    if config.wandb:
-        boards.append(weights_and_biases(config, workdir))
-    return boards
+    def __init__(self, workdir: Path, start_step: int):
+        """Opens a new event file; points after `start_step`, from before an interruption, are hidden."""
+        from tensorboardX import SummaryWriter  # takes a second to import, and few runs want it
 
-
-def tensorboard(workdir: Path, start_step: int) -> Board:
-    """Event files in `workdir/tensorboard`; points past the step that a run continues from are hidden."""
-    from tensorboardX import SummaryWriter  # costs a second; few runs want it
-
-    return _TensorBoard(SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1))
-
-
-def weights_and_biases(config: ConfigDict, workdir: Path) -> Board:
-    """A run of the project `config.wandb`; the same one again for the same workdir.
-
-    Raises:
-        UserError: if wandb is not installed.
-    """
-    try:
-        import wandb  # pyrefly: ignore
-    except ImportError as error:
-        raise UserError(
-            f"--config.wandb={config.wandb} needs a library that is not installed: pip install wandb."
-        ) from error
-    folder = workdir / "wandb"
-    folder.mkdir(parents=True, exist_ok=True)
-    known = folder / "run_id"
-    if not known.exists():
-        known.write_text(secrets.token_hex(8))
-    run = wandb.init(
-        project=config.wandb,
-        name=workdir.name,
-        id=known.read_text(),
-        resume="allow",
-        dir=str(workdir),
-        config=config.to_dict(),
-    )
-    # Its own count of steps may not go back, and that of a run that continues does.
-    run.define_metric("*", step_metric="step")
-    return _WeightsAndBiases(run)
-
-
-class _TensorBoard:
-    def __init__(self, writer: Any):
-        self._writer = writer
+        self._writer = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds a point to each curve."""
         for name, value in scalars.items():
             self._writer.add_scalar(name, value, global_step=step)
         self._writer.flush()
 
     def close(self) -> None:
+        """Closes the event file."""
         self._writer.close()
 
 
-class _WeightsAndBiases:
-    def __init__(self, run: Any):
-        self._run = run
+class WandbWriter:
+    """Writes to a run of Weights & Biases, to the same one again for the same workdir."""
+
+    def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]):
+        """Starts or resumes the run.
+
+        Raises:
+            UserError: if wandb is not installed.
+        """
+        try:
+            import wandb  # pyrefly: ignore
+        except ImportError as error:
+            raise UserError(
+                f"--config.wandb={project} needs a library that is not installed: pip install wandb."
+            ) from error
+        id_file = workdir / "wandb" / "run_id"
+        id_file.parent.mkdir(parents=True, exist_ok=True)
+        if not id_file.exists():
+            id_file.write_text(secrets.token_hex(8))
+        self._run = wandb.init(
+            project=project,
+            name=workdir.name,
+            id=id_file.read_text(),
+            resume="allow",
+            dir=str(workdir),
+            config=dict(config),
+        )
+        # wandb's own step count may not go back, and the step of a run that continues does.
+        self._run.define_metric("*", step_metric="step")
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Adds a point to each curve."""
         self._run.log({"step": step, **scalars})
 
     def close(self) -> None:
+        """Ends the run of Weights & Biases."""
         self._run.finish()
+
+
+def open_writers(config: ConfigDict, workdir: Path, start_step: int) -> list[Writer]:
+    """Opens the writers that a config asks for: `tensorboard` is true, or `wandb` names a project.
+
+    Raises:
+        UserError: if a writer's library is not installed.
+    """
+    writers: list[Writer] = []
+    if config.tensorboard:
+        writers.append(TensorBoardWriter(workdir, start_step))
+    if config.wandb:
+        writers.append(WandbWriter(workdir, config.wandb, config.to_dict()))
+    return writers

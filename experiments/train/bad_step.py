@@ -10,10 +10,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
+from experiments.core.hosts import max_over_hosts
 from experiments.data import Example, pipeline
 from experiments.data.dataset import Source
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.integrity import max_over_hosts
 from experiments.train.program import Program, TrainState
 
 FOLDER = "bad_step"

@@ -17,7 +17,7 @@ from dyn.interop import warm_start
 from dyn.layers import Warehouses
 from experiments.core.errors import UserError
 from experiments.runs import weights
-from experiments.runs.checkpoints import best_step, best_variables
+from experiments.runs.checkpoints import read_best_step, restore_best_variables
 from experiments.train.program import TrainState
 from experiments.train.torch_start import trained_by_torch
 
@@ -56,8 +56,8 @@ def start_from_run(
     elif source.is_file():
         variables, besides = trained_by_torch(source, config, task, num_classes, inputs)
     else:
-        variables = best_variables(source, "--config.init_from=")
-        begins = f"step {best_step(source):,} of {source}"
+        variables = restore_best_variables(source, "--config.init_from=")
+        begins = f"step {read_best_step(source):,} of {source}"
     trained = _flat({name: variables[name] for name in ("params", "batch_stats")})
     mine = _flat({"params": state.params, "batch_stats": state.batch_stats})
     left_out: Flat = {}
@@ -125,7 +125,7 @@ def check_start(config: ConfigDict, task: ModuleType, num_classes: int, inputs: 
     elif source.is_file():
         trained_by_torch(source, config, task, num_classes, inputs)
     else:
-        best_step(source, "--config.init_from=")
+        read_best_step(source, "--config.init_from=")
 
 
 def _compare(trained: Flat, mine: Flat, run: str) -> None:

@@ -23,7 +23,7 @@ from experiments.core.errors import UserError
 from experiments.core.files import to_json
 from experiments.data import Dataset, Example, pipeline
 from experiments.figures import classification as figures
-from experiments.runs import writers as boards
+from experiments.runs import writers
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.folder import claim, finished_summary, hold, parameters_sha256, versions
 from experiments.runs.log import MetricLog
@@ -156,7 +156,9 @@ def _train(
     )
     log = None
     if lead:
-        log = MetricLog(workdir, start_step or -1, boards.open_boards(config, workdir, start_step))
+        log = MetricLog(
+            workdir, start_step or -1, writers.open_writers(config, workdir, start_step)
+        )
     earlier = progress["seconds"]
 
     def write(step: int, split: str, metrics: dict[str, float]) -> None:

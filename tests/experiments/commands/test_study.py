@@ -71,10 +71,10 @@ def test_every_fold_is_tested_once_and_the_dynamic_network_starts_from_the_stati
 
 
 def test_a_frozen_start_keeps_the_trained_kernels(folded):
-    from experiments.runs.checkpoints import best_variables
+    from experiments.runs.checkpoints import restore_best_variables
 
-    static = best_variables(folded / "net1" / "fold0")["params"]
-    dynamic = best_variables(folded / "net1_dynamic" / "fold0")["params"]
+    static = restore_best_variables(folded / "net1" / "fold0")["params"]
+    dynamic = restore_best_variables(folded / "net1_dynamic" / "fold0")["params"]
     # The candidates' noise adds up to nothing, and neither learned.
     np.testing.assert_allclose(
         np.mean(dynamic["conv1"]["kernel"], axis=0), static["conv1"]["kernel"], atol=1e-5
@@ -219,9 +219,11 @@ def test_gates_are_adapted_from_one_half_of_the_digits_to_the_other(tmp_path, ca
     second = train(adapted, tmp_path / "second")
     assert "parameters taken over" in capsys.readouterr().out
     assert first["parameters"] == second["parameters"]
-    from experiments.runs.checkpoints import best_variables
+    from experiments.runs.checkpoints import restore_best_variables
 
-    before, after = (best_variables(tmp_path / name)["params"] for name in ("first", "second"))
+    before, after = (
+        restore_best_variables(tmp_path / name)["params"] for name in ("first", "second")
+    )
     leaves = jax.tree_util.tree_leaves_with_path(jax.tree.map(np.array_equal, before, after))
     for path, same in leaves:
         names = [key.key for key in path]

@@ -3,9 +3,12 @@ import json
 import os
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from experiments.core import files
+from experiments.core.files import replace_file, to_json
 
 
 def test_json_keeps_its_order_and_is_valid(tmp_path):
@@ -39,3 +42,37 @@ def test_names_that_are_not_utf8_are_written_all_the_same(tmp_path):
     assert r"caf\udce9.png,empty" in files.write_skipped(tmp_path, [(name, "empty")]).read_text()
     files.write_json(tmp_path / "a.json", {"file": name})
     assert json.loads((tmp_path / "a.json").read_text()) == {"file": name}
+
+
+def test_hosts_that_write_one_file_do_not_write_into_one_another(tmp_path, monkeypatch):
+    monkeypatch.setattr("os.getpid", lambda: 1)
+    monkeypatch.setattr("socket.gethostname", lambda: "one")
+    with replace_file(tmp_path / "file") as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr("socket.gethostname", lambda: "other")
+        with replace_file(tmp_path / "file") as theirs:
+            theirs.write_text("theirs")
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_replacing_is_all_or_nothing(tmp_path):
+    path = tmp_path / "deep" / "file.txt"
+    with replace_file(path) as temporary:
+        temporary.write_text("old")
+    with pytest.raises(RuntimeError), replace_file(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in path.parent.iterdir()] == ["file.txt"]
+
+
+def test_plain_knows_every_scalar():
+    values = {
+        "bf16": jnp.array([0.5, jnp.nan], jnp.bfloat16),
+        "flag": np.bool_(True),
+        "pair": (np.int32(3), None),
+        "set": {"b", "a"},
+        "type": jnp.zeros((), jnp.int8),
+    }
+    expected = {"bf16": [0.5, None], "flag": True, "pair": [3, None], "set": ["a", "b"], "type": 0}
+    assert to_json(values) == expected

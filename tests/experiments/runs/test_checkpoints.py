@@ -1,6 +1,5 @@
 import errno
 import json
-import logging
 import resource
 import shutil
 
@@ -12,10 +11,13 @@ from flax.training.early_stopping import EarlyStopping
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from experiments.core.errors import UserError
-from experiments.runs import integrity as damaged
-from experiments.runs.checkpoints import Checkpoints, rank, restore_arrays, with_sharding
-from experiments.runs.checksums import changed_file, noted
-from experiments.runs.integrity import damaged_file
+from experiments.runs.checkpoints import (
+    Checkpoints,
+    rank_evaluation,
+    restore_arrays,
+    with_sharding,
+)
+from experiments.runs.integrity import find_damaged_file, read_checksums
 
 STATE = {"weights": jnp.arange(6.0).reshape(2, 3), "rng": jax.random.key(3)}
 
@@ -59,7 +61,6 @@ def test_what_is_saved_comes_back(opened):
     progress = {"seconds": 1.5, "best": {"step": 3, "accuracy": 0.1}, "early_stopping": None}
     opened().save(3, STATE, progress, metrics(0.1))
     again = opened()
-    assert again.latest_step() == 3
     state, read = again.restore(3, like(STATE))
     np.testing.assert_array_equal(state["weights"], STATE["weights"])
     assert jnp.array_equal(jax.random.key_data(state["rng"]), jax.random.key_data(STATE["rng"]))
@@ -73,8 +74,8 @@ def test_an_early_stopping_that_has_seen_nothing_survives_json(opened):
     assert opened().restore(1, like(STATE))[1] == fresh
 
 
-def test_an_empty_folder_has_no_latest_step(opened):
-    assert opened().latest_step() is None
+def test_empty_folder_has_no_checkpoint(opened):
+    assert opened().restore_latest(like(STATE)) is None
 
 
 def test_the_best_and_the_latest_are_kept(opened, kept):
@@ -113,7 +114,7 @@ def test_a_higher_accuracy_is_better_and_then_a_lower_loss():
     for metric in ("accuracy", "miou"):
 
         def evaluation(value, loss, metric=metric):
-            return rank({metric: value, "loss": loss}, metric)
+            return rank_evaluation({metric: value, "loss": loss}, metric)
 
         assert evaluation(0.5, 9.0) > evaluation(0.4, 0.1)
         assert evaluation(0.5, 0.1) > evaluation(0.5, 0.2)
@@ -168,7 +169,7 @@ def test_a_checkpoint_that_was_cut_off_is_not_seen(opened, tmp_path, kept):
     torn.mkdir()
     (torn / "half").write_text("")
     checkpoints = opened()
-    assert checkpoints.latest_step() == 1
+    assert kept() == [1]
     checkpoints.save(2, STATE, {}, metrics(0.2))
     checkpoints.wait()
     assert kept() == [1, 2]
@@ -196,7 +197,7 @@ def test_instead_of_a_damaged_checkpoint_the_one_before_is_read(opened, kept, tm
     assert step == 2 and progress == {"step": 2}
     jax.tree.map(np.testing.assert_array_equal, state, NETWORK)
     warned = capsys.readouterr().err
-    assert "checkpoints/3/state" in warned and "checkpoint 3 is not used; it is now" in warned
+    assert "checkpoints/3/" in warned and "checkpoint 3 is not used; it is now" in warned
     assert (tmp_path / "damaged" / "3" / "state").is_dir() and kept() == [2]
     # The run goes on, and comes to the same step again.
     checkpoints.save(3, NETWORK, {"step": 3}, metrics(0.3))
@@ -263,28 +264,27 @@ def test_no_damaged_file_is_read_as_something_else(two_checkpoints, tmp_path, ca
         warned = capsys.readouterr().err
         assert (workdir / "damaged" / "2").exists() == (step == 1) == ("damaged" in warned)
         if step == 1:
-            assert f"warning: {workdir / file} is damaged (" in warned
+            assert f"warning: {workdir / file} is damaged" in warned
             fell_back += 1
-    # The evaluation, the progress, the arrays and their lists are needed; what is there has to be whole.
     of_parts = [file for file in files if len(file.parts) > 3]
-    assert fell_back >= (4 if damage is delete else len(of_parts)) and len(of_parts) > 10
+    assert fell_back == len(of_parts) > 10
 
 
 def test_checksums_are_committed_with_a_checkpoint_and_are_not_needed(two_checkpoints, tmp_path):
     folder, state = two_checkpoints
-    sums = noted(folder / "checkpoints" / "2")
+    sums = read_checksums(folder / "checkpoints" / "2")
     assert {"progress/metadata", "metrics/metrics", "state/manifest.ocdbt"} < sums.keys()
     shutil.copytree(folder, tmp_path / "run")
     newest = tmp_path / "run" / "checkpoints" / "2"
     data = max(newest.rglob("d/*"), key=lambda file: file.stat().st_size)
     flip(data)
-    with pytest.raises(ValueError, match="is not what was written"):
+    with pytest.raises(ValueError, match="damaged"):
         restore_arrays(newest, ("params",))
-    assert damaged_file(newest) == data
+    assert find_damaged_file(newest) == data
     flip(data)
     # A killed process leaves none without, but older checkpoints have none.
     (newest / "checksums.json").unlink()
-    assert noted(newest) == {} and changed_file(newest) is None
+    assert read_checksums(newest) == {} and find_damaged_file(newest) is None
     checkpoints = Checkpoints(tmp_path / "run" / "checkpoints")
     assert checkpoints.restore_latest(like(state))[0] == 2
     checkpoints.close()
@@ -300,27 +300,21 @@ def numbers_of(leaf):
     [
         MemoryError("no memory"),
         OSError(errno.EIO, "Input/output error"),
-        OSError(errno.EMFILE, "Too many open files"),
         ValueError("UNAVAILABLE: the storage does not answer"),
-        RuntimeError("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 4 bytes"),
     ],
-    ids=lambda error: str(error)[-20:],
+    ids=["memory", "disk", "storage"],
 )
-def test_what_passes_sets_no_checkpoint_aside(opened, kept, monkeypatch, trouble, capsys):
+def test_passing_trouble_sets_no_checkpoint_aside(opened, kept, monkeypatch, trouble, capsys):
     opened().save(1, NETWORK, {"step": 1}, metrics(0.1))
     checkpoints = opened()
-    real, troubles = checkpoints.restore, [trouble, trouble, trouble]
 
-    def restore(step, like):
-        if troubles:
-            raise troubles.pop()
-        return real(step, like)
+    def fail(step, like):
+        raise trouble
 
-    monkeypatch.setattr(damaged, "PAUSE_SECONDS", 0)
-    monkeypatch.setattr(checkpoints, "restore", restore)
-    with pytest.raises(UserError, match=r"cannot be read at the moment .* It stays where it is"):
-        checkpoints.restore_latest(like(NETWORK))
-    # The second time it fails once, and is read behind that.
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints, "restore", fail)
+        with pytest.raises(UserError, match=r"cannot be read at the moment .* stays where it is"):
+            checkpoints.restore_latest(like(NETWORK))
     assert checkpoints.restore_latest(like(NETWORK))[0] == 1
     assert kept() == [1] and not capsys.readouterr().err
 
@@ -353,9 +347,7 @@ def test_a_checkpoint_for_which_there_is_no_room_is_answered_and_the_others_stay
     # The system refuses to write further, as it does where a disk is full.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
-        with pytest.raises(
-            UserError, match=r"cannot be written to .*\(.*\).*are intact: make room"
-        ):
+        with pytest.raises(UserError, match=r"cannot be written to .*\(.*\).*make room"):
             checkpoints.save(2, large, {"step": 2}, metrics(0.2))
             checkpoints.wait()
     finally:
@@ -396,20 +388,3 @@ def test_a_checkpoint_of_another_network_is_named_and_stays(opened, kept):
     assert "params/bias is missing there and (4,) here" in message
     assert "params/weights is (2, 3) there and (2, 4) here" in message
     assert kept() == [1]
-
-
-def test_orbax_does_not_warn_of_what_is_meant(opened):
-    heard = []
-    handler = logging.Handler()
-    handler.emit = lambda record: heard.append(record.getMessage())
-    logging.getLogger("absl").addHandler(handler)
-    try:
-        checkpoints = opened()
-        for step in range(3):
-            checkpoints.save(step, STATE, {})
-        logging.getLogger("absl").warning("Waiting for previous save to complete took %f s", 2.0)
-        logging.getLogger("absl").warning("something else")
-    finally:
-        logging.getLogger("absl").removeHandler(handler)
-    assert [text for text in heard if "INFO" not in text][-1:] == ["something else"]
-    assert not any("previous save" in text or "metrics" in text for text in heard)

@@ -14,7 +14,7 @@ from torch_numbers import weight
 
 from experiments.configs import common
 from experiments.core.errors import UserError
-from experiments.runs.checkpoints import Checkpoints, best_step
+from experiments.runs.checkpoints import Checkpoints, read_best_step
 from experiments.runs.weights import write_weights
 from experiments.tasks import TASKS
 from experiments.train.initialise import start_from_run
@@ -185,7 +185,7 @@ def test_a_run_that_is_not_there_or_damaged_is_answered(trained, tmp_path):
 
 def test_of_a_finished_run_the_summary_knows_the_best_step(tmp_path):
     (tmp_path / "summary.json").write_text(json.dumps({"best": {"step": 40}}))
-    assert best_step(tmp_path) == 40
+    assert read_best_step(tmp_path) == 40
 
 
 REFERENCES = Path(__file__).parents[2] / "dyn" / "torch_references.json"
