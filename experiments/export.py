@@ -22,7 +22,6 @@ they are, uint8, of one size (they are normalised within), or series, z-normalis
 which needs jax and flatbuffers, and nothing else.
 """
 
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,12 +29,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import flags
 
 from dyn.interop import to_stablehlo
 from experiments.core import cli, files
 from experiments.core.console import print_result
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.files import replace_file
 from experiments.inference import onnx as onnx_files
 from experiments.inference.trained import Trained
@@ -71,7 +69,9 @@ def export(
         raise UserError(f"--format={form}: choose one of {', '.join(FORMATS)}.")
     for platform in platforms:
         if platform not in PLATFORMS:
-            raise UserError(f"--platforms: there is no {platform!r}{nearest(platform, PLATFORMS)}")
+            raise UserError(
+                f"--platforms: there is no {platform!r}{suggest_nearest(platform, PLATFORMS)}"
+            )
     if form == "onnx":
         onnx_files.check_installed()
     run = Path(run).expanduser()
@@ -175,22 +175,18 @@ def _outputs(trained: Trained) -> dict[str, Any]:
     return {"shape": ["batch", *places, classes], "values": values}
 
 
+def main(
+    run: str,
+    *,
+    format: str = "stablehlo",
+    out: str = "",
+    platforms: str = "cpu,cuda,tpu",
+    overwrite: bool = False,
+) -> None:
+    """Exports the network of a run, and prints where it is."""
+    path = export(run, format, out, platforms=platforms.split(","), overwrite=overwrite)
+    print_result("exported", [(format, f"{path}, {path.stat().st_size / 1e6:.1f} MB")])
+
+
 if __name__ == "__main__":
-    FORMAT = flags.DEFINE_string("format", "stablehlo", "In which form.")
-    OUT = flags.DEFINE_string("out", "", "Where the file goes.")
-    ON = flags.DEFINE_list("platforms", ["cpu", "cuda", "tpu"], "Where StableHLO is to run.")
-    OVERWRITE = flags.DEFINE_bool("overwrite", False, "Whether a file may be replaced.")
-
-    def main() -> None:
-        """Exports what the words say."""
-        if len(given) != 1:
-            raise UserError("Which run? Give the workdir of one.")
-        options = {"platforms": ON.value, "overwrite": OVERWRITE.value}
-        try:
-            path = export(given[0], FORMAT.value, OUT.value, **options)
-        except OSError as error:
-            raise UserError(f"The file cannot be written: {error}.") from error
-        print_result("exported", [(FORMAT.value, f"{path}, {path.stat().st_size / 1e6:.1f} MB")])
-
-    command, given = cli.without_words(sys.argv)
-    cli.leave(cli.run(main, command, str(__doc__)))
+    cli.run_command(main, __doc__, failure="The file cannot be written")

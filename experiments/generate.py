@@ -33,7 +33,7 @@ from PIL import Image
 
 from experiments.core import cli, files
 from experiments.core.console import Progress, print_result
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.files import to_json
 from experiments.data.extra import DESCRIPTION
 from experiments.inference.trained import Trained
@@ -107,7 +107,7 @@ def generate(
 def _chosen(known: Sequence[str], classes: Sequence[str]) -> list[str]:
     for name in classes:
         if name not in known:
-            raise UserError(f"--classes={name}: the run has no such class{nearest(name, known)}")
+            raise UserError(f"--classes={name}: the run has no such class{suggest_nearest(name, known)}")
     names = [name for name in known if not classes or name in classes]
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name or name.startswith("."):

@@ -17,48 +17,45 @@ import sys
 from pathlib import Path
 
 import jax
-from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from experiments.core import cli
 from experiments.core.errors import UserError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment.", lock_config=True)
-DISTRIBUTED = flags.DEFINE_bool("distributed", False, "Whether there are several processes.")
-COORDINATOR = flags.DEFINE_string("coordinator_address", None, "Where process 0 listens.")
-NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "How many processes there are.")
-PROCESS_ID = flags.DEFINE_integer("process_id", None, "Which of them this is, from 0.")
-HEARTBEAT = flags.DEFINE_integer(
-    "heartbeat", 30, "After how many seconds without a sign a process is lost.", lower_bound=2
-)
-PROFILE = flags.DEFINE_list("profile", [], "The first and the last step to trace.")
+EXAMPLE = "--config=experiments/configs/odconv.py"
 
 
-def main() -> None:
-    """Trains what the flags say."""
-    config = CONFIG.value
+def main(
+    *,
+    config: ConfigDict | None = None,
+    workdir: str = "",
+    distributed: bool = False,
+    coordinator_address: str | None = None,
+    num_processes: int | None = None,
+    process_id: int | None = None,
+    heartbeat: int = 30,
+    profile: str = "",
+) -> None:
+    """Trains the experiment that the flags describe."""
     if config is None:
-        raise UserError(
-            "Which experiment? Give --config=experiments/configs/odconv.py, for example."
-        )
+        raise UserError(f"Which experiment? Give {EXAMPLE}, for example.")
     if not config.name:
         raise UserError("--config.name=: folders and reports know a config by its name; write one.")
-    place = (COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-    if DISTRIBUTED.value or place != (None, None, None):
-        join_processes(*place, heartbeat=HEARTBEAT.value)
+    if heartbeat < 2:
+        raise UserError(f"--heartbeat={heartbeat}: choose 2 seconds or more.")
+    place = (coordinator_address, num_processes, process_id)
+    if distributed or place != (None, None, None):
+        join_processes(*place, heartbeat=heartbeat)
     cli.keep_compiled()
     # Imported late, so that a mistake in the flags is answered at once.
-    from experiments.train import profile as tracing
     from experiments.train.loop import train
+    from experiments.train.profile import parse
     from experiments.train.validate import refuse_unused
 
-    refuse_unused(config, cli.overridden(sys.argv))
+    refuse_unused(config, cli.list_overrides(sys.argv))
 
-    train(
-        config,
-        Path(cli.WORKDIR.value or f"runs/{config.name}-{config.dataset.lower()}").expanduser(),
-        profile=tracing.parse(PROFILE.value),
-    )
+    folder = Path(workdir or f"runs/{config.name}-{config.dataset.lower()}").expanduser()
+    train(config, folder, profile=parse(profile.split(",") if profile else []))
 
 
 def join_processes(
@@ -80,6 +77,4 @@ def join_processes(
 
 
 if __name__ == "__main__":
-    code = cli.run(main, sys.argv, __doc__)
-    # After an error the others do not come to the end, where jax.distributed would wait for them.
-    cli.leave(code, at_once=code != 0 and jax.distributed.is_initialized())
+    cli.run_command(main, __doc__)

@@ -43,7 +43,7 @@ from experiments.benchmarks import results, synthetic, timing
 from experiments.benchmarks.options import QUICK, RUNS
 from experiments.configs import base
 from experiments.core import cli
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset, pipeline
 from experiments.tasks import TASKS
 from experiments.train.loop import find_program
@@ -61,7 +61,9 @@ def main() -> None:
     names = SETS.value or (QUICK_SETS if QUICK.value else synthetic.SETS)
     for name in names:
         if name not in synthetic.SETS:
-            raise UserError(f"--sets: there is no data set {name}{nearest(name, synthetic.SETS)}")
+            raise UserError(
+                f"--sets: there is no data set {name}{suggest_nearest(name, synthetic.SETS)}"
+            )
     path = results.folder() / "input"
     machine = timing.machine()
     count, seconds = (128, 0.3) if QUICK.value else (512, 2.0)

@@ -34,7 +34,7 @@ from experiments.benchmarks.flax_resnet import flax_resnet
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.benchmarks.step import BATCH, SIZE, Step, settings
 from experiments.core import cli
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 
 DEPTH = flags.DEFINE_enum("depth", "18", ["18", "50"], "The ResNet.")
 LAYERS = flags.DEFINE_list("layers", [], "Names of rows; all if left out.")
@@ -83,7 +83,7 @@ def main() -> None:
     names = LAYERS.value or (QUICK_ROWS if QUICK.value else known)
     for name in names:
         if name not in known:
-            raise UserError(f"--layers: there is no row {name}{nearest(name, known)}")
+            raise UserError(f"--layers: there is no row {name}{suggest_nearest(name, known)}")
     path = results.folder() / f"train_step-{SIZE.value}"
     machine = timing.machine()
     measured = (

@@ -13,7 +13,7 @@ static and dynamic kernels with; the spectrograms are ours: 128 mel bands over 8
 from ml_collections import ConfigDict
 
 from experiments.configs import common, dcd, odconv
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 
 CONVS = ("static", "dcd", "odconv")
 
@@ -23,7 +23,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
     argument, conv = common.take(argument, "conv")
     conv = conv or "static"
     if conv not in CONVS:
-        raise UserError(f"conv={conv}: there is no such choice{nearest(conv, CONVS)}")
+        raise UserError(f"conv={conv}: there is no such choice{suggest_nearest(conv, CONVS)}")
     config = common.get_config(argument, default=common.sound(argument))
     if conv != "static":
         layers = {"dcd": dcd, "odconv": odconv}[conv].get_config("songs")

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from experiments.core.errors import UserError, kind, nearest
+from experiments.core.errors import UserError, describe_kind, suggest_nearest
 
 
 def key_and_value(text: str, flag: str) -> tuple[str, str]:
@@ -38,7 +38,9 @@ def override(config: ConfigDict, path: str, value: object, flag: str = "--overri
     for key in path.split("."):
         if not isinstance(node, dict) or key not in node:
             known = node if isinstance(node, dict) else []
-            raise UserError(f"{flag}={path}: {config.name} has no such field{nearest(key, known)}")
+            raise UserError(
+                f"{flag}={path}: {config.name} has no such field{suggest_nearest(key, known)}"
+            )
         node = node[key]
     if isinstance(node, dict):
         raise UserError(f"{flag}={path}: it is a group of fields: {', '.join(node)}.")
@@ -101,7 +103,7 @@ def _like(usual: object, value: object, setting: str) -> object:
     if isinstance(usual, tuple) and isinstance(value, list):
         return tuple(value)
     if type(value) is not type(usual):
-        raise UserError(f"{setting}={given}: it is not {kind(usual)}")
+        raise UserError(f"{setting}={given}: it is not {describe_kind(usual)}")
     return value
 
 

@@ -1,76 +1,165 @@
-"""What all commands share: flags in, one sentence and an exit code out."""
+"""Runs the commands: words and flags in, one sentence and an exit code out.
 
-import contextlib
+A command is a function `main`, and its usage is the docstring of its file:
+
+    def main(run: str, *files: str, top: int = 5, out: str = "") -> None: ...
+
+    if __name__ == "__main__":
+        cli.run_command(main, __doc__)
+
+Parameters by position are the words of the command line, here `RUN FILES...`. Keyword-only parameters are
+its flags, here `--top=5` and `--out=PATH`, and have a default. Annotations decide how a flag is read: `bool`
+(`--top`, `--notop`), `int`, `float`, `str`, each with `| None` or without; `Sequence[str]` is a flag that may
+be given several times; and `config: ConfigDict | None` is `--config=FILE[:ARGUMENT]` with its overrides
+`--config.KEY=VALUE`. Every command has `--help` and `--debug`.
+"""
+
 import difflib
-import importlib.util
+import inspect
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
-from experiments.core.errors import UserError, kind, nearest
+from experiments.core.config_file import find_setting, load_config_file
+from experiments.core.errors import UserError, describe_kind
 
-FLAGS = flags.FLAGS
-WORKDIR = flags.DEFINE_string("workdir", "", "Where the run, or the study, lives.")
-DEBUG = flags.DEFINE_bool("debug", False, "Whether errors show their traceback.")
+INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM
+STOPPED = "stopped; the same command continues from the last checkpoint"
+_HELP = ("--help", "-h", "-help")
+_LONGEST_WORD = 160
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+_DEFINITIONS = {
+    bool: flags.DEFINE_bool,
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+    Sequence[str]: flags.DEFINE_multi_string,
+}
 
-LONGEST_WORD = 160
 
+def run_command(
+    main: Callable[..., None],
+    usage: str | None,
+    *,
+    failure: str = "",
+    stopped: str = STOPPED,
+) -> NoReturn:
+    """Runs a command with the words of the command line, and ends the process.
 
-def run(main: Callable[[], None], argv: list[str], usage: str) -> int:
-    """Parses the flags and calls `main`; a mistake of the user's becomes one message.
-
-    Returns:
-        The exit code: 0, 2 for a mistake that the message explains, 130 after Ctrl-C, 143 after SIGTERM.
+    Args:
+        main: the command, see above.
+        usage: printed for `--help`; its first indented line also after a missing word.
+        failure: the beginning of a message about a file that cannot be written, such as "The page cannot be
+            written". Without it an OSError is shown with its traceback.
+        stopped: the message after Ctrl-C.
     """
-    if any(word in ("--help", "-h", "-help") for word in argv[1:]):
-        print(usage.strip())
-        return 0
-    try:
-        _parse(argv)
-        main()
-        return 0
-    except UserError as error:
-        if any(word.lstrip("-").lower() in ("debug", "debug=true", "debug=1") for word in argv[1:]):
-            traceback.print_exc()
-        print(f"error: {one_line(str(error))}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as stop:
-        words = str(stop) or "stopped; the same command continues from the last checkpoint"
-        print(f"\n{words}", file=sys.stderr)
-        return getattr(stop, "exit_code", 130)
-
-
-def one_line(text: str) -> str:
-    """A message in one line; of words that nobody would read to their end the middle is left out."""
-    half = LONGEST_WORD // 2
-    words = (w if len(w) <= LONGEST_WORD else f"{w[:half]}...{w[-half:]}" for w in text.split())
-    return " ".join(words)
-
-
-def leave(code: int, at_once: bool = False) -> None:
-    """Ends the process with an exit code.
-
-    After Ctrl-C and SIGTERM, and where it is asked for, at once: what is written is whole or not there,
-    and threads that are in the middle of a checkpoint could keep the process waiting for good.
-    """
-    if at_once or code in (130, 143):
+    code = run(main, sys.argv, usage, failure=failure, stopped=stopped)
+    # What is written is complete or not there. Threads in the middle of a checkpoint, and other processes
+    # that never come to the end, could keep this one waiting forever.
+    if code in (INTERRUPTED, TERMINATED) or (code and _is_distributed()):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 
 
-def without_words(argv: list[str]) -> tuple[list[str], list[str]]:
-    """A command's name with its flags, and the words between them, such as the runs that it is about."""
-    name, *rest = argv
-    given = [word for word in rest if not word.startswith("-")]
-    return [name, *(word for word in rest if word.startswith("-"))], given
+def run(
+    main: Callable[..., None],
+    argv: Sequence[str],
+    usage: str | None,
+    *,
+    failure: str = "",
+    stopped: str = STOPPED,
+) -> int:
+    """Runs a command in this process, see `run_command`.
+
+    Returns:
+        The exit code: 0, 2 after a mistake that the message explains, 130 after Ctrl-C, 143 after SIGTERM.
+    """
+    usage = (usage or "").strip()
+    if any(word in _HELP for word in argv[1:]):
+        print(usage)
+        return 0
+    try:
+        words, options = parse_command_line(main, argv, usage)
+        try:
+            main(*words, **options)
+        except OSError as error:
+            if not failure:
+                raise
+            raise UserError(f"{failure}: {error}.") from error
+        return 0
+    except UserError as error:
+        if any(word.lstrip("-").lower() in ("debug", "debug=true", "debug=1") for word in argv[1:]):
+            traceback.print_exc()
+        print(f"error: {join_lines(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as stop:
+        print(f"\n{str(stop) or stopped}", file=sys.stderr)
+        return getattr(stop, "exit_code", INTERRUPTED)
+
+
+def parse_command_line(
+    main: Callable[..., None], argv: Sequence[str], usage: str = ""
+) -> tuple[list[str], dict[str, Any]]:
+    """Returns the words and the flags of a command line, as `main` takes them.
+
+    Args:
+        main: the command, see above.
+        argv: the name of the program, and everything after it.
+        usage: the command's docstring.
+
+    Raises:
+        UserError: if the command line is none that `main` takes.
+    """
+    parameters = inspect.signature(main, eval_str=True).parameters
+    known = flags.FlagValues()
+    known.set_gnu_getopt(True)  # words and flags in any order
+    flags.DEFINE_bool("debug", False, "", flag_values=known)
+    config = None
+    try:
+        argv = known.read_flags_from_files(list(argv), force_gnu=True)
+        if "config" in parameters:
+            argv, config = _define_config(argv, known)
+        for name, parameter in parameters.items():
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "config":
+                _define_flag(name, parameter, known)
+        for name in flags.FLAGS:  # of libraries, and of commands that define their own
+            flag = flags.FLAGS[name]
+            if name == flag.name and name not in known:  # another name is the flag's short one
+                known[name] = flag
+        words = known(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        near = difflib.get_close_matches(error.flagname, list(known), n=1)
+        hint = f"did you mean '--{near[0]}'?" if near else "--help lists the flags."
+        raise UserError(f"There is no flag --{error.flagname}; {hint}") from error
+    except flags.IllegalFlagValueError as error:
+        raise UserError(_explain_value(config, known, str(error))) from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+    flags.FLAGS.mark_as_parsed()
+    _check_words(parameters, words, usage)
+    options = {
+        name: config if name == "config" else known[name].value
+        for name, parameter in parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    return words, options
+
+
+def list_overrides(argv: Sequence[str]) -> list[str]:
+    """Returns the dotted names of the config's settings that flags set."""
+    matches = (re.match(r"--?(?:no)?config\.([^=]*)", word) for word in argv[1:])
+    return [match[1] for match in matches if match]
 
 
 def keep_compiled() -> None:
@@ -81,106 +170,99 @@ def keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(Path("~/.cache/dyn/xla").expanduser()))
 
 
-def overridden(argv: list[str]) -> list[str]:
-    """The dotted names of the config's fields that flags set."""
-    found = (re.match(r"--?(?:no)?config\.([^=]*)", word) for word in argv[1:])
-    return [match[1] for match in found if match]
+def join_lines(text: str) -> str:
+    """Returns a message in one line, with the middle of very long words left out."""
+    half = _LONGEST_WORD // 2
+    words = (w if len(w) <= _LONGEST_WORD else f"{w[:half]}...{w[-half:]}" for w in text.split())
+    return " ".join(words)
 
 
-def _parse(argv: list[str]) -> None:
-    """Parses the flags, in terms of UserError."""
-    # ml_collections finds these mistakes too, but its messages are for the config's author.
-    config = _load_config(argv)
-    if config is not None:
-        for path in overridden(argv):
-            _field(config, path)
-    try:
-        rest = FLAGS(argv)[1:]
-    except flags.UnrecognizedFlagError as error:
-        near = difflib.get_close_matches(error.flagname, list(FLAGS), n=1)
-        hint = f"did you mean '--{near[0]}'?" if near else "--help lists the flags."
-        raise UserError(f"There is no flag --{error.flagname}; {hint}") from error
-    except flags.IllegalFlagValueError as error:
-        raise UserError(_wrong_value(config, argv, str(error))) from error
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
-    if rest:
-        raise UserError(f"'{rest[0]}' is not a flag; flags are written --name=value.")
+def _define_flag(name: str, parameter: inspect.Parameter, known: flags.FlagValues) -> None:
+    """Defines the flag of a keyword-only parameter."""
+    kind = parameter.annotation
+    if isinstance(kind, types.UnionType):
+        (kind,) = (part for part in typing.get_args(kind) if part is not types.NoneType)
+    default = parameter.default if kind != Sequence[str] else list(parameter.default)
+    _DEFINITIONS[kind](name, default, "", flag_values=known)
 
 
-def _load_config(argv: list[str]) -> ConfigDict | None:
-    """The config as its file has it, before any override; None where no file is named."""
-    flag = re.compile(r"--?config(=|$)")
-    positions = [i for i, word in enumerate(argv) if i and flag.match(word)]
-    if not positions:
-        return None
-    if len(positions) > 1:
-        raise UserError("--config is given twice: one run has one config.")
-    position = positions[0]
-    _, equals, value = argv[position].partition("=")
-    if not equals:
-        value = "".join(argv[position + 1 : position + 2])
-    file, colon, argument = value.partition(":")
-    path = Path(file)
-    if path.suffix != ".py" or not os.path.isfile(path):
-        folder = path if os.path.isdir(path) else path.parent
-        known = [name for name in _config_names(folder) if name != "common"]
-        hint = nearest(path.stem, known) if known else "; no configs are in that folder."
-        raise UserError(f"There is no config {path}{hint}")
-    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
-    module = importlib.util.module_from_spec(spec)
-    with _explained(path):
-        spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        names = ", ".join(name for name in _config_names(path.parent) if name != path.stem)
-        raise UserError(f"{path} is no config: it has no get_config. Beside it there are {names}.")
-    with _explained(path):
-        config = module.get_config(*([argument] if colon else []))
-    if not isinstance(config, ConfigDict):
-        raise UserError(
-            f"{path} is no config: its get_config returns {config!r}, and no ConfigDict."
-        )
-    return config
+def _define_config(
+    argv: Sequence[str], known: flags.FlagValues
+) -> tuple[list[str], ConfigDict | None]:
+    """Loads the file of `--config` and defines a flag for each setting that is overridden.
 
-
-@contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """People write configs themselves: whatever goes wrong in one is told in a sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"The config {path} fails: {type(error).__name__}: {error} (--debug shows where)."
-        ) from error
-
-
-def _config_names(folder: Path) -> list[str]:
-    return sorted(file.stem for file in folder.glob("*.py") if file.stem[0] != "_")
-
-
-def _field(config: ConfigDict, path: str) -> object:
-    """The value at a dotted path.
-
-    Raises:
-        UserError: if there is none, or a group of settings.
+    Returns:
+        The command line without `--config`, and the config, which parsing the command line changes; None
+        where the command line names no file.
     """
-    value, above = config, "config"
-    for key in path.split("."):
-        if not isinstance(value, ConfigDict):
-            raise UserError(f"--config.{path}: --{above} is one setting and holds no others.")
-        if key not in value:
-            raise UserError(f"--{above} has no setting '{key}'{nearest(key, value)}")
-        value, above = value[key], f"{above}.{key}"
-    if isinstance(value, ConfigDict):
-        raise UserError(f"--{above} is a group of settings: {', '.join(value)}.")
-    return value
+    places = [i for i, word in enumerate(argv) if i and re.match(r"--?config(=|$)", word)]
+    if not places:
+        return list(argv), None
+    if len(places) > 1:
+        raise UserError("--config is given twice: one run has one config.")
+    start = places[0]
+    _, equals, place = argv[start].partition("=")
+    end = start + 1
+    if not equals:
+        place, end = "".join(argv[end : end + 1]), end + 1
+    config = load_config_file(place)
+    rest = [*argv[:start], *argv[end:]]
+    # ml_collections finds these mistakes too, but its messages are for the config's author.
+    for path in list_overrides(rest):
+        find_setting(config, path)
+    config_flags.DEFINE_config_dict("config", config, flag_values=known, sys_argv=rest)
+    return rest, known["config"].value
 
 
-def _wrong_value(config: ConfigDict | None, argv: list[str], message: str) -> str:
-    """What kind of value a field of the config wants; absl's message for another flag."""
-    found = re.match(r"flag --config\.([\w.]+)=(.*?): ", message, re.DOTALL)
-    if config is None or found is None:
+def _check_words(
+    parameters: Mapping[str, inspect.Parameter], words: Sequence[str], usage: str
+) -> None:
+    """Raises UserError if `main` takes more words than there are, or fewer."""
+    names = [name for name, parameter in parameters.items() if parameter.kind in _POSITIONAL]
+    several = any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in parameters.values())
+    if len(words) < len(names):
+        example = next((line.strip() for line in usage.splitlines() if line[:1] == " "), "")
+        raise UserError(f"{names[len(words)].upper()} is missing: {example}")
+    if len(words) > len(names) and not several:
+        stray = words[len(names)]
+        raise UserError(f"'{stray}' is not a flag; flags are written --name=value.")
+
+
+def _explain_value(config: ConfigDict | None, known: flags.FlagValues, message: str) -> str:
+    """Says what kind of value a flag takes, instead of absl's message about another one."""
+    match = re.match(r"flag --([\w.]+)=(.*?): ", message, re.DOTALL)
+    if match is None:
         return " ".join(message.split())
-    return f"--config.{found[1]}={found[2]} is not {kind(_field(config, found[1]))}"
+    name, value = match.groups()
+    if config is not None and name.startswith("config."):
+        example = find_setting(config, name.removeprefix("config."))
+    else:
+        example = known[name].default
+    if example is None:
+        return " ".join(message.split())
+    return f"--{name}={value} is not {describe_kind(example)}"
+
+
+def _is_distributed() -> bool:
+    """Returns whether this process is one of several that JAX has connected."""
+    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+
+
+# Until all commands use `run_command`.
+WORKDIR = flags.DEFINE_string("workdir", "", "")
+
+
+def without_words(argv: list[str]) -> tuple[list[str], list[str]]:
+    """Separates the words of a command line from its flags."""
+    name, *rest = argv
+    words = [word for word in rest if not word.startswith("-")]
+    return [name, *(word for word in rest if word.startswith("-"))], words
+
+
+def leave(code: int) -> None:
+    """Ends the process with an exit code."""
+    if code in (INTERRUPTED, TERMINATED):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)

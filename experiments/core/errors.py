@@ -1,21 +1,21 @@
-"""The one exception for mistakes that a person can mend: it is shown as a sentence, without a traceback."""
+"""The exception for mistakes that the user can correct, and words for its messages."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """What is wrong and what to do about it, in the words of the person who typed the command."""
+    """A mistake of the user's; its message says what is wrong and what to do."""
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown word: the known one that is nearest, or all of them."""
+def suggest_nearest(word: str, known: Iterable[str]) -> str:
+    """Ends a sentence about an unknown word with the nearest known one, or with all of them."""
     known = list(known)
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean '{near[0]}'?" if near else f"; there are {', '.join(known)}."
 
 
-def kind(usual: object) -> str:
-    """What kind of value a setting has that usually is `usual`: the end of a sentence about another one."""
+def describe_kind(example: object) -> str:
+    """Describes the kind of value that a setting takes, such as `a whole number, such as 5.`"""
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
-    return f"{kinds.get(type(usual), f'a {type(usual).__name__}')}, such as {usual}."
+    return f"{kinds.get(type(example), f'a {type(example).__name__}')}, such as {example}."

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.core import files
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import duplicates, folds
 from experiments.data.dataset import Dataset, Example, Source
 from experiments.data.sources import Relabelled, flatten
@@ -146,7 +146,7 @@ def _import_reader(name: str) -> types.ModuleType:
         case unknown:
             raise UserError(
                 f"--config.data.name: there is no data set {unknown}"
-                f"{nearest(str(unknown).lower(), NAMES)}"
+                f"{suggest_nearest(str(unknown).lower(), NAMES)}"
             )
     return reader
 
@@ -159,7 +159,7 @@ def _select_classes(dataset: Dataset, names: list[str]) -> Dataset:
     for name in names:
         if name not in dataset.classes:
             raise UserError(
-                f"--config.data.classes: there is no {name}{nearest(name, dataset.classes)}"
+                f"--config.data.classes: there is no {name}{suggest_nearest(name, dataset.classes)}"
             )
     numbers = {list(dataset.classes).index(name): new for new, name in enumerate(names)}
     splits = {}

@@ -9,7 +9,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.audio import spectrograms
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.listing import files_below
 from experiments.data import groups, pictures
 from experiments.data.dataset import Dataset, Example
@@ -90,7 +90,7 @@ def _list_pictures(folder: Path, dataset: Dataset) -> tuple[list[Path], list[int
         if name not in dataset.classes:
             raise UserError(
                 f"--config.data.extra_train={folder}: {dataset.name} has no class "
-                f"{name}{nearest(name, dataset.classes)}"
+                f"{name}{suggest_nearest(name, dataset.classes)}"
             )
         members = [path for path in files_below(class_folder) if path.suffix.lower() == ".png"]
         paths += members

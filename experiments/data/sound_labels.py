@@ -15,7 +15,7 @@ from experiments.audio import annotations
 from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Pictures
 from experiments.audio.targets import targets
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ def of_classes(
     for name in classes:
         if name not in all_of_them:
             raise UserError(
-                f"--config.data.classes: there is no {name}{nearest(name, all_of_them)}"
+                f"--config.data.classes: there is no {name}{suggest_nearest(name, all_of_them)}"
             )
     kept = {}
     for name, one in known.items():

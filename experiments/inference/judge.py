@@ -18,7 +18,7 @@ from experiments import data
 from experiments.audio.spectrograms import SETTINGS, levels_of
 from experiments.core import files
 from experiments.core.console import print_result
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Example, pictures
 from experiments.data.extra import DESCRIPTION
 from experiments.inference.trained import Trained
@@ -246,7 +246,7 @@ def _same_kind(run: str, classifier: Trained, description: Mapping[str, Any]) ->
     for name in description["counts"]:
         if name not in classifier.classes:
             raise UserError(
-                f"--judge={run} knows no class {name}{nearest(name, classifier.classes)}"
+                f"--judge={run} knows no class {name}{suggest_nearest(name, classifier.classes)}"
             )
     mine, theirs = classifier.config.data.name, description["data"]["name"]
     if mine != theirs:

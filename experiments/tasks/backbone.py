@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dyn import layers, models
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 
 CONVS = {
     "conv": layers.Conv,
@@ -150,13 +150,15 @@ def make_layer(
     fields = dict(config[section])
     name = fields.pop("name")
     if name not in known:
-        raise UserError(f"--config.{section}.name={name} does not exist{nearest(name, known)}")
+        raise UserError(
+            f"--config.{section}.name={name} does not exist{suggest_nearest(name, known)}"
+        )
     if known[name] is None:
         return None
     names = [field.name for field in dataclasses.fields(known[name])]
     for field in fields:
         if field not in names:
             raise UserError(
-                f"--config.{section}.{field}: {name} has no such field{nearest(field, names)}"
+                f"--config.{section}.{field}: {name} has no such field{suggest_nearest(field, names)}"
             )
     return partial(known[name], **fields)

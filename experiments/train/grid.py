@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 import experiments.configs
 from experiments.configs.overrides import override
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.train.loop import train
 from experiments.train.program import Program
 
@@ -57,7 +57,7 @@ def load_config(
     known = sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "common"))
     name, _, words = name.partition(":")
     if name not in known:
-        raise UserError(f"--configs: there is no config {name}{nearest(name, known)}")
+        raise UserError(f"--configs: there is no config {name}{suggest_nearest(name, known)}")
     argument = f"{dataset},{words}" if words else dataset
     config = importlib.import_module(f"experiments.configs.{name}").get_config(argument)
     config.data.source = source

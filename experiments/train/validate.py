@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs import relevance
 from experiments.configs.common import ALIASES, DATASETS
-from experiments.core.errors import UserError, nearest
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset
 from experiments.tasks import TASKS
 from experiments.tasks.classification import SERIES_NETS
@@ -337,7 +337,7 @@ def _one_data_set(config: ConfigDict) -> None:
 def _one_of(config: ConfigDict, path: str, known: Iterable[str]) -> None:
     value = _get(config, path)
     if value not in known:
-        raise UserError(f"--config.{path}={value}: {nearest(str(value), known).lstrip('; ')}")
+        raise UserError(f"--config.{path}={value}: {suggest_nearest(str(value), known).lstrip('; ')}")
 
 
 def _get(config: ConfigDict, path: str) -> object:

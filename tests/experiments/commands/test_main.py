@@ -21,7 +21,7 @@ from experiments.runs.folder import claim, hold
 from experiments.tasks import classification
 from experiments.train import loop as train
 
-ROOT = Path(program.__file__).parents[2]
+ROOT = Path(program.__file__).parents[1]
 CONFIG = "--config=experiments/configs/odconv.py"
 
 
@@ -71,7 +71,7 @@ def refused(command):
         (["--config", "experiments/configs/odcon.py"], "did you mean 'odconv'?"),
         (["--config=nowhere/odconv.py"], "There is no config nowhere/odconv.py"),
         (["--config=experiments/configs/common"], "There is no config"),
-        (["--config=experiments/configs/__init__.py"], "is no config: it has no get_config"),
+        (["--config=experiments/configs/__init__.py"], "is not a config"),
         (["--config="], "There is no config"),
         (["--config=experiments/configs/odconv.py:digts"], "did you mean 'digits'?"),
         (["--config=experiments/configs/odconv.py:ucr,nme=x"], "did you mean 'name='?"),
@@ -279,6 +279,7 @@ def test_the_flags_reach_the_run(command, monkeypatch, tmp_path):
 
 def test_the_compilation_cache_of_the_person_is_respected(command, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "train", lambda config, workdir, **_: None)
+    jax.config.update("jax_compilation_cache_dir", None)
     command(CONFIG)
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / ".cache/dyn/xla")
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "theirs"))
@@ -349,7 +350,7 @@ def test_a_second_process_in_a_workdir_is_refused_and_a_dead_one_is_not_in_the_w
         [
             sys.executable,
             "-c",
-            "import sys, time, pathlib, experiments.workdir as w\n"
+            "import sys, time, pathlib, experiments.runs.folder as w\n"
             "with w.hold(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(100)",
             str(tmp_path),
         ],

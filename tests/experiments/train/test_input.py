@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 import experiments.configs
 from experiments.configs import common
-from experiments.core import cli
+from experiments.core.config_file import find_setting, load_config_file
 from experiments.train import validate
 
 CONFIGS = sorted(
@@ -49,16 +49,13 @@ def leaves(config, above=""):
 def everything(name):
     """Every value of every setting of a config, as flags."""
     file = f"--config=experiments/configs/{name}.py:smoke"
-    for path, usual in leaves(cli._load_config(["main.py", file])):
+    for path, usual in leaves(load_config_file(f"experiments/configs/{name}.py:smoke")):
         for value in VALUES[type(usual)]:
             yield file, path, value
 
 
 def of_sound(name):
-    return (
-        cli._load_config(["main.py", f"--config=experiments/configs/{name}.py"]).data.name
-        == "audio"
-    )
+    return load_config_file(f"experiments/configs/{name}.py").data.name == "audio"
 
 
 def kept(config, path, value):
@@ -113,7 +110,7 @@ def test_the_strong_recipe_has_no_setting_that_does_nothing():
     for dataset in common.DATASETS:
         config = common.get_config(f"{dataset},recipe=strong")
         changed = traverse_util.flatten_dict(common.STRONG, sep=".")
-        asked = [path for path in changed if cli._field(config, path) == changed[path]]
+        asked = [path for path in changed if find_setting(config, path) == changed[path]]
         validate.refuse_unused(config, asked)
         assert config.optimizer.name == "adamw"
 

@@ -1,0 +1,82 @@
+"""Loads an experiment's settings from a Python file, `FILE[:ARGUMENT]`, as ml_collections does."""
+
+import contextlib
+import importlib.util
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from experiments.core.errors import UserError, suggest_nearest
+
+SHARED = "common"  # in a folder of configs the file that the others are made from
+
+
+def load_config_file(place: str) -> ConfigDict:
+    """Runs a config file once, and returns what its `get_config` returns.
+
+    Args:
+        place: the file, and after a colon the argument of `get_config`.
+
+    Raises:
+        UserError: if there is no such file, or it fails.
+    """
+    file, colon, argument = place.partition(":")
+    path = Path(file)
+    if path.suffix != ".py" or not os.path.isfile(path):  # Path.is_file fails for long names
+        known = list_configs(path if os.path.isdir(path) else path.parent)
+        hint = suggest_nearest(path.stem, known) if known else "; its folder holds no configs."
+        raise UserError(f"There is no config {path}{hint}")
+    spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    with _failures_explained(path):
+        spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        others = ", ".join(name for name in list_configs(path.parent) if name != path.stem)
+        raise UserError(
+            f"{path} is not a config, because it has no get_config. Its folder has {others}."
+        )
+    with _failures_explained(path):
+        config = module.get_config(*([argument] if colon else []))
+    if not isinstance(config, ConfigDict):
+        raise UserError(
+            f"{path} is not a config: its get_config returns {config!r} instead of a ConfigDict."
+        )
+    return config
+
+
+def list_configs(folder: Path) -> list[str]:
+    """Returns the names of the configs in a folder."""
+    return sorted(p.stem for p in folder.glob("*.py") if p.stem[0] != "_" and p.stem != SHARED)
+
+
+def find_setting(config: ConfigDict, path: str) -> object:
+    """Returns the value at a dotted path.
+
+    Raises:
+        UserError: if there is no such setting, or the path names a group of settings.
+    """
+    value, above = config, "config"
+    for key in path.split("."):
+        if not isinstance(value, ConfigDict):
+            raise UserError(f"--config.{path}: --{above} is one setting and holds no others.")
+        if key not in value:
+            raise UserError(f"--{above} has no setting '{key}'{suggest_nearest(key, value)}")
+        value, above = value[key], f"{above}.{key}"
+    if isinstance(value, ConfigDict):
+        raise UserError(f"--{above} is a group of settings: {', '.join(value)}.")
+    return value
+
+
+@contextlib.contextmanager
+def _failures_explained(path: Path) -> Iterator[None]:
+    """Turns an exception of a config file, which people write themselves, into one sentence."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"The config {path} fails: {type(error).__name__}: {error} (--debug shows the traceback)."
+        ) from error
