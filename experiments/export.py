@@ -39,7 +39,7 @@ from experiments.inference import onnx as onnx_files
 from experiments.inference.trained import Trained
 from experiments.load import load
 from experiments.runs import weights
-from experiments.runs.folder import versions
+from experiments.runs.folder import list_versions
 
 FORMATS = ("stablehlo", "safetensors", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
@@ -86,7 +86,7 @@ def export(
             "config": trained.config.to_dict(),
             "classes": list(trained.classes),
             "shape": list(trained.shape),
-            "versions": versions(),
+            "versions": list_versions(),
         }
         weights.write_weights(path, trained.variables, metadata)
         return path
@@ -156,7 +156,7 @@ def description(trained: Trained) -> dict[str, Any]:
         "classes": list(trained.classes),
         "config": trained.config.name,
         "dataset": trained.config.dataset,
-        "versions": versions(),
+        "versions": list_versions(),
     }
 
 

@@ -38,7 +38,7 @@ from experiments.core.files import to_json
 from experiments.data.extra import DESCRIPTION
 from experiments.inference.trained import Trained
 from experiments.load import load
-from experiments.runs.folder import finished_summary
+from experiments.runs.folder import read_summary
 from experiments.tasks.gan_samples import make_pictures, noise_of
 
 PER_CLASS = 1000
@@ -107,7 +107,9 @@ def generate(
 def _chosen(known: Sequence[str], classes: Sequence[str]) -> list[str]:
     for name in classes:
         if name not in known:
-            raise UserError(f"--classes={name}: the run has no such class{suggest_nearest(name, known)}")
+            raise UserError(
+                f"--classes={name}: the run has no such class{suggest_nearest(name, known)}"
+            )
     names = [name for name in known if not classes or name in classes]
     for name in names:
         if name in ("", ".", "..") or "/" in name or "\\" in name or name.startswith("."):
@@ -121,7 +123,7 @@ def _description(
     trained: Trained, run: Path, seed: int, per_class: int, names: Sequence[str]
 ) -> dict[str, Any]:
     """What `generated.json` says, but for what is there already."""
-    summary, config = finished_summary(run.expanduser()) or {}, trained.config.to_dict()
+    summary, config = read_summary(run.expanduser()) or {}, trained.config.to_dict()
     return {
         "run": str(run),
         "parameters": summary.get("params_sha256"),

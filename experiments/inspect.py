@@ -32,7 +32,7 @@ from experiments.reports import inspection_figures, map_figures
 from experiments.reports.inspection import Layer, Mixture, findings, layers_of, mixtures_of
 from experiments.reports.tables import metric_name, scaled
 from experiments.runs.artifacts import Maps, load_maps
-from experiments.runs.folder import finished_summary
+from experiments.runs.folder import read_summary
 from experiments.train.banner import numbers
 
 # Of a run's own figures, those that say most, and what they show.
@@ -113,7 +113,7 @@ def _page(
     pictures: Sequence[tuple[str, Path]],
 ) -> Iterator[str]:
     """The lines of the page."""
-    summary = finished_summary(folder)
+    summary = read_summary(folder)
     assert summary is not None  # `load` has looked
     metric = summary.get("metric", "accuracy")
     whole = Cost(summary["parameters"], summary["macs"], ())

@@ -22,7 +22,7 @@ from experiments.core.errors import UserError
 from experiments.inference.trained import Trained, config_of
 from experiments.runs import artifacts as maps
 from experiments.runs import weights
-from experiments.runs.folder import finished_summary
+from experiments.runs.folder import read_summary
 
 
 def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
@@ -40,7 +40,7 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
         variables, metadata = weights.read_weights(folder)
         config = config_of(metadata["config"])
         return Trained(config, metadata["classes"], tuple(metadata["shape"]), variables)
-    summary = finished_summary(folder)
+    summary = read_summary(folder)
     if summary is None:
         raise UserError(
             f"{folder} holds no finished run: give the --workdir of one, which has a summary.json."

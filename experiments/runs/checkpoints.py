@@ -18,7 +18,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
 from experiments.core.hosts import max_over_hosts
-from experiments.runs.folder import finished_summary
+from experiments.runs.folder import read_summary
 from experiments.runs.integrity import (
     describe_cause,
     find_damaged_file,
@@ -318,7 +318,7 @@ def read_best_step(workdir: Path, flag: str = "") -> int:
         UserError: if the folder holds no run with a checkpoint.
     """
     try:
-        if summary := finished_summary(workdir):
+        if summary := read_summary(workdir):
             return summary["best"]["step"]
         folders = (workdir / "checkpoints").glob("*")
         steps = [int(folder.name) for folder in folders if folder.name.isdigit()]

@@ -1,4 +1,4 @@
-"""A run's folder: whose it is, what it says of the run, and the words for it."""
+"""The folder of a run: its lock, its config and its summary."""
 
 import contextlib
 import fcntl
@@ -19,11 +19,12 @@ from ml_collections import ConfigDict
 
 from experiments.configs import common
 from experiments.core import files
+from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
 from experiments.core.files import to_json
 
 # Settings that change where a run reads and what it shows, but not what it computes.
-FREE = {
+FREE_SETTINGS = {
     "data.source",
     "data.dir",
     "data.max_skipped",
@@ -33,14 +34,16 @@ FREE = {
     "wandb",
     "shard_parameters",  # a checkpoint fits either way
 }
+# Sections with the fields of a layer: a field that is not there has the layer's default.
+LAYER_SECTIONS = ("conv", "attention", "classifier", "head")
 
 
 @contextlib.contextmanager
-def hold(workdir: Path) -> Iterator[None]:
-    """Keeps other processes out of the folder for the time of a `with`.
+def lock_workdir(workdir: Path) -> Iterator[None]:
+    """Keeps other processes out of the folder during a `with` block.
 
-    The system takes the lock back from a process that dies, so a crash leaves nothing to clean up. Where a
-    file system knows no locks (a mounted bucket may not), there is none.
+    The system releases the lock when a process dies, so a crash leaves nothing to clean up. A file system
+    without locks (a mounted bucket may be one) gives no protection.
 
     Raises:
         UserError: if another process holds the folder, or it cannot be written.
@@ -56,69 +59,58 @@ def hold(workdir: Path) -> Iterator[None]:
         except BlockingIOError as error:
             file.seek(0)
             raise UserError(
-                f"{workdir} is in use by {file.read().strip() or 'another process'}: wait for its end, stop "
-                "it, or choose another --workdir."
+                f"{workdir} is in use by {file.read().strip() or 'another process'}: wait until it ends, "
+                "stop it, or choose another --workdir."
             ) from error
         except OSError:
-            pass
+            pass  # no locks here
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Notes the config in the folder, which there is, or checks that the folder is this config's.
+def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
+    """Writes the config into an existing folder, or checks that the folder's run has the same settings.
 
     Raises:
         UserError: if the folder belongs to a run with other settings, or cannot be written.
     """
     file = workdir / "config.json"
-    mine = _settings(config)
     try:
-        # A run that never came to a checkpoint has nothing to lose: whoever mistyped a setting may
-        # correct it and go on in the same place.
+        # A run without a checkpoint has nothing to lose: whoever mistyped a setting may correct it and
+        # continue in the same place.
         if not file.exists() or not _has_results(workdir):
             files.write_json(file, config.to_dict())
             return
-        theirs = json.loads(file.read_text())
+        recorded = json.loads(file.read_text())
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
-    if not isinstance(theirs, dict):
+    if not isinstance(recorded, dict):
         raise UserError(f"{file} holds no settings of a run; choose another --workdir.")
-    # A setting that is younger than the run does nothing where it has its default, as it did not then.
-    young = {key: value for key, value in _settings(common.get_config()).items() if key in mine}
-    theirs = {**young, **_flat(theirs)}
-    differing = [
-        f"{key} was {theirs.get(key)!r} and is now {mine.get(key)!r}"
-        for key in {**theirs, **mine}
-        if key not in FREE and theirs.get(key) != mine.get(key)
+    new, defaults = _flatten_config(config), _flatten_config(common.get_config())
+    # A setting newer than the run had its default then.
+    old = {**{name: defaults[name] for name in new if name in defaults}, **_flatten(recorded)}
+    # Settings of sections that this config does not have make no difference to it.
+    compared = [
+        name
+        for name in {**old, **new}
+        if name not in FREE_SETTINGS and (name in new or name.partition(".")[0] in LAYER_SECTIONS)
     ]
-    if differing:
+    if differences := describe_differences(old, new, names=compared):
         raise UserError(
-            f"{workdir} holds a run with other settings: {'; '.join(differing)}. Choose another "
-            "--workdir for the new settings, or repeat the old ones to continue that run."
+            f"{workdir} holds a run with other settings: {differences}. Choose another --workdir for the new "
+            "settings, or repeat the old ones to continue that run."
         )
 
 
-def _settings(config: ConfigDict) -> dict[str, Any]:
-    """The settings by their dotted names, as a file of JSON has them."""
-    return _flat(json.loads(json.dumps(to_json(config.to_dict()))))
-
-
-def _has_results(workdir: Path) -> bool:
-    """Whether there is a checkpoint, or the summary of a finished run."""
-    steps = (workdir / "checkpoints").glob("*")
-    return (workdir / "summary.json").exists() or any(step.name.isdigit() for step in steps)
-
-
-def finished_summary(workdir: Path) -> dict[str, Any] | None:
-    """The summary of a run that is finished, or None.
+def read_summary(workdir: Path) -> dict[str, Any] | None:
+    """Reads the summary of a finished run; None if the run is not finished.
 
     Raises:
-        UserError: if there is one that cannot be read.
+        UserError: if there is a summary that cannot be read.
     """
     file = workdir / "summary.json"
     try:
@@ -134,8 +126,8 @@ def finished_summary(workdir: Path) -> dict[str, Any] | None:
     return summary
 
 
-def parameters_sha256(params: Any) -> str:
-    """A checksum over names, types, shapes and bytes of all parameters."""
+def hash_parameters(params: Any) -> str:
+    """Returns the SHA-256 over the names, dtypes, shapes and bytes of all parameters."""
     digest = hashlib.sha256()
     for name, value in sorted(flax.traverse_util.flatten_dict(params, sep="/").items()):
         array = np.asarray(jax.device_get(value))
@@ -144,12 +136,23 @@ def parameters_sha256(params: Any) -> str:
     return digest.hexdigest()
 
 
-def versions() -> dict[str, str]:
-    """What the run was computed with."""
+def list_versions() -> dict[str, str]:
+    """Returns the versions of Python and of the packages that a run is computed with."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-    found = {"python": platform.python_version()}
-    return found | {package: metadata.version(package) for package in packages}
+    versions = {package: metadata.version(package) for package in packages}
+    return {"python": platform.python_version(), **versions}
 
 
-def _flat(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _has_results(workdir: Path) -> bool:
+    """Returns whether the folder has a checkpoint, or the summary of a finished run."""
+    steps = (workdir / "checkpoints").glob("*")
+    return (workdir / "summary.json").exists() or any(step.name.isdigit() for step in steps)
+
+
+def _flatten_config(config: ConfigDict) -> dict[str, Any]:
+    """Returns the settings by their dotted names, as a JSON file holds them."""
+    return _flatten(json.loads(json.dumps(to_json(config.to_dict()))))
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flax.traverse_util.flatten_dict(dict(tree), sep=".")

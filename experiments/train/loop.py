@@ -25,7 +25,13 @@ from experiments.data import Dataset, Example, pipeline
 from experiments.figures import classification as figures
 from experiments.runs import writers
 from experiments.runs.checkpoints import Checkpoints
-from experiments.runs.folder import claim, finished_summary, hold, parameters_sha256, versions
+from experiments.runs.folder import (
+    check_or_write_config,
+    hash_parameters,
+    list_versions,
+    lock_workdir,
+    read_summary,
+)
 from experiments.runs.log import MetricLog
 from experiments.tasks import TASKS
 from experiments.train import bad_step
@@ -62,15 +68,15 @@ def train(
     validate(config)
     lead = jax.process_index() == 0
     try:
-        if summary := finished_summary(workdir):
+        if summary := read_summary(workdir):
             if lead:
-                claim(workdir, config)
+                check_or_write_config(workdir, config)
             print_result("already finished", result_rows(summary, workdir), quiet=not lead)
             return summary
-        held = hold(workdir) if lead else contextlib.nullcontext()
+        held = lock_workdir(workdir) if lead else contextlib.nullcontext()
         with held, others_watched(), exhaustion_said():
             if lead:
-                claim(workdir, config)
+                check_or_write_config(workdir, config)
             return _train(config, workdir, {} if programs is None else programs, profile)
     except OSError as error:
         if error.errno not in files.NO_ROOM:
@@ -240,7 +246,7 @@ def _train(
     checkpoints.wait()
 
     # ---------------------------------------------------------------- test and pictures
-    checksum = parameters_sha256(program.whole(state.params))
+    checksum = hash_parameters(program.whole(state.params))
     progress["best"], best = checkpoints.restore_best(progress["best"], program.shape)
     test = evaluation(best, "test")
     if hasattr(task, "references"):
@@ -272,7 +278,7 @@ def _train(
         "examples": {name: len(split) for name, split in dataset.splits.items()},
         "skipped": len(dataset.skipped),
         "devices": [device.device_kind for device in jax.devices()],
-        "versions": versions(),
+        "versions": list_versions(),
     }
     if lead:
         log.close()

@@ -17,7 +17,7 @@ from experiments import main as program
 from experiments.configs import odconv
 from experiments.core import cli
 from experiments.core.errors import UserError
-from experiments.runs.folder import claim, hold
+from experiments.runs.folder import check_or_write_config, lock_workdir
 from experiments.tasks import classification
 from experiments.train import loop as train
 
@@ -184,10 +184,10 @@ def test_a_workdir_from_before_a_setting_existed_is_continued_where_it_has_its_d
     older = config.to_dict()
     del older["accumulate"], older["optimizer"]["clip"]
     (tmp_path / "config.json").write_text(json.dumps(older))
-    claim(tmp_path, config)
+    check_or_write_config(tmp_path, config)
     config.accumulate = 2
     with pytest.raises(UserError, match="settings: accumulate was 1 and is now 2"):
-        claim(tmp_path, config)
+        check_or_write_config(tmp_path, config)
 
 
 def test_a_damaged_config_file_is_answered(refused, tmp_path):
@@ -351,7 +351,7 @@ def test_a_second_process_in_a_workdir_is_refused_and_a_dead_one_is_not_in_the_w
             sys.executable,
             "-c",
             "import sys, time, pathlib, experiments.runs.folder as w\n"
-            "with w.hold(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(100)",
+            "with w.lock_workdir(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(100)",
             str(tmp_path),
         ],
         cwd=ROOT,
@@ -360,12 +360,15 @@ def test_a_second_process_in_a_workdir_is_refused_and_a_dead_one_is_not_in_the_w
     )
     try:
         assert holder.stdout.readline() == "held\n"
-        with pytest.raises(UserError, match=f"in use by process {holder.pid} on "), hold(tmp_path):
+        with (
+            pytest.raises(UserError, match=f"in use by process {holder.pid} on "),
+            lock_workdir(tmp_path),
+        ):
             pass
     finally:
         holder.kill()
         holder.communicate()
-    with hold(tmp_path):
+    with lock_workdir(tmp_path):
         pass
 
 
