@@ -34,7 +34,7 @@ from experiments.configs.overrides import key_and_value, sweep
 from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.data import folds
-from experiments.tasks import TASKS
+from experiments.tasks import make_task
 from experiments.train.grid import Planned, attempt, load_config
 from experiments.train.program import Program
 from experiments.train.validate import refuse_unused, validate
@@ -176,8 +176,7 @@ def parameters_of(config: ConfigDict) -> int:
         UserError: if the network cannot be built.
     """
     series = config.data.name == "ucr"
-    task = TASKS[config.task]
-    model = task.make_model(config, num_classes=10, spatial_axes=1 if series else 2)
+    model = make_task(config).make_model(num_classes=10, spatial_axes=1 if series else 2)
     # Pictures of 64 pixels, series of 64 samples: parameters do not depend on it.
     example = jax.ShapeDtypeStruct((2, 64, 1) if series else (2, 64, 64, 3), np.float32)
     try:

@@ -45,7 +45,7 @@ from experiments.configs import base
 from experiments.core import cli
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset, pipeline
-from experiments.tasks import TASKS
+from experiments.tasks import make_task
 from experiments.train.loop import find_program
 from experiments.train.optimizer import make_lengths
 from experiments.train.program import Program
@@ -129,8 +129,8 @@ def measure(
         `compile_seconds`, the medians `input_per_second` and `training_per_second`, and the medians of
         each round's ratios `times_a_step` and `step_fed`.
     """
-    task = TASKS[config.task]
-    transform = {train: task.make_transform(config, train=train) for train in (True, False)}
+    task = make_task(config)
+    transform = {train: task.make_transform(train=train) for train in (True, False)}
     source = dataset.splits["train"]
     lengths = make_lengths(config, len(source))
     program = find_program(programs, config, task, dataset, lengths, transform)

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import ModuleType
 from typing import Any, TypeVar
 
 import flax.linen as nn
@@ -16,7 +15,7 @@ from experiments.configs import common
 from experiments.data import Example, transforms
 from experiments.data.ucr import series_of
 from experiments.data.ucr_files import Row
-from experiments.tasks import TASKS
+from experiments.tasks import Task, make_task
 
 Key = TypeVar("Key")
 
@@ -89,16 +88,14 @@ class Trained:
         return self.config.data.name == "audio"
 
     @functools.cached_property
-    def task(self) -> ModuleType:
-        """The module of `experiments.tasks`."""
-        return TASKS[self.config.task]
+    def task(self) -> Task:
+        """The task that it was trained for."""
+        return make_task(self.config)
 
     @functools.cached_property
     def model(self) -> nn.Module:
         """The network."""
-        return self.task.make_model(
-            self.config, len(self.classes), spatial_axes=len(self.shape) - 1
-        )
+        return self.task.make_model(len(self.classes), spatial_axes=len(self.shape) - 1)
 
     def prepare(self, raw: np.ndarray) -> Example:
         """One example as the network sees it: what evaluation does.
@@ -158,7 +155,7 @@ class Trained:
         examples = [example for _, example in batch]
         said = self._of_a_batch(self._compiled, examples, batch_size)
         for (key, example), one in zip(batch, said, strict=True):
-            yield key, self.task.finish(one, example)
+            yield key, self.task.postprocess(one, example)
 
     def features(self, examples: Sequence[Example], batch_size: int = 0) -> np.ndarray:
         """What a network has made of some examples, before it says anything of their classes.
@@ -195,12 +192,12 @@ class Trained:
 
     @functools.cached_property
     def _compiled(self) -> Any:
-        return jax.jit(functools.partial(self.task.answer, self.model))
+        return jax.jit(functools.partial(self.task.predict, self.model))
 
     @functools.cached_property
     def _features(self) -> Any:
         return jax.jit(
-            functools.partial(into_head, functools.partial(self.task.answer, self.model))
+            functools.partial(into_head, functools.partial(self.task.predict, self.model))
         )
 
     @functools.cached_property
@@ -209,7 +206,7 @@ class Trained:
 
     @functools.cached_property
     def _transform(self) -> Any:
-        return self.task.make_transform(self.config, train=False)
+        return self.task.make_transform(train=False)
 
     def _picture(self, raw: np.ndarray) -> np.ndarray:
         if raw.dtype != np.uint8:

@@ -1,11 +1,29 @@
-"""One file per task: its model, loss, metrics and pictures."""
+"""One file per task: its model, loss, metrics and figures, behind one interface, `Task`."""
 
-from experiments.tasks import acgan, classification, reconstruction, segmentation, tagging
+from ml_collections import ConfigDict
 
-TASKS = {
-    "classification": classification,
-    "segmentation": segmentation,
-    "tagging": tagging,
-    "reconstruction": reconstruction,
-    "acgan": acgan,
+from experiments.tasks.acgan import Generation
+from experiments.tasks.classification import Classification
+from experiments.tasks.reconstruction import Reconstruction
+from experiments.tasks.segmentation import Segmentation
+from experiments.tasks.tagging import Tagging
+from experiments.tasks.task import Task
+
+__all__ = ["TASKS", "Task", "make_task"]
+
+TASKS: dict[str, type[Task]] = {
+    "classification": Classification,
+    "segmentation": Segmentation,
+    "tagging": Tagging,
+    "reconstruction": Reconstruction,
+    "acgan": Generation,
 }
+
+
+def make_task(config: ConfigDict) -> Task:
+    """Returns the task that `config.task` names.
+
+    Raises:
+        UserError: if a setting of the task has no meaning.
+    """
+    return TASKS[config.task](config)

@@ -19,22 +19,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from dyn.models import ACGAN
 from dyn.ops.dtypes import float32_or_wider
 from experiments.core.errors import UserError
-from experiments.data import Dataset, Example
+from experiments.data import Dataset
 from experiments.figures import gan as gan_figures
-from experiments.tasks import classification, metrics
+from experiments.runs.log import METRICS_FILE, read_rows
 from experiments.tasks.backbone import with_conv
+from experiments.tasks.classification import Classification
 from experiments.tasks.gan_samples import diversity, labelled, make_pictures, noise_of
-
-Array = jax.Array
-Batch = Mapping[str, Array]
-
-METRIC = None
-AUGMENTATIONS = classification.AUGMENTATIONS
+from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
 REAL, GENERATED = 2, 4  # pictures of each class that are shown
 COMPARED = 8  # of each class, whose diversity is compared
@@ -42,113 +37,213 @@ SURE, SURE_STEPS = 0.99, 500  # a discriminator this good for so long teaches no
 LEAST_DIVERSITY = 0.05
 
 
-def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
-    """Generator and discriminator as `config.gan` describes them, with `config.conv` in the generator.
+class Generation(Task):
+    """Generates labelled pictures: a generator and a discriminator, of which the latest are the best."""
 
-    Raises:
-        UserError: for series, for more than one label an example, for pictures that do not end at -1 and 1,
-            for widths that are none, and for a layer or a field of it that does not exist.
-    """
-    if spatial_axes != 2:
-        raise UserError("--config.task=acgan makes pictures, and these are series.")
-    if config.data.name == "audio" and config.audio.labels != "class":
-        raise UserError(
-            f"--config.audio.labels={config.audio.labels}: the GAN is told one class of each picture; "
-            "write class."
+    metric = None
+    augmentations = Classification.augmentations
+    sections = ("gan", "conv", "model", "dtype", "batch_size")
+
+    def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
+        """Returns generator and discriminator, with `config.conv` in the generator."""
+        if spatial_axes != 2:
+            raise UserError("--config.task=acgan makes pictures, and these are series.")
+        if self.is_audio and self.config.audio.labels != "class":
+            raise UserError(
+                f"--config.audio.labels={self.config.audio.labels}: the GAN is told one class of each "
+                "picture; write class."
+            )
+        ends = [set(self.config.normalise[name]) for name in ("mean", "std")]
+        if ends != [{0.5}, {0.5}]:
+            raise UserError(
+                "--config.normalise: the generator makes pictures from -1 to 1, so that the mean and the std "
+                "must be (0.5,)."
+            )
+        gan = self.config.gan
+        if len(gan.widths) != 4 or not all(isinstance(w, int) and w > 0 for w in gan.widths):
+            raise UserError(
+                f"--config.gan.widths={gan.widths}: give 4 numbers of features, such as (128, 64, 32, 16)."
+            )
+
+        def build(conv: Callable[..., nn.Module], shortcut: object) -> nn.Module:
+            del shortcut  # there is none
+            return ACGAN(
+                num_classes=num_classes,
+                latent=gan.latent,
+                widths=gan.widths,
+                cbam_reduction=gan.cbam_reduction,
+                dropout=gan.discriminator_dropout,
+                conv=conv,
+                dtype=jnp.dtype(self.config.dtype),
+            )
+
+        return with_conv(self.config, build, spatial_axes)
+
+    def compute_loss(
+        self,
+        model: ACGAN,
+        variables: Variables,
+        batch: Batch,
+        rng: Array,
+        head_only: bool = False,
+    ) -> Loss:
+        """Returns the sum of the generator's and the discriminator's loss.
+
+            g = (bce(fake, 1) + ce(fake, y')) / 2
+            d = ((bce(real, 1) + ce(real, y)) / 2 + (bce(fake, 0) + ce(fake, y')) / 2) / 2
+
+        The labels y' are drawn uniformly. The discriminator looks three times, at the generator's pictures
+        for g, at the real ones and at the generator's for d, and its power iterations go one step each time.
+        """
+        del head_only  # `validate` refuses it
+        real, gan = batch["inputs"], self.config.gan
+        keys = dict(
+            zip(("noise", "labels", "g", "real", "fake"), jax.random.split(rng, 5), strict=True)
         )
-    ends = [set(config.normalise[name]) for name in ("mean", "std")]
-    if ends != [{0.5}, {0.5}]:
-        raise UserError(
-            "--config.normalise: the generator makes pictures from -1 to 1, so that the mean and the std "
-            "must be (0.5,)."
-        )
-    gan = config.gan
-    if len(gan.widths) != 4 or not all(isinstance(w, int) and w > 0 for w in gan.widths):
-        raise UserError(
-            f"--config.gan.widths={gan.widths}: give 4 numbers of features, such as (128, 64, 32, 16)."
-        )
+        noise = jax.random.normal(keys["noise"], (real.shape[0], model.latent), real.dtype)
+        wanted = jax.random.randint(keys["labels"], batch["label"].shape, 0, model.num_classes)
 
-    def build(conv: Callable[..., nn.Module], shortcut: object) -> nn.Module:
-        del shortcut  # there is none
-        return ACGAN(
-            num_classes=num_classes,
-            latent=gan.latent,
-            widths=gan.widths,
-            cbam_reduction=gan.cbam_reduction,
-            dropout=gan.discriminator_dropout,
-            conv=conv,
-            dtype=jnp.dtype(config.dtype),
-        )
-
-    return with_conv(config, build, spatial_axes)
-
-
-def make_transform(config: ConfigDict, train: bool) -> Callable[..., Example]:
-    """What is done to an example before the networks see it: what a classifier's run does."""
-    return classification.make_transform(config, train)
-
-
-def loss(
-    config: ConfigDict, model: ACGAN, variables: Mapping[str, Any], batch: Batch, rng: Array
-) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
-    """Generator's and discriminator's loss of a training batch: (sum, (metrics, what changed)).
-
-        g = (bce(fake, 1) + ce(fake, y')) / 2
-        d = ((bce(real, 1) + ce(real, y)) / 2 + (bce(fake, 0) + ce(fake, y')) / 2) / 2
-
-    The labels y' are drawn uniformly. The discriminator looks three times, at the generator's pictures for
-    g, at the real ones and at the generator's for d, and its power iterations go one step each time.
-    """
-    real, gan = batch["inputs"], config.gan
-    keys = dict(
-        zip(("noise", "labels", "g", "real", "fake"), jax.random.split(rng, 5), strict=True)
-    )
-    noise = jax.random.normal(keys["noise"], (real.shape[0], model.latent), real.dtype)
-    wanted = jax.random.randint(keys["labels"], batch["label"].shape, 0, model.num_classes)
-
-    fake, changed = model.apply(
-        variables,
-        noise,
-        wanted,
-        real.shape[1:],
-        train=True,
-        method="generate",
-        mutable=["batch_stats", "losses"],
-    )
-    batch_stats = changed["batch_stats"]
-
-    def look(params: Any, pictures: Array, name: str) -> tuple[Array, Array]:
-        nonlocal batch_stats
-        cut, drop = jax.random.split(keys[name])
-        said, kept = model.apply(
-            {**variables, "params": params, "batch_stats": batch_stats},
-            distorted(pictures, cut) if gan.diff_augment else pictures,
+        fake, changed = model.apply(
+            variables,
+            noise,
+            wanted,
+            real.shape[1:],
             train=True,
-            method="discriminate",
-            mutable=["batch_stats"],
-            rngs={"dropout": drop},
+            method="generate",
+            mutable=["batch_stats", "losses"],
         )
-        batch_stats = kept["batch_stats"]
-        return said
+        batch_stats = changed["batch_stats"]
 
-    params = variables["params"]
-    of_fake = look(jax.lax.stop_gradient(params), fake, "g")
-    fooled = judged(of_fake, wanted, real=True)
-    g = (fooled["real"] + fooled["label"]).mean() / 2
+        def look(params: Any, pictures: Array, name: str) -> tuple[Array, Array]:
+            nonlocal batch_stats
+            cut, drop = jax.random.split(keys[name])
+            said, kept = model.apply(
+                {**variables, "params": params, "batch_stats": batch_stats},
+                distorted(pictures, cut) if gan.diff_augment else pictures,
+                train=True,
+                method="discriminate",
+                mutable=["batch_stats"],
+                rngs={"dropout": drop},
+            )
+            batch_stats = kept["batch_stats"]
+            return said
 
-    seen = judged(look(params, real, "real"), batch["label"], real=True)
-    caught = judged(look(params, jax.lax.stop_gradient(fake), "fake"), wanted, real=False)
-    d = discriminator_loss(seen, caught, gan.aux_on_fake).mean()
-    measured = {
-        "loss": g + d,
-        "g": g,
-        "d": d,
-        "d_real": seen["right"].mean(),
-        "d_fake": caught["right"].mean(),
-        "aux_real": seen["named"].mean(),
-        "aux_fake": caught["named"].mean(),
-    }
-    return g + d, (measured, {**changed, "batch_stats": batch_stats})
+        params = variables["params"]
+        of_fake = look(jax.lax.stop_gradient(params), fake, "g")
+        fooled = judged(of_fake, wanted, real=True)
+        g = (fooled["real"] + fooled["label"]).mean() / 2
+
+        seen = judged(look(params, real, "real"), batch["label"], real=True)
+        caught = judged(look(params, jax.lax.stop_gradient(fake), "fake"), wanted, real=False)
+        d = discriminator_loss(seen, caught, gan.aux_on_fake).mean()
+        measured = {
+            "loss": g + d,
+            "g": g,
+            "d": d,
+            "d_real": seen["right"].mean(),
+            "d_fake": caught["right"].mean(),
+            "aux_real": seen["named"].mean(),
+            "aux_fake": caught["named"].mean(),
+        }
+        return g + d, (measured, {**changed, "batch_stats": batch_stats})
+
+    def sum_metrics(self, model: ACGAN, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Returns what a batch adds to the metrics: real pictures, and generated ones of their labels."""
+        real, labels, mask = batch["inputs"], batch["label"], batch["mask"]
+        # Always the same noise: evaluations are compared.
+        noise = jax.random.normal(jax.random.key(0), (real.shape[0], model.latent), real.dtype)
+        fake = model.apply(variables, noise, labels, real.shape[1:], method="generate")
+        seen = judged(model.apply(variables, real, method="discriminate"), labels, real=True)
+        said = model.apply(variables, fake, method="discriminate")
+        caught, fooled = judged(said, labels, real=False), judged(said, labels, real=True)
+        each = {
+            "g": (fooled["real"] + fooled["label"]) / 2,
+            "d": discriminator_loss(seen, caught, aux_on_fake=True),
+            "d_without_aux": discriminator_loss(seen, caught, aux_on_fake=False),
+            "d_real": seen["right"],
+            "d_fake": caught["right"],
+            "aux_real": seen["named"],
+            "aux_fake": caught["named"],
+            "count": jnp.ones_like(mask),
+        }
+        return {name: jnp.sum(jnp.where(mask > 0, values, 0.0)) for name, values in each.items()}
+
+    def compute_metrics(
+        self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+    ) -> dict[str, float]:
+        """Returns both losses and the discriminator's accuracies."""
+        total: dict[str, float] = {}
+        for of_batch in sums:
+            total = {name: total.get(name, 0.0) + float(value) for name, value in of_batch.items()}
+        count = total.pop("count")
+        means = {name: value / count for name, value in total.items()}
+        without = means.pop("d_without_aux")
+        if not self.config.gan.aux_on_fake:
+            means["d"] = without
+        return {"loss": means["g"] + means["d"], **means}
+
+    def inspect_batch(self, model: ACGAN, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """Returns the labels alone: no figure shows single examples of the test split."""
+        del model, variables
+        return {"labels": batch["label"]}
+
+    def draw_progress(
+        self,
+        model: ACGAN,
+        variables: Variables,
+        dataset: Dataset,
+        workdir: Path,
+        step: int,
+        seed: int,
+    ) -> list[str]:
+        """Draws real and generated pictures side by side and returns a warning for what looks wrong."""
+        real, fake = self._make_samples(model, variables, dataset, seed)
+        name = f"samples_{step:06d}.png"
+        _draw(real, fake, dataset, f"Samples at step {step:,}", workdir / "figures" / name)
+        rows = [row for row in read_rows(workdir / METRICS_FILE) if row["step"] <= step]
+        return warnings(rows, diversity(real), diversity(fake))
+
+    def draw_figures(
+        self,
+        model: ACGAN,
+        variables: Variables,
+        inspected: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        dataset: Dataset,
+        workdir: Path,
+        seed: int,
+    ) -> None:
+        """Draws samples of the trained generator, and both networks' progress over the run."""
+        del inspected, metrics
+        real, fake = self._make_samples(model, variables, dataset, seed)
+        folder = workdir / "figures"
+        _draw(real, fake, dataset, "Samples", folder / "samples.png")
+        gan_figures.contest(read_rows(workdir / METRICS_FILE), folder / "gan.png")
+
+    def predict(self, model: ACGAN, variables: Variables, inputs: Array) -> Array:
+        """Raises a UserError: a GAN makes pictures and predicts nothing."""
+        raise UserError(
+            "A GAN makes pictures and predicts nothing: use python -m experiments.generate."
+        )
+
+    def _make_samples(
+        self, model: ACGAN, variables: Variables, dataset: Dataset, seed: int
+    ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
+        """Returns real and generated pictures of the classes that are shown, by the number of the class."""
+        real = labelled(
+            dataset.splits["train"],
+            self.make_transform(train=False),
+            range(min(len(dataset.classes), gan_figures.CLASSES)),
+            COMPARED,
+            seed,
+        )
+        shape = next(iter(real.values())).shape[1:]
+        labels = np.repeat(np.array(list(real), np.int32), COMPARED)
+        noise = noise_of(seed, labels, np.tile(np.arange(COMPARED), len(real)), model.latent)
+        # To this host alone: the others are not here.
+        variables = jax.device_get(dict(variables))
+        made = make_pictures(model, variables, noise, labels, shape, self.config.batch_size)
+        return real, dict(zip(real, made.reshape(len(real), COMPARED, *shape), strict=True))
 
 
 def judged(said: tuple[Array, Array], labels: Array, real: bool) -> dict[str, Array]:
@@ -200,77 +295,6 @@ def distorted(pictures: Array, rng: Array) -> Array:
     return jnp.where(hole[..., None], jnp.zeros_like(rolled), rolled)
 
 
-def evaluation_sums(model: ACGAN, variables: Mapping[str, Any], batch: Batch) -> dict[str, Array]:
-    """What a batch adds to the metrics: real pictures, and generated ones of their labels."""
-    real, labels, mask = batch["inputs"], batch["label"], batch["mask"]
-    # Always the same noise: evaluations are compared.
-    noise = jax.random.normal(jax.random.key(0), (real.shape[0], model.latent), real.dtype)
-    fake = model.apply(variables, noise, labels, real.shape[1:], method="generate")
-    seen = judged(model.apply(variables, real, method="discriminate"), labels, real=True)
-    said = model.apply(variables, fake, method="discriminate")
-    caught, fooled = judged(said, labels, real=False), judged(said, labels, real=True)
-    each = {
-        "g": (fooled["real"] + fooled["label"]) / 2,
-        "d": discriminator_loss(seen, caught, aux_on_fake=True),
-        "d_without_aux": discriminator_loss(seen, caught, aux_on_fake=False),
-        "d_real": seen["right"],
-        "d_fake": caught["right"],
-        "aux_real": seen["named"],
-        "aux_fake": caught["named"],
-        "count": jnp.ones_like(mask),
-    }
-    return {name: jnp.sum(jnp.where(mask > 0, values, 0.0)) for name, values in each.items()}
-
-
-def measure(
-    config: ConfigDict, outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
-) -> dict[str, float]:
-    """Both losses and the discriminator's accuracies on a split, from what `evaluation_sums` gave."""
-    total: dict[str, float] = {}
-    for sums in outputs:
-        total = {name: total.get(name, 0.0) + float(value) for name, value in sums.items()}
-    count = total.pop("count")
-    means = {name: value / count for name, value in total.items()}
-    without = means.pop("d_without_aux")
-    if not config.gan.aux_on_fake:
-        means["d"] = without
-    return {"loss": means["g"] + means["d"], **means}
-
-
-def inspection(model: ACGAN, variables: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
-    """Nothing is drawn of single examples of the test split but that they are there."""
-    del model, variables
-    return {"labels": batch["label"]}
-
-
-def watch(
-    config: ConfigDict,
-    model: ACGAN,
-    variables: Mapping[str, Any],
-    dataset: Dataset,
-    workdir: Path,
-    step: int,
-) -> list[str]:
-    """Draws real and generated pictures side by side, and says what looks wrong.
-
-    Args:
-        config: the experiment.
-        model: both networks.
-        variables: as they are evaluated.
-        dataset: its training pictures are shown.
-        workdir: the run's; `figures/samples_<step>.png` is drawn.
-        step: of the evaluation.
-
-    Returns:
-        A sentence for each thing that is wrong.
-    """
-    real, fake = _side_by_side(config, model, variables, dataset)
-    name = f"samples_{step:06d}.png"
-    _draw(real, fake, dataset, f"Samples at step {step:,}", workdir / "figures" / name)
-    rows = [row for row in metrics.read_rows(workdir / metrics.METRICS_FILE) if row["step"] <= step]
-    return warnings(rows, diversity(real), diversity(fake))
-
-
 def warnings(rows: Sequence[Mapping[str, Any]], real: float, fake: float) -> list[str]:
     """What looks wrong, a sentence each.
 
@@ -294,53 +318,6 @@ def warnings(rows: Sequence[Mapping[str, Any]], real: float, fake: float) -> lis
             "generator makes one picture a class."
         )
     return said
-
-
-def pictures(
-    config: ConfigDict,
-    model: ACGAN,
-    variables: Mapping[str, Any],
-    found: Mapping[str, Any],
-    test: Mapping[str, Any],
-    dataset: Dataset,
-    workdir: Path,
-) -> None:
-    """Draws samples of the trained generator, and how both networks did over the run.
-
-    Args:
-        config: the experiment; its seed decides which noise is shown.
-        model: both networks.
-        variables: of the last evaluation.
-        found: what `inspection` gave.
-        test: the metrics.
-        dataset: its training pictures are shown.
-        workdir: the run's; figures go into `figures/`.
-    """
-    del found, test
-    real, fake = _side_by_side(config, model, variables, dataset)
-    folder = workdir / "figures"
-    _draw(real, fake, dataset, "Samples", folder / "samples.png")
-    gan_figures.contest(metrics.read_rows(workdir / metrics.METRICS_FILE), folder / "gan.png")
-
-
-def _side_by_side(
-    config: ConfigDict, model: ACGAN, variables: Mapping[str, Any], dataset: Dataset
-) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-    """Real and generated pictures of the classes that are shown, by the class's number."""
-    real = labelled(
-        dataset.splits["train"],
-        make_transform(config, train=False),
-        range(min(len(dataset.classes), gan_figures.CLASSES)),
-        COMPARED,
-        config.seed,
-    )
-    shape = next(iter(real.values())).shape[1:]
-    labels = np.repeat(np.array(list(real), np.int32), COMPARED)
-    noise = noise_of(config.seed, labels, np.tile(np.arange(COMPARED), len(real)), model.latent)
-    # To this host alone: the others are not here.
-    variables = jax.device_get(dict(variables))
-    made = make_pictures(model, variables, noise, labels, shape, config.batch_size)
-    return real, dict(zip(real, made.reshape(len(real), COMPARED, *shape), strict=True))
 
 
 def _draw(

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from dyn import layers, models
 from experiments.core.errors import UserError, suggest_nearest
 
+# The parts of a config that `make_network` uses.
+SECTIONS = ("model", "conv", "attention", "classifier", "dtype")
 CONVS = {
     "conv": layers.Conv,
     "condconv": layers.CondConv,

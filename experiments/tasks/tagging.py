@@ -15,7 +15,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 from scipy.special import expit
 
 from experiments.core.errors import UserError
@@ -23,36 +22,129 @@ from experiments.data import Dataset
 from experiments.figures import classification as figures
 from experiments.figures import examples as mistakes
 from experiments.figures import pr_curves as per_class
-from experiments.tasks import classification
+from experiments.tasks import backbone
 from experiments.tasks.backbone import make_network
+from experiments.tasks.classification import (
+    Classification,
+    apply_in_training,
+    inspect_classifier,
+    mean_by_class,
+)
 from experiments.tasks.mixing import mix_targets
 from experiments.tasks.tagging_metrics import masked_loss, scores
+from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
-Array = jax.Array
-Batch = Mapping[str, Array]
-
-METRIC = "map"
-AUGMENTATIONS = classification.AUGMENTATIONS
 # What the loss is divided by: all entries, as the paper has it, or those that are known.
 NORMS = ("all", "known")
 
-make_transform = classification.make_transform
-finish = classification.finish
 
+class Tagging(Task):
+    """Assigns any number of labels to each example: masked cross-entropy, mean average precision."""
 
-def make_model(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
-    """A network with a logit for each class.
+    metric = "map"
+    augmentations = Classification.augmentations
+    sections = (*backbone.SECTIONS, "tagging", "mixing")
 
-    Raises:
-        UserError: for a layer, a field of it, or a word of the config that does not exist.
-    """
-    if config.tagging.norm not in NORMS:
-        raise UserError(f"--config.tagging.norm={config.tagging.norm}: choose all or known.")
-    return make_network(config, num_classes, spatial_axes)
+    def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
+        """Returns a network with a logit for each class."""
+        if self.config.tagging.norm not in NORMS:
+            raise UserError(
+                f"--config.tagging.norm={self.config.tagging.norm}: choose all or known."
+            )
+        return make_network(self.config, num_classes, spatial_axes)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        variables: Variables,
+        batch: Batch,
+        rng: Array,
+        head_only: bool = False,
+    ) -> Loss:
+        """Returns the masked cross-entropy of a batch; a mixed entry is known if both of its parts are."""
+        drop, draw = jax.random.split(rng)
+        targets = targets_of(batch["label"], model.num_classes)
+        smoothing = self.config.mixing.label_smoothing
+        targets = targets * (1 - smoothing) + smoothing / 2
+        inputs, targets = mix_targets(self.config, batch["inputs"], targets, draw)
+        logits, changed = apply_in_training(model, variables, inputs, drop, head_only)
+        value = masked_cross_entropy(logits, targets, self.config.tagging.norm)
+        return value, ({"loss": value}, changed)
+
+    def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Returns all logits and labels of a batch: average precision is no sum over examples."""
+        return {
+            "logits": model.apply(variables, batch["inputs"], train=False).astype(jnp.float32),
+            "labels": targets_of(batch["label"], model.num_classes),
+            "mask": batch["mask"],
+        }
+
+    def compute_metrics(
+        self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+    ) -> dict[str, Any]:
+        """Returns the loss and `tagging_metrics.scores`."""
+        batches = list(sums)
+        real = np.concatenate([batch["mask"] for batch in batches]) > 0
+        logits, labels = (
+            np.concatenate([batch[name] for batch in batches])[real]
+            for name in ("logits", "labels")
+        )
+        return {
+            "loss": masked_loss(labels, logits, self.config.tagging.norm),
+            **scores(
+                labels,
+                expit(logits.astype(np.float64)),
+                dataset.classes,
+                self.config.tagging.threshold,
+            ),
+        }
+
+    def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """Returns labels, logits and mixtures; see `inspect_classifier`."""
+        inspected = inspect_classifier(model, variables, batch)
+        return {**inspected, "labels": targets_of(batch["label"], model.num_classes)}
+
+    def predict(self, model: nn.Module, variables: Variables, inputs: Array) -> Array:
+        """Returns the probability of each label by itself, `[B, C]`."""
+        return jax.nn.sigmoid(model.apply(variables, inputs, train=False).astype(jnp.float32))
+
+    def draw_figures(
+        self,
+        model: nn.Module,
+        variables: Variables,
+        inspected: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        dataset: Dataset,
+        workdir: Path,
+        seed: int,
+    ) -> None:
+        """Draws mistakes, curves and attention, and writes them down for each class."""
+        labels, probabilities = inspected["labels"], expit(inspected["logits"])
+        classes, source = list(dataset.classes), dataset.splits["test"]
+        per_class.write(workdir, classes, labels, probabilities, self.config.tagging.threshold)
+        worst = mistakes.worst(labels, probabilities)
+        examples, prepare = [index for index, _ in worst], self.make_transform(train=False)
+        mistakes.draw(
+            [prepare(source[index])["inputs"] for index in examples],
+            worst,
+            labels,
+            probabilities,
+            mistakes.names_of(source, examples),
+            classes,
+            workdir / "figures" / "mistakes.png",
+        )
+        if inspected["mixtures"]:
+            # An example counts for each of its labels.
+            examples, numbers = np.nonzero(labels > 0.5)
+            by_class = {
+                layer: mean_by_class(weights[examples], numbers, len(classes))
+                for layer, weights in inspected["mixtures"].items()
+            }
+            figures.attention_by_class(by_class, classes, workdir / "figures" / "attention.png")
 
 
 def targets_of(labels: Array, num_classes: int) -> Array:
-    """Labels `[B, C]` as they are; of examples with one class each, `[B]`, that it is this one."""
+    """Returns labels `[B, C]` as they are, and one-hot vectors for labels `[B]`."""
     return labels if labels.ndim > 1 else jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
@@ -83,108 +175,3 @@ def masked_cross_entropy(logits: Array, targets: Array, norm: str = "all") -> Ar
         return total / logits.size
     # Of a batch nothing may be known.
     return total / jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)
-
-
-def loss(
-    config: ConfigDict,
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    batch: Batch,
-    rng: Array,
-    **stage: bool,
-) -> tuple[Array, tuple[dict[str, Array], dict[str, Any]]]:
-    """Masked cross-entropy of a training batch: (loss, (metrics, the collections that changed)).
-
-    Of two mixed examples is known what is known of both. With `head_only=True` all below the head runs as in
-    inference.
-    """
-    drop, draw = jax.random.split(rng)
-    targets = targets_of(batch["label"], model.num_classes)
-    smoothing = config.mixing.label_smoothing
-    targets = targets * (1 - smoothing) + smoothing / 2
-    inputs, targets = mix_targets(config, batch["inputs"], targets, draw)
-    logits, changed = classification.in_training(model, variables, inputs, drop, **stage)
-    value = masked_cross_entropy(logits, targets, config.tagging.norm)
-    return value, ({"loss": value}, changed)
-
-
-def evaluation_sums(
-    model: nn.Module, variables: Mapping[str, Any], batch: Batch
-) -> dict[str, Array]:
-    """Logits and labels of a batch: average precision is no sum over examples."""
-    return {
-        "logits": model.apply(variables, batch["inputs"], train=False).astype(jnp.float32),
-        "labels": targets_of(batch["label"], model.num_classes),
-        "mask": batch["mask"],
-    }
-
-
-def measure(
-    config: ConfigDict, outputs: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
-) -> dict[str, Any]:
-    """Loss and `tagging_metrics.scores` of a split, from what `evaluation_sums` gave for its batches."""
-    parts = [
-        (out["logits"][real], out["labels"][real]) for out in outputs for real in [out["mask"] > 0]
-    ]
-    logits, labels = (np.concatenate(part) for part in zip(*parts, strict=True))
-    return {
-        "loss": masked_loss(labels, logits, config.tagging.norm),
-        **scores(
-            labels, expit(logits.astype(np.float64)), dataset.classes, config.tagging.threshold
-        ),
-    }
-
-
-def inspection(model: nn.Module, variables: Mapping[str, Any], batch: Batch) -> dict[str, Any]:
-    """Labels and logits of a batch, and how each layer mixed its kernels for it: layer to `[B, K]`."""
-    found = classification.inspection(model, variables, batch)
-    return {**found, "labels": targets_of(batch["label"], model.num_classes)}
-
-
-def answer(model: nn.Module, variables: Mapping[str, Any], inputs: Array) -> Array:
-    """How probable each label is by itself, `[B, C]`."""
-    return jax.nn.sigmoid(model.apply(variables, inputs, train=False).astype(jnp.float32))
-
-
-def pictures(
-    config: ConfigDict,
-    model: nn.Module,
-    variables: Mapping[str, Any],
-    found: Mapping[str, Any],
-    test: Mapping[str, Any],
-    dataset: Dataset,
-    workdir: Path,
-) -> None:
-    """Draws what a trained network did with the test split, and writes it down for each class.
-
-    Args:
-        config: the experiment.
-        model: the network.
-        variables: of its best evaluation.
-        found: `labels [N, C]`, `logits [N, C]` and `mixtures`, layer to `[N, K]`.
-        test: the metrics.
-        dataset: what was tested on.
-        workdir: the run's; figures go into `figures/`.
-    """
-    labels, probabilities = found["labels"], expit(found["logits"])
-    classes, source = list(dataset.classes), dataset.splits["test"]
-    per_class.write(workdir, classes, labels, probabilities, config.tagging.threshold)
-    worst = mistakes.worst(labels, probabilities)
-    examples, prepare = [index for index, _ in worst], make_transform(config, train=False)
-    mistakes.draw(
-        [prepare(source[index])["inputs"] for index in examples],
-        worst,
-        labels,
-        probabilities,
-        mistakes.names_of(source, examples),
-        classes,
-        workdir / "figures" / "mistakes.png",
-    )
-    if found["mixtures"]:
-        # An example counts for each of its labels.
-        examples, numbers = np.nonzero(labels > 0.5)
-        by_class = {
-            layer: classification.mean_by_class(weights[examples], numbers, len(classes))
-            for layer, weights in found["mixtures"].items()
-        }
-        figures.attention_by_class(by_class, classes, workdir / "figures" / "attention.png")

@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ from dyn.layers import Warehouses
 from experiments.core.errors import UserError
 from experiments.runs import weights
 from experiments.runs.checkpoints import read_best_step, restore_best_variables
+from experiments.tasks import Task
 from experiments.train.program import TrainState
 from experiments.train.torch_start import trained_by_torch
 
@@ -27,7 +27,7 @@ Flat = dict[tuple[str, ...], Any]
 def start_from_run(
     state: TrainState,
     config: ConfigDict,
-    task: ModuleType,
+    task: Task,
     num_classes: int,
     inputs: np.ndarray,
     sharding: jax.sharding.Sharding,
@@ -54,7 +54,7 @@ def start_from_run(
     if weights.is_export(source):
         variables, _ = weights.read_weights(source)
     elif source.is_file():
-        variables, besides = trained_by_torch(source, config, task, num_classes, inputs)
+        variables, besides = trained_by_torch(source, config, num_classes, inputs)
     else:
         variables = restore_best_variables(source, "--config.init_from=")
         begins = f"step {read_best_step(source):,} of {source}"
@@ -62,7 +62,7 @@ def start_from_run(
     mine = _flat({"params": state.params, "batch_stats": state.batch_stats})
     left_out: Flat = {}
     if _shapes(trained) != _shapes(mine):
-        head = head_of(config, task, num_classes, inputs)
+        head = head_of(task, num_classes, inputs)
         theirs, ours = (
             {k: v for k, v in tree.items() if _below(k, head)} for tree in (trained, mine)
         )
@@ -74,7 +74,7 @@ def start_from_run(
     if trained.keys() == wanted.keys():
         _compare(trained, wanted, config.init_from)
     else:
-        model = task.make_model(config, num_classes, spatial_axes=inputs.ndim - 1)
+        model = task.make_model(num_classes, spatial_axes=inputs.ndim - 1)
         start = partial(warm_start, noise=config.start.noise, warehouses=_warehouses(model))
         key = jax.random.fold_in(jax.random.key(config.seed), 1)
         try:
@@ -107,12 +107,11 @@ def _warehouses(model: nn.Module) -> Warehouses | None:
     return conv if isinstance(conv, Warehouses) else None
 
 
-def check_start(config: ConfigDict, task: ModuleType, num_classes: int, inputs: np.ndarray) -> None:
+def check_start(config: ConfigDict, num_classes: int, inputs: np.ndarray) -> None:
     """Looks at what `config.init_from` names, so that mistakes are told before anything is compiled.
 
     Args:
         config: the experiment.
-        task: what makes its model.
         num_classes: of the data.
         inputs: of one example; only their shape matters.
 
@@ -123,7 +122,7 @@ def check_start(config: ConfigDict, task: ModuleType, num_classes: int, inputs: 
     if weights.is_export(source):
         weights.read_weights(source)
     elif source.is_file():
-        trained_by_torch(source, config, task, num_classes, inputs)
+        trained_by_torch(source, config, num_classes, inputs)
     else:
         read_best_step(source, "--config.init_from=")
 
@@ -164,13 +163,11 @@ def _report(trained: Flat, mine: Flat, left_out: Flat) -> str:
     return f"{words}; new{why}: {', '.join(named)}{more}"
 
 
-def head_of(
-    config: ConfigDict, task: ModuleType, num_classes: int, inputs: np.ndarray
-) -> set[tuple[str, ...]]:
+def head_of(task: Task, num_classes: int, inputs: np.ndarray) -> set[tuple[str, ...]]:
     """The layers whose parameters have other shapes where there is one class more, by path."""
 
     def shapes(number: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-        model = task.make_model(config, number, spatial_axes=inputs.ndim - 1)
+        model = task.make_model(number, spatial_axes=inputs.ndim - 1)
         one = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
         made = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), one)
         return _shapes(_flat({"params": made["params"]}))

@@ -8,7 +8,6 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -33,7 +32,7 @@ from experiments.runs.folder import (
     read_summary,
 )
 from experiments.runs.log import MetricLog
-from experiments.tasks import TASKS
+from experiments.tasks import Task, make_task
 from experiments.train import bad_step
 from experiments.train.banner import numbers, result_rows, start_rows
 from experiments.train.evaluate import collect, evaluate
@@ -93,7 +92,7 @@ def _train(
     started = time.monotonic()
     lead = jax.process_index() == 0
     hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    task = TASKS[config.task]
+    task = make_task(config)
 
     # ---------------------------------------------------------------- data
     dataset = data.load_for_training(
@@ -104,9 +103,7 @@ def _train(
         workdir=workdir if lead else None,
     )
     validate_data(config, dataset)
-    transform = {
-        is_train: task.make_transform(config, train=is_train) for is_train in (True, False)
-    }
+    transform = {is_train: task.make_transform(train=is_train) for is_train in (True, False)}
     lengths = make_lengths(config, len(dataset.splits["train"]))
 
     def evaluation_batches(split: str) -> Any:
@@ -118,14 +115,14 @@ def _train(
     def evaluation(state: TrainState, split: str) -> dict[str, Any]:
         step, batches = program.evaluation_step, evaluation_batches(split)
         outputs = evaluate(step, state.evaluated, batches, program.put)
-        return task.measure(config, outputs, dataset, split)
+        return task.compute_metrics(outputs, dataset, split)
 
     # ---------------------------------------------------------------- program and state
     inputs = transform[False](dataset.splits["train"][0])["inputs"]
     if config.init_from and not (workdir / "checkpoints").exists():
-        check_start(config, task, len(dataset.classes), inputs)
+        check_start(config, len(dataset.classes), inputs)
     program = find_program(programs, config, task, dataset, lengths, transform)
-    checkpoints = Checkpoints(workdir / "checkpoints", task.METRIC)
+    checkpoints = Checkpoints(workdir / "checkpoints", task.metric)
     latest, begins = checkpoints.restore_latest(program.shape), ""
     if latest is None:
         start_step = 0
@@ -226,12 +223,13 @@ def _train(
                     progress["best"] = {"step": step, **metrics}
                 save(step, metrics)
                 shown.row(step, numbers(metrics))
-                if hasattr(task, "watch"):
-                    # By all hosts: parameters may be dealt out among them.
-                    seen = program.whole(state.evaluated)
-                    if lead:
-                        for said in task.watch(config, program.model, seen, dataset, workdir, step):
-                            shown.say(said)
+                # By all hosts: parameters may be sharded over them.
+                variables = program.whole(state.evaluated)
+                if lead:
+                    for warning in task.draw_progress(
+                        program.model, variables, dataset, workdir, step, config.seed
+                    ):
+                        shown.say(warning)
                 timed_from, begun = step, time.monotonic()
             elif step % config.checkpoint_every == 0 or stop:
                 check()
@@ -248,9 +246,7 @@ def _train(
     # ---------------------------------------------------------------- test and pictures
     checksum = hash_parameters(program.whole(state.params))
     progress["best"], best = checkpoints.restore_best(progress["best"], program.shape)
-    test = evaluation(best, "test")
-    if hasattr(task, "references"):
-        test |= task.references(config, dataset)
+    test = evaluation(best, "test") | task.reference_metrics(dataset)
     write(progress["best"]["step"], "test", test)
     found = collect(program.inspection, best.evaluated, evaluation_batches("test"), program.put)
     variables = program.whole(best.evaluated)
@@ -262,7 +258,7 @@ def _train(
         "seed": config.seed,
         "fold": config.data.fold if config.data.fold >= 0 else None,
         "baseline": config.baseline,
-        "metric": task.METRIC,
+        "metric": task.metric,
         "test": test,
         "best": progress["best"],
         "steps": step,
@@ -283,7 +279,7 @@ def _train(
     if lead:
         log.close()
         figures.training_curves(log.rows(), workdir / "figures" / "curves.png")
-        task.pictures(config, program.model, variables, found, test, dataset, workdir)
+        task.draw_figures(program.model, variables, found, test, dataset, workdir, config.seed)
         lines = (f"{name:10}{value}\n" for name, value in result_rows(summary, workdir))
         title = f"{config.name} on {dataset.name}, seed {config.seed}\n"
         files.write_text(workdir / "summary.txt", title + "".join(lines))
@@ -296,7 +292,7 @@ def _train(
 def find_program(
     programs: dict[str, Program],
     config: ConfigDict,
-    task: ModuleType,
+    task: Task,
     dataset: Dataset,
     lengths: Lengths,
     transform: Mapping[bool, Callable[..., Example]],

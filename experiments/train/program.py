@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from types import ModuleType
 from typing import Any
 
 import flax.linen as nn
@@ -30,6 +29,7 @@ from dyn.schedules import (
 from experiments.core.errors import UserError
 from experiments.data import Dataset, Example
 from experiments.runs.checkpoints import with_sharding
+from experiments.tasks import Task
 from experiments.train.accumulation import accumulate
 from experiments.train.loss_scale import (
     LossScale,
@@ -111,7 +111,7 @@ class Program:
 
 def build(
     config: ConfigDict,
-    task: ModuleType,
+    task: Task,
     dataset: Dataset,
     lengths: Lengths,
     train_example: Example,
@@ -121,7 +121,7 @@ def build(
 
     Args:
         config: the experiment.
-        task: a module of `experiments.tasks`.
+        task: makes the model and its loss.
         dataset: its classes and shape decide about the model; no example is read.
         lengths: the schedules' steps.
         train_example: an example as training sees it; only its shapes matter.
@@ -151,7 +151,7 @@ def build(
     eval_batch = batch_of({**eval_example, "mask": np.float32(1)})
 
     # ---------------------------------------------------------------- model and state
-    model = task.make_model(config, len(dataset.classes), spatial_axes=len(dataset.shape) - 1)
+    model = task.make_model(len(dataset.classes), spatial_axes=len(dataset.shape) - 1)
     schedule = make_schedule(config, lengths)
     optimizer = make_optimizer(config, schedule, restart_at=lengths.head)
     plateau = reduce_on_plateau(
@@ -229,7 +229,7 @@ def build(
                 if stage:
                     params = of_head(jax.lax.stop_gradient, params)
                 seen = {**variables, "params": params, "batch_stats": batch_stats}
-                value, (metrics, changed) = task.loss(config, model, seen, batch, rng, **stage)
+                value, (metrics, changed) = task.compute_loss(model, seen, batch, rng, **stage)
                 sown = jax.tree.leaves(changed.pop("losses", {}))
                 if sown:
                     metrics["auxiliary"] = sum(leaf.astype(jnp.float32) for leaf in sown)
@@ -303,10 +303,10 @@ def build(
         return state, metrics
 
     def evaluation_step(variables: Any, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        return task.evaluation_sums(model, fetched(variables), batch)
+        return task.sum_metrics(model, fetched(variables), batch)
 
     def inspection(variables: Any, batch: dict[str, jax.Array]) -> dict[str, Any]:
-        seen = task.inspection(model, fetched(variables), batch)
+        seen = task.inspect_batch(model, fetched(variables), batch)
         return {**seen, "mask": batch["mask"]}
 
     # ---------------------------------------------------------------- compilation

@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
@@ -14,6 +13,7 @@ from dyn.interop import from_torch, read_weights
 from dyn.interop.torch_weights import num_classes as classes_of
 from dyn.interop.torch_weights import source_of
 from experiments.core.errors import UserError
+from experiments.tasks import make_task
 
 # What the config must say for the weights of a source to fit.
 _FITTING = {
@@ -30,7 +30,7 @@ _STATIC = ("torchvision", "vgg16", "mobilenet_v2")
 
 
 def trained_by_torch(
-    path: Path, config: ConfigDict, task: ModuleType, num_classes: int, inputs: np.ndarray
+    path: Path, config: ConfigDict, num_classes: int, inputs: np.ndarray
 ) -> tuple[dict[str, Any], str]:
     """`params` and `batch_stats` of the network that a file's weights are of, and what was left out.
 
@@ -40,7 +40,6 @@ def trained_by_torch(
     Args:
         path: of the file.
         config: the experiment.
-        task: what makes its model.
         num_classes: of the data, for weights without a head.
         inputs: of one example; only their shape matters.
 
@@ -52,9 +51,8 @@ def trained_by_torch(
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"--config.init_from: {error}") from error
     source, classes = source_of(weights), classes_of(weights)
-    model = task.make_model(
-        _network_of(weights, source, config), classes or num_classes, spatial_axes=inputs.ndim - 1
-    )
+    task = make_task(_network_of(weights, source, config))
+    model = task.make_model(classes or num_classes, spatial_axes=inputs.ndim - 1)
     one = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
     made = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), one)
     variables = {name: made.get(name, {}) for name in ("params", "batch_stats")}

@@ -12,7 +12,7 @@ from experiments.configs import relevance
 from experiments.configs.common import ALIASES, DATASETS
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset
-from experiments.tasks import TASKS
+from experiments.tasks import TASKS, make_task
 from experiments.tasks.classification import SERIES_NETS
 from experiments.train.optimizer import OPTIMIZERS, SCHEDULES
 from experiments.train.program import ANNEALING
@@ -211,8 +211,7 @@ def validate(config: ConfigDict) -> None:
             f"--config.stages.head_epochs={config.stages.head_epochs}: a head can learn alone in a "
             "classification by a resnet, vgg16 or mobilenet_v2."
         )
-    task = TASKS[config.task]
-    _one_of(config, "augment", task.AUGMENTATIONS)
+    _one_of(config, "augment", TASKS[config.task].augmentations)
     sound = config.data.name == "audio"
     if config.augment != "none" and sound != (config.augment == "spectrogram"):
         raise UserError(
@@ -224,7 +223,7 @@ def validate(config: ConfigDict) -> None:
         raise UserError(
             f"--config.audio.labels={config.audio.labels}: the task {config.task} takes {labels}."
         )
-    task.make_model(config, num_classes=2, spatial_axes=2)
+    make_task(config).make_model(num_classes=2, spatial_axes=2)
     devices, microbatches = jax.device_count(), config.accumulate
     if config.batch_size % (devices * microbatches):
         cut = f" in {microbatches} microbatches (--config.accumulate)" if microbatches > 1 else ""

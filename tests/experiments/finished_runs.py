@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.configs import common
 from experiments.runs.checkpoints import Checkpoints
-from experiments.tasks import TASKS
+from experiments.tasks import TASKS, make_task
 
 
 def config_with(argument="smoke", **changes):
@@ -18,7 +18,7 @@ def config_with(argument="smoke", **changes):
 
 
 def random_variables(config, classes, shape, seed=0):
-    model = TASKS[config.task].make_model(config, len(classes), spatial_axes=len(shape) - 1)
+    model = make_task(config).make_model(len(classes), spatial_axes=len(shape) - 1)
     one = jax.ShapeDtypeStruct((1, *shape), np.float32)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), one)
     rng = np.random.default_rng(seed)
@@ -37,8 +37,8 @@ def write_finished(folder, config, classes, shape, seed=0):
     model, variables = random_variables(config, classes, shape, seed)
     names = ("params", "batch_stats", "attention")
     arrays = {name: variables.get(name, {}) for name in names}
-    checkpoints = Checkpoints(folder / "checkpoints", TASKS[config.task].METRIC)
-    measured = {"loss": 1.0, TASKS[config.task].METRIC: 0.5}
+    checkpoints = Checkpoints(folder / "checkpoints", TASKS[config.task].metric)
+    measured = {"loss": 1.0, TASKS[config.task].metric: 0.5}
     checkpoints.save(4, arrays, {"best": {"step": 4}}, measured)
     # The latest is not the best.
     checkpoints.save(6, jax.tree.map(np.zeros_like, arrays), {"best": {"step": 4}})

@@ -27,7 +27,7 @@ from experiments.benchmarks import (
 )
 from experiments.configs import base
 from experiments.core import cli
-from experiments.tasks import TASKS, backbone
+from experiments.tasks import backbone, make_task
 
 TINY = partial(ResNet, stage_sizes=(1,), block=BasicBlock)
 MACHINE = {"platform", "device", "devices", "cores", "cpu", "load_average", "glibc_tunables"}
@@ -153,7 +153,7 @@ def test_the_grid_has_every_kind_of_layer():
 def test_a_made_up_data_set_is_read_like_the_real_one(name, tmp_path):
     config, dataset, _ = input.load(name, tmp_path / name, 60)
     assert not dataset.skipped
-    transform = TASKS[config.task].make_transform(config, train=True)
+    transform = make_task(config).make_transform(train=True)
     source = dataset.splits["train"]
     assert len(source) > 10
     example = transform(source[0], np.random.default_rng(0))

@@ -18,7 +18,7 @@ from experiments.configs import odconv
 from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.runs.folder import check_or_write_config, lock_workdir
-from experiments.tasks import classification
+from experiments.tasks.classification import Classification
 from experiments.train import loop as train
 
 ROOT = Path(program.__file__).parents[1]
@@ -228,7 +228,7 @@ def test_a_checkpoint_of_other_kernels_or_classes_is_named_with_its_shapes(
     command, refused, tmp_path, monkeypatch
 ):
     """Where `config.json` does not tell: it is gone, or other data lie where they lay."""
-    monkeypatch.setattr(classification, "pictures", lambda *_: None)
+    monkeypatch.setattr(Classification, "draw_figures", lambda *_, **__: None)
 
     def write(classes):
         rng = np.random.default_rng(0)

@@ -15,7 +15,7 @@ from experiments.core.errors import UserError
 from experiments.data import pipeline
 from experiments.reports.comparison import PERCENT
 from experiments.runs import artifacts as maps
-from experiments.tasks import TASKS
+from experiments.tasks import make_task
 from experiments.tasks.backbone import make_network
 from experiments.train.loop import find_program, train
 from experiments.train.loss_scale import all_finite
@@ -120,8 +120,8 @@ def test_a_config_stays_finite_for_200_steps_in_bfloat16(name):
         importlib.import_module(f"experiments.configs.{name}"),
         **{"dtype": "bfloat16", "data.limit": 64, "epochs": 25},
     )
-    task, dataset = TASKS[config.task], data.load(config.data, config.seed)
-    transform = {train: task.make_transform(config, train=train) for train in (True, False)}
+    task, dataset = make_task(config), data.load(config.data, config.seed)
+    transform = {train: task.make_transform(train=train) for train in (True, False)}
     lengths = make_lengths(config, len(dataset.splits["train"]))
     program = find_program({}, config, task, dataset, lengths, transform)
     batches = pipeline.train_batches(

@@ -21,7 +21,7 @@ from experiments.core.errors import UserError
 from experiments.generate import generate
 from experiments.inference.judge import frechet_distance, inception_score, judge
 from experiments.runs.checkpoints import Checkpoints
-from experiments.tasks import acgan
+from experiments.tasks import acgan, make_task
 from experiments.tasks.gan_samples import diversity, labelled, levels
 from experiments.train import loop as loop
 from experiments.train.loop import train
@@ -83,7 +83,7 @@ def test_a_step_is_that_of_two_optimisers_in_the_published_order(setting):
             def value(params):
                 seen = {**variables, "params": params}
                 batch = {"inputs": real, "label": labels}
-                return acgan.loss(config, net, seen, batch, key)
+                return make_task(config).compute_loss(net, seen, batch, key)
 
             gradients, (metrics, changed) = jax.grad(value, has_aux=True)(variables["params"])
             updates, state = one.update(gradients, state, variables["params"])
@@ -173,7 +173,7 @@ def test_what_the_discriminator_sees_can_be_rolled_and_cut():
 def test_an_evaluation_counts_the_loss_that_is_learned():
     sums = {"g": 4.0, "d": 3.0, "d_without_aux": 2.0, "aux_fake": 1.0, "count": 2.0}
     for aux, d in ((True, 1.5), (False, 1.0)):
-        found = acgan.measure(tiny(**{"gan.aux_on_fake": aux}), [sums], None, "test")
+        found = make_task(tiny(**{"gan.aux_on_fake": aux})).compute_metrics([sums], None, "test")
         assert found == {"loss": 2 + d, "g": 2.0, "d": d, "aux_fake": 0.5}
 
 

@@ -11,7 +11,7 @@ from dyn.models import mobilenet
 from experiments import study
 from experiments.configs import base, common, dcd
 from experiments.core.errors import UserError
-from experiments.tasks import TASKS, classification
+from experiments.tasks import make_task
 from experiments.tasks.backbone import CONVS, NETWORKS, make_network
 from experiments.train.banner import _network
 from experiments.train.validate import refuse_unused, validate
@@ -32,7 +32,7 @@ def config_of(network, argument="smoke", **changes):
 
 
 def variables_of(config, num_classes=3):
-    model = TASKS[config.task].make_model(config, num_classes, spatial_axes=2)
+    model = make_task(config).make_model(num_classes, spatial_axes=2)
     x = BATCH["inputs"]
     return model, jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 
@@ -47,8 +47,8 @@ def test_a_network_takes_every_convolution_of_the_catalogue(network, name, monke
     config.conv = {"name": name, **({"num_kernels": 8} if name == "fdconv" else {})}
     model, variables = variables_of(config)
     loss, (_, changed) = jax.eval_shape(
-        lambda variables, batch: classification.loss(
-            config, model, variables, batch, jax.random.key(0)
+        lambda variables, batch: make_task(config).compute_loss(
+            model, variables, batch, jax.random.key(0)
         ),
         variables,
         BATCH,

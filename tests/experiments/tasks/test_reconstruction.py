@@ -14,7 +14,7 @@ from experiments.configs.relevance import unused
 from experiments.core.errors import UserError
 from experiments.load import load
 from experiments.predict import predict
-from experiments.tasks import reconstruction
+from experiments.tasks import make_task
 from experiments.train.loop import train
 from experiments.train.validate import validate
 
@@ -55,28 +55,28 @@ def test_the_mean_picture_is_that_of_the_training_split():
     )
     mean = train.astype(np.float64).mean(axis=0)
     expected = np.mean(((test - mean) / 255) ** 2)
-    found = reconstruction.references(config, dataset)
+    found = make_task(config).reference_metrics(dataset)
     assert found == {"mean_picture": pytest.approx(expected, rel=1e-5)}
 
 
 def test_the_error_is_a_mean_over_what_is_real_and_dead_features_are_counted(rng):
     config = config_with(**{"autoencoder.norm": False})
-    model = reconstruction.make_model(config, 10, 2)
+    model = make_task(config).make_model(10, 2)
     x = jnp.asarray(rng.uniform(size=(4, 8, 8, 1)), jnp.float32)
     variables = jax.tree.map(np.array, jax.jit(model.init)(jax.random.key(0), x))
     # A feature that nothing can move, at 2 by 2 places.
     variables["params"]["encoder"]["conv2"]["kernel"][..., 1] = 0
     outputs = np.asarray(jax.jit(model.apply)(variables, x))
     errors = np.mean((outputs - np.asarray(x)) ** 2, axis=(1, 2, 3))
-    codes = np.asarray(jax.jit(lambda v, x: reconstruction.answer(model, v, x))(variables, x))
+    codes = np.asarray(jax.jit(lambda v, x: make_task(config).predict(model, v, x))(variables, x))
 
-    sums = jax.jit(lambda v, b: reconstruction.evaluation_sums(model, v, b))
+    sums = jax.jit(lambda v, b: make_task(config).sum_metrics(model, v, b))
     batches = [
         {"inputs": x[:2], "mask": jnp.array([1.0, 1.0])},
         {"inputs": x[2:], "mask": jnp.array([1.0, 0.0])},
     ]
-    found = reconstruction.measure(
-        None, [sums(variables, batch) for batch in batches], None, "test"
+    found = make_task(config).compute_metrics(
+        [sums(variables, batch) for batch in batches], None, "test"
     )
     assert found["loss"] == pytest.approx(errors[:3].mean(), rel=1e-5)
     assert found["dead_features"] == int((np.ptp(codes[:3], axis=0) == 0).sum()) >= 4

@@ -10,7 +10,7 @@ from PIL import Image
 
 from experiments.configs import base, odconv
 from experiments.data import load
-from experiments.tasks import segmentation
+from experiments.tasks import make_task, segmentation
 from experiments.train.loop import train
 
 TINY = {"model.width": 4, "batch_size": 4, "epochs": 1, "image_size": 16, "log_every": 1}
@@ -70,7 +70,7 @@ def test_it_trains_and_leaves_its_pictures(head, folder, tmp_path):
 
 def outputs_of(dataset, config, predict):
     """What `evaluation_sums` would give for a network that says `predict(prepared example)`."""
-    prepare = segmentation.make_transform(config, train=False)
+    prepare = make_task(config).make_transform(train=False)
     source = dataset.splits["test"]
     for index in range(len(source)):
         example = prepare(source[index])
@@ -90,7 +90,7 @@ def test_who_predicts_the_truth_has_a_miou_of_one(folder):
     truth = outputs_of(
         dataset, config, lambda example: np.where(example["label"] == 255, 0, example["label"])
     )
-    found = segmentation.measure(config, truth, dataset, "test")
+    found = make_task(config).compute_metrics(truth, dataset, "test")
     assert found["miou"] == found["accuracy"] == 1.0 and found["loss"] == 1.5
 
 
@@ -102,7 +102,7 @@ def test_who_predicts_ground_everywhere_is_counted_by_hand(folder):
     ground = sum(int((mask == 0).sum()) for mask in masks)
     square = sum(int((mask == 1).sum()) for mask in masks)
     nothing = outputs_of(dataset, config, lambda example: np.zeros((8, 8)))
-    found = segmentation.measure(config, nothing, dataset, "test")
+    found = make_task(config).compute_metrics(nothing, dataset, "test")
     assert found["accuracy"] == pytest.approx(ground / (ground + square))
     assert found["iou"] == {"ground": pytest.approx(ground / (ground + square)), "square": 0.0}
     assert found["miou"] == pytest.approx(ground / (ground + square) / 2)
@@ -122,13 +122,13 @@ def test_pixels_of_255_count_for_nothing():
 
 def test_a_crop_in_which_nothing_counts_has_a_loss_of_zero_and_gradients(folder):
     config = small(base, folder)
-    model = segmentation.make_model(config, 2, 2)
+    model = make_task(config).make_model(2, 2)
     batch = {"inputs": jnp.ones((2, 16, 16, 3)), "label": jnp.full((2, 16, 16), 255)}
     variables = model.init(jax.random.key(0), batch["inputs"])
 
     def loss(params):
-        return segmentation.loss(
-            config, model, {**variables, "params": params}, batch, jax.random.key(1)
+        return make_task(config).compute_loss(
+            model, {**variables, "params": params}, batch, jax.random.key(1)
         )[0]
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(variables["params"])

@@ -16,7 +16,7 @@ from experiments.configs import species_multilabel
 from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.load import load
-from experiments.tasks import tagging
+from experiments.tasks import make_task, tagging
 from experiments.tasks.tagging_metrics import masked_loss, scores
 from experiments.train.loop import train
 from experiments.train.validate import validate
@@ -183,13 +183,15 @@ def test_of_examples_with_one_class_each_every_other_is_known_not_to_be_there():
 
 def test_while_the_head_learns_alone_no_statistics_change_and_the_metrics_are_the_same():
     config = small()
-    model = tagging.make_model(config, 4, spatial_axes=2)
+    model = make_task(config).make_model(4, spatial_axes=2)
     x, label = jnp.zeros((4, 8, 8, 1)), jnp.zeros((4, 4))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
 
     def loss(variables, **stage):
         batch = {"inputs": x, "label": label}
-        return tagging.loss(config, model, variables, batch, jax.random.key(1), **stage)[1]
+        return make_task(config).compute_loss(model, variables, batch, jax.random.key(1), **stage)[
+            1
+        ]
 
     metrics, changed = jax.eval_shape(loss, variables)
     alone, untouched = jax.eval_shape(partial(loss, head_only=True), variables)

@@ -16,7 +16,7 @@ from experiments.configs import common
 from experiments.core.errors import UserError
 from experiments.runs.checkpoints import Checkpoints, read_best_step
 from experiments.runs.weights import write_weights
-from experiments.tasks import TASKS
+from experiments.tasks import make_task
 from experiments.train.initialise import start_from_run
 from experiments.train.program import TrainState
 
@@ -39,7 +39,7 @@ def config_with(**changes):
 
 
 def new_state(config, num_classes, seed=0):
-    model = TASKS[config.task].make_model(config, num_classes, spatial_axes=2)
+    model = make_task(config).make_model(num_classes, spatial_axes=2)
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), INPUTS[None], train=False))
     rng = np.random.default_rng(seed)
     variables = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(leaf.dtype), shapes)
@@ -78,7 +78,7 @@ def start_from(source, config, num_classes):
     config.init_from = str(source)
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
     new = new_state(config, num_classes)
-    return new, *start_from_run(new, config, TASKS[config.task], num_classes, INPUTS, sharding)
+    return new, *start_from_run(new, config, make_task(config), num_classes, INPUTS, sharding)
 
 
 def same(one, other):
@@ -200,7 +200,7 @@ def weights_of(name):
 
 def start_from_file(path, num_classes=5, inputs=PICTURE, task="classification", **changes):
     config = config_with(**LIKE_TORCH | {"init_from": str(path), "task": task} | changes)
-    model = TASKS[task].make_model(config, num_classes, spatial_axes=2)
+    model = make_task(config).make_model(num_classes, spatial_axes=2)
     made = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs[None], train=False))
     made = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), made)
     nothing = dict.fromkeys(TrainState.__dataclass_fields__)
@@ -208,7 +208,7 @@ def start_from_file(path, num_classes=5, inputs=PICTURE, task="classification", 
         **nothing | {"average": {}, **{k: made.get(k, {}) for k in ("params", "batch_stats")}}
     )
     sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    state, words = start_from_run(new, config, TASKS[task], num_classes, inputs, sharding)
+    state, words = start_from_run(new, config, make_task(config), num_classes, inputs, sharding)
     variables = {"params": state.params, "batch_stats": state.batch_stats}
     return model, variables, words
 

@@ -15,7 +15,7 @@ from experiments.configs import base, common, odconv
 from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.runs.checkpoints import Checkpoints, with_sharding
-from experiments.tasks import TASKS
+from experiments.tasks import make_task
 from experiments.train import loop as loop
 from experiments.train import program, sharding
 from experiments.train.accumulation import accumulate, microbatches
@@ -72,7 +72,7 @@ def build(shape, **changes):
     example = {"inputs": np.zeros(shape, np.float32), "label": np.int32(0)}
     dataset = Dataset("random", {}, ("a", "b", "c"), shape)
     lengths = Lengths(epoch=10, total=100, annealing=20, ramp=0)
-    return program.build(config, TASKS[config.task], dataset, lengths, example, example)
+    return program.build(config, make_task(config), dataset, lengths, example, example)
 
 
 @functools.cache
@@ -157,7 +157,7 @@ def test_an_odconv_resnet50_of_eight_kernels_lies_on_a_device_in_its_share():
     """Shapes alone: nothing of it is allocated or compiled."""
     config = odconv.get_config("tiny_imagenet")
     config.model.depth, config.conv.num_kernels = 50, 8
-    model = TASKS[config.task].make_model(config, num_classes=1000, spatial_axes=2)
+    model = make_task(config).make_model(num_classes=1000, spatial_axes=2)
     x = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), x)["params"]
     moments = jax.eval_shape(make_optimizer(config, lambda step: 1e-3).init, params)

@@ -13,7 +13,7 @@ from experiments.data import pipeline
 from experiments.runs import artifacts as maps
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.weights import write_weights
-from experiments.tasks import classification
+from experiments.tasks import make_task
 from experiments.train import loop as loop
 from experiments.train.initialise import start_from_run
 from experiments.train.loop import find_program, train
@@ -47,7 +47,7 @@ def start(compiled_once, tmp_path_factory):
     def write(hidden, attention=True):
         config = config_of("", **{"model.hidden": hidden})
         config = dynamic(config) if attention else config
-        model = classification.make_model(config, 7, spatial_axes=2)
+        model = make_task(config).make_model(7, spatial_axes=2)
         x = np.zeros((1, 8, 8, 1), np.float32)
         shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
         rng = np.random.default_rng(0)
@@ -76,14 +76,14 @@ def flat(state):
 def test_before_the_boundary_the_head_alone_changes_and_behind_it_everything(start, hidden, head):
     config = dynamic(config_of(start(hidden), **{"model.hidden": hidden}))
     dataset = data.load(config.data, config.seed)
-    transform = {train: classification.make_transform(config, train) for train in (True, False)}
+    transform = {train: make_task(config).make_transform(train) for train in (True, False)}
     lengths = make_lengths(config, len(dataset.splits["train"]))
     assert (lengths.head, lengths.total) == (4, 8)
-    program = find_program({}, config, classification, dataset, lengths, transform)
+    program = find_program({}, config, make_task(config), dataset, lengths, transform)
     inputs = transform[False](dataset.splits["train"][0])["inputs"]
     new = program.create(0)
     state, words = start_from_run(
-        new, config, classification, 10, inputs, program.shape.step.sharding
+        new, config, make_task(config), 10, inputs, program.shape.step.sharding
     )
     assert "new (other classes): head/bias (10,), head/kernel" in words
     begun, moved, rates = flat(state), [], []

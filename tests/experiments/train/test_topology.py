@@ -10,7 +10,7 @@ from jax.sharding import AxisType
 
 from experiments.configs import base
 from experiments.data import Dataset
-from experiments.tasks import TASKS
+from experiments.tasks import make_task
 from experiments.train import program
 from experiments.train.optimizer import Lengths
 from experiments.train.sharding import shardings_of
@@ -37,7 +37,7 @@ def build(devices, monkeypatch):
     example = {"inputs": np.zeros(SHAPE, np.float32), "label": np.int32(0)}
     dataset = Dataset("random", {}, tuple("abc"), SHAPE)
     lengths = Lengths(epoch=10, total=100, annealing=20, ramp=0)
-    return program.build(config, TASKS[config.task], dataset, lengths, example, example)
+    return program.build(config, make_task(config), dataset, lengths, example, example)
 
 
 def batch(step):

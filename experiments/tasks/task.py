@@ -1,0 +1,199 @@
+"""The interface of a task: everything that training, evaluation and inference ask of one."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import flax.linen as nn
+import jax
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from experiments.data import Dataset, Example, spectrogram_transforms, transforms
+
+Array = jax.Array
+Batch = Mapping[str, Array]
+Variables = Mapping[str, Any]
+# (loss, (metrics, the variable collections that changed)), as `jax.grad(..., has_aux=True)` takes it.
+Loss = tuple[Array, tuple[dict[str, Array], dict[str, Any]]]
+
+
+class Task(Protocol):
+    """Model, loss, metrics and figures of one kind of learning problem.
+
+    A task is made once from a config. It keeps only the parts of the config that it uses, and none of those
+    that runs with one compiled program may differ in: seed, paths of the data, name. B is the batch size,
+    C the number of classes.
+
+    Attributes:
+        metric: name of the metric to rank evaluations by, higher is better; None if the latest is the best.
+        augmentations: the values that `config.augment` may have.
+        sections: the parts of the config that the task keeps, where they exist.
+    """
+
+    metric: ClassVar[str | None]
+    augmentations: ClassVar[tuple[str, ...]]
+    sections: ClassVar[tuple[str, ...]]
+
+    def __init__(self, config: ConfigDict) -> None:
+        """Keeps `sections` of an experiment's config."""
+        inputs = ("augment", "image_size", "normalise", "audio", "spectrogram")
+        kept = [name for name in (*inputs, *self.sections) if name in config]
+        self.config = FrozenConfigDict({name: config[name] for name in kept})
+        self.is_audio = config.data.name == "audio"
+
+    @abstractmethod
+    def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
+        """Returns the network, without parameters.
+
+        Args:
+            num_classes: C.
+            spatial_axes: 1 for series, 2 for pictures.
+
+        Raises:
+            UserError: if the config names a layer, a field or a value that does not exist or does not fit.
+        """
+
+    def make_transform(self, train: bool) -> Callable[..., Example]:
+        """Returns the picklable function that turns a stored example into the network's.
+
+        By default, examples are pictures, series or spectrograms with one label or with several.
+
+        Args:
+            train: whether it augments. If so it is called with (example, random generator), otherwise with
+                (example) alone.
+        """
+        if self.is_audio:
+            return spectrogram_transforms.make(self.config, train)
+        config = self.config
+        return transforms.make(config.augment, config.image_size, **config.normalise, train=train)
+
+    @abstractmethod
+    def compute_loss(
+        self,
+        model: nn.Module,
+        variables: Variables,
+        batch: Batch,
+        rng: Array,
+        head_only: bool = False,
+    ) -> Loss:
+        """Returns the mean loss of a training batch. Traced by JAX.
+
+        Args:
+            model: the network.
+            variables: its `params`, `batch_stats` and `attention`.
+            batch: `inputs [B, *spatial, channels]` and `label`.
+            rng: decides dropout and everything else that is drawn.
+            head_only: whether only the module `head` trains and all below it runs as in inference; for
+                classification and tagging.
+
+        Returns:
+            (loss, (metrics, changed)): `metrics` are scalars to log; `changed` are the variable collections
+            that changed, with `losses`, the auxiliary losses that layers have sown.
+        """
+
+    @abstractmethod
+    def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
+        """Returns what `compute_metrics` needs to know about a batch. Traced by JAX.
+
+        Args:
+            model: the network.
+            variables: its `params`, `batch_stats` and `attention`.
+            batch: a training batch without augmentation, and `mask [B]`: 0 for padding, which must not count.
+        """
+
+    @abstractmethod
+    def compute_metrics(
+        self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
+    ) -> dict[str, Any]:
+        """Returns the metrics of a split, `loss` and `metric` among them.
+
+        Args:
+            sums: results of `sum_metrics` for all batches of the split, in order.
+            dataset: holds the split and the names of the classes.
+            split: its name.
+        """
+
+    @abstractmethod
+    def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
+        """Returns what `draw_figures` needs of each example of a batch, `[B, ...]` each. Traced by JAX.
+
+        Args:
+            model: the network.
+            variables: its `params`, `batch_stats` and `attention`.
+            batch: as for `sum_metrics`.
+        """
+
+    @abstractmethod
+    def predict(self, model: nn.Module, variables: Variables, inputs: Array) -> Array:
+        """Returns the prediction for each input, `[B, ...]`. Traced by JAX.
+
+        Args:
+            model: the network.
+            variables: its `params`, `batch_stats` and `attention`.
+            inputs: `[B, *spatial, channels]`.
+        """
+
+    def postprocess(self, prediction: np.ndarray, example: Example) -> np.ndarray:
+        """Returns the final prediction for one example; by default the prediction itself.
+
+        Args:
+            prediction: one row of `predict`.
+            example: the example as `make_transform(train=False)` returned it.
+        """
+        del example
+        return prediction
+
+    def reference_metrics(self, dataset: Dataset) -> dict[str, float]:
+        """Returns test metrics of a trivial model to compare with; by default none."""
+        del dataset
+        return {}
+
+    @abstractmethod
+    def draw_figures(
+        self,
+        model: nn.Module,
+        variables: Variables,
+        inspected: Mapping[str, Any],
+        metrics: Mapping[str, Any],
+        dataset: Dataset,
+        workdir: Path,
+        seed: int,
+    ) -> None:
+        """Draws a finished run's figures into `workdir/figures` and writes its tables beside them.
+
+        Args:
+            model: the network.
+            variables: of the best evaluation.
+            inspected: what `inspect_batch` returned for the test split, joined, without padding.
+            metrics: of the test split.
+            dataset: what was trained and tested on.
+            workdir: the run's folder.
+            seed: decides which examples are shown.
+        """
+
+    def draw_progress(
+        self,
+        model: nn.Module,
+        variables: Variables,
+        dataset: Dataset,
+        workdir: Path,
+        step: int,
+        seed: int,
+    ) -> list[str]:
+        """Draws the state of training after an evaluation; by default nothing.
+
+        Args:
+            model: the network.
+            variables: as they are evaluated.
+            dataset: what is trained on.
+            workdir: the run's folder.
+            step: of the evaluation.
+            seed: decides which examples are shown.
+
+        Returns:
+            A warning, one sentence, for everything that looks wrong.
+        """
+        del model, variables, dataset, workdir, step, seed
+        return []
