@@ -336,7 +336,9 @@ def _one_data_set(config: ConfigDict) -> None:
 def _one_of(config: ConfigDict, path: str, known: Iterable[str]) -> None:
     value = _get(config, path)
     if value not in known:
-        raise UserError(f"--config.{path}={value}: {suggest_nearest(str(value), known).lstrip('; ')}")
+        raise UserError(
+            f"--config.{path}={value}: {suggest_nearest(str(value), known).lstrip('; ')}"
+        )
 
 
 def _get(config: ConfigDict, path: str) -> object:
