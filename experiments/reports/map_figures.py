@@ -31,7 +31,7 @@ from experiments.figures.style import (
     style_axes,
 )
 from experiments.reports.study_figures import COLOURS
-from experiments.runs.artifacts import POSITIONS, Maps, Samples
+from experiments.runs.artifacts import MIN_POSITIONS, Maps, Samples
 
 WIDTH = 9.6  # inches, at most, while panels are not smaller than a thumbnail
 HEAT = matplotlib.colormaps["inferno"]
@@ -306,7 +306,7 @@ def _placewise(one: Maps) -> list[tuple[str, np.ndarray]]:
         )
         if key:
             places = kinds[key].shape[1 : one.inputs.ndim - 1]
-            if len(places) == one.inputs.ndim - 2 and min(places) >= POSITIONS:
+            if len(places) == one.inputs.ndim - 2 and min(places) >= MIN_POSITIONS:
                 found.append((layer, kinds[key]))
     chosen = sorted({0, len(found) // 2, len(found) - 1}) if found else []
     return [found[index] for index in chosen]

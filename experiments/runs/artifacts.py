@@ -1,4 +1,4 @@
-"""What a trained network sees in a few test examples, kept for the report: maps, mixtures, masks.
+"""Files that a run keeps for reports: attention maps, kernel mixtures, segmented pictures of some examples.
 
 The examples follow from the labels of the test split alone, so that all runs on it show the same ones.
 """
@@ -17,19 +17,20 @@ import numpy as np
 from PIL import Image
 
 from dyn.diagnostics import attention_statistics, class_activation, layer_outputs, sown_weights
+from experiments.core.compilation import quick_compile_options
 from experiments.core.errors import UserError
 from experiments.core.files import replace_file
 from experiments.data import archives
 
 Array = np.ndarray
-NUMBER = 8  # examples that are shown
-POSITIONS = 4  # along each axis, at least, of the layer whose activation is mapped
-SIDE = 320  # pixels of the longer side of a segmentation sample
+NUM_EXAMPLES = 8
+MIN_POSITIONS = 4  # along each axis of the layer whose activation is mapped
+MAX_SIDE = 320  # pixels of the longer side of a segmentation sample
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Maps:
-    """What `save_maps` wrote of N examples.
+    """Attention and activation of N examples, as `save_maps` writes them.
 
     Attributes:
         inputs: float32 `[N, H, W, C]` or `[N, L, C]`, as the network saw them.
@@ -37,12 +38,12 @@ class Maps:
         predictions: int64 `[N]`.
         probabilities: float32 `[N]`, of the predictions.
         classes: the names of all classes.
-        layer: whose class activation was taken; '' where no layer has positions enough.
-        activation: `[N, *spatial]`, how much each place speaks for the true class.
-        weights: layer to kind to `[N, ...]`: what each layer's attention decided.
-        mixtures: layer to `mean [K]`, `on [K]` (share of inputs with a weight that is not zero), `dead [K]`,
-            and the scalars `spread`, `entropy`, `hard` (all weights are 0 or 1) and `count`: how each layer
-            mixed its kernels over `count` inputs.
+        layer: the layer of the class activation; '' if no layer has enough positions.
+        activation: `[N, *spatial]`, the evidence for the true class at each place.
+        weights: layer to kind to `[N, ...]`, the attention weights.
+        mixtures: layer to statistics of its kernel mixtures over `count` inputs: `mean [K]`, `on [K]` (share
+            of inputs with a nonzero weight), `dead [K]`, and the scalars `spread`, `entropy`, `hard` (all
+            weights are 0 or 1) and `count`.
     """
 
     inputs: Array
@@ -65,84 +66,96 @@ def save_maps(
     classes: Sequence[str],
     mixtures: Mapping[str, Array] | None = None,
 ) -> None:
-    """Writes what a network makes of a few test examples; `load_maps` reads it.
+    """Writes attention, activation and predictions of a few test examples; `load_maps` reads them.
 
     Args:
-        path: the file, `maps.npz` in the folder of a run.
-        model: takes `inputs` and gives logits `[B, classes]`.
-        variables: the model's.
-        example: gives the test example of an index as the network sees it: its `inputs`.
-        labels: `[all]`, the truth of the whole split, in its order.
-        classes: their names.
-        mixtures: layer to `[all, K]`, how each layer mixed its kernels for the whole split; those that
-            are not given are taken from the few examples.
+        path: the file, `maps.npz` in the run's folder.
+        model: maps `inputs` to logits `[B, classes]`.
+        variables: the model's variables.
+        example: returns the test example of an index, preprocessed: a dictionary with `inputs`.
+        labels: `[all]`, the labels of the whole split, in order.
+        classes: the names of the classes.
+        mixtures: layer to `[all, K]`, the mixture weights over the whole split; those of other layers are
+            taken from the few examples.
     """
     labels = np.asarray(labels)
-    chosen = choose(labels, NUMBER)
+    chosen = choose_examples(labels, NUM_EXAMPLES)
     inputs = np.stack([np.asarray(example(int(index))["inputs"]) for index in chosen])
-    layer = activation_layer(model, variables, inputs)
+    layer = find_activation_layer(model, variables, inputs)
     arguments = (jax.device_get(variables), inputs, labels[chosen].astype(np.int32))
-    look = jax.jit(partial(_look, model, layer)).lower(*arguments).compile(_quickly())
-    found = jax.device_get(look(*arguments))
-    logits = found["logits"].astype(np.float32)
-    shares = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    lowered = jax.jit(partial(_run_network, model, layer)).lower(*arguments)
+    outputs = jax.device_get(lowered.compile(quick_compile_options())(*arguments))
+    logits = outputs["logits"].astype(np.float32)
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     arrays = {
         "inputs": inputs.astype(np.float32),
         "labels": labels[chosen].astype(np.int64),
         "predictions": logits.argmax(axis=-1),
-        "probabilities": shares.max(axis=-1) / shares.sum(axis=-1),
+        "probabilities": exponentials.max(axis=-1) / exponentials.sum(axis=-1),
         "classes": np.array([str(name) for name in classes]),
         "layer": np.array(layer),
-        "activation": found["activation"],
+        "activation": outputs["activation"],
     }
-    for name, weights in (_mixed(found["weights"]) | dict(mixtures or {})).items():
-        for statistic, value in mixture_statistics(weights).items():
+    for name, weights in (_select_mixtures(outputs["weights"]) | dict(mixtures or {})).items():
+        for statistic, value in describe_mixture(weights).items():
             arrays[f"mixtures/{name}/{statistic}"] = value
-    for name, kinds in found["weights"].items():
+    for name, kinds in outputs["weights"].items():
         for kind, weights in kinds.items():
             arrays[f"weights/{name}/{kind}"] = weights.astype(np.float16)
-    _write(path, arrays)
+    _write_arrays(path, arrays)
 
 
-def choose(labels: Array, number: int) -> Array:
-    """The first example of each of so many classes, spread over those there are; then the second ones.
+def choose_examples(labels: Array, number: int) -> Array:
+    """Returns the indices of the first example of classes spread evenly over all; then of second examples.
 
     Args:
         labels: `[all]` integers.
-        number: how many to choose.
+        number: the number of examples to choose.
 
     Returns:
-        `[min(number, all)]` different indices, by class.
+        `[min(number, all)]` different indices, sorted by class.
     """
     present = np.unique(labels)
-    spread = np.linspace(0, len(present) - 1, min(number, len(present))).round().astype(int)
-    turn = np.zeros(len(labels), int)  # the how manieth of its class
+    evenly = np.linspace(0, len(present) - 1, min(number, len(present))).round().astype(int)
+    occurrence = np.zeros(len(labels), int)  # index of an example within its class
     for label in present:
-        turn[labels == label] = np.arange(np.sum(labels == label))
-    # Other classes come last: they are needed where these have too few examples.
-    chosen = np.lexsort((labels, turn, ~np.isin(labels, present[spread])))[:number]
+        occurrence[labels == label] = np.arange(np.sum(labels == label))
+    # The classes between them come last: they are needed only if these have too few examples.
+    chosen = np.lexsort((labels, occurrence, ~np.isin(labels, present[evenly])))[:number]
     return chosen[np.lexsort((chosen, labels[chosen]))]
 
 
-def activation_layer(model: nn.Module, variables: Any, inputs: Array) -> str:
-    """The last layer whose output still has some positions along each axis; '' if there is none.
+def find_activation_layer(model: nn.Module, variables: Any, inputs: Array) -> str:
+    """Returns the last layer whose output still has several positions along each axis, or ''.
 
-    Looked at are the outermost submodules with such outputs: the stages' blocks of a ResNet.
+    Only the outermost submodules with such outputs count: the stages' blocks of a ResNet.
     """
     outputs = layer_outputs(model, variables, inputs)
     wide = [
         name
         for name, shape in outputs.items()
-        if len(shape) == inputs.ndim and min(shape[1:-1]) >= POSITIONS
+        if len(shape) == inputs.ndim and min(shape[1:-1]) >= MIN_POSITIONS
     ]
     depth = min((name.count("/") for name in wide), default=0)
     return next((name for name in reversed(wide) if name.count("/") == depth), "")
 
 
-def _look(
+def describe_mixture(weights: Array) -> dict[str, Array]:
+    """Returns statistics of mixture weights `[N, K]` or `[N, *positions, K]`; see `Maps.mixtures`."""
+    weights = np.asarray(weights, np.float32)
+    statistics = {name: np.asarray(value) for name, value in attention_statistics(weights).items()}
+    return {
+        **statistics,
+        "on": (weights != 0).mean(axis=tuple(range(weights.ndim - 1))),
+        "hard": np.isin(weights, (0.0, 1.0)).all(),
+        "count": np.array(len(weights)),
+    }
+
+
+def _run_network(
     model: nn.Module, layer: str, variables: Any, inputs: jax.Array, labels: jax.Array
 ) -> dict[str, Any]:
-    """Logits, attention weights and the activation of the true classes."""
+    """Returns logits, attention weights and the activation of the true classes."""
     logits, state = model.apply(variables, inputs, mutable=["intermediates"])
     activation = np.zeros((len(inputs),) + (0,) * (inputs.ndim - 2), np.float32)
     if layer:
@@ -154,42 +167,25 @@ def _look(
     }
 
 
-def _mixed(sown: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
-    """Each layer's weights over its kernels, `[N, K]`; of hard gates also those of filters and slices."""
-    found = {}
+def _select_mixtures(sown: Mapping[str, Mapping[str, Array]]) -> dict[str, Array]:
+    """Returns each layer's weights over its kernels, `[N, K]`; of hard gates those of filters or slices."""
+    mixtures = {}
     for name, kinds in sown.items():
         parts = kinds.get("filter", kinds.get("slice"))
         if "kernel" in kinds:
-            found[name] = kinds["kernel"]
+            mixtures[name] = kinds["kernel"]
         elif parts is not None and np.isin(parts, (0.0, 1.0)).all():
-            found[name] = parts.reshape(len(parts), -1)
-    return found
-
-
-def _quickly() -> dict[str, Any] | None:
-    """It runs once: what XLA would spend on making it fast on a CPU is a minute of waiting."""
-    if jax.default_backend() != "cpu":
-        return None
-    return {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-def mixture_statistics(weights: Array) -> dict[str, Array]:
-    """How a layer mixed its kernels over N inputs, `[N, K]` or `[N, *positions, K]`: see `Maps`."""
-    weights = np.asarray(weights, np.float32)
-    found = {name: np.asarray(value) for name, value in attention_statistics(weights).items()}
-    found["on"] = (weights != 0).mean(axis=tuple(range(weights.ndim - 1)))
-    found["hard"] = np.isin(weights, (0.0, 1.0)).all()
-    found["count"] = np.array(len(weights))
-    return found
+            mixtures[name] = parts.reshape(len(parts), -1)
+    return mixtures
 
 
 def load_maps(path: str | os.PathLike) -> Maps:
-    """What `save_maps` wrote.
+    """Reads a file of `save_maps`.
 
     Raises:
         UserError: if the file is damaged.
     """
-    arrays = _read(path, [field.name for field in dataclasses.fields(Maps)[:7]])
+    arrays = _read_arrays(path, [field.name for field in dataclasses.fields(Maps)[:7]])
     groups: dict[str, dict[str, dict[str, Array]]] = {"weights": {}, "mixtures": {}}
     for key in [key for key in arrays if "/" in key]:
         group, _, rest = key.partition("/")
@@ -201,7 +197,7 @@ def load_maps(path: str | os.PathLike) -> Maps:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Samples:
-    """What `save_samples` wrote: pictures `[H, W, 3]` and their masks `[H, W]`, uint8, of any sizes."""
+    """Segmented pictures: uint8 `[H, W, 3]` and their masks `[H, W]`, of any sizes."""
 
     images: Sequence[Array]
     truths: Sequence[Array]
@@ -216,31 +212,31 @@ def save_samples(
     predictions: Sequence[Array],
     classes: Sequence[str] = (),
 ) -> None:
-    """Writes segmented test pictures, made smaller; `load_samples` reads them.
+    """Writes segmented test pictures at a small size; `load_samples` reads them.
 
     Args:
-        path: the file, `samples.npz` in the folder of a run.
+        path: the file, `samples.npz` in the run's folder.
         images: uint8 `[H, W, 3]`, of any sizes.
-        truths: integers `[H, W]`, 255 where nothing counts.
+        truths: integers `[H, W]`, 255 at pixels that do not count.
         predictions: integers `[H, W]`.
-        classes: the names.
+        classes: the names of the classes.
     """
     arrays = {"classes": np.array([str(name) for name in classes], dtype=str)}
-    together = zip(images, truths, predictions, strict=True)
-    for index, (image, truth, prediction) in enumerate(together):
-        arrays[f"images/{index}"] = _smaller(image, Image.Resampling.BILINEAR)
-        arrays[f"truths/{index}"] = _smaller(truth, Image.Resampling.NEAREST)
-        arrays[f"predictions/{index}"] = _smaller(prediction, Image.Resampling.NEAREST)
-    _write(path, arrays)
+    triples = zip(images, truths, predictions, strict=True)
+    for index, (image, truth, prediction) in enumerate(triples):
+        arrays[f"images/{index}"] = _shrink(image, Image.Resampling.BILINEAR)
+        arrays[f"truths/{index}"] = _shrink(truth, Image.Resampling.NEAREST)
+        arrays[f"predictions/{index}"] = _shrink(prediction, Image.Resampling.NEAREST)
+    _write_arrays(path, arrays)
 
 
 def load_samples(path: str | os.PathLike) -> Samples:
-    """What `save_samples` wrote.
+    """Reads a file of `save_samples`.
 
     Raises:
         UserError: if the file is damaged.
     """
-    arrays = _read(path, ["classes"])
+    arrays = _read_arrays(path, ["classes"])
     number = sum(key.startswith("images/") for key in arrays)
     try:
         parts = {
@@ -252,25 +248,25 @@ def load_samples(path: str | os.PathLike) -> Samples:
     return Samples(**parts, classes=arrays["classes"].tolist())
 
 
-def _smaller(picture: Array, resampling: Image.Resampling) -> Array:
-    """A picture or a mask with at most `SIDE` pixels along its longer side."""
+def _shrink(picture: Array, resampling: Image.Resampling) -> Array:
+    """Resizes a picture or a mask to at most `MAX_SIDE` pixels along its longer side."""
     picture = np.asarray(picture).astype(np.uint8)
     height, width = picture.shape[:2]
-    scale = min(1.0, SIDE / max(height, width))
+    scale = min(1.0, MAX_SIDE / max(height, width))
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
     return np.asarray(Image.fromarray(picture).resize(size, resampling))
 
 
-def _write(path: str | os.PathLike, arrays: Mapping[str, Array]) -> None:
+def _write_arrays(path: str | os.PathLike, arrays: Mapping[str, Array]) -> None:
     with replace_file(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **dict(arrays))
 
 
-def _read(path: str | os.PathLike, needed: Sequence[str]) -> dict[str, Any]:
-    """All arrays of a file.
+def _read_arrays(path: str | os.PathLike, needed: Sequence[str]) -> dict[str, Any]:
+    """Reads all arrays of a file.
 
     Raises:
-        UserError: if it cannot be read, or lacks one of those that are needed.
+        UserError: if it cannot be read, or lacks an array that is needed.
     """
     try:
         with np.load(path, allow_pickle=False) as file:

@@ -96,8 +96,8 @@ def test_curves_are_means_over_the_runs_that_are_still_running(write_run):
 def some_maps(rng, shape, spatial, pixel=(), places=()):
     """Maps of three examples, with mixtures of two layers, and pixel-wise attention if asked for."""
     mixtures = {
-        "stage1_block1/conv1": maps.mixture_statistics(rng.dirichlet(np.ones(4), 20)),
-        "stage1_block1/conv2": maps.mixture_statistics(rng.dirichlet(np.ones(40), 20)),
+        "stage1_block1/conv1": maps.describe_mixture(rng.dirichlet(np.ones(4), 20)),
+        "stage1_block1/conv2": maps.describe_mixture(rng.dirichlet(np.ones(40), 20)),
     }
     weights = {
         f"layer{n}": {"pixel": rng.dirichlet(np.ones(3), (3, *pixel))}

@@ -16,7 +16,7 @@ from experiments.runs import artifacts as maps
 
 def test_examples_are_the_first_of_classes_spread_over_all():
     labels = np.repeat(np.arange(200)[::-1], 3)
-    chosen = maps.choose(labels, 8)
+    chosen = maps.choose_examples(labels, 8)
     assert labels[chosen].tolist() == [0, 28, 57, 85, 114, 142, 171, 199]
     assert all(labels[index - 1] != labels[index] for index in chosen if index)
 
@@ -33,7 +33,7 @@ def test_examples_are_the_first_of_classes_spread_over_all():
     ],
 )
 def test_fewer_classes_or_examples_than_asked_for(labels, number, expected):
-    assert maps.choose(np.array(labels, int), number).tolist() == expected
+    assert maps.choose_examples(np.array(labels, int), number).tolist() == expected
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_what_a_network_sees_is_written_and_read_back(tmp_path, network):
     maps.save_maps(path, net, variables, lambda i: {"inputs": inputs[i]}, labels, "abc", of_all)
     found = maps.load_maps(path)
 
-    chosen = maps.choose(labels, maps.NUMBER)
+    chosen = maps.choose_examples(labels, maps.NUM_EXAMPLES)
     np.testing.assert_array_equal(found.inputs, inputs[chosen])
     np.testing.assert_array_equal(found.labels, labels[chosen])
     assert found.classes == ["a", "b", "c"]
@@ -82,10 +82,10 @@ def test_what_a_network_sees_is_written_and_read_back(tmp_path, network):
 
 
 def test_hard_gates_are_known_by_their_values():
-    found = maps.mixture_statistics(np.array([[1, 0, 1], [0, 0, 1]]))
+    found = maps.describe_mixture(np.array([[1, 0, 1], [0, 0, 1]]))
     assert found["hard"] and found["on"].tolist() == [0.5, 0, 1]
     assert found["dead"].tolist() == [False, True, False]
-    assert not maps.mixture_statistics(np.array([[0.5, 0.5], [1, 0]]))["hard"]
+    assert not maps.describe_mixture(np.array([[0.5, 0.5], [1, 0]]))["hard"]
 
 
 @pytest.mark.parametrize(
@@ -95,7 +95,7 @@ def test_the_layer_that_is_mapped_has_four_positions_along_each_axis(size, layer
     net = ResNet((1, 1, 1), BasicBlock, num_classes=3, width=4, stem="small", conv=GatedConv)
     x = jax.ShapeDtypeStruct((2, size, 2 * size, 1), jnp.float32)
     variables = jax.eval_shape(net.init, jax.random.key(0), x)
-    assert maps.activation_layer(net, variables, x) == layer
+    assert maps.find_activation_layer(net, variables, x) == layer
 
 
 def test_a_damaged_file_is_named(tmp_path):

@@ -162,7 +162,7 @@ def test_maps_with_an_object_in_them_are_refused_without_executing_it(watched, t
     np.savez(path, labels=np.array([Marks(tmp_path / "mark")], dtype=object))
     watched.clear()
     with pytest.raises(UserError, match=r"maps\.npz cannot be read: it is damaged"):
-        maps._read(path, ["labels"])
+        maps._read_arrays(path, ["labels"])
     assert watched == [] and not (tmp_path / "mark").exists()
 
 
@@ -175,7 +175,7 @@ def test_maps_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
     with pytest.raises(
         UserError, match=r"maps\.npz cannot be read: .*images\.npy would have 4,194,"
     ):
-        maps._read(path, ["images"])
+        maps._read_arrays(path, ["images"])
 
 
 def test_data_sets_are_read_without_executing_anything(watched, tmp_path):
