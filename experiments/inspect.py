@@ -33,7 +33,7 @@ from experiments.reports.inspection import Layer, Mixture, findings, layers_of, 
 from experiments.reports.tables import metric_name, scaled
 from experiments.runs.artifacts import Maps, load_maps
 from experiments.runs.folder import read_summary
-from experiments.train.banner import numbers
+from experiments.train.banner import scalar_metrics
 
 # Of a run's own figures, those that say most, and what they show.
 FIGURES = {
@@ -126,7 +126,7 @@ def _page(
             ["run", str(folder)],
             *(
                 [f"test {metric_name(name, metric)}", scaled(value, name)]
-                for name, value in numbers(summary["test"]).items()
+                for name, value in scalar_metrics(summary["test"]).items()
             ),
             ["classes", f"{len(trained.classes)}"],
             ["an example", " x ".join(map(str, trained.shape))],

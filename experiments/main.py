@@ -49,13 +49,13 @@ def main(
     cli.keep_compiled()
     # Imported late, so that a mistake in the flags is answered at once.
     from experiments.train.loop import train
-    from experiments.train.profile import parse
+    from experiments.train.profile import parse_steps
     from experiments.train.validate import refuse_unused
 
     refuse_unused(config, cli.list_overrides(sys.argv))
 
     folder = Path(workdir or f"runs/{config.name}-{config.dataset.lower()}").expanduser()
-    train(config, folder, profile=parse(profile.split(",") if profile else []))
+    train(config, folder, profile=parse_steps(profile.split(",") if profile else []))
 
 
 def join_processes(

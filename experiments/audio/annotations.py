@@ -75,7 +75,7 @@ class Annotations:
     skipped: list[tuple[str, str]]
 
 
-def read_annotations(
+def read(
     folder: str | os.PathLike, names: Iterable[str], source: str = "", label_column: str = ""
 ) -> Annotations:
     """Reads the annotations of recordings.
@@ -93,15 +93,15 @@ def read_annotations(
     """
     folder, names = pathlib.Path(folder), list(names)
     if source:
-        return _resolved(read_csv_table(source, label_column), folder, names)
+        return _resolved(read_csv(source, label_column), folder, names)
     rows, files, skipped, beside = [], [], [], {}
     for name in names:
         place = (folder / name).parent
         if place not in beside:  # Each folder is listed once, however many recordings are in it.
             beside[place] = _texts(place)
-        tables = find_raven_tables(folder / name, beside[place])
+        tables = raven_tables(folder / name, beside[place])
         for table in tables:
-            found, wrong = read_raven_table(table, name, label_column)
+            found, wrong = read_raven(table, name, label_column)
             rows += found
             skipped += wrong
         if tables:
@@ -109,7 +109,7 @@ def read_annotations(
     return Annotations(rows, files, {}, skipped)
 
 
-def find_raven_tables(
+def raven_tables(
     recording: str | os.PathLike, texts: Sequence[str] | None = None
 ) -> list[pathlib.Path]:
     """The Raven tables beside X.wav: X.Table.1.selections.txt and the like, X.selections.txt and X.txt.
@@ -135,7 +135,7 @@ def find_raven_tables(
     return found
 
 
-def read_raven_table(
+def read_raven(
     path: str | os.PathLike, file: str, label_column: str = ""
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
     """Reads a Raven selection table.
@@ -145,7 +145,7 @@ def read_raven_table(
     Args:
         path: the table, tab-separated.
         file: the recording's name.
-        label_column: as in `read_annotations`.
+        label_column: as in `read`.
 
     Returns:
         The annotations, and what cannot be used: table and line, reason.
@@ -169,7 +169,7 @@ def read_raven_table(
     return rows, skipped
 
 
-def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotations:
+def read_csv(path: str | os.PathLike, label_column: str = "") -> Annotations:
     """Reads annotations of many recordings, whose names are left as they are written.
 
     Raises:
@@ -200,7 +200,7 @@ def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotatio
     return Annotations(rows, list(files), splits, skipped)
 
 
-def clip_annotations(
+def within(
     annotations: Iterable[Annotation], seconds: Mapping[str, float]
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
     """Cuts annotations off at the ends of their recordings.
@@ -249,7 +249,7 @@ def compile_pattern(pattern: str, setting: str) -> re.Pattern | None:
     return expression
 
 
-def extract_label(name: str, pattern: str = "") -> str | None:
+def label_text(name: str, pattern: str = "") -> str | None:
     """What the name of a recording says is in it; None where it says nothing.
 
     Args:
@@ -260,7 +260,7 @@ def extract_label(name: str, pattern: str = "") -> str | None:
         UserError: if the pattern is none, or has no group.
 
     Example:
-        >>> extract_label("wren/2019/a.wav"), extract_label("wren 3.wav", r"(\\w+) \\d")
+        >>> label_text("wren/2019/a.wav"), label_text("wren 3.wav", r"(\\w+) \\d")
         ('wren', 'wren')
     """
     expression = compile_pattern(pattern, "label_pattern")
@@ -271,7 +271,7 @@ def extract_label(name: str, pattern: str = "") -> str | None:
     return match[1].strip() if match and match[1] else None
 
 
-def parse_labels(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def labels_of(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The labels that are there and those that are not, of a folder's name.
 
     Args:
@@ -279,7 +279,7 @@ def parse_labels(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], t
         no_class: names that say that nothing is.
 
     Example:
-        >>> parse_labels("wren,-owl", ["noise"]), parse_labels("Noise", ["noise"])
+        >>> labels_of("wren,-owl", ["noise"]), labels_of("Noise", ["noise"])
         ((('wren',), ('owl',)), ((), ()))
     """
     nothing = {word.lower() for word in no_class}
@@ -289,13 +289,13 @@ def parse_labels(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], t
     return there, tuple(word[1:].strip() for word in words if word.startswith("-"))
 
 
-def write_raven_table(
+def write_raven(
     path: str | os.PathLike,
     annotations: Sequence[Annotation],
     scores: Sequence[float] | None = None,
     recording: str | os.PathLike = "",
 ) -> None:
-    """Writes a Raven selection table, which `read_raven_table` reads back to the same intervals.
+    """Writes a Raven selection table, which `read_raven` reads back to the same intervals.
 
     Args:
         path: the table.
@@ -307,7 +307,7 @@ def write_raven_table(
     for number, one in enumerate(annotations):
         score = None if scores is None else scores[number]
         place = (one.start, one.end, one.low, one.high)
-        lines.append(raven.make_row(number + 1, *place, one.label, score, str(recording)))
+        lines.append(raven.row(number + 1, *place, one.label, score, str(recording)))
     write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
 

@@ -18,7 +18,7 @@ COLUMNS = (
 )
 
 
-def make_row(
+def row(
     number: int,
     start: float,
     end: float,

@@ -35,6 +35,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import flags
 from ml_collections import ConfigDict
 
@@ -46,9 +47,8 @@ from experiments.core import cli
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset, pipeline
 from experiments.tasks import make_task
-from experiments.train.loop import find_program
-from experiments.train.optimizer import make_lengths
-from experiments.train.program import Program
+from experiments.train.optimizer import count_steps
+from experiments.train.program import Program, find_program
 
 SETS = flags.DEFINE_list("sets", [], "Data sets; all if left out.")
 
@@ -106,8 +106,6 @@ def load(name: str, root: Path, count: int) -> tuple[ConfigDict, Dataset, float]
     root.mkdir(parents=True)
     config = base.get_config(name)
     config.data.update(synthetic.SETS[name](root, count))
-    # A part of what programs are known by, which makes no difference to them.
-    config.dataset = "synthetic"
     started = time.perf_counter()
     dataset = data.load(config.data, config.seed)
     return config, dataset, time.perf_counter() - started
@@ -132,8 +130,15 @@ def measure(
     task = make_task(config)
     transform = {train: task.make_transform(train=train) for train in (True, False)}
     source = dataset.splits["train"]
-    lengths = make_lengths(config, len(source))
-    program = find_program(programs, config, task, dataset, lengths, transform)
+    program = find_program(
+        programs,
+        config,
+        task,
+        len(dataset.classes),
+        count_steps(config, len(source)),
+        transform[True](source[0], np.random.default_rng(0)),
+        transform[False](source[0]),
+    )
     train = trainer(program, config.seed)
 
     def batches() -> Any:
@@ -176,12 +181,12 @@ def trainer(program: Program, seed: int) -> Callable[[Iterator[pipeline.Batch]],
 
     One step is in flight while the next batch is fetched: it returns when the step before is done.
     """
-    state, metrics = program.create(seed), {}
+    state, metrics = program.create_state(seed), {}
 
     def train(batches: Iterator[pipeline.Batch]) -> None:
         nonlocal state, metrics
         before = metrics
-        state, metrics = program.train_step(state, program.put(next(batches)))
+        state, metrics = program.train_step(state, program.shard_batch(next(batches)))
         jax.block_until_ready(before)
 
     return train

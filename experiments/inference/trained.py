@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 
 from experiments.configs import common
 from experiments.data import Example, transforms
-from experiments.data.ucr import Series, prepare_like_training
+from experiments.data.ucr import series_of
+from experiments.data.ucr_files import Row
 from experiments.tasks import Task, make_task
 
 Key = TypeVar("Key")
@@ -219,13 +220,13 @@ class Trained:
         ):
             return raw
         # The run's pictures were all of one size.
-        return transforms.crop_to_square(raw, height)
+        return transforms.fit(raw, height)
 
     def _series(self, raw: np.ndarray) -> np.ndarray:
         raw = raw.astype(np.float64)
         # An end of missing values belongs to all channels or to none.
-        row = Series(0, "", list(raw.T), padded=raw.shape[-1] == 1)
-        return prepare_like_training(row, self.shape)
+        row = Row(0, "", list(raw.T), padded=raw.shape[-1] == 1)
+        return series_of(row, self.shape)
 
 
 def into_head(

@@ -74,6 +74,10 @@ class Checkpoints:
             ),
         )
 
+    def is_empty(self) -> bool:
+        """Returns whether nothing has been saved yet."""
+        return not self._manager.all_steps()
+
     def save(
         self,
         step: int,

@@ -1,4 +1,4 @@
-"""A step whose numbers are not finite: which examples did it, and what is kept to look at it."""
+"""Explains a step whose numbers are not finite, and keeps what is needed to look at it."""
 
 import math
 import shutil
@@ -7,105 +7,115 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
 from experiments.core.hosts import max_over_hosts
 from experiments.data import Example, pipeline
 from experiments.data.dataset import Source
 from experiments.runs.checkpoints import Checkpoints
-from experiments.train.program import Program, TrainState
+from experiments.train.program import Program
+from experiments.train.step import TrainState
 
 FOLDER = "bad_step"
+SHOWN_RECORDS = 8
 ADVICE = (
-    "Try a lower --config.optimizer.learning_rate, --config.optimizer.clip=1.0 or "
-    "--config.dtype=float32, in another --workdir."
+    "The checkpoints are intact. Try a lower --config.optimizer.learning_rate, "
+    "--config.optimizer.clip=1.0 or --config.dtype=float32, in another --workdir."
 )
 
 
-def explain(
-    config: ConfigDict,
+def explain_bad_step(
     workdir: Path,
     state: TrainState,
     program: Program,
     source: Source,
     transform: Callable[..., Example],
+    *,
+    batch_size: int,
+    seed: int,
 ) -> UserError:
-    """The error that says which step failed, with its batch and the state before it in `bad_step`.
+    """Returns the error that names the step that failed, and keeps its batch and the state before it.
 
-    A batch is a function of the seed and the step, and a state that has failed is the one before: both are
-    made again here, so that ordinary steps need not keep anything.
+    A batch is a function of the seed and the step, and a failed state is the one before the step. So both
+    can be made again here, and ordinary steps keep nothing.
 
     Args:
-        config: the experiment.
-        workdir: the run's; `bad_step/batch.npz` holds the batch as the network saw it, with `records`, the
-            examples' places in the training split, and `bad_step/checkpoints` the state.
-        state: the state that has failed; its memory is given away.
-        program: what made it.
+        workdir: of the run; `bad_step/batch.npz` holds the batch as the network saw it, with `records`, the
+            examples' positions in the training split, and `bad_step/checkpoints` the state.
+        state: the failed state; its memory is given away.
+        program: which made it.
         source: the training split.
-        transform: what is done to an example.
+        transform: the training split's.
+        batch_size: of the run.
+        seed: of the run.
     """
-    begun = int(state.step)
+    step = int(state.step)
     state = state.replace(failed=jax.device_put(np.False_, state.failed.sharding))
 
-    def batch(index: int, count: int) -> dict[str, np.ndarray]:
+    def make_batch(process_index: int, process_count: int) -> dict[str, np.ndarray]:
         batches = pipeline.train_batches(
             source,
             transform,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=begun,
+            batch_size=batch_size,
+            seed=seed,
+            start_step=step,
             num_threads=0,
-            process_index=index,
-            process_count=count,
+            process_index=process_index,
+            process_count=process_count,
         )
         return next(batches)
 
-    records = pipeline.train_records(len(source), config.batch_size, config.seed, begun)
-    whole = batch(0, 1)
-    broken = [
-        int(record)
-        for record, values in zip(records, whole["inputs"], strict=True)
-        if not np.isfinite(values).all()
-    ]
-    place = keep(workdir, state, {**whole, "records": records})
-    local = batch(jax.process_index(), jax.process_count())
-    loss = float(program.train_step(state, program.put(local))[1]["loss"])
-    words = (
+    batch = make_batch(0, 1)
+    records = pipeline.train_records(len(source), batch_size, seed, step)
+    place = _keep(workdir / FOLDER, state, {**batch, "records": records})
+    local = make_batch(jax.process_index(), jax.process_count())
+    loss = float(program.train_step(state, program.shard_batch(local))[1]["loss"])
+    symptom = (
         f"The gradients are not finite (the loss is {loss:.4g})"
         if math.isfinite(loss)
         else f"The loss is {loss}"
     )
-    examples = f"examples {', '.join(map(str, records[:8]))}{', ...' if len(records) > 8 else ''}"
-    inputs = f"; the inputs of {', '.join(map(str, broken[:8]))} are not finite" if broken else ""
+    more = ", ..." if len(records) > SHOWN_RECORDS else ""
     return UserError(
-        f"{words} at step {begun + 1}, whose batch is the {examples} of the training split{inputs}. {place} "
-        f"The checkpoints are intact. {ADVICE}"
+        f"{symptom} at step {step + 1}, whose batch is the examples {_listed(records)}{more} of the training "
+        f"split{_describe_bad_inputs(records, batch['inputs'])}. {place} {ADVICE}"
     )
 
 
-def explain_evaluation(loss: float, step: int, workdir: Path, state: TrainState) -> UserError:
-    """The error for an evaluation whose loss is not finite though those of the steps were."""
-    return UserError(
-        f"The validation loss is {loss} at step {step}. {keep(workdir, state)} The checkpoints are intact. "
-        f"{ADVICE}"
-    )
+def explain_bad_evaluation(workdir: Path, state: TrainState, loss: float) -> UserError:
+    """Returns the error for a validation loss that is not finite although those of the steps were."""
+    place = _keep(workdir / FOLDER, state)
+    return UserError(f"The validation loss is {loss} at step {int(state.step)}. {place} {ADVICE}")
 
 
-def keep(workdir: Path, state: TrainState, batch: dict[str, np.ndarray] | None = None) -> str:
-    """Writes a state, and perhaps a batch, to `bad_step`; says in a sentence where they are."""
-    folder = workdir / FOLDER
+def _describe_bad_inputs(records: np.ndarray, inputs: np.ndarray) -> str:
+    bad = [
+        record
+        for record, values in zip(records, inputs, strict=True)
+        if not np.isfinite(values).all()
+    ]
+    return f"; the inputs of {_listed(bad)} are not finite" if bad else ""
+
+
+def _listed(records: np.ndarray | list[int]) -> str:
+    return ", ".join(str(int(record)) for record in records[:SHOWN_RECORDS])
+
+
+def _keep(folder: Path, state: TrainState, batch: dict[str, np.ndarray] | None = None) -> str:
+    """Writes a state, and a batch if there is one; returns the sentence that says where they are."""
     try:
         if jax.process_index() == 0:
             shutil.rmtree(folder, ignore_errors=True)
             folder.mkdir()
             if batch is not None:
                 np.savez(folder / "batch.npz", **batch)
-        max_over_hosts(0)  # or the folder would go while another host writes to it
+        # A barrier: otherwise another host may write into the folder before it is emptied.
+        max_over_hosts(0)
         checkpoints = Checkpoints(folder / "checkpoints")
         checkpoints.save(int(state.step), state, {})
         checkpoints.close()
     except (OSError, UserError) as error:
         return f"It could not be kept: {error}."
-    what = "The state" if batch is None else "The batch and the state before it"
-    return f"{what} {'is' if batch is None else 'are'} in {folder}."
+    if batch is None:
+        return f"The state is in {folder}."
+    return f"The batch and the state before it are in {folder}."

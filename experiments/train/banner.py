@@ -1,4 +1,4 @@
-"""Says what a run is about to do, and what came out, in rows for the terminal."""
+"""Describes a run in rows for the terminal: what it is about to do, and its result."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,64 +8,60 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.data import Dataset
-from experiments.train.optimizer import Lengths
+from experiments.train.optimizer import StepCounts
+
+Rows = list[tuple[str, str]]
 
 
-def start_rows(
+def describe_start(
     config: ConfigDict,
     dataset: Dataset,
     cost: Mapping[str, Any],
     workdir: Path,
     start_step: int,
-    lengths: Lengths,
-) -> list[tuple[str, str]]:
-    """The facts a person wants to see before a run starts."""
-    kinds = [device.device_kind for device in jax.devices()]
+    steps: StepCounts,
+) -> Rows:
+    """Returns what a person wants to see before a run starts."""
+    devices, hosts = jax.devices(), jax.process_count()
+    rows = [("devices", f"{len(devices)} x {devices[0].device_kind}, {hosts} host(s)")]
+    if hosts > 1:
+        rows.append(("", "if a host is lost, the others end: start all of them again to continue"))
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
-    layer = ", ".join(f"{key}={value}" for key, value in config.conv.items() if key != "name")
-    shape = "x".join(str(n) if n else "any" for n in dataset.shape)
-    rows = [
-        ("devices", f"{len(kinds)} x {kinds[0]}, {jax.process_count()} host(s)"),
-        ("data", f"{sizes}; {len(dataset.classes)} classes; {shape}"),
-        *(("", note) for note in dataset.notes),
-    ]
+    shape = "x".join(str(size) if size else "any" for size in dataset.shape)
+    rows.append(("data", f"{sizes}; {len(dataset.classes)} classes; {shape}"))
+    rows += [("", note) for note in dataset.notes]
     if dataset.skipped:
         rows.append(("", f"{len(dataset.skipped)} files skipped, listed in skipped.csv"))
+    fields = ", ".join(f"{key}={value}" for key, value in config.conv.items() if key != "name")
+    layer = f"{config.conv.name}({fields})" if fields else config.conv.name
     rows += [
         (
             "model",
-            f"{_network(config)}, {config.conv.name}{f'({layer})' if layer else ''}: "
-            f"{cost['parameters']:,} parameters, {cost['macs']:,} MACs an example",
+            f"{describe_network(config)}, {layer}: {cost['parameters']:,} parameters, "
+            f"{cost['macs']:,} MACs per example",
         ),
         (
             "recipe",
-            f"{config.optimizer.name} at {config.optimizer.learning_rate:g}, batch "
-            f"{config.batch_size}, {lengths.total:,} steps, {lengths.epoch} an epoch; augmentation "
-            f"{config.augment}; {config.dtype}",
+            f"{config.optimizer.name} at {config.optimizer.learning_rate:g}, batch {config.batch_size}, "
+            f"{steps.total:,} steps, {steps.per_epoch} per epoch; augmentation {config.augment}; "
+            f"{config.dtype}",
         ),
-        *(("", said) for said in _stages(config, lengths)),
-        ("workdir", str(workdir)),
     ]
+    if epochs := config.stages.head_epochs:
+        rate = config.stages.learning_rate or config.optimizer.learning_rate
+        rows.append(
+            ("", f"the head alone for {epochs} epoch(s), then everything at {rate:g}")
+            if steps.head_only
+            else ("", "the head does not learn alone first: that needs --config.init_from")
+        )
+    rows.append(("workdir", str(workdir)))
     if start_step:
         rows.append(("continues", f"from step {start_step:,}"))
     return rows
 
 
-def _stages(config: ConfigDict, lengths: Lengths) -> list[str]:
-    """Whether the head learns alone first, where that was asked for."""
-    epochs = config.stages.head_epochs
-    if not epochs:
-        return []
-    if not lengths.head:
-        return [
-            "the head does not learn alone first: without --config.init_from there is no trained network"
-        ]
-    rate = config.stages.learning_rate or config.optimizer.learning_rate
-    return [f"the head alone for {epochs} epoch(s), then everything at {rate:g}"]
-
-
-def _network(config: ConfigDict) -> str:
-    """What the convolutions are in."""
+def describe_network(config: ConfigDict) -> str:
+    """Returns the name and size of the network that the convolutions are in."""
     if config.task == "acgan":
         return f"ACGAN, widths {'-'.join(map(str, config.gan.widths))}"
     if config.task == "reconstruction":
@@ -89,8 +85,8 @@ def _network(config: ConfigDict) -> str:
     return network
 
 
-def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """The metrics to show: those that are one number each, without what only is one minus another."""
+def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Returns the metrics that are one number each, without those that are one minus another."""
     return {
         name: value
         for name, value in metrics.items()
@@ -98,15 +94,18 @@ def numbers(metrics: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def result_rows(summary: Mapping[str, Any], workdir: Path) -> list[tuple[str, str]]:
-    """The result of a finished run, and where to find the rest."""
-    test = ", ".join(f"{name} {value:.4f}" for name, value in numbers(summary["test"]).items())
+def describe_result(summary: Mapping[str, Any], workdir: Path) -> Rows:
+    """Returns the result of a finished run, and where the rest lies."""
+    test = ", ".join(
+        f"{name} {value:.4f}" for name, value in scalar_metrics(summary["test"]).items()
+    )
     best, metric = summary["best"], summary.get("metric", "accuracy")
     reached = f", validation {metric} {best[metric]:.4f}" if metric else ", the last one"
+    seconds, compiling = summary["seconds"], summary["compile_seconds"]
     return [
         ("test", test),
         ("best", f"step {best['step']:,}{reached}"),
-        ("time", f"{summary['seconds']:.0f} s, {summary['compile_seconds']:.0f} s of it compiling"),
+        ("time", f"{seconds:.0f} s, {compiling:.0f} s of it compiling"),
         ("summary", str(workdir / "summary.json")),
         ("figures", str(workdir / "figures")),
     ]

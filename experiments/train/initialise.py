@@ -1,7 +1,8 @@
-"""Starting from a network that another run, or torch, has trained."""
+"""Initialises a network with weights that another run, or torch, has trained."""
 
-from collections.abc import Mapping
-from functools import partial
+import dataclasses
+import textwrap
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,179 +13,270 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from dyn.interop import warm_start
+from dyn.interop import from_torch, read_weights, warm_start
+from dyn.interop.torch_weights import num_classes as num_classes_of
+from dyn.interop.torch_weights import source_of
 from dyn.layers import Warehouses
+from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
 from experiments.runs import weights
 from experiments.runs.checkpoints import read_best_step, restore_best_variables
-from experiments.tasks import Task
-from experiments.train.program import TrainState
-from experiments.train.torch_start import trained_by_torch
+from experiments.tasks import make_task
+from experiments.train.step import TrainState
 
 Flat = dict[tuple[str, ...], Any]
+COLLECTIONS = ("params", "batch_stats")
+
+# The settings that fit the weights of each torch model.
+_FITTING = {
+    "torchvision": "a ResNet of their --config.model.depth and .width (64), with .stem=imagenet",
+    "odconv": "--config.conv.name=odconv with their .num_kernels and .attention_norm=batch, in a ResNet of "
+    "their --config.model.depth, with .stem=imagenet",
+    "condconv": "--config.conv.name=condconv with their .num_kernels, and --config.model.context=block",
+    "dcd": "--config.conv.name=dcd and --config.classifier.name=dcd, in a ResNet of their "
+    "--config.model.depth, with .stem=imagenet",
+    "vgg16": "--config.model.network=vgg16 with .width=64",
+    "mobilenet_v2": "--config.model.network=mobilenet_v2 of their --config.model.width (64)",
+}
+_STATIC = ("torchvision", "vgg16", "mobilenet_v2")
 
 
-def start_from_run(
+@dataclasses.dataclass(frozen=True)
+class TrainedWeights:
+    """Weights to begin with.
+
+    Attributes:
+        variables: `params` and `batch_stats` of a network.
+        origin: the run and its step, or the file, for messages.
+        unused: names of the file's arrays that no network here has a place for.
+    """
+
+    variables: Mapping[str, Any]
+    origin: str
+    unused: Sequence[str] = ()
+
+
+def read_trained_weights(
+    config: ConfigDict, num_classes: int, inputs: np.ndarray
+) -> TrainedWeights:
+    """Reads the weights that `config.init_from` names: a run's best, an exported file, or torch's.
+
+    Args:
+        config: the experiment.
+        num_classes: of the data.
+        inputs: of one example; only their shape matters.
+
+    Raises:
+        UserError: if there is no such run or file, or if torch's weights do not fit.
+    """
+    source = Path(config.init_from).expanduser()
+    if weights.is_export(source):
+        return TrainedWeights(weights.read_weights(source)[0], str(source))
+    if source.is_file():
+        return _read_torch_file(source, config, num_classes, inputs)
+    variables = restore_best_variables(source, "--config.init_from=")
+    step = read_best_step(source)
+    return TrainedWeights(variables, f"step {step:,} of {source}")
+
+
+def initialise_from(
     state: TrainState,
+    trained: TrainedWeights,
     config: ConfigDict,
-    task: Task,
     num_classes: int,
     inputs: np.ndarray,
-    sharding: jax.sharding.Sharding,
 ) -> tuple[TrainState, str]:
-    """A new state with the parameters that `config.init_from` names, and what was taken over.
+    """Returns a new state with trained weights, and the sentence that says which were taken over.
 
-    It names a run, whose best parameters are taken, or a file of weights, exported here or torch's.
     Parameters of the same network are taken over as they are, those of a static network by
-    `dyn.interop.warm_start`. The head is left as it was made where the classes are not as many.
+    `dyn.interop.warm_start`. The head stays as it is if the number of classes differs.
 
     Args:
         state: the new state.
+        trained: the weights.
         config: the experiment.
-        task: what makes its model.
         num_classes: of the data.
         inputs: of one example; only their shape matters.
-        sharding: for the parameters.
 
     Raises:
-        UserError: if there is no such run or file, or its network does not fit.
+        UserError: if the weights do not fit the network.
     """
-    source = Path(config.init_from).expanduser()
-    besides, begins = "", str(source)
-    if weights.is_export(source):
-        variables, _ = weights.read_weights(source)
-    elif source.is_file():
-        variables, besides = trained_by_torch(source, config, num_classes, inputs)
+    theirs = _flatten(trained.variables)
+    ours = _flatten({"params": state.params, "batch_stats": state.batch_stats})
+    new_head: Flat = {}
+    if _shapes(theirs) != _shapes(ours):
+        head = _find_head(config, num_classes, inputs)
+        their_head, our_head = (_select(tree, head) for tree in (theirs, ours))
+        if _shapes(their_head) != _shapes(our_head):
+            new_head = our_head
+            theirs = {path: leaf for path, leaf in theirs.items() if path not in their_head}
+    wanted = {path: leaf for path, leaf in ours.items() if path not in new_head}
+    if theirs.keys() == wanted.keys():
+        _check_shapes(theirs, wanted, config.init_from)
+        taken = theirs
     else:
-        variables = restore_best_variables(source, "--config.init_from=")
-        begins = f"step {read_best_step(source):,} of {source}"
-    trained = _flat({name: variables[name] for name in ("params", "batch_stats")})
-    mine = _flat({"params": state.params, "batch_stats": state.batch_stats})
-    left_out: Flat = {}
-    if _shapes(trained) != _shapes(mine):
-        head = head_of(task, num_classes, inputs)
-        theirs, ours = (
-            {k: v for k, v in tree.items() if _below(k, head)} for tree in (trained, mine)
-        )
-        if _shapes(theirs) != _shapes(ours):
-            left_out = ours
-            trained = {path: leaf for path, leaf in trained.items() if path not in theirs}
-    wanted = {path: leaf for path, leaf in mine.items() if path not in left_out}
-    taken = trained
-    if trained.keys() == wanted.keys():
-        _compare(trained, wanted, config.init_from)
-    else:
-        model = task.make_model(num_classes, spatial_axes=inputs.ndim - 1)
-        start = partial(warm_start, noise=config.start.noise, warehouses=_warehouses(model))
-        key = jax.random.fold_in(jax.random.key(config.seed), 1)
-        try:
-            taken = _flat(start(_nested(wanted), _nested(trained), key=key))
-        except ValueError as error:
-            raise UserError(
-                f"The network cannot start from {config.init_from}: {error} Give a run of the same network, "
-                "or of its static twin, with the same --config.model fields."
-            ) from error
-    both = _nested({**taken, **left_out})
-    # Copies: a training step gives its arguments' memory away.
-    params, batch_stats, average = (
-        jax.device_put(jax.tree.map(jnp.array, tree), sharding)
-        for tree in (
-            both["params"],
-            both["batch_stats"],
-            both["params"] if state.average else {},
-        )
+        model = _make_model(config, num_classes, inputs)
+        taken = _warm_start(model, wanted, theirs, config)
+    variables = _unflatten({**taken, **new_head})
+    # Copies, because a training step gives away the memory of its arguments.
+    copies = jax.tree.map(jnp.array, variables)
+    average = jax.tree.map(jnp.array, variables["params"]) if state.average else {}
+    state = state.replace(
+        params=copies["params"], batch_stats=copies["batch_stats"], average=average
     )
-    words = _report(trained, mine, left_out)
-    state = state.replace(params=params, batch_stats=batch_stats, average=average)
-    return state, f"starts from {begins}: {words}{besides}"
+    unused = f", left out: {', '.join(trained.unused)}" if trained.unused else ""
+    return state, (
+        f"starts from {trained.origin}: {_describe_taken(theirs, ours, bool(new_head))}{unused}"
+    )
 
 
-def _warehouses(model: nn.Module) -> Warehouses | None:
-    """What makes a network's convolutions, where they share their cells."""
+def _warm_start(model: nn.Module, wanted: Flat, theirs: Flat, config: ConfigDict) -> Flat:
+    """Makes a dynamic network's arrays of a static one's."""
     conv = getattr(model, "conv", None)
     if hasattr(model, "backbone"):  # of a segmentation
         conv = model.backbone.keywords.get("conv")
-    return conv if isinstance(conv, Warehouses) else None
-
-
-def check_start(config: ConfigDict, num_classes: int, inputs: np.ndarray) -> None:
-    """Looks at what `config.init_from` names, so that mistakes are told before anything is compiled.
-
-    Args:
-        config: the experiment.
-        num_classes: of the data.
-        inputs: of one example; only their shape matters.
-
-    Raises:
-        UserError: if there is no such run or file, or if the file's weights do not fit.
-    """
-    source = Path(config.init_from).expanduser()
-    if weights.is_export(source):
-        weights.read_weights(source)
-    elif source.is_file():
-        trained_by_torch(source, config, num_classes, inputs)
-    else:
-        read_best_step(source, "--config.init_from=")
-
-
-def _compare(trained: Flat, mine: Flat, run: str) -> None:
-    """Raises a UserError that names the first parameters of a network that are of another shape here."""
-    differing = [
-        f"{'/'.join(path)} is {leaf.shape} there and {mine[path].shape} here"
-        for path, leaf in sorted(
-            trained.items(), key=lambda item: (item[0][0] != "params", item[0])
+    try:
+        made = warm_start(
+            _unflatten(wanted),
+            _unflatten(theirs),
+            noise=config.start.noise,
+            warehouses=conv if isinstance(conv, Warehouses) else None,
+            key=jax.random.fold_in(jax.random.key(config.seed), 1),
         )
-        if leaf.shape != mine[path].shape
-    ]
-    if differing:
-        more = f"; and {len(differing) - 3} more" if len(differing) > 3 else ""
+    except ValueError as error:
         raise UserError(
-            f"The network cannot start from {run}: {'; '.join(differing[:3])}{more}. Give a run of the same "
-            "network, or of its static twin."
+            f"The network cannot start from {config.init_from}: {error} Give a run of the same network, "
+            "or of its static twin, with the same --config.model fields."
+        ) from error
+    return _flatten(made)
+
+
+def _check_shapes(theirs: Flat, ours: Flat, run: str) -> None:
+    """Raises a UserError that names the first arrays whose shape differs, parameters first."""
+    names = sorted(theirs, key=lambda path: (path[0] != "params", path))
+    differing = describe_differences(
+        *({"/".join(path): tuple(tree[path].shape) for path in names} for tree in (theirs, ours)),
+        template="{name} is {old} there and {new} here",
+        limit=3,
+    )
+    if differing:
+        raise UserError(
+            f"The network cannot start from {run}: {differing}. Give a run of the same network, or of its "
+            "static twin."
         )
 
 
-def _report(trained: Flat, mine: Flat, left_out: Flat) -> str:
-    """What was taken over and what was not, in words."""
+def _describe_taken(theirs: Flat, ours: Flat, other_classes: bool) -> str:
+    """Says how many parameters were taken over, and which were not."""
     # `FDConv` keeps the Fourier transform of what a static layer calls its kernel.
-    as_static = {
+    static_names = {
         path: (*path[:-1], "kernel") if path[-1] == "spectrum" else path
-        for path in mine
+        for path in ours
         if path[0] == "params"
     }
     # The cells of warehouses hold kernels.
-    new = [path for path, name in as_static.items() if name not in trained and path[-1] != "cells"]
-    words = f"{len(as_static) - len(new)} of {len(as_static)} parameters taken over"
+    new = [
+        path for path, name in static_names.items() if name not in theirs and path[-1] != "cells"
+    ]
+    words = f"{len(static_names) - len(new)} of {len(static_names)} parameters taken over"
     if not new:
         return words
-    named = [f"{'/'.join(path[1:])} {mine[path].shape}" for path in new[:6]]
+    named = [f"{'/'.join(path[1:])} {ours[path].shape}" for path in new[:6]]
     more = f" and {len(new) - 6} more" if len(new) > 6 else ""
-    why = " (other classes)" if left_out else ""
+    why = " (other classes)" if other_classes else ""
     return f"{words}; new{why}: {', '.join(named)}{more}"
 
 
-def head_of(task: Task, num_classes: int, inputs: np.ndarray) -> set[tuple[str, ...]]:
-    """The layers whose parameters have other shapes where there is one class more, by path."""
-
-    def shapes(number: int) -> dict[tuple[str, ...], tuple[int, ...]]:
-        model = task.make_model(number, spatial_axes=inputs.ndim - 1)
-        one = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
-        made = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), one)
-        return _shapes(_flat({"params": made["params"]}))
-
-    mine, other = shapes(num_classes), shapes(num_classes + 1)
-    return {path[:-1] for path, shape in mine.items() if other.get(path) != shape}
+def _find_head(config: ConfigDict, num_classes: int, inputs: np.ndarray) -> set[tuple[str, ...]]:
+    """Returns the paths of the layers whose shapes depend on the number of classes."""
+    ours, others = (
+        _shapes(_flatten({"params": _variable_shapes(config, number, inputs)["params"]}))
+        for number in (num_classes, num_classes + 1)
+    )
+    return {path[:-1] for path, shape in ours.items() if others.get(path) != shape}
 
 
-def _below(path: tuple[str, ...], layers: set[tuple[str, ...]]) -> bool:
-    return any(path[: len(layer)] == layer for layer in layers)
+def _select(tree: Flat, layers: set[tuple[str, ...]]) -> Flat:
+    """Returns the arrays below some layers."""
+    return {
+        path: leaf
+        for path, leaf in tree.items()
+        if any(path[: len(layer)] == layer for layer in layers)
+    }
 
 
-def _flat(tree: Mapping[str, Any]) -> Flat:
-    return traverse_util.flatten_dict(dict(tree))
+# ---------------------------------------------------------------- torch
 
 
-def _nested(flat: Flat) -> dict[str, Any]:
+def _read_torch_file(
+    path: Path, config: ConfigDict, num_classes: int, inputs: np.ndarray
+) -> TrainedWeights:
+    """Reads torch's weights into the arrays of the network that they belong to.
+
+    That network is the config's own, or its static twin if the weights are static, with the file's classes.
+    In a segmentation network it is the backbone.
+    """
+    try:
+        theirs = read_weights(path)
+    except (ValueError, ImportError, OSError) as error:
+        raise UserError(f"--config.init_from: {error}") from error
+    source, classes = source_of(theirs), num_classes_of(theirs)
+    twin = _static_twin(config, theirs) if source in _STATIC else config
+    shapes = _variable_shapes(twin, classes or num_classes, inputs)
+    has_backbone = "backbone" in shapes["params"]
+    if has_backbone:
+        shapes = {name: tree["backbone"] for name, tree in shapes.items()}
+    without = ("head",) if has_backbone or classes is None else ()
+    try:
+        imported = from_torch(shapes, theirs, without=without)
+    except ValueError as error:
+        parts = (textwrap.shorten(part, 150, placeholder=" ...") for part in str(error).split("; "))
+        raise UserError(
+            f"The network cannot start from {path}: {'; '.join(parts)} Such weights fit {_FITTING[source]}."
+        ) from error
+    # A network without norms has no statistics.
+    variables = {name: dict(imported.variables.get(name, {})) for name in COLLECTIONS}
+    if without:
+        variables["params"].pop("head", None)
+    if has_backbone:
+        variables = {name: {"backbone": tree} for name, tree in variables.items()}
+    counts = [name for name in imported.left_out if name.endswith("num_batches_tracked")]
+    unused = [name for name in imported.left_out if name not in counts]
+    unused += [f"{len(counts)} counts of batches"] if counts else []
+    return TrainedWeights(variables, str(path), unused)
+
+
+def _static_twin(config: ConfigDict, theirs: Mapping[str, np.ndarray]) -> ConfigDict:
+    """Returns the config of the static network that has the file's arrays."""
+    twin = config.copy_and_resolve_references()
+    with twin.unlocked():
+        twin.conv, twin.classifier = {"name": "conv"}, {"name": "dense"}
+        twin.model.context = "input"
+        if not any(".se." in name for name in theirs):
+            twin.attention = {"name": "none"}
+    return twin
+
+
+# ---------------------------------------------------------------- trees
+
+
+def _make_model(config: ConfigDict, num_classes: int, inputs: np.ndarray) -> nn.Module:
+    return make_task(config).make_model(num_classes, spatial_axes=inputs.ndim - 1)
+
+
+def _variable_shapes(config: ConfigDict, num_classes: int, inputs: np.ndarray) -> dict[str, Any]:
+    """Traces the initialisation of a network."""
+    model = _make_model(config, num_classes, inputs)
+    one = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), one)
+    return {name: shapes.get(name, {}) for name in COLLECTIONS}
+
+
+def _flatten(variables: Mapping[str, Any]) -> Flat:
+    return traverse_util.flatten_dict({k: v for k, v in variables.items() if k in COLLECTIONS})
+
+
+def _unflatten(flat: Flat) -> dict[str, Any]:
     return {"params": {}, "batch_stats": {}, **traverse_util.unflatten_dict(flat)}
 
 

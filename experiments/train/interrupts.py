@@ -1,10 +1,8 @@
-"""What ends a run from outside: Ctrl-C and SIGTERM, behind a step, and the loss of another process."""
+"""Ends a run cleanly: after Ctrl-C or SIGTERM, and when another of its processes is lost."""
 
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -13,115 +11,81 @@ from jax.experimental import multihost_utils
 
 from experiments.core.errors import UserError
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
-
-# It reads until whoever started it has written something, or is gone.
-_LISTENER = "import sys; sys.stdin.buffer.read() or print(sys.argv[1], file=sys.stderr, flush=True)"
-
 
 class Stopped(KeyboardInterrupt):
-    """A run was asked to stop, and has done so.
+    """Raised when a run has stopped because of a signal, and its last step is saved.
 
-    It is a KeyboardInterrupt, so that nothing that goes on after an error (as a study does) goes on
-    after it.
+    It is a KeyboardInterrupt, so that a study, which goes on after the error of one run, ends too.
     """
 
     def __init__(self, step: int, number: int):
-        super().__init__(
-            f"stopped behind step {step:,}, which is saved; the same command continues there"
-        )
+        super().__init__(f"stopped after step {step:,} (saved); the same command continues there")
         self.exit_code = 128 + number
 
 
-class Asked:
-    """Which signal has come, if one has."""
+class StopRequest:
+    """The signal that asks a run to stop, once one has arrived."""
 
-    number: int | None = None
-    early = False
+    def __init__(self, start_step: int):
+        """Starts without a request; `start_step` is the step from which the run continues."""
+        self.number: int | None = None
+        self._start_step = start_step
 
-    def by(self, step: int) -> int | None:
-        """The signal because of which a run ends behind a step, or None; to be asked behind every step.
+    def signal_at(self, step: int) -> int | None:
+        """Returns the signal that ends the run after this step, or None; call it after every step.
 
         Several processes agree on the step: a signal to one of them ends all, a few steps later.
         """
         if jax.process_count() == 1:
             return self.number
-        if self.early or multihost_utils.reached_preemption_sync_point(step):
+        # JAX counts steps from 1: for a signal that arrives before the first call it agrees on step 1.
+        if multihost_utils.reached_preemption_sync_point(step - self._start_step):
             return self.number or signal.SIGTERM
         return None
 
 
 @contextlib.contextmanager
-def noticed(start_step: int) -> Iterator[Asked]:
-    """Notes the first SIGINT or SIGTERM for the time of a `with`; a second one ends the process at once.
+def handle_signals(start_step: int) -> Iterator[StopRequest]:
+    """Records the first SIGINT or SIGTERM during a `with`; a second one ends the process at once.
 
-    Signals reach the main thread alone: elsewhere nothing changes. With several processes SIGTERM is
-    jax.distributed's, which notes it from the beginning on and tells the others.
+    Only the main thread can handle signals; in other threads nothing changes. With several processes,
+    jax.distributed handles SIGTERM from the start and tells the other processes.
     """
-    asked = Asked()
+    request = StopRequest(start_step)
     if threading.current_thread() is not threading.main_thread():
-        yield asked
+        yield request
         return
+    several = jax.process_count() > 1
 
-    def note(number: int, frame: object) -> None:
-        if asked.number is not None:
+    def record(number: int, frame: object) -> None:
+        if request.number is not None:
             os._exit(128 + number)
-        asked.number = number
-        if jax.process_count() > 1:
+        request.number = number
+        if several:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    numbers = SIGNALS
-    if jax.process_count() > 1:
-        numbers = (signal.SIGINT,)
-        # Told before it was ever asked, JAX means step 1, wherever the run continues.
-        asked.early = multihost_utils.reached_preemption_sync_point(1)
-        multihost_utils.reached_preemption_sync_point(start_step)
-    before = {number: signal.signal(number, note) for number in numbers}
+    handled = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, record) for number in handled}
     try:
-        yield asked
+        yield request
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 @contextlib.contextmanager
-def others_watched() -> Iterator[None]:
-    """Turns what JAX says when another process of the run is gone into a sentence.
+def explain_lost_process() -> Iterator[None]:
+    """Turns JAX's error about another lost process of the run into a UserError.
 
-    Raises:
-        UserError: instead of JAX's error, if there are several processes.
+    Some losses abort this process inside C++, where no `except` runs: then JAX's own message is the last.
     """
-    if jax.process_count() == 1:
-        yield
-        return
-    this = f"process {jax.process_index()} of {jax.process_count()}"
-    again = "Start all of them again: the same command continues from the last checkpoint."
-    with last_words(
-        f"error: {this} was ended at once. What stands above says why; another one that was lost is called "
-        f"a task there. {again}"
-    ):
-        try:
-            yield
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" in str(error):
-                raise
-            reason = " ".join(str(error).split())[:200]
-            raise UserError(
-                f"{this.capitalize()} has lost another one ({reason}). {again}"
-            ) from error
-
-
-@contextlib.contextmanager
-def last_words(text: str) -> Iterator[None]:
-    """Has a line printed if the process ends within a `with` without coming out of it.
-
-    So `jax.distributed` ends a process when another one has missed its heartbeats, and gloo now and then when
-    one is gone: in C++, by an abort, which no `except` sees. A small process waits for that, and prints.
-    """
-    command = [sys.executable, "-IS", "-c", _LISTENER, text]
-    # In a session of its own Ctrl-C does not reach it.
-    listener = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)
     try:
         yield
-    finally:
-        listener.communicate(b"all said")
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"Process {jax.process_index()} of {jax.process_count()} has lost another one ({reason}). "
+            "Start all of them again: the same command continues from the last checkpoint."
+        ) from error

@@ -1,12 +1,11 @@
-"""The training loop, read straight down: data, program, state, loop, test, pictures."""
+"""Trains one experiment, read straight down: data, model and optimizer, restore, loop, test."""
 
 import contextlib
 import dataclasses
-import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from experiments import data
 from experiments.core import files
 from experiments.core.console import Progress, print_facts, print_result
 from experiments.core.errors import UserError
-from experiments.core.files import to_json
 from experiments.data import Dataset, Example, pipeline
 from experiments.figures import classification as figures
 from experiments.runs import writers
@@ -33,50 +31,61 @@ from experiments.runs.folder import (
 )
 from experiments.runs.log import MetricLog
 from experiments.tasks import Task, make_task
-from experiments.train import bad_step
-from experiments.train.banner import numbers, result_rows, start_rows
-from experiments.train.evaluate import collect, evaluate
-from experiments.train.initialise import check_start, start_from_run
-from experiments.train.interrupts import Stopped, noticed, others_watched
-from experiments.train.memory import exhaustion_said
-from experiments.train.optimizer import Lengths, make_lengths
-from experiments.train.profile import Steps, tracing
-from experiments.train.program import Program, TrainState, build
+from experiments.train.bad_step import explain_bad_evaluation, explain_bad_step
+from experiments.train.banner import describe_result, describe_start, scalar_metrics
+from experiments.train.initialise import initialise_from, read_trained_weights
+from experiments.train.interrupts import Stopped, explain_lost_process, handle_signals
+from experiments.train.memory import explain_out_of_memory
+from experiments.train.optimizer import StepCounts, count_steps
+from experiments.train.profile import StepProfiler, StepRange
+from experiments.train.program import Program, find_program
 from experiments.train.sharding import shardings_of
+from experiments.train.step import TrainState
 from experiments.train.validate import validate, validate_data
+
+Programs = dict[tuple[Any, ...], Program]
+Variables = Mapping[str, Any]
+NEW_PROGRESS = {"seconds": 0.0, "best": None, "early_stopping": None}
 
 
 def train(
     config: ConfigDict,
     workdir: Path,
-    programs: dict[str, Program] | None = None,
-    profile: Steps | None = None,
+    programs: Programs | None = None,
+    profile: StepRange | None = None,
 ) -> dict[str, Any]:
-    """Trains as `config` says, from where `workdir` stands, and returns the summary.
+    """Trains one experiment, from where `workdir` stands, and returns the summary.
 
     Args:
         config: the experiment.
-        workdir: where the run lives.
-        programs: compiled programs of earlier runs in this process, which a run that differs from one of
-            them in its seed or its examples alone uses again; new ones are added.
-        profile: the first and the last step to trace into `workdir/profile`; None for no trace.
+        workdir: the folder of the run.
+        programs: compiled programs of earlier runs in this process; a run that differs from one of them
+            only in its seed or its examples uses it again. New ones are added.
+        profile: the first and the last step to trace into `workdir/profile`; None traces nothing.
 
     Raises:
-        UserError: for what the person who started it can mend.
+        UserError: for mistakes that the person who started it can correct.
     """
     validate(config)
-    lead = jax.process_index() == 0
-    try:
+    is_lead = jax.process_index() == 0
+    with explain_full_disk(workdir):
         if summary := read_summary(workdir):
-            if lead:
+            if is_lead:
                 check_or_write_config(workdir, config)
-            print_result("already finished", result_rows(summary, workdir), quiet=not lead)
+            print_result("already finished", describe_result(summary, workdir), quiet=not is_lead)
             return summary
-        held = lock_workdir(workdir) if lead else contextlib.nullcontext()
-        with held, others_watched(), exhaustion_said():
-            if lead:
+        lock = lock_workdir(workdir) if is_lead else contextlib.nullcontext()
+        with lock, explain_lost_process(), explain_out_of_memory():
+            if is_lead:
                 check_or_write_config(workdir, config)
             return _train(config, workdir, {} if programs is None else programs, profile)
+
+
+@contextlib.contextmanager
+def explain_full_disk(workdir: Path) -> Iterator[None]:
+    """Turns the system's error about a disk that is full or read-only into a UserError."""
+    try:
+        yield
     except OSError as error:
         if error.errno not in files.NO_ROOM:
             raise
@@ -86,226 +95,364 @@ def train(
         ) from error
 
 
+@dataclasses.dataclass
+class TrainingRun:
+    """A run in progress: its parts, and how far it has come.
+
+    Attributes:
+        config: the experiment.
+        workdir: the folder of the run.
+        task: its model, loss, metrics and figures.
+        dataset: its examples.
+        train_transform: prepares an example for training.
+        eval_transform: prepares an example for evaluation.
+        steps: numbers of steps of its phases.
+        program: the compiled functions.
+        checkpoints: in the folder.
+        state: after the last step.
+        step: the last step.
+        progress: saved with the state: `seconds`, the `best` evaluation, and `early_stopping`.
+        stopping: counts the evaluations without a lower loss.
+        started: when it began, by `time.monotonic`, as if it had never been interrupted.
+        log: the file of metrics; None on all hosts but the first.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    task: Task
+    dataset: Dataset
+    train_transform: Callable[..., Example]
+    eval_transform: Callable[..., Example]
+    steps: StepCounts
+    program: Program
+    checkpoints: Checkpoints
+    state: TrainState
+    step: int
+    progress: dict[str, Any]
+    stopping: EarlyStopping
+    started: float
+    log: MetricLog | None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds that the run has taken, interruptions left out."""
+        return time.monotonic() - self.started
+
+
 def _train(
-    config: ConfigDict, workdir: Path, programs: dict[str, Program], profile: Steps | None
+    config: ConfigDict, workdir: Path, programs: Programs, profile: StepRange | None
 ) -> dict[str, Any]:
     started = time.monotonic()
-    lead = jax.process_index() == 0
-    hosts = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    is_lead = jax.process_index() == 0
     task = make_task(config)
 
     # ---------------------------------------------------------------- data
     dataset = data.load_for_training(
         config.data,
         config.seed,
-        audio=config.get("audio"),
+        audio=config.audio,
         image_size=config.image_size,
-        workdir=workdir if lead else None,
+        workdir=workdir if is_lead else None,
     )
     validate_data(config, dataset)
-    transform = {is_train: task.make_transform(train=is_train) for is_train in (True, False)}
-    lengths = make_lengths(config, len(dataset.splits["train"]))
+    steps = count_steps(config, len(dataset.splits["train"]))
+    train_transform = task.make_transform(train=True)
+    eval_transform = task.make_transform(train=False)
 
-    def evaluation_batches(split: str) -> Any:
-        source = dataset.splits[split]
-        return pipeline.eval_batches(
-            source, transform[False], batch_size=config.batch_size, **hosts
-        )
-
-    def evaluation(state: TrainState, split: str) -> dict[str, Any]:
-        step, batches = program.evaluation_step, evaluation_batches(split)
-        outputs = evaluate(step, state.evaluated, batches, program.put)
-        return task.compute_metrics(outputs, dataset, split)
-
-    # ---------------------------------------------------------------- program and state
-    inputs = transform[False](dataset.splits["train"][0])["inputs"]
-    if config.init_from and not (workdir / "checkpoints").exists():
-        check_start(config, len(dataset.classes), inputs)
-    program = find_program(programs, config, task, dataset, lengths, transform)
+    # ---------------------------------------------------------------- model and optimizer
+    first, num_classes = dataset.splits["train"][0], len(dataset.classes)
+    train_example = train_transform(first, np.random.default_rng(0))
+    eval_example = eval_transform(first)
     checkpoints = Checkpoints(workdir / "checkpoints", task.metric)
-    latest, begins = checkpoints.restore_latest(program.shape), ""
-    if latest is None:
-        start_step = 0
-        state = program.create(config.seed)
-        if config.init_from:
-            state, begins = start_from_run(
-                state, config, task, len(dataset.classes), inputs, program.shape.step.sharding
-            )
-            state = jax.device_put(state, shardings_of(program.shape))
-        progress: dict[str, Any] = {"seconds": 0.0, "best": None, "early_stopping": None}
-    else:
-        start_step, state, progress = latest
-    rank = checkpoints.rank
-    # Flax counts from the evaluation after the last good one.
-    stopping = EarlyStopping(patience=config.early_stopping.patience - 1)
-    if progress["early_stopping"]:
-        stopping = stopping.replace(**progress["early_stopping"])
+    trained = None
+    if config.init_from and checkpoints.is_empty():
+        trained = read_trained_weights(config, num_classes, eval_example["inputs"])
+    program = find_program(programs, config, task, num_classes, steps, train_example, eval_example)
+
+    # ---------------------------------------------------------------- restore
+    restored = checkpoints.restore_latest(program.state_shape)
+    step, state, progress = restored or (0, program.create_state(config.seed), dict(NEW_PROGRESS))
+    notes = [
+        f"compiled in {program.cost['compile_seconds']:.1f} s; "
+        f"{program.cost['xla_flops_per_step'] / 1e9:.2f} GFLOP per step by XLA's count"
+    ]
+    if trained:
+        inputs = eval_example["inputs"]
+        state, note = initialise_from(state, trained, config, num_classes, inputs)
+        state = jax.device_put(state, shardings_of(program.state_shape))
+        notes.append(note)
     print_facts(
         f"{config.name} on {dataset.name}",
-        start_rows(config, dataset, program.cost, workdir, start_step, lengths),
-        quiet=not lead,
+        describe_start(config, dataset, program.cost, workdir, step, steps),
+        quiet=not is_lead,
+    )
+    log = None
+    if is_lead:
+        log = MetricLog(workdir, step or -1, writers.open_writers(config, workdir, step))
+    run = TrainingRun(
+        config=config,
+        workdir=workdir,
+        task=task,
+        dataset=dataset,
+        train_transform=train_transform,
+        eval_transform=eval_transform,
+        steps=steps,
+        program=program,
+        checkpoints=checkpoints,
+        state=state,
+        step=step,
+        progress=progress,
+        # Flax counts from the evaluation after the last good one.
+        stopping=EarlyStopping(
+            patience=config.early_stopping.patience - 1, **(progress["early_stopping"] or {})
+        ),
+        started=started - progress["seconds"],
+        log=log,
     )
 
     # ---------------------------------------------------------------- loop
-    batches = pipeline.train_batches(
-        dataset.splits["train"],
-        transform[True],
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=start_step,
-        num_threads=config.input.threads,
-        num_workers=config.input.workers,
-        **hosts,
-    )
-    log = None
-    if lead:
-        log = MetricLog(
-            workdir, start_step or -1, writers.open_writers(config, workdir, start_step)
-        )
-    earlier = progress["seconds"]
+    step_seconds = run_steps(run, profile, notes)
 
-    def write(step: int, split: str, metrics: dict[str, float]) -> None:
-        if log:
-            log.write(step, split, metrics)
+    # ---------------------------------------------------------------- test
+    return test(run, step_seconds)
 
-    def save(step: int, metrics: dict[str, float] | None = None) -> None:
-        progress["seconds"] = earlier + time.monotonic() - started
-        checkpoints.save(step, state, progress, metrics)
 
-    def check() -> None:
-        if state.failed:
-            raise bad_step.explain(
-                config, workdir, state, program, dataset.splits["train"], transform[True]
-            )
+def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str]) -> float | None:
+    """Trains until the last step, an early stop or a signal; returns the median seconds of a step.
 
-    step = start_step
-    paces = []  # seconds a step, over the steps between two rows of the log
-    timed_from, begun = step, time.monotonic()
+    Args:
+        run: changes with each step.
+        profile: the first and the last step to trace; None traces nothing.
+        notes: sentences to show first.
+
+    Raises:
+        Stopped: after a signal.
+        UserError: if a step's numbers are not finite.
+    """
+    config, program, total = run.config, run.program, run.steps.total
+    is_lead = jax.process_index() == 0
+    eval_every = run.steps.per_epoch * config.evaluate_every
+    timer = StepTimer(run.step)
     with (
-        noticed(start_step) as asked,
-        tracing(workdir / "profile", profile if lead else None, start_step) as run,
-        Progress(lengths.total, start_step, quiet=not lead) as shown,
+        contextlib.closing(make_train_batches(run)) as batches,
+        handle_signals(run.step) as stop,
+        StepProfiler(run.workdir / "profile", profile if is_lead else None, run.step) as profiler,
+        Progress(total, run.step, quiet=not is_lead) as bar,
     ):
-        shown.say(
-            f"compiled in {program.cost['compile_seconds']:.1f} s; "
-            f"{program.cost['xla_flops_per_step'] / 1e9:.2f} GFLOP a step by XLA's count"
-        )
-        if begins:
-            shown.say(begins)
+        for note in notes:
+            bar.say(note)
         # The order matters. Rows are written before the checkpoint of their step: a run that is
         # stopped in between drops the rows past its checkpoint and writes them again.
-        while step < lengths.total and not stopping.should_stop:
-            step += 1
-            state, metrics = run(step, program.train_step, state, program.put(next(batches)))
-            stop = asked.by(step)
-            shown.update(step, metrics["loss"])
-            if step % config.log_every == 0:
+        while run.step < total and not run.stopping.should_stop:
+            batch = program.shard_batch(next(batches))
+            run.step += 1
+            profiler.begin(run.step, (run.state, batch))
+            run.state, metrics = program.train_step(run.state, batch)
+            profiler.end(run.step, metrics)
+            signal = stop.signal_at(run.step)
+            bar.update(run.step, metrics["loss"])
+            if run.step % config.log_every == 0:
                 metrics = {name: float(value) for name, value in metrics.items()}
-                paces.append((time.monotonic() - begun) / (step - timed_from))
-                timed_from, begun = step, time.monotonic()
-                check()
-                write(step, "train", metrics)
-            if step % (lengths.epoch * config.evaluate_every) == 0 or step == lengths.total:
-                check()
-                metrics = evaluation(state, "validation")
-                if not math.isfinite(metrics["loss"]):
-                    raise bad_step.explain_evaluation(metrics["loss"], step, workdir, state)
-                write(step, "validation", metrics)
-                # Losses at different temperatures do not compare: patience begins behind annealing.
-                if step >= lengths.annealing or not state.attention:
-                    if config.optimizer.schedule == "plateau":
-                        reduced = program.reduce(state.plateau, metrics["loss"])
-                        state = state.replace(plateau=reduced)
-                    if config.early_stopping.patience:
-                        stopping = stopping.update(metrics["loss"])
-                        progress["early_stopping"] = dataclasses.asdict(stopping)
-                if progress["best"] is None or rank(metrics) >= rank(progress["best"]):
-                    progress["best"] = {"step": step, **metrics}
-                save(step, metrics)
-                shown.row(step, numbers(metrics))
-                # By all hosts: parameters may be sharded over them.
-                variables = program.whole(state.evaluated)
-                if lead:
-                    for warning in task.draw_progress(
-                        program.model, variables, dataset, workdir, step, config.seed
-                    ):
-                        shown.say(warning)
-                timed_from, begun = step, time.monotonic()
-            elif step % config.checkpoint_every == 0 or stop:
-                check()
-                save(step)
-                timed_from, begun = step, time.monotonic()
-            if stop and step < lengths.total:
-                checkpoints.wait()
-                raise Stopped(step, stop)
-        if stopping.should_stop:
-            shown.say(f"stopped early: no lower loss in {config.early_stopping.patience} epochs")
-    batches.close()
-    checkpoints.wait()
+                timer.lap(run.step)
+                check_finite_state(run)
+                write_row(run, run.step, "train", metrics)
+            if run.step % eval_every == 0 or run.step == total:
+                validate_and_save(run, bar)
+                timer.restart(run.step)
+            elif run.step % config.checkpoint_every == 0 or signal:
+                check_finite_state(run)
+                save(run)
+                timer.restart(run.step)
+            if signal and run.step < total:
+                run.checkpoints.wait()
+                raise Stopped(run.step, signal)
+        if run.stopping.should_stop:
+            bar.say(f"stopped early: no lower loss in {config.early_stopping.patience} epochs")
+    run.checkpoints.wait()
+    return timer.median()
 
-    # ---------------------------------------------------------------- test and pictures
-    checksum = hash_parameters(program.whole(state.params))
-    progress["best"], best = checkpoints.restore_best(progress["best"], program.shape)
-    test = evaluation(best, "test") | task.reference_metrics(dataset)
-    write(progress["best"]["step"], "test", test)
-    found = collect(program.inspection, best.evaluated, evaluation_batches("test"), program.put)
-    variables = program.whole(best.evaluated)
-    checkpoints.close()
-    pace = statistics.median(paces) if paces else None
-    summary = {
+
+class StepTimer:
+    """Measures the seconds per step between the rows of the log, evaluations and checkpoints left out."""
+
+    def __init__(self, step: int):
+        """Starts after `step`."""
+        self._laps: list[float] = []
+        self.restart(step)
+
+    def restart(self, step: int) -> None:
+        """Leaves out the time since the last lap."""
+        self._step, self._time = step, time.monotonic()
+
+    def lap(self, step: int) -> None:
+        """Records the seconds per step since the last lap."""
+        self._laps.append((time.monotonic() - self._time) / (step - self._step))
+        self.restart(step)
+
+    def median(self) -> float | None:
+        """Returns the median of the laps; None if there is none."""
+        return statistics.median(self._laps) if self._laps else None
+
+
+def make_train_batches(run: TrainingRun) -> Iterator[pipeline.Batch]:
+    """Returns this host's share of the batches that follow the last step."""
+    return pipeline.train_batches(
+        run.dataset.splits["train"],
+        run.train_transform,
+        batch_size=run.config.batch_size,
+        seed=run.config.seed,
+        start_step=run.step,
+        num_threads=run.config.input.threads,
+        num_workers=run.config.input.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def map_split(
+    run: TrainingRun, step: Callable[..., dict[str, Any]], variables: Variables, split: str
+) -> Iterator[dict[str, Any]]:
+    """Yields `step(variables, batch)` of each batch of a split, on the host; padding is masked."""
+    batches = pipeline.eval_batches(
+        run.dataset.splits[split],
+        run.eval_transform,
+        batch_size=run.config.batch_size,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    for batch in batches:
+        yield jax.device_get(step(variables, run.program.shard_batch(batch)))
+
+
+def evaluate(run: TrainingRun, variables: Variables, split: str) -> dict[str, Any]:
+    """Returns the metrics of a split."""
+    sums = map_split(run, run.program.eval_step, variables, split)
+    return run.task.compute_metrics(sums, run.dataset, split)
+
+
+def inspect_examples(run: TrainingRun, variables: Variables, split: str) -> dict[str, Any]:
+    """Returns what the figures show of each example of a split, in order."""
+    parts = list(map_split(run, run.program.inspect_step, variables, split))
+    joined = jax.tree.map(lambda *values: np.concatenate(values), *parts)
+    is_real = joined.pop("mask") > 0
+    return jax.tree.map(lambda values: values[is_real], joined)
+
+
+def write_row(run: TrainingRun, step: int, split: str, metrics: Mapping[str, float]) -> None:
+    """Writes a row of the log, on the first host."""
+    if run.log:
+        run.log.write(step, split, metrics)
+
+
+def save(run: TrainingRun, metrics: dict[str, float] | None = None) -> None:
+    """Starts writing a checkpoint; one with metrics takes part in the choice of the best."""
+    run.progress["seconds"] = run.seconds
+    run.checkpoints.save(run.step, run.state, run.progress, metrics)
+
+
+def check_finite_state(run: TrainingRun) -> None:
+    """Raises the UserError that explains a step whose numbers were not finite."""
+    if run.state.failed:
+        raise explain_bad_step(
+            run.workdir,
+            run.state,
+            run.program,
+            run.dataset.splits["train"],
+            run.train_transform,
+            batch_size=run.config.batch_size,
+            seed=run.config.seed,
+        )
+
+
+def validate_and_save(run: TrainingRun, bar: Progress) -> None:
+    """Evaluates the validation split, adapts the run to its loss, and saves a checkpoint with its metrics."""
+    check_finite_state(run)
+    metrics = evaluate(run, run.state.eval_variables, "validation")
+    if not math.isfinite(metrics["loss"]):
+        raise explain_bad_evaluation(run.workdir, run.state, metrics["loss"])
+    write_row(run, run.step, "validation", metrics)
+    # Losses at different temperatures cannot be compared: patience begins after annealing.
+    if run.step >= run.steps.annealing or not run.state.attention:
+        adapt_to_loss(run, metrics["loss"])
+    rank, best = run.checkpoints.rank, run.progress["best"]
+    if best is None or rank(metrics) >= rank(best):
+        run.progress["best"] = {"step": run.step, **metrics}
+    save(run, metrics)
+    bar.row(run.step, scalar_metrics(metrics))
+    # All hosts take part: parameters may be sharded over them.
+    variables = run.program.replicate(run.state.eval_variables)
+    if run.log:
+        model, seed = run.program.model, run.config.seed
+        for warning in run.task.draw_progress(
+            model, variables, run.dataset, run.workdir, run.step, seed
+        ):
+            bar.say(warning)
+
+
+def adapt_to_loss(run: TrainingRun, loss: float) -> None:
+    """Cuts the learning rate, and stops the run early, after evaluations without a lower loss."""
+    if run.config.optimizer.schedule == "plateau":
+        plateau = run.program.update_plateau(run.state.plateau, loss)
+        run.state = run.state.replace(plateau=plateau)
+    if run.config.early_stopping.patience:
+        run.stopping = run.stopping.update(loss)
+        run.progress["early_stopping"] = dataclasses.asdict(run.stopping)
+
+
+def test(run: TrainingRun, step_seconds: float | None) -> dict[str, Any]:
+    """Tests the best checkpoint, draws the figures, and writes and returns the summary."""
+    program, task, workdir = run.program, run.task, run.workdir
+    sha256 = hash_parameters(program.replicate(run.state.params))
+    run.progress["best"], best = run.checkpoints.restore_best(
+        run.progress["best"], program.state_shape
+    )
+    metrics = evaluate(run, best.eval_variables, "test") | task.reference_metrics(run.dataset)
+    write_row(run, run.progress["best"]["step"], "test", metrics)
+    inspected = inspect_examples(run, best.eval_variables, "test")
+    variables = program.replicate(best.eval_variables)
+    run.checkpoints.close()
+    summary = make_summary(run, metrics, sha256, step_seconds)
+    if run.log:
+        run.log.close()
+        figures.training_curves(run.log.rows(), workdir / "figures" / "curves.png")
+        seed = run.config.seed
+        task.draw_figures(program.model, variables, inspected, metrics, run.dataset, workdir, seed)
+        result = describe_result(summary, workdir)
+        title = f"{run.config.name} on {run.dataset.name}, seed {seed}\n"
+        lines = (f"{name:10}{value}\n" for name, value in result)
+        files.write_text(workdir / "summary.txt", title + "".join(lines))
+        # Last: its presence says that the run is finished.
+        files.write_json(workdir / "summary.json", summary)
+        print_result("finished", result)
+    return summary
+
+
+def make_summary(
+    run: TrainingRun, test_metrics: Mapping[str, Any], sha256: str, step_seconds: float | None
+) -> dict[str, Any]:
+    """Returns the content of `summary.json`."""
+    config, dataset = run.config, run.dataset
+    return {
         "config": config.name,
         "dataset": dataset.name,
         "seed": config.seed,
         "fold": config.data.fold if config.data.fold >= 0 else None,
         "baseline": config.baseline,
-        "metric": task.metric,
-        "test": test,
-        "best": progress["best"],
-        "steps": step,
-        **program.cost,
-        "params_sha256": checksum,
+        "metric": run.task.metric,
+        "test": test_metrics,
+        "best": run.progress["best"],
+        "steps": run.step,
+        **run.program.cost,
+        "params_sha256": sha256,
         "batch_size": config.batch_size,
-        "step_seconds": pace,
-        "examples_per_second": config.batch_size / pace if pace else None,
-        "seconds": round(earlier + time.monotonic() - started, 1),
-        # What whoever predicts with the network has to know.
+        "step_seconds": step_seconds,
+        "examples_per_second": config.batch_size / step_seconds if step_seconds else None,
+        "seconds": round(run.seconds, 1),
+        # Needed by whatever predicts with the network.
         "classes": list(dataset.classes),
-        "shape": list(transform[False](dataset.splits["test"][0])["inputs"].shape),
+        "shape": list(run.eval_transform(dataset.splits["test"][0])["inputs"].shape),
         "examples": {name: len(split) for name, split in dataset.splits.items()},
         "skipped": len(dataset.skipped),
         "devices": [device.device_kind for device in jax.devices()],
         "versions": list_versions(),
     }
-    if lead:
-        log.close()
-        figures.training_curves(log.rows(), workdir / "figures" / "curves.png")
-        task.draw_figures(program.model, variables, found, test, dataset, workdir, config.seed)
-        lines = (f"{name:10}{value}\n" for name, value in result_rows(summary, workdir))
-        title = f"{config.name} on {dataset.name}, seed {config.seed}\n"
-        files.write_text(workdir / "summary.txt", title + "".join(lines))
-        # Last: its presence says that the run is finished.
-        files.write_json(workdir / "summary.json", summary)
-        print_result("finished", result_rows(summary, workdir))
-    return summary
-
-
-def find_program(
-    programs: dict[str, Program],
-    config: ConfigDict,
-    task: Task,
-    dataset: Dataset,
-    lengths: Lengths,
-    transform: Mapping[bool, Callable[..., Example]],
-) -> Program:
-    """The compiled program of a run: one of those there are, or a new one, which is added."""
-    first = dataset.splits["train"][0]
-    examples = [transform[True](first, np.random.default_rng(0)), transform[False](first)]
-    shapes = jax.tree.map(np.shape, examples)
-    free = ("seed", "data", "name", "input", "init_from")
-    rest = {k: v for k, v in config.to_dict().items() if k not in free}
-    key = json.dumps(to_json([rest, lengths, len(dataset.classes), shapes]), sort_keys=True)
-    if key in programs:
-        known = programs[key]
-        return dataclasses.replace(known, cost={**known.cost, "compile_seconds": 0.0})
-    programs[key] = build(config, task, dataset, lengths, *examples)
-    return programs[key]

@@ -1,7 +1,9 @@
-"""Loss scaling: the gradients of a larger loss, so that half precision does not round them to zero.
+"""Loss scaling: multiplies the loss, so that half precision does not round its gradients to zero.
 
 Micikevicius, Narang, Alben, Diamos, Elsen, Garcia, Ginsburg, Houston, Kuchaiev, Venkatesh, Wu: Mixed
 Precision Training. ICLR 2018. Powers of two change the exponent of a float and nothing else.
+
+Flax's `DynamicScale` counts steps otherwise and judges each microbatch alone.
 """
 
 from typing import Any
@@ -13,21 +15,21 @@ from flax import struct
 
 @struct.dataclass
 class LossScale:
-    """What the loss is multiplied by, and for how many steps that has gone well."""
+    """The loss's factor, and the number of finite steps since it last changed."""
 
     factor: jax.Array
     steps: jax.Array
 
 
-def start_scale(factor: float) -> LossScale:
-    """The scale that a run begins with."""
+def make_loss_scale(factor: float) -> LossScale:
+    """Returns the loss scale that a run begins with."""
     return LossScale(jnp.float32(factor), jnp.int32(0))
 
 
-def next_scale(scale: LossScale, finite: jax.Array, grow_every: int) -> LossScale:
-    """Half of it after gradients that are not finite, twice after `grow_every` steps of finite ones.
+def update_loss_scale(scale: LossScale, finite: jax.Array, grow_every: int) -> LossScale:
+    """Halves the factor after a step that was not finite, doubles it after `grow_every` finite ones.
 
-    It does not fall below 1. With `grow_every` 0 it stays what it is.
+    The factor does not fall below 1. With `grow_every` 0 it is constant.
     """
     if not grow_every:
         return scale
@@ -37,32 +39,32 @@ def next_scale(scale: LossScale, finite: jax.Array, grow_every: int) -> LossScal
     return LossScale(jnp.maximum(scale.factor * change, 1.0), jnp.where(grows, 0, steps))
 
 
-def outcome(
-    loss: Any, gradients: Any, statistics: Any, scale: LossScale, grow_every: int
-) -> tuple[jax.Array, jax.Array]:
-    """How a step went: whether its numbers are finite, and whether not, but a smaller scale may help.
-
-    It may where gradients alone are not finite, and the scale can fall: that step is left out.
-    """
-    finite = all_finite((loss, gradients, statistics))
-    can_fall = (scale.factor > 1) if grow_every else jnp.bool_(False)
-    return finite, ~finite & all_finite((loss, statistics)) & can_fall
-
-
-def unless(stays: jax.Array, new: Any, old: Any) -> Any:
-    """The new arrays; the old ones where `stays`."""
-    return jax.tree.map(lambda new, old: jnp.where(stays, old, new), new, old)
-
-
-def unscale(gradients: Any, scale: LossScale) -> Any:
-    """The gradients of the loss itself."""
+def unscale_gradients(gradients: Any, scale: LossScale) -> Any:
+    """Divides the gradients of the scaled loss by the factor."""
     return jax.tree.map(lambda leaf: leaf / scale.factor.astype(leaf.dtype), gradients)
 
 
+def check_finite(
+    loss: Any, gradients: Any, batch_stats: Any, scale: LossScale, grow_every: int
+) -> tuple[jax.Array, jax.Array]:
+    """Checks the numbers of a step: (all are finite, only the gradients overflow).
+
+    Gradients that overflow may be finite at a smaller scale, if the scale can fall: such a step is skipped.
+    """
+    finite = all_finite((loss, gradients, batch_stats))
+    can_fall = (scale.factor > 1) if grow_every else jnp.bool_(False)
+    return finite, ~finite & all_finite((loss, batch_stats)) & can_fall
+
+
 def all_finite(tree: Any) -> jax.Array:
-    """Whether all numbers of a tree are finite."""
-    # By the largest, which is infinite or NaN where one of them is: on a CPU that is the fastest.
+    """Returns True if all numbers of a tree are finite."""
+    # The largest is infinite or NaN where any number is; on a CPU this is the fastest test.
     largest = [
         jnp.max(jnp.abs(leaf), initial=0).astype(jnp.float32) for leaf in jax.tree.leaves(tree)
     ]
     return jnp.isfinite(jnp.stack(largest).max())
+
+
+def keep_old_where(skip: jax.Array, new: Any, old: Any) -> Any:
+    """Returns the new arrays, or the old ones where `skip` is true."""
+    return jax.tree.map(lambda new, old: jnp.where(skip, old, new), new, old)

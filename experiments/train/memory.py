@@ -1,4 +1,4 @@
-"""Whether what a run needs fits into memory, said before it is asked for."""
+"""Checks that a run fits into memory before it allocates any, and explains when it did not."""
 
 import contextlib
 import math
@@ -11,51 +11,52 @@ import jax
 from experiments.core.errors import UserError
 
 GIGABYTE = 1e9
-LESS = (
-    "choose a smaller --config.batch_size or network, cut the batch by --config.accumulate, or deal the "
-    "parameters out to several devices by --config.shard_parameters=True"
+ADVICE = (
+    "choose a smaller --config.batch_size or network, cut the batch with --config.accumulate, or shard the "
+    "parameters over several devices with --config.shard_parameters=True"
 )
 
 
-def available() -> float:
-    """The bytes that each device of this host can give; infinite where nobody says."""
+def bytes_per_device() -> float:
+    """Returns the memory of each device of this host; infinity where it is unknown."""
     stats = jax.local_devices()[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"]
     if jax.default_backend() != "cpu" or not hasattr(os, "sysconf"):
         return math.inf
-    # Devices of a CPU share what there is.
+    # The CPU's devices share the machine's memory.
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / jax.local_device_count()
 
 
-def of_one_device(tree: Any) -> int:
-    """The bytes that arrays, or shapes with shardings, take on one device."""
+def count_bytes_on_one_device(tree: Any) -> int:
+    """Counts the bytes that arrays, or shapes with shardings, take on one device."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def check_fits(needed: float, what: str, less: str = LESS) -> None:
-    """Returns if so many bytes for each device can be there.
+def check_fits(num_bytes: float, name: str, advice: str = ADVICE) -> None:
+    """Checks that `num_bytes` fit on each device.
+
+    Args:
+        num_bytes: what `name` needs on each device.
+        name: the beginning of the message, such as `A training step`.
+        advice: the end of the message: how to need less.
 
     Raises:
-        UserError: says how much is missing, and what makes it less.
+        UserError: if they do not fit.
     """
-    if needed > (most := available()):
+    if num_bytes > (available := bytes_per_device()):
         raise UserError(
-            f"{what} takes {needed / GIGABYTE:,.1f} GB on each device, which has {most / GIGABYTE:,.1f} GB: "
-            f"{less}."
+            f"{name} takes {num_bytes / GIGABYTE:,.1f} GB on each device, which has "
+            f"{available / GIGABYTE:,.1f} GB: {advice}."
         )
 
 
 @contextlib.contextmanager
-def exhaustion_said() -> Iterator[None]:
-    """Turns what JAX says when a device has no memory left into a sentence.
-
-    Raises:
-        UserError: instead of JAX's error.
-    """
+def explain_out_of_memory() -> Iterator[None]:
+    """Turns JAX's error about a full device into a UserError."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
@@ -63,6 +64,6 @@ def exhaustion_said() -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())[:200]
         raise UserError(
-            f"A device has no memory left ({reason}): {LESS}. The same command continues from the last "
+            f"A device has no memory left ({reason}): {ADVICE}. The same command continues from the last "
             "checkpoint, if there is one; with other settings choose another --workdir."
         ) from error

@@ -1,4 +1,4 @@
-"""How a run is optimised: its lengths in steps, the learning rate over them, the optimiser."""
+"""Optimization of a run: its phases in steps, the learning rate over them, and the optimizer."""
 
 import dataclasses
 import math
@@ -10,73 +10,77 @@ import jax.numpy as jnp
 import optax
 from flax import traverse_util
 from ml_collections import ConfigDict
+from optax.contrib import reduce_on_plateau
 
 from dyn.interop import candidate_kernels
+from dyn.schedules import geometric_temperature, linear_temperature
 
 OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("plateau", "cosine", "decades", "constant")
+TEMPERATURES = {"geometric": geometric_temperature, "linear": linear_temperature}
 
 
 @dataclasses.dataclass(frozen=True)
-class Lengths:
-    """How long a run and its parts are, in steps.
+class StepCounts:
+    """Numbers of steps of a run and of its phases.
 
     Attributes:
-        epoch: the steps of an epoch.
-        total: of the run.
-        annealing: until the temperature is 1 and the blend 0.
-        ramp: until the layers' own losses have their full weight.
-        head: in which the head alone learns.
+        per_epoch: steps of one epoch.
+        total: steps of the run.
+        annealing: steps until the temperature is 1 and the blend 0.
+        auxiliary_ramp: steps until the layers' auxiliary losses have their full weight.
+        head_only: first steps, in which the head learns alone.
     """
 
-    epoch: int
+    per_epoch: int
     total: int
     annealing: int
-    ramp: int
-    head: int = 0
+    auxiliary_ramp: int
+    head_only: int = 0
 
 
-def make_lengths(config: ConfigDict, examples: int) -> Lengths:
-    """The lengths of a run on so many training examples."""
-    epoch = math.ceil(examples / config.batch_size)
-    total = epoch * config.epochs
-    return Lengths(
-        epoch=epoch,
+def count_steps(config: ConfigDict, num_examples: int) -> StepCounts:
+    """Counts the steps of a run on `num_examples` training examples."""
+    per_epoch = math.ceil(num_examples / config.batch_size)
+    total = per_epoch * config.epochs
+    return StepCounts(
+        per_epoch=per_epoch,
         total=min(total, config.steps) if config.steps else total,
-        annealing=epoch * config.temperature.epochs,
-        ramp=epoch * config.auxiliary.epochs,
-        # Over a network of random numbers there is nothing for a head to learn alone.
-        head=epoch * config.stages.head_epochs if config.init_from else 0,
+        annealing=per_epoch * config.temperature.epochs,
+        auxiliary_ramp=per_epoch * config.auxiliary.epochs,
+        # On top of a random network a head alone would learn nothing useful.
+        head_only=per_epoch * config.stages.head_epochs if config.init_from else 0,
     )
 
 
-def make_schedule(config: ConfigDict, lengths: Lengths) -> optax.Schedule:
-    """The learning rate that `config.optimizer` asks for, before the plateau's scale.
+def make_schedule(config: ConfigDict, steps: StepCounts) -> optax.Schedule:
+    """Returns the learning rate of each step, before the plateau's scale.
 
-    'constant' stays. 'plateau' does too: the loop cuts it when the validation loss stays. 'cosine'
-    falls to a thousandth over the run, 'decades' to a tenth after each third of it. All begin with
-    `warmup_epochs` of linear growth from zero. Where the head learns alone first, its rate is constant,
-    and all that begins then, at the rate of `config.stages`.
+    'constant' and 'plateau' stay constant; for 'plateau' the loop reduces the rate when the validation loss
+    stops falling. 'cosine' falls to a thousandth over the run, 'decades' to a tenth after each third of it.
+    All begin with `warmup_epochs` of linear growth from zero. While the head learns alone, the rate is
+    constant; the schedule follows, from the rate of `config.stages`.
     """
     rate = config.optimizer.learning_rate
-    warmup = round(config.optimizer.warmup_epochs * lengths.epoch)
-    if lengths.head:
-        then = _falling(config, config.stages.learning_rate or rate, lengths.total - lengths.head)
-        boundary = max(lengths.head - warmup, 0)
-        after = optax.join_schedules([optax.constant_schedule(rate), then], [boundary])
+    warmup = round(config.optimizer.warmup_epochs * steps.per_epoch)
+    if steps.head_only:
+        rate_of_all = config.stages.learning_rate or rate
+        falling = _falling(config.optimizer.schedule, rate_of_all, steps.total - steps.head_only)
+        boundary = max(steps.head_only - warmup, 0)
+        after = optax.join_schedules([optax.constant_schedule(rate), falling], [boundary])
     else:
-        after = _falling(config, rate, lengths.total - warmup)
+        after = _falling(config.optimizer.schedule, rate, steps.total - warmup)
     if not warmup:
         return after
-    # Counted from one, or the first step would do nothing.
+    # Counted from 1: from 0, the first step would do nothing.
     return optax.join_schedules(
         [lambda step: rate * (step + 1) / (warmup + 1), after], boundaries=[warmup]
     )
 
 
-def _falling(config: ConfigDict, rate: float, steps: int) -> optax.Schedule:
+def _falling(name: str, rate: float, steps: int) -> optax.Schedule:
     steps = max(steps, 1)
-    match config.optimizer.schedule:
+    match name:
         case "cosine":
             return optax.cosine_decay_schedule(rate, steps, alpha=1e-3)
         case "decades":
@@ -85,91 +89,106 @@ def _falling(config: ConfigDict, rate: float, steps: int) -> optax.Schedule:
     return optax.constant_schedule(rate)
 
 
+def make_plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """Returns the rule that scales the learning rate down when the validation loss stops falling."""
+    return reduce_on_plateau(
+        factor=config.plateau.factor,
+        patience=config.plateau.patience,
+        min_scale=config.plateau.min_learning_rate / config.optimizer.learning_rate,
+    )
+
+
 def make_optimizer(
-    config: ConfigDict, schedule: optax.Schedule, restart_at: int = 0
+    config: ConfigDict, schedule: optax.Schedule, reset_at: int = 0
 ) -> optax.GradientTransformation:
-    """The optimiser that `config.optimizer` names, at the rate of `schedule`.
+    """Returns the optimizer that `config.optimizer` names, with the learning rate of `schedule`.
 
     Args:
         config: the experiment.
-        schedule: learning rate of each step.
-        restart_at: the step at which it forgets what it has gathered; 0 for none.
+        schedule: the learning rate of each step.
+        reset_at: the step before which the optimizer forgets its state; 0 never.
     """
-    if restart_at:
-        # The schedule goes on counting.
+    if reset_at:
+        # The schedule keeps counting.
         rule = make_optimizer(config, lambda step: 1.0)
-        return optax.chain(restarting(rule, restart_at), optax.scale_by_schedule(schedule))
+        return optax.chain(reset_state_at(rule, reset_at), optax.scale_by_schedule(schedule))
     decay = config.optimizer.weight_decay
     b1, b2 = config.optimizer.betas
     match config.optimizer.name:
         case "adam" if decay == 0:
             optimizer = optax.adam(schedule, b1, b2)
         case "adam" | "adamw":
-            optimizer = optax.adamw(schedule, b1, b2, weight_decay=decay, mask=_matrices)
-        case _:  # sgd; `validate` knows the names
+            optimizer = optax.adamw(schedule, b1, b2, weight_decay=decay, mask=_is_matrix)
+        case _:  # sgd: `validate` refuses other names
             optimizer = optax.chain(
-                optax.add_decayed_weights(decay, mask=_matrices),
+                optax.add_decayed_weights(decay, mask=_is_matrix),
                 optax.sgd(schedule, momentum=0.9, nesterov=True),
             )
     if config.optimizer.clip:
         optimizer = optax.chain(optax.clip_by_global_norm(config.optimizer.clip), optimizer)
     if config.task == "acgan" and config.gan.discriminator_rate != 1:
         slower = optax.scale(config.gan.discriminator_rate)
-        optimizer = optax.chain(optimizer, optax.masked(slower, _discriminator))
+        optimizer = optax.chain(optimizer, optax.masked(slower, _is_discriminator))
     if config.adapt_gates:
-        return optax.chain(optimizer, optax.masked(optax.set_to_zero(), _not_attention))
+        return optax.chain(optimizer, optax.masked(optax.set_to_zero(), _is_not_attention))
     if config.start.freeze:
         return optax.chain(optimizer, optax.masked(optax.set_to_zero(), candidate_kernels))
     return optimizer
 
 
-class Restarting(NamedTuple):
-    """How often an optimiser was asked, and what it has gathered."""
+class ResettingState(NamedTuple):
+    """The number of updates so far, and the state of the optimizer that is reset.
+
+    Checkpoints know both fields by these names.
+    """
 
     count: jax.Array
     gathered: Any
 
 
-def restarting(rule: optax.GradientTransformation, at: int) -> optax.GradientTransformation:
-    """An optimiser that forgets what it has gathered, such as Adam's moments, before its update `at`."""
+def reset_state_at(rule: optax.GradientTransformation, step: int) -> optax.GradientTransformation:
+    """Wraps an optimizer so that it forgets its state, such as Adam's moments, before update `step`."""
 
-    def init(params: Any) -> Restarting:
-        return Restarting(jnp.zeros((), jnp.int32), rule.init(params))
+    def init(params: Any) -> ResettingState:
+        return ResettingState(jnp.zeros((), jnp.int32), rule.init(params))
 
-    def update(gradients: Any, state: Restarting, params: Any = None) -> tuple[Any, Restarting]:
-        begins = state.count == at
-        gathered = jax.tree.map(
-            lambda new, old: jnp.where(begins, new, old), rule.init(params), state.gathered
+    def update(
+        gradients: Any, state: ResettingState, params: Any = None
+    ) -> tuple[Any, ResettingState]:
+        resets = state.count == step
+        inner = jax.tree.map(
+            lambda new, old: jnp.where(resets, new, old), rule.init(params), state.gathered
         )
-        updates, gathered = rule.update(gradients, gathered, params)
-        return updates, Restarting(state.count + 1, gathered)
+        updates, inner = rule.update(gradients, inner, params)
+        return updates, ResettingState(state.count + 1, inner)
 
     return optax.GradientTransformation(init, update)
 
 
-def of_head(function: Callable[[jax.Array], Any], params: Any) -> Any:
-    """A tree in which what is not the head's is what `function` makes of it.
+def map_below_head(function: Callable[[jax.Array], Any], params: Any) -> Any:
+    """Applies a function to all parameters but those of the head.
 
-    Over a `backbone` all else is the head; in a network of one piece it is what is called `head`.
+    Beside a `backbone` everything is the head; in a network without one it is the layer `head`.
     """
-    whole = "backbone" not in params
+    has_backbone = "backbone" in params
 
-    def choose(path: tuple[str, ...], leaf: jax.Array) -> Any:
-        learns = path[0] == "head" if whole else path[0] != "backbone"
-        return leaf if learns else function(leaf)
+    def apply(path: tuple[str, ...], leaf: jax.Array) -> Any:
+        in_head = path[0] != "backbone" if has_backbone else path[0] == "head"
+        return leaf if in_head else function(leaf)
 
-    return traverse_util.path_aware_map(choose, params)
-
-
-def _not_attention(params: Any) -> Any:
-    """All that decides no attention: with gates, what is not the gates' own."""
-    return traverse_util.path_aware_map(lambda path, _: "attention" not in path, params)
+    return traverse_util.path_aware_map(apply, params)
 
 
-def _discriminator(params: Any) -> Any:
+def _is_matrix(params: Any) -> Any:
+    """Marks kernels, which alone are decayed; biases and the norms' scales are not."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+
+def _is_discriminator(params: Any) -> Any:
+    """Marks the parameters of a GAN's discriminator."""
     return traverse_util.path_aware_map(lambda path, _: path[0] == "discriminator", params)
 
 
-def _matrices(params: Any) -> Any:
-    """Weight decay is for kernels; biases and the norms' scales are left alone."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def _is_not_attention(params: Any) -> Any:
+    """Marks the parameters that decide no attention: with gates, all but the gates' own."""
+    return traverse_util.path_aware_map(lambda path, _: "attention" not in path, params)

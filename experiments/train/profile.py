@@ -1,7 +1,7 @@
-"""Traces of a few training steps: which part of which layer takes how long."""
+"""Traces a few training steps: which part of which layer takes how long."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +9,11 @@ import jax
 
 from experiments.core.errors import UserError
 
-Steps = tuple[int, int]
+StepRange = tuple[int, int]
 
 
-def parse(words: Sequence[str]) -> Steps | None:
-    """`--profile=FIRST,LAST` as two numbers of steps, counted from 1; None where it is not given.
+def parse_steps(words: Sequence[str]) -> StepRange | None:
+    """Reads `--profile=FIRST,LAST` as two steps, counted from 1; None where the flag is absent.
 
     Raises:
         UserError: if it is anything else.
@@ -32,43 +32,54 @@ def parse(words: Sequence[str]) -> Steps | None:
     return first, last
 
 
-@contextlib.contextmanager
-def tracing(folder: Path, steps: Steps | None, start_step: int) -> Iterator[Callable[..., Any]]:
-    """Gives `run(step, function, *arguments)`, which calls the function, and traces some of the steps.
+class StepProfiler(contextlib.AbstractContextManager):
+    """Traces some steps of a run for TensorBoard's profile plugin or Perfetto.
 
-    Args:
-        folder: where the trace goes, as TensorBoard's profile plugin and Perfetto read it.
-        steps: the first and the last one to trace; None for none.
-        start_step: how many steps an earlier run has done.
-
-    Raises:
-        UserError: if all of them were done before.
+    Call `begin` before each step and `end` after it; leaving the `with` ends a trace that still runs.
     """
-    if steps and steps[0] <= start_step:
-        raise UserError(
-            f"--profile={steps[0]},{steps[1]}: the run continues behind step {start_step}; name later steps."
-        )
-    running = False
 
-    def run(step: int, function: Callable[..., Any], *arguments: Any) -> Any:
-        nonlocal running
-        if steps is None or not steps[0] <= step <= steps[1]:
-            return function(*arguments)
-        if step == steps[0]:
-            # Steps that were begun before are none of the trace's.
+    def __init__(self, folder: Path, steps: StepRange | None, start_step: int):
+        """Prepares to write the trace into `folder`.
+
+        Args:
+            folder: of the trace.
+            steps: the first and the last step to trace; None traces nothing.
+            start_step: the step from which the run continues.
+
+        Raises:
+            UserError: if the run has already passed the first of them.
+        """
+        if steps and steps[0] <= start_step:
+            raise UserError(
+                f"--profile={steps[0]},{steps[1]}: the run continues after step {start_step}; name later "
+                "steps."
+            )
+        self._folder, self._steps = folder, steps
+        self._running = False
+        self._annotation: jax.profiler.StepTraceAnnotation | None = None
+
+    def begin(self, step: int, arguments: Any) -> None:
+        """Starts tracing if `step` is to be traced; waits for its arguments before the first."""
+        if self._steps is None or not self._steps[0] <= step <= self._steps[1]:
+            return
+        if step == self._steps[0]:
             jax.block_until_ready(arguments)
-            jax.profiler.start_trace(str(folder))
-            running = True
-        with jax.profiler.StepTraceAnnotation("train", step_num=step):
-            result = function(*arguments)
-        if step == steps[1]:
-            jax.block_until_ready(result)
-            jax.profiler.stop_trace()
-            running = False
-        return result
+            jax.profiler.start_trace(str(self._folder))
+            self._running = True
+        self._annotation = jax.profiler.StepTraceAnnotation("train", step_num=step)
+        self._annotation.__enter__()
 
-    try:
-        yield run
-    finally:
-        if running:
+    def end(self, step: int, results: Any) -> None:
+        """Stops tracing after the last step that is to be traced, once its results are there."""
+        if self._annotation:
+            self._annotation.__exit__(None, None, None)
+            self._annotation = None
+        if self._running and step == self._steps[1]:
+            jax.block_until_ready(results)
             jax.profiler.stop_trace()
+            self._running = False
+
+    def __exit__(self, *error: object) -> None:
+        if self._running:
+            jax.profiler.stop_trace()
+            self._running = False

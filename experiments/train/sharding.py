@@ -1,41 +1,72 @@
-"""Where arrays lie: batches are dealt out to the devices, parameters are on each, or dealt out too."""
+"""Places arrays on devices: batches are split over them, parameters are replicated or split too."""
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 AXIS = "data"
-# Fetching fewer numbers than these takes longer than it saves.
-SMALL = 4096
+# Gathering a smaller array takes longer than splitting it saves.
+SMALLEST_SHARDED = 4096
 
 
 def make_mesh() -> Mesh:
-    """All devices of all hosts, in a row."""
+    """Returns all devices of all hosts as a mesh of one axis."""
     return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
 
 
-def with_shards(tree: Any, mesh: Mesh) -> Any:
-    """Gives every shape of a tree a sharding that deals its array out to the devices of a mesh.
+def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+    """Makes arrays over all devices from each host's share of a batch."""
+    sharding = NamedSharding(mesh, P(AXIS))
+    return {
+        name: jax.make_array_from_process_local_data(sharding, values)
+        for name, values in batch.items()
+    }
 
-    An array is cut along its longest axis that the number of devices divides; one without such an
-    axis, or of fewer than `SMALL` numbers, is whole on every device. Rajbhandari, Rasley, Ruwase, He:
+
+def with_shards(tree: Any, mesh: Mesh) -> Any:
+    """Gives every shape of a tree a sharding that splits its array over the devices of a mesh.
+
+    An array is split along its longest axis that the number of devices divides. An array without such an
+    axis, or with fewer than `SMALLEST_SHARDED` numbers, is replicated. Rajbhandari, Rasley, Ruwase, He:
     ZeRO: Memory Optimizations toward Training Trillion Parameter Models. SC 2020.
     """
 
-    def place(leaf: Any) -> jax.ShapeDtypeStruct:
+    def shard(leaf: Any) -> jax.ShapeDtypeStruct:
         axes = [axis for axis, length in enumerate(leaf.shape) if length % mesh.size == 0]
-        if leaf.size < SMALL or not axes:
+        if leaf.size < SMALLEST_SHARDED or not axes:
             spec = P()
         else:
             longest = max(axes, key=lambda axis: leaf.shape[axis])
             spec = P(*[None] * longest, AXIS)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
-    return jax.tree.map(place, tree)
+    return jax.tree.map(shard, tree)
 
 
 def shardings_of(tree: Any) -> Any:
-    """Where each array of a tree, or each shape with a sharding, lies."""
+    """Returns the sharding of each array of a tree, or of each shape that has one."""
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+@dataclasses.dataclass(frozen=True)
+class ParameterSharding:
+    """Shardings of sharded parameters: `gathered` while a step computes, `sharded` between steps.
+
+    Without these constraints XLA gathers other devices' activations where they are fewer numbers.
+    """
+
+    gathered: Any
+    sharded: Any
+
+    def gather(self, params: Any) -> Any:
+        """Constrains parameters to be whole on every device."""
+        return jax.lax.with_sharding_constraint(params, self.gathered)
+
+    def shard(self, gradients: Any) -> Any:
+        """Constrains gradients to be split as the parameters are between steps."""
+        return jax.lax.with_sharding_constraint(gradients, self.sharded)

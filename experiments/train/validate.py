@@ -14,8 +14,7 @@ from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset
 from experiments.tasks import TASKS, make_task
 from experiments.tasks.classification import SERIES_NETS
-from experiments.train.optimizer import OPTIMIZERS, SCHEDULES
-from experiments.train.program import ANNEALING
+from experiments.train.optimizer import OPTIMIZERS, SCHEDULES, TEMPERATURES
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -174,7 +173,7 @@ def validate(config: ConfigDict) -> None:
     _one_of(config, "optimizer.schedule", SCHEDULES)
     for name, words in AUDIO_WORDS.items():
         _one_of(config, f"audio.{name}", words)
-    _one_of(config, "temperature.schedule", ANNEALING)
+    _one_of(config, "temperature.schedule", TEMPERATURES)
     _one_data_set(config)
     if config.data.variant and config.data.name not in ("ucr", "tfds", "audio"):
         raise UserError(

@@ -90,22 +90,12 @@ def write_run(tmp_path):
     return write
 
 
-class Reached(Exception):
+class Compiles(Exception):
     """The command would compile now."""
 
 
-class Traced:
-    """In the place of `jax.jit`: traces, and ends there."""
-
-    def __init__(self, function, **_):
-        self.function = function
-
-    def lower(self, *args):
-        jax.eval_shape(self.function, *args)
-        return self
-
-    def compile(self):
-        raise Reached
+def stop_before_compiling(*_):
+    raise Compiles
 
 
 @pytest.fixture
@@ -118,7 +108,7 @@ def ask(monkeypatch, capsys, tmp_path):
     from experiments import main as command
     from experiments.core import cli
     from experiments.train import loop as train
-    from experiments.train import program, validate
+    from experiments.train import validate
 
     monkeypatch.chdir(Path(command.__file__).parents[1])
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
@@ -130,8 +120,7 @@ def ask(monkeypatch, capsys, tmp_path):
         seen.train(config, workdir, **options)
 
     monkeypatch.setattr(train, "train", noticed)
-    names = {name: getattr(jax, name) for name in dir(jax)} | {"jit": Traced}
-    monkeypatch.setattr(program, "jax", SimpleNamespace(**names))
+    monkeypatch.setattr(jax.stages.Lowered, "compile", stop_before_compiling)
 
     def run(*words, deep=True):
         words = ["main.py", *words]
@@ -141,7 +130,7 @@ def ask(monkeypatch, capsys, tmp_path):
         # Optax does not pass strict promotion.
         with flagsaver.flagsaver(), jax.numpy_dtype_promotion("standard"):
             seen.train = loop if deep else lambda config, *_, **__: validate.validate(config)
-            with contextlib.suppress(Reached):
+            with contextlib.suppress(Compiles):
                 code = cli.run(command.main, words, command.__doc__)
                 out, err = capsys.readouterr()
                 if code == 0 and not deep:

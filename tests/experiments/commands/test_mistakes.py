@@ -247,7 +247,7 @@ def test_a_study_that_cannot_be_run_is_answered(
     given = {word.partition("=")[0] for word in words}
     words = ["study.py", *words, *(f"{k}={v}" for k, v in usual.items() if k not in given)]
     cache = jax.config.jax_compilation_cache_dir
-    monkeypatch.setattr(program, "build", lambda *_: pytest.fail("it would be trained"))
+    monkeypatch.setattr(program, "compile_program", lambda *_: pytest.fail("it would be trained"))
     try:
         with flagsaver.flagsaver(), jax.numpy_dtype_promotion("standard"):
             assert cli.run(study.main, words, study.__doc__) == 2

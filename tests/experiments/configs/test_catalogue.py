@@ -17,9 +17,10 @@ from experiments.reports.comparison import PERCENT
 from experiments.runs import artifacts as maps
 from experiments.tasks import make_task
 from experiments.tasks.backbone import make_network
-from experiments.train.loop import find_program, train
+from experiments.train.loop import train
 from experiments.train.loss_scale import all_finite
-from experiments.train.optimizer import make_lengths
+from experiments.train.optimizer import count_steps
+from experiments.train.program import compile_program
 from experiments.train.validate import validate
 
 FOLDER = Path(experiments.configs.__file__).parent
@@ -121,19 +122,24 @@ def test_a_config_stays_finite_for_200_steps_in_bfloat16(name):
         **{"dtype": "bfloat16", "data.limit": 64, "epochs": 25},
     )
     task, dataset = make_task(config), data.load(config.data, config.seed)
-    transform = {train: task.make_transform(train=train) for train in (True, False)}
-    lengths = make_lengths(config, len(dataset.splits["train"]))
-    program = find_program({}, config, task, dataset, lengths, transform)
-    batches = pipeline.train_batches(
-        dataset.splits["train"], transform[True], batch_size=config.batch_size, seed=0
+    train_split, transform = dataset.splits["train"], task.make_transform(train=True)
+    steps = count_steps(config, len(train_split))
+    program = compile_program(
+        config,
+        task,
+        len(dataset.classes),
+        steps,
+        transform(train_split[0], np.random.default_rng(0)),
+        task.make_transform(train=False)(train_split[0]),
     )
-    state, losses = program.create(0), []
-    for _ in range(lengths.total):
-        state, metrics = program.train_step(state, program.put(next(batches)))
+    batches = pipeline.train_batches(train_split, transform, batch_size=config.batch_size, seed=0)
+    state, losses = program.create_state(0), []
+    for _ in range(steps.total):
+        state, metrics = program.train_step(state, program.shard_batch(next(batches)))
         losses.append(metrics["loss"])
     batches.close()
     # A state that met a loss, a gradient or a statistic that is not finite would have stayed there.
-    assert int(state.step) == lengths.total == 200 and not bool(state.failed)
+    assert int(state.step) == steps.total == 200 and not bool(state.failed)
     assert bool(all_finite((state.params, state.batch_stats, state.opt_state)))
     assert np.mean(losses[-50:]) < np.mean(losses[:50])
 

@@ -25,7 +25,7 @@ from experiments.tasks import acgan, make_task
 from experiments.tasks.gan_samples import diversity, labelled, levels
 from experiments.train import loop as loop
 from experiments.train.loop import train
-from experiments.train.optimizer import make_lengths, make_optimizer, make_schedule
+from experiments.train.optimizer import count_steps, make_optimizer, make_schedule
 from experiments.train.validate import validate
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -75,7 +75,7 @@ def test_a_step_is_that_of_two_optimisers_in_the_published_order(setting):
             shapes,
         )
 
-        one = make_optimizer(config, make_schedule(config, make_lengths(config, 64)))
+        one = make_optimizer(config, make_schedule(config, count_steps(config, 64)))
         rates = 2e-4, 2e-4 * config.gan.discriminator_rate
         of_g, of_d = (optax.adam(rate, 0.5, 0.999) for rate in rates)
 

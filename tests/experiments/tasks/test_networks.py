@@ -13,7 +13,7 @@ from experiments.configs import base, common, dcd
 from experiments.core.errors import UserError
 from experiments.tasks import make_task
 from experiments.tasks.backbone import CONVS, NETWORKS, make_network
-from experiments.train.banner import _network
+from experiments.train.banner import describe_network
 from experiments.train.validate import refuse_unused, validate
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -66,7 +66,7 @@ def test_a_hidden_layer_stands_on_the_features_of_any_network(network):
     params = variables["params"]
     assert {"backbone", "hidden", "head"} <= set(params)
     assert "head" not in params["backbone"] and params["head"]["kernel"].shape == (5, 3)
-    assert "a hidden layer of 5" in _network(config)
+    assert "a hidden layer of 5" in describe_network(config)
 
 
 def test_the_convolutions_of_a_backbone_find_the_warehouses_that_were_planned_for_the_whole():
@@ -96,10 +96,10 @@ def test_a_bird_classifier_of_17_classes_has_the_published_parameters(network, s
 def test_a_width_of_64_is_as_published_and_a_study_counts_it():
     config = config_of("mobilenet_v2", "folder")
     assert study.parameters_of(config) == 3_504_872 - 990 * 1281
-    assert _network(config) == "MobileNetV2, 1 times as wide as published"
+    assert describe_network(config) == "MobileNetV2, 1 times as wide as published"
     config = config_of("vgg16", "folder")
     assert study.parameters_of(config) == 138_357_544 - 990 * 4097
-    assert _network(config) == "VGG-16, width 64"
+    assert describe_network(config) == "VGG-16, width 64"
 
 
 @pytest.mark.parametrize(

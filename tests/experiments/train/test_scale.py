@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from experiments.train.accumulation import accumulate, microbatches
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -18,7 +19,6 @@ from experiments.runs.checkpoints import Checkpoints, with_sharding
 from experiments.tasks import make_task
 from experiments.train import loop as loop
 from experiments.train import program, sharding
-from experiments.train.accumulation import accumulate, microbatches
 from experiments.train.optimizer import Lengths, make_optimizer
 from experiments.train.validate import validate
 

@@ -1,0 +1,440 @@
+"""One training step and one evaluation step: pure functions of a state and a batch.
+
+    step = partial(train_step, model=model, task=task, optimizer=optimizer, settings=settings)
+    state, metrics = jax.jit(step)(state, batch)
+
+`program.py` compiles them for the devices at hand.
+"""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from ml_collections import ConfigDict
+from optax.contrib import ReduceLROnPlateauState
+
+from dyn.schedules import linear_blend, set_blend, set_temperature
+from experiments.tasks import Task
+from experiments.train.loss_scale import (
+    LossScale,
+    check_finite,
+    keep_old_where,
+    make_loss_scale,
+    unscale_gradients,
+    update_loss_scale,
+)
+from experiments.train.optimizer import (
+    TEMPERATURES,
+    StepCounts,
+    make_schedule,
+    map_below_head,
+)
+from experiments.train.sharding import ParameterSharding
+
+Batch = Mapping[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+@struct.dataclass
+class TrainState:
+    """Everything that a training step changes; checkpoints know the fields by their names.
+
+    `attention` holds the temperatures and blends, `average` the moving average of the parameters (empty
+    if none is kept), `plateau` the scale of the learning rate. Once `failed`, nothing changes any more.
+    """
+
+    step: jax.Array
+    params: Any
+    batch_stats: Any
+    attention: Any
+    average: Any
+    opt_state: optax.OptState
+    plateau: ReduceLROnPlateauState
+    loss_scale: LossScale
+    failed: jax.Array
+    rng: jax.Array
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """Variables that the model is trained with."""
+        return {
+            "params": self.params,
+            "batch_stats": self.batch_stats,
+            "attention": self.attention,
+        }
+
+    @property
+    def eval_variables(self) -> dict[str, Any]:
+        """Variables that the model is evaluated with: averaged parameters if there are any."""
+        return self.variables | ({"params": self.average} if self.average else {})
+
+
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+    """Settings of a training step.
+
+    Attributes:
+        schedule: the learning rate of each step.
+        temperature: (step, start, annealing steps) to the attention's temperature.
+        start_temperature: the temperature of the first step.
+        steps: numbers of steps of the run's phases.
+        auxiliary_weight: the final weight of the losses that layers sow.
+        average: the decay of the parameters' moving average; 0 keeps none.
+        num_microbatches: the parts that a batch is cut into.
+        start_scale: the first factor of the loss.
+        grow_scale_every: the finite steps after which the factor doubles; 0 keeps it.
+    """
+
+    schedule: optax.Schedule
+    steps: StepCounts
+    temperature: Callable[..., jax.Array] = TEMPERATURES["linear"]
+    start_temperature: float = 1.0
+    auxiliary_weight: float = 1.0
+    average: float = 0.0
+    num_microbatches: int = 1
+    start_scale: float = 1.0
+    grow_scale_every: int = 0
+
+    @property
+    def scales_loss(self) -> bool:
+        """True if the loss is multiplied by a factor."""
+        return bool(self.grow_scale_every) or self.start_scale != 1
+
+
+def make_settings(config: ConfigDict, steps: StepCounts) -> StepSettings:
+    """Returns the settings of a training step."""
+    return StepSettings(
+        schedule=make_schedule(config, steps),
+        steps=steps,
+        temperature=TEMPERATURES[config.temperature.schedule],
+        start_temperature=config.temperature.start,
+        auxiliary_weight=config.auxiliary.weight,
+        average=config.average,
+        num_microbatches=config.accumulate,
+        start_scale=config.loss_scale.start,
+        grow_scale_every=config.loss_scale.grow_every,
+    )
+
+
+def create_state(
+    seed: int | jax.Array,
+    inputs: jax.Array | jax.ShapeDtypeStruct,
+    *,
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    plateau: optax.GradientTransformationExtraArgs,
+    settings: StepSettings,
+) -> TrainState:
+    """Initialises the parameters and everything else that a run begins with.
+
+    Args:
+        seed: of the parameters and of all later draws.
+        inputs: only their shape and dtype matter.
+        model: the network.
+        optimizer: of its parameters.
+        plateau: the rule for the learning rate's scale.
+        settings: of the training step.
+    """
+    init, rng = jax.random.split(jax.random.key(seed))
+    variables = model.init(init, jnp.zeros(inputs.shape, inputs.dtype), train=False)
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        batch_stats=variables.get("batch_stats", {}),
+        attention=variables.get("attention", {}),
+        # Copies, because a step gives away the memory of its arguments.
+        average=jax.tree.map(jnp.copy, params) if settings.average else {},
+        opt_state=optimizer.init(params),
+        plateau=plateau.init(params),
+        loss_scale=make_loss_scale(settings.start_scale),
+        failed=jnp.bool_(False),
+        rng=rng,
+    )
+
+
+def loss_fn(
+    params: Any,
+    variables: Mapping[str, Any],
+    batch: Batch,
+    rng: jax.Array,
+    *,
+    model: nn.Module,
+    task: Task,
+    auxiliary_weight: float | jax.Array = 1.0,
+    scale: LossScale | None = None,
+    head_only: bool = False,
+) -> tuple[jax.Array, tuple[Metrics, Any]]:
+    """Computes the loss of a batch: (loss, (metrics, batch_stats)).
+
+        loss = scale * (task's loss + auxiliary_weight * sum of the layers' losses)
+
+    Args:
+        params: to differentiate by.
+        variables: the model's other collections.
+        batch: arrays `[B, ...]`.
+        rng: key of dropout and of the task's draws.
+        model: the network.
+        task: its loss.
+        auxiliary_weight: of the losses that layers sow.
+        scale: multiplies the loss; None for 1.
+        head_only: treats everything below the head as constant.
+    """
+    if head_only:
+        params = map_below_head(jax.lax.stop_gradient, params)
+    variables = {**variables, "params": params}
+    loss, (metrics, changed) = task.compute_loss(model, variables, batch, rng, head_only=head_only)
+    sown = jax.tree.leaves(changed.pop("losses", {}))
+    if sown:
+        metrics["auxiliary"] = sum(leaf.astype(jnp.float32) for leaf in sown)
+        loss = loss + auxiliary_weight * metrics["auxiliary"]
+    if scale:
+        loss = loss * scale.factor
+    return loss, (metrics, changed.get("batch_stats", variables["batch_stats"]))
+
+
+def train_step(
+    state: TrainState,
+    batch: Batch,
+    *,
+    model: nn.Module,
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    settings: StepSettings,
+    sharding: ParameterSharding | None = None,
+) -> tuple[TrainState, Metrics]:
+    """Takes one training step: (state after it, metrics of the batch).
+
+    A step whose numbers are not finite changes nothing but `failed`, so that there is a state to look at,
+    and nothing broken to save; or, where only scaled gradients overflow, the loss scale.
+
+    Args:
+        state: before the step.
+        batch: arrays `[B, ...]`.
+        model: the network.
+        task: its loss and metrics.
+        optimizer: makes updates of gradients.
+        settings: of the step.
+        sharding: of the parameters, if they are split over the devices.
+    """
+    attention, schedules = anneal_attention(state, settings)
+    gradients, (metrics, batch_stats) = accumulate_gradients(
+        partial(
+            compute_gradients,
+            state=state.replace(attention=attention),
+            model=model,
+            task=task,
+            settings=settings,
+            sharding=sharding,
+        ),
+        sharding.gather(state.params) if sharding else state.params,
+        state.batch_stats,
+        batch,
+        jax.random.fold_in(state.rng, state.step),
+        settings.num_microbatches,
+    )
+    params, opt_state = update_params(state, gradients, optimizer, settings.steps.head_only)
+    new = {
+        "params": params,
+        "batch_stats": batch_stats,
+        "attention": attention,
+        "average": update_average(state, params, settings.average),
+        "opt_state": opt_state,
+    }
+    old = {name: getattr(state, name) for name in new}
+
+    grow_every = settings.grow_scale_every
+    finite, overflows = check_finite(
+        metrics["loss"], gradients, batch_stats, state.loss_scale, grow_every
+    )
+    failed = state.failed | ~(finite | overflows)
+    scale = update_loss_scale(state.loss_scale, finite, grow_every)
+    metrics["learning_rate"] = settings.schedule(state.step) * state.plateau.scale
+    metrics |= schedules
+    if grow_every:
+        metrics["loss_scale"] = state.loss_scale.factor
+    state = state.replace(
+        **keep_old_where(failed | overflows, new, old),
+        step=keep_old_where(failed, state.step + 1, state.step),
+        loss_scale=keep_old_where(failed, scale, state.loss_scale),
+        failed=failed,
+    )
+    return state, metrics
+
+
+def anneal_attention(state: TrainState, settings: StepSettings) -> tuple[Any, Metrics]:
+    """Returns the `attention` of the next step, and which temperature and blend it holds, by name."""
+    steps = settings.steps.annealing
+    # Counted from 1, as in the published schedule.
+    temperature = settings.temperature(state.step + 1, settings.start_temperature, steps)
+    blend = linear_blend(state.step + 1, steps)
+    variables = set_blend(set_temperature(state.variables, temperature), blend)
+    annealed = {path[-1].key for path, _ in jax.tree.leaves_with_path(state.attention)}
+    schedules = {"temperature": temperature, "blend": blend}
+    return variables["attention"], {
+        name: value for name, value in schedules.items() if name in annealed
+    }
+
+
+def compute_gradients(
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    rng: jax.Array,
+    *,
+    state: TrainState,
+    model: nn.Module,
+    task: Task,
+    settings: StepSettings,
+    sharding: ParameterSharding | None = None,
+) -> tuple[Any, tuple[Metrics, Any]]:
+    """Computes the gradients of one microbatch: (gradients, (metrics, batch_stats)).
+
+    Args:
+        params: whole on every device.
+        batch_stats: which the previous microbatch has changed.
+        batch: arrays `[B, ...]`.
+        rng: key of this microbatch.
+        state: before the step, with the attention of the step.
+        model: the network.
+        task: its loss.
+        settings: of the step.
+        sharding: of the gradients, if the parameters are split over the devices.
+    """
+    steps = settings.steps
+    loss = partial(
+        loss_fn,
+        variables={"batch_stats": batch_stats, "attention": state.attention},
+        batch=batch,
+        rng=rng,
+        model=model,
+        task=task,
+        auxiliary_weight=settings.auxiliary_weight
+        * (1 - linear_blend(state.step, steps.auxiliary_ramp)),
+        scale=state.loss_scale if settings.scales_loss else None,
+    )
+    gradient_of_all = jax.grad(loss, has_aux=True)
+    if steps.head_only:
+        gradient_of_head = jax.grad(partial(loss, head_only=True), has_aux=True)
+        gradients, others = jax.lax.cond(
+            state.step < steps.head_only, gradient_of_head, gradient_of_all, params
+        )
+    else:
+        gradients, others = gradient_of_all(params)
+    if settings.scales_loss:
+        gradients = unscale_gradients(gradients, state.loss_scale)
+    return sharding.shard(gradients) if sharding else gradients, others
+
+
+def accumulate_gradients(
+    compute: Callable[[Any, Any, Batch, jax.Array], tuple[Any, tuple[Metrics, Any]]],
+    params: Any,
+    batch_stats: Any,
+    batch: Batch,
+    rng: jax.Array,
+    num_microbatches: int,
+) -> tuple[Any, tuple[Metrics, Any]]:
+    """Averages the gradients of a batch's microbatches, with the memory of one microbatch.
+
+    The result is the batch's own gradient if the loss is a mean over independent examples. Batch norm
+    makes them dependent: it normalises by the statistics of a microbatch, and its running averages move
+    once per microbatch. In a segmentation, all microbatches have the same weight, however many of their
+    pixels count.
+
+    Args:
+        compute: (params, batch_stats, batch, rng) to (gradients, (metrics, batch_stats)).
+        params: float32, whatever the dtype of the computation; so are the gradients and their sum.
+        batch_stats: handed from one microbatch to the next.
+        batch: `[B, ...]`, B a multiple of the microbatches and of the devices.
+        rng: from which the key of each microbatch is folded.
+        num_microbatches: 1 calls `compute` and nothing else.
+
+    Returns:
+        Mean gradients, mean metrics, and the statistics after the last microbatch.
+    """
+    if num_microbatches == 1:
+        return compute(params, batch_stats, batch, rng)
+
+    def add(carried: tuple[Any, Any], part: tuple[jax.Array, Batch]) -> tuple[Any, Metrics]:
+        total, batch_stats = carried
+        index, microbatch = part
+        key = jax.random.fold_in(rng, index)
+        gradients, (metrics, batch_stats) = compute(params, batch_stats, microbatch, key)
+        return (jax.tree.map(jnp.add, total, gradients), batch_stats), metrics
+
+    start = jax.tree.map(jnp.zeros_like, params), batch_stats
+    parts = jnp.arange(num_microbatches), cut_batch(batch, num_microbatches)
+    (total, batch_stats), metrics = jax.lax.scan(add, start, parts)
+    gradients = jax.tree.map(lambda leaf: leaf / num_microbatches, total)
+    return gradients, (jax.tree.map(lambda rows: rows.mean(axis=0), metrics), batch_stats)
+
+
+def cut_batch(batch: Batch, number: int) -> Batch:
+    """Cuts `[B, ...]` into `[number, B / number, ...]`: microbatch i has the examples i, i + number, ...
+
+    Neighbours lie on one device, so each device has its share of every microbatch already. It would have
+    to fetch microbatches of neighbours from the other devices.
+    """
+
+    def cut(values: jax.Array) -> jax.Array:
+        return jnp.swapaxes(values.reshape(-1, number, *values.shape[1:]), 0, 1)
+
+    return jax.tree.map(cut, dict(batch))
+
+
+def update_params(
+    state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, head_steps: int
+) -> tuple[Any, optax.OptState]:
+    """Applies the optimizer: (params, opt_state); in the first `head_steps` to the head alone."""
+    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+    updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
+    if head_steps:  # weight decay moves parameters without a gradient
+        head_only = state.step < head_steps
+        updates = map_below_head(
+            lambda update: jnp.where(head_only, jnp.zeros_like(update), update), updates
+        )
+    return optax.apply_updates(state.params, updates), opt_state
+
+
+def update_average(state: TrainState, params: Any, decay: float) -> Any:
+    """Moves the average of the parameters towards `params`; its memory is shorter at first."""
+    if not decay:
+        return state.average
+    decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
+    return optax.incremental_update(params, state.average, 1 - decay)
+
+
+def eval_step(
+    variables: Mapping[str, Any],
+    batch: Batch,
+    *,
+    model: nn.Module,
+    task: Task,
+    sharding: ParameterSharding | None = None,
+) -> dict[str, jax.Array]:
+    """Returns what a batch adds to the metrics of its split; masked examples add nothing."""
+    return task.sum_metrics(model, _gathered(variables, sharding), batch)
+
+
+def inspect_step(
+    variables: Mapping[str, Any],
+    batch: Batch,
+    *,
+    model: nn.Module,
+    task: Task,
+    sharding: ParameterSharding | None = None,
+) -> dict[str, Any]:
+    """Returns what the figures of a run show of each example of a batch, and the batch's mask."""
+    seen = task.inspect_batch(model, _gathered(variables, sharding), batch)
+    return {**seen, "mask": batch["mask"]}
+
+
+def _gathered(variables: Mapping[str, Any], sharding: ParameterSharding | None) -> dict[str, Any]:
+    params = variables["params"]
+    return {**variables, "params": sharding.gather(params) if sharding else params}
