@@ -10,6 +10,7 @@ import socket
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -34,6 +35,19 @@ def write_json(path: str | os.PathLike, obj: object) -> None:
         and infinity become null; what JSON does not know (a path, a type) becomes its `str`.
     """
     write_text(path, json.dumps(to_json(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
+    """Reads a JSON file that holds one object, such as `summary.json`.
+
+    Raises:
+      OSError: if the file cannot be read.
+      ValueError: if it is not JSON, or holds something other than an object.
+    """
+    value = json.loads(Path(path).read_text(encoding="utf-8"))
+    if not isinstance(value, dict):
+        raise ValueError("it holds no JSON object")
+    return value
 
 
 def write_csv(

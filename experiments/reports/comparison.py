@@ -1,4 +1,4 @@
-"""What the runs on one data set say about its configs: means, spreads, differences, costs."""
+"""Compares the configs that were trained on one data set: means, deviations, paired differences, costs."""
 
 import dataclasses
 import statistics
@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.reports.published import Published, study
-from experiments.runs.find import Run, number
+from experiments.reports.published import Published, find_published
+from experiments.runs.find import Run, finite_or_none
 
-# The study's order; other configs follow by name.
-ORDER = ("base", "global_soft", "local_soft", "hard", "odconv")
+STUDY_ORDER = ("base", "global_soft", "local_soft", "hard", "odconv")  # others follow by name
 COSTS = (
     "parameters",
     "macs",
@@ -23,12 +22,12 @@ COSTS = (
     "seconds",
 )
 PERCENT = ("accuracy", "top5", "f1", "map", "miou", "pixel_accuracy", "mean_accuracy")
-"""Test metrics that are shares, in the order in which tables show them behind the one that counts."""
+"""Test metrics between 0 and 1, in the order in which tables show them after the one that ranks."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Spread:
-    """Mean and standard deviation (n - 1 in the denominator) of n runs; None for a single run."""
+class MeanDeviation:
+    """Mean and standard deviation (n - 1 in the denominator) of n runs; no deviation for a single run."""
 
     mean: float
     sd: float | None
@@ -36,14 +35,14 @@ class Spread:
 
 
 @dataclasses.dataclass(frozen=True)
-class Difference:
-    """How much better a config is than its baseline in the seeds or folds that both have.
+class PairedDifference:
+    """The difference of a config to its baseline, over the seeds or folds that both have.
 
     Attributes:
-        baseline: the config it is compared with.
-        mean: of the differences of the metric.
-        p: of the two-sided Wilcoxon signed-rank test of these differences.
-        n: number of pairs.
+        baseline: the config that it is compared with.
+        mean: the mean difference of the metric.
+        p: of the two-sided Wilcoxon signed-rank test of the differences.
+        n: the number of pairs.
     """
 
     baseline: str
@@ -53,154 +52,157 @@ class Difference:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Row:
-    """A config on a data set.
+class ConfigResults:
+    """The results of a config on a data set.
 
     Attributes:
-        config: its name.
-        label: what it is called, as no other config on this data set is.
+        config: the name of the config.
+        label: its name in tables and figures, unique on this data set.
         runs: its finished runs, by fold and seed.
-        metrics: test metric to its spread over the runs.
-        difference: to the baseline; None for the baseline itself, and where they have no run in common.
-        costs: name of `COSTS` to the median over the runs; None where no run has it.
-        iou: class to the mean over the runs of its intersection over union, None for a class that is in
-            none of them; empty where classes were not measured.
-        published: the study's own number.
+        metrics: test metric to its mean and deviation over the runs.
+        difference: to the baseline; None for the baseline itself, and without a seed or fold in common.
+        costs: each of `COSTS` to its median over the runs; None if no run has it.
+        iou: class to its mean intersection over union; None for a class that is in none of the runs. Empty
+            if the task does not measure it.
+        published: the result that the study published.
     """
 
     config: str
     label: str
     runs: Sequence[Run]
-    metrics: Mapping[str, Spread]
-    difference: Difference | None
+    metrics: Mapping[str, MeanDeviation]
+    difference: PairedDifference | None
     costs: Mapping[str, float | None]
     iou: Mapping[str, float | None]
     published: Published | None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Comparison:
+class DatasetComparison:
     """All configs on one data set.
 
     Attributes:
-        dataset: its name.
-        metric: the test metric that counts most.
-        rows: baselines first, then the study's other configs in its order, then the rest by name.
+        dataset: the name of the data set.
+        metric: the test metric that runs are ranked by.
+        results: baselines first, then the study's other configs in its order, then the rest by name.
     """
 
     dataset: str
     metric: str
-    rows: Sequence[Row]
+    results: Sequence[ConfigResults]
 
     @property
     def runs(self) -> list[Run]:
         """The runs of all configs."""
-        return [run for row in self.rows for run in row.runs]
+        return [run for results in self.results for run in results.runs]
 
     @property
-    def over(self) -> str:
-        """What the runs of a config differ in: 'folds', 'seeds' or both."""
-        folds = any(run.fold is not None for run in self.runs)
-        seeds = len({run.seed for run in self.runs}) > 1 or not folds
-        return " and ".join(word for word, used in (("folds", folds), ("seeds", seeds)) if used)
+    def replicates(self) -> str:
+        """The kind of replicates that the runs of a config are: 'seeds', 'folds' or 'folds and seeds'."""
+        has_folds = any(run.fold is not None for run in self.runs)
+        has_seeds = len({run.seed for run in self.runs}) > 1
+        if has_folds:
+            return "folds and seeds" if has_seeds else "folds"
+        return "seeds"
 
 
-def compare(runs: Iterable[Run]) -> list[Comparison]:
+def compare_runs(runs: Iterable[Run]) -> list[DatasetComparison]:
     """Groups finished runs by data set and config.
 
     Args:
         runs: of any data sets; no two of one data set, config, fold and seed.
 
     Returns:
-        A comparison for each data set (and metric, should runs on one data set differ in it), by name.
+        A comparison for each data set, by name; for each metric, if runs on a data set differ in it.
     """
     groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in runs:
         by_config = groups.setdefault((run.dataset, run.metric), {})
         by_config.setdefault(run.config, []).append(run)
     return [
-        Comparison(dataset, metric, _rows(by_config, metric))
+        DatasetComparison(dataset, metric, _summarize_configs(by_config, metric))
         for (dataset, metric), by_config in sorted(groups.items())
     ]
 
 
-def _rows(by_config: Mapping[str, list[Run]], metric: str) -> list[Row]:
+def _summarize_configs(by_config: Mapping[str, list[Run]], metric: str) -> list[ConfigResults]:
     baselines = {run.baseline for runs in by_config.values() for run in runs}
 
-    def place(config: str) -> tuple[Any, ...]:
-        known = ORDER.index(config) if config in ORDER else len(ORDER)
-        return (config not in baselines, known, config)
+    def rank(config: str) -> tuple[Any, ...]:
+        study = STUDY_ORDER.index(config) if config in STUDY_ORDER else len(STUDY_ORDER)
+        return (config not in baselines, study, config)
 
     labels = [runs[0].label for runs in by_config.values()]
-    rows = []
-    for config in sorted(by_config, key=place):
-        runs = sorted(by_config[config], key=lambda run: run.key)
-        baseline = by_config.get(runs[0].baseline, [])
-        label = runs[0].label
-        rows.append(
-            Row(
+    results = []
+    for config in sorted(by_config, key=rank):
+        runs = sorted(by_config[config], key=lambda run: run.fold_and_seed)
+        label, baseline = runs[0].label, runs[0].baseline
+        difference = None
+        if baseline != config:
+            difference = compare_pairs(runs, by_config.get(baseline, []), metric)
+        results.append(
+            ConfigResults(
                 config=config,
                 label=label if labels.count(label) == 1 else f"{label} ({config})",
                 runs=runs,
-                metrics=_spreads(runs),
-                difference=None
-                if runs[0].baseline == config
-                else difference(runs, baseline, metric),
-                costs={name: _median(run.cost(name) for run in runs) for name in COSTS},
+                metrics=_summarize_metrics(runs),
+                difference=difference,
+                costs={name: _median(run.summary_number(name) for run in runs) for name in COSTS},
                 iou=_mean_iou(runs),
-                published=study(runs[0].dataset, config, runs[0].settings),
+                published=find_published(runs[0].dataset, config, runs[0].settings),
             )
         )
-    return rows
+    return results
 
 
-def _spreads(runs: Sequence[Run]) -> dict[str, Spread]:
-    """Every test metric that is a number in all the runs."""
-    measured = {
-        name: [run.test(name) for run in runs]
-        for name in runs[0].summary["test"]
-        if all(run.test(name) is not None for run in runs)
-    }
-    return {name: spread(values) for name, values in measured.items()}
+def _summarize_metrics(runs: Sequence[Run]) -> dict[str, MeanDeviation]:
+    """Returns the mean and deviation of every test metric that all of the runs have."""
+    metrics = {}
+    for name in runs[0].summary["test"]:
+        values = [value for run in runs if (value := run.test_metric(name)) is not None]
+        if len(values) == len(runs):
+            metrics[name] = summarize(values)
+    return metrics
 
 
-def spread(values: Sequence[float]) -> Spread:
-    """Mean, standard deviation and number of some values."""
+def summarize(values: Sequence[float]) -> MeanDeviation:
+    """Returns mean, standard deviation and number of some values."""
     sd = statistics.stdev(values) if len(values) > 1 else None
-    return Spread(statistics.fmean(values), sd, len(values))
+    return MeanDeviation(statistics.fmean(values), sd, len(values))
 
 
-def difference(runs: Sequence[Run], baseline: Sequence[Run], metric: str) -> Difference | None:
-    """Compares two configs over the folds and seeds that both have; None where they have none.
+def compare_pairs(
+    runs: Sequence[Run], baseline: Sequence[Run], metric: str
+) -> PairedDifference | None:
+    """Compares two configs over the folds and seeds that both have; None if there are none.
 
     Args:
-        runs: of the one config.
-        baseline: of the other.
+        runs: the runs of the one config.
+        baseline: the runs of the other.
         metric: the test metric to compare.
     """
-    others = {run.key: run for run in baseline}
-    pairs = [
-        (run.test(metric), others[run.key].test(metric))
+    theirs = {run.fold_and_seed: run.test_metric(metric) for run in baseline}
+    differences = [
+        run.test_metric(metric) - theirs[run.fold_and_seed]
         for run in runs
-        if run.key in others and others[run.key].test(metric) is not None
+        if theirs.get(run.fold_and_seed) is not None
     ]
-    if not pairs:
+    if not differences:
         return None
-    differences = [mine - theirs for mine, theirs in pairs]
-    mean = statistics.fmean(differences)
-    return Difference(baseline[0].config, mean, signed_rank_p(differences), len(pairs))
+    mean, p = statistics.fmean(differences), compute_signed_rank_p(differences)
+    return PairedDifference(baseline[0].config, mean, p, len(differences))
 
 
-def signed_rank_p(differences: Sequence[float]) -> float:
-    """The two-sided p of Wilcoxon's signed-rank test: are differences as often above zero as below?
+def compute_signed_rank_p(differences: Sequence[float]) -> float:
+    """Returns the two-sided p of Wilcoxon's signed-rank test for a median difference of zero.
 
-    Differences of zero are left out, as in Wilcoxon's paper. It is exact for up to 50 pairs, and for up to
-    13 where differences are equal; else the normal approximation.
+    Differences of zero are left out, as in Wilcoxon's paper. p is exact for up to 50 pairs, and for up to 13
+    if differences are tied; beyond that it is the normal approximation.
 
     Args:
         differences: of at least one pair.
     """
-    # Two differences of a hundredth are equal, whatever the last digits of their subtractions.
+    # Differences of the same hundredths are tied, whatever the last digits of the subtractions.
     rounded = np.round(np.asarray(differences, np.float64), 10)
     if not rounded.any():
         return 1.0
@@ -211,8 +213,9 @@ def _median(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     if not known:
         return None
-    found = statistics.median(known)
-    return int(found) if found == int(found) and isinstance(known[0], int) else found
+    median = statistics.median(known)
+    # Counts stay whole numbers, though the median of an even number of them is a float.
+    return int(median) if median == int(median) and isinstance(known[0], int) else median
 
 
 def _mean_iou(runs: Sequence[Run]) -> dict[str, float | None]:
@@ -220,6 +223,7 @@ def _mean_iou(runs: Sequence[Run]) -> dict[str, float | None]:
     tables = [table for table in tables if isinstance(table, Mapping)]
     means = {}
     for name in {name: None for table in tables for name in table}:
-        known = [value for table in tables if (value := number(table.get(name))) is not None]
+        values = [finite_or_none(table.get(name)) for table in tables]
+        known = [value for value in values if value is not None]
         means[name] = statistics.fmean(known) if known else None
     return means

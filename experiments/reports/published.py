@@ -1,4 +1,4 @@
-"""The numbers that the study and others have published, to stand beside ours.
+"""Published results, to stand beside ours.
 
 Bhati, Sherawat: Comprehensive Study Dynamic CNN. Virginia Tech. Tables 3, 4 and 4b.
 """
@@ -15,7 +15,7 @@ class Published:
     Attributes:
         mean: of the metric, 0 to 1.
         sd: its standard deviation over folds; None for a single number.
-        flops: as published; None where they are not.
+        flops: as published; None if they are not.
     """
 
     mean: float
@@ -23,7 +23,7 @@ class Published:
     flops: float | None = None
 
 
-# By data set, its name in small letters and digits alone, and config.
+# By data set (its name in lower case, letters and digits alone) and config.
 _STUDY = {
     "tinyimagenet": {
         "base": Published(0.652, flops=1.5e9),
@@ -40,47 +40,48 @@ _STUDY = {
         "odconv": Published(0.7309),
     },
 }
-_CNN, _DYNAMIC_CNN = Published(0.571, 0.059), Published(0.653, 0.062)
+_ADIAC_STATIC, _ADIAC_DYNAMIC = Published(0.571, 0.059), Published(0.653, 0.062)
 
-_SETTINGS = {
-    "tinyimagenet": "pictures enlarged to 224 pixels, 30 epochs, the number of runs not given",
-    "voc2012": "Faster R-CNN named as the framework, 30 epochs, the number of runs not given",
-    "adiac": "ten folds of its own; which of its two networks the numbers belong to is not said",
+_CONDITIONS = {
+    "tinyimagenet": "images resized to 224 pixels, 30 epochs, number of runs not stated",
+    "voc2012": "Faster R-CNN named as the framework, 30 epochs, number of runs not stated",
+    "adiac": "ten folds of its own; it does not state which of its two networks the results are from",
 }
-_OTHERS = {
+_OTHER_RESULTS = {
     "adiac": "On the archive's own split (390 training series, 391 test series) a fully convolutional "
     "network has reached 0.857 and a 1-D ResNet 0.826 (Wang, Yan, Oates 2017): compare runs without folds "
     "with those."
 }
 
 
-def study(dataset: str, config: str, settings: Mapping[str, Any]) -> Published | None:
-    """What the study reports for a config on a data set; None where it has nothing.
+def find_published(dataset: str, config: str, settings: Mapping[str, Any]) -> Published | None:
+    """Returns the study's result for a config on a data set; None if it has none.
 
     Args:
-        dataset: the data set's name.
-        config: the config's.
-        settings: of a run: which network it has, for series.
+        dataset: the name of the data set.
+        config: the name of the config.
+        settings: of a run; for series they tell which network it has.
     """
-    if _plain(dataset) != "adiac":
-        return _STUDY.get(_plain(dataset), {}).get(config)
+    if _normalize(dataset) != "adiac":
+        return _STUDY.get(_normalize(dataset), {}).get(config)
     network = (settings.get("model") or {}).get("network")
     if network not in ("net1", "net2"):
         return None
-    return _CNN if (settings.get("conv") or {}).get("name") == "conv" else _DYNAMIC_CNN
+    is_static = (settings.get("conv") or {}).get("name") == "conv"
+    return _ADIAC_STATIC if is_static else _ADIAC_DYNAMIC
 
 
-def remark(dataset: str) -> str:
-    """What must be said beside the study's numbers for a data set; '' where it has none."""
-    name = _plain(dataset)
-    if name not in _SETTINGS:
+def describe_published(dataset: str) -> str:
+    """Describes how the study's results on a data set were obtained; '' if it has none."""
+    name = _normalize(dataset)
+    if name not in _CONDITIONS:
         return ""
     text = (
-        "The study's numbers are its own (Bhati and Sherawat, Comprehensive Study Dynamic CNN), in other "
-        f"settings than ours: {_SETTINGS[name]}."
+        "The study's results are its own (Bhati and Sherawat, Comprehensive Study Dynamic CNN), under other "
+        f"conditions than ours: {_CONDITIONS[name]}."
     )
-    return f"{text} {_OTHERS[name]}" if name in _OTHERS else text
+    return f"{text} {_OTHER_RESULTS[name]}" if name in _OTHER_RESULTS else text
 
 
-def _plain(dataset: str) -> str:
+def _normalize(dataset: str) -> str:
     return "".join(filter(str.isalnum, dataset.lower()))

@@ -1,104 +1,95 @@
-"""What was compared: the recipe that all configs share, and what each changes of its baseline."""
+"""Lists the settings of runs: the recipe that all configs share, and what each changes of its baseline."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flax import traverse_util
 
-from experiments.configs.relevance import unused
-from experiments.reports.comparison import Comparison, Row
+from experiments.reports.comparison import ConfigResults, DatasetComparison
 from experiments.reports.tables import Table
 from experiments.runs.find import Run
 
-# What the runs of one config differ in by nature, and what is no setting of the training.
-_OF_A_RUN = {
+# The runs of one config differ in these by design.
+_PER_RUN = {
     "seed", "data.fold", "data.source", "data.dir", "init_from", "input.threads", "input.workers",
 }  # fmt: skip
-_FILES_OF_A_RUN = {"audio.splits", "data.extra_train"}
-_NAMES = {
-    "name",
-    "label",
-    "baseline",
-    "dataset",
-    "command",
-    "log_every",
-    "checkpoint_every",
-    "tensorboard",
-    "wandb",
-}
-# What a reader asks for first, in this order, where it is set to something.
+_FILES_PER_RUN = {"audio.splits", "data.extra_train"}
+# These have no influence on the training.
+_NOT_TRAINING = {
+    "name", "label", "baseline", "dataset", "command", "log_every", "checkpoint_every", "tensorboard", "wandb",
+}  # fmt: skip
+# The settings of a recipe, what a reader looks for first; others are left out.
 _RECIPE = (
     "optimizer", "stages", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing",
     "average", "image_size", "audio", "spectrogram", "dtype", "model", "tagging", "gan", "autoencoder",
     "series", "conv", "head", "temperature", "auxiliary", "start", "data",
 )  # fmt: skip
+_SWITCHED_OFF = (None, "", 0, False, -1, "none")
 
 
-def flat(run: Run) -> dict[str, Any]:
-    """A run's settings by dotted name, but for those in which the runs of a config differ by nature."""
+def flatten_settings(run: Run) -> dict[str, Any]:
+    """Returns the settings of a run's training by dotted name."""
     settings = traverse_util.flatten_dict(dict(run.settings), sep=".")
-    return {name: value for name, value in settings.items() if name not in _OF_A_RUN | _NAMES}
+    return {
+        name: value for name, value in settings.items() if name not in _PER_RUN | _NOT_TRAINING
+    }
 
 
-def recipe(row: Row) -> str:
-    """The settings of a config's first run in one line; '' where they are not known."""
-    known = flat(row.runs[0])
-    # A start's settings are told where one is a part of the config.
-    meaningless = [*unused(known), *([] if known.get("start.config") else ["start."])]
-    said = [
-        f"{name}={_plain(value)}"
-        for group in _RECIPE
-        for name, value in known.items()
-        if name.partition(".")[0] == group
-        and value not in (None, "", 0, 0.0, False, -1, "none")
-        and not name.startswith(tuple(meaningless))
-    ]
-    return ", ".join(said)
+def describe_recipe(results: ConfigResults) -> str:
+    """Lists the settings of a config's first run in one line; '' if they are not known."""
+    settings = flatten_settings(results.runs[0])
+    return ", ".join(
+        f"{name}={_format(value)}"
+        for section in _RECIPE
+        for name, value in settings.items()
+        if name.partition(".")[0] == section and value not in _SWITCHED_OFF
+    )
 
 
-def changes(comparison: Comparison) -> Table | None:
-    """What each config changes of its baseline's settings; None where no settings are known."""
-    by_name = {row.config: row for row in comparison.rows}
-    lines = []
-    for row in comparison.rows:
-        baseline = by_name.get(row.runs[0].baseline, comparison.rows[0])
-        if baseline is row or not flat(row.runs[0]) or not flat(baseline.runs[0]):
+def make_changes_table(comparison: DatasetComparison) -> Table | None:
+    """Returns the settings that each config changes of its baseline; None if no settings are known."""
+    by_config = {results.config: results for results in comparison.results}
+    rows = []
+    for results in comparison.results:
+        baseline = by_config.get(results.runs[0].baseline, comparison.results[0])
+        mine, theirs = flatten_settings(results.runs[0]), flatten_settings(baseline.runs[0])
+        if baseline is results or not mine or not theirs:
             continue
-        mine, theirs = flat(row.runs[0]), flat(baseline.runs[0])
-        changed = [
-            f"{name}={_plain(mine[name])}" for name in _differing(mine, theirs) if name in mine
+        changes = [
+            f"{name}={_format(mine[name])}"
+            for name in _list_differing(mine, theirs)
+            if name in mine
         ]
-        lines.append([row.label, baseline.label, ", ".join(changed) or "nothing"])
+        rows.append([results.label, baseline.label, ", ".join(changes) or "nothing"])
     title = f"{comparison.dataset}: what each config changes"
-    return Table(title, ["config", "baseline", "changed settings"], lines, 3) if lines else None
+    headings = ["config", "baseline", "changed settings"]
+    return Table(title, headings, rows, words=3) if rows else None
 
 
-def unlike(row: Row) -> list[str]:
-    """The settings in which the runs of one config differ, though they are averaged."""
-    # Of files that each seed has for itself it matters whether there are any.
-    every = [
+def list_inconsistent(results: ConfigResults) -> list[str]:
+    """Lists the settings in which the runs of one config differ, though they are averaged."""
+    # Each seed has its own files: it only matters whether there are any.
+    settings = [
         {
-            name: bool(value) if name in _FILES_OF_A_RUN else value
-            for name, value in flat(run).items()
+            name: bool(value) if name in _FILES_PER_RUN else value
+            for name, value in flatten_settings(run).items()
         }
-        for run in row.runs
+        for run in results.runs
         if run.settings
     ]
-    return sorted({name for one in every[1:] for name in _differing(every[0], one)})
+    return sorted({n for other in settings[1:] for n in _list_differing(settings[0], other)})
 
 
-def commands(rows: Sequence[Row]) -> list[str]:
-    """How each config's first run was started, where it is known."""
-    found = [
-        row.runs[0].summary.get("command") or row.runs[0].settings.get("command") for row in rows
-    ]
-    return [str(command) for command in found if command]
+def list_commands(all_results: Sequence[ConfigResults]) -> list[str]:
+    """Lists the command that started each config's first run, if it is known."""
+    first_runs = [results.runs[0] for results in all_results]
+    commands = [run.summary.get("command") or run.settings.get("command") for run in first_runs]
+    return [str(command) for command in commands if command]
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    names = {**one, **other}
-    return [name for name in names if one.get(name) != other.get(name)]
+def _list_differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    return [name for name in {**one, **other} if one.get(name) != other.get(name)]
 
 
-def _plain(value: Any) -> str:
+def _format(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,15 +1,22 @@
-"""Comparisons as tables: of cells in Markdown and LaTeX, of plain numbers for CSV."""
+"""Shows comparisons as tables: formatted cells for Markdown and LaTeX, plain numbers for CSV."""
 
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from experiments.reports.comparison import COSTS, PERCENT, Comparison, Difference, Row, Spread
-from experiments.runs.find import Problem, Run, number
+from experiments.reports.comparison import (
+    COSTS,
+    PERCENT,
+    ConfigResults,
+    DatasetComparison,
+    MeanDeviation,
+    PairedDifference,
+)
+from experiments.runs.find import ExcludedRun, Run, finite_or_none
 
 MISSING = "-"
-NAMES = {
+METRIC_NAMES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
     "f1": "macro F1",
@@ -23,200 +30,213 @@ NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """A title, headings and rows of cells; the first columns are words, the others numbers."""
+    """A title, headings and rows of cells. The first `words` columns are text, the others numbers."""
 
     title: str
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     words: int = 1
 
-    def alignments(self, left: str, right: str) -> list[str]:
-        """How each column is aligned."""
+    def align(self, left: str, right: str) -> list[str]:
+        """Returns `left` for each column of text and `right` for each column of numbers."""
         return [left if n < self.words else right for n in range(len(self.headings))]
 
 
-def metric_name(metric: str, main: str) -> str:
-    """What a test metric is called beside the one that counts most."""
-    if metric == "accuracy" and main == "miou":
-        return "pixel accuracy"
-    return NAMES.get(metric, metric)
+# ---------------------------------------------------------------- tables
+def make_results_table(comparison: DatasetComparison) -> Table:
+    """Returns mean and deviation of the test metrics, and the difference to the baseline."""
+    main = comparison.metric
+    metrics = _select_metrics(comparison)
+    labels = {results.config: results.label for results in comparison.results}
+    differences = [results.difference for results in comparison.results]
+    baselines = sorted({labels[gap.baseline] for gap in differences if gap})
+    has_published = any(results.published for results in comparison.results)
+    headings = ["config", "runs"]
+    headings += [f"{name_metric(name, main)}{name_unit(name)}" for name in metrics]
+    if baselines:
+        to = baselines[0] if len(baselines) == 1 else "baseline"
+        headings += [f"difference to {to}", "p (pairs)"]
+    if has_published:
+        headings += ["the study's own"]
+    rows = []
+    for results, gap in zip(comparison.results, differences, strict=True):
+        cells = [results.label, str(len(results.runs))]
+        cells += [format_mean(results.metrics.get(name), name) for name in metrics]
+        if baselines:
+            mean, p = format_difference(gap, main)
+            cells += [f"{mean} to {labels[gap.baseline]}" if gap and len(baselines) > 1 else mean]
+            cells += [p]
+        if has_published:
+            cells += [_format_published(results)]
+        rows.append(cells)
+    return Table(f"{comparison.dataset}: test results over {comparison.replicates}", headings, rows)
 
 
-def shown_metrics(comparison: Comparison) -> list[str]:
-    """The metric that counts most, then the other shares that any config has."""
-    known = {name for row in comparison.rows for name in row.metrics}
-    if not any(of_sounds(run) for run in comparison.runs):
-        known.discard("f1")  # measured for all, but asked for where classes differ much in size
-    others = [name for name in PERCENT if name in known and name != comparison.metric]
-    return [comparison.metric, *others]
+def _select_metrics(comparison: DatasetComparison) -> list[str]:
+    """Returns the metric that ranks, then the other shares that any config has."""
+    known = {name for results in comparison.results for name in results.metrics}
+    if not any(_is_audio(run) for run in comparison.runs):
+        known.discard("f1")  # always measured, but informative where classes differ much in size
+    return [comparison.metric, *(n for n in PERCENT if n in known and n != comparison.metric)]
 
 
-def of_sounds(run: Run) -> bool:
-    """Whether a run was on recordings."""
+def _is_audio(run: Run) -> bool:
     data = run.settings.get("data")
     return isinstance(data, dict) and data.get("name") == "audio"
 
 
-def results(comparison: Comparison) -> Table:
-    """Mean and standard deviation of the test metrics, and the difference to the baseline."""
-    main = comparison.metric
-    metrics = shown_metrics(comparison)
-    labels = {row.config: row.label for row in comparison.rows}
-    baselines = {labels[row.difference.baseline] for row in comparison.rows if row.difference}
-    with_published = any(row.published for row in comparison.rows)
-    headings = ["config", "runs"]
-    headings += [f"{metric_name(name, main)}{unit(name)}" for name in metrics]
-    if baselines:
-        to = baselines.copy().pop() if len(baselines) == 1 else "baseline"
-        headings += [f"difference to {to}", "p (pairs)"]
-    headings += ["the study's own"] if with_published else []
-    rows = []
-    for row in comparison.rows:
-        cells = [row.label, str(len(row.runs))]
-        cells += [spread(row.metrics.get(name), name) for name in metrics]
-        if baselines:
-            gap, p = difference(row.difference, main)
-            named = row.difference and len(baselines) > 1
-            cells += [f"{gap} to {labels[row.difference.baseline]}" if named else gap, p]
-        if with_published:
-            cells.append(_published(row))
-        rows.append(cells)
-    return Table(f"{comparison.dataset}: test results over {comparison.over}", headings, rows)
-
-
-def costs(comparison: Comparison) -> Table:
-    """What each config costs."""
+def make_cost_table(comparison: DatasetComparison) -> Table:
+    """Returns parameters, operations and times of each config."""
     headings = [
         "config", "parameters", "MACs", "XLA FLOPs a step", "batch", "step, ms", "examples/s",
         "run, s", "compiling, s",
     ]  # fmt: skip
     rows = []
-    for row in comparison.rows:
-        cost = row.costs
-        batch = {
-            run.cost("batch_size") or number(run.settings.get("batch_size")) for run in row.runs
-        }
+    for results in comparison.results:
+        cost = results.costs
         step = cost["step_seconds"]
         rows.append(
             [
-                row.label,
-                *(engineering(cost[name]) for name in ("parameters", "macs", "xla_flops_per_step")),
-                f"{batch.pop():g}" if len(batch) == 1 and None not in batch else MISSING,
-                significant(None if step is None else 1e3 * step),
-                *(
-                    significant(cost[n])
-                    for n in ("examples_per_second", "seconds", "compile_seconds")
-                ),
+                results.label,
+                format_si(cost["parameters"]),
+                format_si(cost["macs"]),
+                format_si(cost["xla_flops_per_step"]),
+                _format_batch_size(results),
+                format_significant(None if step is None else 1e3 * step),
+                format_significant(cost["examples_per_second"]),
+                format_significant(cost["seconds"]),
+                format_significant(cost["compile_seconds"]),
             ]
         )
     return Table(f"{comparison.dataset}: costs", headings, rows)
 
 
-def iou(comparison: Comparison) -> Table | None:
-    """Intersection over union of each class; None where classes were not measured."""
-    rows = [row for row in comparison.rows if row.iou]
-    if not rows:
+def _format_batch_size(results: ConfigResults) -> str:
+    sizes = {
+        run.summary_number("batch_size") or finite_or_none(run.settings.get("batch_size"))
+        for run in results.runs
+    }
+    size = sizes.pop() if len(sizes) == 1 else None
+    return MISSING if size is None else f"{size:g}"
+
+
+def make_iou_table(comparison: DatasetComparison) -> Table | None:
+    """Returns the intersection over union of each class; None if the task does not measure it."""
+    measured = [results for results in comparison.results if results.iou]
+    if not measured:
         return None
-    names = {name: None for row in rows for name in row.iou}
-    lines = [[name, *(share(row.iou.get(name)) for row in rows)] for name in names]
-    means = [f"{100 * row.metrics[comparison.metric].mean:.2f}" for row in rows]
-    lines.append([NAMES.get(comparison.metric, comparison.metric), *means])
+    classes = {name: None for results in measured for name in results.iou}
+    rows = [[name, *(format_share(r.iou.get(name)) for r in measured)] for name in classes]
+    means = [format_metric(r.metrics[comparison.metric].mean, comparison.metric) for r in measured]
+    rows.append([name_metric(comparison.metric, comparison.metric), *means])
     return Table(
-        f"{comparison.dataset}: intersection over union of each class, %, mean over {comparison.over}",
-        ["class", *(row.label for row in rows)],
-        lines,
+        f"{comparison.dataset}: intersection over union of each class, %, mean over "
+        f"{comparison.replicates}",
+        ["class", *(results.label for results in measured)],
+        rows,
     )
 
 
-def each_run(comparison: Comparison) -> Table:
-    """The metric that counts most, and the test loss, of every fold or seed."""
-    keys = sorted({run.key for run in comparison.runs})
-    seeds = len({seed for _, seed in keys}) > 1
-    by_row = [{run.key: run for run in row.runs} for row in comparison.rows]
-    lines = []
+def make_runs_table(comparison: DatasetComparison) -> Table:
+    """Returns the metric that ranks, and the test loss, of every fold or seed."""
+    keys = sorted({run.fold_and_seed for run in comparison.runs})
+    several_seeds = len({seed for _, seed in keys}) > 1
+    runs = [{run.fold_and_seed: run for run in results.runs} for results in comparison.results]
+    rows = []
     for fold, seed in keys:
-        name = f"seed {seed}" if fold < 0 else f"fold {fold}{f', seed {seed}' * seeds}"
-        runs = [runs.get((fold, seed)) for runs in by_row]
-        lines.append([name, *(_run_cell(run, comparison.metric) for run in runs)])
-    name = metric_name(comparison.metric, comparison.metric)
+        name = f"fold {fold}" if fold >= 0 else f"seed {seed}"
+        if fold >= 0 and several_seeds:
+            name += f", seed {seed}"
+        cells = [_format_run(by_key.get((fold, seed)), comparison.metric) for by_key in runs]
+        rows.append([name, *cells])
+    metric = name_metric(comparison.metric, comparison.metric) + name_unit(comparison.metric)
     return Table(
-        f"{comparison.dataset}: {name}{unit(comparison.metric)} (and test loss) of each run",
-        ["run", *(row.label for row in comparison.rows)],
-        lines,
+        f"{comparison.dataset}: {metric} (and test loss) of each run",
+        ["run", *(results.label for results in comparison.results)],
+        rows,
     )
 
 
-def _run_cell(run: Run | None, metric: str) -> str:
+def _format_run(run: Run | None, metric: str) -> str:
     if run is None:
         return MISSING
-    loss = run.test("loss")
-    return scaled(run.test(metric), metric) + (f" ({loss:.3f})" if loss is not None else "")
+    loss = run.test_metric("loss")
+    cell = format_metric(run.test_metric(metric), metric)
+    return cell if loss is None else f"{cell} ({loss:.3f})"
 
 
-def problems(found: Sequence[Problem], names: Sequence[str]) -> Table:
-    """The runs that are in no table; `names` are those of their folders."""
+def make_excluded_table(excluded: Sequence[ExcludedRun], folders: Sequence[str]) -> Table:
+    """Returns the runs that are in no other table, with their `folders` as the report names them."""
     rows = [
-        [name, problem.config, problem.dataset, problem.reason]
-        for name, problem in zip(names, found, strict=True)
+        [folder, run.config, run.dataset, run.reason]
+        for folder, run in zip(folders, excluded, strict=True)
     ]
-    return Table("Runs that are in no table", ["run", "config", "data set", "why"], rows, 4)
+    return Table("Runs that are in no table", ["run", "config", "data set", "why"], rows, words=4)
 
 
 # ---------------------------------------------------------------- cells
-def unit(metric: str) -> str:
-    """Shares are shown in percent."""
+def name_metric(metric: str, main: str) -> str:
+    """Returns the name of a test metric beside the one that ranks, `main`."""
+    if metric == "accuracy" and main == "miou":
+        return "pixel accuracy"
+    return METRIC_NAMES.get(metric, metric)
+
+
+def name_unit(metric: str) -> str:
+    """Returns the unit after the name of a metric: shares are shown in percent."""
     return ", %" if metric in PERCENT else ""
 
 
-def scaled(value: float | None, metric: str) -> str:
-    """A metric's value, shares in percent."""
+def format_metric(value: float | None, metric: str) -> str:
+    """Formats the value of a metric, shares in percent."""
     if value is None:
         return MISSING
     return f"{100 * value:.2f}" if metric in PERCENT else f"{value:.4f}"
 
 
-def share(value: float | None) -> str:
-    """A share in percent; None for a class that is in neither truth nor prediction."""
+def format_share(value: float | None) -> str:
+    """Formats a share in percent; None is a class that is in neither truth nor prediction."""
     return MISSING if value is None else f"{100 * value:.1f}"
 
 
-def spread(found: Spread | None, metric: str) -> str:
-    """Mean and standard deviation; without the latter for a single run."""
-    if found is None:
+def format_mean(value: MeanDeviation | None, metric: str) -> str:
+    """Formats mean and standard deviation; a single run has only the mean."""
+    if value is None:
         return MISSING
-    sd = "" if found.sd is None else f" ± {scaled(found.sd, metric)}"
-    return scaled(found.mean, metric) + sd
+    sd = "" if value.sd is None else f" ± {format_metric(value.sd, metric)}"
+    return format_metric(value.mean, metric) + sd
 
 
-def difference(found: Difference | None, metric: str) -> list[str]:
-    """The mean difference with its sign, and the p with its number of pairs."""
-    if found is None:
-        return [MISSING, MISSING]
-    text = scaled(abs(found.mean), metric)
-    sign = "" if not float(text) else "+" if found.mean > 0 else "−"
-    p = "< 0.001" if found.p < 0.001 else f"{found.p:.3f}"
-    return [sign + text, f"{p} ({found.n})"]
+def format_difference(gap: PairedDifference | None, metric: str) -> tuple[str, str]:
+    """Formats the mean difference with its sign, and p with the number of pairs."""
+    if gap is None:
+        return MISSING, MISSING
+    size = format_metric(abs(gap.mean), metric)
+    sign = "" if float(size) == 0 else "+" if gap.mean > 0 else "−"
+    p = "< 0.001" if gap.p < 0.001 else f"{gap.p:.3f}"
+    return sign + size, f"{p} ({gap.n})"
 
 
-def _published(row: Row) -> str:
-    found = row.published
-    if found is None:
+def _format_published(results: ConfigResults) -> str:
+    published = results.published
+    if published is None:
         return MISSING
-    sd = "" if found.sd is None else f" ± {100 * found.sd:.1f}"
-    flops = "" if found.flops is None else f" ({found.flops / 1e9:.1f} GFLOPs)"
-    return f"{100 * found.mean:.1f}{sd}{flops}"
+    sd = "" if published.sd is None else f" ± {100 * published.sd:.1f}"
+    flops = "" if published.flops is None else f" ({published.flops / 1e9:.1f} GFLOPs)"
+    return f"{100 * published.mean:.1f}{sd}{flops}"
 
 
-def engineering(value: float | None) -> str:
-    """Three digits or more, and k, M, G or T."""
+def format_si(value: float | None) -> str:
+    """Formats a number with three significant digits or more, and k, M, G or T."""
     if value is None:
         return MISSING
     power = min(4, int(math.log10(abs(value)) // 3)) if abs(value) >= 1000 else 0
-    return f"{significant(value / 1000**power)}{' ' if power else ''}{' kMGT'[power].strip()}"
+    prefix = ("", " k", " M", " G", " T")[power]
+    return format_significant(value / 1000**power) + prefix
 
 
-def significant(value: float | None) -> str:
-    """Three digits; all of those before the point."""
+def format_significant(value: float | None) -> str:
+    """Formats a number with three significant digits, or with all digits before the point."""
     if value is None:
         return MISSING
     if abs(value) >= 100 or value == 0:
@@ -224,20 +244,20 @@ def significant(value: float | None) -> str:
     return f"{value:.{2 - math.floor(math.log10(abs(value)))}f}"
 
 
-# ---------------------------------------------------------------- forms
-def markdown(table: Table) -> str:
-    """The table in Markdown, without its title."""
+# ---------------------------------------------------------------- Markdown and LaTeX
+def render_markdown(table: Table) -> str:
+    """Returns the table in Markdown, without its title."""
 
     def line(cells: Iterable[str]) -> str:
         # A bar would begin another cell.
         return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
-    rule = f"|{'|'.join(table.alignments('---', '---:'))}|"
+    rule = f"|{'|'.join(table.align('---', '---:'))}|"
     return "\n".join([line(table.headings), rule, *map(line, table.rows)])
 
 
-def latex(table: Table) -> str:
-    """The table in LaTeX, with its title as caption; it needs the package booktabs."""
+def render_latex(table: Table) -> str:
+    """Returns the table in LaTeX, with its title as caption; it needs the package booktabs."""
 
     def line(cells: Iterable[str]) -> str:
         return "    " + " & ".join(map(escape_latex, cells)) + r" \\"
@@ -247,7 +267,7 @@ def latex(table: Table) -> str:
             r"\begin{table}",
             r"  \centering",
             rf"  \caption{{{escape_latex(table.title)}}}",
-            rf"  \begin{{tabular}}{{{''.join(table.alignments('l', 'r'))}}}",
+            rf"  \begin{{tabular}}{{{''.join(table.align('l', 'r'))}}}",
             r"    \toprule",
             line(table.headings),
             r"    \midrule",
@@ -259,61 +279,68 @@ def latex(table: Table) -> str:
     )
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#",
-    "_": r"\_", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "−": "$-$",
-    "<": "$<$", ">": "$>$", "|": r"\textbar{}",
-}  # fmt: skip
+_LATEX_ESCAPES = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "{}&%$#_"},
+        **{character: f"${character}$" for character in "<>"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "|": r"\textbar{}",
+        "±": r"$\pm$",
+        "−": "$-$",
+    }
+)
 
 
 def escape_latex(text: str) -> str:
-    """Text in which no letter means anything to LaTeX."""
-    return "".join(_LATEX.get(letter, letter) for letter in text)
+    """Escapes all characters that have a meaning in LaTeX."""
+    return text.translate(_LATEX_ESCAPES)
 
 
-# ---------------------------------------------------------------- plain numbers
-def config_records(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of `report.csv`: a row for each config, numbers as they are."""
-    metrics = _all_metrics(comparisons)
+# ---------------------------------------------------------------- CSV
+def list_config_records(
+    comparisons: Sequence[DatasetComparison],
+) -> tuple[list[str], list[list[Any]]]:
+    """Returns header and rows of `report.csv`: one row per config, numbers unrounded."""
+    metrics = _list_test_metrics(comparisons)
     header = ["dataset", "config", "label", "baseline", "runs", "metric"]
     header += [f"{name}_{part}" for name in metrics for part in ("mean", "sd")]
     header += ["difference", "p", "pairs", *COSTS, "study_mean", "study_sd"]
     rows = []
     for comparison in comparisons:
-        for row in comparison.rows:
-            spreads = [row.metrics.get(name) for name in metrics]
-            gap, theirs = row.difference, row.published
-            cells = [comparison.dataset, row.config, row.label, row.runs[0].baseline, len(row.runs)]
-            cells.append(comparison.metric)
-            cells += [part for s in spreads for part in ((s.mean, s.sd) if s else (None, None))]
-            cells += [gap.mean, gap.p, gap.n] if gap else [None] * 3
-            cells += [row.costs[name] for name in COSTS]
-            cells += [theirs.mean, theirs.sd] if theirs else [None] * 2
-            rows.append(cells)
+        for results in comparison.results:
+            row: list[Any] = [comparison.dataset, results.config, results.label]
+            row += [results.runs[0].baseline, len(results.runs), comparison.metric]
+            for name in metrics:
+                value = results.metrics.get(name)
+                row += [value.mean, value.sd] if value else [None, None]
+            gap, published = results.difference, results.published
+            row += [gap.mean, gap.p, gap.n] if gap else [None, None, None]
+            row += [results.costs[name] for name in COSTS]
+            row += [published.mean, published.sd] if published else [None, None]
+            rows.append(row)
     return header, rows
 
 
-def run_records(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[Any]]]:
-    """Header and rows of `runs.csv`: a row for each run, numbers as they are."""
-    metrics = _all_metrics(comparisons)
+def list_run_records(comparisons: Sequence[DatasetComparison]) -> tuple[list[str], list[list[Any]]]:
+    """Returns header and rows of `runs.csv`: one row per run, numbers unrounded."""
+    metrics = _list_test_metrics(comparisons)
     header = ["dataset", "config", "fold", "seed", *metrics, "best_step", "steps", *COSTS, "folder"]
     rows = []
-    for comparison in comparisons:
-        for run in comparison.runs:
-            best = run.summary.get("best")
-            best = best.get("step") if isinstance(best, dict) else None
-            cells = [run.dataset, run.config, run.fold, run.seed, *(run.test(m) for m in metrics)]
-            cells += [
-                number(best),
-                run.cost("steps"),
-                *(run.cost(name) for name in COSTS),
-                run.folder,
-            ]
-            rows.append(cells)
+    for run in (run for comparison in comparisons for run in comparison.runs):
+        best = run.summary.get("best")
+        row: list[Any] = [run.dataset, run.config, run.fold, run.seed]
+        row += [run.test_metric(name) for name in metrics]
+        row += [finite_or_none(best.get("step")) if isinstance(best, dict) else None]
+        row += [run.summary_number(name) for name in ("steps", *COSTS)]
+        rows.append([*row, run.folder])
     return header, rows
 
 
-def _all_metrics(comparisons: Sequence[Comparison]) -> list[str]:
-    """Every test metric that some run has as a number, in the order in which they first occur."""
+def _list_test_metrics(comparisons: Sequence[DatasetComparison]) -> list[str]:
+    """Lists every test metric that some run has as a number, in the order of first occurrence."""
     tests = [run.summary["test"] for comparison in comparisons for run in comparison.runs]
-    return list({name: None for test in tests for name in test if number(test[name]) is not None})
+    return list(
+        {name: None for test in tests for name in test if finite_or_none(test[name]) is not None}
+    )
