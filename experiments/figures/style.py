@@ -16,6 +16,8 @@ from experiments.core.files import replace_file
 DPI = 130
 # Okabe and Ito's colours, which colour-blind readers tell apart too.
 TRAIN, VALIDATION, BEST, WRONG = "#8a94a6", "#0072b2", "#009e73", "#d55e00"
+PALETTE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d31")
+"""Colours of curves, kernels and classes: Okabe and Ito's, without the yellow, which is lost on white."""
 INK, FAINT, LINE = "#222222", "#666666", "#cccccc"
 NUMBERED = 20  # up to so many classes, every cell of a confusion matrix has its number
 

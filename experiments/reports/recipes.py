@@ -16,7 +16,8 @@ _PER_RUN = {
 _FILES_PER_RUN = {"audio.splits", "data.extra_train"}
 # These have no influence on the training.
 _NOT_TRAINING = {
-    "name", "label", "baseline", "dataset", "command", "log_every", "checkpoint_every", "tensorboard", "wandb",
+    "name", "label", "baseline", "dataset", "command", "log_every", "checkpoint_every",
+    "tensorboard", "wandb",
 }  # fmt: skip
 # The settings of a recipe, what a reader looks for first; others are left out.
 _RECIPE = (
@@ -30,9 +31,7 @@ _SWITCHED_OFF = (None, "", 0, False, -1, "none")
 def flatten_settings(run: Run) -> dict[str, Any]:
     """Returns the settings of a run's training by dotted name."""
     settings = traverse_util.flatten_dict(dict(run.settings), sep=".")
-    return {
-        name: value for name, value in settings.items() if name not in _PER_RUN | _NOT_TRAINING
-    }
+    return {name: value for name, value in settings.items() if name not in _PER_RUN | _NOT_TRAINING}
 
 
 def describe_recipe(results: ConfigResults) -> str:

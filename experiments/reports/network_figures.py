@@ -1,4 +1,4 @@
-"""Figures of what is inside a network: what its layers cost, and how alike its kernels are."""
+"""Draws the costs of a network's layers and the similarity of their kernels."""
 
 import math
 import os
@@ -16,25 +16,25 @@ from experiments.figures.style import (
     save,
     style_axes,
 )
-from experiments.reports.inspection import Layer, Mixture
+from experiments.reports.network import KernelUse, LayerCost
 
 
-def costs(layers: Sequence[Layer], path: str | os.PathLike) -> None:
-    """Draws parameters and multiply-adds of each layer, those of attention apart."""
+def draw_costs(layers: Sequence[LayerCost], path: str | os.PathLike) -> None:
+    """Draws parameters and multiply-adds of each layer, with those of attention in another colour."""
     figure = new_figure(
         9.6,
         0.2 * len(layers) + 1.6,
-        "What each layer costs",
-        "For one example. Attention: what decides about kernels and channels.",
+        "Cost of each layer",
+        "For one example. Attention: the part of a layer that weighs kernels and channels.",
     )
     panels = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(layers))[::-1]
     fields = {"parameters": "parameters", "macs": "multiply-adds"}
     for axes, (field, title) in zip(panels, fields.items(), strict=True):
         whole = np.array([getattr(layer.cost, field) for layer in layers])
-        deciding = np.array([getattr(layer.attention, field) for layer in layers])
-        axes.barh(places, whole - deciding, color=VALIDATION, label="layer")
-        axes.barh(places, deciding, left=whole - deciding, color=BEST, label="attention")
+        attention = np.array([getattr(layer.attention, field) for layer in layers])
+        axes.barh(places, whole - attention, color=VALIDATION, label="layer")
+        axes.barh(places, attention, left=whole - attention, color=BEST, label="attention")
         axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 3), useMathText=True)
         style_axes(axes, title)
         axes.grid(axis="y", visible=False)
@@ -46,13 +46,13 @@ def costs(layers: Sequence[Layer], path: str | os.PathLike) -> None:
     save(figure, path)
 
 
-def similarities(mixtures: Sequence[Mixture], path: str | os.PathLike) -> bool:
+def draw_similarities(uses: Sequence[KernelUse], path: str | os.PathLike) -> bool:
     """Draws the cosines between the kernels of each layer.
 
     Returns:
-        Whether it was drawn: not where no layer's kernels are parameters.
+        Whether it was drawn: it is not if no layer's kernels are parameters.
     """
-    shown = [(one.name, one.similarity) for one in mixtures if one.similarity is not None]
+    shown = [(use.name, use.similarity) for use in uses if use.similarity is not None]
     if not shown:
         return False
     columns = min(len(shown), 8)
@@ -60,8 +60,8 @@ def similarities(mixtures: Sequence[Mixture], path: str | os.PathLike) -> bool:
     figure = new_figure(
         max(1.15 * columns + 0.8, 4.5),
         1.35 * rows + 1.4,
-        "How alike the kernels of each layer are",
-        "Cosine between any two candidates: red 1, the same up to size; white 0; blue -1, opposite. The "
+        "Similarity of the kernels of each layer",
+        "Cosine between two candidate kernels: red 1, the same up to scale; white 0; blue -1, opposite. The "
         "diagonal is each kernel with itself.",
     )
     panels = figure.subplots(rows, columns, squeeze=False).ravel()

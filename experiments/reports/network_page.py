@@ -1,0 +1,191 @@
+"""Writes a web page about a finished run's network, one file with all of its figures."""
+
+import base64
+import html
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from dyn.diagnostics import Cost
+from experiments.core.errors import UserError
+from experiments.core.files import write_text
+from experiments.reports import map_figures, network_figures
+from experiments.reports.network import (
+    KernelUse,
+    LayerCost,
+    list_findings,
+    measure_kernel_use,
+    measure_layers,
+)
+from experiments.reports.tables import MISSING, format_metric, name_metric
+from experiments.runs.artifacts import load_maps
+from experiments.runs.find import finite_or_none
+from experiments.runs.folder import finished_summary
+
+MIXTURES_LEGEND = """<p>Entropy: 0, one kernel; 1, equal weights. Spread: standard deviation of a weight over
+the examples, divided by the mean weight; 0, the same mixture for every example. Largest cosine: between two
+kernels of the layer.</p>"""
+# The most telling of a run's own figures, and what they show.
+RUN_FIGURES = {
+    "curves": "Training",
+    "confusion": "Confusion",
+    "predictions": "Test examples",
+    "attention": "Attention by class",
+    "pr_curves": "Precision and recall",
+    "mistakes": "The worst mistakes",
+    "reconstructions": "Test pictures and their reconstructions",
+    "segmentation": "Test pictures",
+    "iou": "IoU of each class",
+}
+
+
+def write_page(
+    run: Path,
+    model: nn.Module,
+    variables: Mapping[str, Any],
+    shape: Sequence[int],
+    classes: Sequence[str],
+    out: str | Path = "",
+) -> Path:
+    """Writes the page of a finished run, and returns its path.
+
+    Args:
+        run: the workdir of the run.
+        model: its network.
+        variables: of the network.
+        shape: of one example.
+        classes: their names.
+        out: the file to write; '' for `inspect.html` in the run's folder.
+
+    Raises:
+        UserError: if `out` is a folder, or `run` is not the folder of a finished run.
+    """
+    out = Path(out).expanduser() if out else run / "inspect.html"
+    if out.is_dir():
+        raise UserError(f"--out={out} is a folder: give a file.")
+    summary = finished_summary(run)
+    if summary is None:
+        raise UserError(f"{run} is not the folder of a finished run, which has a summary.json.")
+    layers = measure_layers(model, variables, jax.ShapeDtypeStruct((1, *shape), np.float32))
+    maps = {}
+    if (run / "maps.npz").exists():
+        maps[summary["config"]] = load_maps(run / "maps.npz")
+    mixtures = maps[summary["config"]].mixtures if maps else {}
+    uses = measure_kernel_use(mixtures, variables["params"])
+    findings = list_findings(layers, uses, Cost(summary["parameters"], summary["macs"], ()))
+    with tempfile.TemporaryDirectory() as folder:
+        figures = [*_draw_figures(Path(folder), layers, uses, maps), *_list_run_figures(run)]
+        embedded = [_embed_figure(title, path) for title, path in figures]
+    page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
+        title=html.escape(f"{summary['config']} on {summary['dataset']}"),
+        facts=_render_table((), _list_facts(run, summary, shape, classes)),
+        findings="\n".join(f"<li>{html.escape(finding)}</li>" for finding in findings),
+        figures="\n".join(embedded),
+        mixtures=_render_mixtures(uses),
+        layers=_render_layers(layers),
+    )
+    write_text(out, page)
+    return out
+
+
+def _draw_figures(
+    folder: Path,
+    layers: Sequence[LayerCost],
+    uses: Sequence[KernelUse],
+    maps: Mapping[str, Any],
+) -> list[tuple[str, Path]]:
+    """Draws the figures that have something to show, and returns their titles and files."""
+    network_figures.draw_costs(layers, folder / "costs.png")
+    drawn = [("Cost of each layer", folder / "costs.png")]
+    optional = {
+        "Mixture of kernels": partial(map_figures.draw_mixtures, maps),
+        "Similarity of kernels": partial(network_figures.draw_similarities, uses),
+        "Evidence for the true class": partial(map_figures.draw_attention_maps, maps),
+        "Attention over positions": partial(map_figures.draw_pixel_attention, maps),
+    }
+    for number, (title, draw) in enumerate(optional.items()):
+        path = folder / f"{number}.png"
+        if draw(path):
+            drawn.append((title, path))
+    return drawn
+
+
+def _list_run_figures(run: Path) -> list[tuple[str, Path]]:
+    paths = {title: run / "figures" / f"{name}.png" for name, title in RUN_FIGURES.items()}
+    return [(title, path) for title, path in paths.items() if path.exists()]
+
+
+def _embed_figure(title: str, path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<p><img alt="{html.escape(title)}" src="data:image/png;base64,{data}"></p>'
+
+
+def _list_facts(
+    run: Path, summary: Mapping[str, Any], shape: Sequence[int], classes: Sequence[str]
+) -> list[tuple[str, str]]:
+    metric = summary.get("metric", "accuracy")
+    tested = [
+        (f"test {name_metric(name, metric)}", format_metric(value, name))
+        for name, value in summary["test"].items()
+        if finite_or_none(value) is not None and not name.endswith("_error")
+    ]
+    return [
+        ("run", str(run)),
+        *tested,
+        ("classes", str(len(classes))),
+        ("shape of an example", " x ".join(map(str, shape))),
+        ("parameters", f"{summary['parameters']:,}"),
+        ("multiply-adds for an example", f"{summary['macs']:,}"),
+    ]
+
+
+def _render_mixtures(uses: Sequence[KernelUse]) -> str:
+    """Returns the section on mixtures; '' if no layer has any."""
+    if not uses:
+        return ""
+    header = ("layer", "kernels", "entropy", "spread", "never used", "largest cosine")
+    rows = [
+        (
+            use.name,
+            f"{len(use.mean)}",
+            f"{use.entropy:.2f}",
+            f"{use.spread:.2f}",
+            f"{int(use.dead.sum())}",
+            MISSING if use.largest_cosine is None else f"{use.largest_cosine:.2f}",
+        )
+        for use in uses
+    ]
+    return "\n".join(["<h2>Mixtures</h2>", _render_table(header, rows), MIXTURES_LEGEND])
+
+
+def _render_layers(layers: Sequence[LayerCost]) -> str:
+    header = ("layer", "output", "parameters", "of attention", "multiply-adds", "of attention")
+    rows = [
+        (
+            layer.name,
+            " x ".join(map(str, layer.cost.output[1:])),
+            f"{layer.cost.parameters:,}",
+            f"{layer.attention.parameters:,}",
+            f"{layer.cost.macs:,}",
+            f"{layer.attention.macs:,}",
+        )
+        for layer in layers
+    ]
+    return _render_table(header, rows)
+
+
+def _render_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Returns a table in HTML, with its cells escaped."""
+
+    def render_row(cells: Sequence[str], tag: str) -> str:
+        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+
+    lines = [render_row(header, "th")] if header else []
+    return "\n".join(["<table>", *lines, *(render_row(row, "td") for row in rows), "</table>"])

@@ -1,0 +1,271 @@
+"""Writes the report of finished runs: `report.md`, `report.tex`, `report.csv`, `runs.csv` and `figures/`."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from experiments.core import files
+from experiments.core.errors import UserError
+from experiments.reports import map_figures, published, recipes, study_figures, tables
+from experiments.reports.comparison import DatasetComparison, compare_runs
+from experiments.runs import artifacts
+from experiments.runs.find import Run, find_runs, is_run_folder
+
+Saved = TypeVar("Saved", artifacts.Maps, artifacts.Samples)
+
+
+def write_report(
+    folders: Iterable[str | os.PathLike], out: str | os.PathLike | None = None
+) -> Path:
+    """Compares all runs at and below some folders, and writes the report.
+
+    Args:
+        folders: the folders of the runs.
+        out: the folder of the report; None for the folder that contains all of `folders`.
+
+    Returns:
+        The path of `report.md`. Beside it are `report.csv` (a row per config), `runs.csv` (a row per run),
+        `report.tex` and `figures`.
+
+    Raises:
+        UserError: if there are no runs, or the report would go into the folder of a run.
+    """
+    folders = [Path(folder).expanduser() for folder in folders]
+    runs, excluded = find_runs(folders)
+    if not runs and not excluded:
+        raise UserError(f"There are no runs in {', '.join(map(str, folders))}.")
+    place = _choose_place(folders, out)
+    comparisons = compare_runs(runs)
+
+    lines = [
+        "# Comparison of runs",
+        "",
+        f"{len(runs)} finished runs. `python -m experiments.report RUNS... --out=DIR` makes it again.",
+        "",
+    ]
+    for comparison, folder in zip(comparisons, _name_figure_folders(comparisons), strict=True):
+        lines += _write_section(comparison, place, folder)
+    if excluded:
+        names = [os.path.relpath(run.folder, place) for run in excluded]
+        table = tables.make_excluded_table(excluded, names)
+        lines += [f"## {table.title}", "", tables.render_markdown(table), ""]
+    if comparisons:
+        lines += ["## How the numbers were made", ""]
+        lines += [*(f"* {note}" for note in _list_notes(comparisons)), ""]
+    files.write_text(place / "report.md", "\n".join(lines))
+    files.write_text(place / "report.tex", _render_latex(comparisons))
+    files.write_csv(place / "report.csv", *tables.list_config_records(comparisons))
+    header, records = tables.list_run_records(comparisons)
+    records = [[*record[:-1], os.path.relpath(record[-1], place)] for record in records]
+    files.write_csv(place / "runs.csv", header, records)
+    return place / "report.md"
+
+
+def _choose_place(folders: Sequence[Path], out: str | os.PathLike | None) -> Path:
+    """Returns the folder of the report: never a run's own, whose figures it would replace."""
+    if out:
+        place = Path(out).expanduser().resolve()
+        if is_run_folder(place):
+            raise UserError(
+                f"--out={out} is the folder of a run; choose another one for the report."
+            )
+        return place
+    common = Path(os.path.commonpath([folder.resolve() for folder in folders]))
+    return common / "report" if is_run_folder(common) else common
+
+
+def _name_figure_folders(comparisons: Sequence[DatasetComparison]) -> list[Path]:
+    """Returns `figures`, or a folder in it for each of several data sets."""
+    if len(comparisons) == 1:
+        return [Path("figures")]
+    names = ["".join(c if c.isalnum() else "_" for c in one.dataset) for one in comparisons]
+    return [
+        Path("figures") / (name if names.count(name) == 1 else f"{name}_{comparison.metric}")
+        for name, comparison in zip(names, comparisons, strict=True)
+    ]
+
+
+def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> list[str]:
+    """Draws the figures of a data set, and returns its section of the report in Markdown.
+
+    Args:
+        comparison: the configs on the data set.
+        place: the folder of the report.
+        folder: the folder of the figures, as seen from there.
+    """
+    lines = [f"## {comparison.dataset}", "", *_show(tables.make_results_table(comparison))]
+    if text := published.describe_published(comparison.dataset):
+        lines += [text, ""]
+
+    def draw(name: str, draw_figure: Callable[..., bool], content: Any) -> list[str]:
+        path = folder / f"{name}.png"
+        if not draw_figure(content, place / path):
+            return []
+        return [f"![{name.replace('_', ' ')}]({path.as_posix()})", ""]
+
+    lines += draw("accuracy_against_macs", study_figures.draw_accuracy_against_macs, comparison)
+    lines += _show(tables.make_cost_table(comparison))
+    lines += _show(tables.make_iou_table(comparison))
+    lines += _show(tables.make_runs_table(comparison))
+    lines += draw("per_run", study_figures.draw_runs, comparison)
+    lines += draw("curves", study_figures.draw_curves, comparison)
+    maps, left_out = _load_comparable(comparison, "maps.npz", artifacts.load_maps, place)
+    lines += draw("attention_maps", map_figures.draw_attention_maps, maps)
+    lines += draw("mixtures", map_figures.draw_mixtures, maps)
+    lines += draw("pixel_attention", map_figures.draw_pixel_attention, maps)
+    samples, also_left_out = _load_comparable(
+        comparison, "samples.npz", artifacts.load_samples, place
+    )
+    lines += draw("segmentation_samples", map_figures.draw_segmentation_samples, samples)
+
+    first = comparison.results[0]
+    if recipe := recipes.describe_recipe(first):
+        lines += [f"**Recipe** of {first.label}: {recipe}.", ""]
+    lines += _show(recipes.make_changes_table(comparison))
+    if commands := recipes.list_commands(comparison.results):
+        lines += ["Commands of the first run of each config:", ""]
+        lines += [*(f"    {command}" for command in commands), ""]
+    if remarks := [*_list_remarks(comparison, place), *left_out, *also_left_out]:
+        lines += [*(f"* {remark}" for remark in remarks), ""]
+    return lines
+
+
+def _show(table: tables.Table | None) -> list[str]:
+    if table is None:
+        return []
+    return [f"**{table.title}**", "", tables.render_markdown(table), ""]
+
+
+def _load_comparable(
+    comparison: DatasetComparison, name: str, load: Callable[[Path], Saved], place: Path
+) -> tuple[dict[str, Saved], list[str]]:
+    """Loads what one run of each config has saved about the same test examples.
+
+    Returns:
+        By the label of the config what its run has saved, and remarks on what cannot be shown.
+    """
+    by_label = {}
+    for results in comparison.results:
+        runs = {run.fold_and_seed: run for run in results.runs if (run.folder / name).exists()}
+        if runs:
+            by_label[results.label] = runs
+    # If the seed decides which examples are tested, only runs of one seed have seen the same ones.
+    common = set.intersection(*map(set, by_label.values())) if by_label else set()
+    comparable: dict[str, Saved] = {}
+    remarks = []
+    for label, runs in by_label.items():
+        run = runs[min(common or runs)]
+        try:
+            saved = load(run.folder / name)
+        except UserError as error:
+            remarks.append(f"{label}: {_shorten_path(error, run, place)}")
+            continue
+        if comparable and not _have_same_inputs(next(iter(comparable.values())), saved):
+            remarks.append(f"{label}: {name} of {run.replicate} shows other examples; left out.")
+        else:
+            comparable[label] = saved
+    return comparable, remarks
+
+
+def _have_same_inputs(one: Saved, other: Saved) -> bool:
+    mine, theirs = (
+        saved.inputs if isinstance(saved, artifacts.Maps) else saved.images
+        for saved in (one, other)
+    )
+    return len(mine) == len(theirs) and all(map(np.array_equal, mine, theirs))
+
+
+def _shorten_path(error: UserError, run: Run, place: Path) -> str:
+    """Returns the message with the run's folder as seen from the report."""
+    return str(error).replace(str(run.folder), os.path.relpath(run.folder, place))
+
+
+def _list_remarks(comparison: DatasetComparison, place: Path) -> list[str]:
+    """Lists what a reader must know about the runs on a data set."""
+    remarks = []
+    for results in comparison.results:
+        if settings := recipes.list_inconsistent(results):
+            remarks.append(
+                f"The runs of {results.label} do not have the same settings: they differ in "
+                f"{', '.join(settings)}."
+            )
+        for run in results.runs:
+            try:
+                _ = run.log
+            except UserError as error:
+                text = _shorten_path(error, run, place)
+                remarks.append(
+                    f"{results.label}, {run.replicate}, is left out of the curves: {text}"
+                )
+    sizes = {tuple((run.summary.get("examples") or {}).items()) for run in comparison.runs}
+    if len(sizes) == 1 and (counts := sizes.pop()):
+        text = ", ".join(f"{count:,} {split}" for split, count in counts)
+        remarks.append(f"Examples: {text}.")
+    return remarks
+
+
+def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
+    """Yields the notes on how the numbers were made, as far as the tables show them."""
+    runs = [run for comparison in comparisons for run in comparison.runs]
+    all_results = [results for comparison in comparisons for results in comparison.results]
+    gaps = [results.difference for results in all_results if results.difference]
+    has_folds = any(run.fold is not None for run in runs)
+    yield (
+        "Test results are those of the parameters with the best validation; the test split is evaluated once. "
+        "Tables show the mean and, after ±, the standard deviation (n − 1) over the runs of a config; a "
+        "single run has none."
+    )
+    yield (
+        "A seed decides the initial parameters and the order of the examples and, if a data set has no test "
+        "split of its own, which examples are tested: runs are compared seed by seed"
+        f"{' and fold by fold' if has_folds else ''}."
+    )
+    if gaps:
+        yield " ".join(_describe_test(fewest_pairs=min(gap.n for gap in gaps), has_folds=has_folds))
+    yield (
+        "MACs: multiply-adds for one example, counted from the network's operations: convolutions and matrix "
+        "products, including padding, attention and the mixing of kernels; one multiply-add is one MAC. XLA "
+        "FLOPs: of a training step on a whole batch, by XLA's cost analysis of the compiled program, which "
+        "counts the body of a loop once."
+    )
+    yield (
+        "Step: median time of a training step without evaluations; run: the whole run with compilation, "
+        f"evaluations and figures. Costs are medians over the runs of a config. {tables.MISSING}: not known."
+    )
+    devices = {", ".join(map(str, run.summary.get("devices") or ["unknown"])) for run in runs}
+    yield f"Devices: {'; '.join(sorted(devices))}."
+    yield f"Versions: {'; or '.join(sorted({_describe_versions(run) for run in runs}))}."
+
+
+def _describe_test(fewest_pairs: int, has_folds: bool) -> Iterator[str]:
+    yield (
+        "Difference: mean over the seeds or folds that a config and its baseline both have. p: two-sided "
+        "Wilcoxon signed-rank test of these pairs, not corrected for the number of configs."
+    )
+    if fewest_pairs < 6:
+        yield (
+            "With fewer than 6 pairs p cannot be below 0.05, however large the differences are: it is no "
+            "evidence either way."
+        )
+    if has_folds:
+        yield "Folds share training examples, so their p is somewhat too small."
+
+
+def _describe_versions(run: Run) -> str:
+    versions = run.summary.get("versions")
+    if not isinstance(versions, dict) or not versions:
+        return "unknown"
+    return ", ".join(f"{package} {version}" for package, version in versions.items())
+
+
+def _render_latex(comparisons: Sequence[DatasetComparison]) -> str:
+    """Returns all tables; the document that includes them needs the package booktabs."""
+    make_all = (
+        tables.make_results_table, tables.make_cost_table, tables.make_iou_table, tables.make_runs_table,
+    )  # fmt: skip
+    made = [make(comparison) for comparison in comparisons for make in make_all]
+    latex = [tables.render_latex(table) for table in made if table is not None]
+    return "\n\n".join(["% \\usepackage{booktabs}", *latex]) + "\n"
