@@ -24,11 +24,11 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict
 
-from experiments import report
 from experiments.configs.overrides import key_and_value
 from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.generate import generate
+from experiments.reports import report
 from experiments.train.grid import Planned, attempt, load_config
 from experiments.train.loop import train
 from experiments.train.validate import refuse_unused, validate

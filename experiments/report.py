@@ -5,12 +5,19 @@
     RUNS         folders; all runs at and below them are compared
     --out=DIR    the folder of report.md, report.csv, runs.csv, report.tex and figures/; without it the
                  folder that contains all RUNS
+    --debug      shows the traceback of an error
 
 It reads what the runs have left, trains nothing, and may be repeated at any time.
 """
 
-from absl import flags
-
 from experiments.core import cli
-from experiments.core.errors import UserError
 from experiments.reports.report import write_report
+
+
+def main(run: str, *runs: str, out: str = "") -> None:
+    """Writes the report of some runs, and prints its path."""
+    print(write_report([run, *runs], out))
+
+
+if __name__ == "__main__":
+    cli.run_command(main, __doc__, failure="The report cannot be written")

@@ -29,11 +29,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from dyn.diagnostics import count_parameters
-from experiments import data, report
+from experiments import data
 from experiments.configs.overrides import key_and_value, sweep
 from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.data import folds
+from experiments.reports import report
 from experiments.tasks import make_task
 from experiments.train.grid import Planned, attempt, load_config
 from experiments.train.program import Program

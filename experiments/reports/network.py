@@ -10,7 +10,9 @@ from flax import traverse_util
 
 from dyn.diagnostics import Cost, kernel_similarity, layer_costs
 
-CONSTANT_SPREAD = 0.02  # below this share of the mean weight, a mixture does not depend on the input
+CONSTANT_SPREAD = (
+    0.02  # below this share of the mean weight, a mixture does not depend on the input
+)
 SIMILAR_COSINE = 0.95  # above this cosine, two kernels are nearly the same
 ATTENTION_MODULES = ("attention", "routing", "local")
 
@@ -135,8 +137,8 @@ def list_findings(
     constant = [use.name for use in uses if use.spread < CONSTANT_SPREAD]
     if constant:
         findings.append(
-            f"{len(constant)} of {len(uses)} layers have the same mixture for every example and could as well "
-            f"be static: {_shorten_list(constant)}."
+            f"{len(constant)} of {len(uses)} layers have the same mixture for every example and could as "
+            f"well be static: {_shorten_list(constant)}."
         )
     else:
         findings.append(f"The mixtures of all {len(uses)} layers vary over the examples.")

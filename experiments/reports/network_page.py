@@ -27,7 +27,7 @@ from experiments.reports.network import (
 from experiments.reports.tables import MISSING, format_metric, name_metric
 from experiments.runs.artifacts import load_maps
 from experiments.runs.find import finite_or_none
-from experiments.runs.folder import finished_summary
+from experiments.runs.folder import read_summary
 
 MIXTURES_LEGEND = """<p>Entropy: 0, one kernel; 1, equal weights. Spread: standard deviation of a weight over
 the examples, divided by the mean weight; 0, the same mixture for every example. Largest cosine: between two
@@ -70,7 +70,7 @@ def write_page(
     out = Path(out).expanduser() if out else run / "inspect.html"
     if out.is_dir():
         raise UserError(f"--out={out} is a folder: give a file.")
-    summary = finished_summary(run)
+    summary = read_summary(run)
     if summary is None:
         raise UserError(f"{run} is not the folder of a finished run, which has a summary.json.")
     layers = measure_layers(model, variables, jax.ShapeDtypeStruct((1, *shape), np.float32))

@@ -214,9 +214,9 @@ def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
     gaps = [results.difference for results in all_results if results.difference]
     has_folds = any(run.fold is not None for run in runs)
     yield (
-        "Test results are those of the parameters with the best validation; the test split is evaluated once. "
-        "Tables show the mean and, after ±, the standard deviation (n − 1) over the runs of a config; a "
-        "single run has none."
+        "Test results are those of the parameters with the best validation; the test split is evaluated "
+        "once. Tables show the mean and, after ±, the standard deviation (n − 1) over the runs of a config; "
+        "a single run has none."
     )
     yield (
         "A seed decides the initial parameters and the order of the examples and, if a data set has no test "

@@ -8,7 +8,7 @@ import pytest
 from experiments import augmentation
 from experiments.augmentation import WAYS, compare_ways, refuse_decided
 from experiments.core.errors import UserError
-from experiments.reports.recipes import unlike
+from experiments.reports.recipes import list_inconsistent as unlike
 from experiments.train.grid import load_config
 
 

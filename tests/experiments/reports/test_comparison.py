@@ -6,26 +6,29 @@ import numpy as np
 import pytest
 from scipy.stats import rankdata
 
-from experiments.reports import published
-from experiments.reports import recipes as settings
-from experiments.reports.comparison import compare, difference, signed_rank_p, spread
-from experiments.runs import find as runs
+from experiments.reports.comparison import (
+    compare_pairs,
+    compare_runs,
+    compute_signed_rank_p,
+    summarize,
+)
+from experiments.runs.find import read_run
 
 
 def read_all(*folders):
-    return [runs.read(folder) for folder in folders]
+    return [read_run(folder) for folder in folders]
 
 
-def test_a_spread_is_mean_and_sample_deviation(rng):
+def test_mean_and_sample_deviation(rng):
     values = rng.normal(size=7).tolist()
-    found = spread(values)
-    assert found.mean == pytest.approx(np.mean(values)) and found.n == 7
-    assert found.sd == pytest.approx(np.std(values, ddof=1))
-    assert spread([0.5]).sd is None
+    summary = summarize(values)
+    assert summary.mean == pytest.approx(np.mean(values)) and summary.n == 7
+    assert summary.sd == pytest.approx(np.std(values, ddof=1))
+    assert summarize([0.5]).sd is None
 
 
 def exact_p(differences):
-    """The share of all signs of the differences whose rank sum is as far from its mean."""
+    """Returns the share of all sign patterns whose rank sum is at least as far from its mean."""
     kept = np.array([d for d in differences if d])
     ranks = rankdata(np.round(np.abs(kept), 10))
     sums = [
@@ -46,118 +49,80 @@ def test_p_is_exact(rng, number, kind):
         if kind == "equal":
             differences[differences == 0] = 0.5
         if any(differences):
-            assert signed_rank_p(differences) == pytest.approx(exact_p(differences))
+            assert compute_signed_rank_p(differences) == pytest.approx(exact_p(differences))
 
 
-def test_six_pairs_are_the_fewest_that_can_be_below_a_twentieth():
-    assert signed_rank_p([0.01 * n for n in range(1, 6)]) == pytest.approx(2 / 32)
-    assert signed_rank_p([0.01 * n for n in range(1, 7)]) == pytest.approx(2 / 64)
-    assert signed_rank_p([0.0, 0.0]) == 1.0
-    # The differences of two pairs of the same accuracies are equal, their subtractions are not.
+def test_p_of_few_zero_and_tied_differences():
+    assert compute_signed_rank_p([0.01 * n for n in range(1, 6)]) == pytest.approx(2 / 32)
+    assert compute_signed_rank_p([0.01 * n for n in range(1, 7)]) == pytest.approx(2 / 64)
+    assert compute_signed_rank_p([0.0, 0.0]) == 1.0
+    # Differences of equal size are tied, though their subtractions differ in the last digit.
     gaps = [0.3 - 0.2, 0.2 - 0.1, -0.7]
     assert gaps[0] != gaps[1]
-    assert signed_rank_p(gaps) == pytest.approx(exact_p([0.1, 0.1, -0.7]))
+    assert compute_signed_rank_p(gaps) == pytest.approx(exact_p([0.1, 0.1, -0.7]))
 
 
-def test_only_seeds_and_folds_that_both_have_are_compared(write_run):
+def test_pairs_are_the_common_seeds_and_folds(write_run):
     base = read_all(*(write_run("base", 0.5 + seed / 100, seed) for seed in (0, 1, 2)))
     other = read_all(*(write_run("hard", 0.6 + seed / 50, seed) for seed in (1, 2, 5)))
-    found = difference(other, base, "accuracy")
+    found = compare_pairs(other, base, "accuracy")
     assert found.n == 2 and found.baseline == "base"
     assert found.mean == pytest.approx((0.62 - 0.51 + 0.64 - 0.52) / 2)
     assert found.p == pytest.approx(0.5)
-    assert difference(other[2:], base, "accuracy") is None
-    # Another fold is another test set, whatever the seed.
-    assert difference(read_all(write_run("hard", fold=1)), base, "accuracy") is None
+    assert compare_pairs(other[2:], base, "accuracy") is None
+    # Another fold has another test set, whatever the seed is.
+    assert compare_pairs(read_all(write_run("hard", fold=1)), base, "accuracy") is None
 
 
-def test_configs_are_rows_baselines_first_then_the_study_s_order(write_run):
+def test_order_of_configs(write_run):
     names = ("zeta", "odconv", "alpha", "hard", "net1", "base")
     folders = [write_run(name, baseline="net1" if name == "zeta" else "base") for name in names]
     folders.append(write_run("base", dataset="Adiac", baseline="net1"))
-    adiac, digits = compare(read_all(*folders))
+    adiac, digits = compare_runs(read_all(*folders))
     assert (adiac.dataset, digits.dataset) == ("Adiac", "digits")
-    assert [row.config for row in digits.rows] == [
+    assert [row.config for row in digits.results] == [
         "base", "net1", "hard", "odconv", "alpha", "zeta",
     ]  # fmt: skip
-    gaps = {row.config: row.difference and row.difference.baseline for row in digits.rows}
+    gaps = {row.config: row.difference and row.difference.baseline for row in digits.results}
     assert gaps == {"base": None, "zeta": "net1"} | dict.fromkeys(
         ("net1", "hard", "odconv", "alpha"), "base"
     )
-    # Its baseline has no run.
-    assert adiac.rows[0].difference is None
+    # The baseline has no run.
+    assert adiac.results[0].difference is None
 
 
-def test_metrics_and_costs_of_a_config_are_taken_over_its_runs(write_run):
+def test_metrics_and_costs_over_runs(write_run):
     folders = [
         write_run(seed=0, accuracy=0.8, seconds=10.0, test={"top5": 0.9}),
         write_run(seed=1, accuracy=0.9, seconds=50.0, test={"top5": None}),
         write_run(seed=2, accuracy=0.7, seconds=20.0, without=["macs"]),
     ]
-    (comparison,) = compare(read_all(*folders))
-    (row,) = comparison.rows
-    assert comparison.over == "seeds"
-    assert row.metrics["accuracy"].mean == pytest.approx(0.8)
-    assert row.metrics["accuracy"].sd == pytest.approx(0.1)
-    # Measured in a part of the runs it would be of other runs than the rest.
-    assert "top5" not in row.metrics
-    assert row.costs["seconds"] == 20.0 and row.costs["macs"] == 2_000_000
-    assert row.costs["parameters"] == 1_234_567
+    (comparison,) = compare_runs(read_all(*folders))
+    (results,) = comparison.results
+    assert comparison.replicates == "seeds"
+    assert results.metrics["accuracy"].mean == pytest.approx(0.8)
+    assert results.metrics["accuracy"].sd == pytest.approx(0.1)
+    # One run lacks it, so a mean would be over other runs than the rest.
+    assert "top5" not in results.metrics
+    assert results.costs["seconds"] == 20.0 and results.costs["macs"] == 2_000_000
+    assert results.costs["parameters"] == 1_234_567
     folds = [write_run(fold=fold) for fold in (0, 1)]
-    assert compare(read_all(*folds))[0].over == "folds"
+    assert compare_runs(read_all(*folds))[0].replicates == "folds"
 
 
-def test_iou_is_the_mean_over_the_runs_that_have_the_class(write_run):
+def test_mean_iou_over_runs_with_the_class(write_run):
     def run(seed, **iou):
         return write_run(seed=seed, metric="miou", test={"miou": 0.4, "iou": iou})
 
     folders = [run(0, cat=0.2, dog=None, train=None), run(1, cat=0.4, dog=0.5, train=None)]
-    (comparison,) = compare(read_all(*folders))
-    iou = comparison.rows[0].iou
+    (comparison,) = compare_runs(read_all(*folders))
+    iou = comparison.results[0].iou
     assert list(iou) == ["cat", "dog", "train"]
     assert iou["cat"] == pytest.approx(0.3) and iou["dog"] == 0.5 and iou["train"] is None
 
 
-def test_two_configs_of_one_label_are_told_apart(write_run):
+def test_equal_labels_get_the_config_s_name(write_run):
     folders = [write_run(name, label="ODConv") for name in ("odconv", "odconv_k2")]
-    (comparison,) = compare(read_all(*folders))
-    labels = [row.label for row in comparison.rows]
+    (comparison,) = compare_runs(read_all(*folders))
+    labels = [row.label for row in comparison.results]
     assert labels == ["ODConv (odconv)", "ODConv (odconv_k2)"]
-
-
-@pytest.mark.parametrize(
-    ("dataset", "config", "network", "conv", "mean"),
-    [
-        ("tiny_imagenet", "odconv", "resnet", "odconv", 0.734),
-        ("Tiny ImageNet", "base", "resnet", "conv", 0.652),
-        ("voc2012", "hard", "resnet", "gated", 0.7069),
-        ("Adiac", "net1", "net1", "conv", 0.571),
-        ("Adiac", "whatever", "net2", "dyconv", 0.653),
-        ("Adiac", "odconv", "resnet", "odconv", None),
-        ("digits", "odconv", "resnet", "odconv", None),
-    ],
-)
-def test_the_study_s_numbers_stand_where_it_has_them(dataset, config, network, conv, mean):
-    found = published.study(
-        dataset, config, {"model": {"network": network}, "conv": {"name": conv}}
-    )
-    assert (found and found.mean) == mean
-    assert bool(published.remark(dataset)) == (dataset != "digits")
-    assert published.study("Adiac", "net1", {}) is None
-
-
-def test_settings_say_what_a_config_changes_and_whether_its_runs_are_alike(write_run):
-    (comparison,) = compare(read_all(*(write_run(name) for name in ("base", "odconv"))))
-    table = settings.changes(comparison)
-    assert table.rows == [["odconv", "base", "conv.name=odconv"]]
-    assert settings.recipe(comparison.rows[0]) == "batch_size=32, conv.name=base"
-    folder = write_run("odconv", seed=1)
-    text = (folder / "config.json").read_text()
-    (comparison,) = compare(read_all(write_run("odconv"), folder))
-    assert settings.unlike(comparison.rows[0]) == []  # a seed is no difference
-    (folder / "config.json").write_text(text.replace('"batch_size": 32', '"batch_size": 8'))
-    (comparison,) = compare(read_all(write_run("odconv"), folder))
-    assert settings.unlike(comparison.rows[0]) == ["batch_size"]
-    (folder / "config.json").write_text("{")
-    (comparison,) = compare(read_all(folder))
-    assert settings.recipe(comparison.rows[0]) == "" and settings.changes(comparison) is None

@@ -1,0 +1,133 @@
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+
+from experiments.core.errors import UserError
+from experiments.reports.report import write_report
+from experiments.runs import artifacts
+
+
+def write_maps(folder, inputs):
+    """Writes what a run of a static network saves about two pictures."""
+    arrays = {
+        "inputs": inputs,
+        "labels": np.array([0, 1]),
+        "predictions": np.array([0, 0]),
+        "probabilities": np.ones(2, np.float32),
+        "classes": np.array(["zero", "one"]),
+        "layer": np.array("stage2_block1"),
+        "activation": np.ones((2, 4, 4), np.float32),
+    }
+    np.savez(folder / "maps.npz", **arrays)
+
+
+def read_csv(path):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def linked_figures(text):
+    return re.findall(r"!\[[^]]*\]\(([^)]+)\)", text)
+
+
+def test_runs_become_tables_and_figures(tmp_path, write_run, rng):
+    pictures = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
+    for seed in range(3):
+        # The seed decides which pictures are tested: they are the same for one seed only.
+        write_maps(write_run("base", 0.90, seed), pictures + seed)
+        write_maps(write_run("odconv", 0.95, seed), pictures + seed + (seed == 0))
+    failed = tmp_path / "runs" / "hard-0"
+    failed.mkdir()
+    (failed / "config.json").write_text('{"name": "hard", "dataset": "digits"}')
+    (failed / "error.txt").write_text("The network cannot be built: | is no number.")
+
+    path = write_report([tmp_path / "runs"])
+    assert path == tmp_path / "runs" / "report.md"
+    text = path.read_text()
+    assert "| base | 3 | 90.00 ± 0.00 | - | - |" in text
+    assert "| odconv | 3 | 95.00 ± 0.00 | +5.00 | 0.250 (3) |" in text
+    assert "With fewer than 6 pairs p cannot be below 0.05" in text
+    assert (
+        r"| hard-0 | hard | digits | failed: The network cannot be built: \| is no number. |"
+        in text
+    )
+    assert "jax 1.2.3" in text and "Devices: cpu." in text
+    assert str(tmp_path) not in text
+    figures = linked_figures(text)
+    names = ("accuracy_against_macs", "per_run", "curves", "attention_maps")
+    assert figures == [f"figures/{name}.png" for name in names]
+    # The two configs have seen other pictures with seed 0, so they cannot stand side by side.
+    assert "odconv: maps.npz of seed 0 shows other examples" in text
+    assert all((path.parent / figure).exists() for figure in figures)
+
+    configs, every = read_csv(path.with_name("report.csv")), read_csv(path.with_name("runs.csv"))
+    assert [row["config"] for row in configs] == ["base", "odconv"]
+    assert float(configs[1]["accuracy_mean"]) == pytest.approx(0.95)
+    assert len(every) == 6 and every[0]["folder"] == "base-digits-0"
+    latex = path.with_name("report.tex").read_text()
+    assert latex.count(r"\begin{table}") == latex.count(r"\end{table}") == 3
+    assert r"odconv & 3 & 95.00 $\pm$ 0.00" in latex
+
+
+def test_maps_of_the_same_pictures(tmp_path, write_run, rng):
+    pictures = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
+    for name in ("base", "odconv"):
+        write_maps(write_run(name), pictures)
+    # Only one of them has this seed: the seed that both have is shown.
+    write_maps(write_run("base", seed=-1), pictures + 1)
+    (write_run("hard") / "maps.npz").write_text("damaged")
+    text = write_report([tmp_path]).read_text()
+    assert "figures/attention_maps.png" in linked_figures(text)
+    assert "hard: runs/hard-digits-0/maps.npz cannot be read: it is damaged." in text
+
+
+def test_each_data_set_has_a_section(tmp_path, write_run, rng):
+    for fold in range(2):
+        write_run("net1", fold=fold, dataset="Adiac", baseline="net1")
+    iou = {"background": 0.5, "cat": None}
+    images = [rng.integers(0, 256, (20, 30, 3), np.uint8)]
+    masks = [rng.integers(0, 2, (20, 30))]
+    folder = write_run("base", dataset="voc2012", metric="miou", test={"miou": 0.4, "iou": iou})
+    artifacts.save_samples(folder / "samples.npz", images, masks, masks, ["background", "cat"])
+    out = tmp_path / "somewhere" / "else"
+    path = write_report([tmp_path / "runs"], out)
+    text = path.read_text()
+    assert path.parent == out and text.index("## Adiac") < text.index("## voc2012")
+    assert "| fold 1 | 90.00 (0.500) |" in text and "| cat | - |" in text
+    assert "Wang, Yan, Oates" in text
+    figures = linked_figures(text)
+    assert "figures/Adiac/per_run.png" in figures
+    assert "figures/voc2012/segmentation_samples.png" in figures
+    assert all((out / figure).exists() for figure in figures)
+
+
+def test_old_and_damaged_runs(tmp_path, write_run):
+    known = {"config", "dataset", "test"}
+    folder = write_run("odconv")
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps({k: summary[k] for k in known}))
+    (folder / "config.json").write_text("{torn")
+    (folder / "metrics.jsonl").write_text('{"torn\n{"step": 1}\n')
+    text = write_report([tmp_path]).read_text()
+    assert "| odconv | 1 | 90.00 |" in text and "| odconv | - | - |" in text
+    assert "left out of the curves: runs/odconv-digits-0/metrics.jsonl, line 1" in text
+    assert "Versions: unknown." in text
+
+    (folder / "summary.json").write_text("{torn")
+    text = write_report([tmp_path]).read_text()
+    assert "0 finished runs" in text and "summary.json cannot be read" in text
+
+
+def test_report_stays_out_of_run_folders(tmp_path, write_run):
+    folder = write_run()
+    (folder / "figures").mkdir()
+    (folder / "figures" / "curves.png").write_bytes(b"the run's own")
+    assert write_report([folder]) == folder / "report" / "report.md"
+    assert (folder / "figures" / "curves.png").read_bytes() == b"the run's own"
+    with pytest.raises(UserError, match="is the folder of a run"):
+        write_report([folder], folder)
+    with pytest.raises(UserError, match="There are no runs in"):
+        write_report([folder / "figures"])
