@@ -135,7 +135,7 @@ def embed(
     number = clusters or (len(there) if len(there) > 1 else CLUSTERS)
     found_clusters = np.full(len(embedded.files), -1)
     if len(heard):
-        found_clusters[heard] = clustering.hierarchical(embedded.codes[heard], number)
+        found_clusters[heard] = clustering.cluster_codes(embedded.codes[heard], number)
     _write(out, embedded, names, found_clusters)
     _draw(out, embedded, names, found_clusters, trained, drawn.kept)
     table = [
@@ -292,7 +292,7 @@ def _draw(
     heard = np.flatnonzero(clusters >= 0)
     labels = [names[index] for index in heard]
     embedding_figures.tsne(embedded.codes[heard], clusters[heard], labels, out / "tsne.png")
-    stamps = [times.time_of(embedded.files[index]) for index in heard]
+    stamps = [times.parse_time(embedded.files[index]) for index in heard]
     known = [number for number, stamp in enumerate(stamps) if stamp is not None]
     if known:
         offsets = np.nan_to_num(embedded.starts[heard])

@@ -196,12 +196,12 @@ def write_folds(config: ConfigDict, workdir: Path, num_folds: int) -> None:
     settings = config.copy_and_resolve_references().data
     settings.fold = -1
     dataset = data.load(settings, config.seed)
-    everything = folds.pool(dataset)
-    assignment, _ = folds.assign(everything.labels, num_folds, seed=0)
+    everything = folds.pool_splits(dataset)
+    assignment, _ = folds.assign_folds(everything.labels, num_folds, seed=0)
     file = workdir / "folds.csv"
     if not file.exists():
-        folds.write(file, everything, assignment, dataset.classes)
-    elif not np.array_equal(folds.read(file, everything, dataset.classes), assignment):
+        folds.write_folds(file, everything, assignment, dataset.classes)
+    elif not np.array_equal(folds.read_folds(file, everything, dataset.classes), assignment):
         raise UserError(
             f"{file} deals the examples out to other folds than --folds={num_folds} does: choose another "
             "--workdir for the new folds."

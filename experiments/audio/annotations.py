@@ -75,7 +75,7 @@ class Annotations:
     skipped: list[tuple[str, str]]
 
 
-def read(
+def read_annotations(
     folder: str | os.PathLike, names: Iterable[str], source: str = "", label_column: str = ""
 ) -> Annotations:
     """Reads the annotations of recordings.
@@ -93,15 +93,15 @@ def read(
     """
     folder, names = pathlib.Path(folder), list(names)
     if source:
-        return _resolved(read_csv(source, label_column), folder, names)
+        return _resolved(read_csv_table(source, label_column), folder, names)
     rows, files, skipped, beside = [], [], [], {}
     for name in names:
         place = (folder / name).parent
         if place not in beside:  # Each folder is listed once, however many recordings are in it.
             beside[place] = _texts(place)
-        tables = raven_tables(folder / name, beside[place])
+        tables = find_raven_tables(folder / name, beside[place])
         for table in tables:
-            found, wrong = read_raven(table, name, label_column)
+            found, wrong = read_raven_table(table, name, label_column)
             rows += found
             skipped += wrong
         if tables:
@@ -109,7 +109,7 @@ def read(
     return Annotations(rows, files, {}, skipped)
 
 
-def raven_tables(
+def find_raven_tables(
     recording: str | os.PathLike, texts: Sequence[str] | None = None
 ) -> list[pathlib.Path]:
     """The Raven tables beside X.wav: X.Table.1.selections.txt and the like, X.selections.txt and X.txt.
@@ -135,7 +135,7 @@ def raven_tables(
     return found
 
 
-def read_raven(
+def read_raven_table(
     path: str | os.PathLike, file: str, label_column: str = ""
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
     """Reads a Raven selection table.
@@ -145,7 +145,7 @@ def read_raven(
     Args:
         path: the table, tab-separated.
         file: the recording's name.
-        label_column: as in `read`.
+        label_column: as in `read_annotations`.
 
     Returns:
         The annotations, and what cannot be used: table and line, reason.
@@ -169,7 +169,7 @@ def read_raven(
     return rows, skipped
 
 
-def read_csv(path: str | os.PathLike, label_column: str = "") -> Annotations:
+def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotations:
     """Reads annotations of many recordings, whose names are left as they are written.
 
     Raises:
@@ -200,7 +200,7 @@ def read_csv(path: str | os.PathLike, label_column: str = "") -> Annotations:
     return Annotations(rows, list(files), splits, skipped)
 
 
-def within(
+def clip_annotations(
     annotations: Iterable[Annotation], seconds: Mapping[str, float]
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
     """Cuts annotations off at the ends of their recordings.
@@ -249,7 +249,7 @@ def compile_pattern(pattern: str, setting: str) -> re.Pattern | None:
     return expression
 
 
-def label_text(name: str, pattern: str = "") -> str | None:
+def extract_label(name: str, pattern: str = "") -> str | None:
     """What the name of a recording says is in it; None where it says nothing.
 
     Args:
@@ -260,7 +260,7 @@ def label_text(name: str, pattern: str = "") -> str | None:
         UserError: if the pattern is none, or has no group.
 
     Example:
-        >>> label_text("wren/2019/a.wav"), label_text("wren 3.wav", r"(\\w+) \\d")
+        >>> extract_label("wren/2019/a.wav"), extract_label("wren 3.wav", r"(\\w+) \\d")
         ('wren', 'wren')
     """
     expression = compile_pattern(pattern, "label_pattern")
@@ -271,7 +271,7 @@ def label_text(name: str, pattern: str = "") -> str | None:
     return match[1].strip() if match and match[1] else None
 
 
-def labels_of(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def parse_labels(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The labels that are there and those that are not, of a folder's name.
 
     Args:
@@ -279,7 +279,7 @@ def labels_of(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], tupl
         no_class: names that say that nothing is.
 
     Example:
-        >>> labels_of("wren,-owl", ["noise"]), labels_of("Noise", ["noise"])
+        >>> parse_labels("wren,-owl", ["noise"]), parse_labels("Noise", ["noise"])
         ((('wren',), ('owl',)), ((), ()))
     """
     nothing = {word.lower() for word in no_class}
@@ -289,13 +289,13 @@ def labels_of(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], tupl
     return there, tuple(word[1:].strip() for word in words if word.startswith("-"))
 
 
-def write_raven(
+def write_raven_table(
     path: str | os.PathLike,
     annotations: Sequence[Annotation],
     scores: Sequence[float] | None = None,
     recording: str | os.PathLike = "",
 ) -> None:
-    """Writes a Raven selection table, which `read_raven` reads back to the same intervals.
+    """Writes a Raven selection table, which `read_raven_table` reads back to the same intervals.
 
     Args:
         path: the table.
@@ -307,7 +307,7 @@ def write_raven(
     for number, one in enumerate(annotations):
         score = None if scores is None else scores[number]
         place = (one.start, one.end, one.low, one.high)
-        lines.append(raven.row(number + 1, *place, one.label, score, str(recording)))
+        lines.append(raven.make_row(number + 1, *place, one.label, score, str(recording)))
     write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
 

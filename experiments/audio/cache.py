@@ -1,4 +1,4 @@
-"""Pictures of recordings, drawn once: a file for each recording, in a folder for each choice of settings."""
+"""Spectrograms of recordings, computed once: one file per recording, in one folder per choice of settings."""
 
 import concurrent.futures
 import contextlib
@@ -15,7 +15,7 @@ import numpy as np
 
 from experiments.audio import recordings, spectrograms, windows
 from experiments.audio.recordings import Unreadable
-from experiments.core import digests as contents
+from experiments.core import digests
 from experiments.core.console import Progress
 from experiments.core.errors import UserError
 from experiments.core.files import replace_file, write_json
@@ -27,7 +27,7 @@ _THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Pictures:
+class Spectrograms:
     """The windows of one recording.
 
     Attributes:
@@ -56,7 +56,7 @@ class Pictures:
         return len(self.starts)
 
     @property
-    def pictures(self) -> np.ndarray:
+    def levels(self) -> np.ndarray:
         """uint8 `[n, H, W]`, left on the disk until they are looked at.
 
         Raises:
@@ -77,7 +77,7 @@ class Pictures:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """What `prepare` found.
+    """What `prepare_spectrograms` found.
 
     Attributes:
         usable: the recordings that have windows, in the order given.
@@ -85,12 +85,12 @@ class Prepared:
         notes: sentences about all of them, for the table at the start of a run.
     """
 
-    usable: list[Pictures]
+    usable: list[Spectrograms]
     skipped: list[tuple[str, str]]
     notes: list[str]
 
 
-def prepare(
+def prepare_spectrograms(
     paths: Sequence[str | os.PathLike],
     names: Sequence[str],
     audio,
@@ -117,7 +117,7 @@ def prepare(
         UserError: if none of them can be used, or fewer than asked for; a setting makes no sense; a library
             is not installed.
     """
-    spectrograms.check(audio)
+    spectrograms.check_settings(audio)
     place = pathlib.Path(folder) / _settings_key(audio)
     paths = [pathlib.Path(path) for path in paths]
     chosen = [None] * len(paths) if starts is None else [sorted(map(float, s)) for s in starts]
@@ -132,11 +132,11 @@ def prepare(
     missing = {facts: work[facts] for facts in work if known[facts] is None}
     known |= _draw_all(missing, audio, quiet)
     found = [
-        _pictures(path, name, facts, known[facts], spectrograms.shape(audio))
+        _pictures(path, name, facts, known[facts], spectrograms.compute_shape(audio))
         for path, name, facts in zip(paths, names, places, strict=True)
     ]
-    usable = [record for record in found if isinstance(record, Pictures)]
-    skipped = [record for record in found if not isinstance(record, Pictures)]
+    usable = [record for record in found if isinstance(record, Spectrograms)]
+    skipped = [record for record in found if not isinstance(record, Spectrograms)]
     if len(skipped) > max_skipped * len(found) or not usable:
         more = ", or allow more with --config.data.max_skipped=SHARE" if usable else ""
         raise UserError(
@@ -170,16 +170,16 @@ def _read(facts: pathlib.Path) -> dict | None:
 
 def _pictures(
     path: pathlib.Path, name: str, facts: pathlib.Path, known: dict, shape: tuple[int, int]
-) -> Pictures | tuple[str, str]:
+) -> Spectrograms | tuple[str, str]:
     if known["reason"]:
         return name, known["reason"]
     starts, ends = (np.array(known[name], np.float64) for name in ("starts", "ends"))
     rest = {name: known[name] for name in ("seconds", "rate", "channels", "note")}
     silent = np.array(known["silent"], bool)
     file = facts.with_suffix(".npy")
-    digest = known.get("digest") or contents.digest(os.fsencode(path))
+    digest = known.get("digest") or digests.compute_digest(os.fsencode(path))
     windowed = {"starts": starts, "ends": ends, "silent": silent}
-    return Pictures(path, name, **rest, **windowed, file=file, shape=shape, digest=digest)
+    return Spectrograms(path, name, **rest, **windowed, file=file, shape=shape, digest=digest)
 
 
 def _draw_all(work: dict[pathlib.Path, tuple], audio, quiet: bool) -> dict[pathlib.Path, dict]:
@@ -214,17 +214,20 @@ def _drawn(path: pathlib.Path, starts: list[float] | None, audio, facts: pathlib
 
 def _draw(path: pathlib.Path, starts: list[float] | None, audio, file: pathlib.Path) -> dict:
     """Writes the pictures of one recording, and returns what is known of it and its windows."""
-    recording = recordings.probe(path)
+    recording = recordings.probe_recording(path)
     rate, notes = audio.sample_rate, [recording.note] if recording.note else []
-    read = _Counted(recordings.stream(recording, rate, audio.channel, notes.append))
+    read = _Counted(recordings.stream_samples(recording, rate, audio.channel, notes.append))
     if starts is None:
-        cut = windows.grid(read, rate, audio.seconds, audio.hop, audio.pad)
+        cut = windows.cut_grid(read, rate, audio.seconds, audio.hop, audio.pad)
     else:
-        cut = windows.at(read, rate, audio.seconds, starts, audio.pad)
+        cut = windows.cut_at(read, rate, audio.seconds, starts, audio.pad)
     rows = []
-    with replace_file(file) as temporary, _growing(temporary, spectrograms.shape(audio)) as add:
+    with (
+        replace_file(file) as temporary,
+        _growing(temporary, spectrograms.compute_shape(audio)) as add,
+    ):
         for window in cut:
-            add(spectrograms.picture(window.samples, audio))
+            add(spectrograms.compute_spectrogram(window.samples, audio))
             rows.append((window.start, window.end, window.silent))
         # What is behind the last window still belongs to the length, and may be damaged.
         for _ in read:
@@ -300,7 +303,7 @@ def _key(*values: object) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
-def _notes(usable: list[Pictures], audio) -> list[str]:
+def _notes(usable: list[Spectrograms], audio) -> list[str]:
     """What a person should know of recordings that are used all the same."""
     notes = []
     low = [record for record in usable if record.rate < audio.sample_rate]
@@ -323,5 +326,5 @@ def _notes(usable: list[Pictures], audio) -> list[str]:
     return notes
 
 
-def _count(some: list[Pictures]) -> str:
+def _count(some: list[Spectrograms]) -> str:
     return "1 recording has" if len(some) == 1 else f"{len(some):,} recordings have"

@@ -19,7 +19,7 @@ class BCubed(NamedTuple):
     f: float
 
 
-def b_cubed(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> BCubed:
+def compute_b_cubed(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> BCubed:
     """How far the items of a cluster have one label, and the items of a label are in one cluster.
 
         P = mean_i |C(i) & L(i)| / |C(i)|,    R = mean_i |C(i) & L(i)| / |L(i)|,    F = 2PR / (P + R)
@@ -37,7 +37,7 @@ def b_cubed(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> BCubed:
         Bagga, Baldwin: Entity-based cross-document coreferencing using the vector space model. ACL 1998.
 
     Example:
-        >>> [round(value, 4) for value in b_cubed("001122", "000111")]
+        >>> [round(value, 4) for value in compute_b_cubed("001122", "000111")]
         [0.5556, 0.8333, 0.6667]
     """
     both = _counts(labels, clusters)
@@ -47,7 +47,7 @@ def b_cubed(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> BCubed:
     return BCubed(precision, recall, 2 * precision * recall / (precision + recall))
 
 
-def purity(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> float:
+def compute_purity(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> float:
     """The share of items that have the most frequent label of their cluster.
 
         purity = sum_c max_l |c & l| / N
@@ -60,7 +60,7 @@ def purity(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> float:
         ValueError: if there are no items, or not as many of one as of the other.
 
     Example:
-        >>> round(purity("001122", "000111"), 4)
+        >>> round(compute_purity("001122", "000111"), 4)
         0.6667
     """
     both = _counts(labels, clusters)
@@ -82,7 +82,7 @@ def _numbered(names: Sequence[Hashable]) -> list[int]:
     return [numbers.setdefault(name, len(numbers)) for name in names]
 
 
-def standardised(codes: np.ndarray) -> np.ndarray:
+def standardise(codes: np.ndarray) -> np.ndarray:
     """Each feature with mean 0 and standard deviation 1; those that are the same for all, 0.
 
     Indices are counted in decibels, shares and events a second: without this the largest numbers would
@@ -95,7 +95,7 @@ def standardised(codes: np.ndarray) -> np.ndarray:
     return np.where(alike, 0.0, codes / np.where(alike, 1.0, spread))
 
 
-def hierarchical(codes: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
+def cluster_codes(codes: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
     """Which cluster each code is in, int `[N]`: Ward's method on standardised features.
 
     Of more than 5,000 codes so many are drawn and clustered; the others join the nearest mean.
@@ -110,7 +110,7 @@ def hierarchical(codes: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
     number = min(number, len(codes), MOST)
     if number < 2:
         return np.zeros(len(codes), int)
-    codes = standardised(codes)
+    codes = standardise(codes)
     drawn = np.arange(len(codes))
     if len(codes) > MOST:
         drawn = np.random.default_rng(seed).choice(len(codes), MOST, replace=False)
@@ -124,13 +124,13 @@ def hierarchical(codes: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
     return nearest
 
 
-def over_subsets(
+def score_subsets(
     labels: Sequence[Hashable], codes: np.ndarray, draws: int = DRAWS, seed: int = 0
 ) -> dict[str, tuple[float, float]]:
     """B-cubed and purity of clusters of random subsets: each measure's (mean, standard deviation).
 
     Each draw takes half of the items, 1,000 at most, without replacement; they are clustered by
-    `hierarchical` into as many clusters as they have labels. The draws depend on the seed and
+    `cluster_codes` into as many clusters as they have labels. The draws depend on the seed and
     on the number of items alone, so that codes of several kinds are compared on the same ones.
 
     Args:
@@ -144,8 +144,8 @@ def over_subsets(
     for _ in range(draws):
         drawn = rng.choice(len(labels), size, replace=False)
         names = [labels[index] for index in drawn]
-        clusters = hierarchical(codes[drawn], len(set(names)))
-        found.append((*b_cubed(names, clusters), purity(names, clusters)))
+        clusters = cluster_codes(codes[drawn], len(set(names)))
+        found.append((*compute_b_cubed(names, clusters), compute_purity(names, clusters)))
     means, spreads = np.mean(found, axis=0), np.std(found, axis=0)
     measures = ("precision", "recall", "f", "purity")
     return {

@@ -24,7 +24,7 @@ class _Raven(csv.Dialect):
 
 
 @dataclasses.dataclass(frozen=True)
-class Window:
+class Interval:
     """A window without its samples: `start` and `end` in seconds, `silent` where all of them are the same."""
 
     start: float
@@ -51,7 +51,7 @@ class Detection:
     silent: bool
     windows: int = 1
 
-    def with_next(self, window: Window, score: float) -> "Detection":
+    def with_next(self, window: Interval, score: float) -> "Detection":
         """The same with one more window."""
         number = self.windows + 1
         return Detection(
@@ -64,7 +64,7 @@ class Detection:
         )
 
 
-def reached(scores: np.ndarray, threshold: float, several: bool) -> dict[int, float]:
+def select_classes(scores: np.ndarray, threshold: float, several: bool) -> dict[int, float]:
     """The classes that are said to be in a window, the highest score first.
 
     Args:
@@ -73,17 +73,17 @@ def reached(scores: np.ndarray, threshold: float, several: bool) -> dict[int, fl
         several: whether there may be several at once; else only the highest counts, of equals the first.
 
     Example:
-        >>> reached(np.array([0.3, 0.1, 0.6]), 0.2, several=True)
+        >>> select_classes(np.array([0.3, 0.1, 0.6]), 0.2, several=True)
         {2: 0.6, 0: 0.3}
-        >>> reached(np.array([0.3, 0.1, 0.6]), 0.2, several=False)
+        >>> select_classes(np.array([0.3, 0.1, 0.6]), 0.2, several=False)
         {2: 0.6}
     """
     order = np.argsort(-scores, kind="stable")[: None if several else 1]
     return {int(number): float(scores[number]) for number in order if scores[number] >= threshold}
 
 
-def joined(
-    said: Iterable[tuple[Window, Mapping[int, float]]], most: int = 1
+def join_intervals(
+    said: Iterable[tuple[Interval, Mapping[int, float]]], most: int = 1
 ) -> Iterator[Detection]:
     """Joins consecutive windows that have a label in common.
 
@@ -95,8 +95,8 @@ def joined(
         Detections in the order of their last windows.
 
     Example:
-        >>> one, two, three = (Window(s, s + 1, False) for s in (0.0, 1.0, 2.0))
-        >>> found = joined([(one, {7: 0.5}), (two, {7: 1.0}), (three, {})], most=3)
+        >>> one, two, three = (Interval(s, s + 1, False) for s in (0.0, 1.0, 2.0))
+        >>> found = join_intervals([(one, {7: 0.5}), (two, {7: 1.0}), (three, {})], most=3)
         >>> [(d.number, d.start, d.end, d.score) for d in found]
         [(7, 0.0, 2.0, 0.75)]
     """
@@ -115,7 +115,7 @@ def joined(
 
 
 @contextlib.contextmanager
-def raven_table(
+def open_raven_table(
     path: Path, recording: Path, low: float, high: float
 ) -> Iterator[Callable[[str, Detection], None]]:
     """Writes a selection table while detections come; one without any has a header.
@@ -138,6 +138,6 @@ def raven_table(
             number += 1
             place = (found.start, found.end, low, high)
             where = str(recording.absolute())
-            append([raven.row(number, *place, label, found.score, where)])
+            append([raven.make_row(number, *place, label, found.score, where)])
 
         yield select

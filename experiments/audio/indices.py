@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from experiments.audio.libraries import library
+from experiments.audio.require import require_library
 
 N_FFT = 512  # of which 256 frequency bins remain; frames overlap by half
 PER_BIN = {
@@ -25,23 +25,23 @@ PER_BIN = {
 _BANDS = ((0, 1000), (1000, 10_000))  # Hz, of people and of animals
 
 
-def spectrum(samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def compute_spectrum(samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Power spectral density `[256, frames]`, times and frequencies of a window."""
-    power, times, frequencies, _ = library("maad.sound").spectrogram(
+    power, times, frequencies, _ = require_library("maad.sound").spectrogram(
         samples.astype(np.float64), rate, nperseg=N_FFT, noverlap=N_FFT // 2, mode="psd"
     )
     return power, times, frequencies
 
 
-def spectral(samples: np.ndarray, rate: int) -> np.ndarray:
+def compute_spectral_indices(samples: np.ndarray, rate: int) -> np.ndarray:
     """The indices of `PER_BIN`, one after another, float32 `[8 * 256]`.
 
     Args:
         samples: floats `[n]`, not silent.
         rate: samples per second.
     """
-    features, sound = library("maad.features"), library("maad.sound")
-    power, _, _ = spectrum(samples, rate)
+    features, sound = require_library("maad.features"), require_library("maad.sound")
+    power, _, _ = compute_spectrum(samples, rate)
     with _quietly():
         amplitude = np.sqrt(power)
         energy = 10 * np.log10(power.mean(axis=1))
@@ -58,7 +58,7 @@ def spectral(samples: np.ndarray, rate: int) -> np.ndarray:
     return np.concatenate(found).astype(np.float32)
 
 
-def alpha(samples: np.ndarray, rate: int) -> dict[str, float]:
+def compute_alpha_indices(samples: np.ndarray, rate: int) -> dict[str, float]:
     """Scikit-maad's alpha indices of a window, 16 of its waveform and 44 of its spectrum.
 
     Args:
@@ -68,8 +68,8 @@ def alpha(samples: np.ndarray, rate: int) -> dict[str, float]:
     Returns:
         Index to value, NaN where it is not defined.
     """
-    features = library("maad.features")
-    power, times, frequencies = spectrum(samples, rate)
+    features = require_library("maad.features")
+    power, times, frequencies = compute_spectrum(samples, rate)
     low, middle = _BANDS
     high = (min(10_000, 0.9 * rate / 2), rate / 2)
     with _quietly():
@@ -81,7 +81,7 @@ def alpha(samples: np.ndarray, rate: int) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-def definitions(names: list[str], rate: int) -> list[tuple[str, str, str]]:
+def define_indices(names: list[str], rate: int) -> list[tuple[str, str, str]]:
     """What each index is: (index, whose, how), for a table beside the numbers.
 
     Packages differ in an index of one name, so a number is of no use without this.
@@ -97,7 +97,7 @@ def definitions(names: list[str], rate: int) -> list[tuple[str, str, str]]:
     ]  # fmt: skip
 
 
-def cepstra(samples: np.ndarray, rate: int) -> np.ndarray:
+def compute_cepstra(samples: np.ndarray, rate: int) -> np.ndarray:
     """Mel-frequency cepstral coefficients: 13 of each frame of 25 ms, every 10 ms; time goes fastest.
 
     Of a second there are 99 frames: the last one is filled up with zeros. 26 mel bands.
@@ -112,7 +112,7 @@ def cepstra(samples: np.ndarray, rate: int) -> np.ndarray:
     frame, step = round(0.025 * rate), round(0.01 * rate)
     frames = 1 + -(-max(len(samples) - frame, 0) // step)
     padded = np.pad(samples, (0, max((frames - 1) * step + frame - len(samples), 0)))
-    found = library("librosa.feature").mfcc(
+    found = require_library("librosa.feature").mfcc(
         y=padded, sr=rate, n_mfcc=13, n_mels=26, n_fft=frame, hop_length=step, center=False
     )
     return found.ravel().astype(np.float32)

@@ -18,7 +18,7 @@ COLUMNS = (
 )
 
 
-def row(
+def make_row(
     number: int,
     start: float,
     end: float,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from experiments.audio import truncation
-from experiments.audio.libraries import library
+from experiments.audio.require import require_library
 from experiments.core.errors import UserError
-from experiments.core.listing import files_below
+from experiments.core.listing import list_files
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".wav")
 MOST_FRAMES = 2**40
@@ -51,14 +51,14 @@ class Recording:
     note: str = ""
 
 
-def files(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+def list_recordings(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     """The sound files in a folder and the folders below it, by name; hidden ones are left out."""
-    for path in files_below(pathlib.Path(folder)):
+    for path in list_files(pathlib.Path(folder)):
         if path.suffix.lower() in SUFFIXES:
             yield path
 
 
-def probe(path: str | os.PathLike, name: str = "") -> Recording:
+def probe_recording(path: str | os.PathLike, name: str = "") -> Recording:
     """Reads the head of a sound file.
 
     Args:
@@ -74,11 +74,16 @@ def probe(path: str | os.PathLike, name: str = "") -> Recording:
         frames, rate, channels = file.frames, file.samplerate, file.channels
     _check(frames, rate)
     return Recording(
-        path, name or path.as_posix(), frames / rate, rate, channels, truncation.note(path, frames)
+        path,
+        name or path.as_posix(),
+        frames / rate,
+        rate,
+        channels,
+        truncation.describe_truncation(path, frames),
     )
 
 
-def stream(
+def stream_samples(
     recording: Recording,
     rate: int,
     channel: str = "mean",
@@ -89,7 +94,7 @@ def stream(
     The file is opened once and read in order.
 
     Args:
-        recording: of `probe`.
+        recording: of `probe_recording`.
         rate: samples per second of the blocks.
         channel: 'mean' of all channels, or the number of one: '0' is the first, the left one.
         tell: is told a note where the file turns out to be shorter than its head says.
@@ -110,7 +115,7 @@ def stream(
 
 def _mono(recording: Recording, channel: str, tell: Callable[[str], None]) -> Iterator[np.ndarray]:
     """float32 `[n]` at the file's own rate."""
-    error_of_library = library("soundfile").LibsndfileError
+    error_of_library = require_library("soundfile").LibsndfileError
     index = _channel(channel)
     with _opened(recording.path) as file:
         _check(file.frames, file.samplerate)
@@ -138,14 +143,14 @@ def _mono(recording: Recording, channel: str, tell: Callable[[str], None]) -> It
         if not frames:
             raise Unreadable("nothing can be read")
         if frames < file.frames - (_MPEG_FRAME if "MPEG" in file.subtype else 0):
-            tell(truncation.of_frames(frames, file.frames))
+            tell(truncation.describe_missing_frames(frames, file.frames))
 
 
 def _resampler(source: int, target: int) -> Callable[[np.ndarray | None], Iterator[np.ndarray]]:
     """A function from blocks, and None for the end, to blocks at another rate."""
     if source == target:
         return lambda block: iter(() if block is None else (block,))
-    soxr = library("soxr")
+    soxr = require_library("soxr")
     resampler = soxr.ResampleStream(source, target, 1, dtype="float32")
     offset = None
 
@@ -173,7 +178,7 @@ def _opened(path: pathlib.Path):
     Raises:
         Unreadable: with the reason, if it is no sound file.
     """
-    soundfile = library("soundfile")
+    soundfile = require_library("soundfile")
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # One would wait for a pipe for ever.

@@ -14,7 +14,7 @@ import numpy as np
 import scipy.io.wavfile
 import scipy.signal
 
-from experiments.audio.annotations import Annotation, write_raven
+from experiments.audio.annotations import Annotation, write_raven_table
 from experiments.core.files import replace_file
 
 
@@ -48,7 +48,7 @@ SONGS = (
 """In the order in which classes are taken; the highest pitch needs 16,000 samples a second."""
 
 
-def write(
+def write_songs(
     folder: str | os.PathLike,
     classes: int = 4,
     recordings: int = 16,
@@ -78,7 +78,7 @@ def write(
             length = seconds * rng.uniform(0.5, 0.9)
             begin = rng.uniform(0, seconds - length)
             sound = _noise(rng, round(seconds * rate))
-            _add(sound, sing(song, length, rate, rng), begin, rate)
+            _add(sound, synthesise_song(song, length, rate, rng), begin, rate)
             _save(folder / song.name / f"{song.name}-{index + 1:03d}.wav", sound, rate)
     return folder
 
@@ -92,7 +92,7 @@ def write_day(
 ) -> pathlib.Path:
     """Writes the soundscape of a day: who sings and how loud the wind is depends on the hour.
 
-    The names tell the time, as a recorder's do: S4A00001_20200101_060000.wav. Else as `write`.
+    The names tell the time, as a recorder's do: S4A00001_20200101_060000.wav. Else as `write_songs`.
     """
     folder = pathlib.Path(folder)
     songs = _songs(len(SONGS), rate)
@@ -106,13 +106,13 @@ def write_day(
             for _ in range(rng.poisson(0.3 * seconds * np.exp(-((away / 2.5) ** 2)))):
                 length = rng.uniform(0.8, 2.0)
                 begin = rng.uniform(0, max(seconds - length, 0))
-                _add(sound, sing(song, length, rate, rng), begin, rate)
+                _add(sound, synthesise_song(song, length, rate, rng), begin, rate)
         clock = f"{minute // 60:02d}{minute % 60:02d}00"
         _save(folder / f"S4A{index + 1:05d}_20200101_{clock}.wav", sound, rate)
     return folder
 
 
-def write_long(
+def write_mixed_songs(
     folder: str | os.PathLike,
     classes: int = 4,
     recordings: int = 16,
@@ -122,7 +122,7 @@ def write_long(
 ) -> pathlib.Path:
     """Writes recordings in which several birds sing, also at the same time, and a Raven table beside each.
 
-    Else as `write`.
+    Else as `write_songs`.
     """
     folder = pathlib.Path(folder)
     songs = _songs(classes, rate)
@@ -134,18 +134,18 @@ def write_long(
             for _ in range(rng.integers(1, 1 + max(round(seconds / 8), 1))):
                 length = min(rng.uniform(0.8, 2.0), seconds)
                 begin = rng.uniform(0, seconds - length)
-                _add(sound, sing(songs[song], length, rate, rng), begin, rate)
+                _add(sound, synthesise_song(songs[song], length, rate, rng), begin, rate)
                 band = 0.9 * songs[song].low, 1.1 * songs[song].high
                 times = round(begin, 3), round(begin + length, 3)
                 sung.append(Annotation("", *times, songs[song].name, True, *band))
         path = folder / f"long-{index + 1:03d}.wav"
         _save(path, sound, rate)
         sung.sort(key=lambda one: one.start)
-        write_raven(path.with_suffix(".Table.1.selections.txt"), sung, recording=path.name)
+        write_raven_table(path.with_suffix(".Table.1.selections.txt"), sung, recording=path.name)
     return folder
 
 
-def sing(song: Song, seconds: float, rate: int, rng: np.random.Generator) -> np.ndarray:
+def synthesise_song(song: Song, seconds: float, rate: int, rng: np.random.Generator) -> np.ndarray:
     """One song of about this length, float64 `[n]`, between -1 and 1."""
     tune, tempo = rng.uniform(0.92, 1.08), song.notes * rng.uniform(0.9, 1.1)
     sound = np.zeros(round(seconds * rate))

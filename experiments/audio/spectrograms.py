@@ -10,7 +10,7 @@ import scipy.spatial
 from PIL import Image
 
 from experiments.audio import wavelets
-from experiments.audio.libraries import library
+from experiments.audio.require import require_library
 from experiments.core.errors import UserError
 
 PICTURES = ("mel", "linear", "wavelet")
@@ -41,7 +41,7 @@ SETTINGS = _Settings._fields
 """What of `config.audio` decides a picture."""
 
 
-def picture(samples: np.ndarray, audio) -> np.ndarray:
+def compute_spectrogram(samples: np.ndarray, audio) -> np.ndarray:
     """The spectrogram of a window.
 
     Each point is `255 (1 + dB / decibels)`, dB = 10 log10(power / greatest power), not below 0.
@@ -75,7 +75,7 @@ def picture(samples: np.ndarray, audio) -> np.ndarray:
     return np.clip(np.rint(_resized(levels, height, width)), 0, 255).astype(np.uint8)
 
 
-def shape(audio) -> tuple[int, int]:
+def compute_shape(audio) -> tuple[int, int]:
     """Height and width of the pictures.
 
     Raises:
@@ -84,7 +84,7 @@ def shape(audio) -> tuple[int, int]:
     return _shape(_settings(audio))
 
 
-def frequencies(audio) -> np.ndarray:
+def compute_frequencies(audio) -> np.ndarray:
     """The frequency in Hz of each row of a picture, float64 `[H]`, falling."""
     settings = _settings(audio)
     rows = _rows(settings)
@@ -93,7 +93,7 @@ def frequencies(audio) -> np.ndarray:
     return np.interp(places, np.arange(len(rows)), rows)
 
 
-def check(audio) -> None:
+def check_settings(audio) -> None:
     """Returns if the settings of the pictures make sense.
 
     Raises:
@@ -105,7 +105,7 @@ def check(audio) -> None:
         _mel(settings)
 
 
-def coloured(levels: np.ndarray, colour: str) -> np.ndarray:
+def apply_colours(levels: np.ndarray, colour: str) -> np.ndarray:
     """Gives levels their colours.
 
     Args:
@@ -125,12 +125,12 @@ def coloured(levels: np.ndarray, colour: str) -> np.ndarray:
     raise UserError(f"--config.audio.colour={colour}: choose one of {', '.join(COLOURS)}.")
 
 
-def levels_of(picture: np.ndarray, colour: str) -> np.ndarray:
+def remove_colours(picture: np.ndarray, colour: str) -> np.ndarray:
     """The levels that have these colours, or of colours that no level has (a network drew them) the nearest.
 
     Args:
         picture: uint8 `[..., H, W, C]`.
-        colour: as in `coloured`.
+        colour: as in `apply_colours`.
 
     Returns:
         uint8 `[..., H, W]`.
@@ -214,7 +214,7 @@ def _rows(settings: _Settings) -> np.ndarray:
     """Hz of the rows before they are resized, falling."""
     match settings.picture:
         case "mel":
-            edges = library("librosa.core.convert").mel_frequencies(
+            edges = require_library("librosa.core.convert").mel_frequencies(
                 settings.bands + 2, fmin=settings.low, fmax=settings.high
             )
             return edges[-2:0:-1]
@@ -247,8 +247,8 @@ def _power(samples: np.ndarray, settings: _Settings) -> np.ndarray:
     if settings.picture == "wavelet":
         columns = settings.width or _columns(settings)
         rows = tuple(_rows(settings).tolist())
-        return wavelets.energies(samples, settings.sample_rate, rows, columns)
-    spectrum = library("librosa").stft(
+        return wavelets.compute_energies(samples, settings.sample_rate, rows, columns)
+    spectrum = require_library("librosa").stft(
         samples, n_fft=settings.n_fft, win_length=settings.win, hop_length=settings.step
     )
     power = spectrum.real**2 + spectrum.imag**2
@@ -262,7 +262,7 @@ def _mel(settings: _Settings) -> scipy.sparse.csr_array:
     """float32 `[bands, bins]`, bands rising."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # Of empty filters: said below, as an error.
-        filters = library("librosa.filters").mel(
+        filters = require_library("librosa.filters").mel(
             sr=settings.sample_rate,
             n_fft=settings.n_fft,
             n_mels=settings.bands,

@@ -7,7 +7,7 @@ import numpy as np
 from experiments.audio.annotations import Annotation
 
 
-def targets(
+def compute_targets(
     starts: np.ndarray,
     ends: np.ndarray,
     annotations: Sequence[Annotation],
@@ -35,7 +35,8 @@ def targets(
 
     Example:
         >>> call = Annotation("a.wav", start=1.9, end=3.0, label="wren")
-        >>> targets(np.array([0.0, 1.0, 2.0]), np.array([2.0, 3.0, 4.0]), [call], ["wren"], exhaustive=True)
+        >>> starts, ends = np.array([0.0, 1.0, 2.0]), np.array([2.0, 3.0, 4.0])
+        >>> compute_targets(starts, ends, [call], ["wren"], exhaustive=True)
         array([[0.],
                [1.],
                [1.]], dtype=float32)

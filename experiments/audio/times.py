@@ -16,11 +16,11 @@ _PERIODS = (
 )
 
 
-def time_of(name: str) -> datetime.datetime | None:
+def parse_time(name: str) -> datetime.datetime | None:
     """The date and time in a file's name, YYYYMMDD_HHMMSS or with a T between; None where there is none.
 
     Example:
-        >>> time_of("site3/S4A03895_20190522_060000.wav")
+        >>> parse_time("site3/S4A03895_20190522_060000.wav")
         datetime.datetime(2019, 5, 22, 6, 0)
     """
     for match in reversed(list(_STAMP.finditer(name))):
@@ -31,7 +31,7 @@ def time_of(name: str) -> datetime.datetime | None:
     return None
 
 
-def period_of(time: datetime.datetime) -> str:
+def get_period(time: datetime.datetime) -> str:
     """The part of the day, by the clock of the recorder.
 
     Dawn begins at 5, morning at 7, afternoon at 12, dusk at 17, evening at 19 and night at 22.

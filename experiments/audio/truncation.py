@@ -11,7 +11,7 @@ _UNKNOWN = (0, 0x7FFFFFFF, 0xFFFFFFFF)
 _MOST_PAGE = 27 + 255 + 255 * 255  # bytes of a page of Ogg
 
 
-def note(path: pathlib.Path, frames: int) -> str:
+def describe_truncation(path: pathlib.Path, frames: int) -> str:
     """What is missing at the end of a WAV, AIFF or Ogg file.
 
     Args:
@@ -64,11 +64,11 @@ def _of_pages(file: BinaryIO, size: int) -> str:
 
 def _of_sound(frames: int, there: int, promised: int, per_frame: int) -> str:
     if per_frame:
-        return of_frames(frames, promised // per_frame)
+        return describe_missing_frames(frames, promised // per_frame)
     return f"truncated: {max(there, 0):,} of {promised:,} bytes of sound"
 
 
-def of_frames(frames: int, promised: int) -> str:
+def describe_missing_frames(frames: int, promised: int) -> str:
     """The note for a recording of which only the first frames can be read."""
     return f"truncated: {frames:,} of {promised:,} frames"
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from experiments.audio.libraries import library
+from experiments.audio.require import require_library
 
 WAVELET = "cmor1.5-1.0"  # exp(2 pi i t - t^2 / 1.5) / sqrt(1.5 pi)
 _AT_ONCE = 16  # scales: the coefficients of all would be some hundred megabytes
 
 
-def energies(
+def compute_energies(
     samples: np.ndarray, rate: int, frequencies: tuple[float, ...], columns: int
 ) -> np.ndarray:
     """The mean energy of the wavelet coefficients of each scale within each column.
@@ -24,7 +24,7 @@ def energies(
     Returns:
         float32 `[len(frequencies), columns]`.
     """
-    pywt = library("pywt")
+    pywt = require_library("pywt")
     scales = pywt.frequency2scale(WAVELET, np.asarray(frequencies) / rate)
     # A part may begin and end between two samples.
     edges = np.linspace(0, len(samples), columns + 1)

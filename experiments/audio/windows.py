@@ -27,7 +27,7 @@ class Window:
     silent: bool
 
 
-def grid(
+def cut_grid(
     blocks: Iterable[np.ndarray], rate: int, seconds: float, hop: float, pad: str = "zero"
 ) -> Iterator[Window]:
     """Windows at every `hop` seconds; what is left at the end gets one more, which is padded.
@@ -42,14 +42,14 @@ def grid(
 
     Example:
         >>> sound = np.arange(10, dtype=np.float32)
-        >>> [(w.start, w.end) for w in grid([sound], rate=2, seconds=2.0, hop=1.5)]
+        >>> [(w.start, w.end) for w in cut_grid([sound], rate=2, seconds=2.0, hop=1.5)]
         [(0.0, 2.0), (1.5, 3.5), (3.0, 5.0)]
     """
     step = _whole(hop, rate, "hop")
     return _cut(blocks, rate, seconds, itertools.count(0, step), pad, every=False)
 
 
-def at(
+def cut_at(
     blocks: Iterable[np.ndarray],
     rate: int,
     seconds: float,
@@ -59,7 +59,7 @@ def at(
     """Windows at given places, in the order of time.
 
     Args:
-        blocks, rate, seconds, pad: as in `grid`.
+        blocks, rate, seconds, pad: as in `cut_grid`.
         starts: in seconds; what is before the recording becomes 0, what is after it gets no window.
     """
     samples = sorted(max(0, round(start * rate)) for start in starts)

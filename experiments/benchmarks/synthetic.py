@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from experiments import data
 from experiments.configs import common
-from experiments.data import voc2012, voc2012_files
+from experiments.data import voc2012
 from experiments.data.masks import IGNORE
 
 CLASSES = 10
@@ -95,8 +95,8 @@ def voc2012_folder(root: Path, count: int) -> dict[str, str]:
     for split, number in (("train", _fewer(count)), ("val", _TEST)):
         names = [f"2007_{split}{index:05}" for index in range(number)]
         for name in names:
-            picture_path = files / voc2012_files.picture_path(name)
-            _save_pair(rng, picture_path, files / voc2012_files.mask_path(name))
+            picture_path = files / voc2012.get_picture_path(name)
+            _save_pair(rng, picture_path, files / voc2012.get_mask_path(name))
         _write(files / "ImageSets" / "Segmentation" / f"{split}.txt", names)
     return {"source": str(root)}
 

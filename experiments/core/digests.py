@@ -5,11 +5,11 @@ import os
 import pathlib
 
 
-def digest(content: bytes) -> int:
+def compute_digest(content: bytes) -> int:
     """A number of 64 bits for a content; that two contents share one is a chance of one in 10^19."""
     return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
 
 
-def file_digest(path: str | os.PathLike) -> int:
+def compute_file_digest(path: str | os.PathLike) -> int:
     """The number of a file's content."""
-    return digest(pathlib.Path(path).read_bytes())
+    return compute_digest(pathlib.Path(path).read_bytes())

@@ -5,7 +5,7 @@ import pathlib
 from collections.abc import Collection, Iterator
 
 
-def files_below(folder: pathlib.Path, but: Collection[pathlib.Path] = ()) -> Iterator[pathlib.Path]:
+def list_files(folder: pathlib.Path, but: Collection[pathlib.Path] = ()) -> Iterator[pathlib.Path]:
     """The files in a folder and the folders below it, by name; names that begin with a dot are left out.
 
     A folder is looked into when its turn comes: however many there are, they are not listed all at once.

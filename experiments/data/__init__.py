@@ -14,7 +14,7 @@ from experiments.core import files
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import duplicates, folds
 from experiments.data.dataset import Dataset, Example, Source
-from experiments.data.sources import Relabelled, flatten
+from experiments.data.views import Relabelled, flatten
 
 __all__ = ["NAMES", "Dataset", "Example", "Source", "load", "load_for_training"]
 
@@ -86,10 +86,10 @@ def load(config: ConfigDict, seed: int, audio: ConfigDict | None = None) -> Data
     else:
         dataset = _import_reader(config.name).load(config, seed)
     if config.get("fold", -1) >= 0:
-        pool = folds.pool(dataset)
+        pool = folds.pool_splits(dataset)
         # The folds are the same for every seed, because runs are compared fold by fold.
-        assignment, notes = folds.assign(pool.labels, config.folds, seed=0)
-        dataset = folds.fold_dataset(dataset, pool, assignment, config.fold, config, seed)
+        assignment, notes = folds.assign_folds(pool.labels, config.folds, seed=0)
+        dataset = folds.make_fold_dataset(dataset, pool, assignment, config.fold, config, seed)
         dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
     if config.get("classes") and config.name != "audio":
         dataset = _select_classes(dataset, config.classes.split(","))

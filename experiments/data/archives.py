@@ -11,10 +11,10 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 
-MOST_FILE = 64 << 20
+MAX_FILE_BYTES = 64 << 20
 """No file of an archive may have more bytes: pictures, masks and lists of names have fewer."""
 
-MOST_TOTAL = 16 << 30
+MAX_TOTAL_BYTES = 16 << 30
 """Nor all of them together: the largest archive that is read has 2 GB."""
 
 ERRORS = (
@@ -34,7 +34,7 @@ class ArchiveError(Exception):
     """Why an archive or a file in it is refused, without a full stop: a reader says what to do about it."""
 
 
-def zip_files(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
+def list_zip(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
     """The files of a zip by their names, each once.
 
     Raises:
@@ -51,7 +51,7 @@ def check_zip(archive: zipfile.ZipFile) -> None:
     Raises:
         ArchiveError: if one is too large, or all together.
     """
-    for info in zip_files(archive).values():
+    for info in list_zip(archive).values():
         _check_file(info.filename, info.file_size)
 
 
@@ -70,7 +70,7 @@ def read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
         return file.read(info.file_size)
 
 
-def tar_files(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def iterate_tar(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     """Yields the plain files of a tar; links, devices and pipes are passed over.
 
     Raises:
@@ -104,12 +104,14 @@ def read_tar(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
 
 
 def _check_file(name: str, size: int) -> None:
-    if size > MOST_FILE:
-        raise ArchiveError(f"{name} would have {size:,} bytes, more than the {MOST_FILE:,} allowed")
+    if size > MAX_FILE_BYTES:
+        raise ArchiveError(
+            f"{name} would have {size:,} bytes, more than the {MAX_FILE_BYTES:,} allowed"
+        )
 
 
 def _check_total(size: int) -> None:
-    if size > MOST_TOTAL:
+    if size > MAX_TOTAL_BYTES:
         raise ArchiveError(
-            f"its files would have {size:,} bytes, more than the {MOST_TOTAL:,} allowed"
+            f"its files would have {size:,} bytes, more than the {MAX_TOTAL_BYTES:,} allowed"
         )

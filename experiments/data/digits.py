@@ -5,7 +5,7 @@ from sklearn.datasets import load_digits
 
 from experiments.data import splits
 from experiments.data.dataset import Dataset
-from experiments.data.sources import Arrays
+from experiments.data.views import Arrays
 
 
 def load(config, seed: int) -> Dataset:
@@ -20,7 +20,7 @@ def load(config, seed: int) -> Dataset:
     # The ink counts 0..16 are stretched over the range of a picture; nothing is lost.
     pictures = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
-    parts, notes = splits.arrange(
+    parts, notes = splits.make_splits(
         "digits", config, seed, train=splits.Pool(Arrays(pictures, labels), labels)
     )
     return Dataset("digits", parts, [str(digit) for digit in range(10)], (8, 8, 1), notes)

@@ -17,7 +17,7 @@ class DownloadError(Exception):
     """Why a file could not be had, without a full stop: a reader says what to do about it."""
 
 
-def fetch(url: str, md5: str, final: pathlib.Path, size: int) -> pathlib.Path:
+def download_file(url: str, md5: str, final: pathlib.Path, size: int) -> pathlib.Path:
     """Returns the file at `final`, downloading it first if it is not there.
 
     Args:

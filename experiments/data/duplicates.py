@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from experiments.data.dataset import Source
-from experiments.data.sources import flatten
+from experiments.data.views import flatten
 
 _ORIGIN = np.dtype([("digest", np.uint64), ("base", np.int64), ("position", np.int64)])
 

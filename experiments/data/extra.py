@@ -10,10 +10,10 @@ from ml_collections import ConfigDict
 
 from experiments.audio import spectrograms
 from experiments.core.errors import UserError, suggest_nearest
-from experiments.core.listing import files_below
+from experiments.core.listing import list_files
 from experiments.data import groups, pictures
 from experiments.data.dataset import Dataset, Example
-from experiments.data.sources import Chain
+from experiments.data.views import Chain
 
 DESCRIPTION = "generated.json"
 """Name of the file in which `experiments.generate` describes a folder of pictures."""
@@ -34,9 +34,11 @@ class _ExtraPictures:
 
     def __getitem__(self, index: int) -> Example:
         grey = self.colour in (None, "grey") and self.shape[-1] == 1
-        picture = pictures.read(self.paths[index], self.names[index], channels=1 if grey else 3)
+        picture = pictures.read_picture(
+            self.paths[index], self.names[index], channels=1 if grey else 3
+        )
         if self.colour not in (None, "grey"):
-            picture = spectrograms.levels_of(picture, self.colour)[..., None]
+            picture = spectrograms.remove_colours(picture, self.colour)[..., None]
         return {"inputs": picture, "label": self.labels[index]}
 
 
@@ -92,7 +94,7 @@ def _list_pictures(folder: Path, dataset: Dataset) -> tuple[list[Path], list[int
                 f"--config.data.extra_train={folder}: {dataset.name} has no class "
                 f"{name}{suggest_nearest(name, dataset.classes)}"
             )
-        members = [path for path in files_below(class_folder) if path.suffix.lower() == ".png"]
+        members = [path for path in list_files(class_folder) if path.suffix.lower() == ".png"]
         paths += members
         labels += [list(dataset.classes).index(name)] * len(members)
     if not paths:
@@ -136,7 +138,7 @@ def _describe_leaks(folder: Path, dataset: Dataset) -> list[str]:
     try:
         run = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["run"]
         file = Path(run).expanduser() / "splits.csv"
-        split_in_run = groups.read(file) if dataset.assignment else {}
+        split_in_run = groups.read_splits(file) if dataset.assignment else {}
     except (OSError, ValueError, KeyError, TypeError, UserError):
         return []  # The generator's training recordings are unknown.
     notes = []

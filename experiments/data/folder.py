@@ -1,35 +1,33 @@
-"""A person's own pictures: `root/<split>/<class>/*`, or `root/<class>/*` to be split here."""
+"""The user's own pictures: `root/<split>/<class>/*`, or `root/<class>/*` to be split here."""
 
 import concurrent.futures
 import dataclasses
 import os
-import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
-from experiments.core import digests as contents
-from experiments.core import listing
+from experiments.core import digests, listing
 from experiments.core.errors import UserError
-from experiments.data import pictures, places, splits
+from experiments.data import paths, pictures, splits
 from experiments.data.dataset import Dataset, Example
 
-_SPLITS = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
+_LAYOUT = (
+    "Give --config.data.source=PATH, where PATH holds one folder of pictures per class, or the folders "
+    "train, validation and test with one folder per class in each."
+)
+
+ClassFiles = Mapping[str, Sequence[Path]]
+"""The files of each class folder, by the folder's name."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class _Files:
-    """Pictures that stay in their files until they are asked for."""
+class _PictureFiles:
+    """Pictures that are read when they are needed."""
 
-    paths: Sequence[pathlib.Path]
+    paths: Sequence[Path]
     labels: np.ndarray
     digests: Sequence[int]
     names: Sequence[str]
@@ -39,151 +37,172 @@ class _Files:
 
     def __getitem__(self, index: int) -> Example:
         path = self.paths[index]
-        return {"inputs": pictures.read(path, path), "label": self.labels[index]}
+        return {"inputs": pictures.read_picture(path, path), "label": self.labels[index]}
 
 
-def load(config, seed: int) -> Dataset:
-    """Returns the pictures of a folder, one class per sub-folder, as uint8 RGB.
+@dataclasses.dataclass(frozen=True)
+class _CheckedPicture:
+    """Size `(H, W)` of a usable picture and digest of its content."""
 
-    Every file is opened once to see whether it can be used; those that cannot are in `skipped`.
+    size: tuple[int, int]
+    digest: int
+
+
+def load(config: ConfigDict, seed: int) -> Dataset:
+    """Returns the pictures of a folder, one class per subfolder, as uint8 RGB.
+
+    Every file is opened once to check that it can be used; the unusable ones are in `skipped`.
 
     Args:
-        config: the data part of the configuration; `source` is the folder.
+        config: the data section of the configuration; `source` is the folder.
         seed: decides the splits that the folder does not have.
 
     Raises:
-        UserError: if the folder is not laid out like this, or holds too little.
+        UserError: if the folder has another layout or too few pictures.
     """
-    root = places.source_path(config)
+    root = paths.get_source_path(config)
     if root is None:
-        raise UserError(f"No folder of pictures was given; {_WAYS}")
+        raise UserError(f"No folder of pictures is set. {_LAYOUT}")
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; {_WAYS}")
-    roots = _split_folders(root)
-    listing = {split: _list_classes(folder) for split, folder in roots.items()}
-    paths = [path for classes in listing.values() for found in classes.values() for path in found]
-    seen, skipped = _check_files(root, paths)
+        raise UserError(f"{root} is not a folder. {_LAYOUT}")
+    folders = _find_split_folders(root)
+    listed = {split: _list_classes(folder) for split, folder in folders.items()}
+    files = [
+        path for classes in listed.values() for members in classes.values() for path in members
+    ]
+    checked, skipped = _check_files(root, files)
     usable = {
-        split: {name: [path for path in found if path in seen] for name, found in classes.items()}
-        for split, classes in listing.items()
+        split: {
+            name: [path for path in members if path in checked] for name, members in classes.items()
+        }
+        for split, classes in listed.items()
     }
-    notes = _check_classes(root, roots, usable)
+    notes = _check_classes(root, folders, usable)
     if skipped:
         notes.append(f"{len(skipped):,} files could not be used and were skipped.")
 
-    classes = sorted(name for name, found in usable["train"].items() if found)
+    classes = sorted(name for name, members in usable["train"].items() if members)
     if len(classes) < 2:
         why = (
             f" (skipped {len(skipped):,} files, such as {': '.join(skipped[0])})" if skipped else ""
         )
         raise UserError(
-            f"{roots['train']} has usable pictures for {len(classes)} class(es){why}; at least two "
-            f"class folders with pictures are needed. {_WAYS[0].upper() + _WAYS[1:]}"
+            f"{folders['train']} has usable pictures for {len(classes)} class(es){why}; at least two class "
+            f"folders with pictures are needed. {_LAYOUT}"
         )
-    pools = {split: _pool(root, found, classes, seen) for split, found in usable.items()}
+    pools = {split: _make_pool(root, files, classes, checked) for split, files in usable.items()}
     for split, pool in pools.items():
         if not len(pool.labels):
-            raise UserError(f"{roots[split]} has no usable pictures; add some or remove it.")
-    parts, remarks = splits.arrange(root.name, config, seed, **pools)
-    (height, width), *others = {size for size, _ in seen.values()}
-    if others:
-        height = width = 0
-        notes.append("The pictures differ in size; --config.image_size makes them alike.")
-    return Dataset(root.name, parts, classes, (height, width, 3), notes + remarks, skipped)
+            raise UserError(f"{folders[split]} has no usable pictures; add some or remove it.")
+    parts, split_notes = splits.make_splits(root.name, config, seed, **pools)
+    sizes = {picture.size for picture in checked.values()}
+    height, width = sizes.pop() if len(sizes) == 1 else (0, 0)
+    if not height:
+        notes.append("The pictures differ in size; --config.image_size resizes them to one.")
+    return Dataset(root.name, parts, classes, (height, width, 3), notes + split_notes, skipped)
 
 
-_WAYS = (
-    "give --config.data.source=PATH, where PATH holds one folder of pictures per class, or the "
-    "folders train, validation and test with one folder per class in each."
-)
-
-
-def _split_folders(root: pathlib.Path) -> dict[str, pathlib.Path]:
-    """Returns the folder of each split that is there; the root itself is train if none is."""
-    found: dict[str, pathlib.Path] = {}
+def _find_split_folders(root: Path) -> dict[str, Path]:
+    """Returns the folder of each split; the root itself is train if it has no split folders."""
+    found: dict[str, Path] = {}
     others = []
-    for folder in _folders(root):
-        split = _SPLITS.get(folder.name.lower())
+    for folder in _list_folders(root):
+        split = splits.ALIASES.get(folder.name.lower())
         if split is None:
             others.append(folder.name)
         elif split in found:
             raise UserError(
-                f"{root} has both {found[split].name} and {folder.name} for the {split} split; "
-                "remove one."
+                f"{root} has both {found[split].name} and {folder.name} for the {split} split; remove one."
             )
         else:
             found[split] = folder
     if "train" in found:
         return found
     if found and not others:
-        raise UserError(f"{root} has {', '.join(sorted(found))} but no folder train; {_WAYS}")
+        raise UserError(f"{root} has {', '.join(sorted(found))} but no folder train. {_LAYOUT}")
     return {"train": root}
 
 
-def _list_classes(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
-    classes = {child.name: list(listing.files_below(child)) for child in _folders(folder)}
+def _list_classes(folder: Path) -> ClassFiles:
+    classes = {child.name: list(listing.list_files(child)) for child in _list_folders(folder)}
     for name in classes:
         try:
             name.encode()
         except UnicodeEncodeError as error:
             raise UserError(
-                f"The class folder {os.fsencode(name)!r} in {folder} has a name that is not UTF-8; "
-                "rename it."
+                f"The class folder {os.fsencode(name)!r} in {folder} has a name that is not UTF-8; rename it."
             ) from error
     return classes
 
 
-def _folders(root: pathlib.Path) -> list[pathlib.Path]:
+def _list_folders(root: Path) -> list[Path]:
     return sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
 
 
-def _check_classes(root: pathlib.Path, roots: dict, listing: dict) -> list[str]:
-    """Complains of classes that cannot be learned, and notes those that are empty."""
+def _check_classes(
+    root: Path, folders: Mapping[str, Path], usable: Mapping[str, ClassFiles]
+) -> list[str]:
+    """Returns notes on empty classes.
+
+    Raises:
+        UserError: if a split has a class without training pictures.
+    """
     notes = []
-    known = {name for name, files in listing["train"].items() if files}
-    for split, found in listing.items():
-        empty = sorted(name for name, files in found.items() if not files)
+    trained = {name for name, files in usable["train"].items() if files}
+    for split, classes in usable.items():
+        empty = sorted(name for name, files in classes.items() if not files)
         if empty:
-            notes.append(f"No usable pictures in {_names(roots[split], root, empty)}.")
-        strange = sorted(name for name, files in found.items() if files and name not in known)
-        if strange:
+            notes.append(f"No usable pictures in {_join_names(folders[split], root, empty)}.")
+        unknown = sorted(name for name, files in classes.items() if files and name not in trained)
+        if unknown:
             raise UserError(
-                f"{_names(roots[split], root, strange)}: no such class in {roots['train']}; "
-                "add pictures of it there, or remove it."
+                f"{_join_names(folders[split], root, unknown)}: there is no such class in "
+                f"{folders['train']}; add pictures of it there, or remove it."
             )
-        absent = sorted(known - {name for name, files in found.items() if files} - set(empty))
+        absent = sorted(trained - classes.keys())
         if absent:
             notes.append(f"{split} has no pictures of {', '.join(absent)}.")
     return notes
 
 
-def _names(folder: pathlib.Path, root: pathlib.Path, names: Sequence[str]) -> str:
+def _join_names(folder: Path, root: Path, names: Sequence[str]) -> str:
     return ", ".join(str((folder / name).relative_to(root)) for name in names)
 
 
 def _check_files(
-    root: pathlib.Path, paths: Sequence[pathlib.Path]
-) -> tuple[dict[pathlib.Path, tuple[tuple[int, int], int]], list[tuple[str, str]]]:
-    """Returns size and content's number of each usable picture, and the others with the reason."""
+    root: Path, files: Sequence[Path]
+) -> tuple[dict[Path, _CheckedPicture], list[tuple[str, str]]]:
+    """Returns the usable pictures, and path and reason of the others."""
     usable, skipped = {}, []
-    with pictures.quiet(), concurrent.futures.ThreadPoolExecutor() as pool:
-        for path, (size, seen) in zip(paths, pool.map(_check_file, paths), strict=True):
-            if size is None:
-                skipped.append((str(path.relative_to(root)), seen))
+    with pictures.silence_pillow(), concurrent.futures.ThreadPoolExecutor() as pool:
+        for path, (picture, reason) in zip(files, pool.map(_check_file, files), strict=True):
+            if picture is None:
+                skipped.append((str(path.relative_to(root)), reason))
             else:
-                usable[path] = (size, seen)
+                usable[path] = picture
     return usable, skipped
 
 
-def _check_file(path: pathlib.Path) -> tuple[tuple[int, int], int] | tuple[None, str]:
-    size, reason = pictures.check(path)
-    return (None, reason) if size is None else (size, contents.file_digest(path))
+def _check_file(path: Path) -> tuple[_CheckedPicture | None, str]:
+    size, reason = pictures.check_picture(path)
+    if size is None:
+        return None, reason
+    return _CheckedPicture(size, digests.compute_file_digest(path)), ""
 
 
-def _pool(root: pathlib.Path, found: dict, classes: Sequence[str], seen: dict) -> splits.Pool:
-    members = [(path, label) for label, name in enumerate(classes) for path in found.get(name, ())]
-    paths = [path for path, _ in members]
+def _make_pool(
+    root: Path,
+    files: ClassFiles,
+    classes: Sequence[str],
+    checked: Mapping[Path, _CheckedPicture],
+) -> splits.Pool:
+    members = [(path, label) for label, name in enumerate(classes) for path in files.get(name, ())]
+    in_order = [path for path, _ in members]
     labels = np.array([label for _, label in members], dtype=np.int32)
-    digests = [seen[path][1] for path in paths]
-    files = _Files(paths, labels, digests, [str(path.relative_to(root)) for path in paths])
-    return splits.Pool(files, labels)
+    source = _PictureFiles(
+        in_order,
+        labels,
+        [checked[path].digest for path in in_order],
+        [str(path.relative_to(root)) for path in in_order],
+    )
+    return splits.Pool(source, labels)

@@ -1,9 +1,9 @@
 """Cross-validation: a data set's examples pooled over its splits, and dealt out to stratified folds.
 
-everything = pool(dataset)
-assignment, notes = assign(everything.labels, folds=10, seed=0)
+everything = pool_splits(dataset)
+assignment, notes = assign_folds(everything.labels, folds=10, seed=0)
 for fold in range(10):
-    dataset_of_fold = fold_dataset(dataset, everything, assignment, fold, config.data, seed=0)
+    dataset_of_fold = make_fold_dataset(dataset, everything, assignment, fold, config.data, seed=0)
 """
 
 import csv
@@ -19,13 +19,13 @@ from experiments.core.errors import UserError
 from experiments.core.files import replace_file
 from experiments.data import splits
 from experiments.data.dataset import Dataset, Source
-from experiments.data.sources import Chain, Subset
+from experiments.data.views import Chain, Subset
 
 COLUMNS = ["example", "split", "label", "fold"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Everything(splits.Pool):
+class PooledSplits(splits.Pool):
     """All the examples of a data set, once each.
 
     Attributes:
@@ -37,7 +37,7 @@ class Everything(splits.Pool):
     origins: Sequence[str]
 
 
-def pool(dataset: Dataset) -> Everything:
+def pool_splits(dataset: Dataset) -> PooledSplits:
     """Pools the splits of a data set; every example is read once, for its label.
 
     The order is that of the files and does not depend on what was set aside for validation: first all
@@ -51,14 +51,14 @@ def pool(dataset: Dataset) -> Everything:
             origins.setdefault(int(position), split)
     views = [Subset(source, np.array(sorted(origins))) for source, origins in found.values()]
     everything = Chain(views)
-    return Everything(
+    return PooledSplits(
         everything,
         np.array([everything[i]["label"] for i in range(len(everything))], np.int32),
         [split for _, origins in found.values() for _, split in sorted(origins.items())],
     )
 
 
-def assign(labels: np.ndarray, folds: int, seed: int) -> tuple[np.ndarray, list[str]]:
+def assign_folds(labels: np.ndarray, folds: int, seed: int) -> tuple[np.ndarray, list[str]]:
     """Deals examples out to folds, so that each has every class in the same numbers, give or take one.
 
     The folds themselves differ by at most one example, too.
@@ -99,8 +99,8 @@ def assign(labels: np.ndarray, folds: int, seed: int) -> tuple[np.ndarray, list[
     return assignment, notes
 
 
-def fold_dataset(
-    dataset: Dataset, everything: Everything, assignment: np.ndarray, fold: int, config, seed: int
+def make_fold_dataset(
+    dataset: Dataset, everything: PooledSplits, assignment: np.ndarray, fold: int, config, seed: int
 ) -> Dataset:
     """The data set in which one fold is the test split and the others are there to train on.
 
@@ -128,7 +128,7 @@ def fold_dataset(
         splits.Pool(Subset(everything.source, indices), everything.labels[indices])
         for indices in (rest, tested)
     )
-    parts, remarks = splits.arrange(dataset.name, config, seed, train=train, test=test)
+    parts, remarks = splits.make_splits(dataset.name, config, seed, train=train, test=test)
     note = (
         f"Test is fold {fold} of {folds}, numbered from 0: {len(tested):,} of the {len(assignment):,} "
         "examples of all splits together. Train is the other folds."
@@ -138,8 +138,11 @@ def fold_dataset(
     return dataclasses.replace(dataset, splits=parts, notes=notes)
 
 
-def write(
-    path: str | os.PathLike, everything: Everything, assignment: np.ndarray, classes: Sequence[str]
+def write_folds(
+    path: str | os.PathLike,
+    everything: PooledSplits,
+    assignment: np.ndarray,
+    classes: Sequence[str],
 ) -> None:
     """Writes which fold each example is in, `folds.csv`, whole or not at all.
 
@@ -159,8 +162,10 @@ def write(
         table.writerows([*row, fold] for row, fold in rows)
 
 
-def read(path: str | os.PathLike, everything: Everything, classes: Sequence[str]) -> np.ndarray:
-    """Reads what `write` has written, and checks that the examples are still the same.
+def read_folds(
+    path: str | os.PathLike, everything: PooledSplits, classes: Sequence[str]
+) -> np.ndarray:
+    """Reads what `write_folds` has written, and checks that the examples are still the same.
 
     Args:
         path: the file.
@@ -202,7 +207,7 @@ def read(path: str | os.PathLike, everything: Everything, classes: Sequence[str]
     return assignment
 
 
-def _rows(everything: Everything, classes: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+def _rows(everything: PooledSplits, classes: Sequence[str]) -> Iterator[tuple[int, str, str]]:
     """Number, split and class name of each example."""
     for number, (split, label) in enumerate(
         zip(everything.origins, everything.labels, strict=True)

@@ -1,4 +1,4 @@
-"""Recordings dealt out to training, validation and test: what belongs together stays together."""
+"""Assigns recordings to train, validation and test; recordings of one group stay in one split."""
 
 import csv
 from collections import Counter
@@ -9,81 +9,80 @@ import numpy as np
 
 from experiments.audio.annotations import compile_pattern
 from experiments.core.errors import UserError
-from experiments.data.splits import stratified_split
-
-SPLITS = ("train", "validation", "test")
+from experiments.data import splits
 
 
-def groups_of(names: Sequence[str], pattern: str) -> list[str]:
-    """What each recording belongs to, such as the site in its name; each to itself where nothing is said.
+def find_groups(names: Sequence[str], pattern: str) -> list[str]:
+    """Returns the group of each recording, such as the site in its name.
 
     Args:
         names: the recordings' paths.
-        pattern: a regular expression whose first group is the recording's; one without a match is its own.
+        pattern: a regular expression whose first group is the recording's group. Recordings that do not
+            match, or all of them for '', are each a group of their own.
 
     Raises:
-        UserError: if it is no such expression.
+        UserError: if the pattern is invalid.
     """
-    found = compile_pattern(pattern, "group_pattern")
-    if found is None:
+    expression = compile_pattern(pattern, "group_pattern")
+    if expression is None:
         return list(names)
-    matches = [found.search(name) for name in names]
+    matches = [expression.search(name) for name in names]
     return [
         match[1] if match and match[1] is not None else name
         for name, match in zip(names, matches, strict=True)
     ]
 
 
-def deal_out(
+def assign_splits(
     groups: Sequence[str],
     labels: Sequence[Hashable],
     validation: float,
     test: float,
     seed: int,
 ) -> tuple[list[str], list[str]]:
-    """Deals groups of recordings out, each class in about the same shares as far as that goes.
+    """Assigns whole groups of recordings to splits, with about the same share of every class.
 
-    A group counts for the class that most of its recordings have. A class of a single group is trained on.
+    A group counts for the label that most of its recordings have. A label with a single group is trained on.
 
     Args:
-        groups: what each recording belongs to.
-        labels: what each is to be balanced by.
+        groups: the group of each recording.
+        labels: the label of each recording that is balanced over the splits.
         validation: share of the groups; 0 for none.
-        test: likewise.
-        seed: decides which.
+        test: share of the groups; 0 for none.
+        seed: decides which groups.
 
     Returns:
-        The split of each recording, and notes on what was unusual.
+        The split of each recording, and notes on anything unusual.
     """
     names = sorted(set(groups))
-    kinds = {name: Counter() for name in names}
+    label_counts = {name: Counter() for name in names}
     for group, label in zip(groups, labels, strict=True):
-        kinds[group][label] += 1
-    commonest = [kinds[name].most_common(1)[0][0] for name in names]
-    numbers = {label: number for number, label in enumerate(dict.fromkeys(commonest))}
-    balance = np.array([numbers[label] for label in commonest])
+        label_counts[group][label] += 1
+    main_labels = [label_counts[name].most_common(1)[0][0] for name in names]
+    numbers = {label: number for number, label in enumerate(dict.fromkeys(main_labels))}
+    balance = np.array([numbers[label] for label in main_labels])
     split_of = np.full(len(names), "train", dtype=object)
     rest, notes = np.arange(len(names)), []
     for split, share in (("test", test), ("validation", validation)):
         if not share:
             continue
-        share = share * len(names) / len(rest)
-        left, part, said = stratified_split(balance[rest], min(share, 1.0), seed)
+        share_of_rest = min(share * len(names) / len(rest), 1.0)
+        left, part, remarks = splits.split_stratified(balance[rest], share_of_rest, seed)
         split_of[rest[part]] = split
         rest = rest[left]
-        notes += [f"{split}: {sentence}." for sentence in said]
+        notes += [f"{split}: {remark}." for remark in remarks]
         seed += 1
-    chosen = dict(zip(names, split_of, strict=True))
-    return [chosen[group] for group in groups], notes
+    split_of_group = dict(zip(names, split_of, strict=True))
+    return [split_of_group[group] for group in groups], notes
 
 
-def read(path: Path) -> dict[str, str]:
-    """The split of each file that a table names, in columns `file` and `split`.
+def read_splits(path: Path) -> dict[str, str]:
+    """Reads the split of each file from a CSV with the columns `file` and `split`.
 
     A run's own splits.csv is such a table. Names may be written with backslashes.
 
     Raises:
-        UserError: if it is none, or has a file in two splits.
+        UserError: if it is another kind of file, or has a file in two splits.
     """
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -92,27 +91,31 @@ def read(path: Path) -> dict[str, str]:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if not rows or not {"file", "split"} <= rows[0].keys():
         raise UserError(f"{path} has no rows with the columns file and split.")
-    found: dict[str, str] = {}
+    split_of: dict[str, str] = {}
     for row in rows:
         name = (row["file"] or "").replace("\\", "/").removeprefix("./")
         split = (row["split"] or "").strip().lower()
-        if found.setdefault(name, split) != split:
-            raise UserError(f"{path}: {name} is in two splits, {found[name]} and {split}.")
-    return check(found, path)
+        if split_of.setdefault(name, split) != split:
+            raise UserError(f"{path}: {name} is in two splits, {split_of[name]} and {split}.")
+    return check_splits(split_of, path)
 
 
-def check(found: Mapping[str, str], path: object) -> dict[str, str]:
-    """The same, with all splits' names as they are here.
+def check_splits(split_of: Mapping[str, str], path: object) -> dict[str, str]:
+    """Returns the same table with the splits under their usual names.
+
+    Args:
+        split_of: the split of each file.
+        path: the file that the table is from, for the error message.
 
     Raises:
-        UserError: for one that does not exist.
+        UserError: for a split that does not exist.
     """
-    short = {"val": "validation", "valid": "validation", "training": "train", "testing": "test"}
-    named = {}
-    for file, split in found.items():
+    checked = {}
+    for file, split in split_of.items():
         split = (split or "").strip().lower()
-        split = short.get(split, split)
-        if split not in SPLITS:
-            raise UserError(f"{path}: {file} has the split '{split}'; write {', '.join(SPLITS)}.")
-        named[file] = split
-    return named
+        if split not in splits.ALIASES:
+            raise UserError(
+                f"{path}: {file} has the split '{split}'; write {', '.join(splits.NAMES)}."
+            )
+        checked[file] = splits.ALIASES[split]
+    return checked

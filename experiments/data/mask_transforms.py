@@ -22,7 +22,7 @@ _ZOOM = (0.8, 1.2)
 _BRIGHTNESS = (0.8, 1.2)
 
 
-def fit(
+def pad_to_square(
     image: np.ndarray, size: int, fill: int | Sequence[int] = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Brings a picture or a mask into a square, whole: scaled down where it is larger, then padded.
@@ -36,7 +36,7 @@ def fit(
         fill: what the rest of the square holds, one value or one per channel.
 
     Returns:
-        `[S, S, C]` or `[S, S]`, and the geometry for `restore`: int32 `[4]`, H, W, and the height
+        `[S, S, C]` or `[S, S]`, and the geometry for `restore_size`: int32 `[4]`, H, W, and the height
         and width within the square.
     """
     height, width = image.shape[:2]
@@ -51,14 +51,14 @@ def fit(
     return square, geometry
 
 
-def restore(prediction: np.ndarray, geometry: np.ndarray) -> np.ndarray:
-    """Brings what a network says of a square from `fit` back to the size of the picture.
+def restore_size(prediction: np.ndarray, geometry: np.ndarray) -> np.ndarray:
+    """Brings what a network says of a square from `pad_to_square` back to the size of the picture.
 
     Args:
         prediction: integers `[S, S]`, class numbers, of which the nearest is taken; or floats
             `[S, S, C]`, logits, which are interpolated before the highest is taken (smoother
             where the picture had been scaled down).
-        geometry: as `fit` returned it for the picture.
+        geometry: as `pad_to_square` returned it for the picture.
 
     Returns:
         Class numbers `[H, W]`, with the type of `prediction`, or int32 from logits.
@@ -88,7 +88,7 @@ def random_affine_crop(
     """Mirrors, turns and zooms a picture and its mask, and cuts a square out of them.
 
     Every second one is mirrored from left to right. Turned by up to 15 degrees, zoomed by 0.8 to
-    1.2, starting from the size that `fit` would give it, so that things have the size that they
+    1.2, starting from the size that `pad_to_square` would give it, so that things have the size that they
     have in evaluation. Where the result is larger than the square, a random part of it is cut
     out; where it is smaller, it lies at a random place in it.
 
@@ -149,11 +149,11 @@ class Prepare:
         """Returns float32 `inputs` `[S, S, 3]`, int32 `label` `[S, S]` and int32 `geometry` `[4]`.
 
         Where `geometry` says that nothing was scaled, `label` is the untouched mask, padded: then
-        a score over it is the score at the original size. Otherwise `restore` the prediction and
+        a score over it is the score at the original size. Otherwise `restore_size` the prediction and
         compare it with the mask of the source.
         """
-        picture, geometry = fit(example["inputs"], self.image_size, self.fill)
-        label, _ = fit(example["label"], self.image_size, IGNORE)
+        picture, geometry = pad_to_square(example["inputs"], self.image_size, self.fill)
+        label, _ = pad_to_square(example["label"], self.image_size, IGNORE)
         return {**self.finished(picture, label), "geometry": geometry}
 
     @property
@@ -195,7 +195,7 @@ class Augment:
         )
 
 
-def make(
+def make_transform(
     augment: str,
     image_size: int,
     mean: float | Sequence[float],
@@ -215,13 +215,13 @@ def make(
 
     Returns:
         A function of `(example, generator)` for training, of `(example)` otherwise, which adds
-        the `geometry` for `restore`. Both can be sent to other processes.
+        the `geometry` for `restore_size`. Both can be sent to other processes.
 
     Raises:
         UserError: if there is no such augmentation.
     """
     transforms.check_augmentation(augment, AUGMENTATIONS, " for pictures with masks")
-    prepare = Prepare(image_size, transforms.plain(mean), transforms.plain(std))
+    prepare = Prepare(image_size, transforms.to_python(mean), transforms.to_python(std))
     return Augment(augment, prepare) if train else prepare
 
 

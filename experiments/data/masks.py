@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.core import digests as contents
+from experiments.core import digests
 from experiments.core.errors import UserError
 from experiments.data import pictures, splits
 from experiments.data.dataset import Example
@@ -41,16 +41,16 @@ class Pairs:
 
     def __getitem__(self, index: int) -> Example:
         picture, mask = self.pictures[index], self.masks[index]
-        inputs = pictures.read(picture, picture)
+        inputs = pictures.read_picture(picture, picture)
         try:
-            label = decode(mask)
+            label = decode_mask(mask)
         except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
-            raise UserError(pictures.gone(mask, error)) from error
+            raise UserError(pictures.describe_unreadable(mask, error)) from error
         return {"inputs": inputs, "label": label}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Checked:
+class CheckedPairs:
     """The pairs that can be used, and what was seen while looking.
 
     Attributes:
@@ -65,12 +65,12 @@ class Checked:
     present: np.ndarray
     skipped: list[tuple[str, str]]
 
-    def pool(self) -> splits.Pool:
+    def make_pool(self) -> splits.Pool:
         """Returns the pairs as examples to split, with their strata for labels."""
-        return splits.Pool(self.pairs, strata(self.present))
+        return splits.Pool(self.pairs, compute_strata(self.present))
 
 
-def decode(file: bytes | str | pathlib.Path) -> np.ndarray:
+def decode_mask(file: bytes | str | pathlib.Path) -> np.ndarray:
     """Reads a mask: the indices of a palette picture, or the values of a single channel.
 
     Args:
@@ -83,7 +83,7 @@ def decode(file: bytes | str | pathlib.Path) -> np.ndarray:
         OSError, SyntaxError: Pillow's own, if the picture cannot be decoded.
         ValueError: Pillow's own, or if it has colours instead of indices, or one outside 0 to 255.
     """
-    with pictures.opened(file) as image:
+    with pictures.open_picture(file) as image:
         if image.mode not in _MODES:
             raise ValueError(
                 f"its pixels are {image.mode} colours; a mask needs a palette or one channel of "
@@ -96,7 +96,7 @@ def decode(file: bytes | str | pathlib.Path) -> np.ndarray:
     return indices.astype(np.uint8)
 
 
-def check(
+def check_pair(
     picture: pathlib.Path, mask: pathlib.Path, num_classes: int = IGNORE
 ) -> tuple[tuple[tuple[int, int], np.ndarray] | None, str]:
     """Reads a pair to find out whether it can be used; the mask completely.
@@ -110,13 +110,13 @@ def check(
         `(((height, width), indices), '')`, the indices without 255 and ascending, or
         `(None, reason)` if the pair cannot be used.
     """
-    size, reason = pictures.check(picture)
+    size, reason = pictures.check_picture(picture)
     if size is None:
         return None, reason
     try:
-        truth = decode(mask)
+        truth = decode_mask(mask)
     except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
-        return None, f"its mask cannot be read: {pictures.reason(error)}"
+        return None, f"its mask cannot be read: {pictures.describe_error(error)}"
     if truth.shape != size:
         return None, f"{size[1]} by {size[0]}, but its mask {truth.shape[1]} by {truth.shape[0]}"
     indices = np.flatnonzero(np.bincount(truth.ravel(), minlength=256)[:IGNORE])
@@ -128,11 +128,11 @@ def check(
     return (size, indices), ""
 
 
-def check_all(
+def check_pairs(
     root: pathlib.Path,
     pairs: Sequence[tuple[pathlib.Path, pathlib.Path]],
     num_classes: int = IGNORE,
-) -> Checked:
+) -> CheckedPairs:
     """Reads every pair once and keeps those that can be used.
 
     Args:
@@ -141,7 +141,7 @@ def check_all(
         num_classes: classes are numbered from 0 up to but not including this.
     """
     kept, sizes, present, digests, skipped = [], set(), [], [], []
-    with pictures.quiet(), concurrent.futures.ThreadPoolExecutor() as pool:
+    with pictures.silence_pillow(), concurrent.futures.ThreadPoolExecutor() as pool:
         found = pool.map(lambda pair: _look(*pair, num_classes), pairs)
         for pair, (seen, digest, reason) in zip(pairs, found, strict=True):
             if seen is None:
@@ -153,7 +153,7 @@ def check_all(
             present.append(np.isin(np.arange(IGNORE), indices))
             digests.append(digest)
     files = [picture for picture, _ in kept]
-    return Checked(
+    return CheckedPairs(
         Pairs(
             files,
             [mask for _, mask in kept],
@@ -167,14 +167,14 @@ def check_all(
 
 
 def _look(picture: pathlib.Path, mask: pathlib.Path, num_classes: int):
-    seen, reason = check(picture, mask, num_classes)
-    return seen, contents.file_digest(picture) if seen else 0, reason
+    seen, reason = check_pair(picture, mask, num_classes)
+    return seen, digests.compute_file_digest(picture) if seen else 0, reason
 
 
 _SMALLEST_STRATUM = 10
 
 
-def strata(present: np.ndarray) -> np.ndarray:
+def compute_strata(present: np.ndarray) -> np.ndarray:
     """Gives each picture one label to stratify by: the rarest of its classes.
 
     A picture has several classes, and most have the background. The rarest one (in the fewest
@@ -194,12 +194,12 @@ def strata(present: np.ndarray) -> np.ndarray:
     return np.where(sizes[labels] < _SMALLEST_STRATUM, present.shape[1], labels).astype(np.int32)
 
 
-def common_shape(sizes: set[tuple[int, int]]) -> tuple[int, int, int]:
+def get_common_shape(sizes: set[tuple[int, int]]) -> tuple[int, int, int]:
     """Returns `(H, W, 3)`, H and W 0 where pictures differ in size."""
     return (*next(iter(sizes)), 3) if len(sizes) == 1 else (0, 0, 3)
 
 
-def absence_notes(checked: dict[str, Checked], classes: Sequence[str]) -> list[str]:
+def describe_absent_classes(checked: dict[str, CheckedPairs], classes: Sequence[str]) -> list[str]:
     """Says which classes the pools of a data set lack: no score can be measured for those."""
     notes = []
     for split, found in checked.items():

@@ -13,7 +13,7 @@ from PIL import Image
 
 from experiments.core.errors import UserError
 
-MOST_PIXELS = 89_478_485
+MAX_PIXELS = 89_478_485
 """Pictures with more are refused: as RGB this is a quarter of a gigabyte, where Pillow begins to warn."""
 
 # Others are refused. Pillow runs Ghostscript for some: PostScript is a program, not a picture.
@@ -45,7 +45,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 @contextlib.contextmanager
-def opened(file: bytes | str | pathlib.Path) -> Iterator[Image.Image]:
+def open_picture(file: bytes | str | pathlib.Path) -> Iterator[Image.Image]:
     """Opens a picture for the time of a `with`; no pixel is decoded yet.
 
     Raises:
@@ -62,14 +62,14 @@ def opened(file: bytes | str | pathlib.Path) -> Iterator[Image.Image]:
         if image.format not in FORMATS:
             raise ValueError(f"the format {image.format} is not read")
         width, height = image.size
-        if width * height > MOST_PIXELS:
+        if width * height > MAX_PIXELS:
             raise ValueError(
-                f"{width:,} by {height:,}, more pixels than the {MOST_PIXELS:,} allowed"
+                f"{width:,} by {height:,}, more pixels than the {MAX_PIXELS:,} allowed"
             )
         yield image
 
 
-def decode(file: bytes | str | pathlib.Path, channels: int = 3) -> np.ndarray:
+def decode_picture(file: bytes | str | pathlib.Path, channels: int = 3) -> np.ndarray:
     """Reads a picture completely, upright as its EXIF rotation says; of an animation, the first frame.
 
     Args:
@@ -83,34 +83,34 @@ def decode(file: bytes | str | pathlib.Path, channels: int = 3) -> np.ndarray:
     Raises:
         OSError, ValueError, SyntaxError: Pillow's own, if the picture cannot be decoded.
     """
-    with opened(file) as image:
+    with open_picture(file) as image:
         _check_mode(image)
         turn = _UPRIGHT.get(_orientation(image))
         upright = _rgb(image if turn is None else image.transpose(turn))
         return np.asarray(upright) if channels == 3 else np.asarray(upright.convert("L"))[..., None]
 
 
-def read(file: bytes | str | pathlib.Path, name: object, channels: int = 3) -> np.ndarray:
+def read_picture(file: bytes | str | pathlib.Path, name: object, channels: int = 3) -> np.ndarray:
     """Decodes a picture that could be read before the run began.
 
     Raises:
         UserError: naming it, if it cannot be read any more.
     """
     try:
-        return decode(file, channels)
+        return decode_picture(file, channels)
     except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
-        raise UserError(gone(name, error)) from error
+        raise UserError(describe_unreadable(name, error)) from error
 
 
-def gone(name: object, error: Exception) -> str:
+def describe_unreadable(name: object, error: Exception) -> str:
     """What to say of a file that could be read before the run began, and cannot be read any more."""
     return (
-        f"{name} cannot be read any more ({reason(error)}). Restore it as it was, and the same command "
-        "continues the run."
+        f"{name} cannot be read any more ({describe_error(error)}). Restore it as it was, and the same "
+        "command continues the run."
     )
 
 
-def check(path: str | pathlib.Path) -> tuple[tuple[int, int] | None, str]:
+def check_picture(path: str | pathlib.Path) -> tuple[tuple[int, int] | None, str]:
     """Decodes a picture as cheaply as it goes to find out whether it can be used.
 
     Args:
@@ -120,7 +120,7 @@ def check(path: str | pathlib.Path) -> tuple[tuple[int, int] | None, str]:
         `((height, width), '')` of the upright picture, or `(None, reason)` if it cannot be used.
     """
     try:
-        with opened(path) as image:
+        with open_picture(path) as image:
             width, height = image.size
             if _orientation(image) in _SIDEWAYS:
                 width, height = height, width
@@ -129,12 +129,12 @@ def check(path: str | pathlib.Path) -> tuple[tuple[int, int] | None, str]:
             image.draft("RGB", (1, 1))
             image.load()
     except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
-        return None, reason(error)
+        return None, describe_error(error)
     return (height, width), ""
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
+def silence_pillow() -> Iterator[None]:
     """Keeps Pillow's remarks back while many pictures are looked at.
 
     Odd metadata is no reason to doubt a picture, and one that is too large is refused anyway. Filters
@@ -146,12 +146,12 @@ def quiet() -> Iterator[None]:
         yield
 
 
-def reason(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """Why a picture cannot be used, in a few words without a full stop."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture that Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
-        return f"more pixels than the {MOST_PIXELS:,} allowed"
+        return f"more pixels than the {MAX_PIXELS:,} allowed"
     return " ".join(str(error).split()) or type(error).__name__
 
 

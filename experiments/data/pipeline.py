@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.core.errors import UserError
 from experiments.data.dataset import Example, Source
-from experiments.data.sources import Subset
+from experiments.data.views import Subset
 
 Batch = dict[str, np.ndarray]
 

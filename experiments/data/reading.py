@@ -25,7 +25,9 @@ class File:
     name: str
 
 
-def ahead(function: Callable[[In], Out], arguments: Iterable[In], threads: int) -> Iterator[Out]:
+def prefetch_map(
+    function: Callable[[In], Out], arguments: Iterable[In], threads: int
+) -> Iterator[Out]:
     """`map(function, arguments)` by threads, of which each is at most one result ahead.
 
     An executor's own `map` would take all arguments at once.

@@ -1,31 +1,31 @@
-"""What is known of recordings, and of their windows.
+"""Labels of recordings and of their windows.
 
-Labels come from the first of these that there is: a CSV (`--config.audio.annotations`), the recordings'
-names (`--config.audio.label_pattern`), Raven's tables beside them, their folders (`root/<class>/**`).
+Labels come from the first of these that exists: a CSV (`--config.audio.annotations`), the recordings' names
+(`--config.audio.label_pattern`), Raven's tables next to them, their folders (`root/<class>/**`).
 """
 
 import dataclasses
-import pathlib
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.audio import annotations
 from experiments.audio.annotations import Annotation
-from experiments.audio.cache import Pictures
-from experiments.audio.targets import targets
+from experiments.audio.cache import Spectrograms
+from experiments.audio.targets import compute_targets
 from experiments.core.errors import UserError, suggest_nearest
 
 
 @dataclasses.dataclass(frozen=True)
-class Known:
-    """What is known of a recording.
+class RecordingLabels:
+    """Labels of one recording.
 
     Attributes:
-        positive: the labels of what is in it.
-        negative: the labels of what is not.
-        annotations: where; None where labels are the whole recording's.
+        positive: the labels that occur in it.
+        negative: the labels that are known not to occur in it.
+        annotations: the intervals of the labels; None if they hold for the whole recording.
     """
 
     positive: tuple[str, ...] = ()
@@ -34,130 +34,143 @@ class Known:
 
 
 @dataclasses.dataclass(frozen=True)
-class Labels:
-    """What is known of all recordings.
+class LabelTable:
+    """Labels of all recordings.
 
     Attributes:
-        known: of each that can be used.
-        skipped: what cannot be used, recordings or lines of tables, and why.
-        notes: sentences for the person.
-        splits: where a table says to which split a recording belongs.
+        by_name: the labels of each usable recording.
+        skipped: name and reason for each unusable recording or line of a table.
+        notes: sentences for the start of the run.
+        splits: the split of each recording, if a table has one.
     """
 
-    known: dict[str, Known]
+    by_name: dict[str, RecordingLabels]
     skipped: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
     splits: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
-def read(root: pathlib.Path, names: Sequence[str], audio: ConfigDict) -> Labels:
-    """What is known of each recording.
+def read_labels(root: Path, names: Sequence[str], audio: ConfigDict) -> LabelTable:
+    """Reads the labels of recordings.
 
     Args:
-        root: the folder.
-        names: the recordings in it.
-        audio: the audio part of the configuration.
+        root: the folder of the recordings.
+        names: their paths below it.
+        audio: the audio section of the configuration.
 
     Raises:
-        UserError: if a CSV or a pattern is none.
+        UserError: if a CSV or a pattern is invalid.
     """
     if audio.labels == "none":
-        return Labels({name: Known() for name in names})
-    if audio.label_pattern and not audio.annotations:  # Who gives it does not mean the tables.
-        return _whole(names, audio)
-    found = annotations.read(root, names, audio.annotations, audio.label_column)
-    if not found.files and not audio.annotations:
-        return _whole(names, audio)
-    by_file: dict[str, list[Annotation]] = {name: [] for name in found.files}
-    for row in found.rows:
-        by_file[row.file].append(row)
-    known = {}
-    for name, rows in by_file.items():
+        return LabelTable({name: RecordingLabels() for name in names})
+    if audio.label_pattern and not audio.annotations:  # The pattern takes precedence over tables.
+        return _label_whole_recordings(names, audio)
+    table = annotations.read_annotations(root, names, audio.annotations, audio.label_column)
+    if not table.files and not audio.annotations:
+        return _label_whole_recordings(names, audio)
+    rows_by_name: dict[str, list[Annotation]] = {name: [] for name in table.files}
+    for row in table.rows:
+        rows_by_name[row.file].append(row)
+    by_name = {}
+    for name, rows in rows_by_name.items():
         positive, negative = (
             tuple(sorted({row.label for row in rows if row.positive is sign}))
             for sign in (True, False)
         )
-        known[name] = Known(positive, negative, rows)
+        by_name[name] = RecordingLabels(positive, negative, rows)
     notes = []
-    if absent := len(names) - len(known):
+    if absent := len(names) - len(by_name):
         notes.append(f"{absent:,} recordings have no annotations and were left out.")
-    return Labels(known, found.skipped, notes, found.splits)
+    return LabelTable(by_name, table.skipped, notes, table.splits)
 
 
-def _whole(names: Sequence[str], audio: ConfigDict) -> Labels:
-    """Labels of whole recordings, by their folders or their names."""
-    known, skipped = {}, []
-    why = "its name does not match --config.audio.label_pattern"
+def _label_whole_recordings(names: Sequence[str], audio: ConfigDict) -> LabelTable:
+    """Labels whole recordings by their folders or names."""
+    by_name, skipped = {}, []
+    reason = "it is not in a class folder"
+    if audio.label_pattern:
+        reason = "its name does not match --config.audio.label_pattern"
     for name in names:
-        text = annotations.label_text(name, audio.label_pattern)
+        text = annotations.extract_label(name, audio.label_pattern)
         if text is None:
-            skipped.append((name, why if audio.label_pattern else "it is in no folder of a class"))
-        elif audio.labels == "class":  # where what is no bird is a class as any other
-            known[name] = Known((text,))
+            skipped.append((name, reason))
+        elif audio.labels == "class":  # Here noise is a class like any other.
+            by_name[name] = RecordingLabels((text,))
         else:
-            known[name] = Known(*annotations.labels_of(text, audio.no_class))
-    return Labels(known, skipped)
+            by_name[name] = RecordingLabels(*annotations.parse_labels(text, audio.no_class))
+    return LabelTable(by_name, skipped)
 
 
-def of_classes(
-    known: Mapping[str, Known], classes: Sequence[str], audio: ConfigDict
-) -> dict[str, Known]:
-    """The recordings in which one of some classes is, or, of several at once, is known not to be."""
-    all_of_them = sorted(
-        {label for one in known.values() for label in (*one.positive, *one.negative)}
+def select_classes(
+    by_name: Mapping[str, RecordingLabels], classes: Sequence[str], audio: ConfigDict
+) -> dict[str, RecordingLabels]:
+    """Keeps the recordings that have one of the classes, or, in multi-label tasks, are known not to have it.
+
+    Raises:
+        UserError: for a class that no recording has.
+    """
+    known = sorted(
+        {label for labels in by_name.values() for label in (*labels.positive, *labels.negative)}
     )
     for name in classes:
-        if name not in all_of_them:
+        if name not in known:
             raise UserError(
-                f"--config.data.classes: there is no {name}{suggest_nearest(name, all_of_them)}"
+                f"--config.data.classes: there is no {name}{suggest_nearest(name, known)}"
             )
     kept = {}
-    for name, one in known.items():
+    for name, labels in by_name.items():
         positive, negative = (
-            tuple(label for label in labels if label in classes)
-            for labels in (one.positive, one.negative)
+            tuple(label for label in signed if label in classes)
+            for signed in (labels.positive, labels.negative)
         )
-        nothing = not one.positive and not one.negative
-        # A folder of another class, or annotations of all there is, say that these are not there.
-        others = one.positive if one.annotations is None else audio.exhaustive
-        if positive or negative or nothing or (others and audio.labels == "multi"):
-            kept[name] = dataclasses.replace(one, positive=positive, negative=negative)
+        unlabelled = not labels.positive and not labels.negative
+        # The folder of another class, or exhaustive annotations, imply that these classes do not occur.
+        implied = labels.positive if labels.annotations is None else audio.exhaustive
+        if positive or negative or unlabelled or (implied and audio.labels == "multi"):
+            kept[name] = dataclasses.replace(labels, positive=positive, negative=negative)
     return kept
 
 
-def of_windows(
-    one: Pictures,
-    known: Known,
+def label_windows(
+    recording: Spectrograms,
+    labels: RecordingLabels,
     classes: Sequence[str],
     audio: ConfigDict,
-    beyond: list[tuple[str, str]],
+    skipped: list[tuple[str, str]],
 ) -> list[np.ndarray | int | None]:
-    """What each window of a recording is to be recognised as; None where it is to be left out.
+    """Returns the label of each window of a recording; None for a window to leave out.
 
-    `beyond` gets the annotations that lie behind the end of the recording.
+    Args:
+        recording: the windows.
+        labels: the labels of the recording.
+        classes: the names of the classes.
+        audio: the audio section of the configuration.
+        skipped: gets the annotations that begin after the end of the recording.
     """
-    number = len(one.starts)
+    number = len(recording.starts)
     if audio.labels == "none":
         return [0] * number
-    if known.annotations is None:
-        rows = np.tile(_row(known, classes), (number, 1))
+    if labels.annotations is None:
+        rows = np.tile(_encode_recording(labels, classes), (number, 1))
     else:
-        inside, outside = annotations.within(known.annotations, {one.name: one.seconds})
-        beyond += outside
+        inside, outside = annotations.clip_annotations(
+            labels.annotations, {recording.name: recording.seconds}
+        )
+        skipped += outside
         rules = (audio.min_overlap, audio.min_fraction, audio.exhaustive)
-        rows = targets(one.starts, one.ends, inside, classes, *rules)
+        rows = compute_targets(recording.starts, recording.ends, inside, classes, *rules)
     if audio.labels == "multi":
         return [None if np.isnan(row).all() else row for row in rows]
     return [int(row.argmax()) if (row == 1).sum() == 1 else None for row in np.nan_to_num(rows)]
 
 
-def _row(known: Known, classes: Sequence[str]) -> np.ndarray:
-    """The label of a whole recording, float32 `[classes]`.
+def _encode_recording(labels: RecordingLabels, classes: Sequence[str]) -> np.ndarray:
+    """Returns the label of a whole recording, float32 `[classes]`: 1 present, 0 absent, NaN unknown.
 
-    A folder of a class says that the others are not there; one of what is not there says no more.
+    A positive label implies that the other classes are absent; a negative one implies nothing about them.
     """
-    only_negative = known.negative and not known.positive
+    only_negative = labels.negative and not labels.positive
     row = np.full(len(classes), np.nan if only_negative else 0, np.float32)
-    for value, labels in ((0, known.negative), (1, known.positive)):
-        row[[classes.index(label) for label in labels]] = value
+    for value, signed in ((0, labels.negative), (1, labels.positive)):
+        row[[classes.index(label) for label in signed]] = value
     return row

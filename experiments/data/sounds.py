@@ -1,43 +1,42 @@
-"""A person's recordings: windows of them, as spectrograms; `sound_labels` says what is known of them."""
+"""The user's recordings: their windows as spectrograms, with labels from `sound_labels`."""
 
 import dataclasses
 import functools
 import math
-import pathlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.audio import cache, recordings, songs, spectrograms
 from experiments.audio.annotations import Annotation
-from experiments.audio.cache import Pictures
+from experiments.audio.cache import Spectrograms
 from experiments.core.errors import UserError
-from experiments.data import groups, places, sound_labels
+from experiments.data import groups, paths, sound_labels, splits
 from experiments.data.dataset import Dataset, Example, Source
-from experiments.data.sound_labels import Known
-from experiments.data.sources import Subset
-from experiments.data.splits import stratified_limit
+from experiments.data.sound_labels import LabelTable, RecordingLabels
+from experiments.data.views import Subset
 
-_WAYS = (
+_LAYOUT = (
     "give --config.data.source=PATH, a folder of recordings: one folder for each class, or recordings with "
-    "Raven's tables beside them or a table of your own (--config.audio.annotations=FILE.csv)"
+    "Raven's tables next to them or your own table (--config.audio.annotations=FILE.csv)"
 )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Windows:
-    """Windows of recordings, whose spectrograms stay in their files until they are asked for.
+class LabelledWindows:
+    """Labelled windows of recordings, whose spectrograms are read when they are needed.
 
     Attributes:
-        pictures: the spectrograms of each recording.
-        owners: which recording each window is of, `[N]`.
-        rows: which of its windows, `[N]`.
+        recordings: the spectrograms of each recording.
+        owners: index of the recording of each window, `[N]`.
+        rows: index of each window within its recording, `[N]`.
         labels: int32 `[N]`, or float32 `[N, classes]`.
     """
 
-    pictures: Sequence[Pictures]
+    recordings: Sequence[Spectrograms]
     owners: np.ndarray
     rows: np.ndarray
     labels: np.ndarray
@@ -46,24 +45,28 @@ class Windows:
         return len(self.owners)
 
     def __getitem__(self, index: int) -> Example:
-        # A copy: the file is open for no longer than it is read.
-        levels = np.array(self.pictures[self.owners[index]].pictures[self.rows[index]])
+        # The copy lets the memory-mapped file be closed at once.
+        levels = np.array(self.recordings[self.owners[index]].levels[self.rows[index]])
         return {"inputs": levels[..., None], "label": self.labels[index]}
 
     @property
     def digests(self) -> np.ndarray:
-        """A number for the content of each window: copies of a recording have the same."""
-        recordings = np.array([one.digest for one in self.pictures], np.uint64)
-        places = [one.starts for one in self.pictures]
-        starts = np.array([places[o][r] for o, r in zip(self.owners, self.rows, strict=True)])
-        # Odd, so that no two starts become one; what overflows is left out.
-        return recordings[self.owners] + starts.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        """Digest of the content of each window; copies of a recording have the same digests."""
+        of_recordings = np.array([one.digest for one in self.recordings], np.uint64)
+        starts = np.array(
+            [
+                self.recordings[owner].starts[row]
+                for owner, row in zip(self.owners, self.rows, strict=True)
+            ]
+        )
+        # The factor is odd, so that different starts stay different; overflow wraps around.
+        return of_recordings[self.owners] + starts.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """What to call each window in a sentence."""
+        """Name of each window for messages."""
         return [
-            f"{self.pictures[owner].name} @ {self.pictures[owner].starts[row]:.1f} s"
+            f"{self.recordings[owner].name} @ {self.recordings[owner].starts[row]:.1f} s"
             for owner, row in zip(self.owners, self.rows, strict=True)
         ]
 
@@ -71,124 +74,148 @@ class Windows:
 def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
     """Returns the windows of all recordings below a folder, as uint8 pictures of one channel.
 
-    Spectrograms are made once and kept, by the settings that they depend on, below the data's folder.
-    Windows in which nothing changes are left out.
+    Spectrograms are computed once and kept in the data folder, under a key of the settings that they depend
+    on. Silent windows are left out.
 
     Args:
-        config: the data part of the configuration; `source` is the folder.
-        audio: the audio part.
+        config: the data section of the configuration; `source` is the folder.
+        audio: the audio section.
         seed: decides which recordings are set aside.
 
     Raises:
-        UserError: if there are no recordings, or too little is known of them.
+        UserError: if there are no recordings, or too few labels.
     """
-    root = _root(config, audio)
-    paths = {path.relative_to(root).as_posix(): path for path in recordings.files(root)}
-    if not paths:
-        raise UserError(f"There is no recording below {root}; {_WAYS}.")
-    labels = sound_labels.read(root, list(paths), audio)
-    known = labels.known
-    if config.classes:
-        known = sound_labels.of_classes(known, config.classes.split(","), audio)
-    if not known:
-        why = f" ({': '.join(labels.skipped[0])})" if labels.skipped else ""
-        raise UserError(
-            f"None of the {len(paths):,} recordings below {root} has a label{why}; {_WAYS}, or "
-            "--config.audio.label_pattern for labels in their names."
-        )
-    names = list(known)
+    root = _find_root(config, audio)
+    files = {path.relative_to(root).as_posix(): path for path in recordings.list_recordings(root)}
+    if not files:
+        raise UserError(f"There is no recording below {root}; {_LAYOUT}.")
+    table, by_name = _read_labels(root, list(files), config, audio)
+    names = list(by_name)
     starts = None
     if audio.windows == "annotations":
-        names = [name for name in names if known[name].annotations]
+        names = [name for name in names if by_name[name].annotations]
         starts = [
-            _centred(known[name].annotations or (), audio, _seconds(paths[name])) for name in names
+            _centre_windows(by_name[name].annotations or (), audio, _read_length(files[name]))
+            for name in names
         ]
         if not names:
             raise UserError(
                 f"--config.audio.windows=annotations: there are no annotations below {root}; leave it out."
             )
-    folder = places.data_dir(config) / "spectrograms"
-    found = cache.prepare(
-        [paths[name] for name in names], names, audio, folder, starts, config.max_skipped
+    prepared = cache.prepare_spectrograms(
+        [files[name] for name in names],
+        names,
+        audio,
+        paths.get_data_dir(config) / "spectrograms",
+        starts,
+        config.max_skipped,
     )
-    windows, classes, beyond, said = _windows(found.usable, known, config, audio)
-    notes = [*labels.notes, *found.notes, *said]
+    classes = _list_classes(by_name, config)
+    skipped = [*table.skipped, *prepared.skipped]
+    windows, outside, window_notes = _label_windows(prepared.usable, by_name, classes, audio)
+    notes = [*table.notes, *prepared.notes, *window_notes]
     if not len(windows):
-        first = [f"{name}: {why}." for name, why in [*labels.skipped, *beyond][:1]]
+        first = [f"{name}: {reason}." for name, reason in [*table.skipped, *outside][:1]]
         raise UserError(f"{root}: none of the windows has a label. {' '.join([*first, *notes])}")
     if audio.labels == "multi" and not (windows.labels == 0).any():
         raise UserError(
-            f"{root}: it is not known of any window what is not in it, and without that nothing can "
-            "be learned. Give negative labels, or, if all there is was annotated, "
-            "--config.audio.exhaustive=True."
+            f"{root}: no window has a negative label, and nothing can be learned without one. Add negative "
+            "labels, or, if everything was annotated, set --config.audio.exhaustive=True."
         )
-    heard = _heard(windows, classes)
-    split_of, said = _splits(found.usable, heard, labels.splits, config, audio, seed)
-    parts, more = _parts(windows, classes, split_of, config, seed)
+    split_of, assign_notes = _assign_splits(windows, classes, table.splits, config, audio, seed)
+    parts, split_notes = _make_splits(windows, classes, split_of, config, seed)
     return Dataset(
         "songs" if config.variant else root.name,
         parts,
         classes,
-        (*spectrograms.shape(audio), 1),
-        [*notes, *said, *more],
-        [*labels.skipped, *found.skipped, *beyond],
+        (*spectrograms.compute_shape(audio), 1),
+        [*notes, *assign_notes, *split_notes],
+        [*skipped, *outside],
         list(split_of.items()),
     )
 
 
-def _root(config: ConfigDict, audio: ConfigDict) -> pathlib.Path:
+def _find_root(config: ConfigDict, audio: ConfigDict) -> Path:
+    """Returns the folder of the recordings; writes the made-up songs if the variant asks for them."""
     if config.variant not in ("", "songs"):
         raise UserError(
-            f"--config.data.variant={config.variant}: of recordings there is songs, which are made up; "
-            "leave it out for your own."
+            f"--config.data.variant={config.variant}: for recordings, write songs for made-up ones, or leave "
+            "it out for your own."
         )
     if config.variant:
-        folder = places.data_dir(config) / "songs"
+        folder = paths.get_data_dir(config) / "songs"
         match audio.labels:
             case "class":
-                return songs.write(folder / "classes")
+                return songs.write_songs(folder / "classes")
             case "multi":
-                return songs.write_long(folder / "long")
+                return songs.write_mixed_songs(folder / "long")
         return songs.write_day(folder / "day")
-    root = places.source_path(config)
+    root = paths.get_source_path(config)
     if root is None:
         raise UserError(
-            f"No recordings were given; {_WAYS}. ':songs' behind the config is a set that is made up."
+            f"No recordings are set; {_LAYOUT}. ':songs' after the config's name uses made-up recordings."
         )
     if not root.is_dir():
-        raise UserError(f"{root} is not a folder; {_WAYS}.")
+        raise UserError(f"{root} is not a folder; {_LAYOUT}.")
     return root
 
 
-def _seconds(path: pathlib.Path) -> float:
-    """How long a recording is by its head; of one that cannot be used, infinity."""
+def _read_labels(
+    root: Path, names: Sequence[str], config: ConfigDict, audio: ConfigDict
+) -> tuple[LabelTable, dict[str, RecordingLabels]]:
+    """Returns all labels, and those of the recordings that the chosen classes need."""
+    table = sound_labels.read_labels(root, names, audio)
+    by_name = table.by_name
+    if config.classes:
+        by_name = sound_labels.select_classes(by_name, config.classes.split(","), audio)
+    if not by_name:
+        why = f" ({': '.join(table.skipped[0])})" if table.skipped else ""
+        raise UserError(
+            f"None of the {len(names):,} recordings below {root} has a label{why}; {_LAYOUT}, or "
+            "--config.audio.label_pattern for labels in their names."
+        )
+    return table, by_name
+
+
+def _read_length(path: Path) -> float:
+    """Returns the length in seconds from the header of a recording; infinity if it is unusable."""
     try:
-        return recordings.probe(path).seconds
+        return recordings.probe_recording(path).seconds
     except recordings.Unreadable:
         return math.inf
 
 
-def _centred(rows: Sequence[Annotation], audio: ConfigDict, end: float) -> list[float]:
-    """Starts of windows around the middles of annotations; at the ends of a recording as near as can be."""
-    # At another rate a recording may be a sample shorter.
+def _centre_windows(rows: Sequence[Annotation], audio: ConfigDict, end: float) -> list[float]:
+    """Returns starts of windows around the middles of annotations, moved inside the recording."""
+    # Resampling may shorten a recording by one sample.
     last = end - audio.seconds - 1 / audio.sample_rate
     middles = {(row.start + min(row.end, end)) / 2 for row in rows if row.start < end}
     return sorted({max(0.0, min(middle - audio.seconds / 2, last)) for middle in middles})
 
 
-def _windows(
-    pictures: Sequence[Pictures], known: Mapping[str, Known], config: ConfigDict, audio: ConfigDict
-) -> tuple[Windows, list[str], list[tuple[str, str]], list[str]]:
-    """All windows that can be learned from, the classes, annotations that cannot be used, and notes."""
-    labels = {label for one in known.values() for label in (*one.positive, *one.negative)}
-    classes = config.classes.split(",") if config.classes else sorted(labels)
-    owners, rows, values, beyond = [], [], [], []
+def _list_classes(by_name: Mapping[str, RecordingLabels], config: ConfigDict) -> list[str]:
+    if config.classes:
+        return config.classes.split(",")
+    return sorted(
+        {label for labels in by_name.values() for label in (*labels.positive, *labels.negative)}
+    )
+
+
+def _label_windows(
+    usable: Sequence[Spectrograms],
+    by_name: Mapping[str, RecordingLabels],
+    classes: Sequence[str],
+    audio: ConfigDict,
+) -> tuple[LabelledWindows, list[tuple[str, str]], list[str]]:
+    """Returns all windows with labels, the annotations outside of their recordings, and notes."""
+    owners, rows, values, outside = [], [], [], []
     silent = unlabelled = 0
-    for owner, one in enumerate(pictures):
-        for row, value in enumerate(
-            sound_labels.of_windows(one, known[one.name], classes, audio, beyond)
-        ):
-            if one.silent[row]:
+    for owner, recording in enumerate(usable):
+        labels = sound_labels.label_windows(
+            recording, by_name[recording.name], classes, audio, outside
+        )
+        for row, value in enumerate(labels):
+            if recording.silent[row]:
                 silent += 1
             elif value is None:
                 unlabelled += 1
@@ -200,93 +227,98 @@ def _windows(
     if silent:
         notes.append(f"{silent:,} windows are silent and were left out.")
     if unlabelled:
-        what = "not exactly one label" if audio.labels == "class" else "no label"
-        notes.append(f"{unlabelled:,} windows have {what} and were left out.")
+        problem = "not exactly one label" if audio.labels == "class" else "no label"
+        notes.append(f"{unlabelled:,} windows have {problem} and were left out.")
     dtype = np.float32 if audio.labels == "multi" else np.int32
-    windows = Windows(
-        pictures, np.asarray(owners, int), np.asarray(rows, int), np.asarray(values, dtype)
+    windows = LabelledWindows(
+        usable, np.asarray(owners, int), np.asarray(rows, int), np.asarray(values, dtype)
     )
-    return windows, classes, beyond, notes
+    return windows, outside, notes
 
 
-def _heard(windows: Windows, classes: Sequence[str]) -> list[set[str]]:
-    """The labels that each recording's windows have.
+def _collect_labels(windows: LabelledWindows, classes: Sequence[str]) -> list[set[str]]:
+    """Returns the labels of each recording's windows.
 
-    Those of its annotations may be more: of two at once none is the class of a window.
+    The recording's annotations may have more: where two overlap, neither is the class of a window.
     """
-    heard: list[set[str]] = [set() for _ in windows.pictures]
+    collected: list[set[str]] = [set() for _ in windows.recordings]
     if not classes:
-        return heard
+        return collected
     owners, labels = windows.owners, windows.labels
     if labels.ndim == 2:
         examples, labels = np.nonzero(labels == 1)
         owners = owners[examples]
     for owner, label in np.unique(np.stack([owners, labels]), axis=1).T:
-        heard[owner].add(classes[label])
-    return heard
+        collected[owner].add(classes[label])
+    return collected
 
 
-def _splits(
-    pictures: Sequence[Pictures],
-    heard: Sequence[set[str]],
+def _assign_splits(
+    windows: LabelledWindows,
+    classes: Sequence[str],
     table: Mapping[str, str],
     config: ConfigDict,
     audio: ConfigDict,
     seed: int,
 ) -> tuple[dict[str, str], list[str]]:
-    """The split of each recording, and notes."""
-    names = [one.name for one in pictures]
+    """Returns the split of each recording, and notes."""
+    names = [recording.name for recording in windows.recordings]
     file = audio.splits or audio.annotations
     if audio.splits:
-        table = groups.read(pathlib.Path(audio.splits).expanduser())
+        table = groups.read_splits(Path(audio.splits).expanduser())
     if table:
-        table = groups.check(table, file)
+        table = groups.check_splits(table, file)
         absent = [name for name in names if name not in table]
         if absent:
-            more = f", nor do {len(absent) - 1:,} others" if len(absent) > 1 else ""
-            raise UserError(f"{file}: {absent[0]} has no split there{more}.")
+            others = f", nor do {len(absent) - 1:,} others" if len(absent) > 1 else ""
+            raise UserError(f"{file}: {absent[0]} has no split there{others}.")
         return {name: table[name] for name in names}, [f"The splits are those of {file}."]
-    frequency = Counter(label for labels in heard for label in labels)
-    # Of several labels the rarest one counts: the others are in other recordings too.
+    collected = _collect_labels(windows, classes)
+    frequency = Counter(label for labels in collected for label in labels)
+    # A recording counts for its rarest label, because the others occur in more recordings.
     rarest = [
-        min(labels, key=lambda label: (frequency[label], label), default="") for labels in heard
+        min(labels, key=lambda label: (frequency[label], label), default="") for labels in collected
     ]
-    belongs = groups.groups_of(names, audio.group_pattern)
-    split_of, notes = groups.deal_out(belongs, rarest, config.validation, config.test, seed)
+    recording_groups = groups.find_groups(names, audio.group_pattern)
+    split_of, notes = groups.assign_splits(
+        recording_groups, rarest, config.validation, config.test, seed
+    )
     counts = Counter(split_of)
-    what = "recordings" if not audio.group_pattern else "recordings, in whole groups"
-    dealt = ", ".join(f"{counts[split]:,} to {split}" for split in groups.SPLITS if counts[split])
-    return dict(zip(names, split_of, strict=True)), [f"Dealt out {what}: {dealt}.", *notes]
+    unit = "recordings, in whole groups" if audio.group_pattern else "recordings"
+    assigned = ", ".join(f"{counts[split]:,} to {split}" for split in splits.NAMES if counts[split])
+    return dict(zip(names, split_of, strict=True)), [f"Assigned {unit}: {assigned}.", *notes]
 
 
-def _parts(
-    windows: Windows,
+def _make_splits(
+    windows: LabelledWindows,
     classes: Sequence[str],
     split_of: Mapping[str, str],
     config: ConfigDict,
     seed: int,
 ) -> tuple[dict[str, Source], list[str]]:
-    """The splits, and notes on what they lack."""
-    chosen = np.array([split_of[windows.pictures[owner].name] for owner in windows.owners])
+    """Returns the splits, and notes on missing classes and splits."""
+    split_of_window = np.array(
+        [split_of[windows.recordings[owner].name] for owner in windows.owners]
+    )
     parts: dict[str, Source] = {}
     notes = []
-    for split in groups.SPLITS:
-        indices = np.flatnonzero(chosen == split)
+    for split in splits.NAMES:
+        indices = np.flatnonzero(split_of_window == split)
         if not len(indices):
             continue
         labels = windows.labels[indices]
-        there = set(np.flatnonzero((labels == 1).any(axis=0)) if labels.ndim == 2 else labels)
-        absent = [name for number, name in enumerate(classes) if number not in there]
+        present = set(np.flatnonzero((labels == 1).any(axis=0)) if labels.ndim == 2 else labels)
+        absent = [name for number, name in enumerate(classes) if number not in present]
         if absent and split == "train":
             raise UserError(
-                f"There is nothing of {', '.join(absent)} to train on: add recordings, or leave the class "
-                "out with --config.data.classes=A,B,..."
+                f"The train split has no {', '.join(absent)}: add recordings, or leave the class out with "
+                "--config.data.classes=A,B,..."
             )
         if absent:
-            notes.append(f"{split} has nothing of {', '.join(absent)}.")
+            notes.append(f"{split} has no {', '.join(absent)}.")
         if config.limit:
             balance = labels if labels.ndim == 1 else np.nan_to_num(labels).argmax(axis=1)
-            kept = stratified_limit(balance, config.limit, seed)
+            kept = splits.limit_stratified(balance, config.limit, seed)
             if len(kept) < len(indices):
                 notes.append(
                     f"{split}: {len(kept):,} of {len(indices):,} windows (config.data.limit)."
@@ -295,8 +327,8 @@ def _parts(
         parts[split] = Subset(windows, indices)
     if "train" not in parts:
         raise UserError("No recording is left to train on: make the other splits smaller.")
-    for split, other in (("validation", "train"), ("test", "validation")):
+    for split, substitute in (("validation", "train"), ("test", "validation")):
         if split not in parts:
-            parts[split] = parts[other]
-            notes.append(f"There is no {split} split: {split} is the {other} split itself.")
+            parts[split] = parts[substitute]
+            notes.append(f"There is no {split} split: {split} is the {substitute} split itself.")
     return parts, notes

@@ -11,7 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.data.dataset import Example
-from experiments.data.transforms import normalise, plain
+from experiments.data.transforms import normalise, to_python
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Colour:
         """Returns float32 `inputs`, and the label as it is."""
         from experiments.audio import spectrograms
 
-        coloured = spectrograms.coloured(example["inputs"][..., 0], self.colour)
+        coloured = spectrograms.apply_colours(example["inputs"][..., 0], self.colour)
         return {**example, "inputs": normalise(coloured, self.mean, self.std)}
 
 
@@ -127,14 +127,16 @@ class DistortAndColour:
         return self.colour(example)
 
 
-def make(config: ConfigDict, train: bool) -> Colour | DistortAndColour:
+def make_transform(config: ConfigDict, train: bool) -> Colour | DistortAndColour:
     """Returns the callable that turns stored spectrograms into the network's inputs.
 
     Args:
         config: the experiment; `augment` is 'none' or 'spectrogram'.
         train: whether the callable distorts; it then takes an example and a generator.
     """
-    colour = Colour(config.audio.colour, plain(config.normalise.mean), plain(config.normalise.std))
+    colour = Colour(
+        config.audio.colour, to_python(config.normalise.mean), to_python(config.normalise.std)
+    )
     if not train:
         return colour
     distort = None

@@ -12,9 +12,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
-from experiments.core import digests as contents
+from experiments.core import digests
 from experiments.core.errors import UserError
-from experiments.data import pictures, places, splits, tiny_imagenet_files
+from experiments.data import paths, pictures, splits, tiny_imagenet_files
 from experiments.data.dataset import Dataset, Example
 
 OFFICIAL_TRAIN, OFFICIAL_VAL = 100_000, 10_000
@@ -66,16 +66,16 @@ class TinyImagenet(tfds.core.GeneratorBasedBuilder):
         for name, label in layout.members[split]:
             try:
                 encoded = files.read(name)
-                shape = pictures.decode(encoded).shape
+                shape = pictures.decode_picture(encoded).shape
                 reason = "" if shape == (64, 64, 3) else f"{shape[1]} by {shape[0]}, not 64 by 64"
             except Exception as error:  # Zip, zlib and Pillow all have their own.
-                reason = pictures.reason(error)
+                reason = pictures.describe_error(error)
             if reason:
                 self.info.metadata["skipped"].append([name, reason])
                 continue
             number = sum(counts)
             counts[label] += 1
-            seen.setdefault(contents.digest(encoded), []).append([split, number, name])
+            seen.setdefault(digests.compute_digest(encoded), []).append([split, number, name])
             yield number, {"image": encoded, "label": label}
         if not sum(counts):
             skipped = self.info.metadata["skipped"]
@@ -100,7 +100,9 @@ class _Pictures:
 
     def __getitem__(self, index: int) -> Example:
         record = self.records[index]
-        picture = pictures.read(record["image"], f"Picture {index} of the prepared Tiny ImageNet")
+        picture = pictures.read_picture(
+            record["image"], f"Picture {index} of the prepared Tiny ImageNet"
+        )
         return {"inputs": picture, "label": np.int32(record["label"])}
 
 
@@ -115,8 +117,10 @@ def load(config, seed: int) -> Dataset:
     Raises:
         UserError: if the files are missing, incomplete or cannot be downloaded.
     """
-    source = places.source_path(config) or tiny_imagenet_files.download(places.data_dir(config))
-    builder = _prepared(source, places.data_dir(config))
+    source = paths.get_source_path(config) or tiny_imagenet_files.download(
+        paths.get_data_dir(config)
+    )
+    builder = _prepared(source, paths.get_data_dir(config))
     metadata = builder.info.metadata
     pools = {}
     for split, counts in metadata["counts"].items():
@@ -127,9 +131,9 @@ def load(config, seed: int) -> Dataset:
                 f"{builder.data_path} does not hold what it should; delete that folder and start "
                 "again to prepare it anew."
             )
-        digests, names = _copies(metadata["copies"], split, len(labels))
-        pools[split] = splits.Pool(_Pictures(records, digests, names), labels)
-    parts, notes = splits.arrange(
+        picture_digests, names = _copies(metadata["copies"], split, len(labels))
+        pools[split] = splits.Pool(_Pictures(records, picture_digests, names), labels)
+    parts, notes = splits.make_splits(
         "tiny_imagenet", config, seed, train=pools["train"], test=pools["val"]
     )
     found = (len(pools["train"].labels), len(pools["val"].labels))

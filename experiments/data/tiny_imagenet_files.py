@@ -27,7 +27,7 @@ class ZipFiles:
     @functools.cached_property
     def infos(self) -> dict[str, zipfile.ZipInfo]:
         """The zip's files by their full names."""
-        return archives.zip_files(self.archive)
+        return archives.list_zip(self.archive)
 
     def names(self) -> Iterator[str]:
         """Yields the names of the files, relative to the root."""
@@ -102,9 +102,9 @@ def open_files(source: pathlib.Path) -> Files:
         raise UserError(_missing(f"There is no wnids.txt in {source} or its tiny-imagenet-200."))
     try:
         archive = zipfile.ZipFile(source)
-        names = archives.zip_files(archive)
+        names = archives.list_zip(archive)
     except archives.ArchiveError as error:
-        raise UserError(_missing(f"{source} is not read: {error}.")) from error
+        raise UserError(_missing(f"{source} is refused: {error}.")) from error
     except (*archives.ERRORS, OSError, ValueError) as error:
         raise UserError(
             _missing(
@@ -177,7 +177,7 @@ def download(data_dir: pathlib.Path) -> pathlib.Path:
         UserError: if it cannot be downloaded, or something else arrives.
     """
     try:
-        return downloads.fetch(URL, MD5, data_dir / "downloads" / ZIP, SIZE)
+        return downloads.download_file(URL, MD5, data_dir / "downloads" / ZIP, SIZE)
     except downloads.DownloadError as error:
         raise UserError(_missing(f"{error}.")) from error
 

@@ -27,7 +27,7 @@ def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
     return _array(_image(picture).resize((width, height), Image.Resampling.BILINEAR), picture)
 
 
-def fit(picture: np.ndarray, size: int) -> np.ndarray:
+def crop_to_square(picture: np.ndarray, size: int) -> np.ndarray:
     """Brings the shorter side to `size` and crops the middle square; size 0 changes nothing."""
     height, width = picture.shape[:2]
     if not size or (height, width) == (size, size):
@@ -83,7 +83,7 @@ def random_resized_crop(picture: np.ndarray, size: int, rng: np.random.Generator
         if 0 < tall <= height and 0 < wide <= width:
             top, left = rng.integers(0, height - tall + 1), rng.integers(0, width - wide + 1)
             return resize(picture[top : top + tall, left : left + wide], *target)
-    return resize(fit(picture, min(height, width)), *target)
+    return resize(crop_to_square(picture, min(height, width)), *target)
 
 
 def normalise(
@@ -175,7 +175,7 @@ class Prepare:
         """Returns float32 `inputs` and the int32 `label`."""
         inputs = example["inputs"]
         if inputs.ndim == 3:
-            inputs = normalise(fit(inputs, self.image_size), self.mean, self.std)
+            inputs = normalise(crop_to_square(inputs, self.image_size), self.mean, self.std)
         return _finished(inputs, example["label"])
 
 
@@ -216,15 +216,15 @@ class Augment:
         if self.augment == "resized_crop":
             inputs = random_flip(random_resized_crop(inputs, size, rng), rng)
         elif self.augment == "affine":
-            inputs = random_affine(fit(inputs, size), rng)
+            inputs = random_affine(crop_to_square(inputs, size), rng)
         elif self.augment == "crop_flip":
-            inputs = random_flip(random_shift(fit(inputs, size), rng), rng)
+            inputs = random_flip(random_shift(crop_to_square(inputs, size), rng), rng)
         else:
-            inputs = random_shift(fit(inputs, size), rng)
+            inputs = random_shift(crop_to_square(inputs, size), rng)
         return _finished(normalise(inputs, mean, std), example["label"])
 
 
-def make(
+def make_transform(
     augment: str,
     image_size: int,
     mean: float | Sequence[float],
@@ -252,7 +252,7 @@ def make(
         UserError: if there is no such augmentation.
     """
     check_augmentation(augment, AUGMENTATIONS)
-    prepare = Prepare(image_size, plain(mean), plain(std))
+    prepare = Prepare(image_size, to_python(mean), to_python(std))
     return Augment(augment, prepare) if train else prepare
 
 
@@ -279,7 +279,7 @@ def _finished(inputs: np.ndarray, label: np.ndarray) -> Example:
     return {"inputs": np.ascontiguousarray(inputs, np.float32), "label": label}
 
 
-def plain(values: float | Sequence[float]) -> float | tuple[float, ...]:
+def to_python(values: float | Sequence[float]) -> float | tuple[float, ...]:
     """A number or a tuple of numbers of Python's own, which hash and compare."""
     return tuple(float(v) for v in values) if np.ndim(values) else float(values)
 

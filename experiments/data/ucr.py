@@ -1,103 +1,312 @@
-"""The UCR time series archive: any of its sets, in memory."""
+"""The UCR time series archive: finds a set's files, reads them and holds the series in memory.
 
-import pathlib
-from collections.abc import Sequence
+Three formats are read: tab separated `.tsv` (2018), comma or space separated without a suffix or `.txt`
+(2015), and `.ts` with a header, whose series may have several channels.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
-from experiments.data import places, splits, ucr_files
+from experiments.data import paths, splits
 from experiments.data.dataset import Dataset
-from experiments.data.sources import Arrays
-from experiments.data.ucr_files import Row
+from experiments.data.views import Arrays
+
+MISSING = ("", "?", "nan")
+"""Spellings of a missing value or label, in lower case."""
+
+_SUFFIXES = (".tsv", ".ts", ".txt", "")  # The first one that a set has is read.
 
 
-def load(config, seed: int) -> Dataset:
+@dataclasses.dataclass(frozen=True, eq=False)
+class Series:
+    """One series as it is written in its file.
+
+    Attributes:
+        line: number of its line, from 1.
+        label: its label as text.
+        channels: the values of each channel, NaN for a missing one.
+        padded: whether missing values at the end mean that the series ends there.
+    """
+
+    line: int
+    label: str
+    channels: Sequence[np.ndarray]
+    padded: bool
+
+
+def load(config: ConfigDict, seed: int) -> Dataset:
     """Returns one set of the archive as float32 series `[L, C]`, with the archive's own test split.
 
     Args:
-        config: the data part of the configuration; `source` is the archive's folder or the set's,
-            `variant` the set's name ('' where the folder holds only one).
+        config: the data section of the configuration; `source` is the folder of the archive or of the set,
+            `variant` the set's name ('' if the folder holds only one).
         seed: decides which training series are set aside for validation.
 
     Raises:
-        UserError: if the set is not there or a line cannot be read.
+        UserError: if the set is missing or a line cannot be read.
     """
-    usual = places.data_dir(config) / "ucr"
-    source = places.source_path(config) or usual
-    name, *paths = ucr_files.find(source, config.variant, usual)
-    files = {path: ucr_files.read(path) for path in paths}
-    notes: list[str] = []
+    default = paths.get_data_dir(config) / "ucr"
+    source = paths.get_source_path(config) or default
+    name, *files = find_files(source, config.variant, default)
+    contents = {file: read_series(file) for file in files}
     skipped: list[tuple[str, str]] = []
-    files = {path: _usable(path, rows, skipped) for path, rows in files.items()}
-    train, test = (files[path] for path in paths)
-    width = _check_channels(paths, train, test)
-    classes, number = _classes(train)
+    train, test = (_drop_unusable(file, series, skipped) for file, series in contents.items())
+    width = _check_channels(files, train, test)
+    classes, get_class = _number_classes(train)
     labels = [
-        np.array([number(row, path) for row in files[path]], dtype=np.int32) for path in paths
+        np.array([get_class(one, file) for one in series], dtype=np.int32)
+        for file, series in zip(files, (train, test), strict=True)
     ]
-    series = _series([*train, *test], notes)
+    inputs, notes = _stack_series([*train, *test])
     if skipped:
         notes.append(f"{len(skipped)} series without any value or label were skipped.")
     pools = []
-    for path, inputs, part in zip(paths, np.split(series, [len(train)]), labels, strict=True):
-        names = [f"{path.name}, line {row.line}" for row in files[path]]
-        pools.append(splits.Pool(Arrays(inputs, part, names), part))
-    parts, remarks = splits.arrange(name, config, seed, train=pools[0], test=pools[1])
-    return Dataset(name, parts, classes, (series.shape[1], width), notes + remarks, skipped)
+    for file, series, part, part_labels in zip(
+        files, (train, test), np.split(inputs, [len(train)]), labels, strict=True
+    ):
+        names = [f"{file.name}, line {one.line}" for one in series]
+        pools.append(splits.Pool(Arrays(part, part_labels, names), part_labels))
+    parts, split_notes = splits.make_splits(name, config, seed, train=pools[0], test=pools[1])
+    return Dataset(name, parts, classes, (inputs.shape[1], width), notes + split_notes, skipped)
 
 
-def _usable(
-    path: pathlib.Path, rows: Sequence[Row], skipped: list[tuple[str, str]]
-) -> Sequence[Row]:
-    usable = []
-    for row in rows:
-        if all(np.isnan(channel).all() for channel in row.channels):
-            skipped.append((f"{path}, line {row.line}", "no values"))
-        elif row.label.lower() in ucr_files.MISSING:
-            skipped.append((f"{path}, line {row.line}", "no label"))
+# ---------------------------------------------------------------- files
+
+
+def find_files(folder: Path, name: str, default: Path) -> tuple[str, Path, Path]:
+    """Finds the train and test file of a set in a folder or in the folders directly below it.
+
+    Args:
+        folder: where to look; one of the set's files may stand for its folder.
+        name: the set's name in any case, or '' for the only set there.
+        default: the folder that is searched when no source is set, for the error message.
+
+    Returns:
+        The name as the files spell it, and the paths of the train and the test file.
+
+    Raises:
+        UserError: if the set is missing, or '' could mean several.
+    """
+    train_files = dict(_list_sets(folder))
+    matches = [known for known in train_files if not name or known.lower() == name.lower()]
+    if len(matches) > 1:
+        raise UserError(
+            f"{folder} holds {len(matches)} data sets; choose one with --config.data.variant=NAME: "
+            f"{_shorten_list(matches)}."
+        )
+    if not matches:
+        raise UserError(_explain_missing(folder, name, list(train_files), default))
+    train = train_files[matches[0]]
+    test = train.with_name(f"{matches[0]}_TEST{train.suffix}")
+    if not test.is_file():
+        raise UserError(f"{train} has no test file; put {test.name} into the same folder.")
+    return matches[0], train, test
+
+
+def read_series(path: Path, labelled: bool = True) -> list[Series]:
+    """Reads the series of a file in any of the three formats.
+
+    Args:
+        path: the file.
+        labelled: whether to refuse a `.ts` file that declares no labels; otherwise its labels are ''.
+
+    Raises:
+        UserError: naming the file and the line that cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}).") from error
+    series = list(
+        _parse_ts(path, lines, labelled) if path.suffix == ".ts" else _parse_table(path, lines)
+    )
+    if not series:
+        raise UserError(f"{path} holds no series.")
+    channels = len(series[0].channels)
+    for one in series:
+        if len(one.channels) != channels:
+            raise UserError(
+                f"{path}, line {one.line} has {len(one.channels)} channels, but the series before it have "
+                f"{channels}; correct the line or delete it."
+            )
+    return series
+
+
+def _parse_table(path: Path, lines: Sequence[str]) -> Iterator[Series]:
+    width = None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        # Tabs and commas separate empty fields; runs of spaces do not.
+        separator = "\t" if "\t" in line else "," if "," in line else None
+        fields = [field.strip() for field in line.strip("\r\n ").split(separator)]
+        width = width or len(fields)
+        if len(fields) != width or width < 2:
+            raise UserError(
+                f"{path}, line {number} has {len(fields)} columns instead of {max(width, 2)} (the label, "
+                "then the values); correct the line or delete it."
+            )
+        yield Series(number, fields[0], [_parse_values(path, number, fields[1:])], padded=True)
+
+
+def _parse_ts(path: Path, lines: Sequence[str], labelled: bool) -> Iterator[Series]:
+    header: dict[str, str] = {}
+    in_data = False
+    length = None
+    for number, line in enumerate(lines, 1):
+        line = line.strip()
+        if not line or line.startswith(("#", "%")):
+            continue
+        if not in_data:
+            if not line.startswith("@"):
+                raise UserError(f"{path}, line {number}: there are values before the line @data.")
+            key, _, value = line[1:].partition(" ")
+            header[key.lower()] = value.strip()
+            in_data = key.lower() == "data"
+            if in_data:
+                _check_header(path, header, labelled)
+            continue
+        if _has_labels(header):
+            *dimensions, label = line.split(":")
         else:
-            usable.append(row)
+            dimensions, label = line.split(":"), ""
+        if not dimensions:
+            raise UserError(f"{path}, line {number} has no label after the last ':'.")
+        channels = [
+            _parse_values(path, number, [field.strip() for field in dimension.split(",")])
+            for dimension in dimensions
+        ]
+        length = length or len(channels[0])
+        lengths = [len(channel) for channel in channels]
+        must_be_equal = _is_true(header, "equallength") or len(set(lengths)) > 1
+        if must_be_equal and set(lengths) != {length}:
+            raise UserError(
+                f"{path}, line {number} has {', '.join(map(str, lengths))} values instead of {length} in "
+                "each channel; correct the line or delete it."
+            )
+        yield Series(number, label.strip(), channels, padded=False)
+
+
+def _check_header(path: Path, header: dict[str, str], labelled: bool) -> None:
+    if _is_true(header, "timestamps"):
+        raise UserError(f"{path} has time stamps; only series without them can be read.")
+    if labelled and not _has_labels(header):
+        raise UserError(f"{path} has no class labels; there is nothing to classify.")
+
+
+def _has_labels(header: dict[str, str]) -> bool:
+    return not header.get("classlabel", "true").lower().startswith("false")
+
+
+def _is_true(header: dict[str, str], key: str) -> bool:
+    return header.get(key, "").lower().startswith("true")
+
+
+def _parse_values(path: Path, number: int, fields: Sequence[str]) -> np.ndarray:
+    try:
+        fields = ["nan" if field.lower() in MISSING else field for field in fields]
+        values = np.array(fields, dtype=np.float64)
+    except ValueError as error:
+        raise UserError(f"{path}, line {number}: not a number ({error}).") from error
+    if (np.abs(values) > np.finfo(np.float32).max).any():
+        raise UserError(
+            f"{path}, line {number}: an infinite value, or one beyond float32; correct it or write NaN."
+        )
+    return values
+
+
+def _list_sets(folder: Path) -> list[tuple[str, Path]]:
+    """Lists the names and train files of the sets in a folder and in the folders directly below it."""
+    if folder.is_file():
+        name = folder.stem.removesuffix("_TRAIN").removesuffix("_TEST")
+        return [item for item in _list_sets(folder.parent) if item[0] == name]
+    train_files: dict[str, Path] = {}
+    for suffix in _SUFFIXES:
+        for pattern in (f"*_TRAIN{suffix}", f"*/*_TRAIN{suffix}"):
+            for path in sorted(folder.glob(pattern)):
+                name = path.name.removesuffix(f"_TRAIN{suffix}")
+                if path.is_file() and not name.startswith("."):
+                    train_files.setdefault(name, path)
+    return sorted(train_files.items())
+
+
+def _explain_missing(folder: Path, name: str, known: Sequence[str], default: Path) -> str:
+    wanted = name or "NAME"
+    near = difflib.get_close_matches(name.lower(), [k.lower() for k in known], n=1)
+    hint = next((f" Did you mean {k!r}?" for k in known if near and k.lower() == near[0]), "")
+    return (
+        f"UCR data set {name or '(any)'}: there is no {wanted}_TRAIN.tsv, {wanted}_TRAIN.ts, "
+        f"{wanted}_TRAIN.txt or {wanted}_TRAIN in {folder} or a folder below it.{hint} Download the "
+        '"UCR Time Series Classification Archive (2018)" and unpack it, either anywhere and give the folder '
+        f"as --config.data.source=PATH, or into {default}, where it is found without a source."
+    )
+
+
+def _shorten_list(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+# ---------------------------------------------------------------- labels and channels
+
+
+def _drop_unusable(
+    path: Path, series: Sequence[Series], skipped: list[tuple[str, str]]
+) -> Sequence[Series]:
+    """Returns the series that have values and a label; appends the others to `skipped`."""
+    usable = []
+    for one in series:
+        if all(np.isnan(channel).all() for channel in one.channels):
+            skipped.append((f"{path}, line {one.line}", "no values"))
+        elif one.label.lower() in MISSING:
+            skipped.append((f"{path}, line {one.line}", "no label"))
+        else:
+            usable.append(one)
     if not usable:
         raise UserError(f"{path} holds no series with values and a label.")
     return usable
 
 
-def _check_channels(
-    paths: Sequence[pathlib.Path], train: Sequence[Row], test: Sequence[Row]
-) -> int:
-    counts = [len(rows[0].channels) for rows in (train, test)]
+def _check_channels(files: Sequence[Path], train: Sequence[Series], test: Sequence[Series]) -> int:
+    counts = [len(series[0].channels) for series in (train, test)]
     if counts[0] != counts[1]:
         raise UserError(
-            f"{paths[0]} has series of {counts[0]} channel(s), but {paths[1]} of {counts[1]}."
+            f"The series of {files[0]} have {counts[0]} channel(s), but those of {files[1]} have {counts[1]}."
         )
     return counts[0]
 
 
-def _classes(train: Sequence[Row]):
-    """Returns the names of the classes, and a function from a row to its class number."""
-    found = {row.label for row in train}
-    values = {label: _number(label) for label in found}
+def _number_classes(
+    train: Sequence[Series],
+) -> tuple[list[str], Callable[[Series, Path], int]]:
+    """Returns the names of the classes, and a function from a series to its class number."""
+    labels = {one.label for one in train}
+    values = {label: _parse_number(label) for label in labels}
     numeric = None not in values.values()
     # As numbers, 1, 1.0 and 1e0 are one class, and 2 comes before 10.
-    keys = sorted(set(values.values())) if numeric else sorted(found)
+    keys = sorted(set(values.values())) if numeric else sorted(labels)
     if len(keys) < 2:
         raise UserError(f"All training series have the label {keys[0]}; two classes are needed.")
     position = {key: index for index, key in enumerate(keys)}
 
-    def number(row: Row, path: pathlib.Path) -> int:
-        key = _number(row.label) if numeric else row.label
+    def get_class(one: Series, path: Path) -> int:
+        key = _parse_number(one.label) if numeric else one.label
         if key not in position:
             raise UserError(
-                f"{path}, line {row.line}: the label {row.label!r} does not occur in the training "
-                "file; correct it or delete the line."
+                f"{path}, line {one.line}: the label {one.label!r} does not occur in the training file; "
+                "correct it or delete the line."
             )
         return position[key]
 
-    return [f"{key:g}" if numeric else key for key in keys], number
+    return [f"{key:g}" if numeric else key for key in keys], get_class
 
 
-def _number(label: str) -> float | None:
+def _parse_number(label: str) -> float | None:
     try:
         value = float(label)
     except ValueError:
@@ -105,63 +314,88 @@ def _number(label: str) -> float | None:
     return value if np.isfinite(value) else None
 
 
-def _series(rows: Sequence[Row], notes: list[str]) -> np.ndarray:
-    """Fills, normalises and pads the series to float32 `[N, L, C]`; says so in `notes`."""
-    lengths = [length_of(row) for row in rows]
-    longest = max(lengths)
-    series = np.zeros((len(rows), longest, len(rows[0].channels)), np.float32)
-    filled = gaps = scaled = 0
-    for index, row in enumerate(rows):
-        series[index], holes, normalised = prepare(row, longest)
-        filled += holes > 0
-        gaps += holes
-        scaled += not normalised
-    if gaps:
-        notes.append(
-            f"{gaps:,} missing values in {filled:,} series were filled by linear interpolation."
-        )
-    if scaled:
-        which = "All" if scaled == len(rows) else f"{scaled:,} of {len(rows):,}"
-        notes.append(f"{which} series were z-normalised here; they were not in the files.")
-    short = sum(length < longest for length in lengths)
-    if short:
-        notes.append(
-            f"The series are {min(lengths)} to {longest} values long: {short:,} of {len(rows):,} "
-            f"were padded to {longest} with zeros at the end, after z-normalising."
-        )
-    return series
+# ---------------------------------------------------------------- values
 
 
-def prepare(row: Row, longest: int) -> tuple[np.ndarray, int, bool]:
-    """Fills, normalises and pads one series, of which a value at least is known.
+def prepare_like_training(series: Series, shape: tuple[int, ...]) -> np.ndarray:
+    """Returns a series as evaluation sees it, float32 `[L, C]`.
 
     Args:
-        row: no more than `longest` values in each channel.
+        series: the series as it is written in its file.
+        shape: `(L, C)` of the examples that the network was trained with.
+
+    Raises:
+        ValueError: with a short reason if the series cannot be used.
+    """
+    longest, channels = shape
+    if len(series.channels) != channels:
+        raise ValueError(f"{len(series.channels)} channels, not {channels} as in training")
+    if all(np.isnan(channel).all() for channel in series.channels):
+        raise ValueError("no values")
+    if count_values(series) > longest:
+        raise ValueError(
+            f"{count_values(series)} values, more than the {longest} of the longest in training"
+        )
+    return prepare_series(series, longest)[0]
+
+
+def prepare_series(series: Series, longest: int) -> tuple[np.ndarray, int, bool]:
+    """Interpolates missing values of a series, z-normalises it and pads it with zeros.
+
+    Args:
+        series: at least one known value, and at most `longest` values in each channel.
         longest: L.
 
     Returns:
-        float32 `[L, C]`; how many values were missing; whether it had been normalised already.
+        float32 `[L, C]`; the number of missing values; whether it was already normalised.
     """
-    length = length_of(row)
-    series = np.zeros((longest, len(row.channels)), np.float32)
-    holes, normalised = 0, True
-    for channel, values in enumerate(row.channels):
+    length = count_values(series)
+    prepared = np.zeros((longest, len(series.channels)), np.float32)
+    num_missing, was_normalised = 0, True
+    for channel, values in enumerate(series.channels):
         values = values[:length]
-        holes += int(np.isnan(values).sum())
+        num_missing += int(np.isnan(values).sum())
         values = _interpolate(values)
         if not _is_normalised(values):
-            normalised = False
+            was_normalised = False
             values = _normalise(values)
-        series[:length, channel] = values
-    return series, holes, normalised
+        prepared[:length, channel] = values
+    return prepared, num_missing, was_normalised
 
 
-def length_of(row: Row) -> int:
-    """Returns how long a series is, without the missing values that stand for its end."""
-    whole = max(len(channel) for channel in row.channels)
-    if not row.padded:
-        return whole
-    return max(int(np.flatnonzero(~np.isnan(channel))[-1]) + 1 for channel in row.channels)
+def count_values(series: Series) -> int:
+    """Returns the length of a series, without the missing values that mark its end."""
+    if not series.padded:
+        return max(len(channel) for channel in series.channels)
+    return max(int(np.flatnonzero(~np.isnan(channel))[-1]) + 1 for channel in series.channels)
+
+
+def _stack_series(series: Sequence[Series]) -> tuple[np.ndarray, list[str]]:
+    """Prepares all series; returns float32 `[N, L, C]` and notes on what was changed."""
+    lengths = [count_values(one) for one in series]
+    longest = max(lengths)
+    stacked = np.zeros((len(series), longest, len(series[0].channels)), np.float32)
+    with_gaps = gaps = normalised = 0
+    for index, one in enumerate(series):
+        stacked[index], num_missing, was_normalised = prepare_series(one, longest)
+        with_gaps += num_missing > 0
+        gaps += num_missing
+        normalised += not was_normalised
+    notes = []
+    if gaps:
+        notes.append(
+            f"{gaps:,} missing values in {with_gaps:,} series were filled by linear interpolation."
+        )
+    if normalised:
+        count = "All" if normalised == len(series) else f"{normalised:,} of {len(series):,}"
+        notes.append(f"{count} series were z-normalised here; they were not in the files.")
+    short = sum(length < longest for length in lengths)
+    if short:
+        notes.append(
+            f"The series are {min(lengths)} to {longest} values long: {short:,} of {len(series):,} "
+            f"were padded to {longest} with zeros at the end, after z-normalising."
+        )
+    return stacked, notes
 
 
 def _interpolate(values: np.ndarray) -> np.ndarray:
@@ -175,37 +409,15 @@ def _interpolate(values: np.ndarray) -> np.ndarray:
 
 
 def _is_normalised(values: np.ndarray) -> bool:
-    # Whether the archive divided by N or by N - 1 makes a difference in short series.
-    spread = max(0.01, 1 / len(values))
-    return abs(values.mean()) < 0.01 and abs(values.std() - 1) < spread
+    # In short series it makes a difference whether the archive divided by N or by N - 1.
+    tolerance = max(0.01, 1 / len(values))
+    return abs(values.mean()) < 0.01 and abs(values.std() - 1) < tolerance
 
 
 def _normalise(values: np.ndarray) -> np.ndarray:
     centred = values - values.mean()
-    spread = centred.std()
-    # What is left of a constant series is rounding.
-    if spread <= 1e-9 * max(1.0, np.abs(values).max()):
+    deviation = centred.std()
+    # A constant series leaves only rounding errors.
+    if deviation <= 1e-9 * max(1.0, np.abs(values).max()):
         return np.zeros_like(values)
-    return centred / spread
-
-
-def series_of(row: Row, shape: tuple[int, ...]) -> np.ndarray:
-    """A series as evaluation sees it, float32 `[L, C]`.
-
-    Args:
-        row: the series as it is in a file.
-        shape: `(L, C)`, what the network was trained with.
-
-    Raises:
-        ValueError: says in a few words why it cannot be used.
-    """
-    longest, channels = shape
-    if len(row.channels) != channels:
-        raise ValueError(f"{len(row.channels)} channels, not {channels} as in training")
-    if all(np.isnan(channel).all() for channel in row.channels):
-        raise ValueError("no values")
-    if length_of(row) > longest:
-        raise ValueError(
-            f"{length_of(row)} values, more than the {longest} of the longest in training"
-        )
-    return prepare(row, longest)[0]
+    return centred / deviation

@@ -1,7 +1,18 @@
-"""Pascal VOC 2012 segmentation: 20 classes of things and the background, for every pixel."""
+"""Pascal VOC 2012 segmentation: 20 classes of objects and the background, for every pixel.
+
+The official tar is downloaded if no source is set, and unpacked once.
+"""
+
+import hashlib
+import os
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
-from experiments.data import masks, places, splits, voc2012_files
+from experiments.data import archives, downloads, masks, paths, splits
 from experiments.data.dataset import Dataset
 
 CLASSES = (
@@ -28,56 +39,62 @@ CLASSES = (
     "tvmonitor",
 )
 OFFICIAL = {"train": 1_464, "val": 1_449}
+"""Number of pictures in the official splits."""
+
+URL = "https://thor.robots.ox.ac.uk/pascal/VOC/voc2012/VOCtrainval_11-May-2012.tar"
+MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
+SIZE = 2_000_000_000
+TAR = "VOCtrainval_11-May-2012.tar"
+
+# The lists are unpacked last: if they exist, everything they name has been unpacked.
+_LISTS = {split: f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val")}
 
 
-def load(config, seed: int) -> Dataset:
+def load(config: ConfigDict, seed: int) -> Dataset:
     """Returns the pictures with their masks; the official val split is the test split here.
 
-    Pictures and masks stay in their files; every pair is read once to see whether it can be used.
-    Validation is carved out of train, stratified by the rarest class of each picture.
+    Pictures and masks stay in their files; every pair is read once to check that it can be used.
+    Validation is taken from train, stratified by the rarest class of each picture.
 
     Args:
-        config: the data part of the configuration; `source` is the official tar, the VOCdevkit
-            folder or VOC2012 itself, '' to download the tar. A tar is unpacked once.
+        config: the data section of the configuration; `source` is the official tar, the folder VOCdevkit
+            or VOC2012, or '' to download the tar.
         seed: decides which training pictures are set aside for validation.
 
     Returns:
-        The data set; examples are `inputs`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]` with
-        255 on the borders of things, which count for nothing.
+        The data set; examples are `inputs`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`, with 255 on
+        the borders of objects, which are ignored.
 
     Raises:
         UserError: if the files are missing, incomplete or cannot be downloaded.
     """
-    root = voc2012_files.find(places.source_path(config), places.data_dir(config))
+    root = find_root(paths.get_source_path(config), paths.get_data_dir(config))
     checked, skipped = {}, []
-    for split, names in voc2012_files.read_lists(root).items():
-        pairs = [
-            (root / voc2012_files.picture_path(name), root / voc2012_files.mask_path(name))
-            for name in names
-        ]
-        checked[split] = masks.check_all(root, pairs, len(CLASSES))
+    for split, names in read_lists(root).items():
+        pairs = [(root / get_picture_path(name), root / get_mask_path(name)) for name in names]
+        checked[split] = masks.check_pairs(root, pairs, len(CLASSES))
         skipped += checked[split].skipped
         if not len(checked[split].pairs):
             raise UserError(
-                f"VOC 2012: none of the {len(names):,} pictures of {split}.txt in {root} can be "
-                f"used ({': '.join(skipped[-1])}). Give the complete VOCdevkit folder or the "
-                "official tar as --config.data.source=PATH."
+                f"VOC 2012: none of the {len(names):,} pictures of {split}.txt in {root} can be used "
+                f"({': '.join(skipped[-1])}). Give the complete VOCdevkit folder or the official tar as "
+                "--config.data.source=PATH."
             )
-    parts, notes = splits.arrange(
-        "voc2012", config, seed, train=checked["train"].pool(), test=checked["val"].pool()
+    parts, notes = splits.make_splits(
+        "voc2012", config, seed, train=checked["train"].make_pool(), test=checked["val"].make_pool()
     )
-    named = {"train": checked["train"], "test": checked["val"]}
+    by_split = {"train": checked["train"], "test": checked["val"]}
     return Dataset(
         "voc2012",
         parts,
         list(CLASSES),
-        masks.common_shape(checked["train"].sizes | checked["val"].sizes),
-        _notes(checked, len(skipped)) + masks.absence_notes(named, CLASSES) + notes,
+        masks.get_common_shape(checked["train"].sizes | checked["val"].sizes),
+        _describe(checked, len(skipped)) + masks.describe_absent_classes(by_split, CLASSES) + notes,
         skipped,
     )
 
 
-def _notes(checked: dict[str, masks.Checked], skipped: int) -> list[str]:
+def _describe(checked: dict[str, masks.CheckedPairs], skipped: int) -> list[str]:
     notes = ["test is the official val split: the official test split has no public masks."]
     for split, official in OFFICIAL.items():
         count = len(checked[split].pairs)
@@ -86,3 +103,177 @@ def _notes(checked: dict[str, masks.Checked], skipped: int) -> list[str]:
     if skipped:
         notes.append(f"{skipped:,} pictures could not be used and were skipped.")
     return notes
+
+
+# ---------------------------------------------------------------- files
+
+
+def get_picture_path(name: str) -> str:
+    """Returns the path of a picture below VOC2012."""
+    return f"JPEGImages/{name}.jpg"
+
+
+def get_mask_path(name: str) -> str:
+    """Returns the path of a picture's class mask below VOC2012."""
+    return f"SegmentationClass/{name}.png"
+
+
+def find_root(source: Path | None, data_dir: Path) -> Path:
+    """Returns the folder VOC2012; downloads and unpacks the tar if necessary.
+
+    Args:
+        source: the official tar, the folder VOC2012, the VOCdevkit around it or the folder around that;
+            None to download the tar.
+        data_dir: where downloaded and unpacked files are kept.
+
+    Raises:
+        UserError: if nothing is there, or something else.
+    """
+    if source is None:
+        try:
+            tar = downloads.download_file(URL, MD5, data_dir / "downloads" / TAR, SIZE)
+        except downloads.DownloadError as error:
+            raise UserError(_explain_missing(f"{error}.")) from error
+        return unpack_tar(tar, data_dir)
+    if not source.exists():
+        raise UserError(_explain_missing(f"{source} does not exist."))
+    if source.is_file():
+        return unpack_tar(source, data_dir)
+    for root in (source, source / "VOC2012", source / "VOCdevkit" / "VOC2012"):
+        if (root / "ImageSets" / "Segmentation").is_dir():
+            return root
+    if (source / TAR).is_file():
+        return unpack_tar(source / TAR, data_dir)
+    raise UserError(
+        _explain_missing(
+            f"There is no ImageSets/Segmentation in {source}, its VOC2012 or its VOCdevkit/VOC2012."
+        )
+    )
+
+
+def unpack_tar(tar: Path, data_dir: Path) -> Path:
+    """Unpacks the pictures that have masks, the masks and their lists from the official tar, once.
+
+    That is a sixth of the tar. An interrupted call continues where it stopped, and two processes may
+    unpack at the same time: every file appears whole, and the lists, which mark completion, last.
+
+    Args:
+        tar: the official tar.
+        data_dir: where to unpack; each tar gets its own folder.
+
+    Returns:
+        The folder VOC2012.
+
+    Raises:
+        UserError: if it is another file or damaged, or the disk is full.
+    """
+    state = tar.stat()
+    name = hashlib.sha256(f"{tar} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
+    root = data_dir / "voc2012" / name / "VOCdevkit" / "VOC2012"
+    if all((root / path).is_file() for path in _LISTS.values()):
+        return root
+    try:
+        archive = tarfile.open(tar)
+    except (*archives.ERRORS, OSError) as error:
+        raise UserError(_explain_missing(f"{tar} is not a tar file ({error}).")) from error
+    print(f"Unpacking {tar} (once) to {root}", flush=True)
+    with archive:
+        try:
+            _unpack_members(archive, tar, root)
+        except archives.ArchiveError as error:
+            raise UserError(_explain_missing(f"{tar} is refused: {error}.")) from error
+        except archives.ERRORS as error:
+            raise UserError(
+                _explain_missing(
+                    f"{tar} is not complete ({error}); it may be a broken download: delete it."
+                )
+            ) from error
+        except OSError as error:
+            raise UserError(
+                f"VOC 2012 could not be unpacked to {data_dir} ({error}). Make room or choose another folder "
+                "with --config.data.dir=PATH."
+            ) from error
+    return root
+
+
+def _unpack_members(archive: tarfile.TarFile, tar: Path, root: Path) -> None:
+    members = _index_members(archive)
+    for path in _LISTS.values():
+        if path not in members:
+            raise UserError(_explain_missing(f"{path} is missing from {tar}."))
+    wanted = _select_members(archive, members)
+    # Reading in the order of the file is fastest; the lists still come last.
+    wanted.sort(key=lambda path: members[path].offset)
+    for path in [*wanted, *_LISTS.values()]:
+        _write_member(root / path, archive, members[path])
+
+
+def read_lists(root: Path) -> dict[str, Sequence[str]]:
+    """Returns the names of the pictures in `train` and `val`, in the order of the lists.
+
+    Raises:
+        UserError: if a list is missing or empty, or they have pictures in common.
+    """
+    lists = {}
+    for split, path in _LISTS.items():
+        try:
+            text = (root / path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(_explain_missing(f"{root / path} cannot be read ({error}).")) from error
+        lists[split] = _parse_names(text)
+        if not lists[split]:
+            raise UserError(_explain_missing(f"{root / path} lists no pictures."))
+    shared = sorted(set(lists["train"]) & set(lists["val"]))
+    if shared:
+        raise UserError(
+            f"VOC 2012: {len(shared)} pictures, such as {shared[0]}, are in both train.txt and val.txt of "
+            f"{root / 'ImageSets/Segmentation'}, and a network would be tested on what it was trained on. "
+            "Restore the official lists."
+        )
+    return lists
+
+
+def _parse_names(text: str) -> list[str]:
+    # The lists of the other VOC tasks repeat names and put more columns after them.
+    return list(dict.fromkeys(line.split()[0] for line in text.splitlines() if line.strip()))
+
+
+def _index_members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
+    """Returns the files below VOC2012 by their path there; all other files are ignored."""
+    members = {}
+    for member in archives.iterate_tar(archive):
+        parts = member.name.split("/")
+        if "VOC2012" in parts and ".." not in parts:
+            inside = parts[parts.index("VOC2012") + 1 :]
+            members["/".join(inside)] = member
+    return members
+
+
+def _select_members(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> list[str]:
+    """Returns the paths of the listed pictures and their masks."""
+    names = []
+    for path in _LISTS.values():
+        content = archives.read_tar(archive, members[path])
+        names += _parse_names(content.decode("utf-8", errors="replace"))
+    wanted = [path for name in names for path in (get_picture_path(name), get_mask_path(name))]
+    return [path for path in dict.fromkeys(wanted) if path in members]
+
+
+def _write_member(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    if path.is_file() and path.stat().st_size == member.size:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        partial.write_bytes(archives.read_tar(archive, member))
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _explain_missing(problem: str) -> str:
+    return (
+        f"VOC 2012: {problem} Either download {URL} yourself and give the tar, or its VOCdevkit folder, as "
+        "--config.data.source=PATH, or start without a source on a machine with a network, which downloads "
+        "it."
+    )

@@ -31,7 +31,7 @@ def tsne(
     """
     from sklearn.manifold import TSNE
 
-    from experiments.audio.clusters import standardised
+    from experiments.audio.clusters import standardise
 
     if len(codes) < 5:
         return
@@ -40,7 +40,7 @@ def tsne(
         drawn = np.sort(np.random.default_rng(seed).choice(len(codes), MOST, replace=False))
     perplexity = min(30.0, (len(drawn) - 1) / 3)
     # Not 'pca': codes that are all alike have no components.
-    scaled = standardised(codes)[drawn]
+    scaled = standardise(codes)[drawn]
     points = TSNE(
         perplexity=perplexity, init="random", random_state=seed, method="barnes_hut"
     ).fit_transform(scaled)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from experiments.data.dataset import Source
-from experiments.data.sources import flatten
+from experiments.data.views import flatten
 from experiments.figures.classification import draw_picture, draw_series
 from experiments.figures.style import FAINT, LINE, WRONG, escape, new_figure, save, short
 

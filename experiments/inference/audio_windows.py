@@ -7,10 +7,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.audio import recordings, spectrograms, windows
-from experiments.audio.detections import Window
-from experiments.audio.libraries import library
+from experiments.audio.detections import Interval
+from experiments.audio.require import require_library
 from experiments.data import Example
-from experiments.data.reading import THREADS, File, ahead
+from experiments.data.reading import THREADS, File, prefetch_map
 from experiments.inference.trained import Trained
 
 
@@ -42,7 +42,7 @@ def settings(trained: Trained, hop: float = 0.0) -> ConfigDict:
 
 def windows_of(
     trained: Trained, samples: np.ndarray, rate: int
-) -> Iterator[tuple[Window, Example]]:
+) -> Iterator[tuple[Interval, Example]]:
     """Windows of a sound, and what the network sees of each.
 
     Args:
@@ -64,15 +64,15 @@ def windows_of(
     if rate != audio.sample_rate:
         # A constant would ring at both ends.
         first = samples[0]
-        samples = library("soxr").resample(samples - first, rate, audio.sample_rate) + first
-    cut = windows.grid([samples], audio.sample_rate, audio.seconds, audio.hop, audio.pad)
+        samples = require_library("soxr").resample(samples - first, rate, audio.sample_rate) + first
+    cut = windows.cut_grid([samples], audio.sample_rate, audio.seconds, audio.hop, audio.pad)
     for window in cut:
-        yield Window(window.start, window.end, window.silent), see(trained, window, audio)
+        yield Interval(window.start, window.end, window.silent), see(trained, window, audio)
 
 
 def see(trained: Trained, window: windows.Window, audio: ConfigDict) -> Example:
     """What the network sees of a window."""
-    return trained.prepare(spectrograms.picture(window.samples, audio))
+    return trained.prepare(spectrograms.compute_spectrogram(window.samples, audio))
 
 
 def examples(
@@ -81,7 +81,7 @@ def examples(
     audio: ConfigDict,
     unusable: Callable[[File, str], None],
     say: Callable[[str], None],
-) -> Iterator[tuple[tuple[Listened, Window], Example]]:
+) -> Iterator[tuple[tuple[Listened, Interval], Example]]:
     """The windows of recordings and what the network sees of them; a few are prepared ahead by threads.
 
     Args:
@@ -94,12 +94,12 @@ def examples(
 
     def prepared(
         found: tuple[Listened, windows.Window],
-    ) -> tuple[tuple[Listened, Window], Example]:
+    ) -> tuple[tuple[Listened, Interval], Example]:
         of, window = found
-        place = Window(window.start, window.end, window.silent)
+        place = Interval(window.start, window.end, window.silent)
         return (of, place), see(trained, window, audio)
 
-    return ahead(prepared, recorded(files, audio, unusable, say), THREADS)
+    return prefetch_map(prepared, recorded(files, audio, unusable, say), THREADS)
 
 
 def recorded(
@@ -113,7 +113,7 @@ def recorded(
     for file in files:
         of, window = Listened(file), None
         try:
-            recording = recordings.probe(file.path, file.name)
+            recording = recordings.probe_recording(file.path, file.name)
             if recording.rate < audio.sample_rate and not said:
                 said = True
                 say(
@@ -125,8 +125,8 @@ def recorded(
             def noted(note: str, of: Listened = of) -> None:
                 of.note = note
 
-            blocks = recordings.stream(recording, audio.sample_rate, audio.channel, noted)
-            for window in windows.grid(
+            blocks = recordings.stream_samples(recording, audio.sample_rate, audio.channel, noted)
+            for window in windows.cut_grid(
                 blocks, audio.sample_rate, audio.seconds, audio.hop, audio.pad
             ):
                 yield of, window

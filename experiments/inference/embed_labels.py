@@ -24,12 +24,12 @@ def labels_of(which: str, names: Sequence[str]) -> list[str]:
     if which == "folder" or (not which and len(set(folders)) > 1):
         return folders
     if which in ("", "period"):
-        stamps = [times.time_of(name) for name in names]
+        stamps = [times.parse_time(name) for name in names]
         if which and not any(stamps):
             raise UserError(
                 "--labels=period: no file's name has a time such as 20190522_060000 in it."
             )
-        return ["" if stamp is None else times.period_of(stamp) for stamp in stamps]
+        return ["" if stamp is None else times.get_period(stamp) for stamp in stamps]
     return _from_table(Path(which).expanduser(), names)
 
 

@@ -8,9 +8,9 @@ from typing import TypeVar
 
 from experiments.core import listing
 from experiments.core.errors import UserError
-from experiments.data import Example, pictures, ucr_files
-from experiments.data.reading import THREADS, File, ahead
-from experiments.data.ucr import series_of
+from experiments.data import Example, pictures, ucr
+from experiments.data.reading import THREADS, File, prefetch_map
+from experiments.data.ucr import prepare_like_training
 from experiments.inference.trained import Trained
 
 In, Out = TypeVar("In"), TypeVar("Out")
@@ -71,7 +71,7 @@ def given(
         path = Path(word).expanduser()
         if path.is_dir():
             above = "" if single else f"{_own(path.resolve().name, taken)}/"
-            for file in listing.files_below(path, absolute):
+            for file in listing.list_files(path, absolute):
                 if suffixes and file.suffix.lower() not in suffixes:
                     continue
                 yield File(file, above + file.relative_to(path).as_posix())
@@ -92,22 +92,22 @@ def items(trained: Trained, files: Iterable[File]) -> Iterator[Item]:
         try:
             return list(kind.read(trained, file))
         except Exception as error:  # Decoders raise whatever their formats suggest.
-            return [Item(file, ("",) * len(kind.columns), None, pictures.reason(error))]
+            return [Item(file, ("",) * len(kind.columns), None, pictures.describe_error(error))]
 
-    with pictures.quiet():
-        for found in ahead(read, files, THREADS):
+    with pictures.silence_pillow():
+        for found in prefetch_map(read, files, THREADS):
             yield from found
 
 
 def _picture(trained: Trained, file: File) -> Iterator[Item]:
-    raw = pictures.decode(file.path, trained.shape[-1])
+    raw = pictures.decode_picture(file.path, trained.shape[-1])
     yield Item(file, (), trained.prepare(raw))
 
 
 def _series(trained: Trained, file: File) -> Iterator[Item]:
-    for row in ucr_files.read(file.path, labelled=False):
+    for row in ucr.read_series(file.path, labelled=False):
         try:
-            example, reason = trained.prepared(series_of(row, trained.shape)), ""
+            example, reason = trained.prepared(prepare_like_training(row, trained.shape)), ""
         except ValueError as error:
             example, reason = None, str(error)
         yield Item(file, (row.line,), example, reason)

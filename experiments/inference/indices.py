@@ -33,14 +33,18 @@ class Comparison:
             self._alpha.append({})
             return
         if not self._spectral:  # what the libraries load at first is no part of what it takes
-            for measure in (indices.spectral, indices.alpha, indices.cepstra):
+            for measure in (
+                indices.compute_spectral_indices,
+                indices.compute_alpha_indices,
+                indices.compute_cepstra,
+            ):
                 measure(piece.samples, self._rate)
         with timed(clock, "spectral indices"):
-            self._spectral.append(indices.spectral(piece.samples, self._rate))
+            self._spectral.append(indices.compute_spectral_indices(piece.samples, self._rate))
         with timed(clock, "alpha indices"):
-            self._alpha.append(indices.alpha(piece.samples, self._rate))
+            self._alpha.append(indices.compute_alpha_indices(piece.samples, self._rate))
         with timed(clock, "cepstra"):
-            self._cepstra.append(indices.cepstra(piece.samples, self._rate))
+            self._cepstra.append(indices.compute_cepstra(piece.samples, self._rate))
 
     def write(
         self, out: Path, embedded: "Embedded", labels: Sequence[str], clock: Clock
@@ -149,7 +153,7 @@ class Comparison:
         files.write_csv(
             out / "definitions.csv",
             ["index", "definition", "settings"],
-            indices.definitions(names, self._rate),
+            indices.define_indices(names, self._rate),
         )
         arrays = {
             "spectral": spectral,
@@ -179,7 +183,7 @@ def _scores(
         return {}
     return {
         # What is not defined in a window counts as the mean of the others: 0 after standardising.
-        kind: clusters.over_subsets(named, _filled(values[labelled]))
+        kind: clusters.score_subsets(named, _filled(values[labelled]))
         for kind, values in kinds.items()
     }
 

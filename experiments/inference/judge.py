@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from experiments import data
-from experiments.audio.spectrograms import SETTINGS, levels_of
+from experiments.audio.spectrograms import SETTINGS, remove_colours
 from experiments.core import files
 from experiments.core.console import print_result
 from experiments.core.errors import UserError, suggest_nearest
@@ -271,10 +271,10 @@ def _generated(
     """Generated pictures as the classifier sees them."""
     channels = description["shape"][-1]
     for path in paths:
-        picture = pictures.read(path, path.name, channels)
+        picture = pictures.read_picture(path, path.name, channels)
         try:
             if classifier.config.data.name == "audio":
-                levels = levels_of(picture, description["audio"]["colour"])[..., None]
+                levels = remove_colours(picture, description["audio"]["colour"])[..., None]
                 yield classifier.prepared(levels)
             else:
                 yield classifier.prepare(picture)

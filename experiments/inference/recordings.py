@@ -25,7 +25,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.audio import detections, recordings, spectrograms
-from experiments.audio.detections import RAVEN_SUFFIX, Window
+from experiments.audio.detections import RAVEN_SUFFIX, Interval
 from experiments.core import files, listing
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
@@ -110,8 +110,8 @@ def predict(
             best = _Best(len(trained.classes))
             said = _said(group, threshold, several, best, append if all_scores else None)
             append([])  # where nothing is found there is a table without rows
-            with detections.raven_table(place(of.file), of.file.path, low, high) as select:
-                for one in detections.joined(said, merge):
+            with detections.open_raven_table(place(of.file), of.file.path, low, high) as select:
+                for one in detections.join_intervals(said, merge):
                     label = trained.classes[one.number]
                     if not all_scores:
                         score = f"{one.score:.6f}"
@@ -165,13 +165,13 @@ def _said(
     several: bool,
     best: _Best,
     append: Callable[[Iterable[Sequence[object]]], None] | None,
-) -> Iterator[tuple[Window, dict[int, float]]]:
+) -> Iterator[tuple[Interval, dict[int, float]]]:
     """What is said of each window of a recording; its scores go to `best`, and as they are to `append`."""
     for (of, window), scores in answers:
         best.add(scores)
         if append:
             append([(of.file.path, *_seconds(window), int(window.silent), *_shares(scores))])
-        yield window, detections.reached(scores, threshold, several)
+        yield window, detections.select_classes(scores, threshold, several)
 
 
 def _header(trained: Trained, all_scores: bool) -> list[str]:
@@ -188,7 +188,7 @@ def _summary_header(trained: Trained) -> list[str]:
     return ["file", "windows", "note", *parts]
 
 
-def _seconds(place: Window | detections.Detection) -> tuple[str, str]:
+def _seconds(place: Interval | detections.Detection) -> tuple[str, str]:
     return f"{place.start:.3f}", f"{place.end:.3f}"
 
 
@@ -206,7 +206,7 @@ def _given(paths: Sequence[str]) -> Iterator[File]:
 
 def _band(audio: ConfigDict) -> tuple[float, float]:
     """From where to where in Hz the network hears."""
-    rows = spectrograms.frequencies(audio)
+    rows = spectrograms.compute_frequencies(audio)
     # A wavelet's lowest frequency has a default of its own.
     low = rows[-1] if audio.picture == "wavelet" else audio.low
     return float(low), float(audio.high or audio.sample_rate / 2)
@@ -261,7 +261,7 @@ def _clear(out: Path, overwrite: bool) -> None:
     if there and not overwrite:
         raise UserError(f"{there[0]} is there already: choose another --out, or give --overwrite.")
     if out.is_dir() and overwrite:
-        there += [file for file in listing.files_below(out) if file.name.endswith(RAVEN_SUFFIX)]
+        there += [file for file in listing.list_files(out) if file.name.endswith(RAVEN_SUFFIX)]
     # A list of what could not be used is no prediction: the next command may follow at once.
     for file in (*there, out / "skipped.csv"):
         file.unlink(missing_ok=True)

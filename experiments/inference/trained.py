@@ -13,8 +13,7 @@ from ml_collections import ConfigDict
 
 from experiments.configs import common
 from experiments.data import Example, transforms
-from experiments.data.ucr import series_of
-from experiments.data.ucr_files import Row
+from experiments.data.ucr import Series, prepare_like_training
 from experiments.tasks import Task, make_task
 
 Key = TypeVar("Key")
@@ -220,13 +219,13 @@ class Trained:
         ):
             return raw
         # The run's pictures were all of one size.
-        return transforms.fit(raw, height)
+        return transforms.crop_to_square(raw, height)
 
     def _series(self, raw: np.ndarray) -> np.ndarray:
         raw = raw.astype(np.float64)
         # An end of missing values belongs to all channels or to none.
-        row = Row(0, "", list(raw.T), padded=raw.shape[-1] == 1)
-        return series_of(row, self.shape)
+        row = Series(0, "", list(raw.T), padded=raw.shape[-1] == 1)
+        return prepare_like_training(row, self.shape)
 
 
 def into_head(

@@ -59,7 +59,7 @@ class Segmentation(Task):
 
     def make_transform(self, train: bool) -> Callable[..., Example]:
         """Returns what is done to a picture and its mask before the network sees them."""
-        return mask_transforms.make(
+        return mask_transforms.make_transform(
             self.config.augment, self.config.image_size, **self.config.normalise, train=train
         )
 
@@ -115,7 +115,7 @@ class Segmentation(Task):
                 batch["predictions"], batch["geometry"], batch["mask"], strict=True
             ):
                 if real:
-                    restored = mask_transforms.restore(prediction, geometry)
+                    restored = mask_transforms.restore_size(prediction, geometry)
                     matrix += confusion_matrix(source[index]["label"], restored, len(classes))
                     index += 1
         scores = compute_scores(matrix)
@@ -144,7 +144,7 @@ class Segmentation(Task):
 
     def postprocess(self, prediction: np.ndarray, example: Example) -> np.ndarray:
         """Returns a class for each pixel of the original picture, `[H, W]`."""
-        return mask_transforms.restore(prediction, example["geometry"])
+        return mask_transforms.restore_size(prediction, example["geometry"])
 
     def draw_figures(
         self,
@@ -166,7 +166,9 @@ class Segmentation(Task):
         shown = np.unique(np.linspace(0, len(source) - 1, min(8, len(source))).astype(int))
         examples = [source[int(index)] for index in shown]
         restored = [
-            mask_transforms.restore(inspected["predictions"][index], inspected["geometry"][index])
+            mask_transforms.restore_size(
+                inspected["predictions"][index], inspected["geometry"][index]
+            )
             for index in shown
         ]
         shown = (

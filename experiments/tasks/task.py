@@ -65,9 +65,11 @@ class Task(Protocol):
                 (example) alone.
         """
         if self.is_audio:
-            return spectrogram_transforms.make(self.config, train)
+            return spectrogram_transforms.make_transform(self.config, train)
         config = self.config
-        return transforms.make(config.augment, config.image_size, **config.normalise, train=train)
+        return transforms.make_transform(
+            config.augment, config.image_size, **config.normalise, train=train
+        )
 
     @abstractmethod
     def compute_loss(

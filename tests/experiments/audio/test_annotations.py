@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from experiments.audio import annotations, songs, times
 from experiments.audio.annotations import Annotation
-from experiments.audio.targets import targets
+from experiments.audio.targets import compute_targets
 from experiments.core.errors import UserError
 
 HEADER = [
@@ -43,7 +43,7 @@ def test_a_selection_that_raven_wrote_for_two_views_is_one_annotation(table):
         [1, "Spectrogram 1", 1, 0.5, 1.25, 900, "wren"],
         [2, "Spectrogram 1", 1, 2, 3.5, 1000, "great tit"],
     )
-    rows, skipped = annotations.read_raven(path, "x.wav")
+    rows, skipped = annotations.read_raven_table(path, "x.wav")
     assert rows == [
         Annotation("x.wav", 0.5, 1.25, "wren", True, 900.0),
         Annotation("x.wav", 2.0, 3.5, "great tit", True, 1000.0),
@@ -54,7 +54,7 @@ def test_a_selection_that_raven_wrote_for_two_views_is_one_annotation(table):
 def test_tables_without_a_selection_are_annotations_too(table, tmp_path):
     table("x.Table.1.selections.txt", [*HEADER, ""])
     table("y.Table.1.selections.txt", [*HEADER, ""], [""] * 3)
-    found = annotations.read(tmp_path, ["x.wav", "y.wav", "z.wav"])
+    found = annotations.read_annotations(tmp_path, ["x.wav", "y.wav", "z.wav"])
     assert found.files == ["x.wav", "y.wav"] and not found.rows and not found.skipped
 
 
@@ -73,7 +73,7 @@ def test_raven_tables_are_found_beside_their_recording_and_nothing_else_is(table
     table("ab.txt", HEADER, row)
     table("d.txt", ["recorded by the river"])
     found = {
-        name: [path.name for path in annotations.raven_tables(tmp_path / name)]
+        name: [path.name for path in annotations.find_raven_tables(tmp_path / name)]
         for name in ("a.wav", "[b] 1.WAV", "d.wav", "e.wav")
     }
     assert found["a.wav"] == [
@@ -91,7 +91,7 @@ def test_a_folder_is_listed_once_however_many_recordings_are_in_it(table, tmp_pa
     (tmp_path / "r8.txt").mkdir()
     listed, listdir = [], annotations.os.listdir
     monkeypatch.setattr(annotations.os, "listdir", lambda at: (listed.append(at), listdir(at))[1])
-    found = annotations.read(tmp_path, [f"r{number}.wav" for number in range(1000)])
+    found = annotations.read_annotations(tmp_path, [f"r{number}.wav" for number in range(1000)])
     assert found.files == ["r7.wav"] and listed == [tmp_path]
 
 
@@ -110,14 +110,16 @@ def test_the_label_is_in_the_column_asked_for_or_the_first_that_is_known(
 ):
     cells = list("abcd")[: len(header)]
     path = table("x.txt", ["Begin Time (s)", "End Time (s)", *header], [0, 1, *cells])
-    rows, skipped = annotations.read_raven(path, "x.wav", chosen)
+    rows, skipped = annotations.read_raven_table(path, "x.wav", chosen)
     assert [row.label for row in rows] == [label] and not skipped
 
 
 def test_a_table_without_the_column_is_named(table):
     path = table("x.txt", ["Begin Time (s)", "End Time (s)", "Notes"], [0, 1, "wren"])
-    assert annotations.read_raven(path, "x") == ([], [("x.txt", "it has no column label")])
-    assert annotations.read_raven(path, "x", "Call")[1] == [("x.txt", "it has no column Call")]
+    assert annotations.read_raven_table(path, "x") == ([], [("x.txt", "it has no column label")])
+    assert annotations.read_raven_table(path, "x", "Call")[1] == [
+        ("x.txt", "it has no column Call")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -135,13 +137,13 @@ def test_a_table_without_the_column_is_named(table):
 )
 def test_lines_that_make_no_sense_are_listed(table, start, end, label, reason):
     path = table("x.txt", HEADER, [1, "", 1, start, end, 0, label], [2, "", 1, 4, 5, 0, "tit"])
-    rows, skipped = annotations.read_raven(path, "x.wav")
+    rows, skipped = annotations.read_raven_table(path, "x.wav")
     assert [row.label for row in rows] == ["tit"] and skipped == [("x.txt, line 2", reason)]
 
 
 def test_what_is_beyond_the_recording_is_cut_off_or_listed():
     rows = [Annotation("x", 1, 9, "a"), Annotation("x", 5, 6, "b", origin="t.csv, line 3")]
-    kept, skipped = annotations.within(rows, {"x": 5.0})
+    kept, skipped = annotations.clip_annotations(rows, {"x": 5.0})
     assert kept == [Annotation("x", 1, 5.0, "a")]
     assert skipped == [("t.csv, line 3", "it begins at 5 s, and x ends at 5 s")]
 
@@ -168,7 +170,7 @@ def test_columns_of_a_csv_have_the_names_that_programs_give_them(table, names, k
         ["b.wav", 1, 2, "wren", "perhaps"],
         separator=separator,
     )
-    found = annotations.read_csv(path)
+    found = annotations.read_csv_table(path)
     assert [row.positive for row in found.rows] == [True, False, None, True]
     assert (found.rows[0].low, found.rows[0].high, found.rows[1].low) == (100.0, 2000.0, None)
     assert found.files == ["a.wav", "b.wav"]
@@ -192,7 +194,7 @@ def test_files_of_a_csv_are_found_by_path_or_by_a_name_that_only_one_has(table, 
         *([file, 0, 1, "wren", split] for file, split in rows),
         separator=",",
     )
-    found = annotations.read(tmp_path, names, str(path))
+    found = annotations.read_annotations(tmp_path, names, str(path))
     assert [row.file for row in found.rows] == ["s1/a.wav", "s1/b.wav", "s1/a.wav", "c.flac"]
     assert found.files == ["s1/a.wav", "s1/b.wav", "c.flac"]
     assert found.splits == {"s1/a.wav": "train", "s1/b.wav": "test", "c.flac": "validation"}
@@ -206,19 +208,19 @@ def test_a_csv_that_divides_a_recording_is_an_error(table):
     header = ["file", "start", "end", "label", "split"]
     rows = [["a.wav", 0, 1, "wren", "train"], ["a.wav", 2, 3, "wren", "test"]]
     with pytest.raises(UserError, match=r"a\.wav is in two splits, train and test"):
-        annotations.read_csv(table("x.csv", header, *rows, separator=","))
+        annotations.read_csv_table(table("x.csv", header, *rows, separator=","))
 
 
 def test_a_csv_that_cannot_be_used_is_an_error_that_says_what_is_missing(table, tmp_path):
     with pytest.raises(
         UserError, match=r"config\.audio\.annotations=.*none\.csv cannot be read: No such"
     ):
-        annotations.read(tmp_path, [], str(tmp_path / "none.csv"))
+        annotations.read_annotations(tmp_path, [], str(tmp_path / "none.csv"))
     header = ["file", "start", "label"]
     with pytest.raises(UserError, match="has no column end: call it end or end_time"):
-        annotations.read_csv(table("x.csv", header, separator=","))
+        annotations.read_csv_table(table("x.csv", header, separator=","))
     with pytest.raises(UserError, match="has no column label: call it Call"):
-        annotations.read_csv(table("x.csv", [*header, "end"], separator=","), "Call")
+        annotations.read_csv_table(table("x.csv", [*header, "end"], separator=","), "Call")
 
 
 seconds = st.floats(0, 1e5, allow_nan=False)
@@ -232,8 +234,8 @@ def test_a_raven_table_is_read_back_to_the_same_intervals(tmp_path_factory, inte
         for start, length, label in intervals
         if " ".join(label.split()) and start + length > start and label.isprintable()
     ]
-    annotations.write_raven(path, rows, scores=[0.5] * len(rows), recording="x.wav")
-    read, skipped = annotations.read_raven(path, "x.wav")
+    annotations.write_raven_table(path, rows, scores=[0.5] * len(rows), recording="x.wav")
+    read, skipped = annotations.read_raven_table(path, "x.wav")
     assert not skipped
     for one, other in itertools.zip_longest(rows, read):
         assert (one.start, one.end, one.low, one.high) == (
@@ -275,7 +277,7 @@ ENDING = np.minimum(STARTING + 2, 5.5)
 )
 def test_an_annotation_counts_for_the_windows_that_share_enough_with_it(start, end, expected):
     one = Annotation("x", start, end, "wren")
-    found = targets(STARTING, ENDING, [one], ["wren"], 0.25, 0.5, exhaustive=True)
+    found = compute_targets(STARTING, ENDING, [one], ["wren"], 0.25, 0.5, exhaustive=True)
     overlap = [max(min(e, end) - max(s, start), 0) for s, e in zip(STARTING, ENDING, strict=True)]
     assert [o >= 0.25 - 1e-9 or o >= 0.5 * (end - start) - 1e-9 for o in overlap] == found[
         :, 0
@@ -286,10 +288,10 @@ def test_an_annotation_counts_for_the_windows_that_share_enough_with_it(start, e
 def test_an_annotation_that_shares_too_little_with_all_counts_for_its_best_window():
     # Windows with gaps: 0.1 s of it are in the first, 0.2 s in the second.
     one = Annotation("x", 0.9, 3.2, "wren")
-    found = targets([0, 3], [1, 4], [one], ["wren"], 0.25, 0.5, exhaustive=True)
+    found = compute_targets([0, 3], [1, 4], [one], ["wren"], 0.25, 0.5, exhaustive=True)
     assert found[:, 0].tolist() == [0, 1]
     nowhere = Annotation("x", 1.2, 2.8, "wren")
-    assert not targets([0, 3], [1, 4], [nowhere], ["wren"], exhaustive=True).any()
+    assert not compute_targets([0, 3], [1, 4], [nowhere], ["wren"], exhaustive=True).any()
 
 
 def test_what_nobody_said_is_unknown_or_where_all_was_annotated_not_there():
@@ -301,9 +303,9 @@ def test_what_nobody_said_is_unknown_or_where_all_was_annotated_not_there():
     ]
     starts, ends = [0.0, 2.0, 4.0], [2.0, 4.0, 6.0]
     nan = float("nan")
-    found = targets(starts, ends, rows, ["wren", "tit"])
+    found = compute_targets(starts, ends, rows, ["wren", "tit"])
     np.testing.assert_array_equal(found, [[1, nan], [0, nan], [nan, nan]])
-    found = targets(starts, ends, rows, ["wren", "tit"], exhaustive=True)
+    found = compute_targets(starts, ends, rows, ["wren", "tit"], exhaustive=True)
     np.testing.assert_array_equal(found, [[1, nan], [0, 0], [0, 0]])
     assert found.dtype == np.float32
 
@@ -312,12 +314,12 @@ def test_what_nobody_said_is_unknown_or_where_all_was_annotated_not_there():
 def test_where_annotations_differ_positive_goes_first(order):
     for kinds, expected in ((order, 1.0), ([k for k in order if k is not True], 0.0)):
         rows = [Annotation("x", 0, 1, "wren", positive=kind) for kind in kinds]
-        assert targets([0.0], [2.0], rows, ["wren"]).item() == expected
+        assert compute_targets([0.0], [2.0], rows, ["wren"]).item() == expected
 
 
 def test_windows_and_classes_may_be_none():
-    assert targets([], [], [Annotation("x", 0, 1, "wren")], ["wren"]).shape == (0, 1)
-    assert targets([0.0], [1.0], [], []).shape == (1, 0)
+    assert compute_targets([], [], [Annotation("x", 0, 1, "wren")], ["wren"]).shape == (0, 1)
+    assert compute_targets([0.0], [1.0], [], []).shape == (1, 0)
 
 
 @pytest.mark.parametrize(
@@ -338,15 +340,15 @@ def test_windows_and_classes_may_be_none():
 )
 def test_the_folder_or_a_pattern_gives_a_recording_its_labels(audio, name, changed, expected):
     settings = audio(**changed)
-    text = annotations.label_text(name, settings.label_pattern)
-    found = None if text is None else annotations.labels_of(text, settings.no_class)
+    text = annotations.extract_label(name, settings.label_pattern)
+    found = None if text is None else annotations.parse_labels(text, settings.no_class)
     assert found == expected
 
 
 @pytest.mark.parametrize("pattern", ["(", "wren"])
 def test_a_pattern_that_has_no_group_is_an_error(pattern):
     with pytest.raises(UserError, match=r"--config\.audio\.label_pattern="):
-        annotations.label_text("wren/x.wav", pattern)
+        annotations.extract_label("wren/x.wav", pattern)
 
 
 @pytest.mark.parametrize(
@@ -361,15 +363,15 @@ def test_a_pattern_that_has_no_group_is_an_error(pattern):
     ],
 )
 def test_the_date_is_in_the_name(name, date):
-    assert times.time_of(name) == date
+    assert times.parse_time(name) == date
 
 
 def test_long_recordings_of_songs_come_with_their_tables(tmp_path):
-    folder = songs.write_long(tmp_path, classes=3, recordings=3, seconds=6.0, rate=16000)
+    folder = songs.write_mixed_songs(tmp_path, classes=3, recordings=3, seconds=6.0, rate=16000)
     names = [f"long-00{number}.wav" for number in (1, 2, 3)]
-    found = annotations.read(folder, names)
+    found = annotations.read_annotations(folder, names)
     assert found.files == names and not found.skipped
     assert {row.label for row in found.rows} == {"riser", "faller", "archer"}
-    kept, skipped = annotations.within(found.rows, dict.fromkeys(names, 6.0))
+    kept, skipped = annotations.clip_annotations(found.rows, dict.fromkeys(names, 6.0))
     assert kept == found.rows and not skipped
     assert all(row.low < row.high for row in kept)

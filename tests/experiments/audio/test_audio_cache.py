@@ -17,9 +17,11 @@ def prepare(tmp_path, small):
     """Returns a function that prepares all sounds written with `save`, and the file named besides."""
 
     def run(audio=small, more=(), **options):
-        paths = [*recordings.files(tmp_path / "sounds"), *more]
+        paths = [*recordings.list_recordings(tmp_path / "sounds"), *more]
         names = [os.path.relpath(path, tmp_path / "sounds") for path in paths]
-        return cache.prepare(paths, names, audio, tmp_path / "cache", quiet=True, **options)
+        return cache.prepare_spectrograms(
+            paths, names, audio, tmp_path / "cache", quiet=True, **options
+        )
 
     return run
 
@@ -28,13 +30,13 @@ def prepare(tmp_path, small):
 def drawn(monkeypatch):
     """The recordings that were read."""
     seen = []
-    stream = recordings.stream
+    stream = recordings.stream_samples
 
     def noticed(recording, *more):
         seen.append(recording.path.name)
         return stream(recording, *more)
 
-    monkeypatch.setattr(recordings, "stream", noticed)
+    monkeypatch.setattr(recordings, "stream_samples", noticed)
     return seen
 
 
@@ -48,12 +50,18 @@ def test_pictures_are_those_of_the_windows(save, rng, prepare, small):
     found = prepare()
     assert [one.name for one in found.usable] == ["b.wav", "a/x.flac"] and not found.skipped
     one = found.usable[1]
-    expected = list(windows.grid(recordings.stream(recordings.probe(path), 8000), 8000, 0.5, 0.25))
+    expected = list(
+        windows.cut_grid(
+            recordings.stream_samples(recordings.probe_recording(path), 8000), 8000, 0.5, 0.25
+        )
+    )
     assert list(one.starts) == [window.start for window in expected] == [0, 0.25, 0.5, 0.75, 1.0]
     assert list(one.ends) == [window.end for window in expected] and one.ends[-1] == 1.3
-    assert isinstance(one.pictures, np.memmap) and one.pictures.shape == (5, 8, 8) and len(one) == 5
-    for picture, window in zip(one.pictures, expected, strict=True):
-        np.testing.assert_array_equal(picture, spectrograms.picture(window.samples, small))
+    assert isinstance(one.levels, np.memmap) and one.levels.shape == (5, 8, 8) and len(one) == 5
+    for picture, window in zip(one.levels, expected, strict=True):
+        np.testing.assert_array_equal(
+            picture, spectrograms.compute_spectrogram(window.samples, small)
+        )
     assert (one.rate, one.channels, one.seconds, one.note) == (11025, 1, 1.3, "")
     assert found.notes == ["1 recording has less than 0.5 s, filled up with zeros."]
 
@@ -67,19 +75,19 @@ def test_the_second_time_nothing_is_read_but_what_was_written(save, rng, prepare
     second = prepare()
     assert len(drawn) == 3 and first.skipped == second.skipped == [("bad.wav", "nonfinite")]
     for one, other in zip(first.usable, second.usable, strict=True):
-        np.testing.assert_array_equal(one.pictures, other.pictures)
+        np.testing.assert_array_equal(one.levels, other.levels)
         assert (one.starts == other.starts).all() and (one.silent == other.silent).all()
     assert [bool(one.silent.all()) for one in second.usable] == [True, False]
 
 
 def test_a_file_that_changed_and_other_settings_are_drawn_anew(save, rng, prepare, drawn, small):
     save("x.wav", noise(rng))
-    before = prepare().usable[0].pictures[:]
+    before = prepare().usable[0].levels[:]
     save("x.wav", noise(rng, 1.5))
     assert len(prepare().usable[0]) == 5 and len(before) == 3 and len(drawn) == 2
     louder = small.copy_and_resolve_references()
     louder.decibels = 30.0
-    assert prepare(louder).usable[0].pictures.mean() < before.mean() and len(drawn) == 3
+    assert prepare(louder).usable[0].levels.mean() < before.mean() and len(drawn) == 3
     prepare(starts=[[0.1, 0.4]])
     prepare(starts=[[0.4, 0.1]])
     prepare()
@@ -109,7 +117,7 @@ def test_what_was_half_written_or_lost_is_drawn_again(save, rng, prepare, drawn,
     for damage in (lambda: facts.write_text('{"reas'), facts.unlink, one.file.unlink):
         damage()
         (again,) = prepare().usable
-        assert again.pictures.shape == (3, 8, 8)
+        assert again.levels.shape == (3, 8, 8)
     assert len(drawn) == 4
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.name.endswith("tmp")]
 
@@ -206,4 +214,4 @@ def test_pictures_that_are_gone_are_named(save, rng, prepare):
     one = prepare().usable[0]
     one.file.write_bytes(one.file.read_bytes()[:10])
     with pytest.raises(UserError, match="cannot be read any more"):
-        _ = one.pictures
+        _ = one.levels

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from experiments.audio import clusters as clustering
-from experiments.audio.clusters import b_cubed, hierarchical, over_subsets, purity, standardised
-from experiments.audio.times import period_of, time_of
+from experiments.audio.clusters import (
+    cluster_codes,
+    compute_b_cubed,
+    compute_purity,
+    score_subsets,
+    standardise,
+)
+from experiments.audio.times import get_period, parse_time
 
 
 def by_items(labels, clusters):
@@ -21,25 +27,32 @@ def by_items(labels, clusters):
 
 
 def test_the_published_example():
-    np.testing.assert_allclose(b_cubed("001122", "000111"), (0.5556, 0.8333, 0.6667), atol=5e-5)
-    assert purity("001122", "000111") == pytest.approx(0.6667, abs=5e-5)
+    np.testing.assert_allclose(
+        compute_b_cubed("001122", "000111"), (0.5556, 0.8333, 0.6667), atol=5e-5
+    )
+    assert compute_purity("001122", "000111") == pytest.approx(0.6667, abs=5e-5)
 
 
 def test_scores_are_those_of_the_definition(rng):
     for _ in range(5):
         labels, clusters = rng.integers(0, 4, 30), rng.integers(0, 6, 30)
-        np.testing.assert_allclose(b_cubed(labels, clusters), by_items(labels, clusters))
+        np.testing.assert_allclose(compute_b_cubed(labels, clusters), by_items(labels, clusters))
         shares = [np.bincount(labels[clusters == c]).max() for c in set(clusters.tolist())]
-        assert purity(labels, clusters) == pytest.approx(sum(shares) / 30)
+        assert compute_purity(labels, clusters) == pytest.approx(sum(shares) / 30)
 
 
 def test_perfect_and_trivial_clusters():
-    assert b_cubed("aabb", [1, 1, 7, 7]) == (1, 1, 1) and purity("aabb", [1, 1, 7, 7]) == 1
-    assert b_cubed("aabb", "xxxx")[:2] == (0.5, 1) and b_cubed("aabb", "wxyz")[:2] == (1, 0.5)
+    assert (
+        compute_b_cubed("aabb", [1, 1, 7, 7]) == (1, 1, 1)
+        and compute_purity("aabb", [1, 1, 7, 7]) == 1
+    )
+    assert compute_b_cubed("aabb", "xxxx")[:2] == (0.5, 1) and compute_b_cubed("aabb", "wxyz")[
+        :2
+    ] == (1, 0.5)
     with pytest.raises(ValueError, match="2 labels, but 1 clusters"):
-        b_cubed("ab", "x")
+        compute_b_cubed("ab", "x")
     with pytest.raises(ValueError, match="0 labels"):
-        purity([], [])
+        compute_purity([], [])
 
 
 def groups(rng, items=60, scale=(1.0, 1000.0, 0.0)):
@@ -51,38 +64,38 @@ def groups(rng, items=60, scale=(1.0, 1000.0, 0.0)):
 
 def test_groups_are_found_whatever_the_size_of_their_features(rng, monkeypatch):
     labels, codes = groups(rng)
-    assert b_cubed(labels, hierarchical(codes, 3)).f == 1
+    assert compute_b_cubed(labels, cluster_codes(codes, 3)).f == 1
     # Of many, a draw is clustered, and the others join it.
     monkeypatch.setattr(clustering, "MOST", 20)
-    many = hierarchical(np.random.default_rng(0).standard_normal((30, 2)), 25)
+    many = cluster_codes(np.random.default_rng(0).standard_normal((30, 2)), 25)
     assert len(many) == 30 and set(many) == set(range(20))  # of those drawn there are no more
-    assert b_cubed(labels, hierarchical(codes, 3)).f == 1
-    assert hierarchical(codes[:1], 3).tolist() == [0]
+    assert compute_b_cubed(labels, cluster_codes(codes, 3)).f == 1
+    assert cluster_codes(codes[:1], 3).tolist() == [0]
 
 
 def test_features_are_standardised_and_constant_ones_are_left_out():
-    found = standardised(np.array([[1.0, 7.0, 1e6], [3.0, 7.0, 1e6 + 2]], np.float32))
+    found = standardise(np.array([[1.0, 7.0, 1e6], [3.0, 7.0, 1e6 + 2]], np.float32))
     np.testing.assert_allclose(found, [[-1, 0, -1], [1, 0, 1]])
 
 
 def test_subsets_are_the_same_for_all_features_and_tell_good_ones_from_noise(rng):
     labels, codes = groups(rng)
-    good, noise = over_subsets(labels, codes), over_subsets(labels, rng.normal(size=codes.shape))
-    assert good == over_subsets(labels, codes)
+    good, noise = score_subsets(labels, codes), score_subsets(labels, rng.normal(size=codes.shape))
+    assert good == score_subsets(labels, codes)
     assert good["f"] == (1.0, 0.0) and good["purity"] == (1.0, 0.0)
     assert noise["f"][0] < 0.7 and noise["f"][1] > 0
 
 
 def test_times_are_read_from_names():
-    assert time_of("a/S4A03895_20190522_060000.wav") == datetime.datetime(2019, 5, 22, 6)
-    assert time_of("20240229T235959.flac") == datetime.datetime(2024, 2, 29, 23, 59, 59)
+    assert parse_time("a/S4A03895_20190522_060000.wav") == datetime.datetime(2019, 5, 22, 6)
+    assert parse_time("20240229T235959.flac") == datetime.datetime(2024, 2, 29, 23, 59, 59)
     # Not a date; then one that is.
-    assert time_of("99999999_000000_20190522_013000.wav").hour == 1
-    assert time_of("song12.wav") is time_of("120190522_0600001.wav") is None
+    assert parse_time("99999999_000000_20190522_013000.wav").hour == 1
+    assert parse_time("song12.wav") is parse_time("120190522_0600001.wav") is None
 
 
 def test_every_hour_is_in_a_period_of_the_day():
-    hours = [period_of(datetime.datetime(2019, 5, 22, hour)) for hour in range(24)]
+    hours = [get_period(datetime.datetime(2019, 5, 22, hour)) for hour in range(24)]
     assert [hours[hour] for hour in (0, 4, 5, 7, 12, 17, 19, 21, 22, 23)] == [
         *("night", "night", "dawn", "morning", "afternoon", "dusk", "evening", "evening"),
         *("night", "night"),

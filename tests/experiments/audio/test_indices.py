@@ -20,29 +20,31 @@ def tone(rng):
 
 
 def test_spectral_indices_are_eight_for_each_of_256_bins(tone):
-    found = indices.spectral(tone, RATE)
+    found = indices.compute_spectral_indices(tone, RATE)
     assert found.shape == (2048,) and found.dtype == np.float32 and np.isfinite(found).all()
     named = dict(zip(indices.PER_BIN, found.reshape(8, 256), strict=True))
     bin_of_tone = round(3000 / (RATE / 512))
     assert named["ENRf"].argmax() == bin_of_tone
     # What comes and goes is complex, and what stays is not.
     steady = np.sin(2 * np.pi * 3000 * np.arange(RATE) / RATE).astype(np.float32)
-    complexity = indices.spectral(steady, RATE).reshape(8, 256)[list(indices.PER_BIN).index("ACI")]
+    complexity = indices.compute_spectral_indices(steady, RATE).reshape(8, 256)[
+        list(indices.PER_BIN).index("ACI")
+    ]
     assert named["ACI"][bin_of_tone] > 5 * complexity[bin_of_tone]
     np.testing.assert_allclose(named["SNRf"], named["ENRf"] - named["BGNf"], atol=1e-3)
     assert 0 <= named["Ht"].min() and named["Ht"].max() <= 1
 
 
 def test_alpha_indices_are_named_and_defined(tone):
-    found = indices.alpha(tone, RATE)
+    found = indices.compute_alpha_indices(tone, RATE)
     assert len(found) == 60 and {"ACI", "Ht", "Hf", "NDSI", "BI", "ADI"} <= set(found)
     assert all(isinstance(value, float) for value in found.values())
-    rows = indices.definitions(list(found), RATE)
+    rows = indices.define_indices(list(found), RATE)
     assert len(rows) == 60 + 8 and all("scikit-maad" in whose for _, whose, _ in rows)
 
 
 def test_cepstra_of_a_second_are_those_of_99_frames(tone):
-    found = indices.cepstra(tone, RATE)
+    found = indices.compute_cepstra(tone, RATE)
     assert found.shape == (1287,) == (13 * 99,) and np.isfinite(found).all()
     # The first is loudness: it tells the frames that sound from those that do not.
     loudness = found.reshape(13, 99)[0]

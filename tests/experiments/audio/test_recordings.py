@@ -17,7 +17,9 @@ soxr = pytest.importorskip("soxr")
 def whole(path, rate=8000, channel="mean"):
     """All samples, and the notes that come with reading them."""
     notes = []
-    blocks = list(recordings.stream(recordings.probe(path), rate, channel, notes.append))
+    blocks = list(
+        recordings.stream_samples(recordings.probe_recording(path), rate, channel, notes.append)
+    )
     assert all(block.dtype == np.float32 and len(block) for block in blocks)
     return np.concatenate(blocks), notes
 
@@ -38,7 +40,7 @@ def test_sound_files_are_found_whatever_the_case_of_their_suffix_but_hidden_ones
     for name in [*names, "notes.txt", ".hidden.wav", ".folder/f.wav", "._x.wav", "wav"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    found = [path.relative_to(tmp_path).as_posix() for path in recordings.files(tmp_path)]
+    found = [path.relative_to(tmp_path).as_posix() for path in recordings.list_recordings(tmp_path)]
     assert sorted(found) == sorted(names)
 
 
@@ -58,7 +60,7 @@ def test_sound_files_are_found_whatever_the_case_of_their_suffix_but_hidden_ones
 def test_what_is_in_the_file_comes_out_in_blocks(save, rng, name, options, tolerance):
     samples = noise(rng, seconds=3.1)
     path = save(name, samples, **options)
-    recording = recordings.probe(path, "folder/x")
+    recording = recordings.probe_recording(path, "folder/x")
     assert (recording.name, recording.rate, recording.channels) == ("folder/x", 8000, 1)
     assert recording.seconds == pytest.approx(3.1, abs=0.1) and recording.note == ""
     read, notes = whole(path)
@@ -112,9 +114,9 @@ def test_a_constant_stays_one_when_it_is_resampled(save):
 def test_memory_does_not_grow_with_the_length(save, rng):
     def most(seconds):
         path = save(f"{seconds}.wav", noise(rng, seconds))
-        recording = recordings.probe(path)
+        recording = recordings.probe_recording(path)
         tracemalloc.start()
-        for _ in recordings.stream(recording, 11025):
+        for _ in recordings.stream_samples(recording, 11025):
             pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -140,27 +142,27 @@ def test_what_is_no_sound_has_a_reason(tmp_path, content, reason):
     path = tmp_path / "x.wav"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=reason) as caught:
-        recordings.probe(path)
+        recordings.probe_recording(path)
     assert str(tmp_path) not in str(caught.value) and not str(caught.value).endswith(".")
 
 
 def test_a_folder_a_pipe_and_a_missing_file_are_not_waited_for(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     with pytest.raises(ValueError, match="not a regular file"):
-        recordings.probe(tmp_path / "folder.wav")
+        recordings.probe_recording(tmp_path / "folder.wav")
     with pytest.raises(ValueError, match="cannot be opened: No such file"):
-        recordings.probe(tmp_path / "missing.wav")
+        recordings.probe_recording(tmp_path / "missing.wav")
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.wav")
         with pytest.raises(ValueError, match="not a regular file"):
-            recordings.probe(tmp_path / "pipe.wav")
+            recordings.probe_recording(tmp_path / "pipe.wav")
 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.aiff"])
 def test_a_truncated_file_is_used_as_far_as_it_goes_and_says_so(save, rng, name):
     samples = noise(rng)
     path = cut(save(name, samples), 0.5)
-    recording = recordings.probe(path)
+    recording = recordings.probe_recording(path)
     read, _ = whole(path)
     assert 7900 < len(read) < 8000
     assert recording.note == f"truncated: {len(read):,} of 16,000 frames"
@@ -173,10 +175,10 @@ def test_sizes_that_a_pipe_left_open_or_another_program_counted_wrong_are_no_tru
     content = bytearray(path.read_bytes())
     content[4:8] = struct.pack("<I", len(content) - 8 + 4)
     path.write_bytes(content)
-    assert recordings.probe(path).note == ""
+    assert recordings.probe_recording(path).note == ""
     content[4:8] = content[40:44] = b"\xff\xff\xff\xff"
     path.write_bytes(content)
-    assert recordings.probe(path).note == "" and len(whole(path)[0]) == 16000
+    assert recordings.probe_recording(path).note == "" and len(whole(path)[0]) == 16000
 
 
 @pytest.mark.parametrize("share", [0.3, 0.44, 0.83])
@@ -197,11 +199,11 @@ def test_a_flac_of_which_nothing_is_left_has_a_reason(save, rng):
 
 def test_a_truncated_ogg_is_used_as_far_as_it_goes_and_says_so(save, rng):
     path = save("x.ogg", noise(rng, seconds=60.0))
-    assert recordings.probe(path).note == ""
+    assert recordings.probe_recording(path).note == ""
     cut(path, 0.7)
     read, _ = whole(path)
     assert 0.4 * 480_000 < len(read) < 0.75 * 480_000
-    assert recordings.probe(path).note == "truncated: its last page is missing"
+    assert recordings.probe_recording(path).note == "truncated: its last page is missing"
 
 
 def test_a_truncated_mp3_says_so(save, rng):
@@ -217,12 +219,12 @@ def test_an_absurd_number_of_frames_has_a_reason(save, rng):
     content[21:26] = bytes([content[21] & 0xF0, 0, 0, 0, 0])
     path.write_bytes(content)
     with pytest.raises(ValueError, match="its head promises 9,223,372,036,854,775,807 frames"):
-        recordings.probe(path)
+        recordings.probe_recording(path)
 
 
 def test_a_file_without_a_frame_has_a_reason(save):
     with pytest.raises(ValueError, match="no frames"):
-        recordings.probe(save("x.wav", np.zeros(0)))
+        recordings.probe_recording(save("x.wav", np.zeros(0)))
 
 
 @pytest.mark.parametrize(

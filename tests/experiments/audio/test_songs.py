@@ -6,18 +6,20 @@ from experiments.audio import recordings, songs, spectrograms, windows
 
 
 def contents(folder):
-    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in recordings.files(folder)}
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in recordings.list_recordings(folder)
+    }
 
 
 def test_the_same_arguments_make_the_same_files_and_another_seed_does_not(tmp_path):
     size = {"classes": 3, "recordings": 2, "seconds": 1.0, "rate": 16000}
-    first = contents(songs.write(tmp_path / "a", **size))
-    assert first == contents(songs.write(tmp_path / "b", **size))
+    first = contents(songs.write_songs(tmp_path / "a", **size))
+    assert first == contents(songs.write_songs(tmp_path / "b", **size))
     assert sorted(first) == [
         f"{n}/{n}-00{i}.wav" for n in ("archer", "faller", "riser") for i in (1, 2)
     ]
     assert len(set(first.values())) == 6
-    other = contents(songs.write(tmp_path / "c", **size, seed=1))
+    other = contents(songs.write_songs(tmp_path / "c", **size, seed=1))
     assert (
         other.keys() == first.keys()
         and other["riser/riser-001.wav"] != first["riser/riser-001.wav"]
@@ -26,17 +28,19 @@ def test_the_same_arguments_make_the_same_files_and_another_seed_does_not(tmp_pa
 
 def test_files_that_are_there_keep_their_dates(tmp_path):
     size = {"classes": 1, "recordings": 1, "seconds": 1.0, "rate": 16000}
-    (path,) = recordings.files(songs.write(tmp_path, **size))
+    (path,) = recordings.list_recordings(songs.write_songs(tmp_path, **size))
     before = path.stat().st_mtime_ns
-    songs.write(tmp_path, **size)
+    songs.write_songs(tmp_path, **size)
     assert path.stat().st_mtime_ns == before
     path.write_bytes(b"damaged")
-    songs.write(tmp_path, **size)
+    songs.write_songs(tmp_path, **size)
     assert len(path.read_bytes()) > 32000
 
 
 def test_songs_are_as_long_and_as_loud_as_sounds_are(tmp_path):
-    for path in recordings.files(songs.write(tmp_path, recordings=2, seconds=1.5, rate=16000)):
+    for path in recordings.list_recordings(
+        songs.write_songs(tmp_path, recordings=2, seconds=1.5, rate=16000)
+    ):
         rate, samples = scipy.io.wavfile.read(path)
         assert rate == 16000 and len(samples) == 24000
         assert 1000 < np.abs(samples.astype(int)).max() <= 32767
@@ -45,13 +49,13 @@ def test_songs_are_as_long_and_as_loud_as_sounds_are(tmp_path):
 def test_the_class_can_be_told_from_the_picture(tmp_path, audio):
     pytest.importorskip("soundfile")
     pytest.importorskip("librosa")
-    folder = songs.write(tmp_path, classes=8, recordings=6, seconds=2.0)
+    folder = songs.write_songs(tmp_path, classes=8, recordings=6, seconds=2.0)
     settings = audio(bands=32)
     pictures, labels = [], []
-    for path in recordings.files(folder):
-        blocks = recordings.stream(recordings.probe(path), 32000)
-        window = next(windows.grid(blocks, 32000, 2.0, 1.0))
-        levels = spectrograms.picture(window.samples, settings).astype(np.float32)
+    for path in recordings.list_recordings(folder):
+        blocks = recordings.stream_samples(recordings.probe_recording(path), 32000)
+        window = next(windows.cut_grid(blocks, 32000, 2.0, 1.0))
+        levels = spectrograms.compute_spectrogram(window.samples, settings).astype(np.float32)
         # How loud each pitch ever is: the plainest description that sees the pitch range alone.
         pictures.append(np.sort(levels, axis=1)[:, -20:].mean(axis=1))
         labels.append(path.parent.name)
@@ -63,7 +67,7 @@ def test_the_class_can_be_told_from_the_picture(tmp_path, audio):
 
 def test_a_day_has_a_recording_for_each_hour_named_by_its_time(tmp_path):
     folder = songs.write_day(tmp_path, recordings=24, seconds=1.0)
-    names = sorted(path.name for path in recordings.files(folder))
+    names = sorted(path.name for path in recordings.list_recordings(folder))
     assert names[0] == "S4A00001_20200101_000000.wav"
     assert names[23] == "S4A00024_20200101_230000.wav"
     assert scipy.io.wavfile.read(folder / names[5])[1].shape == (22050,)
@@ -72,4 +76,4 @@ def test_a_day_has_a_recording_for_each_hour_named_by_its_time(tmp_path):
 @pytest.mark.parametrize("wrong", [{"classes": 0}, {"classes": 99}, {"rate": 8000}])
 def test_songs_that_cannot_be_made_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match="songs"):
-        songs.write(tmp_path, **wrong)
+        songs.write_songs(tmp_path, **wrong)

@@ -19,8 +19,11 @@ def noise(n=64000):
 
 
 def test_the_usual_settings_give_128_by_201(audio):
-    levels = spectrograms.picture(noise(), audio())
-    assert levels.shape == spectrograms.shape(audio()) == (128, 201) and levels.dtype == np.uint8
+    levels = spectrograms.compute_spectrogram(noise(), audio())
+    assert (
+        levels.shape == spectrograms.compute_shape(audio()) == (128, 201)
+        and levels.dtype == np.uint8
+    )
 
 
 @pytest.mark.parametrize(
@@ -38,9 +41,11 @@ def test_the_usual_settings_give_128_by_201(audio):
 )
 def test_shapes_are_known_beforehand(audio, changed, shape):
     settings = audio(**changed)
-    assert spectrograms.shape(settings) == shape
-    assert spectrograms.picture(noise(2 * settings.sample_rate), settings).shape == shape
-    rows = spectrograms.frequencies(settings)
+    assert spectrograms.compute_shape(settings) == shape
+    assert (
+        spectrograms.compute_spectrogram(noise(2 * settings.sample_rate), settings).shape == shape
+    )
+    rows = spectrograms.compute_frequencies(settings)
     assert rows.shape == shape[:1] and (np.diff(rows) < 0).all()
 
 
@@ -58,7 +63,7 @@ def test_mel_pictures_are_librosa_s(audio):
     )
     decibels = librosa.power_to_db(power, ref=np.max, top_db=80)[::-1]
     settings = audio(bands=64, win=800, low=50.0, high=9000.0)
-    levels = spectrograms.picture(samples, settings).astype(float)
+    levels = spectrograms.compute_spectrogram(samples, settings).astype(float)
     np.testing.assert_allclose(levels, 255 * (1 + decibels / 80), atol=0.51)
 
 
@@ -66,8 +71,8 @@ def test_mel_pictures_are_librosa_s(audio):
 @pytest.mark.parametrize("changed", [{}, {"height": 200, "width": 100}])
 def test_a_tone_is_a_line_at_its_frequency(audio, picture, changed):
     settings = audio(picture=picture, **changed)
-    levels = spectrograms.picture(tone(3000), settings)
-    rows = spectrograms.frequencies(settings)
+    levels = spectrograms.compute_spectrogram(tone(3000), settings)
+    rows = spectrograms.compute_frequencies(settings)
     loudest = levels[:, 5:-5].mean(axis=1).argmax()
     apart = abs(rows[loudest + 1] - rows[loudest - 1])
     assert abs(rows[loudest] - 3000) < apart
@@ -78,11 +83,11 @@ def test_a_tone_is_a_line_at_its_frequency(audio, picture, changed):
 def test_time_runs_to_the_right_and_loudness_does_not_matter(audio, picture):
     samples = np.concatenate([1e-3 * noise(32000), tone(4000, 1.0)])
     settings = audio(picture=picture)
-    levels = spectrograms.picture(samples, settings)
-    row = abs(spectrograms.frequencies(settings) - 4000).argmin()
+    levels = spectrograms.compute_spectrogram(samples, settings)
+    row = abs(spectrograms.compute_frequencies(settings) - 4000).argmin()
     assert levels[row, :90].max() < 200 < levels[row, 110:-5].min()
     for factor in (1e-30, 1e30):
-        other = spectrograms.picture(samples * np.float32(factor), settings)
+        other = spectrograms.compute_spectrogram(samples * np.float32(factor), settings)
         assert np.abs(other.astype(int) - levels).max() <= 1
 
 
@@ -90,7 +95,7 @@ def test_time_runs_to_the_right_and_loudness_does_not_matter(audio, picture):
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_silence_is_black(audio, picture, value):
     settings = audio(picture=picture, height=20, width=30)
-    levels = spectrograms.picture(np.full(64000, value, np.float32), settings)
+    levels = spectrograms.compute_spectrogram(np.full(64000, value, np.float32), settings)
     assert levels.shape == (20, 30) and not levels.any()
 
 
@@ -98,15 +103,17 @@ def test_decibels_set_the_floor(audio):
     samples = tone(2000) + tone(8000, loudness=0.5e-2)  # 40 dB below
     for decibels, expected in ((80.0, 127.5), (50.0, 51.0), (30.0, 0.0)):
         settings = audio(picture="linear", decibels=decibels)
-        row = abs(spectrograms.frequencies(settings) - 8000).argmin()
-        assert spectrograms.picture(samples, settings)[row, 100] == pytest.approx(expected, abs=1.5)
+        row = abs(spectrograms.compute_frequencies(settings) - 8000).argmin()
+        assert spectrograms.compute_spectrogram(samples, settings)[row, 100] == pytest.approx(
+            expected, abs=1.5
+        )
 
 
 def test_wavelet_energies_are_those_of_the_convolution():
     samples = noise(16000)
     samples[6000:] *= 0.01
     rate, rows = 16000, (6000.0, 2500.0, 900.0, 200.0)
-    found = wavelets.energies(samples, rate, rows, 40)
+    found = wavelets.compute_energies(samples, rate, rows, 40)
     for row, frequency in zip(found, rows, strict=True):
         scale = rate / frequency
         time = np.arange(-int(6 * scale), int(6 * scale) + 1) / scale
@@ -124,16 +131,16 @@ def test_wavelet_energies_are_those_of_the_convolution():
 def test_levels_come_back_out_of_their_colours(rng, colour, channels):
     levels = rng.integers(0, 256, (2, 30, 40), dtype=np.uint8)
     levels[0, :7].flat[:256] = np.arange(256)
-    picture = spectrograms.coloured(levels, colour)
+    picture = spectrograms.apply_colours(levels, colour)
     assert picture.shape == (2, 30, 40, channels) and picture.dtype == np.uint8
-    np.testing.assert_array_equal(spectrograms.levels_of(picture, colour), levels)
+    np.testing.assert_array_equal(spectrograms.remove_colours(picture, colour), levels)
 
 
 def test_colours_that_no_level_has_become_the_nearest_level(rng):
     levels = rng.integers(5, 250, (40, 40), dtype=np.uint8)
-    picture = spectrograms.coloured(levels, "magma").astype(int)
+    picture = spectrograms.apply_colours(levels, "magma").astype(int)
     drawn = np.clip(picture + rng.integers(-2, 3, picture.shape), 0, 255).astype(np.uint8)
-    found = spectrograms.levels_of(drawn, "magma").astype(int)
+    found = spectrograms.remove_colours(drawn, "magma").astype(int)
     assert np.abs(found - levels).max() <= 6
 
 
@@ -161,10 +168,10 @@ def test_colours_that_no_level_has_become_the_nearest_level(rng):
 )
 def test_settings_that_make_no_sense_are_named(audio, changed, setting):
     with pytest.raises(UserError, match=rf"--config\.audio\.{setting}="):
-        spectrograms.check(audio(**changed))
+        spectrograms.check_settings(audio(**changed))
 
 
-@pytest.mark.parametrize("function", [spectrograms.coloured, spectrograms.levels_of])
+@pytest.mark.parametrize("function", [spectrograms.apply_colours, spectrograms.remove_colours])
 def test_a_colour_that_does_not_exist_is_named(function):
     with pytest.raises(UserError, match=r"--config\.audio\.colour=viridis"):
         function(np.zeros((2, 2, 3), np.uint8), "viridis")

@@ -24,7 +24,7 @@ def in_blocks(samples, size):
 def test_a_grid_is_what_slicing_the_whole_gives(total, size, length, hop, pad):
     rate = 7
     samples = np.random.default_rng(total).standard_normal(total).astype(np.float32)
-    found = list(windows.grid(in_blocks(samples, size), rate, length / rate, hop / rate, pad))
+    found = list(windows.cut_grid(in_blocks(samples, size), rate, length / rate, hop / rate, pad))
     starts = [k * hop for k in range(total) if k * hop + length <= total]
     last = len(starts) * hop
     seen = starts[-1] + length if starts else 0
@@ -50,7 +50,9 @@ def test_a_grid_is_what_slicing_the_whole_gives(total, size, length, hop, pad):
 def test_windows_at_places_are_what_slicing_the_whole_gives(total, size, starts, pad):
     rate, length = 5, 9
     samples = np.arange(total, dtype=np.float32)
-    found = list(windows.at(in_blocks(samples, size), rate, 9 / 5, [s / 5 for s in starts], pad))
+    found = list(
+        windows.cut_at(in_blocks(samples, size), rate, 9 / 5, [s / 5 for s in starts], pad)
+    )
     expected = sorted(max(s, 0) for s in starts)
     expected = [s for s in expected if s + length <= total or (s < total and pad != "drop")]
     assert [w.start for w in found] == [s / rate for s in expected]
@@ -62,7 +64,7 @@ def test_windows_at_places_are_what_slicing_the_whole_gives(total, size, starts,
 
 def test_a_window_of_one_value_is_silent_also_where_it_is_padded():
     sound = np.concatenate([np.zeros(4), [0.1, 0.2, 0.3, 0.4], np.full(6, 0.7)]).astype(np.float32)
-    found = list(windows.grid([sound], rate=2, seconds=2.0, hop=2.0))
+    found = list(windows.cut_grid([sound], rate=2, seconds=2.0, hop=2.0))
     assert [w.silent for w in found] == [True, False, True, True]
     assert found[-1].end == 7.0 and list(found[-1].samples) == pytest.approx([0.7, 0.7, 0, 0])
 
@@ -70,7 +72,7 @@ def test_a_window_of_one_value_is_silent_also_where_it_is_padded():
 def test_starts_do_not_drift_over_a_day():
     minute = np.zeros(60 * 10, np.float32)
     last = None
-    for window in windows.grid((minute for _ in range(1440)), 10, 0.5, 0.7):
+    for window in windows.cut_grid((minute for _ in range(1440)), 10, 0.5, 0.7):
         last = window
     assert last.start == 7 * 123428 / 10 and last.end == 86400.0 - 0.0
 
@@ -80,7 +82,7 @@ def test_memory_is_a_window_s():
 
     def most(seconds):
         tracemalloc.start()
-        for _ in windows.grid((second + 0 for _ in range(seconds)), 8000, 2.0, 1.0):
+        for _ in windows.cut_grid((second + 0 for _ in range(seconds)), 8000, 2.0, 1.0):
             pass
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -91,7 +93,7 @@ def test_memory_is_a_window_s():
 
 def test_a_window_owns_its_samples():
     block = np.ones(8, np.float32)
-    (window,) = windows.grid([block], 2, 4.0, 4.0)
+    (window,) = windows.cut_grid([block], 2, 4.0, 4.0)
     block[:] = 5
     assert (window.samples == 1).all()
 
@@ -107,4 +109,4 @@ def test_a_window_owns_its_samples():
 )
 def test_settings_that_make_no_sense_are_named(options, setting):
     with pytest.raises(UserError, match=rf"--config\.audio\.{setting}="):
-        list(windows.grid([np.ones(5)], **{"rate": 2, "seconds": 1.0, "hop": 1.0, **options}))
+        list(windows.cut_grid([np.ones(5)], **{"rate": 2, "seconds": 1.0, "hop": 1.0, **options}))

@@ -75,7 +75,7 @@ def test_pictures_become_codes_clusters_and_figures(of_pictures, album, tmp_path
     assert saved["file"].tolist() == files and saved["codes"].dtype == np.float32
     # The codes are the network's, of what it would see of the files.
     network = load(of_pictures["coder"])
-    expected = network([pictures.decode(album / name) for name in files])
+    expected = network([pictures.decode_picture(album / name) for name in files])
     np.testing.assert_allclose(saved["codes"], expected, rtol=1e-5, atol=1e-5)
 
     rows = table(out / "embeddings.csv")
@@ -96,7 +96,7 @@ def test_of_a_classifier_it_is_what_comes_into_its_head(of_pictures, album, tmp_
     codes = np.load(out / "embeddings.npz")["codes"]
     network = load(of_pictures["classifier"])
     files = sorted(album.rglob("cam*"))[:4]  # a batch
-    examples = [network.prepare(pictures.decode(path)) for path in files]
+    examples = [network.prepare(pictures.decode_picture(path)) for path in files]
     probabilities, _ = network.answers_and_features(examples)
     head = network.variables["params"]["head"]
     logits = codes[:4] @ head["kernel"] + head["bias"]

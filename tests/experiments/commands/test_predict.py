@@ -62,7 +62,7 @@ def test_a_folder_of_pictures_becomes_a_row_for_each_picture_and_rank(run, album
     good = sorted(p for p in album.rglob("[0-9].*") if p != album / "a" / "1.png")
     assert [row["file"] for row in rows] == [str(path) for path in good for _ in range(2)]
     assert [row["rank"] for row in rows] == ["1", "2"] * 7
-    expected = load(run)([pictures.decode(path) for path in good])
+    expected = load(run)([pictures.decode_picture(path) for path in good])
     for index, probabilities in enumerate(expected):
         two = rows[2 * index : 2 * index + 2]
         order = np.argsort(-probabilities)[:2]

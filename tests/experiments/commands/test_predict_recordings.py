@@ -13,7 +13,7 @@ from finished_runs import config_with, write_finished
 
 from experiments.audio import annotations, detections
 from experiments.audio import raven as raven_rows
-from experiments.audio.detections import Window, joined, reached
+from experiments.audio.detections import Interval, join_intervals, select_classes
 from experiments.core.errors import UserError
 from experiments.inference import recordings as predict_recordings
 from experiments.inference import trained
@@ -146,7 +146,7 @@ def test_raven_s_tables_are_read_back_to_the_same_intervals(run, field, tmp_path
     predict(run, [str(field)], out, threshold=0.4, hop=0.3, quiet=True)
     rows = table(out / "predictions.csv")
     for name, path in (("a/1", "a/1.wav"), ("b/1", "b/1.FLAC"), ("b/1.wav", "b/1.wav")):
-        found, wrong = annotations.read_raven(out / f"{name}.dyn.selections.txt", path)
+        found, wrong = annotations.read_raven_table(out / f"{name}.dyn.selections.txt", path)
         said = [row for row in rows if row["file"] == str(field / path)]
         assert not wrong and len(found) == len(said) > 0
         for one, row in zip(found, said, strict=True):
@@ -321,9 +321,9 @@ def test_sounds_are_heard_at_any_rate_and_others_are_refused(asked, rng):
 
 def test_of_several_classes_at_once_all_that_reach_the_threshold_are_said():
     scores = np.array([0.5, 0.9, np.nan, 0.2, 0.9])
-    assert reached(scores, 0.5, several=True) == {1: 0.9, 4: 0.9, 0: 0.5}
-    assert reached(scores, 0.5, several=False) == {1: 0.9}
-    assert reached(scores, 0.95, several=False) == {}
+    assert select_classes(scores, 0.5, several=True) == {1: 0.9, 4: 0.9, 0: 0.5}
+    assert select_classes(scores, 0.5, several=False) == {1: 0.9}
+    assert select_classes(scores, 0.95, several=False) == {}
 
 
 @pytest.mark.parametrize(
@@ -336,8 +336,8 @@ def test_of_several_classes_at_once_all_that_reach_the_threshold_are_said():
 )
 def test_neighbours_are_joined_and_a_gap_is_not_bridged(most, expected):
     starts = {0: {0: 0.5}, 1: {0: 1.0, 1: 0.25}, 2: {0: 0.6}, 5: {0: 0.5}}
-    said = [(Window(start, start + 2, start < 2), scores) for start, scores in starts.items()]
-    found = list(joined(iter(said), most))
+    said = [(Interval(start, start + 2, start < 2), scores) for start, scores in starts.items()]
+    found = list(join_intervals(iter(said), most))
     assert [(d.number, d.start, d.end, pytest.approx(d.score)) for d in found] == expected
     assert found[0].silent and not found[-1].silent
 
@@ -345,7 +345,7 @@ def test_neighbours_are_joined_and_a_gap_is_not_bridged(most, expected):
 def test_a_cell_of_raven_s_table_stays_one_whatever_is_in_it(tmp_path):
     found = detections.Detection(0, 0.5, 1.25, 0.5, False)
     place = tmp_path / "x.txt"
-    with detections.raven_table(place, Path("/a\tb/ 'c\"\n.wav"), 0, 4000) as select:
+    with detections.open_raven_table(place, Path("/a\tb/ 'c\"\n.wav"), 0, 4000) as select:
         select('big\towl, "Bubo"', found)
     (row,) = raven(place)
     assert row["Label"] == 'big owl, "Bubo"' and row["Begin Path"] == "/a b/ 'c\" .wav"

@@ -24,7 +24,7 @@ def write_zip(path, files, method=zipfile.ZIP_DEFLATED):
 
 def read(path, name):
     with zipfile.ZipFile(path) as archive:
-        return archives.read_zip(archive, archives.zip_files(archive)[name])
+        return archives.read_zip(archive, archives.list_zip(archive)[name])
 
 
 def peak(function, *args):
@@ -40,14 +40,14 @@ def peak(function, *args):
 def test_what_is_in_a_zip_is_read(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"a/b.txt": b"hello", "empty": b"", "folder/": b""})
     with zipfile.ZipFile(path) as archive:
-        files = archives.zip_files(archive)
+        files = archives.list_zip(archive)
         assert list(files) == ["a/b.txt", "empty"]
         assert archives.read_zip(archive, files["a/b.txt"]) == b"hello"
         assert archives.read_zip(archive, files["empty"]) == b""
 
 
 def test_a_bomb_that_says_its_size_is_refused_without_unpacking_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MOST_FILE", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 1 << 20)
     path = write_zip(tmp_path / "a.zip", {"bomb": bytes(64 << 20)})
     assert path.stat().st_size < 1 << 17
     used, error = peak(read, path, "bomb")
@@ -67,7 +67,7 @@ def test_a_bomb_that_lies_about_its_size_is_cut_off_at_what_it_said(tmp_path):
 
 
 def test_many_files_are_counted_together(tmp_path, monkeypatch):
-    monkeypatch.setattr(archives, "MOST_TOTAL", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_TOTAL_BYTES", 1 << 20)
     path = write_zip(tmp_path / "a.zip", {f"{number}": bytes(1 << 18) for number in range(5)})
     with pytest.raises(archives.ArchiveError, match="1,310,720 bytes, more than the 1,048,576"):
         read(path, "0")
@@ -108,7 +108,7 @@ def test_only_plain_files_of_a_tar_are_seen(tmp_path):
         for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.DIRTYPE):
             add(archive, "node", kind=kind)
     with tarfile.open(tmp_path / "a.tar") as archive:
-        (member,) = archives.tar_files(archive)
+        (member,) = archives.iterate_tar(archive)
         assert archives.read_tar(archive, member) == b"hello"
 
 
@@ -126,11 +126,11 @@ def sparse(name, size):
 def test_a_sparse_file_of_a_terabyte_is_refused(tmp_path):
     (tmp_path / "a.tar").write_bytes(sparse("VOC2012/a", 2**40 // 128) + bytes(1024))
     with tarfile.open(tmp_path / "a.tar") as archive:
-        assert list(archives.tar_files(archive)) == []  # 8 GB: passed over
+        assert list(archives.iterate_tar(archive)) == []  # 8 GB: passed over
     (tmp_path / "a.tar").write_bytes(sparse("VOC2012/a", 2**33 - 1) * 3 + bytes(1024))
     with tarfile.open(tmp_path / "a.tar") as archive:
         with pytest.raises(archives.ArchiveError, match="its files would have 25,7"):
-            list(archives.tar_files(archive))
+            list(archives.iterate_tar(archive))
 
 
 LISTS = "VOCdevkit/VOC2012/ImageSets/Segmentation"
@@ -202,8 +202,8 @@ def test_a_hostile_tar_writes_nothing_outside_its_folder(load, tmp_path):
 @pytest.mark.parametrize(
     ("limit", "value", "says"),
     [
-        ("MOST_TOTAL", 1 << 20, "a.tar.gz is not read: its files would have"),
-        ("MOST_FILE", 1 << 20, "train_a.jpg would have 4,194,304 bytes"),
+        ("MAX_TOTAL_BYTES", 1 << 20, "a.tar.gz is refused: its files would have"),
+        ("MAX_FILE_BYTES", 1 << 20, "train_a.jpg would have 4,194,304 bytes"),
     ],
 )
 def test_a_packed_tar_that_unpacks_to_too_much_is_refused(
@@ -248,6 +248,6 @@ def test_a_zip_of_tiny_imagenet_with_links_and_bombs_is_refused(load, tmp_path, 
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(UserError, match=r"no usable picture below train .*not a picture"):
         load(path, "tiny_imagenet")
-    monkeypatch.setattr(archives, "MOST_TOTAL", 1 << 20)
-    with pytest.raises(UserError, match=r"a\.zip is not read: its files would have 4,194,"):
+    monkeypatch.setattr(archives, "MAX_TOTAL_BYTES", 1 << 20)
+    with pytest.raises(UserError, match=r"a\.zip is refused: its files would have 4,194,"):
         load(path, "tiny_imagenet")

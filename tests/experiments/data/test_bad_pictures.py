@@ -98,15 +98,15 @@ SKIPPED = {
 def test_an_odd_picture_is_used_upright_as_rgb(tmp_path, name):
     content, shape = USED[name]
     (tmp_path / name).write_bytes(content)
-    assert pictures.check(tmp_path / name) == (shape, "")
-    for picture in (pictures.decode(tmp_path / name), pictures.decode(content)):
+    assert pictures.check_picture(tmp_path / name) == (shape, "")
+    for picture in (pictures.decode_picture(tmp_path / name), pictures.decode_picture(content)):
         assert picture.shape == (*shape, 3) and picture.dtype == np.uint8
-    assert pictures.decode(content, channels=1).shape == (*shape, 1)
+    assert pictures.decode_picture(content, channels=1).shape == (*shape, 1)
 
 
 def test_of_an_animation_the_first_frame_counts():
     for name in ("animated.gif", "animated.webp", "animated.png", "pages.tif"):
-        assert abs(int(pictures.decode(USED[name][0])[0, 0, 0]) - 100) <= 2, name
+        assert abs(int(pictures.decode_picture(USED[name][0])[0, 0, 0]) - 100) <= 2, name
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -114,13 +114,15 @@ def test_a_picture_is_turned_as_pillow_would_turn_it(orientation):
     content = encoded(COLOUR, exif=rotated(orientation))
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
-    np.testing.assert_array_equal(pictures.decode(content), expected)
+    np.testing.assert_array_equal(pictures.decode_picture(content), expected)
 
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
     for name in ("16 bit.png", "16 bit.tif", "16 bit.pgm"):
         expected = np.asarray(WIDE) >> 8
-        np.testing.assert_array_equal(pictures.decode(USED[name][0])[..., 0], expected, name)
+        np.testing.assert_array_equal(
+            pictures.decode_picture(USED[name][0])[..., 0], expected, name
+        )
 
 
 @pytest.mark.parametrize("name", SKIPPED)
@@ -128,11 +130,11 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
 def test_a_bad_picture_is_skipped_with_the_reason(tmp_path, name):
     content, says = SKIPPED[name]
     (tmp_path / name).write_bytes(content)
-    size, reason = pictures.check(tmp_path / name)
+    size, reason = pictures.check_picture(tmp_path / name)
     assert size is None
     assert re.search(says, reason), reason
     with pytest.raises(Exception):  # noqa: B017  Pillow has many.
-        pictures.decode(content)
+        pictures.decode_picture(content)
 
 
 def test_all_of_them_in_one_folder_are_used_or_listed(make_config, tmp_path, capfd):
@@ -163,7 +165,7 @@ def test_pictures_of_any_shape_become_the_networks_square(augment, rng):
     for shape in ((1, 20_000), (20_000, 1), (1, 1), (3, 400), (4, 6)):
         example = {"inputs": noise(*shape, 3), "label": np.int32(0)}
         for train in (True, False):
-            make = transforms.make(augment, 16, (0.5,), (0.25,), train=train)
+            make = transforms.make_transform(augment, 16, (0.5,), (0.25,), train=train)
             inputs = (make(example, rng) if train else make(example))["inputs"]
             assert inputs.shape == (16, 16, 3) and np.isfinite(inputs).all()
 
@@ -175,7 +177,7 @@ def test_the_middle_of_a_long_picture_is_what_scaling_it_whole_would_give():
         whole = transforms.resize(picture, round(height * scale), round(width * scale))
         top, left = (whole.shape[0] - 16) // 2, (whole.shape[1] - 16) // 2
         expected = whole[top : top + 16, left : left + 16].astype(int)
-        assert np.abs(transforms.fit(picture, 16) - expected).mean() < 12
+        assert np.abs(transforms.crop_to_square(picture, 16) - expected).mean() < 12
 
 
 @pytest.mark.parametrize("augment", mask_transforms.AUGMENTATIONS)
@@ -183,7 +185,7 @@ def test_pairs_of_any_shape_become_the_networks_square(augment, rng):
     for shape in ((1, 20_000), (20_000, 1), (1, 1), (4, 6)):
         example = {"inputs": noise(*shape, 3), "label": np.zeros(shape, np.uint8)}
         for train in (True, False):
-            make = mask_transforms.make(augment, 16, (0.5,), (0.25,), train=train)
+            make = mask_transforms.make_transform(augment, 16, (0.5,), (0.25,), train=train)
             made = make(example, rng) if train else make(example)
             assert made["inputs"].shape == (16, 16, 3) and np.isfinite(made["inputs"]).all()
             assert made["label"].shape == (16, 16)
@@ -206,17 +208,17 @@ def test_pairs_of_any_shape_become_the_networks_square(augment, rng):
 def test_a_bad_mask_is_skipped_with_the_reason(tmp_path, content, says):
     COLOUR.save(tmp_path / "a.jpg")
     (tmp_path / "a.png").write_bytes(content)
-    seen, reason = masks.check(tmp_path / "a.jpg", tmp_path / "a.png")
+    seen, reason = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")
     assert seen is None and reason.startswith("its mask cannot be read: ") and says in reason
 
 
 def test_a_mask_is_as_large_as_the_upright_picture(tmp_path):
     COLOUR.save(tmp_path / "a.jpg", exif=rotated(6))
     Image.new("L", (4, 6)).save(tmp_path / "a.png")
-    ((size, _), _) = masks.check(tmp_path / "a.jpg", tmp_path / "a.png")
+    ((size, _), _) = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")
     assert size == (6, 4)
     Image.new("L", (6, 4)).save(tmp_path / "a.png")
-    assert masks.check(tmp_path / "a.jpg", tmp_path / "a.png") == (
+    assert masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png") == (
         None,
         "4 by 6, but its mask 6 by 4",
     )
@@ -243,7 +245,7 @@ def test_a_file_that_goes_bad_is_named_through_the_pipeline(make_config, tmp_pat
         for number in range(10):
             COLOUR.save(tmp_path / "pets" / name / f"{number}.png")
     train = data.load(make_config(name="folder", source=tmp_path / "pets"), 0).splits["train"]
-    make = transforms.make("none", 8, (0.5,), (0.25,), train=True)
+    make = transforms.make_transform("none", 8, (0.5,), (0.25,), train=True)
     batches = pipeline.train_batches(train, make, batch_size=4, seed=0)
     next(batches)
     for path in (tmp_path / "pets").rglob("*.png"):

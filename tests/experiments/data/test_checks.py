@@ -7,7 +7,7 @@ from experiments import data
 from experiments.configs import common
 from experiments.core.errors import UserError
 from experiments.data import Dataset
-from experiments.data.sources import Subset
+from experiments.data.views import Subset
 from experiments.train.loop import train
 
 

@@ -19,14 +19,16 @@ def left(folder):
 def test_a_file_arrives_whole_and_once(serve, tmp_path):
     url, requests = serve(CONTENT)
     for _ in range(2):
-        final = downloads.fetch(url, MD5, tmp_path / "new" / "a.zip", len(CONTENT))
+        final = downloads.download_file(url, MD5, tmp_path / "new" / "a.zip", len(CONTENT))
         assert final.read_bytes() == CONTENT
     assert len(requests) == 1 and left(tmp_path / "new") == ["a.zip"]
 
 
 def test_a_length_that_is_not_announced_is_no_problem(serve, tmp_path):
     url, _ = serve(lambda: [CONTENT])
-    assert downloads.fetch(url, MD5, tmp_path / "a.zip", len(CONTENT)).read_bytes() == CONTENT
+    assert (
+        downloads.download_file(url, MD5, tmp_path / "a.zip", len(CONTENT)).read_bytes() == CONTENT
+    )
 
 
 def without_end():
@@ -53,10 +55,12 @@ def test_what_is_not_the_file_leaves_nothing_and_the_next_try_is_good(
 ):
     url, _ = serve(**answer)
     with pytest.raises(downloads.DownloadError, match=says):
-        downloads.fetch(url, MD5, tmp_path / "a.zip", len(CONTENT))
+        downloads.download_file(url, MD5, tmp_path / "a.zip", len(CONTENT))
     assert left(tmp_path) == []
     url, _ = serve(CONTENT)
-    assert downloads.fetch(url, MD5, tmp_path / "a.zip", len(CONTENT)).read_bytes() == CONTENT
+    assert (
+        downloads.download_file(url, MD5, tmp_path / "a.zip", len(CONTENT)).read_bytes() == CONTENT
+    )
 
 
 def test_a_killed_download_leaves_no_file_of_that_name_and_is_swept_away(serve, tmp_path):
@@ -86,9 +90,11 @@ def test_a_killed_download_leaves_no_file_of_that_name_and_is_swept_away(serve, 
     (partial,) = tmp_path.iterdir()
     assert partial.suffix == ".part"
     url, _ = serve(CONTENT)
-    assert downloads.fetch(url, MD5, tmp_path / "a.zip", len(CONTENT)).read_bytes() == CONTENT
+    assert (
+        downloads.download_file(url, MD5, tmp_path / "a.zip", len(CONTENT)).read_bytes() == CONTENT
+    )
     assert partial.exists()  # It could be another process's, at work.
     (tmp_path / "a.zip").unlink()
     os.utime(partial, (0, 0))
-    downloads.fetch(url, MD5, tmp_path / "a.zip", len(CONTENT))
+    downloads.download_file(url, MD5, tmp_path / "a.zip", len(CONTENT))
     assert left(tmp_path) == ["a.zip"]

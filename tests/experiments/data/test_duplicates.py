@@ -6,7 +6,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.data import duplicates
-from experiments.data.sources import Arrays, Chain, Relabelled, Subset, flatten
+from experiments.data.views import Arrays, Chain, Relabelled, Subset, flatten
 
 
 def png(value):

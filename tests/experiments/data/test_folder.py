@@ -80,9 +80,9 @@ def test_truncated_jpegs_are_found(root):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     root.mkdir()
     Image.fromarray(noise).save(root / "a.jpg")
-    assert pictures.check(root / "a.jpg") == ((64, 64), "")
+    assert pictures.check_picture(root / "a.jpg") == ((64, 64), "")
     (root / "a.jpg").write_bytes((root / "a.jpg").read_bytes()[:1500])
-    assert pictures.check(root / "a.jpg")[0] is None
+    assert pictures.check_picture(root / "a.jpg")[0] is None
 
 
 def test_exif_rotation_is_applied(load, root):
@@ -114,16 +114,20 @@ def test_pictures_of_different_sizes_have_no_common_shape(load, root):
 )
 def test_every_mode_becomes_rgb(root, mode, suffix, value, expected):
     write(root / f"a.{suffix}", value, mode=mode)
-    picture = pictures.decode(root / f"a.{suffix}")
+    picture = pictures.decode_picture(root / f"a.{suffix}")
     assert picture.shape == (4, 6, 3) and picture.dtype == np.uint8
     assert abs(int(picture[0, 0, 0]) - expected) <= 3
-    assert pictures.decode((root / f"a.{suffix}").read_bytes(), channels=1).shape == (4, 6, 1)
+    assert pictures.decode_picture((root / f"a.{suffix}").read_bytes(), channels=1).shape == (
+        4,
+        6,
+        1,
+    )
 
 
 def test_a_class_that_cannot_be_learned_is_refused(load, root):
     write_classes(root / "train")
     write_classes(root / "test", 2, ("cat", "bird"))
-    with pytest.raises(UserError, match=r"test/bird: no such class"):
+    with pytest.raises(UserError, match=r"test/bird: there is no such class"):
         load()
 
 
@@ -134,7 +138,7 @@ def test_a_class_without_test_pictures_is_said(load, root):
 
 
 def test_folders_of_the_wrong_kind_are_refused(load, root, make_config):
-    with pytest.raises(UserError, match="No folder of pictures was given"):
+    with pytest.raises(UserError, match="No folder of pictures is set"):
         data.load(make_config(name="folder"), 0)
     with pytest.raises(UserError, match="pets is not a folder"):
         load()

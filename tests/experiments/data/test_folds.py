@@ -7,7 +7,7 @@ from experiments import data
 from experiments.core.errors import UserError
 from experiments.data import folds, splits
 from experiments.data.dataset import Dataset
-from experiments.data.sources import Arrays, Subset
+from experiments.data.views import Arrays, Subset
 
 CLASSES = ["ash", "birch", "cedar"]
 
@@ -22,7 +22,7 @@ def archive(config, train=(0, 1, 2) * 20, test=(0, 1, 2) * 10):
     """A data set with splits of its own, as the readers make it."""
     pools = [splits.Pool(source(train), np.array(train))]
     pools.append(splits.Pool(source(test, first=100), np.array(test)))
-    parts, notes = splits.arrange("trees", config, 0, train=pools[0], test=pools[1])
+    parts, notes = splits.make_splits("trees", config, 0, train=pools[0], test=pools[1])
     return Dataset("trees", parts, CLASSES, (4, 1), ["Read from files.", *notes])
 
 
@@ -37,7 +37,7 @@ def labels(examples):
 @pytest.mark.parametrize("validation", [0.0, 0.1])
 def test_a_pool_has_every_example_once_in_the_order_of_the_files(make_config, validation):
     dataset = archive(make_config(validation=validation))
-    everything = folds.pool(dataset)
+    everything = folds.pool_splits(dataset)
     assert inputs(everything.source) == [*range(60), *range(100, 130)]
     assert labels(everything.source) == everything.labels.tolist() == [0, 1, 2] * 30
     where = dict(zip(inputs(everything.source), everything.origins, strict=True))
@@ -49,13 +49,13 @@ def test_a_pool_has_every_example_once_in_the_order_of_the_files(make_config, va
 
 def test_splits_of_one_source_and_views_of_views_are_pooled(make_config):
     everything = splits.Pool(source([0, 1] * 50), np.array([0, 1] * 50))
-    parts, _ = splits.arrange("set", make_config(limit=20), 0, train=everything)
-    pool = folds.pool(Dataset("set", parts, ["a", "b"], (4, 1)))
+    parts, _ = splits.make_splits("set", make_config(limit=20), 0, train=everything)
+    pool = folds.pool_splits(Dataset("set", parts, ["a", "b"], (4, 1)))
     shown = {number for part in parts.values() for number in inputs(part)}
     assert inputs(pool.source) == sorted(shown)
     nested = Subset(Subset(source([0, 1] * 4), [6, 4, 2, 0]), [3, 1])
     parts = {"train": nested, "validation": nested, "test": source([1], first=9)}
-    assert inputs(folds.pool(Dataset("set", parts, ["a", "b"], (4, 1))).source) == [0, 4, 9]
+    assert inputs(folds.pool_splits(Dataset("set", parts, ["a", "b"], (4, 1))).source) == [0, 4, 9]
 
 
 def test_a_chain_is_its_sources_one_after_another():
@@ -67,7 +67,7 @@ def test_a_chain_is_its_sources_one_after_another():
 
 def test_folds_share_every_class_and_the_whole_evenly():
     given = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [23, 40, 11]))
-    assignment, notes = folds.assign(given, 10, seed=0)
+    assignment, notes = folds.assign_folds(given, 10, seed=0)
     counts = np.array([np.bincount(given[assignment == fold], minlength=3) for fold in range(10)])
     assert counts.sum(0).tolist() == [23, 40, 11] and not notes
     assert np.ptp(counts, axis=0).max() <= 1 and np.ptp(counts.sum(1)) <= 1
@@ -75,17 +75,17 @@ def test_folds_share_every_class_and_the_whole_evenly():
 
 def test_the_seed_alone_decides_who_meets():
     given = np.repeat([0, 1, 2], 20)
-    one, _ = folds.assign(given, 5, seed=1)
-    np.testing.assert_array_equal(one, folds.assign(given, 5, seed=1)[0])
-    np.testing.assert_array_equal(one, folds.assign(given, 5, seed=1 + 2**32)[0])
-    assert (one != folds.assign(given, 5, seed=2)[0]).any()
+    one, _ = folds.assign_folds(given, 5, seed=1)
+    np.testing.assert_array_equal(one, folds.assign_folds(given, 5, seed=1)[0])
+    np.testing.assert_array_equal(one, folds.assign_folds(given, 5, seed=1 + 2**32)[0])
+    assert (one != folds.assign_folds(given, 5, seed=2)[0]).any()
     # Names of classes do not.
-    np.testing.assert_array_equal(one, folds.assign(given + 7, 5, seed=1)[0])
+    np.testing.assert_array_equal(one, folds.assign_folds(given + 7, 5, seed=1)[0])
 
 
 def test_small_classes_are_spread_and_said():
     given = np.repeat([0, 1, 2], [30, 4, 1])
-    assignment, notes = folds.assign(given, 10, seed=0)
+    assignment, notes = folds.assign_folds(given, 10, seed=0)
     assert np.bincount(assignment[given == 1]).max() == 1
     assert np.ptp(np.bincount(assignment, minlength=10)) <= 1
     assert len(notes) == 2
@@ -97,18 +97,18 @@ def test_impossible_numbers_of_folds_are_refused(given, number):
     with pytest.raises(
         UserError, match=f"{len(given)} examples cannot be dealt out to {number} folds"
     ):
-        folds.assign(np.array(given), number, seed=0)
+        folds.assign_folds(np.array(given), number, seed=0)
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.2])
 def test_each_example_is_tested_once_and_never_trained_on_then(make_config, validation):
     config = make_config(validation=validation)
     dataset = archive(config)
-    everything = folds.pool(dataset)
-    assignment, _ = folds.assign(everything.labels, 9, seed=0)
+    everything = folds.pool_splits(dataset)
+    assignment, _ = folds.assign_folds(everything.labels, 9, seed=0)
     tested = []
     for fold in range(9):
-        each = folds.fold_dataset(dataset, everything, assignment, fold, config, seed=0)
+        each = folds.make_fold_dataset(dataset, everything, assignment, fold, config, seed=0)
         train, held, test = (inputs(each.splits[s]) for s in ("train", "validation", "test"))
         assert (len(train), len(held), len(test)) == ((64, 16, 10) if validation else (80, 80, 10))
         assert set(train) | set(held) | set(test) == set(inputs(everything.source))
@@ -126,26 +126,26 @@ def test_each_example_is_tested_once_and_never_trained_on_then(make_config, vali
 def test_limits_hold_for_folds_too(make_config):
     config = make_config(validation=0.0, limit=8)
     dataset = archive(make_config(validation=0.0))
-    everything = folds.pool(dataset)
-    assignment, _ = folds.assign(everything.labels, 5, seed=0)
-    each = folds.fold_dataset(dataset, everything, assignment, 0, config, seed=0)
+    everything = folds.pool_splits(dataset)
+    assignment, _ = folds.assign_folds(everything.labels, 5, seed=0)
+    each = folds.make_fold_dataset(dataset, everything, assignment, 0, config, seed=0)
     assert [len(each.splits[s]) for s in ("train", "validation", "test")] == [8, 8, 8]
 
 
 def test_a_fold_that_does_not_exist_is_refused(make_config):
     dataset = archive(make_config())
-    everything = folds.pool(dataset)
-    assignment, _ = folds.assign(everything.labels, 5, seed=0)
+    everything = folds.pool_splits(dataset)
+    assignment, _ = folds.assign_folds(everything.labels, 5, seed=0)
     with pytest.raises(UserError, match=r"no fold 5: the folds are numbered from 0 to 4"):
-        folds.fold_dataset(dataset, everything, assignment, 5, make_config(), seed=0)
+        folds.make_fold_dataset(dataset, everything, assignment, 5, make_config(), seed=0)
 
 
 @pytest.fixture
 def written(make_config, tmp_path):
-    everything = folds.pool(archive(make_config(validation=0.0)))
-    assignment, _ = folds.assign(everything.labels, 5, seed=0)
+    everything = folds.pool_splits(archive(make_config(validation=0.0)))
+    assignment, _ = folds.assign_folds(everything.labels, 5, seed=0)
     path = tmp_path / "new" / "folds.csv"
-    folds.write(path, everything, assignment, CLASSES)
+    folds.write_folds(path, everything, assignment, CLASSES)
     return path, everything, assignment
 
 
@@ -158,24 +158,24 @@ def test_the_assignment_is_written_for_people_and_read_back(written, make_config
     assert (rows[61]["example"], rows[61]["split"], rows[61]["label"]) == ("61", "test", "birch")
     assert [int(row["fold"]) for row in rows] == assignment.tolist()
     assert [file.name for file in path.parent.iterdir()] == ["folds.csv"]
-    again = folds.read(path, everything, CLASSES)
+    again = folds.read_folds(path, everything, CLASSES)
     np.testing.assert_array_equal(again, assignment)
     assert again.dtype == assignment.dtype
     # Another share for validation is not other data.
-    other = folds.pool(archive(make_config(validation=0.3)))
-    np.testing.assert_array_equal(folds.read(path, other, CLASSES), assignment)
+    other = folds.pool_splits(archive(make_config(validation=0.3)))
+    np.testing.assert_array_equal(folds.read_folds(path, other, CLASSES), assignment)
 
 
 def test_an_assignment_for_other_data_is_refused(written, make_config):
     path, everything, _ = written
-    fewer = folds.pool(archive(make_config(), train=(0, 1, 2) * 19))
+    fewer = folds.pool_splits(archive(make_config(), train=(0, 1, 2) * 19))
     with pytest.raises(UserError, match="about other data: it has 90 examples and the data 87"):
-        folds.read(path, fewer, CLASSES)
-    other = folds.pool(archive(make_config(), train=(0, 1, 2) * 19 + (0, 2, 1)))
+        folds.read_folds(path, fewer, CLASSES)
+    other = folds.pool_splits(archive(make_config(), train=(0, 1, 2) * 19 + (0, 2, 1)))
     with pytest.raises(UserError, match="line 60 has the label 'birch' and the data 'cedar'"):
-        folds.read(path, other, CLASSES)
+        folds.read_folds(path, other, CLASSES)
     with pytest.raises(UserError, match="line 2 has the label 'ash' and the data 'oak'"):
-        folds.read(path, everything, ["oak", *CLASSES[1:]])
+        folds.read_folds(path, everything, ["oak", *CLASSES[1:]])
 
 
 @pytest.mark.parametrize(
@@ -192,26 +192,26 @@ def test_a_damaged_assignment_is_refused_by_name(written, text, message):
     path, everything, _ = written
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
-        folds.read(path, everything, CLASSES)
+        folds.read_folds(path, everything, CLASSES)
     assert str(path) in str(error.value) and "Delete it" in str(error.value)
 
 
 def test_a_missing_assignment_is_refused_by_name(written, tmp_path):
     with pytest.raises(UserError, match=r"none\.csv cannot be used"):
-        folds.read(tmp_path / "none.csv", written[1], CLASSES)
+        folds.read_folds(tmp_path / "none.csv", written[1], CLASSES)
 
 
 def test_the_781_series_of_adiac_in_ten_folds(make_config, real_data):
     config = make_config(name="ucr", source=real_data("ucr/Adiac"), variant="Adiac", validation=0.0)
     dataset = data.load(config, 0)
-    everything = folds.pool(dataset)
+    everything = folds.pool_splits(dataset)
     assert len(everything.labels) == 781
     assert (everything.origins.count("train"), everything.origins.count("test")) == (390, 391)
-    assignment, notes = folds.assign(everything.labels, 10, seed=0)
+    assignment, notes = folds.assign_folds(everything.labels, 10, seed=0)
     counts = np.array(
         [np.bincount(everything.labels[assignment == fold], minlength=37) for fold in range(10)]
     )
     assert not notes and np.ptp(counts, axis=0).max() == 1 and counts.min() >= 2
     assert sorted(counts.sum(1)) == [78] * 9 + [79]
-    each = folds.fold_dataset(dataset, everything, assignment, 9, config, seed=0)
+    each = folds.make_fold_dataset(dataset, everything, assignment, 9, config, seed=0)
     assert each.splits["test"][0]["inputs"].shape == (176, 1)

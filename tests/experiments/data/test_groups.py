@@ -3,19 +3,19 @@ import csv
 import pytest
 
 from experiments.core.errors import UserError
-from experiments.data import groups
+from experiments.data import groups, splits
 
 NAMES = [f"{bird}/site{site}_{take}.wav" for bird in "ab" for site in range(5) for take in range(2)]
 LABELS = [name[0] for name in NAMES]
 
 
 def test_recordings_of_a_site_stay_in_one_split():
-    sites = groups.groups_of(NAMES, r"(\w/site\d)")
-    dealt, _ = groups.deal_out(sites, LABELS, validation=0.2, test=0.2, seed=3)
+    sites = groups.find_groups(NAMES, r"(\w/site\d)")
+    dealt, _ = groups.assign_splits(sites, LABELS, validation=0.2, test=0.2, seed=3)
     for site in set(sites):
         assert len({split for split, mine in zip(dealt, sites, strict=True) if mine == site}) == 1
-    assert [dealt.count(split) for split in groups.SPLITS] == [12, 4, 4]
-    for split in groups.SPLITS:  # of each class a share
+    assert [dealt.count(split) for split in splits.NAMES] == [12, 4, 4]
+    for split in splits.NAMES:  # of each class a share
         assert {label for label, mine in zip(LABELS, dealt, strict=True) if mine == split} == {
             "a",
             "b",
@@ -23,23 +23,25 @@ def test_recordings_of_a_site_stay_in_one_split():
 
 
 def test_without_a_pattern_each_recording_is_its_own_group():
-    assert groups.groups_of(NAMES, "") == NAMES
-    dealt, _ = groups.deal_out(NAMES, LABELS, validation=0.0, test=0.5, seed=0)
+    assert groups.find_groups(NAMES, "") == NAMES
+    dealt, _ = groups.assign_splits(NAMES, LABELS, validation=0.0, test=0.5, seed=0)
     assert dealt.count("test") == 10 and dealt.count("validation") == 0
 
 
 def test_a_name_without_a_match_is_its_own_group():
-    assert groups.groups_of(["x_1.wav", "y.wav"], r"(.)_") == ["x", "y.wav"]
+    assert groups.find_groups(["x_1.wav", "y.wav"], r"(.)_") == ["x", "y.wav"]
 
 
 def test_a_class_of_one_group_is_trained_on():
-    dealt, notes = groups.deal_out(["1", "2", "3", "4", "5"], "aaaab", 0.0, 0.4, seed=0)
+    dealt, notes = groups.assign_splits(["1", "2", "3", "4", "5"], "aaaab", 0.0, 0.4, seed=0)
     assert dealt[4] == "train" and dealt.count("test") == 2
     assert any("only one example" in note for note in notes)
 
 
 def test_the_seed_decides():
-    one, other, again = (groups.deal_out(NAMES, LABELS, 0.2, 0.2, seed)[0] for seed in (0, 1, 0))
+    one, other, again = (
+        groups.assign_splits(NAMES, LABELS, 0.2, 0.2, seed)[0] for seed in (0, 1, 0)
+    )
     assert one == again != other
 
 
@@ -48,14 +50,14 @@ def test_the_seed_decides():
 )
 def test_a_pattern_that_means_nothing_is_refused(pattern, words):
     with pytest.raises(UserError, match=words):
-        groups.groups_of(NAMES, pattern)
+        groups.find_groups(NAMES, pattern)
 
 
 def test_a_table_of_splits_is_read_back(tmp_path):
     file = tmp_path / "splits.csv"
     with file.open("w", newline="") as out:
         csv.writer(out).writerows([("file", "split"), ("a.wav", "Train"), (r"b\c.wav", "val")])
-    assert groups.read(file) == {"a.wav": "train", "b/c.wav": "validation"}
+    assert groups.read_splits(file) == {"a.wav": "train", "b/c.wav": "validation"}
 
 
 @pytest.mark.parametrize(
@@ -69,4 +71,4 @@ def test_a_table_of_splits_is_read_back(tmp_path):
 def test_a_table_that_says_something_else_is_refused(tmp_path, text, words):
     (tmp_path / "splits.csv").write_text(text)
     with pytest.raises(UserError, match=words):
-        groups.read(tmp_path / "splits.csv")
+        groups.read_splits(tmp_path / "splits.csv")

@@ -6,7 +6,7 @@ import pytest
 
 from experiments import data
 from experiments.core.errors import UserError
-from experiments.data import places
+from experiments.data import paths
 
 
 def test_digits_keep_every_ink_count(make_config):
@@ -41,10 +41,10 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_all(make_config):
 
 def test_prepared_data_goes_where_it_was_asked_to(make_config, monkeypatch, tmp_path):
     monkeypatch.setenv("DYN_DATA_DIR", str(tmp_path / "variable"))
-    assert places.data_dir(make_config(dir="")) == tmp_path / "variable"
-    assert places.data_dir(make_config(dir=tmp_path / "field")) == tmp_path / "field"
+    assert paths.get_data_dir(make_config(dir="")) == tmp_path / "variable"
+    assert paths.get_data_dir(make_config(dir=tmp_path / "field")) == tmp_path / "field"
     monkeypatch.delenv("DYN_DATA_DIR")
-    assert places.data_dir(make_config(dir="")).parts[-2:] == (".cache", "dyn")
+    assert paths.get_data_dir(make_config(dir="")).parts[-2:] == (".cache", "dyn")
 
 
 def test_no_reader_imports_tensorflow_or_torch():

@@ -158,7 +158,7 @@ def test_half_a_pair_is_one_message(load, root, lacking, split):
 
 
 def test_folders_of_the_wrong_kind_are_refused(load, root, make_config):
-    with pytest.raises(UserError, match="No folder of pictures and masks was given"):
+    with pytest.raises(UserError, match="No folder of pictures and masks is set"):
         data.load(make_config(name="mask_folder"), 0)
     with pytest.raises(UserError, match="streets is not a folder"):
         load()
@@ -200,7 +200,7 @@ def test_folders_without_a_usable_pair_say_why(load, root):
     ("text", "message"),
     [
         (b"road\n", "names 1 classes"),
-        (b"road\nhouse\nroad\n", "names road more than once"),
+        (b"road\nhouse\nroad\n", "has road more than once"),
         (b"r\xe9seau\nhouse\n", "save it as UTF-8"),
     ],
 )

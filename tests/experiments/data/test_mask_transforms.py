@@ -41,19 +41,19 @@ def example(height, width):
 @pytest.mark.parametrize("shape", [(12, 20), (20, 20), (7, 5)])
 def test_what_fits_is_padded_and_nothing_else(shape):
     image, mask = picture(*shape), blobs(*shape)
-    padded, geometry = mask_transforms.fit(image, 20, FILL)
-    label, same = mask_transforms.fit(mask, 20, 255)
+    padded, geometry = mask_transforms.pad_to_square(image, 20, FILL)
+    label, same = mask_transforms.pad_to_square(mask, 20, 255)
     assert geometry.tolist() == same.tolist() == [*shape, *shape] and geometry.dtype == np.int32
     assert padded.shape == (20, 20, 3) and padded.dtype == label.dtype == np.uint8
     np.testing.assert_array_equal(padded[: shape[0], : shape[1]], image)
     outside = np.ones((20, 20), bool)
     outside[: shape[0], : shape[1]] = False
     assert (padded[outside] == FILL).all() and (label[outside] == 255).all()
-    np.testing.assert_array_equal(mask_transforms.restore(label, geometry), mask)
+    np.testing.assert_array_equal(mask_transforms.restore_size(label, geometry), mask)
 
 
 def test_size_0_leaves_everything_as_it_is():
-    image, geometry = mask_transforms.fit(picture(7, 5), 0, FILL)
+    image, geometry = mask_transforms.pad_to_square(picture(7, 5), 0, FILL)
     np.testing.assert_array_equal(image, picture(7, 5))
     assert geometry.tolist() == [7, 5, 7, 5]
 
@@ -63,8 +63,8 @@ def test_size_0_leaves_everything_as_it_is():
 )
 def test_what_is_larger_is_scaled_down_whole(shape, scaled):
     image, mask = picture(*shape), blobs(*shape)
-    padded, geometry = mask_transforms.fit(image, 20, FILL)
-    label, _ = mask_transforms.fit(mask, 20, 255)
+    padded, geometry = mask_transforms.pad_to_square(image, 20, FILL)
+    label, _ = mask_transforms.pad_to_square(mask, 20, 255)
     assert geometry.tolist() == [*shape, *scaled]
     tall, wide = scaled
     size, nearest = (wide, tall), Image.Resampling.NEAREST
@@ -73,7 +73,7 @@ def test_what_is_larger_is_scaled_down_whole(shape, scaled):
     expected = np.asarray(Image.fromarray(mask).resize(size, nearest))
     np.testing.assert_array_equal(label[:tall, :wide], expected)
     assert (padded[tall:] == FILL).all() and (label[:, wide:] == 255).all()
-    back = mask_transforms.restore(label, geometry)
+    back = mask_transforms.restore_size(label, geometry)
     expected = np.asarray(Image.fromarray(label[:tall, :wide]).resize(shape[::-1], nearest))
     np.testing.assert_array_equal(back, expected)
 
@@ -92,14 +92,14 @@ def test_logits_are_interpolated_between_the_middles_of_pixels(rng):
             upper = logits[top, left] * (1 - x) + logits[top, right] * x
             lower = logits[bottom, left] * (1 - x) + logits[bottom, right] * x
             expected[row, column] = np.argmax(upper * (1 - y) + lower * y)
-    found = mask_transforms.restore(logits, geometry)
+    found = mask_transforms.restore_size(logits, geometry)
     assert found.dtype == np.int32
     np.testing.assert_array_equal(found, expected)
 
 
 def test_logits_of_an_unscaled_picture_are_only_cropped(rng):
     logits = rng.normal(size=(16, 16, 4)).astype(np.float32)
-    found = mask_transforms.restore(logits, np.array([10, 13, 10, 13]))
+    found = mask_transforms.restore_size(logits, np.array([10, 13, 10, 13]))
     np.testing.assert_array_equal(found, logits.argmax(axis=-1)[:10, :13])
 
 
@@ -107,10 +107,10 @@ def test_logits_of_an_unscaled_picture_are_only_cropped(rng):
 def test_a_predictor_of_the_truth_is_scored_at_the_original_size(shape):
     mask = blobs(*shape)
     mask[3, 4:9] = 255
-    label, geometry = mask_transforms.fit(mask, 64, 255)
+    label, geometry = mask_transforms.pad_to_square(mask, 64, 255)
     logits = np.eye(4, dtype=np.float32)[np.where(label == 255, 0, label)]
     for prediction in (label, logits):
-        restored = mask_transforms.restore(prediction, geometry)
+        restored = mask_transforms.restore_size(prediction, geometry)
         assert restored.shape == mask.shape
         if max(shape) <= 64:
             assert scores(confusion_matrix(mask, restored, 4)).miou == 1.0
@@ -120,7 +120,7 @@ def test_a_predictor_of_the_truth_is_scored_at_the_original_size(shape):
 
 
 def test_an_example_for_evaluation_has_one_shape_whatever_its_size():
-    prepare = mask_transforms.make("affine_crop", 16, MEAN, STD, train=False)
+    prepare = mask_transforms.make_transform("affine_crop", 16, MEAN, STD, train=False)
     for shape in ((12, 10), (40, 30), (16, 16)):
         out = prepare(example(*shape))
         assert {key: (value.shape, value.dtype.name) for key, value in out.items()} == {
@@ -231,7 +231,7 @@ def test_brightness_is_0_8_to_1_2_and_never_overflows():
 @pytest.mark.parametrize("augment", mask_transforms.AUGMENTATIONS)
 @pytest.mark.parametrize("size", [0, 24])
 def test_examples_for_training(augment, size):
-    train = mask_transforms.make(augment, size, MEAN, STD, train=True)
+    train = mask_transforms.make_transform(augment, size, MEAN, STD, train=True)
     outs = [train(example(30, 40), np.random.default_rng(seed)) for seed in (0, 0, 1)]
     for out in outs:
         assert set(out) == {"inputs", "label"}
@@ -244,18 +244,18 @@ def test_examples_for_training(augment, size):
 
 
 def test_one_number_for_all_channels_is_enough():
-    train = mask_transforms.make("affine_crop", 24, 0.5, (0.25,), train=True)
+    train = mask_transforms.make_transform("affine_crop", 24, 0.5, (0.25,), train=True)
     out = train(example(30, 40), np.random.default_rng(0))
     np.testing.assert_allclose(out["inputs"][out["label"] == 255], 0, atol=0.01)
 
 
 def test_the_wrong_augmentation_is_said():
     with pytest.raises(UserError, match=r"'shift' for pictures with masks.*affine_crop"):
-        mask_transforms.make("shift", 0, 0.0, 1.0, train=True)
+        mask_transforms.make_transform("shift", 0, 0.0, 1.0, train=True)
 
 
 def test_transforms_can_be_sent_to_other_processes():
-    train = mask_transforms.make("affine_crop", 8, [0.5], np.array([0.5]), train=True)
+    train = mask_transforms.make_transform("affine_crop", 8, [0.5], np.array([0.5]), train=True)
     assert pickle.loads(pickle.dumps(train)) == train
 
 
@@ -271,7 +271,7 @@ class Scenes:
 
 
 def test_batches_for_training_are_the_same_for_any_number_of_hosts_and_threads():
-    train = mask_transforms.make("affine_crop", 16, MEAN, STD, train=True)
+    train = mask_transforms.make_transform("affine_crop", 16, MEAN, STD, train=True)
 
     def batches(**options):
         found = pipeline.train_batches(Scenes(), train, batch_size=4, seed=3, **options)
@@ -289,7 +289,7 @@ def test_batches_for_training_are_the_same_for_any_number_of_hosts_and_threads()
 
 
 def test_batches_for_evaluation_keep_what_the_original_size_takes():
-    prepare = mask_transforms.make("affine_crop", 24, MEAN, STD, train=False)
+    prepare = mask_transforms.make_transform("affine_crop", 24, MEAN, STD, train=False)
     scenes, position = Scenes(), 0
     total = np.zeros((4, 4), np.int64)
     for batch in pipeline.eval_batches(scenes, prepare, batch_size=2):
@@ -299,7 +299,7 @@ def test_batches_for_evaluation_keep_what_the_original_size_takes():
         ):
             if counts:
                 truth = scenes[position]["label"]
-                restored = mask_transforms.restore(label, geometry)
+                restored = mask_transforms.restore_size(label, geometry)
                 total += confusion_matrix(truth, restored, 4)
                 position += 1
     assert position == 5

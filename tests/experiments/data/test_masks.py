@@ -28,28 +28,28 @@ def indices(rng):
 def test_palette_and_single_channel_masks_give_their_indices(indices):
     wide = Image.fromarray(indices.astype(np.uint16))
     for image in (palette_picture(indices), Image.fromarray(indices), wide):
-        found = masks.decode(encoded(image))
+        found = masks.decode_mask(encoded(image))
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, indices)
     transparent = io.BytesIO()
     palette_picture(indices).save(transparent, "PNG", transparency=0)
-    np.testing.assert_array_equal(masks.decode(transparent.getvalue()), indices)
+    np.testing.assert_array_equal(masks.decode_mask(transparent.getvalue()), indices)
     two = Image.fromarray(indices > 0)
-    np.testing.assert_array_equal(masks.decode(encoded(two)), indices > 0)
+    np.testing.assert_array_equal(masks.decode_mask(encoded(two)), indices > 0)
 
 
 def test_masks_without_indices_are_refused(indices):
     for mode in ("RGB", "RGBA", "LA"):
         with pytest.raises(ValueError, match=f"{mode} colours; a mask needs"):
-            masks.decode(encoded(Image.fromarray(indices).convert(mode)))
+            masks.decode_mask(encoded(Image.fromarray(indices).convert(mode)))
     with pytest.raises(ValueError, match="holds the number 300"):
-        masks.decode(encoded(Image.fromarray(np.full((2, 2), 300, np.uint16))))
+        masks.decode_mask(encoded(Image.fromarray(np.full((2, 2), 300, np.uint16))))
 
 
 def test_a_pair_that_can_be_used_says_its_size_and_indices(tmp_path, indices):
     Image.new("RGB", (6, 5)).save(tmp_path / "a.jpg")
     palette_picture(indices).save(tmp_path / "a.png")
-    (size, found), reason = masks.check(tmp_path / "a.jpg", tmp_path / "a.png")
+    (size, found), reason = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")
     assert (size, found.tolist(), reason) == ((5, 6), [0, 1, 7], "")
 
 
@@ -70,7 +70,7 @@ def test_a_pair_that_cannot_be_used_is_named_with_the_reason(tmp_path, indices, 
     palette_picture(indices).save(tmp_path / "a.png")
     damage(tmp_path, indices)
     pair = (tmp_path / "a.jpg", tmp_path / "a.png")
-    checked = masks.check_all(tmp_path, [pair], 21)
+    checked = masks.check_pairs(tmp_path, [pair], 21)
     assert len(checked.pairs) == 0 and checked.present.shape == (0, 255)
     ((file, why),) = checked.skipped
     assert file == "a.jpg"
@@ -81,7 +81,7 @@ def test_a_truncated_mask_is_found(tmp_path, rng):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
     Image.fromarray(rng.integers(0, 20, (64, 64), np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:600])
-    assert masks.check(tmp_path / "a.jpg", tmp_path / "a.png")[0] is None
+    assert masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")[0] is None
 
 
 def test_pictures_are_stratified_by_their_rarest_class():
@@ -90,7 +90,7 @@ def test_pictures_are_stratified_by_their_rarest_class():
     present[:30, 1] = True
     present[:12, 2] = True  # rarer than 1
     present[30:33, 3] = True  # three pictures: too few for a stratum of their own
-    labels = masks.strata(present)
+    labels = masks.compute_strata(present)
     assert labels[:12].tolist() == [2] * 12
     assert labels[12:30].tolist() == [1] * 18
     assert labels[30:33].tolist() == [4] * 3
@@ -99,13 +99,13 @@ def test_pictures_are_stratified_by_their_rarest_class():
 
 def test_a_few_pictures_are_one_stratum():
     present = np.eye(6, dtype=bool)
-    assert masks.strata(present).tolist() == [6] * 6
+    assert masks.compute_strata(present).tolist() == [6] * 6
 
 
 def test_what_a_split_lacks_is_said():
     present = np.zeros((2, 255), bool)
     present[:, [0, 2]] = True
-    checked = masks.Checked(masks.Pairs([], []), set(), present, [])
-    assert masks.absence_notes({"train": checked}, ["a", "b", "c", "d"]) == [
+    checked = masks.CheckedPairs(masks.Pairs([], []), set(), present, [])
+    assert masks.describe_absent_classes({"train": checked}, ["a", "b", "c", "d"]) == [
         "train has no pixel of b, d."
     ]

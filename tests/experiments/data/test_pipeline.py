@@ -6,11 +6,11 @@ from absl import flags
 
 from experiments.core.errors import UserError
 from experiments.data import pipeline, transforms
-from experiments.data.sources import Arrays
+from experiments.data.views import Arrays
 
 COUNT, BATCH = 21, 8
-TRAIN = transforms.make("crop_flip", 6, 0.5, 0.5, train=True)
-EVAL = transforms.make("crop_flip", 6, 0.5, 0.5, train=False)
+TRAIN = transforms.make_transform("crop_flip", 6, 0.5, 0.5, train=True)
+EVAL = transforms.make_transform("crop_flip", 6, 0.5, 0.5, train=False)
 
 
 @pytest.fixture

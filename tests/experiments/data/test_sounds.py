@@ -9,7 +9,7 @@ from experiments.audio import songs
 from experiments.configs import birdsong_classifier, common
 from experiments.core.errors import UserError
 from experiments.data import check_skipped, extra, load
-from experiments.data.sources import flatten
+from experiments.data.views import flatten
 
 # Small pictures of short windows: what is read, not how it looks, is what counts here.
 AUDIO = {"sample_rate": 16_000, "seconds": 0.5, "hop": 0.5, "n_fft": 256, "step": 200, "bands": 16}
@@ -18,13 +18,13 @@ AUDIO = {"sample_rate": 16_000, "seconds": 0.5, "hop": 0.5, "n_fft": 256, "step"
 @pytest.fixture(scope="module")
 def birds(tmp_path_factory):
     folder = tmp_path_factory.mktemp("birds")
-    return songs.write(folder, classes=2, recordings=6, seconds=1.0, rate=16_000)
+    return songs.write_songs(folder, classes=2, recordings=6, seconds=1.0, rate=16_000)
 
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
-    return songs.write_long(folder, classes=2, recordings=6, seconds=4.0, rate=16_000)
+    return songs.write_mixed_songs(folder, classes=2, recordings=6, seconds=4.0, rate=16_000)
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_windows_around_annotations_stay_within_their_recording(long, opened, tm
             rows.append(f"long-{number:03d}.wav,{start},{end},wren")
     (tmp_path / "labels.csv").write_text("\n".join(rows))
     audio = {"labels": "multi", "exhaustive": True, "windows": "annotations", "pad": "drop"}
-    with pytest.raises(UserError, match="it is not known of any window what is not in it"):
+    with pytest.raises(UserError, match="no window has a negative label"):
         opened(long, annotations=str(tmp_path / "labels.csv"), **audio)
     rows.append("long-001.wav,1.9,2.1,owl")
     (tmp_path / "labels.csv").write_text("\n".join(rows))
@@ -311,7 +311,7 @@ def test_recordings_that_pictures_were_made_after_are_not_tested_on_without_a_wo
 
 def test_more_pictures_are_for_data_with_classes(config):
     config.audio.labels = "none"
-    with pytest.raises(UserError, match="pictures and recordings that have classes"):
+    with pytest.raises(UserError, match="pictures or recordings that have classes"):
         extra.add_pictures(load(config.data, 0, config.audio), config.data, config.audio)
 
 

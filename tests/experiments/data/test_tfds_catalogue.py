@@ -128,9 +128,7 @@ def test_features_of_other_peoples_code_are_refused_before_it_runs(load, tmp_pat
     )
     assert features.read_text() != text
     for source in (tmp_path, tmp_path / "toy" / "1.0.0"):
-        with pytest.raises(
-            UserError, match=r"features\.json wants the code strange\.Text to be run"
-        ):
+        with pytest.raises(UserError, match=r"features\.json would run the code of strange\.Text"):
             load(source)
     assert not mark.exists()
 

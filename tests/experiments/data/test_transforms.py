@@ -19,14 +19,14 @@ def picture(height=12, width=20, channels=3):
 
 @pytest.mark.parametrize("shape", [(12, 20, 3), (20, 12, 1), (8, 8, 3), (5, 4, 1)])
 def test_fit_makes_a_square(shape):
-    assert transforms.fit(picture(*shape), 8).shape == (8, 8, shape[2])
-    assert transforms.fit(picture(*shape), 0).shape == shape
+    assert transforms.crop_to_square(picture(*shape), 8).shape == (8, 8, shape[2])
+    assert transforms.crop_to_square(picture(*shape), 0).shape == shape
 
 
 def test_fit_crops_the_middle():
     wide = np.zeros((8, 16, 1), np.uint8)
     wide[:, 4:12] = 200
-    assert (transforms.fit(wide, 8) == 200).all()
+    assert (transforms.crop_to_square(wide, 8) == 200).all()
 
 
 def test_normalise_is_float32_and_exact():
@@ -45,7 +45,7 @@ def test_a_mean_for_other_channels_is_refused():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_pictures_for_training(augment, size, channels):
     example = {"inputs": picture(16, 16, channels), "label": np.int64(3)}
-    train = transforms.make(augment, size, 0.5, 0.25, train=True)
+    train = transforms.make_transform(augment, size, 0.5, 0.25, train=True)
     outs = [train(example, np.random.default_rng(seed)) for seed in (0, 0, 1)]
     for out in outs:
         assert out["inputs"].dtype == np.float32 and out["label"].dtype == np.int32
@@ -71,7 +71,7 @@ def test_resized_crop_of_a_very_long_picture(rng):
 @pytest.mark.parametrize("length", [3, 50])
 def test_series_for_training(length):
     series = np.sin(np.arange(length * 2, dtype=np.float32)).reshape(length, 2)
-    train = transforms.make("series", 0, 0.0, 1.0, train=True)
+    train = transforms.make_transform("series", 0, 0.0, 1.0, train=True)
     outs = [train({"inputs": series, "label": 1}, np.random.default_rng(s)) for s in (0, 1)]
     for out in outs:
         assert out["inputs"].dtype == np.float32 and out["inputs"].shape == (length, 2)
@@ -87,21 +87,23 @@ def test_a_window_warp_keeps_the_ends(rng):
 
 def test_evaluation_leaves_series_as_they_are():
     series = np.ones((5, 1), np.float32)
-    out = transforms.make("series", 0, 0.5, 0.5, train=False)({"inputs": series, "label": 0})
+    out = transforms.make_transform("series", 0, 0.5, 0.5, train=False)(
+        {"inputs": series, "label": 0}
+    )
     np.testing.assert_array_equal(out["inputs"], series)
 
 
 def test_the_wrong_augmentation_is_said(rng):
     with pytest.raises(UserError, match=r"'flip'.*crop_flip"):
-        transforms.make("flip", 0, 0.0, 1.0, train=True)
-    for_pictures = transforms.make("crop_flip", 0, 0.0, 1.0, train=True)
+        transforms.make_transform("flip", 0, 0.0, 1.0, train=True)
+    for_pictures = transforms.make_transform("crop_flip", 0, 0.0, 1.0, train=True)
     with pytest.raises(UserError, match="not for series"):
         for_pictures({"inputs": np.ones((5, 1), np.float32), "label": 0}, rng)
-    for_series = transforms.make("series", 0, 0.0, 1.0, train=True)
+    for_series = transforms.make_transform("series", 0, 0.0, 1.0, train=True)
     with pytest.raises(UserError, match="not for pictures"):
         for_series({"inputs": picture(), "label": 0}, rng)
 
 
 def test_transforms_can_be_sent_to_other_processes():
-    train = transforms.make("shift", 8, [0.5], [0.5], train=True)
+    train = transforms.make_transform("shift", 8, [0.5], [0.5], train=True)
     assert pickle.loads(pickle.dumps(train)) == train

@@ -67,7 +67,7 @@ def test_a_missing_set_names_the_places_and_the_two_ways(load, tmp_path):
     assert "UCR Time Series Classification Archive (2018)" in str(error.value)
     assert str(tmp_path / "prepared" / "ucr") in str(error.value)
     (tmp_path / "Toy" / "Toy_TEST.tsv").unlink()
-    with pytest.raises(UserError, match=r"Toy_TEST\.tsv should be"):
+    with pytest.raises(UserError, match=r"Toy_TEST\.tsv"):
         load()
 
 
@@ -130,9 +130,9 @@ def test_constant_and_empty_series(load, tmp_path):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("2,1,2,3", "4 columns, expected 5"),
-        ("2,1,2,3,4,5", "6 columns, expected 5"),
-        ("2", "1 columns, expected 5"),
+        ("2,1,2,3", "4 columns instead of 5"),
+        ("2,1,2,3,4,5", "6 columns instead of 5"),
+        ("2", "1 columns instead of 5"),
         ("2,1,2,x,4", "not a number"),
         ("2,1,\0,3,4", "not a number"),
         ("2,1,inf,3,4", "inf"),
@@ -142,7 +142,7 @@ def test_constant_and_empty_series(load, tmp_path):
 )
 def test_bad_rows_are_named_by_file_and_line(load, tmp_path, row, message):
     write(tmp_path, train=["2,1,2,3,4", "", row])
-    with pytest.raises(UserError, match=rf"Toy_TRAIN\.tsv, line 3: .*{message}"):
+    with pytest.raises(UserError, match=rf"Toy_TRAIN\.tsv, line 3.*{message}"):
         load()
 
 
@@ -169,7 +169,7 @@ def test_a_file_that_was_cut_off_is_named_by_its_last_line(load, tmp_path):
     write(tmp_path)
     whole = (tmp_path / "Toy_TRAIN.tsv").read_bytes()
     (tmp_path / "Toy_TRAIN.tsv").write_bytes(whole[:-5])
-    with pytest.raises(UserError, match=r"Toy_TRAIN\.tsv, line 4: 3 columns, expected 5"):
+    with pytest.raises(UserError, match=r"Toy_TRAIN\.tsv, line 4 has 3 columns"):
         load()
 
 
@@ -205,9 +205,9 @@ def test_ts_dimensions_are_channels_and_lengths_may_differ(load, tmp_path):
 @pytest.mark.parametrize(
     ("rows", "header", "message"),
     [
-        (["1,2,3:up", "1,2:down"], ["@equalLength true"], "line 9: 2 values, expected 3"),
-        (["1,2,3"], [], "line 7: no label"),
-        (["1,2:up", "1,2:1,2:up"], [], "line 8: 2 channels"),
+        (["1,2,3:up", "1,2:down"], ["@equalLength true"], "line 9 has 2 values"),
+        (["1,2,3"], [], "line 7 has no label"),
+        (["1,2:up", "1,2:1,2:up"], [], "line 8 has 2 channels"),
         (["(0,1),(1,2):up"], ["@timeStamps true"], "time stamps"),
         (["1,2"], ["@classLabel false"], "no class labels"),
         ([], [], "no series"),

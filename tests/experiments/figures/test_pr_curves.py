@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score
 
-from experiments.data.sources import Arrays, Chain, Subset
+from experiments.data.views import Arrays, Chain, Subset
 from experiments.figures import examples as mistakes
 from experiments.figures import pr_curves as per_class
 

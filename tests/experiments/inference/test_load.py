@@ -9,7 +9,7 @@ from finished_runs import config_with, write_finished
 
 from experiments.core.errors import UserError
 from experiments.data import transforms, ucr
-from experiments.data.ucr_files import Row
+from experiments.data.ucr import Series
 from experiments.inference.trained import config_of
 from experiments.load import load
 from experiments.runs import artifacts as maps
@@ -50,7 +50,7 @@ def test_three_lines_give_what_the_network_says_of_any_number_of_pictures(digits
 def test_pictures_of_other_sizes_are_brought_to_that_of_the_run(digits, rng):
     model = load(digits[0])
     large = rng.integers(0, 256, (20, 31, 1), np.uint8)
-    np.testing.assert_array_equal(model([large]), model([transforms.fit(large, 8)]))
+    np.testing.assert_array_equal(model([large]), model([transforms.crop_to_square(large, 8)]))
 
 
 @pytest.mark.parametrize(
@@ -72,8 +72,8 @@ def test_series_are_filled_normalised_and_padded_as_in_training(tmp_path, rng):
     model, series = load(tmp_path), 3 + rng.normal(size=(3, 24))
     series[1, 20:] = np.nan
     series[2, 4] = np.nan
-    rows = [Row(1, "", [values], padded=True) for values in series]
-    inputs = ucr._series(rows, notes := [])
+    rows = [Series(1, "", [values], padded=True) for values in series]
+    inputs, notes = ucr._stack_series(rows)
     assert len(notes) == 3
     expected = jax.nn.softmax(net.apply(variables, inputs))
     np.testing.assert_allclose(model(series), expected, rtol=1e-5)

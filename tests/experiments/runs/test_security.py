@@ -171,7 +171,7 @@ def test_maps_that_would_fill_the_memory_are_refused(tmp_path, monkeypatch):
 
     path = tmp_path / "maps.npz"
     np.savez_compressed(path, images=np.zeros((64, 1 << 16), np.uint8))
-    monkeypatch.setattr(archives, "MOST_FILE", 1 << 20)
+    monkeypatch.setattr(archives, "MAX_FILE_BYTES", 1 << 20)
     with pytest.raises(
         UserError, match=r"maps\.npz cannot be read: .*images\.npy would have 4,194,"
     ):

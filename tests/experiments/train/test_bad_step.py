@@ -11,7 +11,7 @@ from experiments.configs import base
 from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.data.pipeline import train_records
-from experiments.data.sources import Arrays
+from experiments.data.views import Arrays
 from experiments.runs.checkpoints import restore_arrays
 from experiments.train import loop as loop
 from experiments.train.loop import train

@@ -6,7 +6,7 @@ import types
 from experiments.core.errors import UserError
 
 
-def library(name: str) -> types.ModuleType:
+def require_library(name: str) -> types.ModuleType:
     """Imports a library of the extra `audio` (`soundfile`, `soxr`, `librosa.filters`, ...).
 
     Raises:

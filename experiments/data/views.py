@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from experiments.core import digests as contents
+from experiments.core import digests
 from experiments.data.dataset import Example, Source
 
 
@@ -32,7 +32,10 @@ class Arrays:
     @property
     def digests(self) -> list[int]:
         """A number for the content of each example."""
-        return [contents.digest(np.ascontiguousarray(example).tobytes()) for example in self.inputs]
+        return [
+            digests.compute_digest(np.ascontiguousarray(example).tobytes())
+            for example in self.inputs
+        ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
