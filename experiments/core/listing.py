@@ -1,28 +1,28 @@
-"""What files there are in a folder of a person's."""
+"""Lists the files below a user's folder."""
 
 import os
-import pathlib
 from collections.abc import Collection, Iterator
+from pathlib import Path
 
 
-def list_files(folder: pathlib.Path, but: Collection[pathlib.Path] = ()) -> Iterator[pathlib.Path]:
-    """The files in a folder and the folders below it, by name; names that begin with a dot are left out.
+def list_files(folder: Path, exclude: Collection[Path] = ()) -> Iterator[Path]:
+    """Yields the files in a folder and the folders below it, sorted by name, without hidden ones.
 
-    A folder is looked into when its turn comes: however many there are, they are not listed all at once.
+    Folders are read one by one, so that even millions of files are never listed all at once.
 
     Args:
-        folder: where to look; links are followed.
-        but: files and folders to leave out, as absolute paths.
+        folder: where to start; links are followed.
+        exclude: files and folders to leave out, as absolute paths.
     """
     visited = set()
-    for where, inner, names in os.walk(folder, followlinks=True):
-        place = os.path.realpath(where)
-        if place in visited:  # A link that leads back would be followed round and round.
-            inner.clear()
+    for current, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(current)
+        if real in visited:  # A link back to a parent would never end.
+            folders.clear()
             continue
-        visited.add(place)
-        inner[:] = sorted(name for name in inner if not name.startswith("."))
-        inner[:] = [name for name in inner if pathlib.Path(place, name) not in but]
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = [name for name in folders if Path(real, name) not in exclude]
         for name in sorted(names):
-            if not name.startswith(".") and pathlib.Path(place, name) not in but:
-                yield pathlib.Path(where, name)
+            if not name.startswith(".") and Path(real, name) not in exclude:
+                yield Path(current, name)

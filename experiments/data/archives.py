@@ -1,7 +1,7 @@
-"""Archives of strangers: sizes are looked at before anything is read, and only plain files are.
+"""Reads untrusted zip and tar archives safely: sizes are checked first, and only plain files are read.
 
-Neither zip nor tar is ever extracted by its own paths: a reader asks for the files that it knows by name,
-and decides itself where to write them. Links, devices and whatever else may be inside are passed over.
+Nothing is extracted to the archive's own paths: a reader asks for the files that it knows by name, and
+decides itself where to write them. Links, devices and the like are ignored.
 """
 
 import gzip
@@ -12,10 +12,10 @@ import zlib
 from collections.abc import Iterator
 
 MAX_FILE_BYTES = 64 << 20
-"""No file of an archive may have more bytes: pictures, masks and lists of names have fewer."""
+"""Maximum size of a file in an archive; pictures, masks and lists of names are smaller."""
 
 MAX_TOTAL_BYTES = 16 << 30
-"""Nor all of them together: the largest archive that is read has 2 GB."""
+"""Maximum size of all files of an archive; the largest supported archive has 2 GB."""
 
 ERRORS = (
     tarfile.TarError,
@@ -24,21 +24,21 @@ ERRORS = (
     lzma.LZMAError,
     gzip.BadGzipFile,
     EOFError,
-    NotImplementedError,  # a zip's exotic compression
-    RuntimeError,  # a zip's password
+    NotImplementedError,  # A zip with an unsupported compression.
+    RuntimeError,  # A zip with a password.
 )
-"""What the libraries raise of an archive that is damaged."""
+"""Errors that the libraries raise for damaged archives."""
 
 
 class ArchiveError(Exception):
-    """Why an archive or a file in it is refused, without a full stop: a reader says what to do about it."""
+    """Reason why an archive or a file in it is refused, without a full stop; the reader adds the remedy."""
 
 
 def list_zip(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """The files of a zip by their names, each once.
+    """Returns the files of a zip by name.
 
     Raises:
-        ArchiveError: if they would be too large together.
+        ArchiveError: if they are too large together.
     """
     files = {info.filename: info for info in archive.infolist() if not info.is_dir()}
     _check_total(sum(info.file_size for info in files.values()))
@@ -46,32 +46,31 @@ def list_zip(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
 
 
 def check_zip(archive: zipfile.ZipFile) -> None:
-    """Returns if all files of a zip could be read one after another; for libraries that read them.
+    """Raises an ArchiveError if a file of a zip, or all files together, are too large.
 
-    Raises:
-        ArchiveError: if one is too large, or all together.
+    For libraries that then read the zip themselves.
     """
     for info in list_zip(archive).values():
         _check_file(info.filename, info.file_size)
 
 
 def read_zip(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytes:
-    """A file of a zip, its checksum verified.
+    """Returns the content of a file of a zip, its checksum verified.
 
-    Never more than the size that the zip declares is unpacked, however much there is.
+    At most the declared size is unpacked, even if the file has more.
 
     Raises:
-        ArchiveError: if it is too large, or packed so that its size could not be kept to.
+        ArchiveError: if it is too large, or compressed so that its size could not be limited.
     """
     _check_file(info.filename, info.file_size)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ArchiveError(f"{info.filename} is not packed by deflate")
+        raise ArchiveError(f"{info.filename} is not compressed with deflate")
     with archive.open(info) as file:
         return file.read(info.file_size)
 
 
 def iterate_tar(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    """Yields the plain files of a tar; links, devices and pipes are passed over.
+    """Yields the plain files of a tar, without links, devices and pipes.
 
     Raises:
         ArchiveError: as soon as they are too large together, before the rest is unpacked.
@@ -82,14 +81,14 @@ def iterate_tar(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         _check_total(total)
         if member.isreg() and not member.issparse():
             yield member
-    # A packed tar ends with the checksum of it all, which is not looked at before.
+    # The checksum of a compressed tar is at its end and is verified only when that is read.
     while rest := archive.fileobj.read(1 << 20):
         total += len(rest)
         _check_total(total)
 
 
 def read_tar(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """A plain file of a tar.
+    """Returns the content of a plain file of a tar.
 
     Raises:
         ArchiveError: if it is too large.

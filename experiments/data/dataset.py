@@ -1,4 +1,4 @@
-"""What every data set looks like to the laboratory: named splits of random-access examples."""
+"""The interface of every data set: named splits of random-access examples."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 
 Example = dict[str, np.ndarray]
-"""`inputs`: uint8 `[H, W, C]` for pictures, float32 `[L, C]` for series. `label`: int32 scalar, or, where
-there are several, float32 `[classes]`: 1 for yes, 0 for no, NaN for not known."""
+"""`inputs`: uint8 `[H, W, C]` for pictures, float32 `[L, C]` for series. `label`: int32 scalar, or, if an
+example can have several labels, float32 `[classes]`: 1 present, 0 absent, NaN unknown."""
 
 
 class Source(Protocol):
@@ -24,14 +24,13 @@ class Dataset:
     """A data set that is ready to train on.
 
     Attributes:
-        name: what it is called in reports, such as `digits` or `Adiac`.
+        name: name in reports, such as `digits` or `Adiac`.
         splits: `train`, `validation` and `test`, each without the others' examples.
-        classes: the name of each label, in the order of the label's number.
-        shape: the shape of one example, `(H, W, C)` or `(L, C)`; H and W are 0 where pictures
-            differ in size.
+        classes: name of each class, in the order of the class numbers.
+        shape: shape of one example, `(H, W, C)` or `(L, C)`; H and W are 0 if pictures differ in size.
         notes: sentences about what was done to the data, shown once at the start of a run.
-        skipped: `(file, reason)` for each file that could not be used.
-        assignment: `(file, split)` for each file, where files were dealt out here and hold several examples.
+        skipped: `(file, reason)` for each unusable file.
+        assignment: `(file, split)` for each file, if files hold several examples and were split here.
     """
 
     name: str

@@ -1,6 +1,7 @@
-"""The 1,797 handwritten digits that come with scikit-learn: real data on any machine at once."""
+"""The 1,797 handwritten digits that come with scikit-learn: real data without a download."""
 
 import numpy as np
+from ml_collections import ConfigDict
 from sklearn.datasets import load_digits
 
 from experiments.data import splits
@@ -8,16 +9,16 @@ from experiments.data.dataset import Dataset
 from experiments.data.views import Arrays
 
 
-def load(config, seed: int) -> Dataset:
+def load(config: ConfigDict, seed: int) -> Dataset:
     """Returns the digits as uint8 pictures of 8 by 8 pixels and one channel.
 
     Args:
-        config: the data part of the configuration; `validation` and `test` are shares of the whole
+        config: the data section of the configuration; `validation` and `test` are shares of the whole
             (0.1 and 0.2 leave 70 % to train on).
         seed: decides the stratified splits.
     """
     bunch = load_digits()
-    # The ink counts 0..16 are stretched over the range of a picture; nothing is lost.
+    # Levels 0..16 are scaled to 0..255 without loss.
     pictures = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]
     labels = bunch.target.astype(np.int32)
     parts, notes = splits.make_splits(

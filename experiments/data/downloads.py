@@ -1,86 +1,57 @@
-"""Downloads of published files: verified, and either whole or not there."""
+"""Downloads published files once, with their checksums verified."""
 
-import contextlib
-import hashlib
-import http.client
-import os
-import pathlib
-import tempfile
+import logging
 import time
-import urllib.error
-import urllib.request
+from pathlib import Path
 
-from tqdm import auto as tqdm
+import pooch
 
 
 class DownloadError(Exception):
-    """Why a file could not be had, without a full stop: a reader says what to do about it."""
+    """Reason why a file cannot be downloaded, without a full stop; the reader adds what to do about it."""
 
 
-def download_file(url: str, md5: str, final: pathlib.Path, size: int) -> pathlib.Path:
-    """Returns the file at `final`, downloading it first if it is not there.
+def download_file(url: str, md5: str, final: Path, size: int) -> Path:
+    """Returns the file at `final`; downloads it first if it is not there.
 
     Args:
-        url: where it is published.
-        md5: what its content must have.
-        final: where it goes; it appears there when it is complete and right.
-        size: about how many bytes that is, for the person who waits; twice as many are refused.
+        url: where the file is published.
+        md5: checksum of its content.
+        final: where it goes; it appears there when it is complete and correct.
+        size: its approximate number of bytes, for the message.
 
     Raises:
-        DownloadError: if it cannot be downloaded, or something else arrives.
+        DownloadError: if the file cannot be downloaded or the server sends another one.
     """
+    import requests  # Slow to import.
+
     if final.is_file():
         return final
     print(f"Downloading {url} to {final} (about {size / 1e6:,.0f} MB, once)", flush=True)
-    partial = None
+    pooch.get_logger().setLevel(logging.WARNING)
+    downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 20, timeout=60)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(final)
-        with (
-            urllib.request.urlopen(url, timeout=60) as response,
-            tempfile.NamedTemporaryFile(
-                dir=final.parent, prefix=f"{final.name}.", suffix=".part", delete=False
-            ) as file,
-        ):
-            partial = pathlib.Path(file.name)
-            arrived = _copy(response, file, url, final.name, 2 * size)
-        if arrived != md5:
-            raise DownloadError(f"{url} sent something else (md5 {arrived}, not {md5})")
-        os.replace(partial, final)
-    # URLError is a kind of OSError; a header that is no number, of ValueError.
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        http_error = isinstance(
-            error, urllib.error.HTTPError
-        )  # Its own words have the number, too.
-        reason = error if http_error else getattr(error, "reason", None) or error
+        _delete_leftovers(final.parent)
+        pooch.retrieve(url, f"md5:{md5}", final.name, final.parent, downloader=downloader)
+    except (OSError, requests.RequestException) as error:
         raise DownloadError(
-            f"{final} is not there, and {url} could not be downloaded ({reason})"
+            f"{final} does not exist, and {url} could not be downloaded ({_find_reason(error)})"
         ) from error
-    finally:
-        if partial is not None:
-            partial.unlink(missing_ok=True)
+    except ValueError as error:
+        raise DownloadError(f"{url} sent another file than the one with MD5 {md5}") from error
     return final
 
 
-def _copy(response, file, url: str, name: str, most: int) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    size, arrived = int(response.headers.get("Content-Length") or 0) or None, 0
-    with tqdm.tqdm(total=size, unit="B", unit_scale=True, desc=name) as bar:
-        while chunk := response.read(1 << 20):
-            arrived += len(chunk)
-            if arrived > most:
-                raise DownloadError(f"{url} sent something else (more than {most:,} bytes)")
-            file.write(chunk)
-            digest.update(chunk)
-            bar.update(len(chunk))
-    if size and arrived < size:
-        raise DownloadError(f"{url} ended after {arrived:,} of {size:,} bytes; start again")
-    return digest.hexdigest()
+def _find_reason(error: BaseException) -> str:
+    """Returns the message of the innermost error, such as 'Connection refused'."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return str(error) or type(error).__name__
 
 
-def _sweep(final: pathlib.Path) -> None:
-    # What a killed download left behind; one that is still at work has been written to lately.
-    for left in final.parent.glob(f"{final.name}.*.part"):
-        with contextlib.suppress(OSError):
-            if time.time() - left.stat().st_mtime > 3600:
-                left.unlink()
+def _delete_leftovers(folder: Path) -> None:
+    """Deletes the temporary files of killed downloads; one that is still running was written to recently."""
+    for leftover in folder.glob("tmp*"):
+        if time.time() - leftover.stat().st_mtime > 3600:
+            leftover.unlink(missing_ok=True)

@@ -1,9 +1,9 @@
-"""Cross-validation: a data set's examples pooled over its splits, and dealt out to stratified folds.
+"""Cross-validation: pools the examples of all splits of a data set and assigns them to stratified folds.
 
-everything = pool_splits(dataset)
-assignment, notes = assign_folds(everything.labels, folds=10, seed=0)
+pool = pool_splits(dataset)
+assignment, notes = assign_folds(pool.labels, folds=10, seed=0)
 for fold in range(10):
-    dataset_of_fold = make_fold_dataset(dataset, everything, assignment, fold, config.data, seed=0)
+    fold_dataset = make_fold_dataset(dataset, pool, assignment, fold, config.data, seed=0)
 """
 
 import csv
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 
 import numpy as np
+from ml_collections import ConfigDict
 from sklearn.model_selection import StratifiedKFold
 
 from experiments.core.errors import UserError
@@ -26,50 +27,58 @@ COLUMNS = ["example", "split", "label", "fold"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class PooledSplits(splits.Pool):
-    """All the examples of a data set, once each.
+    """All examples of a data set, once each.
 
     Attributes:
         source: the examples.
         labels: the label of each, `[N]`.
-        origins: the split that each was in.
+        origins: the split that each came from.
     """
 
     origins: Sequence[str]
 
 
 def pool_splits(dataset: Dataset) -> PooledSplits:
-    """Pools the splits of a data set; every example is read once, for its label.
+    """Pools the splits of a data set; reads every example once for its label.
 
-    The order is that of the files and does not depend on what was set aside for validation: first all
-    that `train` was taken from, then the rest.
+    The order is that of the files and does not depend on the validation split: first all examples of the
+    source that `train` was taken from, then the rest.
     """
-    found: dict[int, tuple[Source, dict[int, str]]] = {}
-    for split in ("train", "validation", "test"):
-        source, positions = _unwrapped(dataset.splits[split])
-        _, origins = found.setdefault(id(source), (source, {}))
-        for position in positions:  # validation may be train itself
+    origins_by_source: dict[int, tuple[Source, dict[int, str]]] = {}
+    for split in splits.NAMES:
+        source, positions = _unwrap_subsets(dataset.splits[split])
+        _, origins = origins_by_source.setdefault(id(source), (source, {}))
+        for position in positions:  # Validation may be train itself.
             origins.setdefault(int(position), split)
-    views = [Subset(source, np.array(sorted(origins))) for source, origins in found.values()]
-    everything = Chain(views)
+    pooled = Chain(
+        [
+            Subset(source, np.array(sorted(origins)))
+            for source, origins in origins_by_source.values()
+        ]
+    )
     return PooledSplits(
-        everything,
-        np.array([everything[i]["label"] for i in range(len(everything))], np.int32),
-        [split for _, origins in found.values() for _, split in sorted(origins.items())],
+        pooled,
+        np.array([pooled[i]["label"] for i in range(len(pooled))], np.int32),
+        [
+            split
+            for _, origins in origins_by_source.values()
+            for _, split in sorted(origins.items())
+        ],
     )
 
 
 def assign_folds(labels: np.ndarray, folds: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Deals examples out to folds, so that each has every class in the same numbers, give or take one.
+    """Assigns examples to folds, so that the folds' numbers of examples of a class differ by at most one.
 
-    The folds themselves differ by at most one example, too.
+    The sizes of the folds differ by at most one, too.
 
     Args:
         labels: `[N]` class numbers.
-        folds: how many folds.
-        seed: decides which examples meet.
+        folds: number of folds.
+        seed: decides the assignment.
 
     Returns:
-        The number of each example's fold, `[N]`, from 0, and notes on what was unusual.
+        The fold of each example, `[N]`, from 0, and notes on anything unusual.
 
     Raises:
         UserError: if there are fewer than two folds, or more than the largest class has examples.
@@ -78,81 +87,87 @@ def assign_folds(labels: np.ndarray, folds: int, seed: int) -> tuple[np.ndarray,
     classes, counts = np.unique(labels, return_counts=True)
     if folds < 2 or folds > counts.max(initial=0):
         raise UserError(
-            f"{len(labels)} examples cannot be dealt out to {folds} folds: choose 2 or more, and at most "
+            f"{len(labels)} examples cannot be divided into {folds} folds: choose 2 or more, and at most "
             f"{counts.max(initial=0)}, the size of the largest class."
         )
-    dealer = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=seed % 2**32)
     assignment = np.empty(len(labels), np.int32)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # about small classes: see the notes
-        for fold, (_, members) in enumerate(dealer.split(labels, labels)):
+        warnings.simplefilter("ignore", UserWarning)  # The notes mention small classes.
+        for fold, (_, members) in enumerate(splitter.split(labels, labels)):
             assignment[members] = fold
     notes = []
     if small := int(np.sum(counts < folds)):
         notes.append(
-            f"{small} of {classes.size} classes have fewer than {folds} examples: not every fold has them."
+            f"{small} of {classes.size} classes have fewer than {folds} examples and are missing from some "
+            "folds."
         )
-    if lonely := int(np.sum(counts == 1)):
+    if single := int(np.sum(counts == 1)):
         notes.append(
-            f"{lonely} of {classes.size} classes have one example, which is tested without training on any."
+            f"{single} of {classes.size} classes have only one example, which is tested without training on "
+            "any."
         )
     return assignment, notes
 
 
 def make_fold_dataset(
-    dataset: Dataset, everything: PooledSplits, assignment: np.ndarray, fold: int, config, seed: int
+    dataset: Dataset,
+    pool: PooledSplits,
+    assignment: np.ndarray,
+    fold: int,
+    config: ConfigDict,
+    seed: int,
 ) -> Dataset:
-    """The data set in which one fold is the test split and the others are there to train on.
+    """Returns the data set whose test split is one fold and whose train split are the others.
 
-    Train splits differ by one example between folds where the folds do, and so may
-    `ceil(len(train) / batch_size)`: steps that are to be the same for all folds follow the largest.
+    The folds' sizes may differ by one example, and so may the train splits'; therefore
+    `ceil(len(train) / batch_size)` may differ, too.
 
     Args:
         dataset: the data set as it was loaded.
-        everything: its pool.
-        assignment: the number of each example's fold, `[N]`.
-        fold: which one is tested.
-        config: the data part of the configuration: `validation` is the share of the other folds to set
-            aside (0: validation is the train split itself), `limit` the most examples a split may keep.
+        pool: its pooled examples.
+        assignment: the fold of each example, `[N]`.
+        fold: the fold to test on.
+        config: the data section of the configuration: `validation` is the share of the other folds to set
+            aside (0: validation is the train split itself), `limit` the maximum number of examples per split.
         seed: decides what is set aside.
 
     Raises:
-        UserError: if there is no such fold, or too few examples to set some aside.
+        UserError: if the fold does not exist, or there are too few examples to set some aside.
     """
-    folds = int(np.max(assignment)) + 1
+    num_folds = int(np.max(assignment)) + 1
     tested = np.flatnonzero(assignment == fold)
     if not len(tested):
-        raise UserError(f"There is no fold {fold}: the folds are numbered from 0 to {folds - 1}.")
+        raise UserError(
+            f"There is no fold {fold}: the folds are numbered from 0 to {num_folds - 1}."
+        )
     rest = np.flatnonzero(assignment != fold)
     train, test = (
-        splits.Pool(Subset(everything.source, indices), everything.labels[indices])
+        splits.Pool(Subset(pool.source, indices), pool.labels[indices])
         for indices in (rest, tested)
     )
-    parts, remarks = splits.make_splits(dataset.name, config, seed, train=train, test=test)
+    parts, split_notes = splits.make_splits(dataset.name, config, seed, train=train, test=test)
     note = (
-        f"Test is fold {fold} of {folds}, numbered from 0: {len(tested):,} of the {len(assignment):,} "
+        f"Test is fold {fold} of {num_folds}, numbered from 0: {len(tested):,} of the {len(assignment):,} "
         "examples of all splits together. Train is the other folds."
     )
-    # What was said of validation when the data was loaded may be said again.
-    notes = list(dict.fromkeys([*dataset.notes, note, *remarks]))
+    # Drop repeated notes: `load` has already described a validation split.
+    notes = list(dict.fromkeys([*dataset.notes, note, *split_notes]))
     return dataclasses.replace(dataset, splits=parts, notes=notes)
 
 
 def write_folds(
-    path: str | os.PathLike,
-    everything: PooledSplits,
-    assignment: np.ndarray,
-    classes: Sequence[str],
+    path: str | os.PathLike, pool: PooledSplits, assignment: np.ndarray, classes: Sequence[str]
 ) -> None:
-    """Writes which fold each example is in, `folds.csv`, whole or not at all.
+    """Writes the fold of each example to `folds.csv`, atomically.
 
     Args:
-        path: the file; one row for each example, in the order of the pool.
-        everything: the examples.
-        assignment: the number of each one's fold, `[N]`.
-        classes: the name of each label.
+        path: the file; one row per example, in the order of the pool.
+        pool: the examples.
+        assignment: the fold of each example, `[N]`.
+        classes: the name of each class.
     """
-    rows = zip(_rows(everything, classes), assignment.tolist(), strict=True)
+    rows = zip(_make_rows(pool, classes), assignment.tolist(), strict=True)
     with (
         replace_file(path) as temporary,
         open(temporary, "w", encoding="utf-8", newline="") as file,
@@ -162,63 +177,63 @@ def write_folds(
         table.writerows([*row, fold] for row, fold in rows)
 
 
-def read_folds(
-    path: str | os.PathLike, everything: PooledSplits, classes: Sequence[str]
-) -> np.ndarray:
+def read_folds(path: str | os.PathLike, pool: PooledSplits, classes: Sequence[str]) -> np.ndarray:
     """Reads what `write_folds` has written, and checks that the examples are still the same.
 
     Args:
         path: the file.
-        everything: the examples, as they are now.
-        classes: the name of each label.
+        pool: the examples as they are now.
+        classes: the name of each class.
 
     Returns:
-        The number of each example's fold, `[N]`.
+        The fold of each example, `[N]`.
 
     Raises:
-        UserError: if the file cannot be read, or is about other examples.
+        UserError: if the file cannot be read, or belongs to other examples.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:
             header, *rows = csv.reader(file)
         if header != COLUMNS:
             raise ValueError(f"its first line is not {','.join(COLUMNS)}")
-        told = [(example, label) for example, _, label, _ in rows]
+        written = [(example, label) for example, _, label, _ in rows]
         assignment = np.array([int(row[-1]) for row in rows], np.int32)
-        if set(assignment.tolist()) != set(range(len(set(assignment.tolist())))):
+        numbers = set(assignment.tolist())
+        if numbers != set(range(len(numbers))):
             raise ValueError("its folds are not numbered from 0 without a gap")
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(
-            f"{path} cannot be used ({error}). Delete it, and the folds are dealt out anew."
+            f"{path} cannot be used ({error}). Delete it to assign the folds again."
         ) from error
-    # Not the split: what is set aside for validation may have changed, and does not matter here.
-    known = [(str(example), label) for example, _, label in _rows(everything, classes)]
-    if told != known:
-        line = next((i for i, (a, b) in enumerate(zip(told, known, strict=False)) if a != b), None)
-        what = f"it has {len(told):,} examples and the data {len(known):,}"
-        if line is not None:
-            what = (
-                f"line {line + 2} has the label {told[line][1]!r} and the data {known[line][1]!r}"
-            )
+    # The split is not compared: the validation share may have changed, which does not affect the folds.
+    expected = [(str(example), label) for example, _, label in _make_rows(pool, classes)]
+    if written != expected:
         raise UserError(
-            f"{path} is about other data: {what}. Give the data that it was written for, or delete it to "
-            "deal the folds out anew."
+            f"{path} is about other data: {_describe_difference(written, expected)}. Use the data that it "
+            "was written for, or delete it to assign the folds again."
         )
     return assignment
 
 
-def _rows(everything: PooledSplits, classes: Sequence[str]) -> Iterator[tuple[int, str, str]]:
-    """Number, split and class name of each example."""
-    for number, (split, label) in enumerate(
-        zip(everything.origins, everything.labels, strict=True)
-    ):
+def _describe_difference(
+    written: Sequence[tuple[str, str]], expected: Sequence[tuple[str, str]]
+) -> str:
+    for index, (row, expected_row) in enumerate(zip(written, expected, strict=False)):
+        if row != expected_row:
+            return f"line {index + 2} has the label {row[1]!r} and the data {expected_row[1]!r}"
+    return f"it has {len(written):,} examples and the data {len(expected):,}"
+
+
+def _make_rows(pool: PooledSplits, classes: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """Yields number, split and class name of each example."""
+    for number, (split, label) in enumerate(zip(pool.origins, pool.labels, strict=True)):
         yield number, split, str(classes[label])
 
 
-def _unwrapped(source: Source) -> tuple[Source, np.ndarray]:
-    """What a view is a view of, and the positions that it shows there."""
-    if not isinstance(source, Subset):
-        return source, np.arange(len(source))
-    source, positions = source.source, np.asarray(source.indices)
-    inner, places = _unwrapped(source)
-    return inner, places[positions]
+def _unwrap_subsets(source: Source) -> tuple[Source, np.ndarray]:
+    """Resolves nested `Subset`s to their base source and the positions there."""
+    positions = np.arange(len(source))
+    while isinstance(source, Subset):
+        positions = np.asarray(source.indices)[positions]
+        source = source.source
+    return source, positions

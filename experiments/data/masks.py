@@ -1,9 +1,9 @@
-"""Pictures with a class for every pixel: reading their masks, and what a reader must know of them."""
+"""Pictures with a class for every pixel: reads their masks and checks pairs of a picture and a mask."""
 
 import concurrent.futures
 import dataclasses
-import pathlib
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -13,26 +13,27 @@ from experiments.data import pictures, splits
 from experiments.data.dataset import Example
 
 IGNORE = 255
-"""The index of pixels that count for nothing: borders of objects, what lies outside a picture."""
+"""Index of pixels that are ignored: borders of objects, and the area outside a picture."""
 
 _MODES = ("P", "L", "1", "I;16", "I")
+_SMALLEST_STRATUM = 10
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Pairs:
-    """Pictures and masks that stay in their files until they are asked for.
+    """Pictures and masks that are read when they are needed.
 
-    `inputs` is uint8 `[H, W, 3]`, `label` uint8 `[H, W]` with 255 where no class is meant.
+    `inputs` is uint8 `[H, W, 3]`, `label` uint8 `[H, W]` with 255 for pixels without a class.
 
     Attributes:
         pictures: the file of each picture.
         masks: the file of its mask, in the same order.
-        digests: a number for the content of each picture.
-        names: what to call each in a sentence.
+        digests: digest of the content of each picture.
+        names: name of each picture for messages.
     """
 
-    pictures: Sequence[pathlib.Path]
-    masks: Sequence[pathlib.Path]
+    pictures: Sequence[Path]
+    masks: Sequence[Path]
     digests: Sequence[int] = ()
     names: Sequence[str] = ()
 
@@ -44,20 +45,20 @@ class Pairs:
         inputs = pictures.read_picture(picture, picture)
         try:
             label = decode_mask(mask)
-        except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
+        except Exception as error:  # Pillow's decoders raise many kinds of errors.
             raise UserError(pictures.describe_unreadable(mask, error)) from error
         return {"inputs": inputs, "label": label}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class CheckedPairs:
-    """The pairs that can be used, and what was seen while looking.
+    """The usable pairs, and what the check has seen.
 
     Attributes:
-        pairs: those that can be used.
+        pairs: the usable pairs.
         sizes: the different sizes among them, `(H, W)`.
-        present: bool `[N, 255]`, which indices occur in which mask.
-        skipped: `(file, reason)` for the others.
+        present: bool `[N, 255]`, the indices that occur in each mask.
+        skipped: `(file, reason)` for the unusable pairs.
     """
 
     pairs: Pairs
@@ -66,11 +67,11 @@ class CheckedPairs:
     skipped: list[tuple[str, str]]
 
     def make_pool(self) -> splits.Pool:
-        """Returns the pairs as examples to split, with their strata for labels."""
+        """Returns the pairs as examples to split, with their strata as labels."""
         return splits.Pool(self.pairs, compute_strata(self.present))
 
 
-def decode_mask(file: bytes | str | pathlib.Path) -> np.ndarray:
+def decode_mask(file: bytes | str | Path) -> np.ndarray:
     """Reads a mask: the indices of a palette picture, or the values of a single channel.
 
     Args:
@@ -80,26 +81,25 @@ def decode_mask(file: bytes | str | pathlib.Path) -> np.ndarray:
         uint8 `[H, W]`.
 
     Raises:
-        OSError, SyntaxError: Pillow's own, if the picture cannot be decoded.
-        ValueError: Pillow's own, or if it has colours instead of indices, or one outside 0 to 255.
+        OSError, SyntaxError: from Pillow, if the picture cannot be decoded.
+        ValueError: from Pillow, or if it has colours instead of indices, or an index outside 0 to 255.
     """
     with pictures.open_picture(file) as image:
         if image.mode not in _MODES:
             raise ValueError(
-                f"its pixels are {image.mode} colours; a mask needs a palette or one channel of "
-                "class numbers"
+                f"its pixels are {image.mode} colours; a mask needs a palette or one channel of class numbers"
             )
         indices = np.asarray(image)
-    for index in (indices.min(), indices.max()) if indices.dtype.itemsize > 1 else ():
+    for index in (indices.min(), indices.max()):
         if not 0 <= index <= 255:
             raise ValueError(f"it holds the number {index}; a mask's go from 0 to 255")
     return indices.astype(np.uint8)
 
 
 def check_pair(
-    picture: pathlib.Path, mask: pathlib.Path, num_classes: int = IGNORE
+    picture: Path, mask: Path, num_classes: int = IGNORE
 ) -> tuple[tuple[tuple[int, int], np.ndarray] | None, str]:
-    """Reads a pair to find out whether it can be used; the mask completely.
+    """Checks that a pair can be used; decodes the whole mask.
 
     Args:
         picture: the picture's file.
@@ -107,21 +107,21 @@ def check_pair(
         num_classes: classes are numbered from 0 up to but not including this.
 
     Returns:
-        `(((height, width), indices), '')`, the indices without 255 and ascending, or
-        `(None, reason)` if the pair cannot be used.
+        `(((height, width), indices), '')`, the indices without 255 and ascending, or `(None, reason)` if
+        the pair cannot be used.
     """
     size, reason = pictures.check_picture(picture)
     if size is None:
         return None, reason
     try:
         truth = decode_mask(mask)
-    except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
+    except Exception as error:  # Pillow's decoders raise many kinds of errors.
         return None, f"its mask cannot be read: {pictures.describe_error(error)}"
     if truth.shape != size:
         return None, f"{size[1]} by {size[0]}, but its mask {truth.shape[1]} by {truth.shape[0]}"
     indices = np.flatnonzero(np.bincount(truth.ravel(), minlength=256)[:IGNORE])
     if not len(indices):
-        return None, "its mask names no class for any pixel"
+        return None, "its mask has no class for any pixel"
     if indices[-1] >= num_classes:
         unknown = ", ".join(str(index) for index in indices if index >= num_classes)
         return None, f"its mask holds {unknown}, but classes are 0 to {num_classes - 1} (255: none)"
@@ -129,21 +129,23 @@ def check_pair(
 
 
 def check_pairs(
-    root: pathlib.Path,
-    pairs: Sequence[tuple[pathlib.Path, pathlib.Path]],
-    num_classes: int = IGNORE,
+    root: Path, pairs: Sequence[tuple[Path, Path]], num_classes: int = IGNORE
 ) -> CheckedPairs:
-    """Reads every pair once and keeps those that can be used.
+    """Reads every pair once and keeps the usable ones.
 
     Args:
-        root: the folder that skipped files are named relative to.
+        root: the folder that the names of skipped files are relative to.
         pairs: `(picture, mask)` files.
         num_classes: classes are numbered from 0 up to but not including this.
     """
-    kept, sizes, present, digests, skipped = [], set(), [], [], []
+
+    def check(pair: tuple[Path, Path]):
+        seen, reason = check_pair(*pair, num_classes)
+        return seen, digests.compute_file_digest(pair[0]) if seen else 0, reason
+
+    kept, sizes, present, kept_digests, skipped = [], set(), [], [], []
     with pictures.silence_pillow(), concurrent.futures.ThreadPoolExecutor() as pool:
-        found = pool.map(lambda pair: _look(*pair, num_classes), pairs)
-        for pair, (seen, digest, reason) in zip(pairs, found, strict=True):
+        for pair, (seen, digest, reason) in zip(pairs, pool.map(check, pairs), strict=True):
             if seen is None:
                 skipped.append((str(pair[0].relative_to(root)), reason))
                 continue
@@ -151,13 +153,13 @@ def check_pairs(
             kept.append(pair)
             sizes.add(size)
             present.append(np.isin(np.arange(IGNORE), indices))
-            digests.append(digest)
+            kept_digests.append(digest)
     files = [picture for picture, _ in kept]
     return CheckedPairs(
         Pairs(
             files,
             [mask for _, mask in kept],
-            digests,
+            kept_digests,
             [str(picture.relative_to(root)) for picture in files],
         ),
         sizes,
@@ -166,27 +168,19 @@ def check_pairs(
     )
 
 
-def _look(picture: pathlib.Path, mask: pathlib.Path, num_classes: int):
-    seen, reason = check_pair(picture, mask, num_classes)
-    return seen, digests.compute_file_digest(picture) if seen else 0, reason
-
-
-_SMALLEST_STRATUM = 10
-
-
 def compute_strata(present: np.ndarray) -> np.ndarray:
-    """Gives each picture one label to stratify by: the rarest of its classes.
+    """Returns one label per picture to stratify by: the rarest of its classes.
 
-    A picture has several classes, and most have the background. The rarest one (in the fewest
-    pictures; of equals, the lower number) says most about it: with its share of each part, every
-    class has about its own. Strata of fewer than 10 pictures could not give a tenth of
-    themselves; they are taken together as one.
+    A picture has several classes, and most have the background. The rarest one (in the fewest pictures; for
+    ties, the lower number) characterises it best: splitting it in proportion splits every class about in
+    proportion. Strata of fewer than 10 pictures could not give a tenth of themselves and are merged into
+    one.
 
     Args:
-        present: bool `[N, C]`, which classes occur in which picture; each has at least one.
+        present: bool `[N, C]`, the classes that occur in each picture; each picture has at least one.
 
     Returns:
-        int32 `[N]`: class numbers, and C for what was taken together.
+        int32 `[N]`: class numbers, and C for the merged strata.
     """
     counts = present.sum(axis=0)
     labels = np.where(present, counts, len(present) + 1).argmin(axis=1).astype(np.int32)
@@ -195,15 +189,15 @@ def compute_strata(present: np.ndarray) -> np.ndarray:
 
 
 def get_common_shape(sizes: set[tuple[int, int]]) -> tuple[int, int, int]:
-    """Returns `(H, W, 3)`, H and W 0 where pictures differ in size."""
+    """Returns `(H, W, 3)`; H and W are 0 if pictures differ in size."""
     return (*next(iter(sizes)), 3) if len(sizes) == 1 else (0, 0, 3)
 
 
 def describe_absent_classes(checked: dict[str, CheckedPairs], classes: Sequence[str]) -> list[str]:
-    """Says which classes the pools of a data set lack: no score can be measured for those."""
+    """Returns a note for each split that lacks classes, whose scores cannot be measured there."""
     notes = []
-    for split, found in checked.items():
-        occurs = found.present.any(axis=0)
+    for split, part in checked.items():
+        occurs = part.present.any(axis=0)
         absent = [name for index, name in enumerate(classes) if not occurs[index]]
         if absent:
             notes.append(f"{split} has no pixel of {', '.join(absent)}.")

@@ -1,12 +1,12 @@
-"""Reading picture files with Pillow: whatever is in the file, uint8 RGB comes out."""
+"""Reads picture files of many formats with Pillow as uint8 RGB."""
 
 import contextlib
 import io
 import os
-import pathlib
 import stat
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
@@ -14,9 +14,9 @@ from PIL import Image
 from experiments.core.errors import UserError
 
 MAX_PIXELS = 89_478_485
-"""Pictures with more are refused: as RGB this is a quarter of a gigabyte, where Pillow begins to warn."""
+"""Larger pictures are refused. As RGB this is a quarter of a gigabyte; Pillow warns from there on."""
 
-# Others are refused. Pillow runs Ghostscript for some: PostScript is a program, not a picture.
+# Other formats are refused. For PostScript, a programming language, Pillow would run Ghostscript.
 FORMATS = (
     "AVIF",
     "BMP",
@@ -45,22 +45,22 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 @contextlib.contextmanager
-def open_picture(file: bytes | str | pathlib.Path) -> Iterator[Image.Image]:
-    """Opens a picture for the time of a `with`; no pixel is decoded yet.
+def open_picture(file: bytes | str | Path) -> Iterator[Image.Image]:
+    """Opens a picture for a `with` statement without decoding any pixel.
 
     Raises:
-        OSError, ValueError, SyntaxError: Pillow's own, or if the file is no picture of a format that
-            is read, or is larger than is safe to decode.
+        OSError, ValueError, SyntaxError: from Pillow, or if the file is not a picture of a supported
+            format, or is too large to decode safely.
     """
     if not isinstance(file, bytes):
         status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):  # One would wait for a pipe for ever.
+        if not stat.S_ISREG(status.st_mode):  # Reading a pipe might block for ever.
             raise ValueError("not a regular file")
         if not status.st_size:
             raise ValueError("the file is empty")
     with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
         if image.format not in FORMATS:
-            raise ValueError(f"the format {image.format} is not read")
+            raise ValueError(f"the format {image.format} is not supported")
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(
@@ -69,19 +69,19 @@ def open_picture(file: bytes | str | pathlib.Path) -> Iterator[Image.Image]:
         yield image
 
 
-def decode_picture(file: bytes | str | pathlib.Path, channels: int = 3) -> np.ndarray:
-    """Reads a picture completely, upright as its EXIF rotation says; of an animation, the first frame.
+def decode_picture(file: bytes | str | Path, channels: int = 3) -> np.ndarray:
+    """Decodes a picture, rotated upright by its EXIF data; for an animation, its first frame.
 
     Args:
         file: the encoded bytes, or the path of a file that holds them.
         channels: 3 for RGB, 1 for grey.
 
     Returns:
-        uint8 `[H, W, channels]`; grey, palette, CMYK and 16-bit pictures are converted,
-        transparency is dropped.
+        uint8 `[H, W, channels]`. Grey, palette, CMYK and 16-bit pictures are converted; transparency is
+        dropped.
 
     Raises:
-        OSError, ValueError, SyntaxError: Pillow's own, if the picture cannot be decoded.
+        OSError, ValueError, SyntaxError: from Pillow, if the picture cannot be decoded.
     """
     with open_picture(file) as image:
         _check_mode(image)
@@ -90,28 +90,33 @@ def decode_picture(file: bytes | str | pathlib.Path, channels: int = 3) -> np.nd
         return np.asarray(upright) if channels == 3 else np.asarray(upright.convert("L"))[..., None]
 
 
-def read_picture(file: bytes | str | pathlib.Path, name: object, channels: int = 3) -> np.ndarray:
-    """Decodes a picture that could be read before the run began.
+def read_picture(file: bytes | str | Path, name: object, channels: int = 3) -> np.ndarray:
+    """Decodes a picture that was readable when the run began.
+
+    Args:
+        file: the encoded bytes, or the path of a file that holds them.
+        name: name of the picture for the error message.
+        channels: 3 for RGB, 1 for grey.
 
     Raises:
-        UserError: naming it, if it cannot be read any more.
+        UserError: if it cannot be read any more.
     """
     try:
         return decode_picture(file, channels)
-    except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
+    except Exception as error:  # Pillow's decoders raise many kinds of errors.
         raise UserError(describe_unreadable(name, error)) from error
 
 
 def describe_unreadable(name: object, error: Exception) -> str:
-    """What to say of a file that could be read before the run began, and cannot be read any more."""
+    """Returns the message for a file that was readable when the run began and is not any more."""
     return (
-        f"{name} cannot be read any more ({describe_error(error)}). Restore it as it was, and the same "
-        "command continues the run."
+        f"{name} cannot be read any more ({describe_error(error)}). Restore the file and start the same "
+        "command again to continue the run."
     )
 
 
-def check_picture(path: str | pathlib.Path) -> tuple[tuple[int, int] | None, str]:
-    """Decodes a picture as cheaply as it goes to find out whether it can be used.
+def check_picture(path: str | Path) -> tuple[tuple[int, int] | None, str]:
+    """Checks that a picture can be used, with as little decoding as possible.
 
     Args:
         path: the picture's file.
@@ -125,20 +130,20 @@ def check_picture(path: str | pathlib.Path) -> tuple[tuple[int, int] | None, str
             if _orientation(image) in _SIDEWAYS:
                 width, height = height, width
             _check_mode(image)
-            # A JPEG read at an eighth of its size is still read to its last byte.
+            # At an eighth of its size a JPEG is still read to its last byte.
             image.draft("RGB", (1, 1))
             image.load()
-    except Exception as error:  # Pillow's decoders raise whatever their formats suggest.
+    except Exception as error:  # Pillow's decoders raise many kinds of errors.
         return None, describe_error(error)
     return (height, width), ""
 
 
 @contextlib.contextmanager
 def silence_pillow() -> Iterator[None]:
-    """Keeps Pillow's remarks back while many pictures are looked at.
+    """Suppresses Pillow's warnings while many pictures are checked.
 
-    Odd metadata is no reason to doubt a picture, and one that is too large is refused anyway. Filters
-    are the process's: this goes around threads, not into them.
+    Odd metadata does not make a picture unusable, and a picture that is too large is refused anyway. Warning
+    filters belong to the process: use this around threads, not inside them.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
@@ -147,7 +152,7 @@ def silence_pillow() -> Iterator[None]:
 
 
 def describe_error(error: Exception) -> str:
-    """Why a picture cannot be used, in a few words without a full stop."""
+    """Returns a short reason why a picture cannot be used, without a full stop."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not a picture that Pillow can read"
     if isinstance(error, Image.DecompressionBombError):
@@ -158,23 +163,23 @@ def describe_error(error: Exception) -> str:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(0x0112, 1)
-    except (
-        Exception
-    ):  # Metadata that cannot be read says nothing, also nothing against the picture.
+    except Exception:  # Unreadable metadata does not make a picture unusable.
         return 1
 
 
 def _check_mode(image: Image.Image) -> None:
-    # A TIFF's whole numbers of 32 bits and its fractions have no white that all programs agree on.
+    # TIFFs with 32-bit integers or floats have no agreed value for white.
     wide = image.mode in _WIDE_MODES and (image.mode != "I" or image.format != "TIFF")
     if image.mode not in _MODES and not wide:
         raise ValueError(
-            f"its pixels are of the kind {image.mode}; save it as RGB or grey with 8 or 16 bits"
+            f"its pixels have the mode {image.mode}; save it as RGB or grey with 8 or 16 bits"
         )
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16 bits: Pillow's own conversion would clip, not scale.
+    if image.mode.startswith(
+        "I"
+    ):  # Pillow's own conversion of 16 bits would clip instead of scaling.
         wide = np.asarray(image).astype(np.int64)
         image = Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:

@@ -1,7 +1,7 @@
-"""Batches for training and evaluation, the same on any number of hosts, workers and threads.
+"""Batches for training and evaluation, the same for any number of hosts, workers and threads.
 
-There is no iterator state to save: batch `i` is a function of the seed and `i` alone, so a run
-that starts again at step `s` asks for the batches from `s` on.
+No iterator state has to be saved: batch `i` is a function of the seed and `i` alone, so a run that starts
+again at step `s` asks for the batches from `s` on.
 """
 
 from collections.abc import Callable
@@ -28,40 +28,39 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """Iterates without end over shuffled and augmented batches.
+    """Returns an endless iterator over shuffled and augmented batches.
 
-    Global batch `i` is the concatenation of the hosts' batches `i` in the order of the hosts, and
-    does not depend on how many hosts, workers or threads there are. Every epoch is shuffled anew;
-    a batch may reach over the end of an epoch.
+    Global batch `i` is the concatenation of the hosts' batches `i` in the order of the hosts, and does not
+    depend on the number of hosts, workers or threads. Every epoch is shuffled again; a batch may span two
+    epochs.
 
     Args:
-        source: the examples; a source smaller than a batch is gone through more than once.
-        transform: what is done to each example, given the example's own random generator.
-        batch_size: the examples in a global batch; each host gets its share.
+        source: the examples; a source smaller than a batch is repeated within it.
+        transform: maps an example and its random generator to the network's inputs.
+        batch_size: number of examples in a global batch; each host gets its share.
         seed: decides the order and the augmentation.
-        start_step: the number of the first batch to return.
-        num_threads: how many batches are prepared at once in each process; 0 prepares each when
-            it is asked for.
-        num_workers: how many further processes prepare batches; 0 means threads only.
-        process_index: which host this is.
-        process_count: how many hosts there are.
+        start_step: number of the first batch.
+        num_threads: number of batches that each process prepares at once; 0 prepares each on demand.
+        num_workers: number of additional processes that prepare batches; 0 uses threads only.
+        process_index: index of this host.
+        process_count: number of hosts.
 
     Returns:
-        An iterator of `{'inputs': [b, ...], 'label': [b]}` with this host's `b` examples. Its
-        `close()` ends the threads and workers.
+        An iterator of `{'inputs': [b, ...], 'label': [b]}` with this host's `b` examples. Its `close()`
+        ends the threads and workers.
 
     Raises:
-        UserError: if the source is empty or the hosts cannot share a batch evenly.
+        UserError: if the source is empty or the batch cannot be divided among the hosts.
     """
-    local = _local_size(source, batch_size, process_count)
+    local = _divide_batch(source, batch_size, process_count)
     data = (
-        _in_order(source, seed)
-        # Before the hosts part ways, so that an example's randomness follows its global position.
+        _shuffle(source, seed)
+        # Before the hosts' shares are taken, so that an example's randomness follows its global position.
         .random_map(transform)
         # Local batch j is examples [j * local, (j + 1) * local): hosts take turns, and their
         # batches side by side are the global batch in its own order.
         .batch(local)[process_index::process_count][start_step:]
-        .to_iter_dataset(_read_options(num_threads))
+        .to_iter_dataset(_make_read_options(num_threads))
     )
     if num_workers:
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=num_workers)
@@ -70,12 +69,19 @@ def train_batches(
 
 
 def train_records(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Which of so many examples are in global batch `step` of `train_batches`, by position."""
-    order = _in_order(range(examples), seed)
+    """Returns the positions of the examples in global batch `step` of `train_batches`.
+
+    Args:
+        examples: number of training examples.
+        batch_size: number of examples in a global batch.
+        seed: the seed of the run.
+        step: number of the batch.
+    """
+    order = _shuffle(range(examples), seed)
     return np.array([order[step * batch_size + place] for place in range(batch_size)])
 
 
-def _in_order(source: Source, seed: int) -> grain.MapDataset:
+def _shuffle(source: Source, seed: int) -> grain.MapDataset:
     return grain.MapDataset.source(source).seed(seed % 2**32).shuffle().repeat()
 
 
@@ -88,24 +94,24 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> grain.DatasetIterator[Batch]:
-    """Iterates once over all examples in order, in batches of one shape.
+    """Returns an iterator over all examples in order, once, in batches of one shape.
 
     Args:
         source: the examples.
-        transform: what is done to each example.
-        batch_size: the examples in a global batch; each host gets its share.
-        num_threads: how many batches are prepared at once.
-        process_index: which host this is.
-        process_count: how many hosts there are.
+        transform: maps an example to the network's inputs.
+        batch_size: number of examples in a global batch; each host gets its share.
+        num_threads: number of batches that are prepared at once.
+        process_index: index of this host.
+        process_count: number of hosts.
 
     Returns:
-        An iterator of `{'inputs': [b, ...], 'label': [b], 'mask': [b]}`, as many on every host.
-        `mask` is 1.0 for an example and 0.0 for the copies that fill the last batch.
+        An iterator of `{'inputs': [b, ...], 'label': [b], 'mask': [b]}`, with the same number of batches on
+        every host. `mask` is 1.0 for an example and 0.0 for the copies that fill the last batch.
 
     Raises:
-        UserError: if the source is empty or the hosts cannot share a batch evenly.
+        UserError: if the source is empty or the batch cannot be divided among the hosts.
     """
-    local = _local_size(source, batch_size, process_count)
+    local = _divide_batch(source, batch_size, process_count)
     count = len(source)
     positions = np.arange(-(-count // batch_size) * batch_size)
     filled = Subset(source, np.minimum(positions, count - 1))
@@ -117,21 +123,22 @@ def eval_batches(
         grain.MapDataset.source(filled)
         .map_with_index(prepare)
         .batch(local)[process_index::process_count]
-        .to_iter_dataset(_read_options(num_threads))
+        .to_iter_dataset(_make_read_options(num_threads))
     )
 
 
-def _local_size(source: Source, batch_size: int, process_count: int) -> int:
+def _divide_batch(source: Source, batch_size: int, process_count: int) -> int:
+    """Returns the number of examples of a batch on each host."""
     if not len(source):
         raise UserError("There are no examples to make batches of.")
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
-            f"The batch size {batch_size} cannot be shared evenly by {process_count} host(s); "
-            f"choose a positive multiple of {process_count}."
+            f"The batch size {batch_size} cannot be divided among {process_count} host(s); choose a positive "
+            f"multiple of {process_count}."
         )
     return batch_size // process_count
 
 
-def _read_options(num_threads: int) -> grain.ReadOptions:
-    # Each element is a whole batch by now: grain's own buffer of 500 would fill the memory.
+def _make_read_options(num_threads: int) -> grain.ReadOptions:
+    # Here each element is a whole batch: grain's default buffer of 500 would fill the memory.
     return grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)

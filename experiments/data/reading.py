@@ -1,4 +1,4 @@
-"""Reads files ahead of their turn."""
+"""Reads files ahead of the consumer with a few threads."""
 
 import collections
 import concurrent.futures
@@ -9,16 +9,17 @@ from typing import Any, TypeVar
 
 In, Out = TypeVar("In"), TypeVar("Out")
 
-THREADS = 4  # that read files
+THREADS = 4
+"""Number of threads that read files."""
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """A file to be read.
+    """A file to read.
 
     Attributes:
-        path: where it is, as the person wrote it or below what they wrote.
-        name: what sets it apart from all others: its path below the folder that was given.
+        path: the path as the user wrote it, or below what the user wrote.
+        name: a unique name: the path below the folder that the user gave.
     """
 
     path: Path
@@ -28,9 +29,9 @@ class File:
 def prefetch_map(
     function: Callable[[In], Out], arguments: Iterable[In], threads: int
 ) -> Iterator[Out]:
-    """`map(function, arguments)` by threads, of which each is at most one result ahead.
+    """Yields `map(function, arguments)`, computed by threads at most `threads` results ahead.
 
-    An executor's own `map` would take all arguments at once.
+    Unlike an executor's own `map`, it does not take all arguments at once.
     """
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         waiting: collections.deque[Any] = collections.deque()

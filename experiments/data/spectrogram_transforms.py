@@ -1,7 +1,7 @@
-"""What is done to a spectrogram before training: shifts in time, gain, noise, masks.
+"""Augments spectrograms with shifts in time, gain, noise and masks, and colours and normalises them.
 
-A spectrogram is uint8 `[H, W, 1]`, row 0 the highest frequency, its levels decibels in equal steps: black is
-`decibels` below white. Everything random is drawn from the generator that is passed in.
+A spectrogram is uint8 `[H, W, 1]`. Row 0 is the highest frequency; levels are decibels in equal steps: black
+is `decibels` below white. All randomness comes from the generator that is passed in.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from experiments.data.transforms import normalise, to_python
 
 @dataclasses.dataclass(frozen=True)
 class Distort:
-    """Draws one distortion of each kind, each from nothing up to its limit.
+    """Distorts a spectrogram randomly: shift, noise, gain and masks, each up to its limit.
 
     Attributes:
-        decibels: from black to white.
-        masks: stripes of time that are blackened, and as many of frequency.
-        mask_share: of a side, each, at most.
-        noise: how near the loudest noise may come, in decibels below it; 0 for none.
-        gain: decibels up or down.
-        shift: share of the width, around the end.
+        decibels: range from black to white.
+        masks: number of stripes of time that are blackened, and of frequency.
+        mask_share: maximum width of a stripe, as a share of the side.
+        noise: distance of the strongest noise from the loudest point in decibels; 0 for no noise.
+        gain: maximum change of the level in decibels, up or down.
+        shift: maximum roll in time, as a share of the width.
     """
 
     decibels: float
@@ -35,7 +35,7 @@ class Distort:
     shift: float
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The distorted picture, uint8 `[H, W, 1]`."""
+        """Returns the distorted spectrogram, uint8 `[H, W, 1]`."""
         picture = random_time_wrap(picture, rng, self.shift)
         if self.gain or self.noise:
             level = (picture.astype(np.float32) / 255 - 1) * self.decibels
@@ -50,7 +50,7 @@ class Distort:
 def random_time_wrap(
     picture: np.ndarray, rng: np.random.Generator, share: float = 0.1
 ) -> np.ndarray:
-    """Begins a window elsewhere, by up to `share` of its width; what goes out comes in at the other end."""
+    """Rolls a spectrogram in time by up to `share` of its width."""
     reach = round(share * picture.shape[1])
     return np.roll(picture, rng.integers(-reach, reach + 1), axis=1)
 
@@ -60,8 +60,8 @@ def add_noise(
 ) -> np.ndarray:
     """Adds the power of white noise to a spectrogram in decibels.
 
-    The power of noise in one place of a spectrogram is distributed exponentially. Its mean is drawn between
-    `decibels` and `nearest` below the loudest.
+    The power of noise in one point of a spectrogram is distributed exponentially. Its mean is drawn between
+    `decibels` and `nearest` decibels below the loudest point.
     """
     mean = rng.uniform(-max(decibels, nearest), -nearest)
     noise = rng.exponential(size=level.shape).astype(np.float32) * 10 ** (mean / 10)
@@ -71,9 +71,10 @@ def add_noise(
 def random_masks(
     picture: np.ndarray, rng: np.random.Generator, number: int = 2, share: float = 0.15
 ) -> np.ndarray:
-    """Blackens stripes of time and of frequency, up to `share` of a side wide.
+    """Blackens stripes of time and of frequency, each up to `share` of the side wide.
 
-    Park, Chan, Zhang, Chiu, Zoph, Cubuk, Le: SpecAugment. Interspeech 2019. (Without time warping.)
+    Source:
+        Park, Chan, Zhang, Chiu, Zoph, Cubuk, Le: SpecAugment. Interspeech 2019. (Without time warping.)
     """
     picture = picture.copy()
     for axis in (0, 1):
@@ -88,12 +89,12 @@ def random_masks(
 
 @dataclasses.dataclass(frozen=True)
 class Colour:
-    """What is done to a spectrogram before evaluation: it is coloured and normalised.
+    """Colours and normalises a spectrogram for evaluation.
 
     Attributes:
-        colour: see `experiments.audio.spectrograms.coloured`.
-        mean: subtracted from the colours on the scale 0..1; one number or one per channel.
-        std: the colours are divided by it.
+        colour: see `experiments.audio.spectrograms.apply_colours`.
+        mean: mean of the colours on the scale 0..1; one number or one per channel.
+        std: their standard deviation; one number or one per channel.
     """
 
     colour: str
@@ -101,7 +102,7 @@ class Colour:
     std: float | Sequence[float]
 
     def __call__(self, example: Example) -> Example:
-        """Returns float32 `inputs`, and the label as it is."""
+        """Returns float32 `inputs` and the unchanged label."""
         from experiments.audio import spectrograms
 
         coloured = spectrograms.apply_colours(example["inputs"][..., 0], self.colour)
@@ -110,18 +111,18 @@ class Colour:
 
 @dataclasses.dataclass(frozen=True)
 class DistortAndColour:
-    """What is done to a spectrogram before training.
+    """Distorts, colours and normalises a spectrogram for training.
 
     Attributes:
-        distort: comes first; None for nothing.
-        colour: what evaluation does.
+        distort: the distortion; None for none.
+        colour: the preparation for evaluation.
     """
 
     distort: Distort | None
     colour: Colour
 
     def __call__(self, example: Example, rng: np.random.Generator) -> Example:
-        """Returns float32 `inputs`, and the label as it is."""
+        """Returns float32 `inputs` and the unchanged label."""
         if self.distort is not None:
             example = {**example, "inputs": self.distort(example["inputs"], rng)}
         return self.colour(example)
@@ -131,7 +132,7 @@ def make_transform(config: ConfigDict, train: bool) -> Colour | DistortAndColour
     """Returns the callable that turns stored spectrograms into the network's inputs.
 
     Args:
-        config: the experiment; `augment` is 'none' or 'spectrogram'.
+        config: the configuration; `augment` is 'none' or 'spectrogram'.
         train: whether the callable distorts; it then takes an example and a generator.
     """
     colour = Colour(

@@ -1,7 +1,7 @@
-"""From a stored example to what the network sees: small functions on NumPy and Pillow.
+"""Augments and normalises stored examples for the network, on NumPy and Pillow.
 
-Pictures are uint8 `[H, W, C]` until they are normalised last; series are float32 `[L, C]`.
-Everything random is drawn from the generator that is passed in, so a seed decides it all.
+Pictures are uint8 `[H, W, C]` until they are normalised last; series are float32 `[L, C]`. All randomness
+comes from the generator that is passed in, so the seed decides it.
 """
 
 import dataclasses
@@ -16,23 +16,26 @@ from experiments.data.dataset import Example
 
 AUGMENTATIONS = ("none", "affine", "shift", "crop_flip", "resized_crop", "series", "cyclic")
 
-_CROP_AREA = (0.08, 1.0)  # Share of the picture that a resized crop keeps, and its
-_CROP_RATIO = (3 / 4, 4 / 3)  # width to height, both as in the training of Inception.
+# Share of the picture that a resized crop keeps, and its ratio of width to height, as for Inception.
+_CROP_AREA = (0.08, 1.0)
+_CROP_RATIO = (3 / 4, 4 / 3)
 
 
 def resize(picture: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resamples a picture bilinearly, without aliasing where it shrinks."""
+    """Resamples a picture bilinearly, without aliasing when it shrinks."""
     if picture.shape[:2] == (height, width):
         return picture
-    return _array(_image(picture).resize((width, height), Image.Resampling.BILINEAR), picture)
+    image = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
+    resized = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR))
+    return resized.reshape(height, width, picture.shape[-1])
 
 
 def crop_to_square(picture: np.ndarray, size: int) -> np.ndarray:
-    """Brings the shorter side to `size` and crops the middle square; size 0 changes nothing."""
+    """Resizes the shorter side to `size` and crops the middle square; size 0 changes nothing."""
     height, width = picture.shape[:2]
     if not size or (height, width) == (size, size):
         return picture
-    # Scaled whole, a picture of 1 by N would take N times the memory of what is kept of it.
+    # Resizing the whole of a 1 by N picture would take N times the memory of the crop.
     reach = 2 * min(height, width)
     picture = picture[max(0, height // 2 - reach) :, max(0, width // 2 - reach) :]
     picture = picture[: 2 * reach, : 2 * reach]
@@ -44,11 +47,11 @@ def crop_to_square(picture: np.ndarray, size: int) -> np.ndarray:
 
 
 def random_affine(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Turns a picture by up to 10 degrees, scales it by up to a tenth, moves it by up to a sixteenth."""
+    """Rotates a picture by up to 10 degrees, scales it by up to a tenth, moves it by up to a sixteenth."""
     size = np.array(picture.shape[:2])
     angle = np.deg2rad(rng.uniform(-10, 10))
-    turned = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    matrix = turned / rng.uniform(0.9, 1.1, 2)
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    matrix = rotation / rng.uniform(0.9, 1.1, 2)
     centre = (size - 1) / 2
     offset = centre - matrix @ (centre + rng.uniform(-1, 1, 2) * size / 16)
     channels = [
@@ -59,7 +62,7 @@ def random_affine(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def random_shift(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Moves a picture by up to an eighth of its size each way; what comes in is black."""
+    """Moves a picture by up to an eighth of its size in each direction; the gap is black."""
     height, width = picture.shape[:2]
     down, right = max(1, height // 8), max(1, width // 8)
     padded = np.pad(picture, ((down, down), (right, right), (0, 0)))
@@ -68,15 +71,15 @@ def random_shift(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def random_flip(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirrors every second picture from left to right."""
+    """Mirrors a picture from left to right with a probability of one half."""
     return picture[:, ::-1] if rng.random() < 0.5 else picture
 
 
 def random_resized_crop(picture: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Cuts out a random part of random shape and brings it to `size` (0: the picture's own)."""
+    """Cuts out a random part of random shape and resizes it to `size` (0: the size of the picture)."""
     height, width = picture.shape[:2]
     target = (size, size) if size else (height, width)
-    for _ in range(10):  # A crop of that shape need not fit; ten draws nearly always find one.
+    for _ in range(10):  # A crop may not fit; ten draws nearly always find one that does.
         area = height * width * rng.uniform(*_CROP_AREA)
         ratio = np.exp(rng.uniform(*np.log(_CROP_RATIO)))
         tall, wide = round(np.sqrt(area / ratio)), round(np.sqrt(area * ratio))
@@ -94,18 +97,18 @@ def normalise(
     Args:
         picture: uint8 `[H, W, C]`.
         mean: one number, or one per channel, on the scale 0..1.
-        std: likewise.
+        std: one number, or one per channel.
 
     Raises:
-        UserError: if there is neither one number nor one per channel.
+        UserError: if the number of values is neither 1 nor the number of channels.
     """
     mean, std = np.asarray(mean, np.float32).ravel(), np.asarray(std, np.float32).ravel()
     channels = picture.shape[-1]
     for name, values in (("mean", mean), ("std", std)):
         if values.size not in (1, channels):
             raise UserError(
-                f"The normalisation's {name} has {values.size} values, but the pictures have "
-                f"{channels} channel(s); give one value or {channels}."
+                f"--config.normalise.{name} has {values.size} values, but the pictures have {channels} "
+                f"channel(s); set one value or {channels}."
             )
     return (picture.astype(np.float32) / np.float32(255) - mean) / std
 
@@ -123,7 +126,7 @@ def random_scaling(series: np.ndarray, rng: np.random.Generator, scale: float = 
 def random_time_shift(
     series: np.ndarray, rng: np.random.Generator, share: float = 0.02
 ) -> np.ndarray:
-    """Moves a series by up to `share` of its length; the end values fill what opens up."""
+    """Moves a series by up to `share` of its length; the end value fills the gap."""
     reach = max(1, round(share * len(series)))
     offset = rng.integers(-reach, reach + 1)
     return series[np.clip(np.arange(len(series)) + offset, 0, len(series) - 1)]
@@ -132,7 +135,7 @@ def random_time_shift(
 def random_cyclic_shift(
     series: np.ndarray, rng: np.random.Generator, share: float = 0.02
 ) -> np.ndarray:
-    """Moves where a closed series begins by up to `share` of its length, for instance an outline's."""
+    """Rolls a closed series, such as an outline, by up to `share` of its length."""
     reach = max(1, round(share * len(series)))
     return np.roll(series, rng.integers(-reach, reach + 1), axis=0)
 
@@ -140,14 +143,14 @@ def random_cyclic_shift(
 def random_window_warp(
     series: np.ndarray, rng: np.random.Generator, share: float = 0.1
 ) -> np.ndarray:
-    """Runs through one window of the series at half or double speed; the length stays."""
+    """Plays one window of a series at half or double speed; the length stays the same."""
     length = len(series)
     window = max(2, round(share * length))
     if length < 2 * window:
         return series
     start = rng.integers(0, length - window + 1)
     speed = rng.choice([0.5, 2.0])
-    # Where each moment of the warped series lies in the original, stretched back to the length.
+    # Position in the original of each moment of the warped series, rescaled to the same length.
     steps = np.ones(length - 1)
     steps[start : start + window] = speed
     moments = np.concatenate([[0.0], np.cumsum(steps)])
@@ -159,12 +162,12 @@ def random_window_warp(
 
 @dataclasses.dataclass(frozen=True)
 class Prepare:
-    """What is done to an example before evaluation: no chance is involved.
+    """Prepares an example for evaluation, without randomness.
 
     Attributes:
-        image_size: the side of the square that pictures become, 0 to leave them as they are.
-        mean: subtracted from pictures on the scale 0..1; one number or one per channel.
-        std: pictures are divided by it.
+        image_size: side of the square that pictures are cropped to; 0 keeps their size.
+        mean: mean of the pictures on the scale 0..1; one number or one per channel.
+        std: their standard deviation; one number or one per channel.
     """
 
     image_size: int
@@ -176,7 +179,7 @@ class Prepare:
         inputs = example["inputs"]
         if inputs.ndim == 3:
             inputs = normalise(crop_to_square(inputs, self.image_size), self.mean, self.std)
-        return _finished(inputs, example["label"])
+        return _make_example(inputs, example["label"])
 
 
 SERIES = {
@@ -187,11 +190,11 @@ SERIES = {
 
 @dataclasses.dataclass(frozen=True)
 class Augment:
-    """What is done to an example before training.
+    """Augments and prepares an example for training.
 
     Attributes:
         augment: one of `AUGMENTATIONS`.
-        prepare: what evaluation would do, for the size and the normalisation.
+        prepare: the preparation for evaluation, for the size and the normalisation.
     """
 
     augment: str
@@ -204,14 +207,14 @@ class Augment:
             return self.prepare(example)
         if (inputs.ndim == 3) == (self.augment in SERIES):
             kind = "pictures" if inputs.ndim == 3 else "series"
+            alternative = "one for pictures" if inputs.ndim == 3 else "'series'"
             raise UserError(
-                f"The augmentation {self.augment!r} is not for {kind}; choose 'none' or "
-                f"{'one for pictures' if inputs.ndim == 3 else repr('series')}."
+                f"The augmentation {self.augment!r} is not for {kind}; choose 'none' or {alternative}."
             )
         if self.augment in SERIES:
             for step in SERIES[self.augment]:
                 inputs = step(inputs, rng)
-            return _finished(inputs, example["label"])
+            return _make_example(inputs, example["label"])
         size, mean, std = self.prepare.image_size, self.prepare.mean, self.prepare.std
         if self.augment == "resized_crop":
             inputs = random_flip(random_resized_crop(inputs, size, rng), rng)
@@ -221,7 +224,7 @@ class Augment:
             inputs = random_flip(random_shift(crop_to_square(inputs, size), rng), rng)
         else:
             inputs = random_shift(crop_to_square(inputs, size), rng)
-        return _finished(normalise(inputs, mean, std), example["label"])
+        return _make_example(normalise(inputs, mean, std), example["label"])
 
 
 def make_transform(
@@ -232,24 +235,24 @@ def make_transform(
     *,
     train: bool,
 ) -> Augment | Prepare:
-    """Returns the callable that turns stored examples into the network's.
+    """Returns the callable that turns stored examples into the network's inputs.
 
     Args:
-        augment: `none`; for pictures `affine` (turn, scale and move a little: for digits), `shift`
-            (move a little), `crop_flip` (pad, crop, mirror) or `resized_crop` (random crop,
-            resize, mirror); for series `series` (window warp, time
-            shift, scaling, jitter) or `cyclic` (scaling, and another beginning: for outlines).
-        image_size: the side of the square that pictures become, 0 to leave them as they are.
-        mean: subtracted from pictures on the scale 0..1; series come normalised already.
-        std: pictures are divided by it.
+        augment: `none`; for pictures `affine` (rotate, scale and move slightly: for digits), `shift` (move
+            slightly), `crop_flip` (pad, crop, mirror) or `resized_crop` (random crop, resize, mirror); for
+            series `series` (window warp, time shift, scaling, jitter) or `cyclic` (roll and scale: for
+            outlines).
+        image_size: side of the square that pictures are cropped to; 0 keeps their size.
+        mean: mean of the pictures on the scale 0..1; series are already normalised.
+        std: their standard deviation.
         train: whether the callable augments.
 
     Returns:
-        A function of `(example, generator)` for training, of `(example)` otherwise. Both return
-        `{'inputs': float32, 'label': int32}` and can be sent to other processes.
+        A picklable function of `(example, generator)` for training, of `(example)` otherwise. Both return
+        `{'inputs': float32, 'label': int32}`.
 
     Raises:
-        UserError: if there is no such augmentation.
+        UserError: if the augmentation does not exist.
     """
     check_augmentation(augment, AUGMENTATIONS)
     prepare = Prepare(image_size, to_python(mean), to_python(std))
@@ -257,15 +260,12 @@ def make_transform(
 
 
 def check_augmentation(augment: str, known: Sequence[str], kind: str = "") -> None:
-    """Returns if there is such an augmentation.
+    """Raises a UserError if an augmentation does not exist.
 
     Args:
         augment: its name.
-        known: the names that there are.
-        kind: what they are for, as the end of a phrase such as ' for pictures'.
-
-    Raises:
-        UserError: if there is no such augmentation.
+        known: the names of all augmentations.
+        kind: their purpose for the message, such as ' for pictures'.
     """
     if augment not in known:
         raise UserError(
@@ -273,20 +273,12 @@ def check_augmentation(augment: str, known: Sequence[str], kind: str = "") -> No
         )
 
 
-def _finished(inputs: np.ndarray, label: np.ndarray) -> Example:
-    # Of several labels each is a number of its own, which may be missing.
+def _make_example(inputs: np.ndarray, label: np.ndarray) -> Example:
+    # Multi-label examples have float labels with NaN for unknown.
     label = np.asarray(label, np.float32) if np.ndim(label) else np.int32(label)
     return {"inputs": np.ascontiguousarray(inputs, np.float32), "label": label}
 
 
 def to_python(values: float | Sequence[float]) -> float | tuple[float, ...]:
-    """A number or a tuple of numbers of Python's own, which hash and compare."""
+    """Converts numbers to Python floats, which can be hashed and compared."""
     return tuple(float(v) for v in values) if np.ndim(values) else float(values)
-
-
-def _image(picture: np.ndarray) -> Image.Image:
-    return Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture)
-
-
-def _array(image: Image.Image, like: np.ndarray) -> np.ndarray:
-    return np.asarray(image).reshape(image.height, image.width, like.shape[-1])

@@ -1,4 +1,4 @@
-"""The plainest sources: arrays in memory, and views of other sources' examples."""
+"""Arrays in memory as a source of examples, and views of other sources."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -11,12 +11,12 @@ from experiments.data.dataset import Example, Source
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Arrays:
-    """Examples that are held in memory, inputs beside labels.
+    """Examples that are held in memory.
 
     Attributes:
-        inputs: one array of inputs per example, `[N, ...]`.
+        inputs: the inputs of each example, `[N, ...]`.
         labels: `[N]` integers.
-        names: what to call each in a sentence.
+        names: name of each example for messages.
     """
 
     inputs: np.ndarray
@@ -31,20 +31,19 @@ class Arrays:
 
     @property
     def digests(self) -> list[int]:
-        """A number for the content of each example."""
+        """Digest of the content of each example."""
         return [
-            digests.compute_digest(np.ascontiguousarray(example).tobytes())
-            for example in self.inputs
+            digests.compute_digest(np.ascontiguousarray(inputs).tobytes()) for inputs in self.inputs
         ]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Relabelled:
-    """Some of the examples of another source, their labels numbered anew.
+    """Some examples of another source with new class numbers.
 
     Attributes:
-        source: where the examples come from.
-        indices: which of them, by position.
+        source: the source.
+        indices: positions in the source.
         numbers: the new number of each old one.
     """
 
@@ -62,11 +61,11 @@ class Relabelled:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Subset:
-    """Some of the examples of another source, in the given order, without copying any.
+    """Some examples of another source in a chosen order.
 
     Attributes:
-        source: where the examples come from.
-        indices: which of them, by position; one may be named more than once.
+        source: the source.
+        indices: positions in the source; a position may occur more than once.
     """
 
     source: Source
@@ -81,11 +80,7 @@ class Subset:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Chain:
-    """The examples of several sources, one source after another, without copying any.
-
-    Attributes:
-        sources: where the examples come from.
-    """
+    """The examples of several sources, one source after another."""
 
     sources: Sequence[Source]
 
@@ -101,11 +96,11 @@ class Chain:
 
 
 def flatten(source: Source) -> tuple[list[Source], np.ndarray, np.ndarray]:
-    """What a view of views shows in the end.
+    """Resolves nested views.
 
     Returns:
-        The sources behind it that are no views, and for each example which of them it is from and its
-        position there.
+        The base sources, which are not views, and for each example the index of its base and its position
+        there.
     """
     if isinstance(source, Subset | Relabelled):
         bases, owners, positions = flatten(source.source)
@@ -114,9 +109,9 @@ def flatten(source: Source) -> tuple[list[Source], np.ndarray, np.ndarray]:
     if isinstance(source, Chain):
         bases, owners, positions = [], [np.empty(0, int)], [np.empty(0, int)]
         for part in source.sources:
-            behind, owner, position = flatten(part)
-            owners.append(owner + len(bases))
-            positions.append(position)
-            bases += behind
+            part_bases, part_owners, part_positions = flatten(part)
+            owners.append(part_owners + len(bases))
+            positions.append(part_positions)
+            bases += part_bases
         return bases, np.concatenate(owners), np.concatenate(positions)
     return [source], np.zeros(len(source), int), np.arange(len(source))

@@ -86,10 +86,10 @@ SKIPPED = {
     "header only.gif": (animated("GIF")[:13], "image|EOF|truncated|no"),
     "bomb.png": (black(30_000, 30_000), "more pixels than the 89,478,485 allowed"),
     "large.png": (black(9_460, 9_460), "9,460 by 9,460, more pixels"),
-    "program.eps": (encoded(COLOUR, "EPS"), "the format EPS is not read"),
-    "fractions.tif": (encoded(GREY.convert("F"), "TIFF"), "of the kind F; save it as RGB"),
-    "32 bit.tif": (encoded(GREY.convert("I"), "TIFF"), "of the kind I; save it as RGB"),
-    "lab.tif": (encoded(Image.new("LAB", (6, 4)), "TIFF"), "of the kind LAB"),
+    "program.eps": (encoded(COLOUR, "EPS"), "the format EPS is not supported"),
+    "fractions.tif": (encoded(GREY.convert("F"), "TIFF"), "mode F; save it as RGB"),
+    "32 bit.tif": (encoded(GREY.convert("I"), "TIFF"), "mode I; save it as RGB"),
+    "lab.tif": (encoded(Image.new("LAB", (6, 4)), "TIFF"), "mode LAB"),
 }
 
 
@@ -235,7 +235,7 @@ def test_a_file_that_goes_bad_during_a_run_is_named(make_config, tmp_path):
     with pytest.raises(UserError, match=rf"{first} cannot be read any more \(.*truncated"):
         pets.splits["train"][0]
     first.unlink()
-    with pytest.raises(UserError, match=r"any more \(.*No such file.*the same command continues"):
+    with pytest.raises(UserError, match=r"any more \(.*No such file.*Restore the file"):
         pets.splits["train"][0]
 
 

@@ -95,7 +95,7 @@ def test_small_classes_are_spread_and_said():
 @pytest.mark.parametrize(("given", "number"), [([0, 0, 1], 1), ([0, 0, 1], 3), ([], 2)])
 def test_impossible_numbers_of_folds_are_refused(given, number):
     with pytest.raises(
-        UserError, match=f"{len(given)} examples cannot be dealt out to {number} folds"
+        UserError, match=f"{len(given)} examples cannot be divided into {number} folds"
     ):
         folds.assign_folds(np.array(given), number, seed=0)
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from experiments import data
 from experiments.core.errors import UserError
-from experiments.data import tiny_imagenet, tiny_imagenet_files
+from experiments.data import tiny_imagenet
 
 ROOT = "tiny-imagenet-200"
 WNIDS = ["n03", "n01", "n02"]
@@ -143,7 +143,7 @@ def test_a_broken_zip_is_refused(load, files, tmp_path):
 
 def test_an_interrupted_preparation_leaves_nothing(load, files, tmp_path, monkeypatch):
     source = write_zip(tmp_path / "a.zip", files)
-    read = tiny_imagenet_files.ZipFiles.read
+    read = tiny_imagenet.ZipFiles.read
 
     def interrupted(self, name):
         if name.startswith("val/images"):
@@ -151,7 +151,7 @@ def test_an_interrupted_preparation_leaves_nothing(load, files, tmp_path, monkey
         return read(self, name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(tiny_imagenet_files.ZipFiles, "read", interrupted)
+        patch.setattr(tiny_imagenet.ZipFiles, "read", interrupted)
         with pytest.raises(KeyboardInterrupt):
             load(source)
     assert not list((tmp_path / "prepared").rglob("dataset_info.json"))
@@ -219,12 +219,12 @@ def test_members_that_point_outside_are_never_written(load, files, tmp_path):
 
 
 def test_a_download_is_whole_or_not_there(check_download, load, files, tmp_path):
-    check_download(tiny_imagenet_files, load, write_zip(tmp_path / "a.zip", files).read_bytes())
+    check_download(tiny_imagenet, load, write_zip(tmp_path / "a.zip", files).read_bytes())
 
 
 def test_the_real_files(real_data):
     source = real_data("tiny_imagenet/tiny-imagenet-200.zip")
-    layout = tiny_imagenet_files.read_layout(tiny_imagenet_files.open_files(pathlib.Path(source)))
+    layout = tiny_imagenet.read_layout(tiny_imagenet.open_files(pathlib.Path(source)))
     assert len(layout.wnids) == len(set(layout.classes)) == 200
     assert len(layout.members["train"]) == 16_000 and len(layout.members["val"]) == 2_000
     assert "goldfish" in layout.classes
