@@ -1,1 +1,1 @@
-"""What each claim about speed is measured with."""
+"""Benchmarks: they measure what the documentation claims about speed."""

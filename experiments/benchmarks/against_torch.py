@@ -2,43 +2,43 @@
 
     python -m experiments.benchmarks.against_torch --quick
 
-    --size=64 --batch=32        pixels of a picture's side, and pictures of a step
+    --size=64 --batch=32        side of a picture in pixels, and pictures per step
     --width=64                  features of the network's first stage
     --dtype=float32             or bfloat16: in torch by autocast
     --runs=5                    timed rounds, after one that warms up
-    --quick                     leaves out ODConv with four kernels, and the network of flax's own parts
-    --keep_memory               malloc keeps what is freed; see below
-    --out=runs/benchmarks       where the table's numbers and plot go
+    --quick                     leaves out ODConv with four kernels, and the network of flax's own modules
+    --keep_memory               malloc keeps memory that is freed; see below
+    --out=runs/benchmarks       the folder of the numbers and the plot
 
-It needs torch, which nothing else does. A step is forward, backward and Adam's update of a ResNet-18 for 1000
-classes. PyTorch's has the published form of ODConv, written anew: one kernel for each example, the batch
-folded into the groups of one convolution, in torch's default layout (NCHW, contiguous), as the papers' code
-has it. Both have the same parameters and compute the same numbers (`tests/experiments/test_benchmarks.py`).
-All steps take turns in one process, on all cores, and the median of the rounds' ratios counts. Writes
-`against_torch-<size>.json` and `.png`, with `-keep_memory` in their names where that was asked for.
+It needs torch, which nothing else does. A step is the forward pass, the backward pass and Adam's update of
+a ResNet-18 with 1000 classes. PyTorch's network has the published form of ODConv: one kernel per example,
+with the batch folded into the groups of one convolution, in torch's default layout (NCHW, contiguous), as
+in the papers' code. Both networks have the same parameters and compute the same numbers
+(`tests/experiments/benchmarks/test_torch_resnet.py`). All steps take turns in one process, on all cores,
+and the median of the rounds' ratios counts. Writes `against_torch-<size>.json` and `.png`; with
+`--keep_memory` their names end in `-keep_memory`.
 
-Where PyTorch's time goes on a CPU: GNU's malloc gives large blocks back to the system when they are freed,
-and PyTorch asks for its kernels, gigabytes of them, anew in each step. Page faults take most of the step. So
-there are two honest comparisons: with what people have who install torch and begin, and with `--keep_memory`.
-Seconds of PyTorch's step on two cores, medians of three (torch 2.13.0):
+Where PyTorch's time goes on a CPU: GNU's malloc returns large blocks to the system when they are freed, and
+PyTorch allocates its kernels, gigabytes of them, again in every step. Page faults take most of the step. So
+there are two fair comparisons: with a plain installation of torch, and with `--keep_memory`. Seconds of
+PyTorch's step on two cores, medians of three (torch 2.13.0):
 
                         static    K = 1    K = 4
     64 px, batch 32     0.19      4.12     11.51
-      keep_memory       0.18      1.13      3.75 (2.33 once it has settled)
+      keep_memory       0.18      1.13      3.75 (2.33 after many steps)
     224 px, batch 16    1.16      3.66      6.94
-      keep_memory       0.99      1.51      3.59 (1.90 once it has settled)
+      keep_memory       0.99      1.51      3.59 (1.90 after many steps)
 
-Neither side loses by taking turns. At 64 px and batch 16 PyTorch's static step takes 0.12 to 0.13 s in turn
-with ours and 0.11 to 0.13 s without us, its ODConv with one kernel 2.3 to 2.6 s and 2.0 to 2.3 s: page faults
-again, as it takes 2.3 s in turn with a pause, too. Ours take as long in turn as alone. What forbids GNU's
-OpenMP to spin between steps, OMP_WAIT_POLICY=passive, makes PyTorch's static step slower (0.14 to 0.15 s) and
-ours no faster, so it is not set here.
+Neither side loses by taking turns. At 64 px and batch 16, PyTorch's static step takes 0.12 to 0.13 s in
+turn with ours and 0.11 to 0.13 s alone; its ODConv with one kernel takes 2.3 to 2.6 s and 2.0 to 2.3 s. The
+cause is page faults again: it takes 2.3 s in turn with a pause, too. Ours take as long in turn as alone.
+With OMP_WAIT_POLICY=passive, which keeps GNU's OpenMP from spinning between steps, PyTorch's static step is
+slower (0.14 to 0.15 s) and ours no faster, so it is not set here.
 """
 
 import ctypes
 import os
 import statistics
-import sys
 from functools import partial
 from types import ModuleType
 
@@ -47,40 +47,40 @@ from absl import flags
 from dyn import layers
 from dyn.models import ResNet18
 from experiments.benchmarks import results, timing
-from experiments.benchmarks.flax_resnet import flax_resnet
+from experiments.benchmarks.flax_resnet import make_flax_resnet
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
-from experiments.benchmarks.step import BATCH, SIZE, WIDTH, Step, settings
+from experiments.benchmarks.step import BATCH, SIZE, WIDTH, TrainingStep, list_settings
 from experiments.core import cli
 from experiments.core.errors import UserError
 
-KEEP_MEMORY = flags.DEFINE_bool("keep_memory", False, "Whether malloc keeps what is freed.")
+KEEP_MEMORY = flags.DEFINE_bool("keep_memory", False, "Whether malloc keeps memory that is freed.")
 
-# Each row: what makes our blocks' convolutions (None: flax's network), and the network
-# of PyTorch's that it stands beside.
+# Each row: the layer that makes our blocks' convolutions (None: flax's network), and the PyTorch network
+# that it is compared with.
 ROWS = {
     "static": (layers.Conv, "torch static"),
     "static, flax": (None, "torch static"),
     "ODConv, K = 1": (partial(layers.ODConv, num_kernels=1), "torch K = 1"),
     "ODConv, K = 4": (partial(layers.ODConv, num_kernels=4), "torch K = 4"),
 }
-# The number of kernels of each of PyTorch's networks; None is static.
+# The number of kernels of each PyTorch network; None is static.
 TORCH = {"torch static": None, "torch K = 1": 1, "torch K = 4": 4}
 QUICK_ROWS = ("static", "ODConv, K = 1")
 
-# What would let one runtime be in the other's way: Intel's OpenMP, which some builds of torch have, keeps
-# cores busy for 200 ms after a step, and JAX takes a GPU's memory for itself.
-SHARING = {"KMP_BLOCKTIME": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# Keeps the runtimes out of each other's way: Intel's OpenMP, which some builds of torch have, would keep
+# cores busy for 200 ms after a step, and JAX would reserve a GPU's memory.
+ENVIRONMENT = {"KMP_BLOCKTIME": "0", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 def main() -> None:
-    """Prints the table when everything is measured: all steps take turns."""
-    for name, value in SHARING.items():
+    """Times all steps in turn, then prints the table."""
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     mode = "-keep_memory" if KEEP_MEMORY.value else ""
-    path = results.folder() / f"against_torch-{SIZE.value}{mode}"
+    path = results.make_folder() / f"against_torch-{SIZE.value}{mode}"
     if KEEP_MEMORY.value:
         keep_memory()
-    machine = timing.machine()
+    machine = timing.describe_machine()
     torch, device = import_torch(machine["platform"])
     machine["versions"]["torch"] = torch.__version__
     rows = {name: ROWS[name] for name in (QUICK_ROWS if QUICK.value else ROWS)}
@@ -90,12 +90,12 @@ def main() -> None:
         + (", malloc keeps memory" if KEEP_MEMORY.value else "")
     )
     print(f"{measured}; one Adam step", flush=True)
-    theirs = {name: torch_step(TORCH[name], device) for _, name in rows.values()}
+    theirs = {name: make_torch_step(TORCH[name], device) for _, name in rows.values()}
     ours = {
-        name: Step(partial(ResNet18, conv=conv) if conv else partial(flax_resnet, 18))
+        name: TrainingStep(partial(ResNet18, conv=conv) if conv else partial(make_flax_resnet, 18))
         for name, (conv, _) in rows.items()
     }
-    seconds = timing.alternate(theirs | ours, RUNS.value)
+    seconds = timing.time_alternately(theirs | ours, RUNS.value)
 
     print(f"\n{'':18}{'parameters':>12}{'PyTorch, ms':>13}{'ours, ms':>10}{'times our step':>16}")
     measurements = {}
@@ -104,16 +104,16 @@ def main() -> None:
             "parameters": ours[name].parameters,
             "torch_milliseconds": 1e3 * statistics.median(seconds[their_name]),
             "milliseconds": 1e3 * statistics.median(seconds[name]),
-            "ratio": timing.ratio(seconds[their_name], seconds[name]),
+            "ratio": timing.compute_ratio(seconds[their_name], seconds[name]),
         }
         print(
             f"{name:18}{row['parameters']:12,}{row['torch_milliseconds']:13,.0f}"
             f"{row['milliseconds']:10,.0f}{row['ratio']:16.2f}"
         )
-    results.write(
+    results.write_results(
         path,
         {
-            **settings(),
+            **list_settings(),
             "keep_memory": KEEP_MEMORY.value,
             "machine": machine,
             "rows": measurements,
@@ -128,22 +128,22 @@ def main() -> None:
 
 
 def keep_memory() -> None:
-    """Has GNU's malloc take large blocks from its heap, and never give any of that back, for both runtimes.
+    """Makes GNU's malloc take large blocks from its heap and never return memory to the system.
 
     Raises:
-        UserError: where malloc is another one.
+        UserError: if the system has another malloc.
     """
-    mmap_max, trim_threshold = -4, -1  # their numbers in malloc.h
+    mmap_max, trim_threshold = -4, -1  # M_MMAP_MAX and M_TRIM_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or not (mallopt(mmap_max, 0) and mallopt(trim_threshold, -1)):
-        raise UserError("--keep_memory is for GNU's C library, which this system has not.")
+        raise UserError("--keep_memory needs GNU's C library, which this system does not have.")
 
 
 def import_torch(platform: str) -> tuple[ModuleType, str]:
-    """Torch, told to use what JAX uses: (the module, the name of its device).
+    """Returns torch, set up for the device that JAX uses, and the name of that device.
 
     Raises:
-        UserError: if it is not installed, or does not know the device that JAX runs on.
+        UserError: if torch is not installed, or cannot use the device that JAX runs on.
     """
     try:
         import torch  # pyrefly: ignore [missing-import]
@@ -154,24 +154,24 @@ def import_torch(platform: str) -> tuple[ModuleType, str]:
         ) from error
     if platform not in ("cpu", "gpu") or (platform == "gpu" and not torch.cuda.is_available()):
         raise UserError(
-            f"JAX runs on {platform}, and this torch ({torch.__version__}) cannot: install one that can, or "
-            "set JAX_PLATFORMS=cpu."
+            f"JAX runs on {platform}, which this torch ({torch.__version__}) does not support: install one "
+            "that does, or set JAX_PLATFORMS=cpu."
         )
-    torch.set_num_threads(timing.usable_cores())
+    torch.set_num_threads(timing.count_usable_cores())
     if platform == "cpu":
         return torch, "cpu"
     torch.backends.cudnn.benchmark = True
-    # TensorFloat-32 in float32, as XLA has it by default, and torch in its convolutions anyway.
+    # TensorFloat-32 for float32, the default of XLA and of torch's convolutions.
     torch.set_float32_matmul_precision("high")
     return torch, "cuda"
 
 
-def torch_step(num_kernels: int | None, device: str):
-    """PyTorch's training step with so many candidate kernels; None for static convolutions."""
-    # It imports torch.
+def make_torch_step(num_kernels: int | None, device: str):
+    """Returns PyTorch's training step with `num_kernels` candidate kernels; None for static convolutions."""
+    # This module imports torch, which may be missing.
     from experiments.benchmarks import torch_resnet
 
-    conv = torch_resnet.static_conv
+    conv = torch_resnet.make_static_conv
     if num_kernels is not None:
         conv = partial(torch_resnet.ODConv, num_kernels=num_kernels)
     network = torch_resnet.ResNet18(conv, WIDTH.value)
@@ -179,4 +179,4 @@ def torch_step(num_kernels: int | None, device: str):
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, sys.argv, __doc__))
+    cli.run_command(main, __doc__)

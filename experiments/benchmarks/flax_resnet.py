@@ -1,4 +1,4 @@
-"""ResNets of nothing but flax's own parts: what the benchmarks compare with."""
+"""ResNets made of flax's own modules alone, as a baseline for the benchmarks."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -10,14 +10,14 @@ import jax.numpy as jnp
 
 
 class FlaxResNet(nn.Module):
-    """ResNet-18 or -50 with `nn.Conv` and `nn.max_pool`, as one writes it without this library.
+    """ResNet-18 or ResNet-50 with `nn.Conv` and `nn.max_pool`, written without this library.
 
     Attributes:
-        stage_sizes: blocks in each stage.
+        stage_sizes: the number of blocks in each stage.
         bottleneck: whether blocks are those of ResNet-50.
-        num_classes: of the classifier.
-        width: features of the first stage.
-        dtype: of the computation.
+        num_classes: the number of classes.
+        width: the number of features of the first stage.
+        dtype: the dtype of the computation.
     """
 
     stage_sizes: Sequence[int] = (2, 2, 2, 2)
@@ -28,7 +28,7 @@ class FlaxResNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
-        """Logits of pictures `[B, H, W, 3]`."""
+        """Returns the logits of pictures `[B, H, W, 3]`."""
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
         norm = partial(
             nn.BatchNorm,
@@ -56,8 +56,8 @@ class FlaxResNet(nn.Module):
         return nn.Dense(self.num_classes, dtype=self.dtype)(x.mean(axis=(1, 2)))
 
 
-def flax_resnet(depth: int, **fields: Any) -> nn.Module:
-    """The network of a depth, 18 or 50."""
+def make_flax_resnet(depth: int, **fields: Any) -> nn.Module:
+    """Returns the network of a depth, 18 or 50."""
     if depth == 18:
         return FlaxResNet(**fields)
     return FlaxResNet(stage_sizes=(3, 4, 6, 3), bottleneck=True, **fields)

@@ -1,33 +1,32 @@
-"""Measures whether the input pipeline of each data set keeps ahead of a training step.
+"""Measures whether the input pipeline of each data set is faster than training.
 
     python -m experiments.benchmarks.input --quick
 
-    --sets=folder,voc2012   data sets; all if left out
+    --sets=folder,voc2012   data sets; all without it
     --runs=5                timed rounds; medians are shown
-    --quick                 only digits and a folder of pictures, and shorter rounds, unless --sets says which
-    --out=runs/benchmarks   where the table's numbers and plot go
+    --quick                 shorter rounds, and only digits and a folder unless --sets names others
+    --out=runs/benchmarks   the folder of the numbers and the plot
 
 Each pipeline runs as in training, with the reader, transforms, batch size, threads and workers of
-`experiments/configs/base.py` for that data set, and so does the step: the static network, the fastest, is
-the hardest to keep ahead of. The digits are real; the other sets are made up in a temporary folder, in the
-files of the real ones. Those have been read before and lie in the memory of the system: a slow disk, or a
-network's, is not measured.
+`experiments/configs/base.py` for that data set. So does the training step, with the static network: it is
+the fastest, so the hardest to keep up with. The digits are real; the other sets are synthetic, written to a
+temporary folder in the file formats of the real ones. Their files are in the system's cache: slow disks and
+networks are not measured.
 
-A round measures three things one after the other, each behind a few batches that do not count:
+A round measures three things one after the other, each after a few batches that do not count:
 
-    input           examples a second of the pipeline by itself
-    training        examples a second of training steps on one batch from memory, over and over
-    step, fed       how many times longer a step takes when the pipeline feeds it, on the same cores: what
-                    training really loses. 1.00 would be a pipeline that costs nothing.
+    input           examples per second of the pipeline alone
+    training        examples per second of training steps on one batch that is already in memory
+    step, fed       duration of a step that the pipeline feeds, on the same cores, relative to a step on a
+                    batch in memory: the real loss in training. 1.00 would be a pipeline that costs nothing.
 
-`times a step` is input over training; the goal is 3. `preparing` is what loading the set takes once: looking
-at every file, and for Tiny ImageNet writing the records. Writes `input.json` and `input.png`.
+`times a step` is input divided by training; the goal is 3. `preparing` is the time to load the data set once:
+checking every file and, for Tiny ImageNet, writing the records. Writes `input.json` and `input.png`.
 """
 
 import contextlib
 import itertools
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -50,27 +49,27 @@ from experiments.tasks import make_task
 from experiments.train.optimizer import count_steps
 from experiments.train.program import Program, find_program
 
-SETS = flags.DEFINE_list("sets", [], "Data sets; all if left out.")
+SETS = flags.DEFINE_list("sets", [], "Data sets; all without it.")
 
 GOAL = 3  # times a step
 QUICK_SETS = ("digits", "folder")
 
 
 def main() -> None:
-    """Prints a row for each data set as soon as it is measured."""
+    """Prints a row for each data set as soon as it has been measured."""
     names = SETS.value or (QUICK_SETS if QUICK.value else synthetic.SETS)
     for name in names:
         if name not in synthetic.SETS:
             raise UserError(
                 f"--sets: there is no data set {name}{suggest_nearest(name, synthetic.SETS)}"
             )
-    path = results.folder() / "input"
-    machine = timing.machine()
+    path = results.make_folder() / "input"
+    machine = timing.describe_machine()
     count, seconds = (128, 0.3) if QUICK.value else (512, 2.0)
     rows: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory() as temporary:
-        # All of them first: preparing has things to say, which would stand in the midst of the table.
-        sets = {name: load(name, Path(temporary, name), count) for name in names}
+        # All are loaded first, because loading prints messages that would interrupt the table.
+        sets = {name: load_synthetic(name, Path(temporary, name), count) for name in names}
         print(
             f"\n{machine['devices']} x {machine['device']}, {machine['cores']} cores; examples a second\n\n"
             f"{'':16}{'inputs':>14}{'batch':>7}{'preparing, s':>14}{'input':>9}{'training':>10}"
@@ -79,8 +78,8 @@ def main() -> None:
         )
         programs: dict[str, Program] = {}
         for name, (config, dataset, preparing) in sets.items():
-            row = {"preparing_seconds": preparing, **measure(config, dataset, programs, seconds)}
-            rows[name] = row
+            measured = measure_pipeline(config, dataset, programs, seconds)
+            rows[name] = row = {"preparing_seconds": preparing, **measured}
             print(
                 f"{name:16}{' x '.join(map(str, row['inputs'])):>14}{row['batch']:7}"
                 f"{row['preparing_seconds']:14.1f}{row['input_per_second']:9,.0f}"
@@ -88,7 +87,7 @@ def main() -> None:
                 f"{row['step_fed']:11.2f}",
                 flush=True,
             )
-    results.write(
+    results.write_results(
         path,
         {"runs": RUNS.value, "goal": GOAL, "machine": machine, "rows": rows},
         {name: row["times_a_step"] for name, row in rows.items()},
@@ -101,8 +100,8 @@ def main() -> None:
     )
 
 
-def load(name: str, root: Path, count: int) -> tuple[ConfigDict, Dataset, float]:
-    """Makes up a data set below a folder and loads it: (its config, the set, the seconds of loading)."""
+def load_synthetic(name: str, root: Path, count: int) -> tuple[ConfigDict, Dataset, float]:
+    """Writes a synthetic data set below a folder; returns its config, the set and the seconds of loading."""
     root.mkdir(parents=True)
     config = base.get_config(name)
     config.data.update(synthetic.SETS[name](root, count))
@@ -111,21 +110,21 @@ def load(name: str, root: Path, count: int) -> tuple[ConfigDict, Dataset, float]
     return config, dataset, time.perf_counter() - started
 
 
-def measure(
+def measure_pipeline(
     config: ConfigDict, dataset: Dataset, programs: dict[str, Program], seconds: float
 ) -> dict[str, Any]:
-    """The rates of a pipeline and of the training step that it feeds.
+    """Measures the rates of a pipeline and of the training step that it feeds.
 
     Args:
         config: the experiment.
         dataset: its data.
-        programs: compiled programs, to be used again and added to.
-        seconds: how long each measurement of a round lasts at least.
+        programs: compiled programs, which are reused and added to.
+        seconds: the shortest duration of each measurement of a round.
 
     Returns:
-        `examples` (to train on), `inputs` (the shape of one), `batch` (the examples of one),
-        `compile_seconds`, the medians `input_per_second` and `training_per_second`, and the medians of
-        each round's ratios `times_a_step` and `step_fed`.
+        `examples` (the number of training examples), `inputs` (the shape of one), `batch` (the batch size),
+        `compile_seconds`, the medians `input_per_second` and `training_per_second`, and the medians of each
+        round's ratios `times_a_step` and `step_fed`.
     """
     task = make_task(config)
     transform = {train: task.make_transform(train=train) for train in (True, False)}
@@ -139,7 +138,7 @@ def measure(
         transform[True](source[0], np.random.default_rng(0)),
         transform[False](source[0]),
     )
-    train = trainer(program, config.seed)
+    train = make_train_function(program, config.seed)
 
     def batches() -> Any:
         return contextlib.closing(
@@ -153,17 +152,18 @@ def measure(
             )
         )
 
-    # As many as are prepared ahead: they would count as if they had cost nothing.
-    ahead = 2 * max(1, config.input.threads)
+    # Prefetched batches would count as if they had cost nothing, so that many are skipped.
+    prefetched = 2 * max(1, config.input.threads)
     with batches() as first:
         batch = next(first)
     alone, training, fed = [], [], []
     for _ in range(RUNS.value):
         with batches() as fresh:
-            alone.append(steady(next, fresh, 2 * ahead, seconds))
-        training.append(steady(train, itertools.repeat(batch), ahead, seconds))
+            alone.append(measure_batch_seconds(next, fresh, 2 * prefetched, seconds))
+        in_memory = itertools.repeat(batch)
+        training.append(measure_batch_seconds(train, in_memory, prefetched, seconds))
         with batches() as fresh:
-            fed.append(steady(train, fresh, ahead, seconds))
+            fed.append(measure_batch_seconds(train, fresh, prefetched, seconds))
     return {
         "examples": len(source),
         "inputs": batch["inputs"].shape[1:],
@@ -171,37 +171,37 @@ def measure(
         "compile_seconds": program.cost["compile_seconds"],
         "input_per_second": config.batch_size / statistics.median(alone),
         "training_per_second": config.batch_size / statistics.median(training),
-        "times_a_step": timing.ratio(training, alone),
-        "step_fed": timing.ratio(fed, training),
+        "times_a_step": timing.compute_ratio(training, alone),
+        "step_fed": timing.compute_ratio(fed, training),
     }
 
 
-def trainer(program: Program, seed: int) -> Callable[[Iterator[pipeline.Batch]], None]:
-    """A function that takes a training step on an iterator's next batch, as the training loop does.
+def make_train_function(program: Program, seed: int) -> Callable[[Iterator[pipeline.Batch]], None]:
+    """Returns a function that takes a training step on an iterator's next batch, as the training loop does.
 
-    One step is in flight while the next batch is fetched: it returns when the step before is done.
+    One step runs while the next batch is fetched: the function returns when the previous step is done.
     """
     state, metrics = program.create_state(seed), {}
 
     def train(batches: Iterator[pipeline.Batch]) -> None:
         nonlocal state, metrics
-        before = metrics
+        previous = metrics
         state, metrics = program.train_step(state, program.shard_batch(next(batches)))
-        jax.block_until_ready(before)
+        jax.block_until_ready(previous)
 
     return train
 
 
-def steady(
+def measure_batch_seconds(
     work: Callable[[Iterator[pipeline.Batch]], Any],
     batches: Iterator[pipeline.Batch],
     skip: int,
     seconds: float,
 ) -> float:
-    """The seconds that a batch takes `work`, measured for so many seconds or one batch, if that is longer.
+    """Returns the seconds that `work` takes per batch, measured for at least `seconds` and one batch.
 
-    Before that, `skip` batches do not count, or as many as take just as long: by then those that could be
-    prepared ahead have been, and threads have come to their pace.
+    The first batches do not count, until `skip` batches or `seconds` are over: by then the prefetched ones
+    are used up, and the threads are at their pace.
     """
     work(batches)
     started, skipped = time.perf_counter(), 1
@@ -216,4 +216,4 @@ def steady(
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, sys.argv, __doc__))
+    cli.run_command(main, __doc__)

@@ -1,22 +1,21 @@
-"""Times every lowering of the dynamic convolution, beside the one that `auto` chooses.
+"""Times every lowering of the dynamic convolution, and the one that `auto` chooses.
 
     python -m experiments.benchmarks.lowerings --quick
 
-    --fit                       also prints the platform's constants of dyn/ops/planner.py, fitted anew
+    --fit                       also fits and prints this platform's constants of dyn/ops/planner.py
     --dtype=float32             or bfloat16
-    --cases=4x4,depthwise       only those whose name contains one of these
+    --cases=4x4,depthwise       only cases whose name contains one of these
     --runs=3                    timed rounds of all lowerings, after one that warms up
     --quick                     only small shapes
-    --out=runs/benchmarks       where the numbers and the plot go
+    --out=runs/benchmarks       the folder of the numbers and the plot
 
-A case is one layer: the stages of a ResNet-18 at 224, 64 and 32 pixels, 1x1, strided, depthwise, grouped
-and one-dimensional kernels, pixel-wise mixtures, batches of 1 to 128, and no, one, four or eight
-candidate kernels. All lowerings of a case take turns in one process, forward alone and with the gradients
-of all inputs, and their fastest runs count: trust ratios, not milliseconds. Writes `lowerings.json` and
-`.png`.
+A case is one layer: the stages of a ResNet-18 at 224, 64 and 32 pixels; 1x1, strided, depthwise, grouped
+and one-dimensional kernels; pixel-wise mixtures; batches of 1 to 128; and no, one, four or eight candidate
+kernels. All lowerings of a case take turns in one process, the forward pass alone and with the gradients of
+all inputs, and the fastest run of each counts: compare ratios, not milliseconds. Writes `lowerings.json`
+and `.png`.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,17 +34,20 @@ from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.core import cli
 from experiments.core.errors import UserError
 
-FIT = flags.DEFINE_bool("fit", False, "Fit the planner's constants for this platform.")
-CASES = flags.DEFINE_list("cases", [], "Parts of the names of cases; all if left out.")
+FIT = flags.DEFINE_bool(
+    "fit", False, "Whether the planner's constants are fitted to this platform."
+)
+CASES = flags.DEFINE_list("cases", [], "Parts of the names of cases; all cases without it.")
 
-WITHIN = 1.15
+TOLERANCE = 1.15  # times the best lowering
 NAMES = tuple(name for name in LOWERINGS if name != "reference")
 
 
 class Case(NamedTuple):
-    """One layer. No kernels (0) is a static convolution; otherwise 3x3 kernels have tap attention too.
+    """One layer.
 
-    A pixel-wise mixture has none.
+    With 0 kernels it is a static convolution. Otherwise kernels larger than 1x1 also have tap attention,
+    unless the mixture is pixel-wise.
     """
 
     batch: int
@@ -69,20 +71,20 @@ class Case(NamedTuple):
 
     @property
     def tap_attention(self) -> bool:
-        """Whether kernel positions are weighed."""
+        """Whether the taps of the kernel are weighted."""
         return self.kernels > 0 and self.size > 1 and not self.pixelwise
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """How the kernel slides."""
+        """The arguments of `dynamic_conv` that say how the kernel slides."""
         return {
             "strides": self.stride,
             "padding": self.size // 2,
             "feature_group_count": self.groups,
         }
 
-    def arrays(self) -> tuple[Any, ...]:
-        """`(inputs, kernels, mix or None, taps or None)`."""
+    def make_arrays(self) -> tuple[Any, ...]:
+        """Returns `(inputs, kernels, mix or None, taps or None)`."""
         dtype, rank = jnp.dtype(DTYPE.value), len(self.spatial)
         size, number = (self.size,) * rank, max(1, self.kernels)
         keys = jax.random.split(jax.random.key(0), 4)
@@ -99,7 +101,7 @@ class Case(NamedTuple):
 
     def work(self, lowering: str) -> Kinds:
         """What the planner thinks that a lowering has to do."""
-        x, w, mix, taps = jax.eval_shape(self.arrays)
+        x, w, mix, taps = jax.eval_shape(self.make_arrays)
         return work(
             lowering,
             x.shape,
@@ -119,12 +121,12 @@ class Case(NamedTuple):
 
 
 def square(batch: int, side: int, *rest: int) -> Case:
-    """A case of square pictures."""
+    """Returns a case with square pictures."""
     return Case(batch, (side, side), *rest)
 
 
-def grid() -> list[Case]:
-    """The cases."""
+def list_cases() -> list[Case]:
+    """Returns all cases."""
     dynamic = [
         # ResNet-18's stages at 224 pixels
         *(square(16, 56, 64, 64, 3, 1, 1, k) for k in (1, 4)),
@@ -180,19 +182,23 @@ def grid() -> list[Case]:
 
 
 def main() -> None:
-    """Prints a row for each case as soon as it is measured."""
-    cases = [c for c in grid() if not CASES.value or any(part in str(c) for part in CASES.value)]
+    """Prints a row for each case as soon as it has been measured."""
+    cases = [
+        c for c in list_cases() if not CASES.value or any(part in str(c) for part in CASES.value)
+    ]
     if not cases:
-        raise UserError(f"--cases={','.join(CASES.value)}: no case has such a name.")
+        raise UserError(
+            f"--cases={','.join(CASES.value)}: no name of a case contains any of these."
+        )
     if QUICK.value:
         cases = [c for c in cases if sum(c.work("patches")[:3]) < 2.5e9]
-    path, machine = results.folder() / "lowerings", timing.machine()
+    path, machine = results.make_folder() / "lowerings", timing.describe_machine()
     on = f"{machine['devices']} x {machine['device']}, {DTYPE.value}"
     print(f"forward and backward on {on}, milliseconds\n")
     print(f"{'':36}" + "".join(f"{n:>9}" for n in NAMES) + "  auto      x best  x best forward")
     rows: dict[str, dict[str, Any]] = {}
     for case in cases:
-        rows[str(case)] = row = measure(case)
+        rows[str(case)] = row = measure_case(case)
         cells = "".join(
             f"{1e3 * row['training'][n]:9.2f}" if n in row["training"] else f"{'-':>9}"
             for n in NAMES
@@ -203,26 +209,26 @@ def main() -> None:
             flush=True,
         )
     regrets = [row["regret"]["training"] for row in rows.values()]
-    within = sum(regret <= WITHIN for regret in regrets)
-    print(f"\nauto is within {WITHIN - 1:.0%} of the best in {within} of {len(rows)} cases")
+    within = sum(regret <= TOLERANCE for regret in regrets)
+    print(f"\nauto is within {TOLERANCE - 1:.0%} of the best in {within} of {len(rows)} cases")
     if FIT.value:
-        print("\n" + fit(cases, [row["training"] for row in rows.values()]))
-    results.write(
+        print("\n" + fit_prices(cases, [row["training"] for row in rows.values()]))
+    results.write_results(
         path,
         {"dtype": DTYPE.value, "runs": RUNS.value, "machine": machine, "cases": rows},
         {name: row["regret"]["training"] for name, row in rows.items()},
-        title="What `auto` costs against the best lowering",
+        title="Time of `auto` relative to the best lowering",
         caption=f"Forward and backward of one layer on {on}; {within} of {len(rows)} within "
-        f"{WITHIN - 1:.0%}.",
+        f"{TOLERANCE - 1:.0%}.",
         axis="times the best lowering",
-        line=WITHIN,
+        line=TOLERANCE,
         more_is_better=False,
     )
 
 
-def measure(case: Case) -> dict[str, Any]:
-    """The fastest run of every lowering that can do the case, and how far `auto` is from the best."""
-    arrays = case.arrays()
+def measure_case(case: Case) -> dict[str, Any]:
+    """Returns the fastest run of every lowering that supports the case, and `auto` relative to the best."""
+    arrays = case.make_arrays()
 
     def steps(training: bool) -> dict[str, Callable[[], Any]]:
         def step(lowering: str) -> Callable[[], Any]:
@@ -244,7 +250,7 @@ def measure(case: Case) -> dict[str, Any]:
 
     seconds = {}
     for phase, training in (("forward", False), ("training", True)):
-        timed = timing.alternate(steps(training), RUNS.value)
+        timed = timing.time_alternately(steps(training), RUNS.value)
         seconds[phase] = {name: min(runs) for name, runs in timed.items()}
     x, w, mix, taps = arrays
     described = {
@@ -257,12 +263,12 @@ def measure(case: Case) -> dict[str, Any]:
     return {**seconds, "auto": chosen, "regret": regret}
 
 
-def fit(cases: list[Case], measured: list[dict[str, float]]) -> str:
-    """The prices of `dyn.ops.planner` that choose best, as its source has them.
+def fit_prices(cases: list[Case], measured: list[dict[str, float]]) -> str:
+    """Returns the prices of `dyn.ops.planner` that choose best, as source code.
 
-    Each lowering's seconds are a sum over its kinds of work: least squares of relative errors, no price
-    negative, and runs near the best of their case counting more. Then prices are moved one after
-    another while that brings the choices nearer to the best.
+    The seconds of each lowering are a sum over its kinds of work: the prices are the least squares of
+    relative errors, none of them negative, with more weight on lowerings that are nearly the best of their
+    case. Then single prices are changed as long as that improves the choices.
     """
     seconds = np.array([[row.get(name, np.inf) for name in NAMES] for row in measured])
     amounts = np.array([[case.work(name) for name in NAMES] for case in cases], float)
@@ -297,4 +303,4 @@ def fit(cases: list[Case], measured: list[dict[str, float]]) -> str:
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, sys.argv, __doc__))
+    cli.run_command(main, __doc__)

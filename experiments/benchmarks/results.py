@@ -1,4 +1,4 @@
-"""What a benchmark leaves behind: its numbers as JSON and a plot of its ratios."""
+"""Writes the results of a benchmark: its numbers as JSON and a plot of its ratios."""
 
 import os
 from collections.abc import Mapping
@@ -11,8 +11,8 @@ from experiments.core.errors import UserError
 from experiments.figures import style
 
 
-def folder() -> Path:
-    """The folder of `--out`, made where it is missing; ask for it before anything is timed.
+def make_folder() -> Path:
+    """Makes the folder `--out` and returns it; called before anything is timed.
 
     Raises:
         UserError: if it cannot be written.
@@ -27,7 +27,7 @@ def folder() -> Path:
     return path
 
 
-def write(
+def write_results(
     path: Path,
     numbers: Mapping[str, Any],
     ratios: Mapping[str, float],
@@ -38,17 +38,17 @@ def write(
     line: float,
     more_is_better: bool,
 ) -> None:
-    """Writes `<path>.json` and `<path>.png`, and prints where they are.
+    """Writes `<path>.json` and `<path>.png`, and prints their paths.
 
     Args:
         path: without a suffix.
-        numbers: what the JSON holds.
-        ratios: by name, what the plot shows as bars, the first on top.
+        numbers: the content of the JSON file.
+        ratios: by name, shown as bars, the first on top.
         title: of the plot.
-        caption: below it: what was measured, and on what.
-        axis: what the ratios are.
-        line: the ratio that decides whether a bar is good.
-        more_is_better: whether those above it are, or those below.
+        caption: below the plot: what was measured, on which machine.
+        axis: the label of the axis of ratios.
+        line: the ratio that separates good bars from others.
+        more_is_better: whether ratios above the line are the good ones.
     """
     files.write_json(f"{path}.json", numbers)
     names = list(ratios)[::-1]
@@ -56,14 +56,15 @@ def write(
     good = [value >= line if more_is_better else value <= line for value in values]
     figure = style.new_figure(7, 1.2 + 0.32 * len(names), title, caption)
     axes = figure.subplots()
-    # A bar of a hundred would hide those of one and two; a logarithmic axis has no zero to begin at.
-    wide = max(values) > 20 * min(values)
-    start = line if wide else 0.0
-    colors = [style.BEST if fine else style.VALIDATION for fine in good]
+    # On a linear axis a bar of a hundred would hide those of one and two. A logarithmic axis has no zero, so
+    # there bars begin at the line.
+    logarithmic = max(values) > 20 * min(values)
+    start = line if logarithmic else 0.0
+    colors = [style.BEST if is_good else style.VALIDATION for is_good in good]
     bars = axes.barh(names, [value - start for value in values], left=start, color=colors)
     axes.bar_label(bars, [f"{value:.2f}" for value in values], padding=3, fontsize=8.5)
     axes.axvline(line, color=style.FAINT, linewidth=0.8)
-    if wide:
+    if logarithmic:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.15)

@@ -1,4 +1,4 @@
-"""One training step of a whole network, compiled, and the flags that describe it."""
+"""Compiles one training step of a whole network, as its flags describe it."""
 
 import time
 from collections.abc import Callable
@@ -14,17 +14,17 @@ from dyn.diagnostics import count_parameters
 from experiments.benchmarks.options import DTYPE, RUNS
 from experiments.train.memory import check_fits
 
-SIZE = flags.DEFINE_integer("size", 64, "Pixels of a picture's side.", lower_bound=1)
-# A batch norm inside attention has nothing to normalise in a batch of one.
-BATCH = flags.DEFINE_integer("batch", 32, "Pictures a step.", lower_bound=2)
-WIDTH = flags.DEFINE_integer("width", 64, "Features of a network's first stage.", lower_bound=1)
+SIZE = flags.DEFINE_integer("size", 64, "Side of a picture in pixels.", lower_bound=1)
+# Batch norm inside attention needs at least two examples.
+BATCH = flags.DEFINE_integer("batch", 32, "Pictures per step.", lower_bound=2)
+WIDTH = flags.DEFINE_integer("width", 64, "Features of the network's first stage.", lower_bound=1)
 
 CLASSES = 1000
 LEARNING_RATE = 1e-3
 
 
-def settings() -> dict[str, Any]:
-    """What the flags say of a step, for a benchmark's JSON."""
+def list_settings() -> dict[str, Any]:
+    """Returns the flags of a step, for a benchmark's JSON."""
     return {
         "size": SIZE.value,
         "batch": BATCH.value,
@@ -34,27 +34,27 @@ def settings() -> dict[str, Any]:
     }
 
 
-class Step:
-    """Forward, backward and Adam's update of a network on one batch, with the state that they change.
+class TrainingStep:
+    """Forward pass, backward pass and Adam's update of a network on one batch, with the state they change.
 
     Attributes:
-        parameters: how many the network has.
-        compile_seconds: what tracing and compiling took.
-        temporary_bytes: the memory that the step needs beside its arguments, by XLA's own account; 0
-            where XLA gives none.
+        parameters: the number of the network's parameters.
+        compile_seconds: the time that tracing and compiling took.
+        temporary_bytes: the memory that the step needs beside its arguments, as XLA reports it; 0 if it
+            does not.
     """
 
     def __init__(self, network: Callable[..., nn.Module]):
-        """Initialises and compiles; size, batch, width and dtype are the flags'.
+        """Initialises and compiles, with size, batch, width and dtype from the flags.
 
         Args:
-            network: called with `num_classes`, `width` and `dtype`, makes the module.
+            network: makes the module from `num_classes`, `width` and `dtype`.
 
         Raises:
             UserError: if a batch does not fit into memory.
         """
         model = network(num_classes=CLASSES, width=WIDTH.value, dtype=jnp.dtype(DTYPE.value))
-        # What no device can hold is refused before it is asked for.
+        # A batch that no device can hold is an error before it is allocated.
         check_fits(
             4 * BATCH.value * SIZE.value**2 * 3, "A batch", "choose a smaller --size or --batch"
         )
@@ -66,7 +66,7 @@ class Step:
         def create(key: jax.Array) -> tuple[Any, Any, Any]:
             variables = model.init(key, self._x[:2])
             params = variables.pop("params")
-            # Sown while initialising; a step would return them as changed.
+            # `init` sows these, too; they are not state.
             for collection in ("intermediates", "losses"):
                 variables.pop(collection, None)
             return params, variables, optimizer.init(params)
@@ -93,5 +93,5 @@ class Step:
         self.temporary_bytes = memory.temp_size_in_bytes if memory else 0
 
     def __call__(self) -> None:
-        """Takes one step, and waits for its end."""
+        """Takes one step and waits until it is done."""
         self._state = jax.block_until_ready(self._compiled(*self._state, self._x))

@@ -1,4 +1,4 @@
-"""What all benchmarks share: steps timed in turn, ratios of them, and the machine they ran on."""
+"""Times steps in turn, computes their ratios, and describes the machine."""
 
 import os
 import platform
@@ -12,15 +12,15 @@ from typing import Any
 import jax
 
 
-def alternate(steps: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """Calls every step in turn, again and again: whatever else the machine does, it does to all of them.
+def time_alternately(steps: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
+    """Times several steps in turn, so that other load on the machine affects all of them alike.
 
     Args:
         steps: by name, functions that return when their work is done, not when it is queued.
-        runs: how often each is timed; a first round before them warms up and does not count.
+        runs: the number of timed rounds, after one that warms up.
 
     Returns:
-        The seconds of each step's runs, in order: those of one round stand at one position.
+        The seconds of each step in each round; position i belongs to round i in all of them.
     """
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for run in range(runs + 1):
@@ -32,25 +32,25 @@ def alternate(steps: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, li
     return seconds
 
 
-def ratio(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """How many times theirs mine takes: the median over the rounds of `alternate`.
+def compute_ratio(mine: Sequence[float], theirs: Sequence[float]) -> float:
+    """Returns the median over the rounds of `time_alternately` of mine divided by theirs.
 
     Raises:
-        ValueError: if they are not of the same rounds.
+        ValueError: if they do not have the same number of rounds.
     """
     return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
 
 
-def machine() -> dict[str, Any]:
-    """What a benchmark ran on, for its JSON.
+def describe_machine() -> dict[str, Any]:
+    """Describes the machine, for a benchmark's JSON.
 
-    Call it before the first step: the load average then says what else was at work, and not the benchmark.
+    Call it before the first step, so that the load average is that of other processes.
 
     Returns:
-        `platform` and `device` (JAX's), `devices` (how many), `cores` (that this process may use), `cpu`
-        (its model, '' where the system does not say), `load_average` (of the last minute; None where
-        there is none), `glibc_tunables` (what the environment tells GNU's malloc), `system` and the
-        `versions` of Python, jax, jaxlib and numpy.
+        `platform` and `device` (JAX's), `devices` (their number), `cores` (usable by this process), `cpu`
+        (its model; '' if unknown), `load_average` (of the last minute; None if unknown), `glibc_tunables`
+        (settings of GNU's malloc in the environment), `system`, and the `versions` of Python, jax, jaxlib
+        and numpy.
     """
     first = jax.devices()[0]
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
@@ -58,8 +58,8 @@ def machine() -> dict[str, Any]:
         "platform": first.platform,
         "device": first.device_kind,
         "devices": jax.device_count(),
-        "cores": usable_cores(),
-        "cpu": _cpu_model(),
+        "cores": count_usable_cores(),
+        "cpu": _name_cpu(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),
         "system": platform.system(),
@@ -67,18 +67,18 @@ def machine() -> dict[str, Any]:
     }
 
 
-def usable_cores() -> int:
-    """The CPU cores that this process may use: a container is often given a few of the machine's."""
+def count_usable_cores() -> int:
+    """Returns the number of CPU cores that this process may use, which may be less than there are."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
-def _cpu_model() -> str:
-    """The processor's own name, as Linux tells it; what Python knows elsewhere."""
+def _name_cpu() -> str:
+    """Returns the model of the processor from Linux, or what Python knows on other systems."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    return next(named, platform.processor())
+    models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(models, platform.processor())

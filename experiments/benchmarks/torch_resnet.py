@@ -1,7 +1,7 @@
 """A ResNet-18 in PyTorch, static or with ODConv by grouped convolutions, and its training step.
 
-To be timed beside ours, so the networks are the same: the names and the sizes of the parameters too. Only
-`against_torch` imports this file, and only after it has looked whether torch is installed.
+The networks are the same as ours, with the same names and shapes of parameters, so that the two can be
+compared. Only `against_torch` imports this file, after it has checked that torch is installed.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,17 +16,17 @@ Conv = Callable[[int, int, int], nn.Module]
 """`conv(inputs, outputs, stride)`: a 3x3 convolution without bias, padded by one."""
 
 
-def static_conv(inputs: int, outputs: int, stride: int) -> nn.Module:
-    """torch's own."""
+def make_static_conv(inputs: int, outputs: int, stride: int) -> nn.Module:
+    """Returns torch's own convolution."""
     return nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
 
 
 class ODConv(nn.Module):
-    """A 3x3 ODConv whose batch is folded into the groups of one convolution, at temperature 1.
+    """A 3x3 ODConv that folds the batch into the groups of one convolution, at temperature 1.
 
-    Every example has a kernel of its own: a batch of B examples becomes one with B times the channels and
-    B groups, `[1, B * I, H, W]`, and the kernels `[B * O, I, 3, 3]`. They are summed up as the papers' code
-    does it, from the product `[B, K, O, I, 3, 3]` of all attentions and all candidates.
+    Each example has its own kernel: a batch of B examples becomes one example with B groups and B times the
+    channels, `[1, B * I, H, W]`, and the kernels become `[B * O, I, 3, 3]`. As in the papers' code, they are
+    the sum over the product `[B, K, O, I, 3, 3]` of all attentions and all candidates.
 
     Li, Zhou, Yao: Omni-Dimensional Dynamic Convolution. ICLR 2022, equation 3.
     """
@@ -40,7 +40,7 @@ class ODConv(nn.Module):
         self.attention = ODAttention(inputs, outputs, num_kernels)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, I, H, W]` to `[B, O, H / stride, W / stride]`."""
+        """Maps `[B, I, H, W]` to `[B, O, H / stride, W / stride]`."""
         channel, filters, spatial, mix = self.attention(x.mean((2, 3)))
         (batch, inputs, *size), outputs = x.shape, self.kernel.shape[1]
         weights = spatial.view(batch, 1, 1, 1, 3, 3)
@@ -53,7 +53,7 @@ class ODConv(nn.Module):
 
 
 class ODAttention(nn.Module):
-    """Weights for channels, filters, kernel positions and, for K > 1, candidates, from `[B, I]`."""
+    """Computes weights for channels, filters, taps and, for K > 1, candidates from a context `[B, I]`."""
 
     def __init__(self, inputs: int, outputs: int, num_kernels: int):
         super().__init__()
@@ -68,14 +68,14 @@ class ODAttention(nn.Module):
     def forward(
         self, context: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """`[B, I]`, `[B, O]`, `[B, 9]`, and `[B, K]` or None."""
+        """Returns weights `[B, I]`, `[B, O]`, `[B, 9]`, and `[B, K]` or None."""
         z = functional.relu(self.norm(self.squeeze(context)))
         mix = None if self.kernel is None else self.kernel(z).softmax(dim=1)
         return *(torch.sigmoid(head(z)) for head in (self.channel, self.filter, self.spatial)), mix
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut, which is static where it is a convolution."""
+    """Two 3x3 convolutions and a shortcut: the identity, or a static convolution."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, conv: Conv):
         super().__init__()
@@ -89,7 +89,7 @@ class BasicBlock(nn.Module):
             self.downsample_norm = nn.BatchNorm2d(outputs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, I, H, W]` to `[B, O, H / stride, W / stride]`."""
+        """Maps `[B, I, H, W]` to `[B, O, H / stride, W / stride]`."""
         y = functional.relu(self.norm1(self.conv1(x)))
         y = self.norm2(self.conv2(y))
         if self.downsample_conv is not None:
@@ -100,7 +100,7 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition. CVPR 2016.
 
-    `conv` makes the convolutions of the blocks; `width` is the number of features of the first stage.
+    `conv` makes the convolutions of the blocks, and `width` is the number of features of the first stage.
     """
 
     def __init__(self, conv: Conv, width: int, sizes: Sequence[int] = (2, 2, 2, 2)):
@@ -119,7 +119,7 @@ class ResNet18(nn.Module):
         self.head = nn.Linear(inputs, CLASSES)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """`[B, 3, H, W]` to logits `[B, 1000]`."""
+        """Returns the logits `[B, 1000]` of pictures `[B, 3, H, W]`."""
         x = functional.relu(self.stem_norm(self.stem_conv(x)))
         x = functional.max_pool2d(x, 3, 2, padding=1)
         for name in self.blocks:
@@ -128,21 +128,21 @@ class ResNet18(nn.Module):
 
 
 class TorchStep:
-    """Forward, backward and Adam's update of a network on one batch, as `step.Step` is for ours.
+    """Forward pass, backward pass and Adam's update of a network on one batch, as `TrainingStep` is for ours.
 
     Attributes:
-        parameters: how many the network has.
+        parameters: the number of the network's parameters.
     """
 
     def __init__(self, network: nn.Module, device: str, dtype: str, batch: int, size: int):
-        """Puts everything on the device.
+        """Moves the network and a batch to the device.
 
         Args:
-            network: is trained.
+            network: the network to train.
             device: 'cpu' or 'cuda'.
             dtype: 'float32', or 'bfloat16' for torch's autocast to it.
-            batch: pictures of a step.
-            size: pixels of their sides.
+            batch: pictures per step.
+            size: side of a picture in pixels.
         """
         self._network = network.to(device).train()
         self._x = torch.randn(batch, 3, size, size, device=device)
@@ -152,7 +152,7 @@ class TorchStep:
         self.parameters = sum(values.numel() for values in network.parameters())
 
     def __call__(self) -> None:
-        """Takes one step, and waits for its end."""
+        """Takes one step and waits until it is done."""
         self._optimizer.zero_grad()
         with self._autocast:
             loss = functional.cross_entropy(self._network(self._x), self._labels)
