@@ -35,8 +35,8 @@ from experiments.core import cli, files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.data.reading import File
-from experiments.figures import embeddings as embedding_figures
-from experiments.figures import reconstruction as reconstruction_figures
+from experiments.figures.embeddings import draw_hours, draw_tsne
+from experiments.figures.reconstruction import draw_reconstructions
 from experiments.inference import embed_files
 from experiments.inference.embed_files import Clock, Piece, timed
 from experiments.inference.embed_labels import labels_of
@@ -291,7 +291,7 @@ def _draw(
         (out / name).unlink(missing_ok=True)
     heard = np.flatnonzero(clusters >= 0)
     labels = [names[index] for index in heard]
-    embedding_figures.tsne(embedded.codes[heard], clusters[heard], labels, out / "tsne.png")
+    draw_tsne(embedded.codes[heard], clusters[heard], labels, out / "tsne.png")
     stamps = [times.parse_time(embedded.files[index]) for index in heard]
     known = [number for number, stamp in enumerate(stamps) if stamp is not None]
     if known:
@@ -300,13 +300,13 @@ def _draw(
             (stamps[n].hour + (stamps[n].minute * 60 + stamps[n].second + offsets[n]) / 3600) % 24
             for n in known
         ]
-        embedding_figures.day(np.array(hours), clusters[heard][known], out / "day.png")
+        draw_hours(np.array(hours), clusters[heard][known], out / "day.png")
     if shown:
         inputs = np.stack([piece.example["inputs"] for piece in shown])
         network = jax.jit(partial(trained.model.apply, train=False))
         outputs = np.asarray(network(dict(trained.variables), inputs), np.float32)
         error = float(np.mean((outputs - inputs) ** 2))
-        reconstruction_figures.reconstructions(
+        draw_reconstructions(
             inputs,
             outputs,
             [_place(piece) for piece in shown],

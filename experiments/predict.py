@@ -38,7 +38,7 @@ from PIL import Image
 from experiments.core import cli, files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
-from experiments.figures.palette import colour_map
+from experiments.figures.style import make_voc_palette
 from experiments.inference import files as predict_files
 from experiments.inference.files import Item
 from experiments.inference.trained import Trained
@@ -214,7 +214,7 @@ def _ranker(trained: Trained, top: int) -> Callable[[Item, np.ndarray], Rows]:
 
 def _painter(trained: Trained, folder: Path) -> Callable[[Item, np.ndarray], Rows]:
     """Saves an example's mask as a palette PNG, and gives its rows: a class each, the largest first."""
-    palette = colour_map().ravel().tolist()
+    palette = make_voc_palette().ravel().tolist()
 
     def rows(item: Item, mask: np.ndarray) -> Rows:
         # The whole name: a.jpg and a.png may lie side by side.

@@ -69,5 +69,5 @@ def write_results(
         axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.15)
     style.style_axes(axes, axis)
-    style.save(figure, f"{path}.png")
+    style.save_figure(figure, f"{path}.png")
     print(f"\n{path}.json\n{path}.png")

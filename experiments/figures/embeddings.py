@@ -1,4 +1,4 @@
-"""Figures of codes: near each other or not, by the hour of the day, and against other features."""
+"""Figures of codes: a map, clusters by the hour of the day, and a comparison with other features."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -7,27 +7,35 @@ import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
 
-from experiments.figures.style import FAINT, INK, colormap, new_figure, save, short, style_axes
+from experiments.figures.style import (
+    FAINT,
+    INK,
+    get_colormap,
+    new_figure,
+    save_figure,
+    shorten,
+    style_axes,
+)
 
-MOST = 2_000  # points of a map
+MAX_POINTS = 2_000  # of a map
 MARKERS = "os^Dv<>ph*XP"
 
 
-def tsne(
+def draw_tsne(
     codes: np.ndarray,
     clusters: np.ndarray,
     labels: Sequence[str],
     path: str | os.PathLike,
     seed: int = 0,
 ) -> None:
-    """Draws codes on a plane, those that are near each other close by; nothing of fewer than five.
+    """Draws a map of codes, in which near codes are near each other; nothing for fewer than five.
 
     Args:
-      codes: floats [N, D]; of more than 2,000 so many are drawn.
-      clusters: [N], the colours.
-      labels: of each, the markers; '' for none.
-      path: the PNG to write.
-      seed: decides the draw and the map.
+        codes: floats `[N, D]`; of more than 2,000 codes, 2,000 are drawn.
+        clusters: `[N]`, the colours.
+        labels: `[N]`, the markers; '' for none.
+        path: the PNG to write.
+        seed: decides which codes are drawn, and the map.
     """
     from sklearn.manifold import TSNE
 
@@ -36,8 +44,8 @@ def tsne(
     if len(codes) < 5:
         return
     drawn = np.arange(len(codes))
-    if len(codes) > MOST:
-        drawn = np.sort(np.random.default_rng(seed).choice(len(codes), MOST, replace=False))
+    if len(codes) > MAX_POINTS:
+        drawn = np.sort(np.random.default_rng(seed).choice(len(codes), MAX_POINTS, replace=False))
     perplexity = min(30.0, (len(drawn) - 1) / 3)
     # Not 'pca': codes that are all alike have no components.
     scaled = standardise(codes)[drawn]
@@ -49,13 +57,13 @@ def tsne(
     caption = f"t-SNE of {len(drawn):,} codes, perplexity {perplexity:.0f}; far apart says little."
     figure = new_figure(7.5, 6.4, "Codes, by cluster (colour) and label (marker)", caption)
     axes = figure.subplots()
-    colours = _colours(int(clusters.max()) + 1)
-    chosen, of = clusters[drawn], np.array([labels[index] for index in drawn])
+    colours = _make_colours(int(clusters.max()) + 1)
+    shown_clusters, shown_labels = clusters[drawn], np.array([labels[index] for index in drawn])
     for name in names:
-        mine = of == name
+        selected = shown_labels == name
         axes.scatter(
-            *points[mine].T,
-            c=[colours[cluster] for cluster in chosen[mine]],
+            *points[selected].T,
+            c=[colours[cluster] for cluster in shown_clusters[selected]],
             marker=marker_of[name],
             s=16,
             linewidths=0,
@@ -72,21 +80,21 @@ def tsne(
                 linestyle="",
                 marker=marker_of[name],
                 color=FAINT,
-                label=short(name or "no label"),
+                label=shorten(name or "no label"),
             )
             for name in names[:24]
         ]
         figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def day(hours: np.ndarray, clusters: np.ndarray, path: str | os.PathLike) -> None:
-    """Draws which share of an hour's windows is in each cluster.
+def draw_hours(hours: np.ndarray, clusters: np.ndarray, path: str | os.PathLike) -> None:
+    """Draws the share of each hour's windows that each cluster has.
 
     Args:
-      hours: [N], 0 to 24.
-      clusters: [N].
-      path: the PNG to write.
+        hours: `[N]`, 0 to 24.
+        clusters: `[N]`.
+        path: the PNG to write.
     """
     number = int(clusters.max()) + 1
     counts = np.zeros((number, 24))
@@ -95,22 +103,23 @@ def day(hours: np.ndarray, clusters: np.ndarray, path: str | os.PathLike) -> Non
     shares = np.where(total > 0, counts / np.maximum(total, 1), np.nan)
     figure = new_figure(
         7.5,
-        min(0.28 * number, 12) + 2.0,  # of thousands, a picture could not be written
+        min(0.28 * number, 12)
+        + 2.0,  # no more: of thousands of clusters, matplotlib cannot write the picture
         "Clusters by the hour of the day",
         "The share of each hour's windows. Hours without recordings are grey.",
     )
     axes = figure.subplots()
     image = axes.imshow(
-        shares, aspect="auto", cmap=colormap("viridis"), vmin=0, vmax=np.nanmax(shares)
+        shares, aspect="auto", cmap=get_colormap("viridis"), vmin=0, vmax=np.nanmax(shares)
     )
     style_axes(axes, xlabel="hour", ylabel="cluster", grid=False)
     axes.set_xticks(range(0, 24, 3))
     axes.set_yticks(range(0, number, max(1, number // 20)))
     figure.colorbar(image, ax=axes, shrink=0.9).ax.tick_params(labelsize=8)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def compare(
+def draw_comparison(
     scores: Mapping[str, Mapping[str, tuple[float, float]]],
     seconds: Mapping[str, float],
     path: str | os.PathLike,
@@ -118,9 +127,9 @@ def compare(
     """Draws how well clusters of several kinds of features agree with the labels, and what they cost.
 
     Args:
-      scores: kind to measure to (mean, standard deviation).
-      seconds: kind to the time that making the features took.
-      path: the PNG to write.
+        scores: kind to measure to (mean, standard deviation).
+        seconds: kind to the time that computing the features took.
+        path: the PNG to write.
     """
     kinds = list(scores)
     measures = list(next(iter(scores.values())))
@@ -131,7 +140,7 @@ def compare(
         "Left: B-cubed and purity of hierarchical clusters, mean and standard deviation over random subsets.",
     )
     left, right = figure.subplots(1, 2, width_ratios=[2.4, 1])
-    width, colours = 0.8 / len(kinds), _colours(len(kinds))
+    width, colours = 0.8 / len(kinds), _make_colours(len(kinds))
     for number, kind in enumerate(kinds):
         means, spreads = zip(*scores[kind].values(), strict=True)
         places = np.arange(len(measures)) + (number - (len(kinds) - 1) / 2) * width
@@ -148,10 +157,11 @@ def compare(
         )
     right.margins(x=0.25)
     style_axes(right, xlabel="seconds")
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def _colours(number: int) -> list:
+def _make_colours(number: int) -> list:
+    """Returns at least that many colours: those of matplotlib, or a rainbow of more than ten."""
     if number <= 10:
         return list(matplotlib.colormaps["tab10"].colors)
     return list(matplotlib.colormaps["gist_rainbow"](np.linspace(0, 1, number)))

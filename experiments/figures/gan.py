@@ -1,4 +1,4 @@
-"""The figures of a GAN's run: its samples beside real pictures, and how generator and discriminator did."""
+"""Figures of a GAN: its samples beside real pictures, and the losses of generator and discriminator."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.figures.classification import frame_losses
+from experiments.figures.curves import limit_losses, plot_metric
 from experiments.figures.style import (
     BEST,
     FAINT,
@@ -15,12 +15,12 @@ from experiments.figures.style import (
     VALIDATION,
     WRONG,
     new_figure,
-    save,
-    short,
+    save_figure,
+    shorten,
     style_axes,
 )
 
-CLASSES = 20  # rows of samples, at most
+MAX_CLASSES = 20  # rows of samples
 
 CURVES = {"g": ("generator", WRONG), "d": ("discriminator", VALIDATION)}
 SHARES = {
@@ -31,23 +31,25 @@ SHARES = {
 }
 
 
-def samples(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path: Path) -> None:
-    """Draws a row for each class: real pictures, and behind a gap generated ones.
+def draw_samples(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path: Path) -> None:
+    """Draws a row for each class: real pictures and, after a gap, generated ones.
 
     Args:
         rows: the class's name to real and generated pictures, uint8 `[n, H, W, C]` with C 1 or 3.
-        title: above.
+        title: of the figure.
         path: the PNG to write.
     """
-    many = [max(len(group[kind]) for group in rows.values()) for kind in (0, 1)]
+    num_real = max(len(real) for real, _ in rows.values())
+    num_generated = max(len(generated) for _, generated in rows.values())
     height, width, channels = next(iter(rows.values()))[1].shape[1:]
     gap = max(1, height // 16)
-    left = [(width + gap) * n + 3 * gap * (n >= many[0]) for n in range(sum(many))]
-    top = [(height + gap) * line for line in range(len(rows))]
-    # One picture of all: axes for each would take seconds.
+    left = [(width + gap) * n for n in range(num_real + num_generated)]
+    left[num_real:] = [x + 3 * gap for x in left[num_real:]]
+    top = [(height + gap) * row for row in range(len(rows))]
+    # One image of all: a panel for each would take seconds.
     sheet = np.full((top[-1] + height, left[-1] + width, channels), 255, np.uint8)
-    for y, (real, made) in zip(top, rows.values(), strict=True):
-        for place, picture in [*enumerate(real), *enumerate(made, many[0])]:
+    for y, (real, generated) in zip(top, rows.values(), strict=True):
+        for place, picture in [*enumerate(real), *enumerate(generated, num_real)]:
             x = left[place]
             sheet[y : y + height, x : x + width] = picture
 
@@ -58,16 +60,16 @@ def samples(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, path:
     axes = figure.subplots()
     grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if channels == 1 else {}
     axes.imshow(sheet.squeeze(-1) if grey else sheet, **grey)
-    axes.set_yticks([y + height / 2 for y in top], [short(name, 18) for name in rows])
-    axes.set_xticks([left[0], left[many[0]]], ["real", "generated"], ha="left")
+    axes.set_yticks([y + height / 2 for y in top], [shorten(name, 18) for name in rows])
+    axes.set_xticks([left[0], left[num_real]], ["real", "generated"], ha="left")
     axes.tick_params(length=0, labelsize=9, colors=FAINT, top=True, labeltop=True)
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
     axes.tick_params(axis="y", colors=INK)
     axes.set_frame_on(False)
-    save(figure, path)
+    save_figure(figure, path)
 
 
-def contest(rows: Sequence[Mapping], path: Path) -> None:
+def draw_losses(rows: Sequence[Mapping], path: Path) -> None:
     """Draws both losses and the discriminator's four accuracies over the steps.
 
     Args:
@@ -89,23 +91,17 @@ def contest(rows: Sequence[Mapping], path: Path) -> None:
     style_axes(below, xlabel="step", ylabel="share")
     for axes, names in ((above, CURVES), (below, SHARES)):
         for name, (label, colour) in names.items():
-            _line(axes, train, name, color=colour, linewidth=1.0, label=label)
-            _line(axes, validation, name, color=colour, linestyle="", marker="o", markersize=3.5)
+            plot_metric(axes, train, name, color=colour, linewidth=1.0, label=label)
+            plot_metric(
+                axes, validation, name, color=colour, linestyle="", marker="o", markersize=3.5
+            )
     if train:
         above.legend(loc="best", fontsize=8.5, framealpha=1, edgecolor="none")
         # Above the curves, which fill the panel.
         below.legend(loc="upper center", ncols=2, fontsize=8.5, edgecolor="none")
-    frame_losses(above)
+    limit_losses(above)
     below.set_ylim(-0.02, 1.34)
     below.set_yticks(np.linspace(0, 1, 5))
     below.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     below.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    save(figure, path)
-
-
-def _line(axes, rows: Sequence[Mapping], name: str, **style) -> None:
-    """One metric over the steps; a gap where it is not finite."""
-    points = [(row["step"], row[name]) for row in rows if name in row]
-    if points:
-        steps, values = zip(*points, strict=True)
-        axes.plot(steps, [np.nan if value is None else value for value in values], **style)
+    save_figure(figure, path)

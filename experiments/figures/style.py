@@ -1,4 +1,4 @@
-"""The look of all figures: colours, ticks, names that fit, and files written whole or not at all."""
+"""The look of all figures: colours, axes, names that fit; and the colours of segmentation masks."""
 
 import math
 import os
@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Sequence
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
@@ -14,16 +16,15 @@ from matplotlib.figure import Figure
 from experiments.core.files import replace_file
 
 DPI = 130
-# Okabe and Ito's colours, which colour-blind readers tell apart too.
-TRAIN, VALIDATION, BEST, WRONG = "#8a94a6", "#0072b2", "#009e73", "#d55e00"
+# Okabe and Ito's colours, which colour-blind readers can tell apart; without their yellow, lost on white.
 PALETTE = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8c6d31")
-"""Colours of curves, kernels and classes: Okabe and Ito's, without the yellow, which is lost on white."""
+TRAIN, VALIDATION, BEST, WRONG = "#8a94a6", "#0072b2", "#009e73", "#d55e00"
 INK, FAINT, LINE = "#222222", "#666666", "#cccccc"
-NUMBERED = 20  # up to so many classes, every cell of a confusion matrix has its number
+MOST_NUMBERED = 20  # with more classes, confusion matrices have no numbers in their cells
 
 
 def new_figure(width: float, height: float, title: str, caption: str = "") -> Figure:
-    """A figure of `width` by `height` inches with a title above and a caption below."""
+    """Returns a figure of `width` by `height` inches with a title above and a caption below."""
     # Figure and canvas by hand: pyplot would keep every figure and choose a backend for all.
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -34,10 +35,16 @@ def new_figure(width: float, height: float, title: str, caption: str = "") -> Fi
     return figure
 
 
+def save_figure(figure: Figure, path: str | os.PathLike) -> None:
+    """Writes a figure as PNG; an interrupted write leaves no broken file."""
+    with replace_file(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=DPI)
+
+
 def style_axes(
     axes: Axes, xlabel: str = "", ylabel: str = "", grid: bool = True, frame: bool = False
 ) -> None:
-    """The look of every panel: few lines, small grey numbers."""
+    """Gives a panel the common look: few lines, small grey numbers."""
     for side, spine in axes.spines.items():
         spine.set_color(LINE)
         spine.set_visible(frame or side in ("left", "bottom"))
@@ -49,36 +56,71 @@ def style_axes(
         axes.set_axisbelow(True)
 
 
-def class_ticks(axis, classes: Sequence[str], inches: float) -> None:
-    """Class names along an axis of so many inches, thinned until they do not touch."""
+def set_class_ticks(axis: Axis, classes: Sequence[str], inches: float) -> None:
+    """Writes class names along an axis of a length in inches, leaving out names that would overlap."""
     every = max(1, math.ceil(len(classes) / (inches / 0.135)))
     ticks = range(0, len(classes), every)
-    axis.set_ticks(ticks, [short(classes[tick]) for tick in ticks])
-    axis.set_tick_params(labelsize=9 if len(classes) <= NUMBERED and inches > 3 else 7)
+    axis.set_ticks(ticks, [shorten(classes[tick]) for tick in ticks])
+    axis.set_tick_params(labelsize=9 if len(classes) <= MOST_NUMBERED and inches > 3 else 7)
 
 
-def colormap(name: str) -> Colormap:
-    """A colour map that shows what was not measured (NaN) in grey."""
+def get_colormap(name: str) -> Colormap:
+    """Returns a colour map that shows missing values (NaN) in grey."""
     return matplotlib.colormaps[name].with_extremes(bad="#dddddd")
 
 
-def class_name(classes: Sequence[str], index: int) -> str:
-    """The name of a class, for a figure."""
-    return str(classes[int(index)])
+def shorten(text: str, letters: int = 22, keep_end: bool = False) -> str:
+    """Returns a text of at most `letters` letters, escaped for matplotlib.
 
-
-def short(name: str, letters: int = 22) -> str:
-    """A class name that fits."""
-    name = str(name)
-    return escape(name if len(name) <= letters else f"{name[: letters - 1]}…")
+    Args:
+        text: the text.
+        letters: the most that are left.
+        keep_end: whether the beginning is cut off instead of the end, as for paths.
+    """
+    text = str(text)
+    if len(text) > letters:
+        text = f"…{text[1 - letters :]}" if keep_end else f"{text[: letters - 1]}…"
+    return escape(text)
 
 
 def escape(text: str) -> str:
-    """Dollars as dollars: matplotlib would read a pair of them as a formula."""
+    """Returns a text in which dollars are dollars: matplotlib would read a pair of them as a formula."""
     return text.replace("$", r"\$")
 
 
-def save(figure: Figure, path: str | os.PathLike) -> None:
-    """Writes the PNG."""
-    with replace_file(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=DPI)
+def make_voc_palette() -> np.ndarray:
+    """Returns Pascal VOC's colour of every class number, uint8 `[256, 3]`.
+
+    The bits of a number go to red, green and blue in turn, the lowest first, and fill each colour from its
+    highest bit down, so that near numbers have far colours. By the same rule 255, which marks the pixels
+    that are not counted, becomes (224, 224, 192).
+
+    Source: the development kit of the PASCAL VOC challenge.
+    """
+    number = np.arange(256)[:, None]
+    channel = np.arange(3)
+    colours = np.zeros((256, 3), np.int64)
+    for turn in range(3):  # The third turn leaves only two bits: the blue one is 0.
+        bit = (number >> (3 * turn + channel)) & 1
+        colours |= bit << (7 - turn)
+    return colours.astype(np.uint8)
+
+
+def paint_mask(mask: np.ndarray) -> np.ndarray:
+    """Returns class numbers in their VOC colours.
+
+    Args:
+        mask: `[..., H, W]` integers, 0 to 255.
+
+    Returns:
+        uint8 `[..., H, W, 3]`.
+
+    Raises:
+        ValueError: if a number is not an integer from 0 to 255.
+    """
+    mask = np.asarray(mask)
+    if mask.dtype.kind not in "iu":
+        raise ValueError(f"a mask holds integers, not {mask.dtype}")
+    if mask.size and not (0 <= mask.min() and mask.max() <= 255):
+        raise ValueError(f"class numbers are {mask.min()} to {mask.max()}, not within 0 to 255")
+    return make_voc_palette()[mask]

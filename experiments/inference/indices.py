@@ -8,7 +8,7 @@ import numpy as np
 
 from experiments.audio import clusters, indices
 from experiments.core import files
-from experiments.figures import embeddings as embedding_figures
+from experiments.figures.embeddings import draw_comparison
 from experiments.inference.embed_files import Clock, Piece, timed
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class Comparison:
         (out / "compare.png").unlink(missing_ok=True)
         if not scores:
             return [("comparison", f"{out / 'timing.csv'}; without labels no more: give --labels")]
-        embedding_figures.compare(scores, seconds, out / "compare.png")
+        draw_comparison(scores, seconds, out / "compare.png")
         said = ", ".join(f"{kind} {found['f'][0]:.3f}" for kind, found in scores.items())
         return [("B-cubed F", said), ("comparison", str(out / "compare.csv"))]
 

@@ -17,19 +17,18 @@ from matplotlib.patches import Patch
 from PIL import Image
 
 from experiments.data.masks import IGNORE
-from experiments.figures.classification import draw_picture, draw_series
-from experiments.figures.palette import colours
+from experiments.figures.examples import draw_example
 from experiments.figures.style import (
     FAINT,
     INK,
     LINE,
     PALETTE,
     WRONG,
-    class_name,
-    colormap,
+    get_colormap,
     new_figure,
-    save,
-    short,
+    paint_mask,
+    save_figure,
+    shorten,
     style_axes,
 )
 from experiments.runs.artifacts import MIN_POSITIONS, Maps, Samples
@@ -68,15 +67,15 @@ def draw_attention_maps(maps: Mapping[str, Maps], path: str | os.PathLike) -> bo
     )
     _draw_inputs(panels[:, 0], first)
     for column, (label, one) in enumerate(maps.items(), start=1):
-        panels[0, column].set_title(short(label, 18), fontsize=9.5, color=INK)
+        panels[0, column].set_title(shorten(label, 18), fontsize=9.5, color=INK)
         for row, axes in enumerate(panels[:, column]):
             _draw_activation(axes, one.inputs[row], one.activation[row])
             wrong = one.predictions[row] != one.labels[row]
             _draw_frame(axes, wrong)
             if wrong:
-                guess = short(class_name(one.classes, one.predictions[row]), 14)
+                guess = shorten(one.classes[one.predictions[row]], 14)
                 axes.set_xlabel(f"→ {guess}", fontsize=8, color=WRONG, labelpad=2)
-    save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -97,12 +96,9 @@ def _draw_inputs(panels: Sequence[Axes], maps: Maps) -> None:
     """Draws the examples themselves into the first column, with their classes."""
     panels[0].set_title("input", fontsize=9.5, color=INK)
     for axes, example, label in zip(panels, maps.inputs, maps.labels, strict=False):
-        if example.ndim == 3:
-            draw_picture(axes, example)
-        else:
-            draw_series(axes, example)
+        draw_example(axes, example)
         _draw_frame(axes)
-        axes.set_ylabel(short(class_name(maps.classes, label), 14), fontsize=9, color=INK)
+        axes.set_ylabel(shorten(maps.classes[label], 14), fontsize=9, color=INK)
 
 
 def _draw_frame(axes: Axes, wrong: bool = False) -> None:
@@ -117,7 +113,7 @@ def _draw_activation(axes: Axes, example: np.ndarray, activation: np.ndarray) ->
     heat = activation / (activation.max() or 1.0)
     if example.ndim == 3:
         grey = example.mean(axis=-1, keepdims=True)
-        draw_picture(axes, grey)
+        draw_example(axes, grey)
         _overlay_heat(axes, heat, example.shape[:2])
         return
     length = len(example)
@@ -178,7 +174,7 @@ def draw_mixtures(maps: Mapping[str, Maps], path: str | os.PathLike) -> bool:
         axes.axis("off")
     for axes, (label, layers) in zip(panels, tables.items(), strict=False):
         _draw_mixture_panel(axes, label, layers)
-    save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -199,14 +195,14 @@ def _draw_mixture_panel(
         )  # fmt: skip
     top = 1.0 if hard else max(float(np.nanmax(table)), 1e-9)
     picture = axes.imshow(
-        table, aspect="auto", cmap=colormap("viridis"), vmin=min(0.0, float(np.nanmin(table))), vmax=top,
+        table, aspect="auto", cmap=get_colormap("viridis"), vmin=min(0.0, float(np.nanmin(table))), vmax=top,
         interpolation="nearest",
     )  # fmt: skip
     style_axes(axes, grid=False, frame=True)
-    heading = f"{short(label)}: mean weights"
+    heading = f"{shorten(label)}: mean weights"
     if hard:
         gates = np.concatenate([mixture["on"] for mixture in layers.values()])
-        heading = f"{short(label)}: share on\n(in all: {_count_gates(gates)})"
+        heading = f"{shorten(label)}: share on\n(in all: {_count_gates(gates)})"
     axes.set_title(heading, fontsize=9.5, color=INK)
     axes.set_yticks(range(len(layers)), [_shorten_path(name) for name in layers])
     axes.tick_params(labelsize=7)
@@ -232,7 +228,7 @@ def _describe_mixture(mixture: Mapping[str, np.ndarray]) -> str:
 def _shorten_path(name: str, letters: int = 20) -> str:
     """Returns a layer's path in few letters: `stage1_block2/conv1` becomes `1.2/conv1`."""
     name = name.replace("stage", "").replace("_block", ".") or "layer"
-    return name if len(name) <= letters else f"…{name[1 - letters :]}"
+    return shorten(name, letters, keep_end=True)
 
 
 def draw_pixel_attention(maps: Mapping[str, Maps], path: str | os.PathLike) -> bool:
@@ -269,7 +265,7 @@ def draw_pixel_attention(maps: Mapping[str, Maps], path: str | os.PathLike) -> b
     _draw_inputs(panels[:, 0], first)
     for column, (label, layer, weights) in enumerate(chosen, start=1):
         panels[0, column].set_title(
-            f"{short(label, 16)}\n{_shorten_path(layer, 16)}", fontsize=8.5, color=INK
+            f"{shorten(label, 16)}\n{_shorten_path(layer, 16)}", fontsize=8.5, color=INK
         )
         for row, axes in enumerate(panels[:, column]):
             _draw_positions(axes, first.inputs[row], weights[row].astype(np.float32))
@@ -279,7 +275,7 @@ def draw_pixel_attention(maps: Mapping[str, Maps], path: str | os.PathLike) -> b
             for number, colour in enumerate(_list_kernel_colours(kernels), start=1)
         ]
         figure.legend(handles=patches[:16], loc="outside right upper", fontsize=9, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -356,20 +352,20 @@ def draw_segmentation_samples(samples: Mapping[str, Samples], path: str | os.Pat
     )
     panels = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
     for axes, title in zip(panels[0], ["picture", "truth", *samples], strict=True):
-        axes.set_title(short(title, 18), fontsize=9.5, color=INK)
+        axes.set_title(shorten(title, 18), fontsize=9.5, color=INK)
     for row, line in enumerate(panels):
         masks = [first.truths[row], *(one.predictions[row] for one in samples.values())]
-        for axes, picture in zip(line, [first.images[row], *map(colours, masks)], strict=True):
+        for axes, picture in zip(line, [first.images[row], *map(paint_mask, masks)], strict=True):
             axes.imshow(picture, interpolation="nearest")
             _draw_frame(axes)
     names = dict(enumerate(first.classes))
     patches = [
         Patch(
-            facecolor=colours(np.array(number)) / 255, edgecolor=FAINT,
-            label=short(names.get(number, f"class {number}")),
+            facecolor=paint_mask(np.array(number)) / 255, edgecolor=FAINT,
+            label=shorten(names.get(number, f"class {number}")),
         )
         for number in seen
     ]  # fmt: skip
     figure.legend(handles=patches, loc="outside right upper", fontsize=9, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
     return True

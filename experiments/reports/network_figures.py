@@ -11,9 +11,9 @@ from experiments.figures.style import (
     FAINT,
     INK,
     VALIDATION,
-    colormap,
+    get_colormap,
     new_figure,
-    save,
+    save_figure,
     style_axes,
 )
 from experiments.reports.network import KernelUse, LayerCost
@@ -43,7 +43,7 @@ def draw_costs(layers: Sequence[LayerCost], path: str | os.PathLike) -> None:
     panels[0].set_ylim(-0.7, len(layers) - 0.3)
     if any(layer.attention.macs for layer in layers):
         panels[1].legend(fontsize=8.5, frameon=False, labelcolor=INK)
-    save(figure, path)
+    save_figure(figure, path)
 
 
 def draw_similarities(uses: Sequence[KernelUse], path: str | os.PathLike) -> bool:
@@ -68,7 +68,7 @@ def draw_similarities(uses: Sequence[KernelUse], path: str | os.PathLike) -> boo
     for axes in panels[len(shown) :]:
         axes.axis("off")
     for axes, (name, matrix) in zip(panels, shown, strict=False):
-        picture = axes.imshow(matrix, cmap=colormap("RdBu_r"), vmin=-1, vmax=1)
+        picture = axes.imshow(matrix, cmap=get_colormap("RdBu_r"), vmin=-1, vmax=1)
         style_axes(axes, grid=False, frame=True)
         axes.set_title(name.replace("/", "\n"), fontsize=7, color=INK)
         axes.set_xticks([])
@@ -76,5 +76,5 @@ def draw_similarities(uses: Sequence[KernelUse], path: str | os.PathLike) -> boo
     bar = figure.colorbar(picture, ax=panels.tolist(), fraction=0.02, pad=0.01)
     bar.ax.tick_params(labelsize=7, colors=FAINT, length=2)
     bar.outline.set_visible(False)
-    save(figure, path)
+    save_figure(figure, path)
     return True

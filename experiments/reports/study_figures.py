@@ -13,15 +13,15 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, StrMethodF
 from matplotlib.transforms import Bbox
 
 from experiments.core.errors import UserError
-from experiments.figures.classification import frame_losses
+from experiments.figures.curves import limit_losses
 from experiments.figures.style import (
     FAINT,
     INK,
     PALETTE,
     escape,
     new_figure,
-    save,
-    short,
+    save_figure,
+    shorten,
     style_axes,
 )
 from experiments.reports.comparison import PERCENT, ConfigResults, DatasetComparison
@@ -90,8 +90,8 @@ def draw_accuracy_against_macs(comparison: DatasetComparison, path: str | os.Pat
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if several_decades else MaxNLocator(6))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_si(value)))
     axes.minorticks_off()
-    _label_points(axes, points, [short(results.label) for results in shown])
-    save(figure, path)
+    _label_points(axes, points, [shorten(results.label) for results in shown])
+    save_figure(figure, path)
     return True
 
 
@@ -165,19 +165,19 @@ def draw_curves(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
             steps, mean, sd = _mean_curve(results, quantity)
             axes.plot(
                 steps, factor * mean, color=colour, linestyle=dash, linewidth=1.7,
-                marker="o" if len(steps) < 4 else None, markersize=4, label=short(results.label),
+                marker="o" if len(steps) < 4 else None, markersize=4, label=shorten(results.label),
             )  # fmt: skip
             low, high = factor * (mean - sd), factor * (mean + sd)
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     if not any(len(line.get_xdata()) for line in panels[0].lines):
         return False
-    frame_losses(panels[1])
+    limit_losses(panels[1])
     panels[1].set_xlabel("step", fontsize=9.5)
     panels[1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
     panels[1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)
-    save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -228,7 +228,7 @@ def draw_runs(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
         name = name_metric(quantity, comparison.metric)
         style_axes(axes, ylabel=f"{name}{name_unit(quantity)}")
         _draw_bars(axes, comparison, quantity, width)
-    save(figure, path)
+    save_figure(figure, path)
     return True
 
 
@@ -268,7 +268,7 @@ def _draw_bars(axes: Axes, comparison: DatasetComparison, quantity: str, width: 
         axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= 100])
     axes.set_xlim(-1.0, left - 1.0)
     axes.grid(axis="x", visible=False)
-    labels = [short(results.label) for results in comparison.results]
+    labels = [shorten(results.label) for results in comparison.results]
     letters = max(len(results.label) for results in comparison.results) * len(labels)
     horizontal = letters * 0.09 < width - 1
     axes.set_xticks(

@@ -24,7 +24,7 @@ from dyn.models import ACGAN
 from dyn.ops.dtypes import float32_or_wider
 from experiments.core.errors import UserError
 from experiments.data import Dataset
-from experiments.figures import gan as gan_figures
+from experiments.figures.gan import MAX_CLASSES, draw_losses, draw_samples
 from experiments.runs.log import METRICS_FILE, read_rows
 from experiments.tasks.backbone import with_conv
 from experiments.tasks.classification import Classification
@@ -218,7 +218,7 @@ class Generation(Task):
         real, fake = self._make_samples(model, variables, dataset, seed)
         folder = workdir / "figures"
         _draw(real, fake, dataset, "Samples", folder / "samples.png")
-        gan_figures.contest(read_rows(workdir / METRICS_FILE), folder / "gan.png")
+        draw_losses(read_rows(workdir / METRICS_FILE), folder / "gan.png")
 
     def predict(self, model: ACGAN, variables: Variables, inputs: Array) -> Array:
         """Raises a UserError: a GAN makes pictures and predicts nothing."""
@@ -233,7 +233,7 @@ class Generation(Task):
         real = labelled(
             dataset.splits["train"],
             self.make_transform(train=False),
-            range(min(len(dataset.classes), gan_figures.CLASSES)),
+            range(min(len(dataset.classes), MAX_CLASSES)),
             COMPARED,
             seed,
         )
@@ -328,4 +328,4 @@ def _draw(
     path: Path,
 ) -> None:
     rows = {dataset.classes[label]: (real[label][:REAL], fake[label][:GENERATED]) for label in real}
-    gan_figures.samples(rows, title, path)
+    draw_samples(rows, title, path)

@@ -1,4 +1,4 @@
-"""Classification: a network, cross-entropy, accuracy, and the pictures of a run."""
+"""Classification: one class per example."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -9,19 +9,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from scipy.special import softmax
+from sklearn.metrics import confusion_matrix
 
 from dyn import models
-from dyn.diagnostics import sown_weights
 from experiments.core import files
 from experiments.core.errors import UserError
 from experiments.data import Dataset, transforms
-from experiments.figures import classification as figures
-from experiments.figures import examples as mistakes
-from experiments.figures import pr_curves as per_class
-from experiments.runs import artifacts as maps
+from experiments.figures.confusion import draw_confusion
+from experiments.figures.examples import choose_examples, draw_predictions
+from experiments.runs.artifacts import save_maps
 from experiments.tasks import backbone
 from experiments.tasks.backbone import CONVS, NETWORKS, make_layer, make_network
-from experiments.tasks.metrics import classification_sums, confusion_matrix, means
+from experiments.tasks.classifier import apply_in_training, draw_classifier, inspect_classifier
+from experiments.tasks.metrics import compute_means, sum_classification
 from experiments.tasks.mixing import mix
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
@@ -72,19 +73,19 @@ class Classification(Task):
     def compute_metrics(
         self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
     ) -> dict[str, float]:
-        """Returns loss, accuracies, and precision, recall and F1; see `metrics.means`."""
+        """Returns loss, accuracies, and precision, recall and F1; see `metrics.compute_means`."""
         total: dict[str, np.ndarray] = {}
         for of_batch in sums:
             total = {
                 name: total.get(name, 0.0) + np.asarray(value, np.float64)
                 for name, value in of_batch.items()
             }
-        return means(total)
+        return compute_means(total)
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns what a batch adds to the loss and the counts of each class."""
         logits = model.apply(variables, batch["inputs"], train=False).astype(jnp.float32)
-        return classification_sums(logits, batch["label"], batch["mask"])
+        return sum_classification(logits, batch["label"], batch["mask"])
 
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
         """Returns labels, logits and mixtures; see `inspect_classifier`."""
@@ -104,95 +105,35 @@ class Classification(Task):
         workdir: Path,
         seed: int,
     ) -> None:
-        """Draws predictions, mistakes, confusions, curves and attention; writes them down for each class.
+        """Draws confusions, predictions, mistakes, curves and attention, and writes the tables.
 
         `maps.npz` keeps what reports draw of several runs together.
         """
-        folder = workdir / "figures"
         labels, logits, classes = inspected["labels"], inspected["logits"], list(dataset.classes)
-        predictions = logits.argmax(axis=-1)
-        probabilities = np.exp(logits - logits.max(axis=-1, keepdims=True))
-        probabilities /= probabilities.sum(axis=-1, keepdims=True)
-
-        matrix = confusion_matrix(labels, predictions, len(classes))
-        figures.confusion(matrix, classes, folder / "confusion.png")
+        predictions, probabilities = logits.argmax(axis=-1), softmax(logits, axis=-1)
+        matrix = confusion_matrix(labels, predictions, labels=range(len(classes)))
+        draw_confusion(matrix, classes, workdir / "figures" / "confusion.png")
         rows = ([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
         files.write_csv(workdir / "confusion.csv", ["truth", *classes], rows)
-        per_class.write(workdir, classes, labels, probabilities)
-        rng = np.random.default_rng(seed)
-        shown = figures.choose_examples(labels, predictions, 32, rng)
-        prepare, source = self.make_transform(train=False), dataset.splits["test"]
-        figures.prediction_grid(
-            np.stack([prepare(source[int(i)])["inputs"] for i in shown]),
+
+        transform, source = self.make_transform(train=False), dataset.splits["test"]
+        shown = choose_examples(labels, predictions, 32, np.random.default_rng(seed))
+        draw_predictions(
+            np.stack([transform(source[int(index)])["inputs"] for index in shown]),
             labels[shown],
             predictions[shown],
-            probabilities[shown],
+            probabilities[shown, predictions[shown]],
             classes,
-            folder / "predictions.png",
+            workdir / "figures" / "predictions.png",
         )
-        worst = mistakes.worst(labels, probabilities)
-        examples = [index for index, _ in worst]
-        mistakes.draw(
-            [prepare(source[index])["inputs"] for index in examples],
-            worst,
-            labels,
-            probabilities,
-            mistakes.names_of(source, examples),
-            classes,
-            folder / "mistakes.png",
-        )
-        if inspected["mixtures"]:
-            by_class = {
-                layer: mean_by_class(weights, labels, len(classes))
-                for layer, weights in inspected["mixtures"].items()
-            }
-            figures.attention_by_class(by_class, classes, folder / "attention.png")
-        maps.save_maps(
+        mixtures = inspected["mixtures"]
+        draw_classifier(labels, probabilities, mixtures, dataset, transform, workdir)
+        save_maps(
             workdir / "maps.npz",
             model,
             variables,
-            lambda index: prepare(source[index]),
+            lambda index: transform(source[index]),
             labels,
             classes,
-            inspected["mixtures"],
+            mixtures,
         )
-
-
-def inspect_classifier(model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
-    """Returns `labels`, `logits`, and `mixtures`: how each layer mixed its kernels, layer to `[B, K]`."""
-    logits, state = model.apply(variables, batch["inputs"], train=False, mutable=["intermediates"])
-    return {
-        "labels": batch["label"],
-        "logits": logits.astype(jnp.float32),
-        "mixtures": {
-            layer: weights["kernel"]
-            for layer, weights in sown_weights(state.get("intermediates", {})).items()
-            if "kernel" in weights
-        },
-    }
-
-
-def apply_in_training(
-    model: nn.Module, variables: Variables, inputs: Array, rng: Array, head_only: bool
-) -> tuple[Array, dict[str, Any]]:
-    """Returns the logits of a batch, float32, and the variable collections that changed."""
-    logits, changed = model.apply(
-        variables,
-        inputs,
-        train=True,
-        # Networks for series do not take the argument.
-        **({"head_only": True} if head_only else {}),
-        # Layers with norms of their own leave the running averages alone where these cannot change.
-        mutable=["losses"] if head_only else ["batch_stats", "losses"],
-        rngs={"dropout": rng},
-    )
-    return logits.astype(jnp.float32), dict(changed)
-
-
-def mean_by_class(weights: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns the mean mixture of each class, `[C, K]`; NaN for a class without examples."""
-    with np.errstate(invalid="ignore"):
-        counts = np.bincount(labels, minlength=num_classes)[:, None]
-        sums = np.zeros((num_classes, weights.shape[1]))
-        np.add.at(sums, labels, weights)
-        return sums / counts

@@ -18,7 +18,7 @@ from dyn import layers, models
 from dyn.models.autoencoder import CODE_ACTIVATIONS, POOLINGS
 from experiments.core.errors import UserError
 from experiments.data import Dataset, Example
-from experiments.figures import reconstruction as reconstruction_figures
+from experiments.figures.reconstruction import draw_reconstructions
 from experiments.tasks.backbone import CONVS, make_layer
 from experiments.tasks.classification import Classification
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
@@ -161,7 +161,7 @@ class Reconstruction(Task):
         outputs = np.asarray(
             jax.jit(partial(model.apply, train=False))(variables, inputs), np.float32
         )
-        reconstruction_figures.reconstructions(
+        draw_reconstructions(
             inputs,
             outputs,
             [f"{inspected['errors'][index]:.4f}" for index in order[spread]],

@@ -1,4 +1,4 @@
-"""Segmentation: a class for every pixel, by FCN or DeepLabV3+ over a residual network."""
+"""Segmentation: a class per pixel, by FCN or DeepLabV3+ over a residual network."""
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
@@ -15,12 +15,11 @@ from dyn import models
 from experiments.core.errors import UserError
 from experiments.data import Dataset, Example, mask_transforms
 from experiments.data.masks import IGNORE
-from experiments.figures import segmentation as segmentation_figures
-from experiments.runs import artifacts as maps
+from experiments.figures.segmentation import draw_iou, draw_samples
+from experiments.runs.artifacts import save_samples
 from experiments.tasks import backbone
 from experiments.tasks.backbone import make_backbone, make_layer, with_conv
-from experiments.tasks.segmentation_metrics import confusion_matrix
-from experiments.tasks.segmentation_metrics import scores as compute_scores
+from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
 HEADS = {"fcn": models.FCN, "deeplabv3plus": models.DeepLabV3Plus}
@@ -116,7 +115,7 @@ class Segmentation(Task):
             ):
                 if real:
                     restored = mask_transforms.restore_size(prediction, geometry)
-                    matrix += confusion_matrix(source[index]["label"], restored, len(classes))
+                    matrix += count_pixels(source[index]["label"], restored, len(classes))
                     index += 1
         scores = compute_scores(matrix)
         return {
@@ -177,9 +176,9 @@ class Segmentation(Task):
             restored,
             dataset.classes,
         )
-        segmentation_figures.samples(*shown, folder / "samples.png")
-        maps.save_samples(workdir / "samples.npz", *shown)
-        segmentation_figures.iou_by_class(metrics["iou"], folder / "iou.png")
+        draw_samples(*shown, folder / "samples.png")
+        save_samples(workdir / "samples.npz", *shown)
+        draw_iou(metrics["iou"], folder / "iou.png")
 
 
 def pixel_sums(logits: Array, labels: Array, smoothing: float = 0.0) -> tuple[Array, Array, Array]:

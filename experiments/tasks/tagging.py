@@ -19,19 +19,12 @@ from scipy.special import expit
 
 from experiments.core.errors import UserError
 from experiments.data import Dataset
-from experiments.figures import classification as figures
-from experiments.figures import examples as mistakes
-from experiments.figures import pr_curves as per_class
 from experiments.tasks import backbone
 from experiments.tasks.backbone import make_network
-from experiments.tasks.classification import (
-    Classification,
-    apply_in_training,
-    inspect_classifier,
-    mean_by_class,
-)
+from experiments.tasks.classification import Classification
+from experiments.tasks.classifier import apply_in_training, draw_classifier, inspect_classifier
 from experiments.tasks.mixing import mix_targets
-from experiments.tasks.tagging_metrics import masked_loss, scores
+from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
 # What the loss is divided by: all entries, as the paper has it, or those that are known.
@@ -63,26 +56,26 @@ class Tagging(Task):
     ) -> Loss:
         """Returns the masked cross-entropy of a batch; a mixed entry is known if both of its parts are."""
         drop, draw = jax.random.split(rng)
-        targets = targets_of(batch["label"], model.num_classes)
+        targets = make_targets(batch["label"], model.num_classes)
         smoothing = self.config.mixing.label_smoothing
         targets = targets * (1 - smoothing) + smoothing / 2
         inputs, targets = mix_targets(self.config, batch["inputs"], targets, draw)
         logits, changed = apply_in_training(model, variables, inputs, drop, head_only)
-        value = masked_cross_entropy(logits, targets, self.config.tagging.norm)
+        value = compute_masked_cross_entropy(logits, targets, self.config.tagging.norm)
         return value, ({"loss": value}, changed)
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns all logits and labels of a batch: average precision is no sum over examples."""
         return {
             "logits": model.apply(variables, batch["inputs"], train=False).astype(jnp.float32),
-            "labels": targets_of(batch["label"], model.num_classes),
+            "labels": make_targets(batch["label"], model.num_classes),
             "mask": batch["mask"],
         }
 
     def compute_metrics(
         self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
     ) -> dict[str, Any]:
-        """Returns the loss and `tagging_metrics.scores`."""
+        """Returns the loss and `tagging_metrics.compute_scores`."""
         batches = list(sums)
         real = np.concatenate([batch["mask"] for batch in batches]) > 0
         logits, labels = (
@@ -90,8 +83,8 @@ class Tagging(Task):
             for name in ("logits", "labels")
         )
         return {
-            "loss": masked_loss(labels, logits, self.config.tagging.norm),
-            **scores(
+            "loss": compute_masked_loss(labels, logits, self.config.tagging.norm),
+            **compute_scores(
                 labels,
                 expit(logits.astype(np.float64)),
                 dataset.classes,
@@ -102,7 +95,7 @@ class Tagging(Task):
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
         """Returns labels, logits and mixtures; see `inspect_classifier`."""
         inspected = inspect_classifier(model, variables, batch)
-        return {**inspected, "labels": targets_of(batch["label"], model.num_classes)}
+        return {**inspected, "labels": make_targets(batch["label"], model.num_classes)}
 
     def predict(self, model: nn.Module, variables: Variables, inputs: Array) -> Array:
         """Returns the probability of each label by itself, `[B, C]`."""
@@ -119,36 +112,23 @@ class Tagging(Task):
         seed: int,
     ) -> None:
         """Draws mistakes, curves and attention, and writes them down for each class."""
-        labels, probabilities = inspected["labels"], expit(inspected["logits"])
-        classes, source = list(dataset.classes), dataset.splits["test"]
-        per_class.write(workdir, classes, labels, probabilities, self.config.tagging.threshold)
-        worst = mistakes.worst(labels, probabilities)
-        examples, prepare = [index for index, _ in worst], self.make_transform(train=False)
-        mistakes.draw(
-            [prepare(source[index])["inputs"] for index in examples],
-            worst,
-            labels,
-            probabilities,
-            mistakes.names_of(source, examples),
-            classes,
-            workdir / "figures" / "mistakes.png",
+        draw_classifier(
+            inspected["labels"],
+            expit(inspected["logits"]),
+            inspected["mixtures"],
+            dataset,
+            self.make_transform(train=False),
+            workdir,
+            self.config.tagging.threshold,
         )
-        if inspected["mixtures"]:
-            # An example counts for each of its labels.
-            examples, numbers = np.nonzero(labels > 0.5)
-            by_class = {
-                layer: mean_by_class(weights[examples], numbers, len(classes))
-                for layer, weights in inspected["mixtures"].items()
-            }
-            figures.attention_by_class(by_class, classes, workdir / "figures" / "attention.png")
 
 
-def targets_of(labels: Array, num_classes: int) -> Array:
+def make_targets(labels: Array, num_classes: int) -> Array:
     """Returns labels `[B, C]` as they are, and one-hot vectors for labels `[B]`."""
     return labels if labels.ndim > 1 else jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
-def masked_cross_entropy(logits: Array, targets: Array, norm: str = "all") -> Array:
+def compute_masked_cross_entropy(logits: Array, targets: Array, norm: str = "all") -> Array:
     """Binary cross-entropy of what is known, from logits.
 
         mean over all entries of m (max(z, 0) - z t + log(1 + exp(-|z|))),    m = 1 where t is known, or 0
@@ -162,9 +142,9 @@ def masked_cross_entropy(logits: Array, targets: Array, norm: str = "all") -> Ar
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from experiments.tasks.tagging import masked_cross_entropy
+        >>> from experiments.tasks.tagging import compute_masked_cross_entropy as loss
         >>> logits, targets = jnp.zeros((1, 4)), jnp.array([[1.0, 0.0, jnp.nan, jnp.nan]])
-        >>> [round(float(masked_cross_entropy(logits, targets, norm)), 4) for norm in ("all", "known")]
+        >>> [round(float(loss(logits, targets, norm)), 4) for norm in ("all", "known")]
         [0.3466, 0.6931]
     """
     known = ~jnp.isnan(targets)

@@ -15,6 +15,7 @@ from experiments.data import Dataset, Example, spectrogram_transforms, transform
 Array = jax.Array
 Batch = Mapping[str, Array]
 Variables = Mapping[str, Any]
+Transform = Callable[..., Example]
 # (loss, (metrics, the variable collections that changed)), as `jax.grad(..., has_aux=True)` takes it.
 Loss = tuple[Array, tuple[dict[str, Array], dict[str, Any]]]
 
@@ -55,7 +56,7 @@ class Task(Protocol):
             UserError: if the config names a layer, a field or a value that does not exist or does not fit.
         """
 
-    def make_transform(self, train: bool) -> Callable[..., Example]:
+    def make_transform(self, train: bool) -> Transform:
         """Returns the picklable function that turns a stored example into the network's.
 
         By default, examples are pictures, series or spectrograms with one label or with several.

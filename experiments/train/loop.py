@@ -19,7 +19,7 @@ from experiments.core import files
 from experiments.core.console import Progress, print_facts, print_result
 from experiments.core.errors import UserError
 from experiments.data import Dataset, Example, pipeline
-from experiments.figures import classification as figures
+from experiments.figures.curves import draw_training_curves
 from experiments.runs import writers
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.folder import (
@@ -414,7 +414,7 @@ def test(run: TrainingRun, step_seconds: float | None) -> dict[str, Any]:
     summary = make_summary(run, metrics, sha256, step_seconds)
     if run.log:
         run.log.close()
-        figures.training_curves(run.log.rows(), workdir / "figures" / "curves.png")
+        draw_training_curves(run.log.rows(), workdir / "figures" / "curves.png")
         seed = run.config.seed
         task.draw_figures(program.model, variables, inspected, metrics, run.dataset, workdir, seed)
         result = describe_result(summary, workdir)

@@ -14,7 +14,7 @@ from PIL import Image
 from experiments import load as loading
 from experiments.core.errors import UserError
 from experiments.data import pictures
-from experiments.figures import palette
+from experiments.figures.style import paint_mask
 from experiments.inference import files as predict_files
 from experiments.load import load
 from experiments.predict import predict
@@ -192,7 +192,7 @@ def test_a_segmentation_run_leaves_masks_in_its_colours_and_the_area_of_each_cla
         with Image.open(mask) as image, Image.open(path) as picture:
             assert image.mode == "P" and image.size == picture.size
             shown = np.asarray(image.convert("RGB"))
-            np.testing.assert_array_equal(shown, palette.colours(np.asarray(image)))
+            np.testing.assert_array_equal(shown, paint_mask(np.asarray(image)))
             counts = np.bincount(np.asarray(image).ravel(), minlength=2)
         assert {r["label"]: int(r["pixels"]) for r in mine} == {
             name: count for name, count in zip(("ground", "square"), counts, strict=True) if count

@@ -50,7 +50,7 @@ def test_twelve_configs_fit_on_a_page(tmp_path, comparison):
 
 def test_labels_do_not_overlap(tmp_path, comparison, monkeypatch):
     figures = []
-    monkeypatch.setattr(study_figures, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(study_figures, "save_figure", lambda figure, path: figures.append(figure))
     study_figures.draw_accuracy_against_macs(comparison, tmp_path / "figure.png")
     (axes,) = figures[0].axes
     renderer = figures[0].canvas.get_renderer()

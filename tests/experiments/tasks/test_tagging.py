@@ -17,7 +17,7 @@ from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.load import load
 from experiments.tasks import make_task, tagging
-from experiments.tasks.tagging_metrics import masked_loss, scores
+from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
 from experiments.train.loop import train
 from experiments.train.validate import validate
 
@@ -46,16 +46,18 @@ def test_the_loss_is_the_mean_over_all_entries_or_over_those_that_are_known(rng)
     logits[0, :2] = 200, -200  # which overflow in probabilities
     total, known = formula(labels, logits)
     for norm, wanted in (("all", total / labels.size), ("known", total / known)):
-        got = tagging.masked_cross_entropy(jnp.asarray(logits), jnp.asarray(labels), norm)
+        got = tagging.compute_masked_cross_entropy(jnp.asarray(logits), jnp.asarray(labels), norm)
         assert float(got) == pytest.approx(wanted, rel=1e-6)
-        assert masked_loss(labels, logits, norm) == pytest.approx(wanted, rel=1e-12)
+        assert compute_masked_loss(labels, logits, norm) == pytest.approx(wanted, rel=1e-12)
 
 
 @pytest.mark.parametrize("norm", tagging.NORMS)
 def test_what_is_not_known_has_no_gradient_at_all(rng, norm):
     labels, logits = entries(rng)
     gradient = np.asarray(
-        jax.grad(tagging.masked_cross_entropy)(jnp.asarray(logits), jnp.asarray(labels), norm)
+        jax.grad(tagging.compute_masked_cross_entropy)(
+            jnp.asarray(logits), jnp.asarray(labels), norm
+        )
     )
     known = ~np.isnan(labels)
     assert (gradient[~known] == 0).all()
@@ -67,7 +69,7 @@ def test_what_is_not_known_has_no_gradient_at_all(rng, norm):
 def test_where_nothing_is_known_the_loss_is_zero_and_so_is_its_gradient():
     nothing = jnp.full((2, 3), jnp.nan)
     for norm in tagging.NORMS:
-        value, gradient = jax.value_and_grad(tagging.masked_cross_entropy)(
+        value, gradient = jax.value_and_grad(tagging.compute_masked_cross_entropy)(
             jnp.ones((2, 3)), nothing, norm
         )
         assert float(value) == 0 and not gradient.any()
@@ -77,7 +79,7 @@ def test_average_precision_is_that_of_scikit_learn_over_what_is_known(rng):
     labels, logits = entries(rng)
     labels[:, 3] = np.where(np.isnan(labels[:, 3]), np.nan, 0)  # never there
     labels[5:15] = 0  # examples with no label at all
-    found = scores(labels, expit(logits.astype(np.float64)), list("abcde"), 0.5)
+    found = compute_scores(labels, expit(logits.astype(np.float64)), list("abcde"), 0.5)
     known = ~np.isnan(labels)
     wanted = {
         name: average_precision_score(labels[known[:, i], i], logits[known[:, i], i])
@@ -94,7 +96,7 @@ def test_precision_and_recall_are_counted_by_hand():
     nan = np.nan
     labels = np.array([[1, 0], [1, nan], [0, 1], [0, 0], [nan, 0]])
     probabilities = np.array([[0.9, 0.8], [0.2, 0.9], [0.6, 0.7], [0.1, 0.1], [0.99, 0.0]])
-    found = scores(labels, probabilities, ["a", "b"], threshold=0.5)
+    found = compute_scores(labels, probabilities, ["a", "b"], threshold=0.5)
     # a: one of two is found, beside one mistake. b: the one is found, beside one mistake.
     assert (found["precision"], found["recall"]) == (0.5, 0.75)
     assert found["total_precision"] == pytest.approx(2 / 4)
@@ -105,11 +107,11 @@ def test_precision_and_recall_are_counted_by_hand():
     assert best["recall"] == 1 and best["precision"] == pytest.approx(7 / 12)
     # All together: three of the five from 0.2 on.
     assert best["total_recall"] == 1 and best["total_precision"] == pytest.approx(3 / 5)
-    assert scores(labels, probabilities, ["a", "b"], 0.95)["total_recall"] == 0
+    assert compute_scores(labels, probabilities, ["a", "b"], 0.95)["total_recall"] == 0
 
 
 def test_scores_of_labels_that_are_never_there_are_numbers():
-    found = scores(np.zeros((4, 2)), np.full((4, 2), np.nan), ["a", "b"], 0.5)
+    found = compute_scores(np.zeros((4, 2)), np.full((4, 2), np.nan), ["a", "b"], 0.5)
     assert found.pop("ap") == {"a": None, "b": None}
     assert all(value == 0 for value in (*found.pop("at_best_f1").values(), *found.values()))
 
@@ -177,7 +179,7 @@ def test_it_learns_labels_of_which_some_are_not_known(blots, tmp_path):
 
 
 def test_of_examples_with_one_class_each_every_other_is_known_not_to_be_there():
-    labels = tagging.targets_of(jnp.array([2, 0]), 3)
+    labels = tagging.make_targets(jnp.array([2, 0]), 3)
     np.testing.assert_array_equal(labels, [[0, 0, 1], [1, 0, 0]])
 
 

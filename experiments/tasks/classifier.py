@@ -1,0 +1,106 @@
+"""Parts that classification and tagging share: networks that return a logit for each class."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from dyn.diagnostics import sown_weights
+from experiments.data import Dataset
+from experiments.figures.attention import draw_attention_by_class
+from experiments.figures.examples import draw_mistakes, find_mistakes, find_names
+from experiments.tasks.per_class import write_per_class
+from experiments.tasks.task import Array, Batch, Transform, Variables
+
+
+def apply_in_training(
+    model: nn.Module, variables: Variables, inputs: Array, rng: Array, head_only: bool
+) -> tuple[Array, dict[str, Any]]:
+    """Returns the logits of a batch, float32, and the variable collections that changed."""
+    logits, changed = model.apply(
+        variables,
+        inputs,
+        train=True,
+        # Networks for series do not take the argument.
+        **({"head_only": True} if head_only else {}),
+        # Layers with norms of their own leave the running averages alone where these cannot change.
+        mutable=["losses"] if head_only else ["batch_stats", "losses"],
+        rngs={"dropout": rng},
+    )
+    return logits.astype(jnp.float32), dict(changed)
+
+
+def inspect_classifier(model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
+    """Returns `labels`, `logits`, and `mixtures`: how each layer mixed its kernels, layer to `[B, K]`."""
+    logits, state = model.apply(variables, batch["inputs"], train=False, mutable=["intermediates"])
+    return {
+        "labels": batch["label"],
+        "logits": logits.astype(jnp.float32),
+        "mixtures": {
+            layer: weights["kernel"]
+            for layer, weights in sown_weights(state.get("intermediates", {})).items()
+            if "kernel" in weights
+        },
+    }
+
+
+def draw_classifier(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    mixtures: Mapping[str, np.ndarray],
+    dataset: Dataset,
+    transform: Transform,
+    workdir: Path,
+    threshold: float = 0.5,
+) -> None:
+    """Writes the metrics of each class, and draws the worst mistakes and the attention of each layer.
+
+    Args:
+        labels: of the test split, int `[N]`, or float `[N, C]`, NaN where unknown.
+        probabilities: `[N, C]`.
+        mixtures: layer to `[N, K]`; empty without dynamic layers.
+        dataset: what was tested on.
+        transform: of evaluation.
+        workdir: the run's folder.
+        threshold: from which probability on a label is predicted, where examples may have several.
+    """
+    classes, source = list(dataset.classes), dataset.splits["test"]
+    write_per_class(workdir, classes, labels, probabilities, threshold)
+    mistakes = find_mistakes(labels, probabilities)
+    indices = [index for index, _ in mistakes]
+    draw_mistakes(
+        [transform(source[index])["inputs"] for index in indices],
+        mistakes,
+        labels,
+        probabilities,
+        find_names(source, indices),
+        classes,
+        workdir / "figures" / "mistakes.png",
+    )
+    if mixtures:
+        means = {
+            layer: average_by_class(weights, labels, len(classes))
+            for layer, weights in mixtures.items()
+        }
+        draw_attention_by_class(means, classes, workdir / "figures" / "attention.png")
+
+
+def average_by_class(weights: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
+    """Returns the mean mixture of each class, `[C, K]`; NaN for a class without examples.
+
+    Args:
+        weights: `[N, K]`.
+        labels: int `[N]`, or float `[N, C]`, where an example counts for each of its labels.
+        num_classes: C.
+    """
+    if labels.ndim == 2:
+        examples, labels = np.nonzero(labels > 0.5)
+        weights = weights[examples]
+    sums = np.zeros((num_classes, weights.shape[1]))
+    np.add.at(sums, labels, weights)
+    counts = np.bincount(labels, minlength=num_classes)[:, None]
+    with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
+        return sums / counts
