@@ -49,7 +49,7 @@ def to_stablehlo(
     """
     (batch,) = export.symbolic_shape("batch")
     whole = jax.ShapeDtypeStruct((batch, *example.shape), example.dtype)
-    with planner.planned_for(platforms[0] if len(platforms) == 1 else "tpu"):
+    with planner.plan_for_platform(platforms[0] if len(platforms) == 1 else "tpu"):
         # A function of its own: what was traced for this device before is not what is wanted.
         traced = export.export(jax.jit(lambda x: function(x)), platforms=tuple(platforms))
         try:

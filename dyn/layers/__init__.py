@@ -1,73 +1,73 @@
 """Dynamic convolutions, drop-in for `flax.linen.Conv`.
 
 Every layer takes `nn.Conv`'s fields first, with the same names, order and meaning, and one positional
-input; the method's own fields follow. What they share:
+input; the fields of the method follow. All layers have in common:
 
 * **context** `layer(x, context=c)`: what attention looks at. None: the mean of the layer's own input
-  over space. `[*batch, D]`: any vector, for instance a block's input, or a label's embedding.
-* **temperature** is the variable `temperature` of the collection `attention`, one for each layer;
-  `dyn.schedules.set_temperature(variables, t)` sets them all. It may be traced: annealing costs one
-  compilation in all. It is 1 where the collection is not given.
+  over space. `[*batch, D]`: any vector, for instance the mean of a block's input, or a label's embedding.
+* **temperature**: the variable `temperature` of the collection `attention`, one per layer;
+  `dyn.schedules.set_temperature(variables, t)` sets them all. It may be traced, so that annealing compiles
+  only once. It is 1 if the collection is not passed.
 * **training or inference** is not passed: norms inside attention use batch statistics exactly when the
-  collection `batch_stats` is mutable, unless `use_running_average` says otherwise.
-* **what a layer decided** is sown into `intermediates` as `weights`; auxiliary losses into `losses`.
+  collection `batch_stats` is mutable, unless `use_running_average` overrides that.
+* **decisions** of a layer are sown into `intermediates` as `weights`, auxiliary losses into `losses`.
 
-Which one to take:
+Choose a layer for
 
 * a mixture of K kernels for each input: `DynamicConv` (one softmax), `ODConv` (it also weighs positions,
-  channels and filters), `CondConv` (a sum that a whole block can route alike);
+  channels and filters), `CondConv` (a weighted sum whose routing a whole block can share);
 * about as many parameters as a static network: `ODConv(num_kernels=1)`, `DCDConv`, `WarehouseConv`, `FDConv`;
-* another kernel at each place of a picture, for dense prediction: `PixelDynamicConv`, with
-  `KernelRepresentation` where layers shall know what the layers before them saw;
+* a different kernel at each position, for dense prediction: `PixelDynamicConv`, with
+  `KernelRepresentation` to carry information from layer to layer;
 * a network whose parts are switched off, to be read or pruned: `GatedConv`;
-* features that turn with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
-* the cheapest change of a static network: `SqueezeExcite`, or `CBAM`, behind a block;
+* features that rotate with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
+* the cheapest change of a static network: `SqueezeExcite`, or `CBAM`, at the end of a block;
 * a discriminator: `SpectralNormConv`.
 """
 
-# Channels and then places of x, for a block's last norm: from x to an x of the same shape.
+# Weighs channels and then positions, at the end of a block: from x to an x of the same shape.
 from dyn.layers.cbam import CBAM
 
-# A sum of expert kernels under sigmoid routing, which a block can share.
+# A weighted sum of expert kernels; a block can share its sigmoid routing.
 from dyn.layers.cond_conv import CondConv
 
-# A static kernel and a small dynamic matrix: no kernel of a sample's own. DCDDense is its classifier.
+# A static kernel and a small dynamic matrix, without per-sample kernels. DCDDense is its classifier.
 from dyn.layers.dcd_conv import DCDConv, DCDDense
 
 # A mixture of candidate kernels and biases under softmax attention with a temperature.
 from dyn.layers.dynamic_conv import DynamicConv
 
-# Candidate kernels that share out one kernel's spectrum: many kernels for one kernel's parameters.
+# Candidate kernels that divide one kernel's spectrum: many kernels for one kernel's parameters.
 from dyn.layers.fd_conv import FDConv
 
-# Hard attention: kernels, filters or slices of a kernel are switched on or off.
+# Hard attention: switches kernels, filters or slices of a kernel on and off.
 from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gate, prune_kernels
 
-# Not a convolution: a state carried across layers, which gives any of them its context.
-from dyn.layers.kernel_representation import KernelRepresentation, beside
+# A state carried across layers, which gives any of them its context; it is not a convolution.
+from dyn.layers.kernel_representation import KernelRepresentation, append_state, beside
 
-# Kernels assembled from cells that several layers share; see warehouse_sharing for whole networks.
+# Kernels assembled from cells that several layers can share.
 from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
 
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
 from dyn.layers.od_conv import ODConv
 
-# A mixture of candidate kernels of its own at each output position.
+# A separate mixture of candidate kernels at each output position.
 from dyn.layers.pixel_conv import PixelDynamicConv
 
 # A bank of rotated kernels, mixed by attention or pooled over orientations. 2-D.
 from dyn.layers.rotated_conv import RotatedConv
 
-# Kernels of spectral norm one, each candidate by itself: for discriminators, whose head is the Dense.
+# Kernels of spectral norm one, for discriminators. SpectralNormDense is their head.
 from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
 
-# Channels of x, for a block's last norm: from x to an x of the same shape.
+# Weighs channels, at the end of a block: from x to an x of the same shape.
 from dyn.layers.squeeze_excite import SqueezeExcite
 
-# nn.Conv by the same lowerings: what a dynamic network is to be compared with.
+# nn.Conv by the same lowerings, for the static network of a comparison.
 from dyn.layers.static_conv import Conv
 
-# share_kernels builds a network of WarehouseConvs in which the layers of a stage share their cells.
+# share_kernels makes a network of WarehouseConvs whose stages share their cells.
 from dyn.layers.warehouse_sharing import Warehouses, by_stage, share_kernels
 
 __all__ = [
@@ -90,6 +90,7 @@ __all__ = [
     "Warehouse",
     "WarehouseConv",
     "Warehouses",
+    "append_state",
     "beside",
     "by_stage",
     "density_loss",

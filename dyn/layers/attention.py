@@ -1,11 +1,12 @@
-"""What the attention branches of the methods share: context, squeeze, heads, temperature.
+"""The attention that layers share: a branch from a context to weights, its squeeze, heads and norms.
 
-Attention is computed in float32 (or wider, if its parameters are) whatever dtype the convolution runs
+Attention is computed in float32 (or wider, if its parameters are), whatever dtype the convolution runs
 in: pooling, normalisation, softmax and the division by the temperature lose too much in bfloat16.
 """
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -13,120 +14,165 @@ import jax.numpy as jnp
 
 Array = jax.Array
 
-# torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), which the papers' code uses throughout.
+# torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), used throughout the papers' code.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
+class AttentionBranch(nn.Module, kw_only=True):
+    """The base of all attention: turns a context `[B, D]` into weights for parts of a convolution.
+
+    A subclass declares what it weighs and writes its `__call__` out of these steps. A `ConvLayer` hands
+    the fields below on by `attention_fields`.
+
+    Attributes:
+        squeezed: size of the squeezed vector; not used by a branch that does not squeeze.
+        norm: 'batch' (the papers'), 'layer' (works at batch size 1, has no state) or 'none'.
+        use_running_average: whether the batch norm uses its running statistics; None: exactly when the
+            collection `batch_stats` is not mutable.
+        dtype: dtype of the computation.
+        param_dtype: dtype of the parameters.
+    """
+
+    squeezed: int = 0
+    norm: str
+    use_running_average: bool | None
+    dtype: Any
+    param_dtype: Any
+
+    def squeeze_context(self, context: Array) -> Array:
+        """Returns ReLU(norm(W context)), `[B, squeezed]`; W has no bias.
+
+        Raises:
+            ValueError: for an unknown norm, for batch statistics of a single sample, and for a squeezed
+                vector of size zero.
+        """
+        if self.squeezed < 1:
+            raise ValueError(
+                f"attention would squeeze its context to {self.squeezed} numbers: choose a larger "
+                "reduction or min_squeeze."
+            )
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        context = context.astype(self.dtype)
+        z = apply_head("squeeze", context, self.squeezed, use_bias=False, **types)
+        return nn.relu(self.normalise(z))
+
+    def normalise(self, z: Array) -> Array:
+        """Applies the norm to a vector `[B, C]`, as the submodule `norm`.
+
+        Raises:
+            ValueError: for an unknown norm, and for batch statistics of a single sample.
+        """
+        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
+        match self.norm:
+            case "none":
+                return z
+            case "layer":
+                return nn.LayerNorm(epsilon=1e-5, name="norm", **types)(z)
+            case "batch":
+                return apply_batch_norm(
+                    "norm",
+                    z,
+                    use_running_average=self.use_running_average,
+                    instead="use attention_norm='layer'",
+                    **types,
+                )
+        raise ValueError(
+            f"attention_norm={self.norm!r} is unknown: write 'batch', 'layer' or 'none'."
+        )
+
+    def apply_head(self, name: str, z: Array, features: int, **fields: Any) -> Array:
+        """Computes the logits W z + b of one kind of attention, as the submodule `name`."""
+        return apply_head(
+            name, z, features, dtype=self.dtype, param_dtype=self.param_dtype, **fields
+        )
+
+    def read_temperature(self) -> Array:
+        """Returns the softmax temperature in the branch's dtype."""
+        return read_temperature(self).astype(self.dtype)
+
+    def sow_weights(self, **weights: Array | None) -> None:
+        """Sows the weights that there are as `weights` into the collection `intermediates`."""
+        present = {name: w for name, w in weights.items() if w is not None}
+        self.sow("intermediates", "weights", present)
+
+
+class MixtureAttention(AttentionBranch):
+    """Mixes K candidate kernels: `[B, *out, D]` or `[B, D]` to weights `[B, *out, K]` or `[B, K]`.
+
+        a = softmax((V ReLU(norm(U c)) + b) / T)
+
+    The weights sum to one. Sows `weights`: `kernel`, `[B, K]`, averaged over positions, and `pixel`, the
+    mixture at each position, if there are several.
+
+    Attributes:
+        num_kernels: K.
+    """
+
+    num_kernels: int
+
+    @nn.compact
+    def __call__(self, context: Array) -> Array:
+        """Weighs the candidate kernels."""
+        # Positions are squeezed and normalised like samples.
+        positions = context.reshape(math.prod(context.shape[:-1]), context.shape[-1])
+        z = self.squeeze_context(positions)
+        logits = self.apply_head("kernel", z, self.num_kernels)
+        mix = nn.softmax(logits / self.read_temperature())
+        mix = mix.reshape(*context.shape[:-1], self.num_kernels)
+        self.sow_mixture(mix)
+        return mix
+
+    def sow_mixture(self, mix: Array) -> None:
+        """Sows the mixture `[B, *out, K]`."""
+        if mix.ndim == 2:
+            self.sow_weights(kernel=mix)
+        else:
+            mean = global_average(mix, mix.ndim - 2, self.dtype)
+            self.sow_weights(kernel=mean, pixel=mix)
+
+
+def squeezed_size(features: int, reduction: float, least: int) -> int:
+    """Returns the size of a squeezed vector: a share of the features, and at least `least`."""
+    return max(int(features * reduction), least)
+
+
 def global_average(x: Array, spatial_axes: int, dtype: jnp.dtype) -> Array:
-    """Mean over the spatial axes: `[B, *spatial, C]` to `[B, C]`."""
+    """Averages over the spatial axes: `[B, *spatial, C]` to `[B, C]`."""
     return jnp.mean(x, axis=tuple(range(1, 1 + spatial_axes)), dtype=dtype)
 
 
-def largest(x: Array, axis: int | tuple[int, ...]) -> Array:
-    """The maximum over some axes, with its whole gradient for the first place that has it.
+def reduce_max(x: Array, axis: int | tuple[int, ...]) -> Array:
+    """Takes the maximum over some axes; its whole gradient goes to the first position that has it.
 
-    `jnp.max` shares the gradient out among the places where x equals the maximum. XLA may compute x anew
-    for that comparison, with another rounding: then there is no such place, and the gradient is 0 / 0.
+    `jnp.max` divides the gradient among all positions where x equals the maximum. XLA may recompute x
+    for that comparison, with different rounding: no position is equal then, and the gradient is 0 / 0.
     """
     axes = (axis,) if isinstance(axis, int) else axis
     x = jnp.moveaxis(x, axes, range(-len(axes), 0))
     rest = x.ndim - len(axes)
-    # Not -1, which says nothing of an empty batch.
+    # The size is written out, because -1 cannot be inferred for an empty batch.
     x = x.reshape(*x.shape[:rest], math.prod(x.shape[rest:]))
     first = jnp.argmax(x, axis=-1, keepdims=True) == jnp.arange(x.shape[-1])
     return jnp.sum(jnp.where(first, x, jnp.zeros_like(x)), axis=-1)
 
 
-def temperature(module: nn.Module) -> Array:
-    """The module's softmax temperature: the variable `temperature` of the collection `attention`.
+def read_temperature(module: nn.Module) -> Array:
+    """Returns the module's softmax temperature: the variable `temperature` of the collection `attention`.
 
     It is 1 until `dyn.schedules.set_temperature` sets it, and 1 for a model that is applied without
     that collection.
     """
-    if not (
-        module.has_variable("attention", "temperature") or module.is_mutable_collection("attention")
-    ):
-        return jnp.ones((), jnp.float32)
-    return module.variable("attention", "temperature", jnp.ones, (), jnp.float32).value
+    return read_variable(module, "temperature", jnp.ones)
 
 
-def squeeze(
-    context: Array,
-    features: int,
-    *,
-    norm: str,
-    use_running_average: bool | None,
-    dtype: jnp.dtype,
-    param_dtype: jnp.dtype,
-) -> Array:
-    """ReLU(norm(W context)), without bias: `[B, D]` to `[B, features]`.
-
-    Call it inside a compact method: it makes the submodules `squeeze` and `norm` there.
-
-    Args:
-        context: what attention looks at, `[B, D]`.
-        features: size of the squeezed vector.
-        norm: 'batch' (the papers'), 'layer' (works at batch size 1, has no state) or 'none'.
-        use_running_average: whether the batch norm uses its running statistics; None: exactly when
-            the collection `batch_stats` is not mutable.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
-
-    Raises:
-        ValueError: for an unknown norm, for batch statistics of a single sample, and for a vector of nothing.
-    """
-    if features < 1:
-        raise ValueError(
-            f"attention would squeeze its context to {features} numbers: choose a larger reduction or "
-            "min_squeeze."
-        )
-    z = nn.Dense(
-        features,
-        use_bias=False,
-        kernel_init=he_normal_fan_out,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        name="squeeze",
-    )(context)
-    return nn.relu(
-        attention_norm(
-            z,
-            norm,
-            use_running_average=use_running_average,
-            dtype=dtype,
-            param_dtype=param_dtype,
-        )
-    )
+def read_variable(module: nn.Module, name: str, init: Any) -> Array:
+    """Returns a scalar of the collection `attention`, or its initial value without that collection."""
+    if not (module.has_variable("attention", name) or module.is_mutable_collection("attention")):
+        return init((), jnp.float32)
+    return module.variable("attention", name, init, (), jnp.float32).value
 
 
-def attention_norm(
-    z: Array,
-    norm: str,
-    *,
-    use_running_average: bool | None,
-    dtype: jnp.dtype,
-    param_dtype: jnp.dtype,
-) -> Array:
-    """The norm of a squeezed vector `[B, C]`, as the submodule `norm`; the arguments are `squeeze`'s.
-
-    Raises:
-        ValueError: for an unknown norm, and for batch statistics of a single sample.
-    """
-    types = {"dtype": dtype, "param_dtype": param_dtype}
-    match norm:
-        case "none":
-            return z
-        case "layer":
-            return nn.LayerNorm(epsilon=1e-5, name="norm", **types)(z)
-        case "batch":
-            instead = "use attention_norm='layer'"
-            return batch_norm(
-                "norm", z, use_running_average=use_running_average, instead=instead, **types
-            )
-    raise ValueError(f"attention_norm={norm!r} is unknown: write 'batch', 'layer' or 'none'.")
-
-
-def batch_norm(
+def apply_batch_norm(
     name: str,
     z: Array,
     *,
@@ -137,14 +183,14 @@ def batch_norm(
     momentum: float = 0.9,
     scale_init: nn.initializers.Initializer = nn.initializers.ones,
 ) -> Array:
-    """A batch norm that finds out by itself whether it is training; call it inside a compact method.
+    """Applies a batch norm that detects training by itself; call it inside a compact method.
 
     Args:
-        name: of the submodule.
+        name: name of the submodule.
         z: `[B, ..., C]`.
         use_running_average: whether running statistics are used; None: exactly when the collection
             `batch_stats` is not mutable.
-        instead: what else one could do where there is nothing to normalise, for the message.
+        instead: what to do if there is nothing to normalise, for the error message.
         dtype: dtype of the computation.
         param_dtype: dtype of the parameters.
         momentum: share of the running statistics that a step keeps (1 - torch's).
@@ -173,30 +219,30 @@ def batch_norm(
     return module(z.astype(dtype), use_running_average=running)
 
 
-def head(
+def apply_head(
     name: str,
     z: Array,
     features: int,
     *,
-    dtype: jnp.dtype,
-    param_dtype: jnp.dtype,
-    use_bias: bool = True,
+    kernel_init: nn.initializers.Initializer = he_normal_fan_out,
+    **fields: Any,
 ) -> Array:
-    """W z + b, the logits of one kind of attention; call it inside a compact method."""
-    return nn.Dense(
-        features,
-        use_bias=use_bias,
-        kernel_init=he_normal_fan_out,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        name=name,
-    )(z)
+    """Computes W z + b, as the submodule `name`; call it inside a compact method.
+
+    Args:
+        name: name of the submodule.
+        z: `[..., D]`.
+        features: number of outputs.
+        kernel_init: initialises W.
+        fields: other fields of `nn.Dense`.
+    """
+    return nn.Dense(features, kernel_init=kernel_init, name=name, **fields)(z)
 
 
 def per_candidate(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
-    """Applies an initialiser to each of the K kernels of a stack `[K, ...]` by itself.
+    """Returns an initialiser that applies `init` to each of the K kernels of a stack `[K, ...]`.
 
-    Applied to the stack it would count K as a part of the receptive field and get the fan wrong.
+    Applied to the whole stack, it would count K as part of the receptive field and get the fan wrong.
     """
 
     def init_stack(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:

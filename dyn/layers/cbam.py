@@ -1,10 +1,10 @@
-"""Convolutional block attention: weighs the channels of its input, and then the places in it.
+"""Convolutional block attention: weighs the channels of its input, and then its positions.
 
 Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module. ECCV 2018.
 https://arxiv.org/abs/1807.06521
 
-Deviations from the authors' code: any number of spatial axes; the norm of the spatial gate can be left
-out; weights start as those of the other attention heads here, normal with variance 2 / fan_out.
+Deviations from the authors' code: any number of spatial axes; an optional norm of the spatial gate; weights
+start as those of the other attention heads here, normal with variance 2 / fan_out.
 """
 
 from typing import Any
@@ -13,25 +13,32 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import batch_norm, global_average, he_normal_fan_out, head, largest
-from dyn.layers.squeeze_excite import attention_dtype, flat_features, squeezed_size
-from dyn.ops.dynamic_conv import over_space
+from dyn.layers.attention import (
+    apply_batch_norm,
+    apply_head,
+    global_average,
+    he_normal_fan_out,
+    reduce_max,
+    squeezed_size,
+)
+from dyn.layers.squeeze_excite import attention_dtype, flatten_features
+from dyn.ops.dynamic_conv import expand_over_space
 
 Array = jax.Array
 
 
 class CBAM(nn.Module):
-    """Weighs the channels of its input and then its places, for each input.
+    """Weighs the channels and then the positions of each input.
 
         u = x * sigmoid(M(mean of x over space) + M(max of x over space))
         y = u * sigmoid(norm(conv([max of u over channels, mean of u over channels])))
 
     with M(v) = W_2 ReLU(W_1 v + b_1) + b_2.
 
-    In a residual network it stands behind the last norm of a block's residual branch, before the sum.
-    The norm of the spatial gate starts with scale zero, as in the authors' networks: every place is
-    weighed one half at first. Without it, for instance where a spectral norm is wanted instead, the
-    gate looks from the start.
+    In a residual network it follows the last norm of a block's residual branch, before the sum. The norm
+    of the spatial gate starts with scale zero, as in the authors' networks: every position is weighed one
+    half at first. Without that norm (for instance in spectrally normalised networks), the gate has an
+    effect from the start.
 
     Attributes:
         reduction: size of the channel gate's hidden vector, as a share of the channels.
@@ -41,10 +48,10 @@ class CBAM(nn.Module):
         use_bias: whether the channel gate has b_1 and b_2.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
-        spatial_axes: number of spatial axes, the axes before them being batch axes; None: all axes
-            between the first and the last are spatial.
-        param_dtype: dtype of the parameters. The weights are computed in float32 or wider, the output
-            has the input's dtype.
+        spatial_axes: number of spatial axes, after any number of batch axes; None: all axes between the
+            first and the last are spatial.
+        param_dtype: dtype of the parameters. The weights are computed in float32 or wider; the output has
+            the input's dtype.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -70,24 +77,24 @@ class CBAM(nn.Module):
         """Applies the layer.
 
         Args:
-            inputs: `[B, *spatial, C]`, or `[*batch, *spatial, C]` where `spatial_axes` is given.
+            inputs: `[B, *spatial, C]`, or `[*batch, *spatial, C]` with `spatial_axes`.
 
         Returns:
             An array of the inputs' shape and dtype.
 
         Raises:
-            ValueError: if inputs have too few axes or are whole numbers, for an unknown norm, and for
-                batch statistics of a single number.
+            ValueError: if the inputs have too few axes or are integers, for an unknown norm, and for batch
+                statistics of a single number.
         """
-        x, _ = flat_features(self, inputs, self.spatial_axes)
+        x, _ = flatten_features(self, inputs, self.spatial_axes)
         types = {"dtype": attention_dtype(x, self.param_dtype), "param_dtype": self.param_dtype}
-        channel = ChannelGate(
+        channels = ChannelGate(
             squeezed_size(x.shape[-1], self.reduction, self.min_squeeze),
             self.use_bias,
             **types,
             name="channel",
         )(x)
-        x = x * over_space(channel, x)
+        x = x * expand_over_space(channels, x)
         spatial = SpatialGate(
             self.kernel_size,
             self.spatial_norm,
@@ -95,12 +102,12 @@ class CBAM(nn.Module):
             **types,
             name="spatial",
         )(x)
-        self.sow("intermediates", "weights", {"channel": channel, "spatial": spatial})
+        self.sow("intermediates", "weights", {"channel": channels, "spatial": spatial})
         return (x * spatial[..., None].astype(x.dtype)).reshape(inputs.shape)
 
 
 class ChannelGate(nn.Module):
-    """Weights of the channels (section 3, equation 2 of the paper), `[B, *spatial, C]` to `[B, C]`."""
+    """Weighs the channels (section 3, equation 2 of the paper): `[B, *spatial, C]` to `[B, C]`."""
 
     squeezed: int
     use_bias: bool
@@ -116,14 +123,14 @@ class ChannelGate(nn.Module):
             "use_bias": self.use_bias,
         }
         mean = global_average(x, x.ndim - 2, self.dtype)
-        highest = largest(x, tuple(range(1, x.ndim - 1))).astype(self.dtype)
-        # Both through the same two layers.
-        z = nn.relu(head("reduce", jnp.stack([mean, highest]), self.squeezed, **types))
-        return nn.sigmoid(head("expand", z, x.shape[-1], **types).sum(0))
+        maximum = reduce_max(x, tuple(range(1, x.ndim - 1))).astype(self.dtype)
+        # Mean and maximum pass through the same two layers.
+        z = nn.relu(apply_head("reduce", jnp.stack([mean, maximum]), self.squeezed, **types))
+        return nn.sigmoid(apply_head("expand", z, x.shape[-1], **types).sum(0))
 
 
 class SpatialGate(nn.Module):
-    """Weights of the places (section 3, equation 3), `[B, *spatial, C]` to `[B, *spatial]`."""
+    """Weighs the positions (section 3, equation 3): `[B, *spatial, C]` to `[B, *spatial]`."""
 
     kernel_size: int
     norm: str
@@ -133,12 +140,12 @@ class SpatialGate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Weighs the places by the maxima and means over the channels around them."""
+        """Weighs the positions by the maxima and means over the channels around them."""
         if self.norm not in ("batch", "none"):
             raise ValueError(f"spatial_norm={self.norm!r} is unknown: write 'batch' or 'none'.")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         mean = jnp.mean(x, axis=-1, dtype=self.dtype)
-        z = jnp.stack([largest(x, -1).astype(self.dtype), mean], axis=-1)
+        z = jnp.stack([reduce_max(x, -1).astype(self.dtype), mean], axis=-1)
         z = nn.Conv(
             1,
             (self.kernel_size,) * (x.ndim - 2),
@@ -148,12 +155,12 @@ class SpatialGate(nn.Module):
             name="conv",
         )(z)
         if self.norm == "batch":
-            z = batch_norm(
+            z = apply_batch_norm(
                 "norm",
                 z,
                 use_running_average=self.use_running_average,
                 instead="use spatial_norm='none'",
-                momentum=0.99,  # torch's 0.01, ten times as slow as its norms usually are
+                momentum=0.99,  # torch's 0.01, ten times as slow as its default
                 scale_init=nn.initializers.zeros_init(),
                 **types,
             )

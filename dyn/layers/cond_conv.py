@@ -20,22 +20,21 @@ Array = jax.Array
 
 
 class CondConv(ConvLayer):
-    """A convolution with a weighted sum of K expert kernels and biases, weighed anew for each input.
+    """Convolves each input with its own weighted sum of K expert kernels and biases.
 
         y = conv(x, sum_k r[k] W_k) + sum_k r[k] b_k,    r = sigmoid(R context + b)
 
-    The weights are not normalised, and there is no temperature: half of every expert is in the sum at
-    the start, so that outputs start sqrt(K) / 2 times as large as a static convolution's. Use a norm
-    behind the layer.
+    The weights are not normalised, and there is no temperature. At the start every weight is one half, so
+    that outputs are sqrt(K) / 2 times as large as a static convolution's: use a norm after the layer.
 
-    In the paper one routing serves all convolutions of a block and looks at the block's input: give them
+    In the paper one routing serves all convolutions of a block and looks at the block's input: pass them
     the same `router` and, as `context`, the mean of that input over space.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
         num_kernels: K, the number of experts.
-        router: a module from a context `[B, D]` to logits `[B, K]`, made by the block and given to
-            several layers, which then route alike; None for a routing of the layer's own.
+        router: a module from a context `[B, D]` to logits `[B, K]`, which several layers of a block can
+            share; None for a router of the layer's own.
         lowering: see `dyn.ops.dynamic_conv`.
 
     Example:
@@ -58,7 +57,7 @@ class CondConv(ConvLayer):
 
         Args:
             inputs: `[*batch, *spatial, I]`, any number of batch axes.
-            context: what routing looks at, `[*batch, D]`; None for the mean of the inputs over space.
+            context: what the router looks at, `[*batch, D]`; None for the mean of the inputs over space.
 
         Returns:
             `[*batch, *out, features]`.
@@ -66,15 +65,15 @@ class CondConv(ConvLayer):
         Raises:
             ValueError: if the kernel, the context, the router or the groups do not fit.
         """
-        x, batch = self.flat_inputs(inputs)
-        kernel = self.candidate_kernels(x, self.num_kernels)
-        mix = self.route(self.flat_context(context, x, batch), dtype=float32_or_wider(x, kernel))
+        x, batch = self.flatten_inputs(inputs)
+        kernel = self.make_candidates(x, self.num_kernels)
+        mix = self.route(self.flatten_context(context, x, batch), dtype=float32_or_wider(x, kernel))
         y = self.convolve(x.astype(self.conv_dtype(x)), kernel, mix, lowering=self.lowering)
         y = self.add_mixed_bias(y, self.num_kernels, mix)
         return y.reshape(*batch, *y.shape[1:])
 
     def route(self, context: Array, dtype: Any) -> Array:
-        """The experts' weights, `[B, D]` to `[B, K]`, by the router given or by the layer's own."""
+        """Returns the experts' weights, `[B, D]` to `[B, K]`, by the shared router or the layer's own."""
         router = self.router
         if router is None:
             router = nn.Dense(
@@ -94,7 +93,7 @@ class CondConv(ConvLayer):
 
 
 class Routing(nn.Module):
-    """The sigmoid of the routing's logits; sows it as `weights`, where other layers' attention does."""
+    """Applies a sigmoid to the router's logits and sows it as `weights`, like the attention of others."""
 
     @nn.compact
     def __call__(self, logits: Array) -> Array:

@@ -1,14 +1,16 @@
-"""Dynamic convolution by decomposition: a static kernel, and a small dynamic matrix in a latent space.
+"""Dynamic convolution decomposition: a static kernel and a small dynamic matrix in a latent space.
 
 Li, Chen, Dai, Liu, Chen, Yu, Yuan, Liu, Chen, Vasconcelos: Revisiting Dynamic Convolution via Matrix
 Decomposition. ICLR 2021. https://arxiv.org/abs/2103.08756
 
-Deviations from the authors' code: one layer serves both of its residual blocks (`pool`); 1-D and 3-D
-inputs, kernels that are not square, every padding of `nn.Conv`, an optional bias, context from elsewhere.
+Deviations from the authors' code: one layer with a field `pool` for both kinds of residual blocks; 1-D and
+3-D inputs, kernels that are not square, every padding of `nn.Conv`, an optional bias, context from
+elsewhere.
 """
 
 import dataclasses
 import math
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -16,10 +18,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.layers.attention import attention_norm, batch_norm, he_normal_fan_out
+from dyn.layers.attention import AttentionBranch, apply_batch_norm, he_normal_fan_out
 from dyn.layers.convolution import ConvLayer, flatten_batch
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.dynamic_conv import over_space
+from dyn.ops.dynamic_conv import expand_over_space
 
 Array = jax.Array
 
@@ -28,31 +30,32 @@ _linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class DCDConv(ConvLayer):
-    """A static convolution with weighed filters, and a dynamic 1x1 convolution through a latent space.
+    """Adds a static convolution with weighed filters and a dynamic 1x1 convolution in a latent space.
 
         y = a_f * conv(x, W) + P (norm(F q) + q),    q = norm(Q x)
 
-    where Q takes the I input features to L latent ones, and P takes these to the O output features, and
-    the context g gives
+    where Q takes the I input features to L latent ones and P takes these to the O output features. With
+    the context g,
 
         s = A_1 g,    s' = s * h(A_2 s),    a_f = h(A_f s'),    F = A_F s' as an L x L matrix
 
-    with h(v) = relu6(v + 3) / 3, which starts near one. No kernel of a sample's own is ever made: each
-    sample costs one product with its L x L matrix. Without norms the layer is a convolution with the
-    kernel a_f W, at whose central position P (F + 1) Q is added.
+    and h(v) = relu6(v + 3) / 3, which starts near one. No per-sample kernels are made: each sample costs
+    one product with its L x L matrix. Without norms the layer is a convolution with the kernel a_f W, to
+    whose central position P (F + 1) Q is added.
 
-    The context is the mean of the input in `pool` bins along each spatial axis. The authors have 2 in
+    The context is the mean of the input in `pool` bins along each spatial axis. The authors use 2 bins in
     the basic blocks of ResNet-18 and 34, and 1 in the bottlenecks of ResNet-50.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
-        pool: number of bins along each spatial axis; their bounds are those of torch's adaptive average.
+        pool: number of bins along each spatial axis, with the bounds of torch's adaptive average.
         latent: L; None for the square root, rounded down, of I * pool ** (number of spatial axes).
         reduction: size of the squeezed vector, as a share of the larger of the context's size and L * L.
         min_squeeze: its least size.
-        attention_norm: 'none' (the authors'), 'layer' or 'batch', of A_1 g. Without one F grows with the
-            context, and in inference, where the other norms do not hold it, so does every layer behind:
-            on few or small pictures evaluations overflow. With one F has the same size for all inputs.
+        attention_norm: 'none' (the authors'), 'layer' or 'batch', applied to A_1 g. Without a norm F grows
+            with the context. At inference the running statistics of the other norms do not limit it, the
+            growth multiplies from layer to layer, and with few or small pictures the outputs overflow. With
+            a norm F has the same magnitude for all inputs.
         use_running_average: None uses batch statistics exactly when the collection `batch_stats` is
             mutable.
 
@@ -89,34 +92,25 @@ class DCDConv(ConvLayer):
             ValueError: for groups and masks, which the dynamic part cannot respect; if the kernel or the
                 context does not fit the inputs; for batch statistics of a single position.
         """
-        x, batch = self.flat_inputs(inputs)
-        self._check()
-        kernel = self.candidate_kernels(x, 1)
+        x, batch = self.flatten_inputs(inputs)
+        self._check_fields()
+        kernel = self.make_candidates(x, 1)
         wide = float32_or_wider(x, kernel)
         if context is None:
             context = bin_averages(x, self.pool, wide)
         else:
-            context = self.flat_context(context, x, batch).astype(wide)
+            context = self.flatten_context(context, x, batch).astype(wide)
 
         latent = self.latent
         if latent is None:
             latent = math.isqrt(x.shape[-1] * self.pool ** (x.ndim - 2))
-        squeezed = max(int(max(context.shape[-1], latent**2) * self.reduction), self.min_squeeze)
-        filters, matrix = DCDAttention(
-            self.features,
-            latent,
-            squeezed,
-            self.attention_norm,
-            self.use_running_average,
-            wide,
-            self.param_dtype,
-            name="attention",
-        )(context)
+        fields = self.attention_fields(max(context.shape[-1], latent**2), wide)
+        filters, matrix = DCDAttention(features=self.features, latent=latent, **fields)(context)
 
         x = x.astype(self.conv_dtype(x))
-        # The kernel is the same for every sample, so this is one convolution.
+        # One convolution, because the kernel is the same for every sample.
         y = self.convolve(x, kernel)
-        y = y * over_space(filters, y) + latent_branch(
+        y = y * expand_over_space(filters, y) + apply_latent_branch(
             self.central_inputs(x),
             matrix,
             self.features,
@@ -129,19 +123,21 @@ class DCDConv(ConvLayer):
         return y.reshape(*batch, *y.shape[1:])
 
     def central_inputs(self, x: Array) -> Array:
-        """What the central position of the kernel sees, `[B, *out, I]`."""
-        x, window = self.window(x, groups=1)
-        edges = []
+        """Returns the inputs of the kernel's central position, `[B, *out, I]`."""
+        geometry = self.resolve_geometry(x)
+        padding = []
         for k, dilation, (before, after) in zip(
-            window.size, window.kernel_dilation, window.padding, strict=True
+            geometry.size, geometry.kernel_dilation, geometry.padding, strict=True
         ):
             centre = (k - 1) // 2
-            edges.append((before - centre * dilation, after - (k - 1 - centre) * dilation))
-        ones = (1,) * window.rank
-        centre = dataclasses.replace(window, size=ones, kernel_dilation=ones, padding=tuple(edges))
-        return centre.shifts(x)[0]
+            padding.append((before - centre * dilation, after - (k - 1 - centre) * dilation))
+        ones = (1,) * geometry.rank
+        pointwise = dataclasses.replace(
+            geometry, size=ones, kernel_dilation=ones, padding=tuple(padding)
+        )
+        return pointwise.shift_inputs(geometry.extend(x))[0]
 
-    def _check(self) -> None:
+    def _check_fields(self) -> None:
         if self.feature_group_count != 1:
             raise ValueError(
                 f"feature_group_count={self.feature_group_count}: the latent space of DCDConv mixes all "
@@ -149,15 +145,15 @@ class DCDConv(ConvLayer):
             )
         if self.mask is not None:
             raise ValueError(
-                "mask hides weights of the static kernel of DCDConv only, not of its dynamic part: use "
-                "another layer where positions must stay hidden."
+                "mask would hide weights of DCDConv's static kernel only, not of its dynamic part: use "
+                "another layer if positions must stay hidden."
             )
         if self.pool < 1:
-            raise ValueError(f"pool={self.pool} must be one bin along each spatial axis, or more.")
+            raise ValueError(f"pool={self.pool} must be at least 1 bin along each spatial axis.")
 
 
 class DCDDense(nn.Module):
-    """The classifier that goes with `DCDConv`: a dense layer with the same two dynamic parts.
+    """Computes a dense layer with the two dynamic parts of `DCDConv`: the classifier to go with it.
 
         y = a_f * (W x + b) + P (norm(F q) + q),    q = norm(Q x)
 
@@ -165,7 +161,7 @@ class DCDDense(nn.Module):
 
     Attributes:
         features: number of output features; `nn.Dense`'s fields come first, in its order.
-        use_bias: whether a bias is added.
+        use_bias: whether to add a bias.
         dtype: dtype of the product; None for what inputs and parameters promote to.
         param_dtype: dtype of the parameters.
         precision: as in `jax.lax.dot_general`.
@@ -225,26 +221,26 @@ class DCDDense(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         wide = float32_or_wider(x, kernel)
         filters, matrix = DCDAttention(
-            self.features,
-            self.latent,
-            self.squeezed,
-            self.attention_norm,
-            self.use_running_average,
-            wide,
-            self.param_dtype,
+            features=self.features,
+            latent=self.latent,
+            squeezed=self.squeezed,
+            norm=self.attention_norm,
+            use_running_average=self.use_running_average,
+            dtype=wide,
+            param_dtype=self.param_dtype,
             name="attention",
         )(flatten_batch(context, 1)[0].astype(wide))
 
         dtype = self.dtype
         if dtype is None:
-            with jax.numpy_dtype_promotion("standard"):  # also where the caller has forbidden it
+            with jax.numpy_dtype_promotion("standard"):  # also if the caller has forbidden it
                 dtype = jnp.promote_types(x.dtype, self.param_dtype)
         x = x.astype(dtype)
         y = jnp.matmul(x, kernel.astype(dtype), precision=self.precision)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
             y = y + bias.astype(dtype)
-        y = y * filters.astype(dtype) + latent_branch(
+        y = y * filters.astype(dtype) + apply_latent_branch(
             x,
             matrix,
             self.features,
@@ -256,49 +252,28 @@ class DCDDense(nn.Module):
         return y.reshape(*batch, self.features)
 
 
-class DCDAttention(nn.Module):
-    """Weights of the filters and the matrix of the latent space, from a context `[B, D]`.
+class DCDAttention(AttentionBranch):
+    """Computes the weights of the filters and the matrix of the latent space, from a context `[B, D]`.
 
     Returns `(filters [B, O], latent [B, L, L])` and sows them as `weights`.
     """
 
     features: int
     latent: int
-    squeezed: int
-    norm: str
-    use_running_average: bool | None
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, context: Array) -> tuple[Array, Array]:
-        """Weighs filters and fills the matrix."""
-
-        def linear(name: str, features: int, z: Array) -> Array:
-            return nn.Dense(
-                features,
-                use_bias=False,
-                kernel_init=_linear_init,
-                dtype=self.dtype,
-                param_dtype=self.param_dtype,
-                name=name,
-            )(z)
-
-        z = attention_norm(
-            linear("squeeze", self.squeezed, context),
-            self.norm,
-            use_running_average=self.use_running_average,
-            dtype=self.dtype,
-            param_dtype=self.param_dtype,
-        )
-        z = z * _gate(linear("excite", self.squeezed, z))
-        filters = _gate(linear("filter", self.features, z))
-        latent = linear("latent", self.latent**2, z).reshape(-1, self.latent, self.latent)
-        self.sow("intermediates", "weights", {"filter": filters, "latent": latent})
+        """Weighs the filters and fills the matrix."""
+        linear = partial(self.apply_head, use_bias=False, kernel_init=_linear_init)
+        z = self.normalise(linear("squeeze", context, self.squeezed))
+        z = z * _gate(linear("excite", z, self.squeezed))
+        filters = _gate(linear("filter", z, self.features))
+        latent = linear("latent", z, self.latent**2).reshape(-1, self.latent, self.latent)
+        self.sow_weights(filter=filters, latent=latent)
         return filters, latent
 
 
-def latent_branch(
+def apply_latent_branch(
     x: Array,
     matrix: Array,
     features: int,
@@ -308,9 +283,9 @@ def latent_branch(
     param_dtype: Any,
     precision: Any,
 ) -> Array:
-    """P (norm(F q) + q) with q = norm(Q x); call it inside a compact method.
+    """Computes P (norm(F q) + q) with q = norm(Q x); call it inside a compact method.
 
-    It makes the submodules `compress` (Q), `compress_norm`, `latent_norm` and `expand` (P) there.
+    It makes the submodules `compress` (Q), `compress_norm`, `latent_norm` and `expand` (P).
 
     Args:
         x: `[B, ..., I]`.
@@ -319,7 +294,7 @@ def latent_branch(
         kernel_init: initialises Q and P.
         use_running_average: None uses batch statistics exactly when `batch_stats` is mutable.
         param_dtype: dtype of the parameters.
-        precision: of the products.
+        precision: precision of the products.
 
     Returns:
         `[B, ..., features]` in the dtype of `x`.
@@ -340,8 +315,8 @@ def latent_branch(
         )(z)
 
     def norm(name: str, z: Array) -> Array:
-        # Statistics in float32 or wider, whatever the products run in.
-        z = batch_norm(
+        # Statistics are computed in float32 or wider, whatever dtype the products have.
+        z = apply_batch_norm(
             name,
             z,
             use_running_average=use_running_average,
@@ -357,11 +332,11 @@ def latent_branch(
 
 
 def bin_averages(x: Array, bins: int, dtype: jnp.dtype) -> Array:
-    """Means of `x`, `[B, *spatial, C]`, in bins along each spatial axis: `[B, C * bins ** axes]`.
+    """Averages `x`, `[B, *spatial, C]`, in bins along each spatial axis: `[B, C * bins ** axes]`.
 
-    Bin i of an axis of length n goes from floor(i n / bins) to ceil((i + 1) n / bins): where the length is
-    no multiple of the number of bins, neighbours overlap. Features come first in the order of the result,
-    as in torch, so that published weights fit.
+    Bin i of an axis of length n goes from floor(i n / bins) to ceil((i + 1) n / bins): neighbours overlap
+    if the length is no multiple of the number of bins. The result is ordered by features first, as in
+    torch, so that published weights fit.
     """
     for axis in range(1, x.ndim - 1):
         n = x.shape[axis]
@@ -375,5 +350,5 @@ def bin_averages(x: Array, bins: int, dtype: jnp.dtype) -> Array:
 
 
 def _gate(v: Array) -> Array:
-    """A hard sigmoid from zero to two, one at zero."""
+    """Computes a hard sigmoid from zero to two, which is one at zero."""
     return nn.relu6(v + 3) / 3

@@ -1,14 +1,14 @@
-"""Frequency dynamic convolution: candidate kernels that share out one kernel's spectrum.
+"""Frequency dynamic convolution: candidate kernels that divide one kernel's spectrum among them.
 
 Chen, Gu, Li, Yan, Fu: Frequency Dynamic Convolution for Dense Image Prediction. CVPR 2025.
 https://arxiv.org/abs/2503.18783
 
-Deviations from the authors' code: the filter head starts near zero, like the other heads (the code tests
-an attribute of another name there and leaves that head as it was, so that its layer is not the static
-convolution at the start); the Fourier weights are those of the orthonormal transform, so that they have
-the kernel's scale; groups of frequencies differ by one in size where they cannot be equal; any kernel
-size, 1-D and 3-D, any number of features. Left out: frequency band modulation of the input, softmax and
-tanh in place of the kernel attention's sigmoid, and kernels that are not made of all their frequencies.
+Deviations from the authors' code: the filter head starts near zero, like the other heads (the code
+checks a misspelt attribute and skips that head, so that its layer does not start as the static
+convolution); the Fourier weights are those of the orthonormal transform, so that they have the kernel's
+scale; groups of frequencies differ by one in size if they cannot be equal; any kernel size, 1-D and 3-D,
+any number of features. Left out: frequency band modulation of the input, softmax and tanh instead of the
+kernel attention's sigmoid, and kernels made of only some of their frequencies.
 """
 
 import math
@@ -20,23 +20,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn.layers.attention import global_average, squeeze, temperature
+from dyn.layers.attention import global_average
 from dyn.layers.convolution import ConvLayer
+from dyn.layers.od_conv import ODAttention
 from dyn.ops import planner
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.dynamic_conv import over_space
-from dyn.ops.lowerings import aggregate
+from dyn.ops.dynamic_conv import expand_over_space
+from dyn.ops.lowerings import mix_kernels
 
 Array = jax.Array
 
 
 class FDConv(ConvLayer):
-    """A convolution whose kernel is weighed by frequency, and each of its numbers, for each input.
+    """Convolves each input with a kernel whose frequencies, and single numbers, are weighed.
 
         y = a_f * conv(x * a_c, a_l * a_s * sum_k a_w[k] W_k) + b
 
-    where W_k is the part of one kernel that lies in the k-th of K groups of frequencies, low to high:
-    there are as many parameters as in a static kernel, about, for any K. With
+    where W_k is the part of one kernel that lies in the k-th of K groups of frequencies, low to high: for
+    any K there are about as many parameters as in a static kernel. With
     z = StarReLU(norm(W_fc context)), StarReLU(v) = s ReLU(v)^2 + t, and at temperature T,
 
         a_c = 2 sigmoid((W_c z + b_c) / T)    input channels
@@ -45,19 +46,19 @@ class FDConv(ConvLayer):
         a_w = 2 sigmoid((W_w z + b_w) / T)    groups of frequencies
         a_l = 2 sigmoid(conv1d(layernorm(GAP(x))))    every number of the kernel, if `local`
 
-    All of them start at one: the new layer is the static convolution with the kernel
-    `sum_k W_k`. The local attention is a 1-D convolution along the input channels, with one output for
-    each kernel position and filter, and so looks at the layer's own input whatever the context is.
+    All of them start at one: a new layer is the static convolution with the kernel `sum_k W_k`. The local
+    attention is a 1-D convolution along the input channels, with one output for each kernel position and
+    filter; it always looks at the layer's own input, not at the context.
 
-    Where samples come one after another ('samples', and 'auto' on one CPU device), the spectrum is
-    weighed for each and transformed once. Elsewhere the K kernels are stored at once, as many numbers as
-    K static kernels; with `local` there is a kernel of its own for each sample besides, and then only
-    'taps' and 'patches' serve.
+    If samples are handled a few at a time ('samples', and 'auto' on one CPU device), the spectrum is
+    weighed for each sample and transformed once. Otherwise the K kernels are stored at once, which takes as
+    many numbers as K static kernels. `local` adds a kernel per sample, for which only 'taps' and 'patches'
+    are efficient then.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
         num_kernels: K, the number of groups of frequencies; 64 in the paper.
-        local: whether there is local attention, too.
+        local: whether to add local attention.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: its least size.
         attention_norm: 'batch' (the paper's), 'layer' or 'none'.
@@ -102,76 +103,76 @@ class FDConv(ConvLayer):
             ValueError: if the kernel, the context or the groups do not fit the inputs, or there are
                 more groups of frequencies than frequencies.
         """
-        x, batch = self.flat_inputs(inputs)
+        x, batch = self.flatten_inputs(inputs)
         spectrum = self.fourier_weights(x)
-        types = {"dtype": float32_or_wider(x, spectrum), "param_dtype": self.param_dtype}
-        channel, filters, taps, mix = FrequencyAttention(
+        dtype = float32_or_wider(x, spectrum)
+        context = self.flatten_context(context, x, batch)
+        shape = self.kernel_shape(x)
+        channels, filters, taps, mix = FrequencyAttention(
             in_features=x.shape[-1],
             features=self.features,
-            kernel_size=self.kernel_dims(x),
+            kernel_size=shape[:-2],
             groups=self.feature_group_count,
             num_kernels=self.num_kernels,
-            reduction=self.reduction,
-            min_squeeze=self.min_squeeze,
-            norm=self.attention_norm,
-            use_running_average=self.use_running_average,
-            **types,
-            name="attention",
-        )(self.flat_context(context, x, batch))
-        # Kept as neighbours, and made the size of a kernel for the samples at hand.
+            **self.attention_fields(context.shape[-1], dtype),
+        )(context)
+        # The local weights stay small, as neighbours and a kernel, until the kernels of some samples are
+        # made.
         neighbours = local_kernel = None
         if self.local:
             neighbours, local_kernel = LocalAttention(
-                num_taps=math.prod(self.kernel_dims(x)),
+                num_taps=math.prod(shape[:-2]),
                 features=self.features,
-                **types,
+                dtype=dtype,
+                param_dtype=self.param_dtype,
                 name="local",
-            )(global_average(x, x.ndim - 2, types["dtype"]))
+            )(global_average(x, x.ndim - 2, dtype))
 
         x = x.astype(self.conv_dtype(x))
-        x = x * over_space(channel, x)
-        shape = self.one_kernel(x)
+        x = x * expand_over_space(channels, x)
 
-        def weighed(kernel: Array, taps: Array | None, neighbours: Array | None) -> Array:
+        def weigh(kernel: Array, taps: Array | None, neighbours: Array | None) -> Array:
             if taps is not None:
                 kernel = kernel * taps[..., None, None]
             if neighbours is not None:
                 kernel = kernel * local_weights(neighbours, local_kernel, shape)
             return kernel.astype(x.dtype)
 
-        loop = self.lowering == "auto" and planner.why_no_loop() is None
-        if loop or self.lowering == "samples":
+        weights = (mix, taps, neighbours)
+        in_chunks = self.lowering == "auto" and planner.why_no_loop() is None
+        if in_chunks or self.lowering == "samples":
             groups = frequency_groups(shape, self.num_kernels)
+            # Apart, because a gradient that sums over an axis of two numbers takes most of a step.
             real, imaginary = spectrum[..., 0], spectrum[..., 1]
 
-            def one_transform(mix: Array, *weights: Array | None) -> Array:
-                # The parts apart: a gradient that sums over an axis of two numbers takes most of a step.
+            def transform_mixture(mix: Array, *weights: Array | None) -> Array:
                 w = mix[:, groups]
-                return weighed(self.masked(_kernel(w * real, w * imaginary, shape)), *weights)
+                return weigh(self.apply_mask(_kernel(w * real, w * imaginary, shape)), *weights)
 
-            y = self.convolve_samples(x, one_transform, (mix, taps, neighbours), "samples")
+            y = self.convolve_samples(x, transform_mixture, weights, "samples")
         else:
-            # The transform of a batch cannot be cut between devices, but a mixture of kernels can.
-            candidates = self.masked(disjoint_kernels(spectrum, shape, self.num_kernels))
-            if neighbours is None:
-                y = self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
+            # The transform of a batch cannot be split over devices, but a mixture of kernels can.
+            candidates = disjoint_kernels(spectrum, shape, self.num_kernels)
+            candidates = self.apply_mask(candidates)
+
+            def mix_candidates(mix: Array, *weights: Array | None) -> Array:
+                return weigh(mix_kernels(candidates, mix, None), *weights)
+
+            if self.local:
+                y = self.convolve_samples(x, mix_candidates, weights, self.lowering)
             else:
-
-                def mixture(mix: Array, *weights: Array | None) -> Array:
-                    return weighed(aggregate(candidates, mix, None), *weights)
-
-                y = self.convolve_samples(x, mixture, (mix, taps, neighbours), self.lowering)
+                y = self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
         if filters is not None:
-            y = y * over_space(filters, y)
+            y = y * expand_over_space(filters, y)
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
     def fourier_weights(self, x: Array) -> Array:
-        """The parameter `spectrum`, `[R, C // 2 + 1, 2]`, in float32 or wider."""
-        shape = self.one_kernel(x)
+        """Returns the parameter `spectrum`, `[R, C // 2 + 1, 2]`, in float32 or wider."""
+        shape = self.kernel_shape(x)
 
         def init(key: Array, _: Sequence[int], dtype: Any) -> Array:
-            # In float32 or wider: there is no Fourier transform of bfloat16.
+            # In float32 or wider, because there is no Fourier transform of bfloat16.
             kernel = self.kernel_init(key, shape, float32_or_wider(jnp.zeros((), dtype)))
             return kernel_to_spectrum(kernel).astype(dtype)
 
@@ -179,66 +180,43 @@ class FDConv(ConvLayer):
         return spectrum.astype(float32_or_wider(spectrum))
 
 
-class FrequencyAttention(nn.Module):
+class FrequencyAttention(ODAttention):
     """The global attentions of FDConv (the paper's kernel spatial modulation), from a context `[B, D]`.
 
-    Returns `(channel [B, I], filters [B, O] or None, taps [B, *k] or None, mix [B, K])`; None stands for
-    a weight of one that is not computed. Sows what it returns as `weights`.
+    They are those of ODConv with StarReLU after the squeeze, heads that start near zero, and a sigmoid from
+    zero to two for every weight, the groups of frequencies included.
     """
 
-    in_features: int
-    features: int
-    kernel_size: tuple[int, ...]
-    groups: int
-    num_kernels: int
-    reduction: float
-    min_squeeze: int
-    norm: str
-    use_running_average: bool | None
-    dtype: Any
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, context: Array) -> tuple[Array, Array | None, Array | None, Array]:
-        """Weighs channels, filters, kernel positions and groups of frequencies."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        z = squeeze(
-            context.astype(self.dtype),
-            max(int(context.shape[-1] * self.reduction), self.min_squeeze),
-            norm=self.norm,
-            use_running_average=self.use_running_average,
-            **types,
-        )
-        # StarReLU with the initial values of the paper that it comes from (arXiv 2210.13452).
+    def squeeze_context(self, context: Array) -> Array:
+        """Returns StarReLU(norm(W context)), `[B, squeezed]`."""
+        z = super().squeeze_context(context)
+        # The initial values are those of the paper that introduces StarReLU (arXiv 2210.13452).
         constant = nn.initializers.constant
         scale = self.param("scale", constant(0.8944), (), self.param_dtype).astype(self.dtype)
         shift = self.param("shift", constant(-0.4472), (), self.param_dtype).astype(self.dtype)
-        z = scale * z**2 + shift
-        t = temperature(self).astype(self.dtype)
-        depthwise = self.groups == self.in_features == self.features
+        return scale * z**2 + shift
 
-        def weights(name: str, features: int) -> Array:
-            small = nn.initializers.normal(1e-6)
-            return 2 * nn.sigmoid(nn.Dense(features, kernel_init=small, name=name, **types)(z) / t)
+    def apply_head(self, name: str, z: Array, features: int, **fields: Any) -> Array:
+        """Computes logits that are close to zero at the start, so that all weights start at one."""
+        return super().apply_head(
+            name, z, features, kernel_init=nn.initializers.normal(1e-6), **fields
+        )
 
-        channel = weights("channel", self.in_features)
-        filters = None if depthwise else weights("filter", self.features)
-        taps = None
-        if any(k > 1 for k in self.kernel_size):
-            taps = weights("spatial", math.prod(self.kernel_size)).reshape(-1, *self.kernel_size)
-        mix = weights("kernel", self.num_kernels)
+    def gate(self, logits: Array) -> Array:
+        """Turns logits into independent weights from zero to two."""
+        return 2 * nn.sigmoid(logits)
 
-        sown = {"channel": channel, "filter": filters, "spatial": taps, "kernel": mix}
-        self.sow("intermediates", "weights", {k: v for k, v in sown.items() if v is not None})
-        return channel, filters, taps, mix
+    def mix(self, logits: Array) -> Array:
+        """Turns logits of the groups of frequencies into independent weights."""
+        return self.gate(logits)
 
 
 class LocalAttention(nn.Module):
-    """What `local_weights` needs, from one number a channel, `[B, I]`: neighbours and a kernel.
+    """Makes the arguments of `local_weights` from one number per channel, `[B, I]`.
 
-    Returns `(neighbours [B, I, N], kernel [N, T, O])`: beside each channel the N channels around it, after a
-    layer norm, and the kernel that all of them are convolved with along the channels. N, an odd number, is
-    about log2(I) / 2.
+    Returns `(neighbours [B, I, N], kernel [N, T, O])`: for each channel the N channels around it, after a
+    layer norm, and the kernel of the convolution along the channels. N, an odd number, is about
+    log2(I) / 2.
     """
 
     num_taps: int
@@ -248,7 +226,7 @@ class LocalAttention(nn.Module):
 
     @nn.compact
     def __call__(self, pooled: Array) -> tuple[Array, Array]:
-        """Looks at each channel and its neighbours."""
+        """Collects the neighbours of each channel."""
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         in_features = pooled.shape[-1]
         number = round(math.log2(in_features) / 2 + 0.5) // 2 * 2 + 1
@@ -273,39 +251,39 @@ class _Kernel(nn.Module):
 
 
 def local_weights(neighbours: Array, kernel: Array, shape: Sequence[int]) -> Array:
-    """The weight of every number of each sample's kernel, `[b, *k, i, O]`.
+    """Returns the weight of every number of each sample's kernel, `[b, *k, i, O]`.
 
         2 sigmoid(sum_n neighbours[b, i, n] kernel[n, t, o])
 
     Args:
         neighbours: `[b, I, N]`, of any b samples.
         kernel: `[N, T, O]`.
-        shape: of one kernel, `[*k, i, O]`; the outputs of each of the I / i groups have weights for the
-            group's own inputs.
+        shape: shape of one kernel, `(*k, i, O)`; the outputs of each of the I / i groups have weights for
+            the inputs of their group.
     """
     *size, i, o = shape
     groups = neighbours.shape[1] // i
-    each = neighbours.reshape(-1, 1, groups, i, neighbours.shape[-1])
+    grouped = neighbours.reshape(-1, 1, groups, i, neighbours.shape[-1])
     # [T, groups, N, O / groups]
     kernel = jnp.moveaxis(kernel.reshape(len(kernel), -1, groups, o // groups), 0, 2)
-    v = jnp.matmul(each, kernel)  # [b, T, groups, i, O / groups]
+    v = jnp.matmul(grouped, kernel)  # [b, T, groups, i, O / groups]
     v = jnp.moveaxis(v, 2, 3).reshape(-1, *size, i, o)
     return 2 * nn.sigmoid(v)
 
 
 def kernel_to_spectrum(kernel: Array) -> Array:
-    """The Fourier weights of a kernel `[*k, i, O]`, real and imaginary parts: `[R, C // 2 + 1, 2]`.
+    """Returns the Fourier weights of a kernel `[*k, i, O]`, real and imaginary: `[R, C // 2 + 1, 2]`.
 
-    They are the orthonormal two-dimensional transform of the kernel as a matrix. Its R rows are the
-    filters and, within each, the first kernel axis; its C columns the input channels and the other
-    kernel axes. (A 1-D kernel's only axis is in the columns.)
+    They are the orthonormal two-dimensional transform of the kernel as a matrix. Its R rows are the filters
+    and, within each, the first kernel axis; its C columns are the input channels and the other kernel axes.
+    (The only axis of a 1-D kernel is in the columns.)
     """
     f = jnp.fft.rfft2(_matrix(kernel), norm="ortho")
     return jnp.stack([f.real, f.imag], axis=-1)
 
 
 def spectrum_to_kernel(spectrum: Array, shape: Sequence[int]) -> Array:
-    """The inverse of `kernel_to_spectrum`: `[..., R, C // 2 + 1, 2]` to `[..., *shape]`."""
+    """Inverts `kernel_to_spectrum`: `[..., R, C // 2 + 1, 2]` to `[..., *shape]`."""
     return _kernel(spectrum[..., 0], spectrum[..., 1], shape)
 
 
@@ -321,7 +299,7 @@ def _kernel(real: Array, imaginary: Array, shape: Sequence[int]) -> Array:
 
 
 def disjoint_kernels(spectrum: Array, shape: Sequence[int], num_groups: int) -> Array:
-    """The kernel of each group of frequencies, `[K, *shape]`; their sum is the kernel."""
+    """Returns the part of the kernel in each group of frequencies, `[K, *shape]`; they add up to it."""
     groups = jnp.asarray(frequency_groups(shape, num_groups))[..., None]
     numbers = jnp.arange(num_groups, dtype=groups.dtype).reshape(-1, 1, 1, 1)
     parts = jnp.where(groups == numbers, spectrum, jnp.zeros_like(spectrum))
@@ -329,16 +307,16 @@ def disjoint_kernels(spectrum: Array, shape: Sequence[int], num_groups: int) -> 
 
 
 def spectrum_shape(shape: Sequence[int]) -> tuple[int, int, int]:
-    """The shape of the Fourier weights of a kernel of a shape `[*k, i, O]`."""
+    """Returns the shape of the Fourier weights of a kernel of the shape `(*k, i, O)`."""
     rows, columns = _matrix_shape(shape)
     return rows, columns // 2 + 1, 2
 
 
 def frequency_groups(shape: Sequence[int], num_groups: int) -> np.ndarray:
-    """The number of the group of each Fourier weight of a kernel of a shape `[*k, i, O]`.
+    """Returns the group of each Fourier weight of a kernel of the shape `(*k, i, O)`: `[R, C // 2 + 1]`.
 
     The frequencies (f, g) of the matrix are sorted by sqrt(f^2 + g^2) and cut into groups of equal size,
-    or as equal as can be: `[R, C // 2 + 1]`, from 0, the lowest.
+    as far as possible. Group 0 is the lowest.
 
     Raises:
         ValueError: if there are more groups than frequencies.
@@ -358,7 +336,7 @@ def frequency_groups(shape: Sequence[int], num_groups: int) -> np.ndarray:
 
 
 def _split(size: Sequence[int]) -> tuple[int, int]:
-    """(kernel positions in the rows, those in the columns)."""
+    """Returns the numbers of kernel positions in the rows and in the columns of the matrix."""
     return (1, size[0]) if len(size) == 1 else (size[0], math.prod(size[1:]))
 
 

@@ -1,10 +1,10 @@
-"""A state carried across layers, from which each of them takes the context of its attention.
+"""A state carried across layers, which gives each of them the context of its attention.
 
-A reconstruction, and no parity is claimed, of the Kernel Representation of Zhou and Ng: Kernel
-Representation for Dynamic Networks. BMVC 2024; after its description in Bhati and Sherawat,
-Comprehensive Study Dynamic CNN (Virginia Tech): a vector updated from layer to layer out of the global
-pool of the current features, the history of earlier layers and learned parameters, which a light
-generator turns into attention. The residual update, the sizes and the initialisations are ours.
+A reconstruction, without claim of parity, of the Kernel Representation of Zhou and Ng: Kernel
+Representation for Dynamic Networks. BMVC 2024. It follows the description in Bhati and Sherawat,
+Comprehensive Study Dynamic CNN (Virginia Tech): a vector is updated from layer to layer by the global pool
+of the current features, the history of earlier layers and learned parameters, and a light generator turns
+it into attention. The residual update, the sizes and the initialisations are our choice.
 """
 
 from typing import Any
@@ -20,18 +20,18 @@ Array = jax.Array
 
 
 class KernelRepresentation(nn.Module):
-    """The state h that is carried across layers; give it to any layer as `context`.
+    """Updates the state h that is carried across layers; pass it to any layer as `context`.
 
         h_l = h_{l-1} + MLP([LN(h_{l-1}); GAP(x_l) U_l])
 
-    h_0 is learned, LN and the MLP (one hidden layer, ReLU) are shared by all layers, and each layer has
-    its own U_l, because the inputs have different numbers of features. Make one in the network, and call
-    it in front of each layer, with the name of that layer:
+    h_0 is learned, all layers share LN and the MLP (one hidden layer, ReLU), and each layer has its own U_l,
+    because the inputs have different numbers of features. Make one module in the network, and call it
+    before each layer, with the name of that layer:
 
         h = representation(x, layer="conv1")
         x = ODConv(64, (3, 3), name="conv1")(x, context=h)
         h = representation(x, h, layer="conv2")
-        x = PixelDynamicConv(64, (3, 3), name="conv2")(x, context=beside(x, h))
+        x = PixelDynamicConv(64, (3, 3), name="conv2")(x, context=append_state(x, h))
 
     Parameters: `initial (d,)`, `norm/{scale,bias}`, `hidden/{kernel,bias}`, `update/{kernel,bias}`, and
     `contribution_<layer>/kernel (I, d)`.
@@ -67,18 +67,18 @@ class KernelRepresentation(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, state: Array | None = None, *, layer: str) -> Array:
-        """Updates the state with what a layer is about to see.
+        """Updates the state with the input of a layer.
 
         Args:
             x: the layer's input, `[*batch, *spatial, I]`.
-            state: the state behind the layer before, `[*batch, d]`; None for the learned beginning.
-            layer: name of the layer. A name used twice is one U_l used twice.
+            state: the state of the layer before, `[*batch, d]`; None for the learned initial state.
+            layer: name of the layer. Calls with the same name share one U_l.
 
         Returns:
             The state for this layer, `[*batch, d]`.
 
         Raises:
-            ValueError: if the input has too few axes, or the state is of another shape.
+            ValueError: if the input has too few axes, or the state has another shape.
         """
         if x.ndim <= self.spatial_axes:
             raise ValueError(
@@ -94,24 +94,25 @@ class KernelRepresentation(nn.Module):
             state = jnp.broadcast_to(initial, (*batch, self.features))
         if state.shape != (*batch, self.features):
             raise ValueError(
-                f"state must be [*batch, d] = {(*batch, self.features)}, what the call for the layer "
-                f"before returned; got shape {state.shape}."
+                f"state must be [*batch, d] = {(*batch, self.features)}, as returned for the layer before; "
+                f"got shape {state.shape}."
             )
         state = flatten_batch(state.astype(dtype), 1)[0]
 
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
         pooled = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=dtype)
-        own = nn.Dense(self.features, use_bias=False, name=f"contribution_{layer}", **types)(pooled)
+        name = f"contribution_{layer}"
+        contribution = nn.Dense(self.features, use_bias=False, name=name, **types)(pooled)
         history = nn.LayerNorm(epsilon=1e-5, name="norm", **types)(state)
-        z = jnp.concatenate([history, own], axis=-1)
+        z = jnp.concatenate([history, contribution], axis=-1)
         z = nn.relu(nn.Dense(self.hidden or self.features, name="hidden", **types)(z))
-        # Not zero at first, or no layer's contribution would have a gradient then.
+        # If it started at zero, no layer's contribution would have a gradient at first.
         state = state + nn.Dense(self.features, name="update", **types)(z)
         return state.reshape(*batch, self.features)
 
 
-def beside(x: Array, state: Array) -> Array:
-    """The features at each place with the state beside them: the context for pixel-wise attention.
+def append_state(x: Array, state: Array) -> Array:
+    """Appends the state to the features at each position: the context of pixel-wise attention.
 
     Args:
         x: `[*batch, *spatial, I]`.
@@ -125,3 +126,6 @@ def beside(x: Array, state: Array) -> Array:
     state = state.reshape(*state.shape[:-1], *(1,) * spatial, state.shape[-1])
     state = jnp.broadcast_to(state.astype(dtype), (*x.shape[:-1], state.shape[-1]))
     return jnp.concatenate([x.astype(dtype), state], axis=-1)
+
+
+beside = append_state  # the former name

@@ -7,12 +7,11 @@ Deviations from the authors' code: kernels need not be square, 1-D and 3-D input
 """
 
 import math
-from typing import Any
 
 import flax.linen as nn
 import jax
 
-from dyn.layers.attention import head, squeeze, temperature
+from dyn.layers.attention import AttentionBranch
 from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
 
@@ -20,7 +19,7 @@ Array = jax.Array
 
 
 class ODConv(ConvLayer):
-    """A convolution whose kernel is weighed along all four of its dimensions, for each input.
+    """Convolves each input with kernels that are weighed along all four of their dimensions.
 
         y = a_f * conv(x * a_c, sum_k a_w[k] (a_s * W_k))
 
@@ -32,8 +31,7 @@ class ODConv(ConvLayer):
         a_w = softmax((W_w z + b_w) / T)    candidate kernels; not for K = 1
 
     The sigmoids start near one half each, so that outputs start about eight times too small: use a norm
-    behind the layer. Temperature, attention statistics and the sown weights are described in
-    `dyn.layers`.
+    after the layer. `dyn.layers` describes temperature, attention statistics and the sown weights.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
@@ -76,30 +74,23 @@ class ODConv(ConvLayer):
         Raises:
             ValueError: if the kernel, the context or the groups do not fit the inputs.
         """
-        x, batch = self.flat_inputs(inputs)
-        kernel = self.candidate_kernels(x, self.num_kernels)
-        channel, filters, taps, mix = ODAttention(
+        x, batch = self.flatten_inputs(inputs)
+        kernel = self.make_candidates(x, self.num_kernels)
+        context = self.flatten_context(context, x, batch)
+        channels, filters, taps, mix = ODAttention(
             in_features=x.shape[-1],
             features=self.features,
-            kernel_size=self.kernel_dims(x),
+            kernel_size=kernel.shape[1:-2],
             groups=self.feature_group_count,
             num_kernels=self.num_kernels,
-            reduction=self.reduction,
-            min_squeeze=self.min_squeeze,
-            norm=self.attention_norm,
-            use_running_average=self.use_running_average,
-            dtype=float32_or_wider(x, kernel),
-            param_dtype=self.param_dtype,
-            name="attention",
-        )(self.flat_context(context, x, batch))
-
-        x = x.astype(self.conv_dtype(x))
+            **self.attention_fields(context.shape[-1], float32_or_wider(x, kernel)),
+        )(context)
         y = self.convolve(
-            x,
+            x.astype(self.conv_dtype(x)),
             kernel,
             mix,
             taps=taps,
-            channels=channel,
+            channels=channels,
             filters=filters,
             lowering=self.lowering,
         )
@@ -107,10 +98,10 @@ class ODConv(ConvLayer):
         return y.reshape(*batch, *y.shape[1:])
 
 
-class ODAttention(nn.Module):
+class ODAttention(AttentionBranch):
     """The four attentions of ODConv (section 3.2 of the paper), from a context `[B, D]`.
 
-    Returns `(channel [B, I], filters [B, O] or None, taps [B, *k] or None, mix [B, K] or None)`; None
+    Returns `(channels [B, I], filters [B, O] or None, taps [B, *k] or None, mix [B, K] or None)`; None
     stands for a weight of one that is not computed. Sows what it returns as `weights`.
     """
 
@@ -119,39 +110,31 @@ class ODAttention(nn.Module):
     kernel_size: tuple[int, ...]
     groups: int
     num_kernels: int
-    reduction: float
-    min_squeeze: int
-    norm: str
-    use_running_average: bool | None
-    dtype: Any
-    param_dtype: Any
 
     @nn.compact
     def __call__(self, context: Array) -> tuple[Array, Array | None, Array | None, Array | None]:
         """Weighs channels, filters, kernel positions and candidate kernels."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        context = context.astype(self.dtype)
-        z = squeeze(
-            context,
-            max(int(context.shape[-1] * self.reduction), self.min_squeeze),
-            norm=self.norm,
-            use_running_average=self.use_running_average,
-            **types,
-        )
-        t = temperature(self).astype(self.dtype)
-        depthwise = self.groups == self.in_features == self.features
-        pointwise = all(k == 1 for k in self.kernel_size)
+        z, temperature = self.squeeze_context(context), self.read_temperature()
 
-        channel = nn.sigmoid(head("channel", z, self.in_features, **types) / t)
+        def logits(name: str, features: int) -> Array:
+            return self.apply_head(name, z, features) / temperature
+
+        channels = self.gate(logits("channel", self.in_features))
         filters = taps = mix = None
-        if not depthwise:
-            filters = nn.sigmoid(head("filter", z, self.features, **types) / t)
-        if not pointwise:
-            taps = nn.sigmoid(head("spatial", z, math.prod(self.kernel_size), **types) / t)
+        if not self.groups == self.in_features == self.features:  # not depthwise
+            filters = self.gate(logits("filter", self.features))
+        if any(k > 1 for k in self.kernel_size):
+            taps = self.gate(logits("spatial", math.prod(self.kernel_size)))
             taps = taps.reshape(-1, *self.kernel_size)
         if self.num_kernels > 1:
-            mix = nn.softmax(head("kernel", z, self.num_kernels, **types) / t)
+            mix = self.mix(logits("kernel", self.num_kernels))
+        self.sow_weights(channel=channels, filter=filters, spatial=taps, kernel=mix)
+        return channels, filters, taps, mix
 
-        weights = {"channel": channel, "filter": filters, "spatial": taps, "kernel": mix}
-        self.sow("intermediates", "weights", {k: v for k, v in weights.items() if v is not None})
-        return channel, filters, taps, mix
+    def gate(self, logits: Array) -> Array:
+        """Turns logits into independent weights."""
+        return nn.sigmoid(logits)
+
+    def mix(self, logits: Array) -> Array:
+        """Turns logits of the candidate kernels into weights that sum to one."""
+        return nn.softmax(logits)

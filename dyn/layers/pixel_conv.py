@@ -1,47 +1,45 @@
-"""Pixel-wise dynamic convolution: a mixture of kernels of its own at each output position.
+"""Pixel-wise dynamic convolution: a separate mixture of kernels at each output position.
 
 The local soft attention of Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech), whose
-equation 1, W_dyn = sum A W, it evaluates at each position; the image-wise form of that equation is Chen
+equation 1, W_dyn = sum A W, is evaluated at each position. The image-wise form of that equation is Chen
 et al., Dynamic Convolution: Attention over Convolution Kernels. CVPR 2020. https://arxiv.org/abs/1912.03458
 
-The study prints no architecture for its kernel generator; decided here: two 1x1 layers with a ReLU
-between them and a softmax with temperature, and how a context meets the output's grid (`on_output_grid`).
+The study does not specify its kernel generator. The choices here: two 1x1 layers with a ReLU between them,
+a softmax with temperature, and how a context is brought to the output's grid (`move_to_output_grid`).
 """
-
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn.layers.attention import global_average, head, squeeze, temperature
+from dyn.layers.attention import MixtureAttention, global_average
 from dyn.layers.convolution import ConvLayer, flatten_batch
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.window import Window, resolve
+from dyn.ops.geometry import Geometry
 
 Array = jax.Array
 
 
 class PixelDynamicConv(ConvLayer):
-    """A convolution whose kernel is a mixture that differs from place to place.
+    """Convolves with a mixture of kernels that differs between output positions.
 
         y[p] = conv(x, sum_k a[p, k] W_k)[p]
         a[p] = softmax((V ReLU(norm(U c[p])) + b) / T)
 
     at each output position p, where c[p] is the context there: a vector of features on the grid of the
-    output. The kernels are mixed after they were applied, which is the same and needs no kernel of a
-    position's own: the cost is that of K convolutions.
+    output. The outputs of the kernels are mixed, which is equivalent and needs no kernel per position: it
+    costs K convolutions.
 
-    What the context is (D is any number of features):
+    The context may be (D is any number of features):
 
     * None: the layer's own input, brought to the output's grid.
-    * `[*batch, *spatial, D]`: used as it is if it lies on the output's grid; if on the input's, each
-      output position takes the vector at the middle of what its kernel sees (for 'CAUSAL' the newest),
-      so that a strided layer is the layer without strides, subsampled.
-    * `[*batch, D]`: one mixture for the whole input, at the price of one convolution.
+    * `[*batch, *spatial, D]` on the output's grid, used as it is, or on the input's grid, of which each
+      output position takes the vector in the middle of its kernel's window (for 'CAUSAL' the last one), so
+      that a strided layer equals the subsampled layer without strides.
+    * `[*batch, D]`: one mixture for the whole input, at the cost of one convolution.
 
-    `attention='image'` averages any context over space and is the image-wise layer in every case.
+    `attention='image'` averages any context over space, which makes the layer image-wise.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
@@ -52,7 +50,7 @@ class PixelDynamicConv(ConvLayer):
         attention_norm: 'none', 'batch' (over positions and samples) or 'layer'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
-        lowering: see `dyn.ops.dynamic_conv`; pixel-wise mixtures take 'outputs' or 'shared'.
+        lowering: see `dyn.ops.dynamic_conv`; pixel-wise mixtures need 'outputs', 'shared' or 'auto'.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -93,27 +91,20 @@ class PixelDynamicConv(ConvLayer):
         """
         if self.attention not in ("pixel", "image"):
             raise ValueError(f"attention={self.attention!r} is unknown: write 'pixel' or 'image'.")
-        x, batch = self.flat_inputs(inputs)
-        kernel = self.candidate_kernels(x, self.num_kernels)
-        mix = MixtureAttention(
-            num_kernels=self.num_kernels,
-            reduction=self.reduction,
-            min_squeeze=self.min_squeeze,
-            norm=self.attention_norm,
-            use_running_average=self.use_running_average,
-            dtype=float32_or_wider(x, kernel),
-            param_dtype=self.param_dtype,
-            name="attention",
-        )(self.local_context(context, x, batch))
+        x, batch = self.flatten_inputs(inputs)
+        kernel = self.make_candidates(x, self.num_kernels)
+        context = self.local_context(context, x, batch)
+        fields = self.attention_fields(context.shape[-1], float32_or_wider(x, kernel))
+        mix = MixtureAttention(num_kernels=self.num_kernels, **fields)(context)
         x = x.astype(self.conv_dtype(x))
         y = self.add_bias(self.convolve(x, kernel, mix, lowering=self.lowering))
         return y.reshape(*batch, *y.shape[1:])
 
     def local_context(self, context: Array | None, x: Array, batch: tuple[int, ...]) -> Array:
-        """What attention looks at: `[B, *out, D]`, or `[B, D]` where it is one for the whole input.
+        """Returns the context of attention: `[B, *out, D]`, or `[B, D]` for one attention per input.
 
         Raises:
-            ValueError: if the context is on neither grid, or its batch axes are not the inputs'.
+            ValueError: if the context is on neither grid, or has other batch axes than the inputs.
         """
         rank = x.ndim - 2
         if context is None:
@@ -129,75 +120,28 @@ class PixelDynamicConv(ConvLayer):
             )
         if self.attention == "image":
             return global_average(context, rank, float32_or_wider(context))
-        window = (self.strides, self.padding, self.input_dilation, self.kernel_dilation)
-        return on_output_grid(context, x, self.kernel_dims(x), *window)
+        causal = isinstance(self.padding, str) and self.padding.upper() == "CAUSAL"
+        return move_to_output_grid(context, x, self.resolve_geometry(x), causal)
 
 
-class MixtureAttention(nn.Module):
-    """Weights over K kernels, `[B, *out, K]` or `[B, K]`, from a context `[B, *out, D]` or `[B, D]`.
+def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bool) -> Array:
+    """Brings a context `[B, *spatial, D]` to the grid of a convolution's output: `[B, *out, D]`.
 
-    Sows `weights`: `kernel`, `[B, K]`, the mixture averaged over positions, and `pixel`, the mixture at
-    each of them, if there are several.
-    """
-
-    num_kernels: int
-    reduction: float
-    min_squeeze: int
-    norm: str
-    use_running_average: bool | None
-    dtype: Any
-    param_dtype: Any
-
-    @nn.compact
-    def __call__(self, context: Array) -> Array:
-        """Weighs the candidate kernels."""
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        positions, grid = flatten_batch(context.astype(self.dtype), 1)
-        z = squeeze(
-            positions,
-            max(int(context.shape[-1] * self.reduction), self.min_squeeze),
-            norm=self.norm,
-            use_running_average=self.use_running_average,
-            **types,
-        )
-        logits = head("kernel", z, self.num_kernels, **types)
-        mix = nn.softmax(logits / temperature(self).astype(self.dtype))
-        mix = mix.reshape(*grid, self.num_kernels)
-        if mix.ndim == 2:
-            self.sow("intermediates", "weights", {"kernel": mix})
-        else:
-            mean = global_average(mix, mix.ndim - 2, self.dtype)
-            self.sow("intermediates", "weights", {"kernel": mean, "pixel": mix})
-        return mix
-
-
-def on_output_grid(
-    context: Array,
-    x: Array,
-    size: tuple[int, ...],
-    strides,
-    padding,
-    input_dilation,
-    kernel_dilation,
-) -> Array:
-    """A context `[B, *spatial, D]` on the grid of a convolution's output: `[B, *out, D]`.
-
-    On the output's grid already, it stays as it is. On the input's, an output position takes the vector
-    in the middle of what its kernel sees, or the nearest where that lies in the padding. It is picked
-    and not averaged, so that nothing outside the kernel's reach decides (with 'CAUSAL': no later
-    input), and so that strides remain a subsampling.
+    A context on the output's grid stays as it is. From one on the input's grid, each output position takes
+    the vector in the middle of its kernel's window, or the nearest one if that lies in the padding. Vectors
+    are selected, not averaged: nothing outside the window has an influence (with 'CAUSAL': no later
+    input), and a strided layer remains a subsampled one.
 
     Args:
         context: `[B, *spatial, D]`, on the grid of the input or of the output.
         x: the input, `[B, *spatial, I]`.
-        size: the kernel size; the other arguments are those of `dyn.ops.dynamic_conv`.
+        geometry: how the kernel slides over the input.
+        causal: whether to take the last vector of the window instead of the middle one.
 
     Raises:
         ValueError: if the context lies on neither grid.
     """
-    spatial = x.shape[1:-1]
-    padded, window = resolve(x, size, strides, padding, input_dilation, kernel_dilation, 1)
-    out = window.output_shape(padded.shape[1:-1])
+    spatial, out = x.shape[1:-1], geometry.out
     if context.shape[1:-1] == out:
         return context
     if context.shape[1:-1] != spatial:
@@ -205,23 +149,12 @@ def on_output_grid(
             f"context lies on a grid of {context.shape[1:-1]}; the input's is {spatial} and the "
             f"output's {out}: it must lie on one of them."
         )
-    # Padding that wraps or reflects was put onto the input: put it onto the context too.
-    context, _ = resolve(context, size, strides, padding, input_dilation, kernel_dilation, 1)
-    newest = isinstance(padding, str) and padding.upper() == "CAUSAL"
-    for axis, index in enumerate(_seen(window, context.shape[1:-1], out, newest), start=1):
-        context = jnp.take(context, index, axis=axis, mode="clip")
+    # A padding that repeats inputs repeats the context, too.
+    context = geometry.extend(context)
+    for axis in range(geometry.rank):
+        reach = (geometry.size[axis] - 1) * geometry.kernel_dilation[axis]
+        start = np.arange(out[axis]) * geometry.strides[axis] - geometry.padding[axis][0]
+        index = (start + (reach if causal else reach // 2)) // geometry.input_dilation[axis]
+        index = np.clip(index, 0, geometry.spatial[axis] - 1)
+        context = jnp.take(context, index, axis=axis + 1, mode="clip")
     return context
-
-
-def _seen(
-    window: Window, spatial: tuple[int, ...], out: tuple[int, ...], newest: bool
-) -> list[np.ndarray]:
-    """For each axis and output position, the index of the input in the middle of the kernel."""
-    indices = []
-    for axis, positions in enumerate(out):
-        reach = (window.size[axis] - 1) * window.kernel_dilation[axis]
-        middle = reach if newest else reach // 2
-        at = np.arange(positions) * window.strides[axis] - window.padding[axis][0] + middle
-        at = np.floor_divide(at, window.input_dilation[axis])
-        indices.append(np.clip(at, 0, spatial[axis] - 1))
-    return indices

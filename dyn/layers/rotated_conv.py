@@ -1,13 +1,13 @@
-"""Direction-adaptive convolution: kernels in n orientations, mixed by attention or pooled.
+"""Rotated convolution: kernels in n orientations, mixed by attention or pooled.
 
 Pu, Wang, Xia, Han, Wang, Gan, Wang, Song, Huang: Adaptive Rotated Convolution for Rotated Object
 Detection. ICCV 2023. https://arxiv.org/abs/2303.07820; and the direction-adaptive units with orientation
 pooling of Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech).
 
-Deviations from Pu et al.: they predict an angle for each kernel and each input; here attention mixes a
-bank of n fixed orientations, so that no kernel is interpolated for a sample. Their routing is a depthwise
-convolution in front of the pooling; here it is the squeeze and head of the other methods. The poolings
-are not theirs.
+Deviations from Pu et al.: they predict an angle for each kernel and input; here attention mixes a bank of
+n fixed orientations, so that no kernels are interpolated per sample. Their routing is a depthwise
+convolution before the pooling; here it is the squeeze and head of the other methods. The poolings are not
+theirs.
 """
 
 from typing import Any
@@ -16,16 +16,16 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import head, largest, squeeze, temperature
-from dyn.layers.convolution import ConvLayer
+from dyn.layers.attention import MixtureAttention, read_temperature, reduce_max
+from dyn.layers.convolution import ConvLayer, resolve_kernel_size
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.rotation import rotated_bank
+from dyn.ops.rotation import rotate_kernels
 
 Array = jax.Array
 
 
 class RotatedConv(ConvLayer):
-    """A convolution whose kernels come in n orientations; R_r turns a kernel by 360 r / n degrees.
+    """Convolves with kernels in n orientations; R_r rotates a kernel by 360 r / n degrees.
 
         pooling='mixture':    y = conv(x, sum_{k,r} a[k, r] R_r W_k),  a = softmax over all K n
         otherwise:            y_r = conv(x, R_r sum_k a[k] W_k),       a = softmax over K
@@ -35,17 +35,17 @@ class RotatedConv(ConvLayer):
 
     with the logits of a from the context, (W ReLU(norm(U context)) + c) / T.
 
-    What a rotation of the input does, where n is divisible by four and the window turns into itself
-    (equal strides, dilations and padding along both axes, equal padding on both sides, and a stride that
-    divides size + padding - reach): turning the input by 90 degrees turns every response and passes it
-    on by a quarter of the circle, y_{r + n/4}(rot90 x) = rot90 y_r(x). After pooling by 'max', 'mean' or
-    'attention' the layer is therefore *equivariant*: y(rot90 x) = rot90 y(x); a mean over space of it is
-    *invariant*. 'mixture' is neither: its attention tells orientations apart. For angles between quarter
-    turns all this is an approximation, as the grid itself is. A `context` given to the layer must not
-    change with the rotation; the layer's own, a mean over space, does not.
+    Rotating the input by 90 degrees rotates every response and moves it a quarter of the circle on,
+    y_{r + n/4}(rot90 x) = rot90 y_r(x), if n is divisible by four and the geometry is symmetric (equal
+    strides, dilations and padding along both axes, equal padding on both sides, and a stride that divides
+    size + padding - reach). After pooling by 'max', 'mean' or 'attention' the layer is therefore
+    *equivariant*, y(rot90 x) = rot90 y(x), and its mean over space is *invariant*. 'mixture' is neither,
+    because its attention distinguishes orientations. For angles between quarter turns all this is
+    approximate, as the grid itself is. A `context` passed to the layer must not change with the rotation;
+    the default, a mean over space, does not.
 
     The pooled forms cost n convolutions ('mean' only one, whose kernel is the mean). A 1x1 kernel has no
-    orientation: n is 1 for it.
+    orientation, so that n is 1 for it.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`. 2-D and square kernels.
@@ -98,44 +98,47 @@ class RotatedConv(ConvLayer):
             raise ValueError(
                 f"pooling={self.pooling!r} is unknown: write 'mixture', 'max', 'mean' or 'attention'."
             )
-        x, batch = self.flat_inputs(inputs)
-        size = self.kernel_dims(x)
+        x, batch = self.flatten_inputs(inputs)
+        size = resolve_kernel_size(self.kernel_size, x)
         if len(size) != 2 or size[0] != size[1]:
             raise ValueError(
                 f"kernel_size={size} cannot be rotated: RotatedConv needs a square 2-D kernel such as "
-                "(3, 3). For others take ODConv or DynamicConv."
+                "(3, 3). For other kernels use ODConv or DynamicConv."
             )
-        kernel = self.candidate_kernels(x, self.num_kernels)
+        kernel = self.make_candidates(x, self.num_kernels)
         rotations = 1 if size == (1, 1) else self.rotations
-        bank = rotated_bank(kernel, rotations)  # [n, K, k, k, i, O]
-        mixture = self.pooling == "mixture"
-        types = {"dtype": float32_or_wider(x, kernel), "param_dtype": self.param_dtype}
-        mix = RotationAttention(
-            candidates=self.num_kernels * (rotations if mixture else 1),
-            rotations=rotations if mixture else 1,
-            reduction=self.reduction,
-            min_squeeze=self.min_squeeze,
-            norm=self.attention_norm,
-            use_running_average=self.use_running_average,
-            name="attention",
-            **types,
-        )(self.flat_context(context, x, batch))
+        bank = rotate_kernels(kernel, rotations)  # [n, K, k, k, i, O]
+        dtype = float32_or_wider(x, kernel)
+        context = self.flatten_context(context, x, batch)
+        mix = self.mix_candidates(context, rotations, dtype)
 
         x = x.astype(self.conv_dtype(x))
-        if mixture:
+        if self.pooling == "mixture":
             candidates = jnp.swapaxes(bank, 0, 1).reshape(-1, *kernel.shape[1:])
             y = self.convolve(x, candidates, mix, lowering=self.lowering)
         elif self.pooling == "mean":
             y = self.convolve(x, jnp.mean(bank, axis=0), mix, lowering=self.lowering)
         elif self.pooling == "max":
-            y = largest(self.responses(x, bank, mix), axis=-2)
+            y = reduce_max(self.compute_responses(x, bank, mix), axis=-2)
         else:
-            y = OrientationPool(name="orientation", **types)(self.responses(x, bank, mix))
+            pool = OrientationPool(dtype=dtype, param_dtype=self.param_dtype, name="orientation")
+            y = pool(self.compute_responses(x, bank, mix))
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
-    def responses(self, x: Array, bank: Array, mix: Array | None) -> Array:
-        """What each orientation answers: `[B, *out, n, O]`.
+    def mix_candidates(self, context: Array, rotations: int, dtype: jnp.dtype) -> Array | None:
+        """Returns weights of all candidates, `[B, K n]` for 'mixture', else `[B, K]`; None for one."""
+        fields = self.attention_fields(context.shape[-1], dtype)
+        if self.pooling == "mixture" and rotations > 1:
+            number = self.num_kernels * rotations
+            branch = RotationAttention(num_kernels=number, rotations=rotations, **fields)
+            return branch(context)
+        if self.num_kernels > 1:
+            return MixtureAttention(num_kernels=self.num_kernels, **fields)(context)
+        return None
+
+    def compute_responses(self, x: Array, bank: Array, mix: Array | None) -> Array:
+        """Returns the response of each orientation, `[B, *out, n, O]`.
 
         Args:
             x: `[B, H, W, I]`.
@@ -143,7 +146,7 @@ class RotatedConv(ConvLayer):
             mix: `[B, K]`, or None for K = 1.
         """
         rotations, groups = bank.shape[0], self.feature_group_count
-        # One convolution for all: features run over (G, n, o), so that groups stay contiguous.
+        # One convolution for all orientations. Features run over (G, n, o), so that groups stay contiguous.
         wide = jnp.moveaxis(bank.reshape(*bank.shape[:-1], groups, -1), 0, -2)
         wide = wide.reshape(*wide.shape[:-3], rotations * self.features)
         y = self.convolve(x, wide, mix, lowering=self.lowering)
@@ -152,51 +155,29 @@ class RotatedConv(ConvLayer):
         return y.reshape(*y.shape[:-2], self.features)
 
 
-class RotationAttention(nn.Module):
-    """Weights over K candidates from a context `[B, D]`: `[B, K]`, or None where there is only one.
+class RotationAttention(MixtureAttention):
+    """Mixes K kernels in n orientations, all K n of them candidates, from a context `[B, D]`: `[B, K n]`.
 
-    Sows `weights`: `kernel`, `[B, K]`; and where the candidates are orientations of kernels, n of each
-    one after another, `orientation`, `[B, n]`, what each orientation has in all.
+    Sows `weights`: `kernel`, `[B, K n]`, and `orientation`, `[B, n]`, the total of each orientation.
+
+    Attributes:
+        rotations: n; the orientations of a kernel are neighbours.
     """
 
-    candidates: int
     rotations: int
-    reduction: float
-    min_squeeze: int
-    norm: str
-    use_running_average: bool | None
-    dtype: Any
-    param_dtype: Any
 
-    @nn.compact
-    def __call__(self, context: Array) -> Array | None:
-        """Weighs the candidates."""
-        if self.candidates == 1:
-            return None
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        z = squeeze(
-            context.astype(self.dtype),
-            max(int(context.shape[-1] * self.reduction), self.min_squeeze),
-            norm=self.norm,
-            use_running_average=self.use_running_average,
-            **types,
-        )
-        logits = head("kernel", z, self.candidates, **types)
-        mix = nn.softmax(logits / temperature(self).astype(self.dtype))
-        weights = {"kernel": mix}
-        if self.rotations > 1:
-            kernels = self.candidates // self.rotations
-            weights["orientation"] = mix.reshape(mix.shape[0], kernels, self.rotations).sum(1)
-        self.sow("intermediates", "weights", weights)
-        return mix
+    def sow_mixture(self, mix: Array) -> None:
+        """Sows the mixture and the totals of the orientations."""
+        orientation = mix.reshape(mix.shape[0], -1, self.rotations).sum(1)
+        self.sow_weights(kernel=mix, orientation=orientation)
 
 
 class OrientationPool(nn.Module):
     """Weighs the responses of n orientations, `[B, *out, n, O]`, and adds them up: `[B, *out, O]`.
 
-    Each orientation is scored by its own response, and all by the same vector, so that the weights are
-    passed on with the responses when the input is turned. The ReLU is what lets them differ: the mean
-    over space of a convolution hardly depends on the order of its taps. Sows `weights`: `orientation`.
+    All orientations are scored by the same vector, each from its own response, so that the weights move
+    with the responses when the input is rotated. Only the ReLU makes the scores differ: the mean over
+    space of a convolution hardly depends on the order of its taps. Sows `weights`: `orientation`.
     """
 
     dtype: Any
@@ -210,7 +191,7 @@ class OrientationPool(nn.Module):
         score = nn.Dense(
             1, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="score"
         )(strength)[..., 0]
-        weights = nn.softmax(score / temperature(self).astype(self.dtype))
+        weights = nn.softmax(score / read_temperature(self).astype(self.dtype))
         self.sow("intermediates", "weights", {"orientation": weights})
         weights = weights.astype(responses.dtype)
         weights = weights.reshape(weights.shape[0], *(1,) * len(space), weights.shape[1], 1)

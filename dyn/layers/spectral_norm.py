@@ -3,9 +3,9 @@
 Miyato, Kataoka, Koyama, Yoshida: Spectral Normalization for Generative Adversarial Networks. ICLR 2018.
 https://openreview.net/forum?id=B1QRgziT-
 
-Deviations from the authors' code: several candidate kernels, each with a norm of its own; no factor and
-no learned gain. `flax.linen.SpectralNorm` around a dynamic convolution would take the norm of the stack
-of candidates, which is up to sqrt(K) times that of the largest, and normalise the attention as well.
+Deviations from the authors' code: several candidate kernels, each normalised separately; no factor and no
+learned gain. `flax.linen.SpectralNorm` around a dynamic convolution would take the norm of the stack of
+candidates, which is up to sqrt(K) times that of the largest, and would normalise the attention as well.
 """
 
 from typing import Any
@@ -15,46 +15,46 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dyn.layers.attention import MixtureAttention
 from dyn.layers.convolution import ConvLayer
-from dyn.layers.dynamic_conv import KernelAttention
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
 
 
 class SpectralNormConv(ConvLayer):
-    """A convolution whose kernel has spectral norm one, or a mixture of K such kernels.
+    """Convolves with a kernel of spectral norm one, or a mixture of K such kernels.
 
         y = conv(x, sum_k a[k] W_k / sigma(W_k)) + b
 
-    with sigma(W) the largest singular value of W as the matrix of its outputs against all else, and, for
-    K > 1, `DynamicConv`'s attention,
+    with sigma(W) the largest singular value of W as a matrix with its outputs along one axis, and, for
+    K > 1, the attention of `DynamicConv`,
 
         a = softmax((W_2 ReLU(W_1 context) + b_2) / T)
 
-    A softmax keeps what the norm is for: sigma(sum_k a[k] W_k) <= sum_k a[k] sigma(W_k) <= 1. (It is the
-    norm of the reshaped kernel, as in the paper, not of the convolution as an operator; with groups it
-    is no less than the norm of each group.)
+    The softmax preserves the bound: sigma(sum_k a[k] W_k) <= sum_k a[k] sigma(W_k) <= 1. (As in the paper, it
+    is the norm of the reshaped kernel, not of the convolution as an operator; with groups it is at least
+    the norm of each group.)
 
-    sigma is estimated from one vector u for each candidate, kept as `u` in the collection
-    `batch_stats`. Every call takes `n_steps` steps of the power iteration from there,
+    sigma is estimated from one vector u per candidate, stored as `u` in the collection `batch_stats`. Every
+    call does `n_steps` steps of the power iteration from there,
 
         v = u W / |u W|,  u = W v / |W v|,  sigma = u W v
 
-    and keeps the new u exactly when `batch_stats` is mutable. The gradient goes through W alone, and not
+    and stores the new u exactly when `batch_stats` is mutable. The gradient flows through W alone, not
     through u and v.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
-        num_kernels: K, the number of candidate kernels; with one there is no attention, and a context
-            is not looked at.
+        num_kernels: K, the number of candidate kernels; with one there is no attention, and the context
+            is ignored.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: its least size.
-        attention_norm: 'none' (as in `DynamicConv`), 'batch' or 'layer', in front of the attention's ReLU.
+        attention_norm: 'none' (as in `DynamicConv`), 'batch' or 'layer', before the attention's ReLU.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
         n_steps: power iterations in each call.
-        epsilon: added to the length that u and v are divided by; also the least sigma.
+        epsilon: added to the lengths that u and v are divided by; also the least sigma.
         lowering: see `dyn.ops.dynamic_conv`.
 
     Example:
@@ -96,30 +96,22 @@ class SpectralNormConv(ConvLayer):
             raise ValueError(
                 f"num_kernels={self.num_kernels} and n_steps={self.n_steps} must be at least 1."
             )
-        x, batch = self.flat_inputs(inputs)
-        kernel = self.candidate_kernels(x, self.num_kernels)
-        kernel = normalised(
-            self, kernel.astype(float32_or_wider(kernel)), self.n_steps, self.epsilon
-        )
+        x, batch = self.flatten_inputs(inputs)
+        kernel = self.make_candidates(x, self.num_kernels)
+        kernel = kernel.astype(float32_or_wider(kernel))
+        kernel = normalise_kernels(self, kernel, self.n_steps, self.epsilon)
         mix = None
         if self.num_kernels > 1:
-            mix = KernelAttention(
-                num_kernels=self.num_kernels,
-                reduction=self.reduction,
-                min_squeeze=self.min_squeeze,
-                norm=self.attention_norm,
-                use_running_average=self.use_running_average,
-                dtype=float32_or_wider(x, kernel),
-                param_dtype=self.param_dtype,
-                name="attention",
-            )(self.flat_context(context, x, batch))
+            context = self.flatten_context(context, x, batch)
+            fields = self.attention_fields(context.shape[-1], float32_or_wider(x, kernel))
+            mix = MixtureAttention(num_kernels=self.num_kernels, **fields)(context)
         y = self.convolve(x.astype(self.conv_dtype(x)), kernel, mix, lowering=self.lowering)
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
 
 class SpectralNormDense(nn.Module):
-    """A linear layer whose kernel has spectral norm one: the head of a discriminator.
+    """Computes a linear layer whose kernel has spectral norm one: the head of a discriminator.
 
         y = x W / sigma(W) + b
 
@@ -127,13 +119,13 @@ class SpectralNormDense(nn.Module):
 
     Attributes:
         features: number of output features.
-        use_bias: whether a bias is added.
+        use_bias: whether to add a bias.
         dtype: dtype of the product; None for what inputs and parameters promote to.
         param_dtype: dtype of the parameters.
         kernel_init: initialises the kernel.
         bias_init: initialises the bias.
         n_steps: power iterations in each call.
-        epsilon: added to the length that u and v are divided by; also the least sigma.
+        epsilon: added to the lengths that u and v are divided by; also the least sigma.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -161,7 +153,7 @@ class SpectralNormDense(nn.Module):
         shape = inputs.shape[-1], self.features
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         wide = kernel.astype(float32_or_wider(kernel))[None]
-        kernel = normalised(self, wide, self.n_steps, self.epsilon)[0]
+        kernel = normalise_kernels(self, wide, self.n_steps, self.epsilon)[0]
         bias = None
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
@@ -170,10 +162,10 @@ class SpectralNormDense(nn.Module):
         return y if bias is None else y + bias
 
 
-def normalised(module: nn.Module, kernel: Array, n_steps: int, epsilon: float) -> Array:
-    """Each candidate of `[K, ..., O]` over its spectral norm; call it inside a compact method.
+def normalise_kernels(module: nn.Module, kernel: Array, n_steps: int, epsilon: float) -> Array:
+    """Divides each candidate of `[K, ..., O]` by its spectral norm; call it inside a compact method.
 
-    It keeps the module's u, in the variable `u`, and sows `sigma`, `[K]`.
+    It stores the vectors u in the module's variable `u`, and sows `sigma`, `[K]`.
     """
 
     def unit_vectors() -> Array:
@@ -186,7 +178,7 @@ def normalised(module: nn.Module, kernel: Array, n_steps: int, epsilon: float) -
     if module.is_mutable_collection("batch_stats") and not module.is_initializing():
         u.value = after.astype(u.value.dtype)
     module.sow("intermediates", "sigma", sigma)
-    # A kernel of zeros stays one.
+    # A kernel of zeros stays a kernel of zeros.
     sigma = jnp.maximum(sigma, epsilon)
     return kernel / sigma.reshape(-1, *(1,) * (kernel.ndim - 1))
 
@@ -194,16 +186,16 @@ def normalised(module: nn.Module, kernel: Array, n_steps: int, epsilon: float) -
 def spectral_norms(
     matrices: Array, u: Array, steps: int = 1, epsilon: float = 1e-12
 ) -> tuple[Array, Array]:
-    """The largest singular value of each matrix, by power iteration.
+    """Estimates the largest singular value of each matrix by power iteration.
 
     Args:
         matrices: `[K, N, O]`.
-        u: a vector for each to begin with, `[K, O]`.
+        u: an initial vector for each matrix, `[K, O]`.
         steps: number of iterations.
-        epsilon: added to the lengths that are divided by.
+        epsilon: added to the lengths that vectors are divided by.
 
     Returns:
-        u after the iterations, and the singular values `[K]`. They can be differentiated by the
+        u after the iterations, and the singular values `[K]`. They are differentiable with respect to the
         matrices; the vectors count as constants.
     """
 

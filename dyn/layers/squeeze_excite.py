@@ -13,28 +13,28 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import global_average, head
+from dyn.layers.attention import apply_head, global_average, squeezed_size
 from dyn.layers.convolution import flatten_batch
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.dynamic_conv import over_space
+from dyn.ops.dynamic_conv import expand_over_space
 
 Array = jax.Array
 
 
 class SqueezeExcite(nn.Module):
-    """Weighs the channels of its input, for each input.
+    """Weighs the channels of each input.
 
         y = s * x,    s = sigmoid(W_2 ReLU(W_1 context + b_1) + b_2)
 
-    In a residual network it stands behind the last norm of a block's residual branch, before the sum.
+    In a residual network it follows the last norm of a block's residual branch, before the sum.
 
     Attributes:
         reduction: size of the squeezed vector, as a share of the input's channels.
         min_squeeze: its least size.
-        spatial_axes: number of spatial axes, the axes before them being batch axes; None: all axes
-            between the first and the last are spatial.
-        param_dtype: dtype of the parameters. The weights are computed in float32 or wider, the output
-            has the input's dtype.
+        spatial_axes: number of spatial axes, after any number of batch axes; None: all axes between the
+            first and the last are spatial.
+        param_dtype: dtype of the parameters. The weights are computed in float32 or wider; the output has
+            the input's dtype.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -56,16 +56,16 @@ class SqueezeExcite(nn.Module):
         """Applies the layer.
 
         Args:
-            inputs: `[B, *spatial, C]`, or `[*batch, *spatial, C]` where `spatial_axes` is given.
+            inputs: `[B, *spatial, C]`, or `[*batch, *spatial, C]` with `spatial_axes`.
             context: what attention looks at, `[*batch, D]`; None for the mean of the inputs over space.
 
         Returns:
             An array of the inputs' shape and dtype.
 
         Raises:
-            ValueError: if inputs or context have too few axes or others, or inputs are whole numbers.
+            ValueError: if the inputs have too few axes or are integers, or the context does not fit them.
         """
-        x, batch = flat_features(self, inputs, self.spatial_axes)
+        x, batch = flatten_features(self, inputs, self.spatial_axes)
         if context is not None and context.shape[:-1] != batch:
             raise ValueError(
                 f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
@@ -78,47 +78,41 @@ class SqueezeExcite(nn.Module):
             context = flatten_batch(context, 1)[0].astype(dtype)
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
         squeezed = squeezed_size(x.shape[-1], self.reduction, self.min_squeeze)
-        z = nn.relu(head("reduce", context, squeezed, **types))
-        channel = nn.sigmoid(head("expand", z, x.shape[-1], **types))
-        self.sow("intermediates", "weights", {"channel": channel})
-        return (x * over_space(channel, x)).reshape(inputs.shape)
-
-
-def squeezed_size(channels: int, reduction: float, least: int) -> int:
-    """Size of the squeezed vector: a share of the channels, and at least `least`."""
-    return max(int(channels * reduction), least)
+        z = nn.relu(apply_head("reduce", context, squeezed, **types))
+        channels = nn.sigmoid(apply_head("expand", z, x.shape[-1], **types))
+        self.sow("intermediates", "weights", {"channel": channels})
+        return (x * expand_over_space(channels, x)).reshape(inputs.shape)
 
 
 def attention_dtype(x: Array, param_dtype: Any) -> jnp.dtype:
-    """The dtype in which attention is computed: float32, or wider where input or parameters are."""
+    """Returns the dtype of the attention: float32, or wider if input or parameters are."""
     return float32_or_wider(x, jax.ShapeDtypeStruct((), param_dtype))
 
 
-def flat_features(
+def flatten_features(
     module: nn.Module, inputs: Array, spatial_axes: int | None
 ) -> tuple[Array, tuple[int, ...]]:
-    """One batch axis instead of any number: (`[B, *spatial, C]`, the axes it stands for).
+    """Merges all batch axes into one: returns `[B, *spatial, C]` and the shape of the merged axes.
 
     Args:
-        module: the layer, for the messages.
-        inputs: `[B, *spatial, C]`, or `[*batch, *spatial, C]` where `spatial_axes` is given.
+        module: the layer, for error messages.
+        inputs: `[B, *spatial, C]`, or `[*batch, *spatial, C]` with `spatial_axes`.
         spatial_axes: number of spatial axes; None: all between the first and the last.
 
     Raises:
-        ValueError: if there are too few axes, or the inputs are whole numbers, which no weight between
-            zero and one could weigh.
+        ValueError: if there are too few axes, or the inputs are integers, which cannot be weighed.
     """
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(
-            f"{type(module).__name__} weighs its input, which must be floating point; got "
-            f"{inputs.dtype}: convert it first."
+            f"inputs of {type(module).__name__} must be floating point; got {inputs.dtype}: convert them "
+            "first."
         )
     if spatial_axes is None:
         spatial_axes = inputs.ndim - 2
     if spatial_axes < 1 or inputs.ndim < spatial_axes + 1:
         raise ValueError(
-            f"{type(module).__name__} needs an input [*batch, *spatial, C] with at least one spatial "
-            f"axis, and as many as spatial_axes says; got shape {inputs.shape}."
+            f"{type(module).__name__} needs an input [*batch, *spatial, C] with {max(spatial_axes, 1)} or "
+            f"more axes before its channels; got shape {inputs.shape}."
         )
     batch = inputs.shape[: inputs.ndim - spatial_axes - 1]
     return inputs.reshape(math.prod(batch), *inputs.shape[len(batch) :]), batch

@@ -1,4 +1,4 @@
-"""A static convolution, computed in the way that is fast for its shapes."""
+"""Static convolution, computed by the lowering that is fastest for its shapes."""
 
 import flax.linen as nn
 import jax
@@ -9,12 +9,12 @@ Array = jax.Array
 
 
 class Conv(ConvLayer):
-    """`nn.Conv`, its parameters and its numbers, by the lowerings of the dynamic layers.
+    """Computes `nn.Conv`, with its parameters and numbers, by the lowerings of the dynamic layers.
 
         y = conv(x, W) + b
 
-    XLA's convolution is slow for small pictures on a CPU, where a matrix product over patches is not. A
-    dynamic network that is compared with a static one should be compared with this.
+    XLA's convolution is slow for small pictures on a CPU; a matrix product over patches is not. Use this
+    layer in the static network that a dynamic one is compared with.
 
     Attributes:
         features: `nn.Conv`'s fields come first, in its order, with its defaults; see `ConvLayer`.
@@ -46,9 +46,9 @@ class Conv(ConvLayer):
         Raises:
             ValueError: if the kernel or the groups do not fit.
         """
-        x, batch = self.flat_inputs(inputs)
-        kernel = self.param("kernel", self.kernel_init, self.one_kernel(x), self.param_dtype)
+        x, batch = self.flatten_inputs(inputs)
+        kernel = self.param("kernel", self.kernel_init, self.kernel_shape(x), self.param_dtype)
         dtype = self.conv_dtype(x)
-        kernel = self.masked(kernel)[None]
+        kernel = self.apply_mask(kernel)[None]
         y = self.add_bias(self.convolve(x.astype(dtype), kernel, lowering=self.lowering))
         return y.reshape(*batch, *y.shape[1:])

@@ -1,10 +1,10 @@
-"""Networks whose convolutions share warehouses of cells: which layers share, and how they find theirs.
+"""Networks whose convolutions share warehouses of cells: plans who shares, and finds each warehouse.
 
 Li, Yao: KernelWarehouse: Rethinking the Design of Dynamic Convolution. ICML 2024.
 https://arxiv.org/abs/2406.07879
 
-Deviation from the authors' code: which layers share is found from the shapes of the network instead of
-from the names of its layers.
+Deviation from the authors' code: kernels are read from the shapes of the network instead of from the
+names of its layers.
 """
 
 import re
@@ -17,21 +17,21 @@ import jax.numpy as jnp
 from flax.core import FrozenDict
 
 from dyn.layers.attention import he_normal_fan_out
-from dyn.layers.convolution import kernel_shape
+from dyn.layers.convolution import resolve_kernel_size
 from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
 
 Array = jax.Array
 
 
 class Warehouses(nn.Module):
-    """Makes the convolutions of a network, which draw on warehouses: what a network takes as `conv=`.
+    """Makes the convolutions of a network that share warehouses; a network takes it as `conv=`.
 
     It owns the cells. A convolution finds its warehouse by its path in the network. `share_kernels`
-    makes one for a network.
+    makes the warehouses of a network.
 
     Attributes:
         plan: for each warehouse its name, and the path and kernel of each convolution.
-        fields: fields of `WarehouseConv` that all the convolutions have.
+        fields: fields of `WarehouseConv` that all convolutions have in common.
         cell_ratio, in_ratio, out_ratio, param_dtype, kernel_init: as in `Warehouse`.
     """
 
@@ -45,9 +45,9 @@ class Warehouses(nn.Module):
 
     def setup(self) -> None:
         """Makes the warehouses."""
-        for name, places in self.plan:
+        for name, convolutions in self.plan:
             warehouse = Warehouse(
-                tuple(kernel for _, kernel in places),
+                tuple(kernel for _, kernel in convolutions),
                 self.cell_ratio,
                 self.in_ratio,
                 self.out_ratio,
@@ -56,28 +56,27 @@ class Warehouses(nn.Module):
             )
             setattr(self, name, warehouse)
 
-    # Not wrapped, so that the convolution belongs to the block that asks for it.
+    # Without flax's wrapper, so that the convolution belongs to the block that makes it.
     @nn.nowrap
     def __call__(self, *args: Any, **fields: Any) -> WarehouseConv:
-        """A convolution, from `nn.Conv`'s arguments."""
+        """Makes a convolution from `nn.Conv`'s arguments."""
         return WarehouseConv(*args, **{**self.fields, **fields, "warehouse": self})
 
-    def find(self, path: tuple[str, ...], place: int) -> tuple[Warehouse, int]:
-        """The warehouse of the convolution at a path, and its place there by the plan.
+    def find(self, path: tuple[str, ...], _place: int, /) -> tuple[Warehouse, int]:
+        """Returns the warehouse of the convolution at a path, and its place there, from the plan.
 
         Raises:
             ValueError: if the network for which the plan was made has no convolution there.
         """
-        del place
-        # The plan may be of a network around the one that this belongs to, such as a head's over a backbone.
+        # The plan may belong to an outer network, such as a segmentation head over this backbone.
         path = path[len(self.path) - 1 :]
-        for name, places in self.plan:
-            for place, (at, _) in enumerate(places):
-                if at[-len(path) :] == path:
+        for name, convolutions in self.plan:
+            for place, (planned_path, _) in enumerate(convolutions):
+                if planned_path[-len(path) :] == path:
                     return getattr(self, name), place
         raise ValueError(
-            f"no warehouse was planned for the convolution {'/'.join(path)}: make them with "
-            "share_kernels from the network that they are for."
+            f"no warehouse was planned for the convolution {'/'.join(path)}: call share_kernels with the "
+            "network that uses the warehouses."
         )
 
 
@@ -92,16 +91,16 @@ def share_kernels(
     kernel_init: nn.initializers.Initializer = he_normal_fan_out,
     **fields: Any,
 ) -> nn.Module:
-    """A network whose convolutions are `WarehouseConv`s that share warehouses.
+    """Makes a network whose convolutions are `WarehouseConv`s that share warehouses.
 
     Args:
-        network: makes it, from what makes its convolutions. `lambda conv: ResNet18(conv=conv,
-            shortcut=conv)` is the paper's: there the projections of the shortcuts share, too.
-        inputs: what the network is called with, arrays or `jax.ShapeDtypeStruct`s. Only their shapes
-            matter, and only so far as the kernels depend on them.
-        share: the name of the warehouse of the convolution at a path; None for `by_stage`.
+        network: a function from `conv=` to the network. `lambda conv: ResNet18(conv=conv, shortcut=conv)`
+            is the paper's, in which the projections of the shortcuts share too.
+        inputs: the inputs of the network, arrays or `jax.ShapeDtypeStruct`s. Only those of their shapes
+            matter on which the kernels depend.
+        share: a function from a convolution's path to the name of its warehouse; None for `by_stage`.
         cell_ratio, in_ratio, out_ratio, param_dtype, kernel_init: as in `Warehouse`.
-        fields: fields of `WarehouseConv` that all the convolutions have.
+        fields: fields of `WarehouseConv` that all convolutions have in common.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -121,12 +120,12 @@ def share_kernels(
         @nn.compact
         def __call__(self, x: Array, context: Array | None = None) -> Array:
             del context  # no kernel's shape depends on it
-            size = kernel_shape(self.kernel_size, x)
+            size = resolve_kernel_size(self.kernel_size, x)
             in_features = x.shape[-1] // self.feature_group_count
             kernels[self.path] = KernelShape(size, in_features, self.features)
             return super().__call__(x)
 
-    # A network calls layers without a name after their class.
+    # Flax names layers after their class if they have no name.
     Recorded.__name__ = WarehouseConv.__name__
     jax.eval_shape(network(Recorded).init, jax.random.key(0), *inputs)
     warehouses: dict[str, list[tuple[tuple[str, ...], KernelShape]]] = {}
@@ -134,7 +133,7 @@ def share_kernels(
         warehouses.setdefault(share(path), []).append((path, kernel))
     return network(
         Warehouses(
-            plan=tuple((name, tuple(places)) for name, places in warehouses.items()),
+            plan=tuple((name, tuple(members)) for name, members in warehouses.items()),
             fields=FrozenDict(fields),
             cell_ratio=cell_ratio,
             in_ratio=in_ratio,
@@ -146,25 +145,27 @@ def share_kernels(
 
 
 def by_stage(path: tuple[str, ...]) -> str:
-    """The paper's rule: a stage shares, and the layers that lead into a stage share with the one before.
+    """Names the warehouse of a convolution by the paper's rule: each stage shares one.
 
-    For networks whose convolutions are called `stage2_block1/conv1`, as those of `dyn.models` are. Into a
-    stage lead its first block's first convolution and the projection of its shortcut.
+    The layers that lead into a stage (the first convolution of its first block, and the projection of that
+    block's shortcut) share with the stage before. Convolutions must be called `stage2_block1/conv1`, as in
+    `dyn.models`.
 
     Raises:
-        ValueError: for another name.
+        ValueError: for a path without a stage.
 
     Example:
         >>> from dyn.layers import by_stage
         >>> [by_stage(("stage2_block1", name)) for name in ("conv1", "conv2", "downsample_conv")]
         ['stage1', 'stage2', 'stage1']
     """
-    found = re.fullmatch(r"(?:.*/)?stage(\d+)_block(\d+)/(\w+)", "/".join(path))
-    if found is None:
+    match = re.fullmatch(r"(?:.*/)?stage(\d+)_block(\d+)/(\w+)", "/".join(path))
+    if match is None:
         raise ValueError(
-            f"the convolution {'/'.join(path)} is in no stage: give share=, a function from its path to "
+            f"the convolution {'/'.join(path)} is in no stage: pass share=, a function from its path to "
             "the name of a warehouse."
         )
-    stage, block, name = int(found[1]), int(found[2]), found[3]
-    leads_into = stage > 1 and block == 1 and name in ("conv1", "downsample_conv")
-    return f"stage{stage - leads_into}"
+    stage, block, name = int(match[1]), int(match[2]), match[3]
+    if stage > 1 and block == 1 and name in ("conv1", "downsample_conv"):
+        stage -= 1
+    return f"stage{stage}"

@@ -1,9 +1,9 @@
-"""Pure functions of arrays: the dynamic convolution and how it is computed, and pooling there and back.
+"""Pure functions of arrays: the dynamic convolution in several equal lowerings, and max pooling.
 
-* convolution: `dynamic_conv`, the kernels of each sample in one call; `explain` says how it would be
-  computed, `LOWERINGS` are the ways there are.
-* pooling: `max_pool`; `max_pool_with_argmax`, which also says where the largest inputs were; `max_unpool`,
-  which puts values back there.
+* convolution: `dynamic_conv` convolves each sample with its own kernel; `explain` prints the lowering
+  that it would choose and why; `LOWERINGS` names all of them.
+* pooling: `max_pool`; `max_pool_with_argmax`, which also returns the positions of the maxima;
+  `max_unpool`, which puts values back there.
 """
 
 from dyn.ops.dynamic_conv import dynamic_conv, explain

@@ -1,4 +1,4 @@
-"""`dynamic_conv`: the one entry to every convolution whose kernel depends on the sample."""
+"""The one entry to every convolution whose kernel depends on the sample."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.ops import lowerings, planner
-from dyn.ops.window import Array, Padding, Window, resolve
+from dyn.ops.geometry import Array, Geometry, Padding, Problem, resolve_geometry
 
 
 def dynamic_conv(
@@ -35,22 +35,22 @@ def dynamic_conv(
         inputs: `[B, *spatial, I]` with one, two or three spatial axes.
         kernels: `[K, *k, I/G, O]`, the candidates. They are mixed in float32 or wider and then
             rounded to the inputs' dtype.
-        mix: the weight of each candidate: `[B, K]`, or `[B, *out, K]` for a mixture at each output
-            position (pixel-wise attention). None stands for weight one and needs K = 1.
-        taps: `[B, *k]`, the weight of each kernel position, shared by the candidates; None for one.
-        channels: `[B, I]`, the weight of each input feature; None for one. Multiplied onto the inputs, or
-            onto each sample's kernel where that is smaller and made anyway.
-        filters: `[B, O]`, the weight of each output feature, likewise.
+        mix: weight of each candidate: `[B, K]`, or `[B, *out, K]` for a mixture at each output position
+            (pixel-wise attention). None stands for weight one and needs K = 1.
+        taps: weight of each kernel position, `[B, *k]`, shared by the candidates; None for one.
+        channels: weight of each input feature, `[B, I]`; None for one. It is multiplied onto the inputs, or
+            onto each sample's kernel if the lowering makes that anyway and it is smaller.
+        filters: weight of each output feature, `[B, O]`, likewise.
         strides, padding, input_dilation, kernel_dilation, feature_group_count: as in `flax.linen.Conv`.
-        lowering: how it is computed: 'auto' (see `explain`), 'reference', 'taps', 'patches', 'outputs',
-            'shared' or 'samples'. All give the same numbers; they differ in time and memory.
+        lowering: how to compute it: 'auto' (see `explain`), 'reference', 'taps', 'patches', 'outputs',
+            'shared' or 'samples'. All compute the same numbers; they differ in time and memory.
         precision: as in `jax.lax.conv_general_dilated`.
 
     Returns:
         `[B, *out, O]` in the inputs' dtype.
 
     Raises:
-        ValueError: if shapes do not fit together, or the named lowering cannot do the case.
+        ValueError: if shapes do not fit together, or the named lowering does not support the case.
 
     Example:
         >>> import jax.numpy as jnp
@@ -61,17 +61,32 @@ def dynamic_conv(
         >>> dynamic_conv(x, kernels, mix).shape
         (2, 8, 8, 16)
     """
-    inputs, window, pixelwise = check(
-        inputs,
-        kernels,
-        mix,
-        taps,
+    geometry = resolve_geometry(
+        inputs.shape[1:-1],
+        kernels.shape[1:-2],
         strides,
         padding,
         input_dilation,
         kernel_dilation,
         feature_group_count,
     )
+    weights = (mix, taps, channels, filters)
+    return convolve_with_geometry(inputs, kernels, *weights, geometry, lowering, precision)
+
+
+def convolve_with_geometry(
+    inputs: Array,
+    kernels: Array,
+    mix: Array | None,
+    taps: Array | None,
+    channels: Array | None,
+    filters: Array | None,
+    geometry: Geometry,
+    lowering: str = "auto",
+    precision: lax.PrecisionLike = None,
+) -> Array:
+    """Computes `dynamic_conv` for a geometry that is resolved already."""
+    problem = check_arguments(inputs, kernels, mix, taps, geometry)
     features = {"channels": (channels, inputs.shape[-1]), "filters": (filters, kernels.shape[-1])}
     for name, (weights, number) in features.items():
         if weights is not None and weights.shape != (inputs.shape[0], number):
@@ -79,52 +94,46 @@ def dynamic_conv(
                 f"{name} must have the shape {(inputs.shape[0], number)}; got {weights.shape}."
             )
     if lowering == "auto":
-        lowering = planner.plan(
-            inputs.shape,
-            kernels.shape,
-            window,
-            pixelwise=pixelwise,
-            mixed=mix is not None,
-            tap_attention=taps is not None,
-            itemsize=inputs.dtype.itemsize,
-        ).choice
+        lowering = planner.plan(problem).choice
     elif lowering not in lowerings.LOWERINGS:
         raise ValueError(
             f"lowering={lowering!r} is unknown: write 'auto' or one of {list(lowerings.LOWERINGS)}."
         )
-    elif why := lowerings.unable(lowering, pixelwise=pixelwise, tap_attention=taps is not None):
+    elif why := lowerings.why_unsupported(lowering, problem):
         raise ValueError(f"lowering={lowering!r} cannot do this: {why}.")
-    out = (inputs.shape[0], *window.output_shape(inputs.shape[1:-1]))
-    if any(isinstance(n, int) and n == 0 for n in out):
-        # No lowering has to think of it.
-        return jnp.zeros((*out, kernels.shape[-1]), inputs.dtype)
-    weights = (mix, taps, channels, filters)
-    return _dynamic_conv(inputs, kernels, *weights, window, lowering, precision)
+    out = (inputs.shape[0], *geometry.out, kernels.shape[-1])
+    # Handle empty outputs here, once for all lowerings.
+    if any(isinstance(n, int) and n == 0 for n in out[:-1]):
+        return jnp.zeros(out, inputs.dtype)
+    inputs = geometry.extend(inputs)
+    return _dynamic_conv(
+        inputs, kernels, mix, taps, channels, filters, geometry, lowering, precision
+    )
 
 
-# The jit gives the operation a name in the jaxpr, by which `dyn.diagnostics` counts it whatever the
+# The jit gives the operation a name in the jaxpr, so that `dyn.diagnostics` can count it for any
 # lowering, and layers of equal shape are traced once.
-@partial(jax.jit, static_argnames=("window", "lowering", "precision"))
+@partial(jax.jit, static_argnames=("geometry", "lowering", "precision"))
 def _dynamic_conv(
-    inputs, kernels, mix, taps, channels, filters, window: Window, lowering: str, precision
+    inputs, kernels, mix, taps, channels, filters, geometry: Geometry, lowering: str, precision
 ) -> Array:
-    own_kernels = lowering == "samples" and not (mix is None and taps is None)
+    makes_sample_kernels = lowering == "samples" and not (mix is None and taps is None)
     with jax.named_scope(lowering):
         if (
-            own_kernels
-            and window.groups == 1
-            and lowerings.kernels_are_smaller(inputs.shape, kernels.shape[1:], window)
+            makes_sample_kernels
+            and geometry.groups == 1
+            and lowerings.kernel_is_smaller(kernels.shape[1:], geometry)
         ):
-            return lowerings.samples(
-                inputs, kernels, mix, taps, window, precision, channels=channels, filters=filters
+            return lowerings.convolve_by_samples(
+                inputs, kernels, mix, taps, geometry, precision, channels=channels, filters=filters
             )
-        x = inputs if channels is None else inputs * over_space(channels, inputs)
-        y = lowerings.LOWERINGS[lowering](x, kernels, mix, taps, window, precision)
-        return y if filters is None else y * over_space(filters, y)
+        x = inputs if channels is None else inputs * expand_over_space(channels, inputs)
+        y = lowerings.LOWERINGS[lowering](x, kernels, mix, taps, geometry, precision)
+        return y if filters is None else y * expand_over_space(filters, y)
 
 
-def over_space(weights: Array, x: Array) -> Array:
-    """Weights `[B, C]` in the dtype and with the axes of `x`, `[B, *spatial, C]`."""
+def expand_over_space(weights: Array, x: Array) -> Array:
+    """Brings weights `[B, C]` to the dtype and the axes of `x`, `[B, *spatial, C]`."""
     return weights.astype(x.dtype).reshape(weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])
 
 
@@ -141,11 +150,11 @@ def explain(
     feature_group_count: int = 1,
     platform: str | None = None,
 ) -> None:
-    """Prints what `lowering='auto'` would choose for these arguments, and why.
+    """Prints the lowering that 'auto' would choose for these arguments, and why.
 
     Args:
-        inputs, kernels, mix, taps: arrays, or `jax.ShapeDtypeStruct`s of their shapes; otherwise the
-            arguments are those of `dynamic_conv`.
+        inputs, kernels, mix, taps: arrays, or `jax.ShapeDtypeStruct`s of their shapes.
+        strides, padding, input_dilation, kernel_dilation, feature_group_count: as in `dynamic_conv`.
         platform: 'cpu', 'gpu' or 'tpu'; None for the one JAX runs on.
 
     Example:
@@ -157,63 +166,31 @@ def explain(
         dynamic_conv on tpu: ...
     """
 
-    def printed(inputs, kernels, mix, taps):
-        x, window, pixelwise = check(
-            inputs,
-            kernels,
-            mix,
-            taps,
-            strides,
-            padding,
-            input_dilation,
-            kernel_dilation,
-            feature_group_count,
-        )
-        print(
-            planner.plan(
-                x.shape,
-                kernels.shape,
-                window,
-                pixelwise=pixelwise,
-                mixed=mix is not None,
-                tap_attention=taps is not None,
-                itemsize=x.dtype.itemsize,
-                platform=platform,
-            )
-        )
-
-    jax.eval_shape(printed, inputs, kernels, mix, taps)
+    geometry = resolve_geometry(
+        inputs.shape[1:-1],
+        kernels.shape[1:-2],
+        strides,
+        padding,
+        input_dilation,
+        kernel_dilation,
+        feature_group_count,
+    )
+    print(planner.plan(check_arguments(inputs, kernels, mix, taps, geometry), platform))
 
 
-def check(
-    inputs: Array,
-    kernels: Array,
-    mix: Array | None,
-    taps: Array | None,
-    strides: int | Sequence[int] | None,
-    padding: Padding,
-    input_dilation: int | Sequence[int] | None,
-    kernel_dilation: int | Sequence[int] | None,
-    groups: int,
-) -> tuple[Array, Window, bool]:
-    """Holds the arguments of `dynamic_conv` against each other: (padded inputs, window, pixel-wise?)."""
-    rank = inputs.ndim - 2
-    if rank not in (1, 2, 3):
-        raise ValueError(
-            f"inputs must be [B, *spatial, I] with 1 to 3 spatial axes; got shape {inputs.shape}."
-        )
-    if kernels.ndim != rank + 3:
-        raise ValueError(
-            f"kernels must be [K, *k, I/G, O] with {rank} spatial axes, like the inputs "
-            f"{inputs.shape}; got shape {kernels.shape}."
-        )
-    num_kernels, size = kernels.shape[0], kernels.shape[1:-2]
-    if num_kernels < 1 or groups < 1:
-        raise ValueError(
-            f"there is no kernel in {kernels.shape} with feature_group_count={groups}: both must be positive."
-        )
-    batch, features = inputs.shape[0], inputs.shape[-1]
-    if features != kernels.shape[-2] * groups or kernels.shape[-1] % groups:
+def check_arguments(
+    inputs: Array | jax.ShapeDtypeStruct,
+    kernels: Array | jax.ShapeDtypeStruct,
+    mix: Array | jax.ShapeDtypeStruct | None,
+    taps: Array | jax.ShapeDtypeStruct | None,
+    geometry: Geometry,
+) -> Problem:
+    """Returns the problem that the arguments of `dynamic_conv` pose, if they fit together."""
+    batch, features, groups = inputs.shape[0], inputs.shape[-1], geometry.groups
+    num_kernels, out_features = kernels.shape[0], kernels.shape[-1]
+    if num_kernels < 1:
+        raise ValueError(f"there is no kernel in kernels of shape {kernels.shape}.")
+    if features != kernels.shape[-2] * groups or out_features % groups:
         raise ValueError(
             f"kernels {kernels.shape} with feature_group_count={groups} take "
             f"{kernels.shape[-2] * groups} input features and a multiple of {groups} output features; "
@@ -222,18 +199,22 @@ def check(
     for name, array in {"inputs": inputs, "kernels": kernels, "mix": mix, "taps": taps}.items():
         if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
             raise ValueError(f"{name} must be floating point; got {array.dtype}.")
-    inputs, window = resolve(
-        inputs, size, strides, padding, input_dilation, kernel_dilation, groups
-    )
-    out = window.output_shape(inputs.shape[1:-1])
-    if mix is None:
-        if num_kernels != 1:
-            raise ValueError(f"mix is needed to choose among {num_kernels} kernels.")
-    elif mix.shape not in ((batch, num_kernels), (batch, *out, num_kernels)):
+    image, pixel = (batch, num_kernels), (batch, *geometry.out, num_kernels)
+    if mix is None and num_kernels != 1:
+        raise ValueError(f"mix is needed to choose among {num_kernels} kernels.")
+    if mix is not None and mix.shape not in (image, pixel):
         raise ValueError(
-            f"mix must be [B, K] = {(batch, num_kernels)}, or [B, *out, K] = "
-            f"{(batch, *out, num_kernels)} for a mixture at each output position; got {mix.shape}."
+            f"mix must be [B, K] = {image}, or [B, *out, K] = {pixel} for a mixture at each output "
+            f"position; got {mix.shape}."
         )
-    if taps is not None and taps.shape != (batch, *size):
-        raise ValueError(f"taps must be [B, *k] = {(batch, *size)}; got {taps.shape}.")
-    return inputs, window, mix is not None and mix.ndim > 2
+    if taps is not None and taps.shape != (batch, *geometry.size):
+        raise ValueError(f"taps must be [B, *k] = {(batch, *geometry.size)}; got {taps.shape}.")
+    return Problem(
+        batch,
+        kernels.shape,
+        geometry,
+        mixed=mix is not None,
+        pixelwise=mix is not None and len(mix.shape) > 2,
+        tap_attention=taps is not None,
+        itemsize=inputs.dtype.itemsize,
+    )

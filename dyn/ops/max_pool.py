@@ -1,4 +1,4 @@
-"""Max pooling, with a gradient that a CPU computes quickly, and where the largest inputs were."""
+"""Max pooling, with a gradient that a CPU computes quickly, and with the positions of the maxima."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.ops.window import Array, Padding, Window, resolve
+from dyn.ops.geometry import Array, Geometry, Padding, resolve_geometry
 
 
 def max_pool(
     inputs: Array, size: Sequence[int], strides: int | Sequence[int], padding: Padding
 ) -> Array:
-    """The largest input in each window: `flax.linen.max_pool`'s numbers and gradient.
+    """Returns the largest input in each window: the numbers and gradient of `flax.linen.max_pool`.
 
     XLA's gradient scatters, which is slow on a CPU; this one compares slices.
 
@@ -22,7 +22,7 @@ def max_pool(
         size, strides, padding: along each spatial axis, as in `nn.Conv`.
 
     Returns:
-        `[B, *out, C]`. The gradient of an output goes to the first place that has its value.
+        `[B, *out, C]`. The gradient of an output goes to the first input that has its value.
 
     Example:
         >>> import jax.numpy as jnp
@@ -30,30 +30,30 @@ def max_pool(
         >>> max_pool(jnp.arange(6.0).reshape(1, 6, 1), (2,), 2, 0)[0, :, 0]
         Array([1., 3., 5.], dtype=float32)
     """
-    inputs, window = resolve(inputs, size, strides, padding, 1, 1, 1)
-    return _max_pool(inputs, window)
+    geometry = resolve_geometry(inputs.shape[1:-1], size, strides, padding)
+    return _max_pool(geometry.extend(inputs), geometry)
 
 
 def max_pool_with_argmax(
     inputs: Array, size: Sequence[int], strides: int | Sequence[int], padding: Padding
 ) -> tuple[Array, Array]:
-    """The largest input in each window, and its place: what `max_unpool` puts it back by.
+    """Returns the largest input in each window and its position, for `max_unpool`.
 
         y[b, p, c] = x[b, i[b, p, c], c],    i[b, p, c] = the first argmax of x[b, :, c] in window p
 
     Args:
         inputs: `[B, *spatial, C]`.
-        size, strides, padding: along each spatial axis, as in `nn.Conv`; 'CIRCULAR' and 'REFLECT' are
-            not possible, and less padding than a window is wide.
+        size, strides, padding: along each spatial axis, as in `nn.Conv`, except 'CIRCULAR' and 'REFLECT'.
+            The padding must be smaller than the window.
 
     Returns:
         values: `[B, *out, C]`, those of `max_pool`; their gradient is that of the gather above.
         places: int32 `[B, *out, C]`, from 0 to `prod(spatial) - 1`: flat indices into the spatial axes of
-            the inputs as they are without padding, the last axis fastest, each channel by itself. Of equal
-            inputs the first counts, as in torch.
+            the unpadded inputs, the last axis fastest, for each channel. Of equal inputs the first counts,
+            as in torch.
 
     Raises:
-        ValueError: for a padding in which a window would see no input, or inputs from elsewhere.
+        ValueError: for a padding that leaves a window without inputs, or repeats inputs.
 
     Example:
         >>> import jax.numpy as jnp
@@ -65,51 +65,51 @@ def max_pool_with_argmax(
     """
     if isinstance(padding, str) and padding.upper() in ("CIRCULAR", "REFLECT"):
         raise ValueError(
-            f"padding={padding!r} shows windows the same input at two places: write 'SAME', 'VALID', or "
+            f"padding={padding!r} repeats inputs, which then have two places: write 'SAME', 'VALID', or "
             "numbers."
         )
-    inputs, window = resolve(inputs, size, strides, padding, 1, 1, 1)
-    if any(max(pair) >= k for pair, k in zip(window.padding, window.size, strict=True)):
+    geometry = resolve_geometry(inputs.shape[1:-1], size, strides, padding)
+    if any(max(pair) >= k for pair, k in zip(geometry.padding, geometry.size, strict=True)):
         raise ValueError(
-            f"padding={padding!r} with windows of {window.size}: a window would see no input at all. "
-            "Pad less than a window is wide."
+            f"padding={padding!r} leaves windows of size {geometry.size} without inputs: pad less than the "
+            "window size."
         )
-    _, first = _largest(lax.stop_gradient(inputs), window)
-    return _max_pool(inputs, window), _places(first.astype(jnp.int32), inputs.shape[1:-1], window)
+    _, first = _find_maxima(lax.stop_gradient(inputs), geometry)
+    return _max_pool(inputs, geometry), _find_places(first.astype(jnp.int32), geometry)
 
 
-def _places(first: Array, spatial: Sequence[int], window: Window) -> Array:
-    """Flat indices into `spatial` of the taps whose numbers are `first`, `[B, *out, C]`."""
-    flat, below = jnp.zeros_like(first), window.taps
-    for axis, (n, k) in enumerate(zip(spatial, window.size, strict=True)):
+def _find_places(first: Array, geometry: Geometry) -> Array:
+    """Turns tap numbers `first`, `[B, *out, C]`, into flat indices into the spatial axes of the input."""
+    flat, below = jnp.zeros_like(first), geometry.taps
+    for axis, (n, k) in enumerate(zip(geometry.spatial, geometry.size, strict=True)):
         below //= k
         tap = first // below % k
-        start = lax.broadcasted_iota(jnp.int32, first.shape, axis + 1) * window.strides[axis]
-        # Of nothing but -inf the first tap is taken, which may lie in the padding.
-        place = jnp.maximum(start + tap - window.padding[axis][0], 0)
+        start = lax.broadcasted_iota(jnp.int32, first.shape, axis + 1) * geometry.strides[axis]
+        # If all inputs are -inf, the first tap is taken, which may lie in the padding.
+        place = jnp.maximum(start + tap - geometry.padding[axis][0], 0)
         flat = flat * n + place
     return flat
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))
-def _max_pool(inputs: Array, window: Window) -> Array:
-    return _largest(inputs, window)[0]
+def _max_pool(inputs: Array, geometry: Geometry) -> Array:
+    return _find_maxima(inputs, geometry)[0]
 
 
 @_max_pool.defjvp
-def _max_pool_tangent(window: Window, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
-    y, first = _largest(*primals, window)
+def _max_pool_tangent(geometry: Geometry, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+    y, first = _find_maxima(*primals, geometry)
     terms = [
         jnp.where(first == t, tangent, jnp.zeros_like(tangent))
-        for t, tangent in enumerate(window.shifts(*tangents))
+        for t, tangent in enumerate(geometry.shift_inputs(*tangents))
     ]
     return y, sum(terms[1:], terms[0])
 
 
-def _largest(inputs: Array, window: Window) -> tuple[Array, Array]:
-    """The largest input of each window, and the number of the first tap that sees it."""
-    y, *others = window.shifts(inputs, fill=-jnp.inf)
-    first = jnp.zeros(y.shape, jnp.int32 if window.taps > 127 else jnp.int8)
+def _find_maxima(inputs: Array, geometry: Geometry) -> tuple[Array, Array]:
+    """Returns the largest input of each window, and the number of the first tap that has it."""
+    y, *others = geometry.shift_inputs(inputs, fill=-jnp.inf)
+    first = jnp.zeros(y.shape, jnp.int32 if geometry.taps > 127 else jnp.int8)
     for t, x in enumerate(others, start=1):
         larger = x > y
         y, first = jnp.where(larger, x, y), jnp.where(larger, jnp.full_like(first, t), first)

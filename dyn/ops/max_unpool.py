@@ -1,4 +1,4 @@
-"""Max unpooling: what was pooled goes back to where it came from."""
+"""Max unpooling: puts pooled values back where they came from."""
 
 import math
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.window import Array
+from dyn.ops.geometry import Array
 
 DUPLICATES = ("mean", "set")
 
@@ -15,28 +15,26 @@ DUPLICATES = ("mean", "set")
 def max_unpool(
     values: Array, places: Array, shape: Sequence[int], duplicates: str = "mean"
 ) -> Array:
-    """Puts each value at its place in an array of zeros: the way back of `max_pool_with_argmax`.
+    """Puts each value at its place in an array of zeros: the inverse of `max_pool_with_argmax`.
 
-        y[b, q, c] = mean of values[b, p, c] over all p with places[b, p, c] = q,    0 where there is none
+        y[b, q, c] = mean of values[b, p, c] over all p with places[b, p, c] = q, or 0 if there is no such p
 
-    Windows that overlap often agree on their largest input: of windows of 4x4 at stride 2 on random numbers
-    about half of the places are named more than once, and most of the output stays empty. Windows
-    of 2x2 at stride 2 have no duplicates, and pooling what was unpooled gives the values back
-    where they are positive.
+    Overlapping windows often agree on their largest input: with 4x4 windows at stride 2 on random numbers
+    about half of the places occur more than once, and most of the output stays zero. Windows of 2x2 at
+    stride 2 have no duplicates, and pooling the unpooled values returns the positive ones.
 
     Args:
         values: `[B, *out, C]`.
-        places: integers `[B, *out, C]`, 0 to `prod(shape) - 1`, as `max_pool_with_argmax` gives them.
+        places: integers `[B, *out, C]`, 0 to `prod(shape) - 1`, as `max_pool_with_argmax` returns them.
         shape: the spatial shape of the result, as it was before pooling.
-        duplicates: what becomes of several values for one place: 'mean' of them, which is the same
-            everywhere; 'set', where one of them stays: on a CPU the last, as in torch, on accelerators
-            any.
+        duplicates: how to combine several values for one place: 'mean' takes their mean; 'set' keeps one
+            of them, the last on a CPU (as in torch) and any one on accelerators.
 
     Returns:
         `[B, *shape, C]`, of the dtype of the values.
 
     Raises:
-        ValueError: if values and places do not belong together, or for an unknown `duplicates`.
+        ValueError: if the shapes of values and places differ, or for an unknown `duplicates`.
 
     Source:
         Zeiler, Fergus: Visualizing and Understanding Convolutional Networks. ECCV 2014, section 2.1
@@ -54,11 +52,11 @@ def max_unpool(
         raise ValueError(f"duplicates={duplicates!r} is unknown: write 'mean' or 'set'.")
     if values.shape != places.shape or values.ndim != len(shape) + 2:
         raise ValueError(
-            f"values of {values.shape} with places of {places.shape} do not unpool to {shape}: both are "
-            "[B, *out, C] with as many spatial axes."
+            f"values {values.shape} and places {places.shape} cannot be unpooled to {shape}: both must be "
+            f"[B, *out, C] with {len(shape)} spatial axes."
         )
     if not jnp.issubdtype(places.dtype, jnp.integer):
-        raise ValueError(f"places of {places.dtype} are none: they are integers.")
+        raise ValueError(f"places must be integers; got {places.dtype}.")
 
     def unpool(values: Array, places: Array) -> Array:
         empty = jnp.zeros(math.prod(shape), values.dtype)
@@ -67,7 +65,7 @@ def max_unpool(
         counts = empty.at[places].add(jnp.ones_like(values))
         return empty.at[places].add(values) / jnp.maximum(counts, jnp.ones_like(counts))
 
-    # By vmap, so that a batch that is dealt out to devices stays where it is.
+    # By vmap, so that a sharded batch stays on its devices.
     by_channel = jax.vmap(unpool, in_axes=-1, out_axes=-1)
     flat = (values.shape[0], math.prod(values.shape[1:-1]), values.shape[-1])
     wide = values.reshape(flat).astype(float32_or_wider(values))

@@ -1,4 +1,4 @@
-"""Rotated kernels: bilinear between the grid points, exact by quarter turns."""
+"""Rotation of kernels: bilinear between the grid points, exact by quarter turns."""
 
 import functools
 import math
@@ -13,12 +13,12 @@ from dyn.ops.dtypes import float32_or_wider
 Array = jax.Array
 
 
-def rotated_bank(kernels: Array, rotations: int) -> Array:
-    """Each kernel turned by 0, 1, ..., n - 1 times 360 / n degrees, counterclockwise as `jnp.rot90`.
+def rotate_kernels(kernels: Array, rotations: int) -> Array:
+    """Rotates each kernel by 0, 1, ..., n - 1 times 360 / n degrees, counterclockwise as `jnp.rot90`.
 
-    A turn by an angle is bilinear interpolation about the middle of the kernel by the part below 90
-    degrees, with zeros outside the kernel, and quarter turns, which only move numbers. With n divisible
-    by four, member r + n / 4 is therefore exactly member r after `jnp.rot90`.
+    An angle is split into quarter turns, which only move numbers, and a rest below 90 degrees, by which
+    the kernel is interpolated bilinearly about its centre, with zeros outside the kernel. If n is divisible
+    by four, member r + n / 4 is therefore exactly `jnp.rot90` of member r.
 
     Args:
         kernels: `[..., k, k, I, O]`.
@@ -32,14 +32,14 @@ def rotated_bank(kernels: Array, rotations: int) -> Array:
 
     Example:
         >>> import jax.numpy as jnp
-        >>> from dyn.ops.rotation import rotated_bank
+        >>> from dyn.ops.rotation import rotate_kernels
         >>> edge = jnp.array([[1.0, 1, 1], [0, 0, 0], [0, 0, 0]])[..., None, None]
-        >>> rotated_bank(edge, 4)[1, ..., 0, 0].tolist()  # the upper edge becomes the left one
+        >>> rotate_kernels(edge, 4)[1, ..., 0, 0].tolist()  # the upper edge becomes the left one
         [[1.0, 0.0, 0.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]]
     """
     if kernels.ndim < 4 or kernels.shape[-4] != kernels.shape[-3]:
         raise ValueError(
-            f"only square 2-D kernels [..., k, k, I, O] can be rotated; got shape {kernels.shape}."
+            f"kernels must be square and 2-D, [..., k, k, I, O], to be rotated; got shape {kernels.shape}."
         )
     if rotations < 1:
         raise ValueError(f"rotations={rotations} must be at least 1.")
@@ -48,26 +48,26 @@ def rotated_bank(kernels: Array, rotations: int) -> Array:
     bank = []
     for r in range(rotations):
         quarters, rest = divmod(4 * r, rotations)
-        turned = _turned(kernels, math.tau / 4 * rest / rotations) if rest else kernels
+        turned = _rotate(kernels, math.tau / 4 * rest / rotations) if rest else kernels
         bank.append(jnp.rot90(turned, quarters, axes=(rows, rows + 1)))
     return jnp.stack(bank)
 
 
-def _turned(kernels: Array, angle: float) -> Array:
-    """Kernels `[..., k, k, I, O]` turned by an angle in radians, bilinear."""
+def _rotate(kernels: Array, angle: float) -> Array:
+    """Rotates kernels `[..., k, k, I, O]` by an angle in radians, bilinearly."""
     *leading, k, _, i, o = kernels.shape
-    weights = jnp.asarray(bilinear_rotation(k, angle), kernels.dtype)
+    weights = jnp.asarray(make_rotation_matrix(k, angle), kernels.dtype)
     flat = kernels.reshape(*leading, k * k, i, o)
     turned = jnp.einsum("st,...tio->...sio", weights, flat, precision=lax.Precision.HIGHEST)
     return turned.reshape(kernels.shape)
 
 
 @functools.cache
-def bilinear_rotation(k: int, angle: float) -> np.ndarray:
-    """The matrix `[k k, k k]` that turns a k x k kernel by `angle` radians, counterclockwise.
+def make_rotation_matrix(k: int, angle: float) -> np.ndarray:
+    """Returns the matrix `[k k, k k]` that rotates a k x k kernel counterclockwise by `angle` radians.
 
-    Row s holds the weights of the kernel's points in point s of the turned kernel: what bilinear
-    interpolation reads at s turned back; points outside the kernel are zero.
+    Row s holds the bilinear weights of the kernel's points in point s of the rotated kernel. Points
+    outside the kernel are zero.
     """
     middle = (k - 1) / 2
     matrix = np.zeros((k * k, k * k))

@@ -26,9 +26,10 @@ from absl import flags
 from scipy.optimize import nnls
 
 from dyn.ops import LOWERINGS, dynamic_conv
-from dyn.ops.lowerings import unable
-from dyn.ops.planner import Kinds, plan, work
-from dyn.ops.window import Window, resolve
+from dyn.ops.dynamic_conv import check_arguments
+from dyn.ops.geometry import Geometry, Problem, resolve_geometry
+from dyn.ops.lowerings import why_unsupported
+from dyn.ops.planner import Work, count_work, plan
 from experiments.benchmarks import results, timing
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.core import cli
@@ -93,31 +94,27 @@ class Case(NamedTuple):
         w = jax.random.normal(keys[1], w) / (self.size**rank * self.inputs / self.groups) ** 0.5
         mix = taps = None
         if self.kernels > 1:
-            places = self.window.output_shape(self.spatial) if self.pixelwise else ()
+            places = self.geometry.out if self.pixelwise else ()
             mix = jax.nn.softmax(jax.random.normal(keys[2], (self.batch, *places, number)))
         if self.tap_attention:
             taps = jax.nn.sigmoid(jax.random.normal(keys[3], (self.batch, *size)))
         return x, w, mix, taps
 
-    def work(self, lowering: str) -> Kinds:
-        """What the planner thinks that a lowering has to do."""
-        x, w, mix, taps = jax.eval_shape(self.make_arrays)
-        return work(
-            lowering,
-            x.shape,
-            w.shape,
-            self.window,
-            mixed=mix is not None,
-            tap_attention=taps is not None,
-            itemsize=x.dtype.itemsize,
-        )
+    def work(self, lowering: str) -> Work:
+        """Returns the work of a lowering, as the planner counts it."""
+        return count_work(lowering, self.problem)
 
     @property
-    def window(self) -> Window:
-        """How the kernel slides, as the planner is told."""
-        x = jax.ShapeDtypeStruct((self.batch, *self.spatial, self.inputs), jnp.float32)
+    def geometry(self) -> Geometry:
+        """How the kernel slides over the input."""
         size = (self.size,) * len(self.spatial)
-        return resolve(x, size, self.stride, self.size // 2, 1, 1, self.groups)[1]
+        return resolve_geometry(self.spatial, size, self.stride, self.size // 2, groups=self.groups)
+
+    @property
+    def problem(self) -> Problem:
+        """The case, as the planner sees it."""
+        x, w, mix, taps = jax.eval_shape(self.make_arrays)
+        return check_arguments(x, w, mix, taps, self.geometry)
 
 
 def square(batch: int, side: int, *rest: int) -> Case:
@@ -242,23 +239,13 @@ def measure_case(case: Case) -> dict[str, Any]:
             compiled = jax.jit(jax.grad(loss) if training else forward).lower(arrays).compile()
             return lambda: jax.block_until_ready(compiled(arrays))
 
-        return {
-            name: step(name)
-            for name in NAMES
-            if not unable(name, pixelwise=case.pixelwise, tap_attention=case.tap_attention)
-        }
+        return {name: step(name) for name in NAMES if not why_unsupported(name, case.problem)}
 
     seconds = {}
     for phase, training in (("forward", False), ("training", True)):
         timed = timing.time_alternately(steps(training), RUNS.value)
         seconds[phase] = {name: min(runs) for name, runs in timed.items()}
-    x, w, mix, taps = arrays
-    described = {
-        "pixelwise": case.pixelwise,
-        "mixed": mix is not None,
-        "tap_attention": taps is not None,
-    }
-    chosen = plan(x.shape, w.shape, case.window, itemsize=x.dtype.itemsize, **described).choice
+    chosen = plan(case.problem).choice
     regret = {phase: times[chosen] / min(times.values()) for phase, times in seconds.items()}
     return {**seconds, "auto": chosen, "regret": regret}
 
@@ -297,8 +284,8 @@ def fit_prices(cases: list[Case], measured: list[dict[str, float]]) -> str:
                 prices = moved
     lines = [f"fitted: {np.exp(regret(prices)):.3f} times the best, in the geometric mean"]
     for name, row in zip(NAMES, prices, strict=True):
-        named = [f"{kind}={v:.2g}" for kind, v in zip(Kinds._fields, row, strict=True) if v]
-        lines.append(f'"{name}": Kinds({", ".join(named)}),')
+        named = [f"{kind}={v:.2g}" for kind, v in zip(Work._fields, row, strict=True) if v]
+        lines.append(f'"{name}": Work({", ".join(named)}),')
     return "\n".join(lines)
 
 

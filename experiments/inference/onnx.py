@@ -44,7 +44,7 @@ def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeS
     onnxruntime, jax2onnx = map(importlib.import_module, ("onnxruntime", "jax2onnx"))
     batch = jax.ShapeDtypeStruct(("B", *example.shape), example.dtype)
     # ONNX has loops, but nothing gains by them here.
-    with planner.planned_for("tpu"), _padding_of_any_batch():
+    with planner.plan_for_platform("tpu"), _padding_of_any_batch():
         try:
             written = jax2onnx.to_onnx(lambda x: function(x), inputs=[batch]).SerializeToString()
             session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])

@@ -11,7 +11,7 @@ import pytest
 from layer_cases import filled, init_shapes, random_input, shapes_of, sines
 
 from dyn.diagnostics import count_parameters
-from dyn.layers.attention import largest
+from dyn.layers.attention import reduce_max
 from dyn.layers.cbam import CBAM
 from dyn.models import ResNet18
 
@@ -202,7 +202,7 @@ def test_batch_statistics_of_one_place_are_refused():
 def test_the_maximum_of_some_axes_has_its_gradient_at_the_first_place_that_has_it():
     x = jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, 3, 4, 5)), jnp.float32)
     for axes in (-1, (1, 2), (1, 2, 3)):
-        np.testing.assert_array_equal(largest(x, axes), jnp.max(x, axes))
-        gradient = np.asarray(jax.grad(lambda x, axes=axes: largest(x, axes).sum())(x))
+        np.testing.assert_array_equal(reduce_max(x, axes), jnp.max(x, axes))
+        gradient = np.asarray(jax.grad(lambda x, axes=axes: reduce_max(x, axes).sum())(x))
         assert (gradient.sum(axes) == 1).all() and set(np.unique(gradient)) == {0, 1}
         np.testing.assert_array_equal((gradient * x).sum(axes), jnp.max(x, axes))

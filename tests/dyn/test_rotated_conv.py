@@ -14,7 +14,7 @@ from scipy import ndimage
 
 from dyn.layers.rotated_conv import OrientationPool, RotatedConv
 from dyn.models import ResNet18
-from dyn.ops.rotation import rotated_bank
+from dyn.ops.rotation import rotate_kernels
 
 POOLINGS = ["mixture", "max", "mean", "attention"]
 
@@ -31,7 +31,7 @@ def quarter(x):
 @pytest.mark.parametrize("rotations", [4, 8, 12])
 def test_a_quarter_of_the_bank_further_is_a_quarter_turn_exactly(size, rotations):
     kernels = random_input(2, size, size, 3, 4)
-    bank = jax.jit(rotated_bank, static_argnums=1)(kernels, rotations)
+    bank = jax.jit(rotate_kernels, static_argnums=1)(kernels, rotations)
     assert bank.shape == (rotations, *kernels.shape)
     np.testing.assert_array_equal(bank[0], kernels)
     turned = jnp.rot90(bank, axes=(2, 3))
@@ -43,7 +43,7 @@ def test_bank_is_bilinear_interpolation(rotations):
     """Against scipy, which rotates the same way round, with zeros outside."""
     with jax.enable_x64(True):
         kernel = random_input(5, 5, 1, 1, dtype=np.float64)
-        bank = np.asarray(rotated_bank(kernel, rotations))[..., 0, 0]
+        bank = np.asarray(rotate_kernels(kernel, rotations))[..., 0, 0]
     # A rim of zeros, as scipy does not interpolate towards what is outside its array.
     rimmed = np.pad(np.asarray(kernel)[..., 0, 0], 3)
     for r, got in enumerate(bank):
@@ -55,10 +55,10 @@ def test_bank_is_bilinear_interpolation(rotations):
 
 
 def test_bank_needs_square_kernels():
-    with pytest.raises(ValueError, match="only square 2-D kernels"):
-        rotated_bank(jnp.ones((3, 2, 1, 1)), 4)
+    with pytest.raises(ValueError, match="must be square"):
+        rotate_kernels(jnp.ones((3, 2, 1, 1)), 4)
     with pytest.raises(ValueError, match="rotations=0"):
-        rotated_bank(jnp.ones((3, 3, 1, 1)), 0)
+        rotate_kernels(jnp.ones((3, 3, 1, 1)), 0)
 
 
 # The layer by its formulas.
@@ -92,7 +92,7 @@ def test_follows_the_formulas(pooling, num_kernels):
         y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
         sown = state["intermediates"] if "intermediates" in state else {}
         params = variables["params"]
-        bank = np.asarray(rotated_bank(jnp.asarray(params["kernel"]), n))
+        bank = np.asarray(rotate_kernels(jnp.asarray(params["kernel"]), n))
         convolve = jax.jit(partial(oracle.dynamic_conv, **window))
         context = np.asarray(x).mean((1, 2))
         if pooling == "mixture":
@@ -129,11 +129,11 @@ def test_turning_the_input_permutes_the_responses_exactly(rotations, fields):
     integers = np.random.default_rng(0).integers(-8, 8, (2, 7, 9, 4))
     x = jnp.asarray(integers, jnp.float32)
     kernel = np.random.default_rng(1).integers(-8, 8, (1, 3, 3, 4, 3)).astype(np.float32)
-    bank = rotated_bank(jnp.asarray(kernel), rotations)
+    bank = rotate_kernels(jnp.asarray(kernel), rotations)
     # Multiples of 1/64 keep the interpolated kernels exact too, quarter turn by quarter turn.
     bank = jnp.round(bank * 64) / 64
     np.testing.assert_array_equal(jnp.rot90(bank, axes=(2, 3)), jnp.roll(bank, -rotations // 4, 0))
-    respond = jax.jit(lambda x: layer.responses(x, bank, None))
+    respond = jax.jit(lambda x: layer.compute_responses(x, bank, None))
     straight, turned = respond(x), respond(quarter(x))
     want = jnp.roll(jnp.rot90(straight, axes=(1, 2)), rotations // 4, axis=-2)
     np.testing.assert_array_equal(turned, want)

@@ -26,7 +26,7 @@ def test_lowerings_and_fitted_prices(command, read_results):
     assert case["regret"]["training"] == pytest.approx(
         case["training"][case["auto"]] / min(case["training"].values())
     )
-    assert '"samples": Kinds(' in out
+    assert '"samples": Work(' in out
 
 
 @pytest.mark.parametrize("name", synthetic.SETS)
