@@ -12,7 +12,7 @@ kernel attention's sigmoid, and kernels made of only some of their frequencies.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -184,7 +184,7 @@ class FrequencyAttention(ODAttention):
     """The global attentions of FDConv (the paper's kernel spatial modulation), from a context `[B, D]`.
 
     They are those of ODConv with StarReLU after the squeeze, heads that start near zero, and a sigmoid from
-    zero to two for every weight, the groups of frequencies included.
+    zero to two for every weight, including those of the groups of frequencies.
     """
 
     def squeeze_context(self, context: Array) -> Array:
@@ -206,9 +206,9 @@ class FrequencyAttention(ODAttention):
         """Turns logits into independent weights from zero to two."""
         return 2 * nn.sigmoid(logits)
 
-    def mix(self, logits: Array) -> Array:
-        """Turns logits of the groups of frequencies into independent weights."""
-        return self.gate(logits)
+    def mix_candidates(self, logits: Callable[[str, int], Array]) -> Array:
+        """Returns independent weights of the groups of frequencies."""
+        return self.gate(logits("kernel", self.num_kernels))
 
 
 class LocalAttention(nn.Module):

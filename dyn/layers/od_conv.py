@@ -7,6 +7,7 @@ Deviations from the authors' code: kernels need not be square, 1-D and 3-D input
 """
 
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -120,14 +121,13 @@ class ODAttention(AttentionBranch):
             return self.apply_head(name, z, features) / temperature
 
         channels = self.gate(logits("channel", self.in_features))
-        filters = taps = mix = None
+        filters = taps = None
         if not self.groups == self.in_features == self.features:  # not depthwise
             filters = self.gate(logits("filter", self.features))
         if any(k > 1 for k in self.kernel_size):
             taps = self.gate(logits("spatial", math.prod(self.kernel_size)))
             taps = taps.reshape(-1, *self.kernel_size)
-        if self.num_kernels > 1:
-            mix = self.mix(logits("kernel", self.num_kernels))
+        mix = self.mix_candidates(logits)
         self.sow_weights(channel=channels, filter=filters, spatial=taps, kernel=mix)
         return channels, filters, taps, mix
 
@@ -135,6 +135,8 @@ class ODAttention(AttentionBranch):
         """Turns logits into independent weights."""
         return nn.sigmoid(logits)
 
-    def mix(self, logits: Array) -> Array:
-        """Turns logits of the candidate kernels into weights that sum to one."""
-        return nn.softmax(logits)
+    def mix_candidates(self, logits: Callable[[str, int], Array]) -> Array | None:
+        """Returns weights of the candidate kernels that sum to one; None for K = 1."""
+        if self.num_kernels == 1:
+            return None
+        return nn.softmax(logits("kernel", self.num_kernels))

@@ -1,4 +1,4 @@
-"""The layers of the catalogue, and variables and inputs for their tests."""
+"""The catalogue of layers, with variables and inputs for their tests."""
 
 import dataclasses
 import functools
@@ -31,16 +31,16 @@ from dyn.layers.dcd_conv import bin_averages
 
 
 def init_shapes(layer, *args):
-    """The shapes of a layer's variables."""
-    # flax's own norms cannot compute statistics in float64 or bfloat16 under strict promotion.
+    """Returns the shapes of a layer's variables."""
+    # flax's norms cannot compute statistics in float64 or bfloat16 under strict promotion.
     with jax.numpy_dtype_promotion("standard"):
         return jax.eval_shape(layer.init, jax.random.key(0), *args)
 
 
 def filled(layer, *args, scale=0.3, seed=0, dtype=np.float32):
-    """Variables of a layer with a random number everywhere: nothing is zero or one by initialisation.
+    """Returns random variables of a layer, of which none is zero or one by initialisation.
 
-    They come from the shapes alone, so that no initialiser has to be compiled. Only the blend of a
+    They are made from shapes, so that no initialiser has to be compiled. Only the blend of a
     `WarehouseConv` is zero, as in trained layers.
     """
     rng = np.random.default_rng(seed)
@@ -62,7 +62,7 @@ def random_input(*shape, seed=1, dtype=np.float32):
 
 
 def shapes_of(tree):
-    """`{"attention/squeeze/kernel": (4, 16), ...}`."""
+    """Returns `{"attention/squeeze/kernel": (4, 16), ...}`."""
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {"/".join(k.key for k in path): leaf.shape for path, leaf in leaves}
 
@@ -84,12 +84,11 @@ class Case:
 
     Attributes:
         make: makes the layer.
-        args: its positional arguments in the usual case.
-        shape: of the usual input.
-        looks_at: what attention looks at where no context is given, as a function of the input; None if
-            no context can be given.
-        temperature: whether there is one.
-        statistics: whether there are batch statistics.
+        args: positional arguments in the usual case.
+        shape: shape of the usual input.
+        looks_at: computes the default context from the input; None if the layer takes no context.
+        temperature: whether it has a temperature.
+        statistics: whether it has batch statistics.
     """
 
     make: Callable[..., nn.Module]
@@ -122,7 +121,7 @@ CONVOLUTIONS = {
     "RotatedConv, mixture": Case(
         partial(RotatedConv, rotations=3), temperature=True, statistics=True
     ),
-    # With one kernel, nothing would look at a context.
+    # With one kernel, the context would be ignored.
     "RotatedConv, max": Case(
         partial(RotatedConv, rotations=3, pooling="max", num_kernels=2),
         temperature=True,
@@ -155,15 +154,15 @@ LAYERS = {
 }
 
 
-class Usual(NamedTuple):
-    """The usual case of a layer, and what has been compiled for it.
+class Compiled(NamedTuple):
+    """The usual case of a layer, compiled lazily and once for all tests of a process.
 
     Attributes:
         layer: the layer.
         variables: its variables, random.
         x: its input.
         apply: `layer.apply`, compiled.
-        train: the same with batch statistics that are mutable.
+        train: value and gradient of the parameters, and the new state, compiled: see `compile_training`.
         traces: one entry for each time that `apply` was traced.
     """
 
@@ -176,7 +175,7 @@ class Usual(NamedTuple):
 
 
 @functools.cache
-def usual(name):
+def compiled_case(name):
     case, traces = LAYERS[name], []
     layer, x = case.layer(), random_input(*case.shape)
 
@@ -185,9 +184,34 @@ def usual(name):
         traces.append(None)
         return layer.apply(variables, *args)
 
-    train = jax.jit(partial(layer.apply, mutable=["batch_stats"]))
-    return Usual(layer, filled(layer, x), x, apply, train, traces)
+    return Compiled(layer, filled(layer, x), x, apply, compile_training(layer), traces)
+
+
+def compile_training(layer):
+    """Compiles `(variables, x) -> (loss, (y, state)), gradient` in training.
+
+    The loss weighs the outputs at random: a norm at the end of a layer could keep the sum of their squares
+    constant.
+    """
+
+    @jax.jit
+    def train(variables, x):
+        def loss(params):
+            mutable = ["batch_stats", "intermediates"]
+            y, state = layer.apply({**variables, "params": params}, x, mutable=mutable)
+            return jnp.sum(y * random_input(*y.shape, seed=6)), (y, state)
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    return train
 
 
 def assert_trees_close(got, want, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, want)
+
+
+def assert_learns(gradient):
+    """Asserts that all parameters have a finite gradient that is not zero."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
+        name = jax.tree_util.keystr(path)
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, name

@@ -1,4 +1,4 @@
-"""ODConv once more, in numpy and with nothing shared with the library."""
+"""ODConv in numpy, with nothing shared with the library."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import oracle
 
 
 def attention_by_numpy(variables, context, kernel_size, norm="batch", statistics=None):
-    """(channel, filter, spatial, kernel) of section 3.2, None for a head that is not there."""
+    """Returns the weights (channel, filter, spatial, kernel) of section 3.2, None without a head."""
     params = variables["params"]["attention"]
     t = float(variables["attention"]["attention"]["temperature"])
     z = np.asarray(context) @ np.asarray(params["squeeze"]["kernel"])
@@ -39,13 +39,13 @@ def attention_by_numpy(variables, context, kernel_size, norm="batch", statistics
     return sigmoid("channel"), sigmoid("filter"), spatial, kernel
 
 
-def od_conv_by_definition(variables, x, weights, **window):
-    """One sample after another, with flax's own convolution."""
+def od_conv_by_definition(variables, x, weights, **geometry):
+    """Convolves one sample after another by `nn.Conv`."""
     channel, filters, spatial, mix = weights
     params = variables["params"]
     everywhere = (slice(None), *(None,) * (x.ndim - 2))
-    # Compiled because that is quicker than one operation after another.
-    convolve = jax.jit(partial(oracle.dynamic_conv, **window))
+    # Compiled for speed.
+    convolve = jax.jit(partial(oracle.dynamic_conv, **geometry))
     y = convolve(np.asarray(x) * channel[everywhere], params["kernel"], mix, spatial)
     y = np.asarray(y) if filters is None else np.asarray(y) * filters[everywhere]
     return y + np.asarray(params["bias"])

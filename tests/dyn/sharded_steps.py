@@ -1,6 +1,6 @@
-"""Gradients and train steps, compiled for a batch that is dealt out to a number of devices.
+"""Gradients and train steps, compiled for a batch that is sharded over a number of devices.
 
-As a program, on eight devices, it prints what compiling every layer for one, four and eight of them gives.
+As a program, on eight devices, it prints a report on every layer compiled for one, four and eight of them.
 """
 
 import json
@@ -18,13 +18,13 @@ BATCH = 8
 CASES = {
     "Conv": (Case(Conv), {}),
     **{name: (case, {}) for name, case in LAYERS.items()},
-    # A fixed number of gates is found by sorting.
+    # A fixed number of gates is chosen by sorting.
     "GatedConv, three kernels": (LAYERS["GatedConv, kernels"], {"active": 3}),
 }
 
 
 def shardings(devices=4):
-    """(the same on all of so many devices, its first axis shared out among them)"""
+    """Returns two shardings: replicated on all devices, and split along the first axis."""
     mesh = jax.make_mesh(
         (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
     )
@@ -32,7 +32,7 @@ def shardings(devices=4):
 
 
 def layer_gradient(name, devices, shape=None):
-    """A layer's gradient in training towards parameters and inputs, by the lowering it takes by itself."""
+    """Compiles a layer's gradient in training with respect to parameters and inputs."""
     (case, fields), (replicated, batch) = CASES[name], shardings(devices)
     layer = case.layer(**fields)
     x = jax.ShapeDtypeStruct(shape or (BATCH, *case.shape[1:]), jnp.float32)
@@ -56,7 +56,7 @@ def layer_gradient(name, devices, shape=None):
 
 
 def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1), devices=4):
-    """The compiled text of a train step of a tiny ResNet, its batch sharded over the devices."""
+    """Returns the compiled text of a train step of a tiny ResNet with a sharded batch."""
     net = ResNet(stage_sizes, block, num_classes=3, width=8, stem="small", conv=conv)
     x = jax.ShapeDtypeStruct((BATCH, 16, 16, 3), jnp.float32)
     y = jax.ShapeDtypeStruct((BATCH,), jnp.int32)
@@ -85,30 +85,30 @@ def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1), devices=4):
 
 
 def gathers(text):
-    """The lines of a compiled text in which a device gets samples of another."""
+    """Returns the lines of a compiled text in which a device receives samples of another."""
     collectives = ("all-gather", "all-to-all", "collective-permute")
     return [line for line in text.splitlines() if any(name in line for name in collectives)]
 
 
 def large(name):
-    """The shape of an input next to which parameters are few: what depends on them alone falls on all."""
+    """Returns the shape of an input much larger than the parameters, whose work all devices repeat."""
     shape = CASES[name][0].shape
     return (256, *(32,) * (len(shape) - 2), shape[-1])
 
 
 def report():
-    """Name to FLOPs of a device, by number of devices, and the lines that gather."""
-    found = {}
+    """Returns for each layer the FLOPs per device by number of devices, and the lines that gather."""
+    results = {}
     for name in CASES:
         compiled = {n: layer_gradient(name, n, large(name)) for n in (1, 4, 8)}
-        found[name] = {
+        results[name] = {
             "flops": {n: step.cost_analysis()["flops"] for n, step in compiled.items()},
             "reduces": [n for n, step in compiled.items() if "all-reduce" in step.as_text()],
             "gathers": [line for step in compiled.values() for line in gathers(step.as_text())],
         }
     text = train_step_text(partial(ODConv, num_kernels=4), devices=8)
-    found["network"] = {"reduces": "all-reduce" in text, "gathers": gathers(text)}
-    return found
+    results["network"] = {"reduces": "all-reduce" in text, "gathers": gathers(text)}
+    return results
 
 
 if __name__ == "__main__":

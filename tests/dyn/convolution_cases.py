@@ -1,0 +1,107 @@
+"""Cases of `dynamic_conv` that cover every geometry, for the tests of the lowerings."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import oracle
+
+from dyn.ops import LOWERINGS
+from dyn.ops.dynamic_conv import check_arguments
+from dyn.ops.geometry import resolve_geometry
+from dyn.ops.lowerings import why_unsupported
+
+CASES = {
+    "2d": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=3),
+    "2d taps": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=3, taps=True),
+    "2d one kernel, taps": dict(spatial=(5, 4), size=(3, 2), i=2, o=3, k=1, mix=None, taps=True),
+    "2d one kernel, nothing": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=1, mix=None),
+    "2d one weighed kernel": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=1),
+    "2d pointwise": dict(spatial=(5, 4), size=(1, 1), i=2, o=3, k=2, taps=True),
+    "2d strided": dict(spatial=(6, 5), size=(3, 3), i=2, o=3, k=2, taps=True, strides=(2, 3)),
+    "2d valid, dilated": dict(
+        spatial=(7, 6),
+        size=(3, 2),
+        i=2,
+        o=3,
+        k=2,
+        taps=True,
+        padding="VALID",
+        kernel_dilation=(2, 3),
+    ),
+    "2d same, strided, dilated": dict(
+        spatial=(7, 6), size=(3, 2), i=2, o=3, k=2, taps=True, strides=2, kernel_dilation=2
+    ),
+    "2d input dilated": dict(
+        spatial=(4, 3),
+        size=(3, 3),
+        i=2,
+        o=3,
+        k=2,
+        taps=True,
+        input_dilation=(2, 3),
+        padding=[(1, 1), (0, 3)],
+        strides=2,
+    ),
+    "2d pairs": dict(
+        spatial=(5, 4), size=(3, 3), i=2, o=3, k=2, taps=True, padding=[(0, 2), (3, 1)], strides=2
+    ),
+    "2d cropping": dict(
+        spatial=(7, 6), size=(3, 3), i=2, o=3, k=2, taps=True, padding=[(-1, 1), (1, -2)]
+    ),
+    "2d number": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=2, padding=2),
+    "2d circular": dict(
+        spatial=(5, 4), size=(3, 2), i=2, o=3, k=2, taps=True, padding="CIRCULAR", strides=2
+    ),
+    "2d reflect": dict(
+        spatial=(5, 6), size=(3, 2), i=2, o=3, k=2, padding="REFLECT", kernel_dilation=2
+    ),
+    "2d fewer positions than features": dict(
+        spatial=(2, 2), size=(3, 3), i=2, o=13, k=3, taps=True, strides=2
+    ),
+    "2d groups": dict(spatial=(5, 4), size=(3, 3), i=4, o=6, k=3, groups=2, taps=True),
+    "2d depthwise": dict(spatial=(5, 4), size=(3, 3), i=4, o=4, k=3, groups=4, taps=True),
+    "2d depthwise, multiplied": dict(
+        spatial=(5, 4), size=(3, 3), i=3, o=6, k=2, groups=3, taps=True
+    ),
+    "2d depthwise, one kernel": dict(
+        spatial=(5, 4), size=(3, 3), i=4, o=4, k=1, groups=4, mix=None, taps=True
+    ),
+    "2d pixel-wise": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=3, mix="pixel", strides=2),
+    "2d pixel-wise, taps, groups": dict(
+        spatial=(5, 4), size=(3, 3), i=2, o=4, k=3, groups=2, mix="pixel", taps=True
+    ),
+    "1d causal": dict(
+        spatial=(9,), size=(3,), i=2, o=3, k=2, taps=True, padding="CAUSAL", kernel_dilation=2
+    ),
+    "1d pixel-wise": dict(spatial=(6,), size=(3,), i=2, o=3, k=2, mix="pixel"),
+    "1d same, even kernel": dict(spatial=(9,), size=(4,), i=2, o=3, k=2, strides=2),
+    "3d": dict(spatial=(4, 3, 3), size=(2, 3, 2), i=2, o=3, k=2, taps=True, strides=(2, 1, 2)),
+    "3d pixel-wise": dict(spatial=(2, 3, 2), size=(1, 2, 2), i=2, o=2, k=2, mix="pixel"),
+}
+DESCRIPTION = ("spatial", "size", "i", "o", "k", "groups", "batch", "taps", "mix")
+
+
+def arguments(case):
+    """Returns the keywords of `dynamic_conv`, and of `nn.Conv`, that a case names."""
+    geometry = {name: value for name, value in case.items() if name not in DESCRIPTION}
+    return {**geometry, "feature_group_count": case.get("groups", 1)}
+
+
+@functools.cache
+def random_arrays(name, dtype):
+    """Returns random `(inputs, kernels, mix, taps)` of a case, None for those that it lacks."""
+    return oracle.random_case(jax.random.key(1), dtype, **CASES[name])
+
+
+def supported_lowerings(name):
+    """Returns the lowerings that can do a case."""
+    case = CASES[name]
+    x, w, mix, taps = random_arrays(name, jnp.float32)
+    geometry = {
+        "groups" if k == "feature_group_count" else k: v for k, v in arguments(case).items()
+    }
+    problem = check_arguments(
+        x, w, mix, taps, resolve_geometry(case["spatial"], case["size"], **geometry)
+    )
+    return [lowering for lowering in LOWERINGS if not why_unsupported(lowering, problem)]

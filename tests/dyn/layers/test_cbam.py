@@ -1,0 +1,189 @@
+"""CBAM against published numbers and an independent computation, with both norms of its spatial gate."""
+
+import itertools
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layer_cases import filled, init_shapes, random_input, shapes_of, sines
+
+from dyn.diagnostics import count_parameters
+from dyn.layers.attention import reduce_max
+from dyn.layers.cbam import CBAM
+
+# Parity with the authors' code, by numbers published with the formulas: all arrays are sines.
+
+
+def test_published_parity_vector():
+    x = sines((2, 32, 6, 6), 0.05, 1.0, 0.23).transpose(0, 2, 3, 1)
+    variables = {
+        "params": {
+            "channel": {
+                "reduce": {"kernel": sines((2, 32), 0.3, 0.3).T, "bias": sines((2,), 0.6, 0.3)},
+                "expand": {"kernel": sines((32, 2), 0.9, 0.3).T, "bias": sines((32,), 1.2, 0.3)},
+            },
+            "spatial": {
+                "conv": {"kernel": sines((1, 2, 7, 7), 1.5, 0.3).transpose(2, 3, 1, 0)},
+                "norm": {"scale": 1 + sines((1,), 1.8, 0.1), "bias": sines((1,), 2.1, 0.3)},
+            },
+        },
+        "batch_stats": {"spatial": {"norm": {"mean": np.array([0.05]), "var": np.array([1.2])}}},
+    }
+    layer = CBAM(param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(jnp.asarray, (variables, x))
+        assert shapes_of(variables) == shapes_of(init_shapes(layer, x))
+        y = np.asarray(jax.jit(layer.apply)(variables, x))
+    assert y.dtype == np.float64
+    y = y.transpose(0, 3, 1, 2).ravel()
+    sums = (2.3107395134, 368.5169362188)
+    np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
+    entries = (0.01585515, 0.07797857, 0.12263786, 0.16428686, 0.2343967)
+    np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+
+
+# The formulas in numpy.
+
+
+def sigmoid(v):
+    return 1 / (1 + np.exp(-v))
+
+
+def cbam_by_numpy(variables, x, norm, statistics):
+    """Returns `(output, channel weights, spatial weights)`."""
+    params = jax.tree.map(np.asarray, variables["params"])
+    space = tuple(range(1, x.ndim - 1))
+    reduce, expand = params["channel"]["reduce"], params["channel"]["expand"]
+
+    def perceptron(v):
+        z = np.maximum(v @ reduce["kernel"] + reduce["bias"], 0)
+        return z @ expand["kernel"] + expand["bias"]
+
+    channel = sigmoid(perceptron(x.mean(space)) + perceptron(x.max(space)))
+    u = x * channel.reshape(len(x), *(1,) * len(space), -1)
+
+    kernel = params["spatial"]["conv"]["kernel"]
+    size, shape = kernel.shape[:-2], x.shape[1:-1]
+    maps = np.stack([u.max(-1), u.mean(-1)], -1)
+    padded = np.pad(maps, [(0, 0), *((k // 2, k // 2) for k in size), (0, 0)])
+    z = np.zeros(x.shape[:-1])
+    for tap in itertools.product(*map(range, size)):
+        at = tuple(slice(t, t + n) for t, n in zip(tap, shape, strict=True))
+        z += padded[(slice(None), *at)] @ kernel[tap][:, 0]
+    if norm == "batch":
+        if statistics == "batch":
+            mean, var = z.mean(), z.var()
+        else:
+            running = variables["batch_stats"]["spatial"]["norm"]
+            mean, var = running["mean"], running["var"]
+        scale = params["spatial"]["norm"]
+        z = (z - mean) / np.sqrt(var + 1e-5) * scale["scale"] + scale["bias"]
+    return u * sigmoid(z)[..., None], channel, sigmoid(z)
+
+
+@pytest.mark.parametrize(("spatial", "norm"), [((9,), "batch"), ((3, 4, 2), "none")])
+def test_follows_the_formulas(spatial, norm):
+    fields = dict(reduction=1 / 4, kernel_size=3, spatial_norm=norm)
+    layer = CBAM(**fields, param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        x = random_input(3, *spatial, 8, dtype=np.float64)
+        variables = filled(layer, x, dtype=np.float64)
+        y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
+    want, channel, places = cbam_by_numpy(variables, np.asarray(x), norm, "running")
+    np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
+    (sown,) = state["intermediates"]["weights"]
+    np.testing.assert_allclose(sown["channel"], channel, rtol=1e-10)
+    np.testing.assert_allclose(sown["spatial"], places, rtol=1e-10)
+
+
+def test_uses_and_updates_batch_statistics_exactly_when_they_are_mutable():
+    x = random_input(3, 5, 4, 8)
+    layer = CBAM(kernel_size=3)
+    variables = filled(layer, x)
+    y, state = jax.jit(partial(layer.apply, mutable=["batch_stats"]))(variables, x)
+    want, channel, _ = cbam_by_numpy(variables, np.asarray(x), "batch", "batch")
+    np.testing.assert_allclose(y, want, rtol=1e-3, atol=1e-4)
+    # A hundredth of the way to the batch's mean: torch's momentum 0.01.
+    u = np.asarray(x) * channel[:, None, None]
+    maps = jnp.asarray(np.stack([u.max(-1), u.mean(-1)], -1), jnp.float32)
+    kernel = {"params": {"kernel": variables["params"]["spatial"]["conv"]["kernel"]}}
+    mean = nn.Conv(1, (3, 3), use_bias=False).apply(kernel, maps).mean()
+    before, after = (v["batch_stats"]["spatial"]["norm"]["mean"] for v in (variables, state))
+    np.testing.assert_allclose(after, 0.99 * before + 0.01 * mean, rtol=1e-4)
+
+
+def test_every_position_is_weighed_one_half_at_the_start():
+    x = random_input(3, 5, 4, 32)
+    layer = CBAM()
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    _, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
+    (sown,) = state["intermediates"]["weights"]
+    np.testing.assert_array_equal(sown["spatial"], np.full((3, 5, 4), 0.5))
+    assert np.ptp(sown["channel"]) > 0
+
+
+# Parameters.
+
+
+@pytest.mark.parametrize(("norm", "more"), [("batch", 2), ("none", 0)])
+def test_parameters(norm, more):
+    x = jax.ShapeDtypeStruct((2, 9, 9, 64), jnp.float32)
+    variables = init_shapes(CBAM(spatial_norm=norm), x)
+    want = {
+        "channel/reduce/kernel": (64, 4),
+        "channel/reduce/bias": (4,),
+        "channel/expand/kernel": (4, 64),
+        "channel/expand/bias": (64,),
+        "spatial/conv/kernel": (7, 7, 2, 1),
+    }
+    if norm == "batch":
+        want |= {"spatial/norm/scale": (1,), "spatial/norm/bias": (1,)}
+    assert shapes_of(variables["params"]) == want
+    assert ("batch_stats" in variables) == (norm == "batch")
+    assert count_parameters(variables["params"]) == 2 * 64 * 4 + 4 + 64 + 98 + more
+
+
+# Gradients, dtypes and errors.
+
+
+def test_keeps_the_dtype_and_weighs_in_float32():
+    x = random_input(2, 5, 5, 8).astype(jnp.bfloat16)
+    layer = CBAM()
+    apply = jax.jit(partial(layer.apply, mutable=["intermediates", "batch_stats"]))
+    y, state = apply(filled(layer, x), x)
+    assert y.dtype == jnp.bfloat16 and y.shape == x.shape
+    assert {w.dtype for w in jax.tree.leaves(state["intermediates"])} == {jnp.dtype("float32")}
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "dtype", "message"),
+    [
+        (CBAM(), (2, 5, 5, 8), int, "floating point"),
+        (CBAM(), (2, 8), float, "more axes"),
+        (CBAM(spatial_norm="layer"), (2, 5, 8), float, "write 'batch' or 'none'"),
+    ],
+)
+def test_impossible_inputs_are_refused(layer, shape, dtype, message):
+    with pytest.raises(ValueError, match=message):
+        init_shapes(layer, jnp.ones(shape, dtype))
+
+
+def test_batch_statistics_of_one_position_are_refused():
+    x = random_input(1, 1, 1, 8)
+    variables = filled(CBAM(), x)
+    with pytest.raises(ValueError, match="batch of size 1"):
+        CBAM().apply(variables, x, mutable=["batch_stats"])
+    jax.jit(CBAM().apply)(variables, x)
+    jax.jit(partial(CBAM(use_running_average=True).apply, mutable=["batch_stats"]))(variables, x)
+
+
+def test_reduce_max_has_its_gradient_at_the_first_maximum():
+    x = jnp.asarray(np.random.default_rng(0).integers(0, 4, (2, 3, 4, 5)), jnp.float32)
+    for axes in (-1, (1, 2), (1, 2, 3)):
+        np.testing.assert_array_equal(reduce_max(x, axes), jnp.max(x, axes))
+        gradient = np.asarray(jax.grad(lambda x, axes=axes: reduce_max(x, axes).sum())(x))
+        assert (gradient.sum(axes) == 1).all() and set(np.unique(gradient)) == {0, 1}
+        np.testing.assert_array_equal((gradient * x).sum(axes), jnp.max(x, axes))

@@ -1,0 +1,140 @@
+"""DynamicConv against published numbers, an independent computation, and `nn.Conv`."""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from layer_cases import filled, init_shapes, random_input, shapes_of, sines
+
+from dyn.layers.dynamic_conv import DynamicConv
+from dyn.schedules import set_temperature
+
+# Parity with a re-implementation, by numbers published with the formulas: all arrays are sines.
+
+
+def test_published_parity_vector():
+    # That code squeezes 4 channels to int(4 / 4) + 1.
+    layer = DynamicConv(6, (3, 3), padding=1, num_kernels=4, min_squeeze=2, param_dtype=jnp.float64)
+    x = sines((2, 4, 5, 5), 0.05, 1.0, 0.23).transpose(0, 2, 3, 1)
+    variables = {
+        "params": {
+            "kernel": sines((4, 6, 4, 3, 3), 0.7).transpose(0, 3, 4, 2, 1),
+            "bias": sines((4, 6), 0.9),
+            "attention": {
+                "squeeze": {"kernel": sines((2, 4), 0.1).T},
+                "kernel": {"kernel": sines((4, 2), 1.0, 3.0).T, "bias": sines((4,), 2.0)},
+            },
+        },
+        "attention": {"attention": {"temperature": np.asarray(31.0)}},
+    }
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(jnp.asarray, (variables, x))
+        assert shapes_of(variables) == shapes_of(init_shapes(layer, x))
+        y = np.asarray(jax.jit(layer.apply)(variables, x))
+    assert y.dtype == np.float64
+    y = y.transpose(0, 3, 1, 2).ravel()
+    sums = (27.8582934094, 46.1700000166)
+    np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
+    entries = (0.03852808, 0.05438972, 0.08794548, 0.1230944, -0.03931489)
+    np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+
+
+# The formulas in numpy.
+
+
+def mix_by_numpy(variables, context):
+    params = variables["params"]["attention"]
+    z = np.maximum(np.asarray(context) @ np.asarray(params["squeeze"]["kernel"]), 0)
+    logits = z @ np.asarray(params["kernel"]["kernel"]) + np.asarray(params["kernel"]["bias"])
+    mix = np.exp(logits / float(variables["attention"]["attention"]["temperature"]))
+    return mix / mix.sum(1, keepdims=True)
+
+
+CASES = {
+    "2d": ((3, 5, 6, 4), dict(kernel_size=(3, 2), strides=(2, 1)), False),
+    "pointwise, no bias": ((3, 5, 6, 4), dict(kernel_size=(1, 1), use_bias=False), True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_follows_the_formulas(name):
+    shape, fields, with_context = CASES[name]
+    layer = DynamicConv(6, **fields, num_kernels=3, param_dtype=jnp.float64)
+    window = {k: v for k, v in fields.items() if k not in ("kernel_size", "use_bias")}
+    with jax.enable_x64(True):
+        x = random_input(*shape, dtype=np.float64)
+        context = random_input(shape[0], 7, seed=2, dtype=np.float64)
+        args = (x, context) if with_context else (x,)
+        variables = filled(layer, *args, dtype=np.float64)
+        y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, *args)
+        pooled = np.asarray(x).mean(tuple(range(1, x.ndim - 1)))
+        mix = mix_by_numpy(variables, context if with_context else pooled)
+        params = variables["params"]
+        want = np.asarray(jax.jit(partial(oracle.dynamic_conv, **window))(x, params["kernel"], mix))
+        if layer.use_bias:
+            bias = mix @ params["bias"]
+            want = want + bias.reshape(len(mix), *(1,) * (x.ndim - 2), 6)
+    np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
+    (sown,) = state["intermediates"]["attention"]["weights"]
+    np.testing.assert_allclose(sown["kernel"], mix, rtol=1e-12)
+
+
+def test_biases_are_mixed_and_not_shared():
+    """With kernels of zeros the output is the mixture of the biases, another for each sample."""
+    x = 5 * random_input(3, 4, 4, 2)
+    layer = DynamicConv(5, (3, 3), num_kernels=3)
+    variables = set_temperature(filled(layer, x), 0.1)
+    variables["params"]["kernel"] *= 0.0
+    y = np.asarray(jax.jit(layer.apply)(variables, x))
+    want = mix_by_numpy(variables, np.asarray(x).mean((1, 2))) @ variables["params"]["bias"]
+    np.testing.assert_allclose(y, np.broadcast_to(want[:, None, None], y.shape), rtol=1e-5)
+    assert np.ptp(want, axis=0).min() > 1e-3
+
+
+def test_a_high_temperature_makes_the_mixture_uniform():
+    x = random_input(3, 5, 5, 4)
+    layer = DynamicConv(6, (3, 3), num_kernels=4)
+    variables = set_temperature(filled(layer, x), 1e6)
+    params = variables["params"]
+    static = {name: np.asarray(params[name]).mean(0) for name in ("kernel", "bias")}
+    want = nn.Conv(6, (3, 3)).apply({"params": static}, x)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_one_kernel_is_a_static_convolution():
+    x = random_input(3, 5, 5, 4)
+    layer = DynamicConv(6, (3, 3), num_kernels=1)
+    variables = filled(layer, x)
+    assert set(variables) == {"params"} and set(variables["params"]) == {"kernel", "bias"}
+    static = {name: value[0] for name, value in variables["params"].items()}
+    want = nn.Conv(6, (3, 3)).apply({"params": static}, x)
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+# Parameters.
+
+
+def test_every_candidate_starts_like_a_single_kernel():
+    """Normal with variance 2 / fan_out; biases zero."""
+    size = (3, 2)
+    x = jnp.ones((2, *size, 64))
+    layer = DynamicConv(96, size, num_kernels=3)
+    params = jax.jit(layer.init)(jax.random.key(0), x)["params"]
+    std = np.sqrt(2 / (96 * math.prod(size)))
+    for candidate in params["kernel"]:
+        assert np.std(candidate) == pytest.approx(std, rel=0.05)
+        assert np.mean(candidate) == pytest.approx(0, abs=0.05 * std)
+    assert not np.array_equal(params["kernel"][0], params["kernel"][1])
+    np.testing.assert_array_equal(params["bias"], np.zeros((3, 96)))
+
+
+@pytest.mark.parametrize(("channels", "squeezed"), [(3, 4), (16, 4), (64, 16), (99, 24)])
+def test_squeeze_is_a_quarter_with_a_least_size(channels, squeezed):
+    x = jax.ShapeDtypeStruct((2, 4, 4, channels), jnp.float32)
+    params = init_shapes(DynamicConv(2, (1, 1)), x)["params"]["attention"]
+    assert params["squeeze"]["kernel"].shape == (channels, squeezed)

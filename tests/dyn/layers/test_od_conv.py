@@ -1,0 +1,246 @@
+"""ODConv against published numbers, an independent computation, and `nn.Conv`."""
+
+import math
+from functools import partial
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layer_cases import filled, random_input, shapes_of, sines
+from od_conv_oracle import attention_by_numpy, od_conv_by_definition
+
+from dyn.layers import ODConv
+from dyn.schedules import set_temperature
+
+# Parity with the authors' code, by numbers published with the formulas: all arrays are sines.
+
+
+PARITY = {
+    "OD-A": (
+        dict(features=6, num_kernels=4, strides=1),
+        1.0,
+        (-0.2474104704, 5.6565939282),
+        (-0.02704542, -0.03228635, -0.02701181, -0.02031463, -0.01024262),
+    ),
+    "OD-B": (
+        dict(features=6, num_kernels=4, strides=2, feature_group_count=2),
+        30.0,
+        (-0.0171739103, 2.1733143118),
+        (0.0055553, 0.02314239, 0.01993977, 0.01918275, 0.01387998),
+    ),
+    "OD-C": (
+        dict(features=4, num_kernels=2, feature_group_count=4),
+        1.0,
+        (1.6865131677, 50.9333978097),
+        (-0.19255884, -0.19619766, -0.15400308, -0.10369758, -0.12592383),
+    ),
+    "OD-D": (
+        dict(features=6, num_kernels=1, kernel_size=(1, 1), padding=0),
+        1.0,
+        (1.0922175351, 53.6946449472),
+        (-0.30296597, -0.22755278, -0.14015502, -0.04537569, 0.04802693),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PARITY)
+def test_published_parity_vector(name):
+    fields, temperature, sums, entries = PARITY[name]
+    fields = {"kernel_size": (3, 3), "padding": 1, **fields}
+    layer = ODConv(**fields, use_bias=False, param_dtype=jnp.float64)
+    channels, squeezed = 4, 16
+    k, o, groups = layer.num_kernels, layer.features, layer.feature_group_count
+
+    # Everything is made in torch's layout and then transposed to ours.
+    x = sines((2, channels, 5, 5), 0.05, 1.0, 0.23).transpose(0, 2, 3, 1)
+    kernel = sines((k, o, channels // groups, *layer.kernel_size), 0.7).transpose(0, 3, 4, 2, 1)
+
+    def head(size, phase):
+        return {"kernel": sines((size, squeezed), phase).T, "bias": sines((size,), phase + 1)}
+
+    heads = {"channel": head(channels, 1.0)}
+    if not groups == channels == o:
+        heads["filter"] = head(o, 2.0)
+    if layer.kernel_size != (1, 1):
+        heads["spatial"] = head(math.prod(layer.kernel_size), 3.0)
+    if k > 1:
+        heads["kernel"] = head(k, 4.0)
+    vector = (squeezed,)
+    variables = {
+        "params": {
+            "kernel": kernel,
+            "attention": {
+                "squeeze": {"kernel": sines((squeezed, channels), 0.1).T},
+                "norm": {"scale": 1 + sines(vector, 0.2, 0.1), "bias": sines(vector, 0.3, 0.1)},
+                **heads,
+            },
+        },
+        "batch_stats": {
+            "attention": {
+                "norm": {"mean": sines(vector, 0.4, 0.1), "var": 1 + sines(vector, 0.5, 0.2)}
+            }
+        },
+        "attention": {"attention": {"temperature": np.asarray(temperature)}},
+    }
+    with jax.enable_x64(True):
+        variables = jax.tree.map(jnp.asarray, variables)
+        x = jnp.asarray(x)
+        assert shapes_of(variables) == shapes_of(filled(layer, x))
+        y = np.asarray(jax.jit(layer.apply)(variables, x))
+    assert y.dtype == np.float64
+    y = y.transpose(0, 3, 1, 2).ravel()
+    # Sums are printed with ten digits after the point, entries with eight.
+    np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
+    np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+
+
+# The formulas in numpy.
+
+
+@pytest.mark.parametrize(
+    ("case", "norm"), [("usual", "batch"), ("depthwise", "layer"), ("pointwise", "none")]
+)
+def test_follows_the_formulas(case, norm):
+    fields = {
+        "usual": dict(features=6, kernel_size=(3, 2), strides=2, num_kernels=3),
+        "depthwise": dict(features=4, kernel_size=(3, 3), feature_group_count=4, num_kernels=1),
+        "pointwise": dict(features=6, kernel_size=(1, 1), num_kernels=2),
+    }[case]
+    layer = ODConv(**fields, attention_norm=norm, param_dtype=jnp.float64)
+    with jax.enable_x64(True):
+        x = random_input(3, 5, 4, 4, dtype=np.float64)
+        variables = set_temperature(filled(layer, x, dtype=np.float64), 1.7)
+        # flax's LayerNorm needs promotion in float64.
+        with jax.numpy_dtype_promotion("standard" if norm == "layer" else "strict"):
+            y = jax.jit(layer.apply)(variables, x)
+        weights = attention_by_numpy(variables, np.asarray(x).mean((1, 2)), layer.kernel_size, norm)
+        window = dict(strides=layer.strides, feature_group_count=layer.feature_group_count)
+        want = od_conv_by_definition(variables, x, weights, **window)
+    np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
+
+
+# Once attention is constant.
+
+
+# Kernels of a different form.
+FORMS = {
+    "groups": dict(x=(3, 6, 5, 4), kernel_size=(3, 2), strides=(2, 3), feature_group_count=2),
+    "depthwise, multiplied": dict(x=(3, 6, 5, 3), kernel_size=(3, 3), feature_group_count=3),
+    "one kernel": dict(x=(3, 9, 4), kernel_size=3, num_kernels=1, use_bias=False),
+}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_is_flax_conv_once_attention_is_constant(name):
+    """With zero head kernels attention is sigmoid(b / T) or softmax(b / T), whatever the input.
+
+    The layer is then a convolution with the kernel a_f a_s a_c sum_k a_w[k] W_k.
+    """
+    fields = dict(FORMS[name])
+    x = random_input(*fields.pop("x"))
+    num_kernels = fields.pop("num_kernels", 2)
+    conv = nn.Conv(6, **fields)
+    layer = ODConv(6, **fields, num_kernels=num_kernels)
+    variables = set_temperature(filled(layer, x), 2.0)
+    params = variables["params"]
+    heads = [n for n in params["attention"] if n in ("channel", "filter", "spatial", "kernel")]
+    for head in heads:
+        params["attention"][head]["kernel"] *= 0.0
+
+    bias = {head: np.asarray(params["attention"][head]["bias"]) / 2.0 for head in heads}
+    weight = {head: 1 / (1 + np.exp(-b)) for head, b in bias.items()}
+    kernels = np.asarray(params["kernel"])
+    size, (i, o) = kernels.shape[1:-2], kernels.shape[-2:]
+    groups = fields.get("feature_group_count", 1)
+    mix = np.exp(bias["kernel"]) / np.exp(bias["kernel"]).sum() if num_kernels > 1 else np.ones(1)
+    kernel = np.einsum("k,k...->...", mix, kernels)
+    if "spatial" in weight:
+        kernel = kernel * weight["spatial"].reshape(*size, 1, 1)
+    if "filter" in weight:
+        kernel = kernel * weight["filter"]
+    # Output o belongs to group o // (O / G), whose inputs are the I / G channels from there.
+    of_output = np.repeat(weight["channel"].reshape(groups, i), o // groups, axis=0)
+    kernel = kernel * of_output.T
+
+    static = {"kernel": jnp.asarray(kernel, jnp.float32)}
+    if layer.use_bias:
+        static["bias"] = params["bias"]
+    got, want = jax.jit(lambda v, s: (layer.apply(v, x), conv.apply(s, x)))(
+        variables, {"params": static}
+    )
+    assert got.shape == want.shape and got.dtype == want.dtype
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+# Context, temperature and statistics.
+
+
+def test_temperature_divides_every_logit():
+    x = random_input(3, 5, 5, 4)
+    layer = ODConv(6, (3, 3), num_kernels=3)
+    variables = filled(layer, x)
+    apply = jax.jit(partial(layer.apply, mutable=["intermediates"]))
+    for t in (1.0, 30.0):
+        variables = set_temperature(variables, t)
+        _, state = apply(variables, x)
+        got = state["intermediates"]["attention"]["weights"][0]
+        want = attention_by_numpy(variables, np.asarray(x).mean((1, 2)), (3, 3))
+        for name, expected in zip(("channel", "filter", "spatial", "kernel"), want, strict=True):
+            np.testing.assert_allclose(got[name], expected, rtol=1e-5)
+    # At 30 the mixture is almost uniform.
+    np.testing.assert_allclose(got["kernel"], 1 / 3, atol=0.02)
+
+
+def test_attention_looks_at_the_context():
+    axes = (3, 2)
+    x = random_input(*axes, 5, 5, 4)
+    context = random_input(*axes, 7, seed=2)
+    layer = ODConv(6, (3, 3), num_kernels=2)
+    variables = filled(layer, x, context)
+    assert variables["params"]["attention"]["squeeze"]["kernel"].shape == (7, 16)
+    got = jax.jit(layer.apply)(variables, x, context=context)
+    weights = attention_by_numpy(variables, np.asarray(context).reshape(-1, 7), (3, 3))
+    want = od_conv_by_definition(variables, x.reshape(-1, 5, 5, 4), weights)
+    np.testing.assert_allclose(got, want.reshape(*axes, 5, 5, 6), rtol=1e-4, atol=1e-5)
+
+
+def test_batch_statistics_are_used_exactly_when_they_are_mutable():
+    x = random_input(5, 5, 5, 4)
+    layer = ODConv(6, (3, 3), num_kernels=2)
+    variables = filled(layer, x)
+    context = np.asarray(x).mean((1, 2))
+    running = od_conv_by_definition(
+        variables, x, attention_by_numpy(variables, context, (3, 3), statistics="running")
+    )
+    batch = od_conv_by_definition(
+        variables, x, attention_by_numpy(variables, context, (3, 3), statistics="batch")
+    )
+    assert np.abs(running - batch).max() > 0.01
+
+    @jax.jit
+    def compute(variables):
+        return layer.apply(variables, x), layer.apply(variables, x, mutable=["batch_stats"])
+
+    inference, (y, state) = compute(variables)
+    np.testing.assert_allclose(inference, running, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(y, batch, rtol=1e-4, atol=1e-5)
+    # torch's momentum 0.1 is flax's 0.9.
+    z = context @ np.asarray(variables["params"]["attention"]["squeeze"]["kernel"])
+    before = variables["batch_stats"]["attention"]["norm"]
+    after = state["batch_stats"]["attention"]["norm"]
+    for name, now in (("mean", z.mean(0)), ("var", z.var(0))):
+        np.testing.assert_allclose(after[name], 0.9 * before[name] + 0.1 * now, rtol=1e-4)
+
+
+def test_with_layer_norm_a_sample_does_not_depend_on_its_batch():
+    x = random_input(3, 5, 5, 4)
+    layer = ODConv(6, (3, 3), num_kernels=3, attention_norm="layer")
+    variables = filled(layer, x)
+    apply = jax.jit(partial(layer.apply, mutable=["batch_stats", "intermediates"]))
+    y, state = apply(variables, x)
+    alone, _ = apply(variables, x[1:2])
+    np.testing.assert_allclose(alone, y[1:2], rtol=1e-5, atol=1e-6)
+    mix = state["intermediates"]["attention"]["weights"][0]["kernel"]
+    assert np.abs(mix[0] - mix[1]).max() > 1e-3

@@ -1,0 +1,65 @@
+"""No layer and no lowering that 'auto' may choose gathers a batch sharded over four devices."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import pytest
+from sharded_steps import BATCH, CASES, gathers, layer_gradient, shardings, train_step_text
+
+from dyn.layers import ODConv
+from dyn.models import Bottleneck
+from dyn.ops import dynamic_conv, explain, lowerings
+
+pytestmark = pytest.mark.matrix
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_gradient_of_no_layer_gathers(name):
+    """In training, with respect to parameters and inputs, with the lowering that 'auto' chooses."""
+    text = layer_gradient(name, devices=4).as_text()
+    assert "all-reduce" in text
+    assert not gathers(text)
+
+
+# One block, which has a strided and an unstrided convolution.
+ONE_BLOCK = (0, 1)
+
+
+@pytest.mark.parametrize("lowering", ["taps", "patches", "shared"])
+def test_lowerings_that_auto_may_choose_gather_nothing(lowering):
+    conv = partial(ODConv, num_kernels=4, lowering=lowering)
+    text = train_step_text(conv, stage_sizes=ONE_BLOCK)
+    assert "all-reduce" in text
+    assert not gathers(text)
+
+
+def test_mixing_outputs_gathers_nothing():
+    """`outputs` cannot do tap attention, so it is compiled for the 1x1 convolutions of a bottleneck."""
+
+    def conv(features, kernel_size, strides, **fields):
+        lowering = "outputs" if set(kernel_size) == {1} else "shared"
+        return ODConv(features, kernel_size, strides, num_kernels=4, lowering=lowering, **fields)
+
+    text = train_step_text(conv, Bottleneck, ONE_BLOCK)
+    assert "all-reduce" in text
+    assert not gathers(text)
+
+
+def test_the_reference_gathers():
+    """The control: the other tests would notice a lowering that gathers."""
+    conv = partial(ODConv, num_kernels=4, lowering="reference")
+    text = train_step_text(conv, stage_sizes=ONE_BLOCK)
+    assert any("all-gather" in line for line in gathers(text))
+
+
+def test_chunks_of_samples_gather_so_auto_avoids_them(capsys, monkeypatch):
+    monkeypatch.setattr(lowerings, "CHUNK_BYTES", 1)  # one sample at a time
+    jax.clear_caches()
+    x, w = jnp.ones((BATCH, 4, 4, 2)), jnp.ones((2, 3, 3, 2, 2))
+    mix = jnp.ones((BATCH, 2))
+    x, mix = jax.device_put((x, mix), shardings()[1])
+    looped = jax.jit(partial(dynamic_conv, lowering="samples"))
+    assert gathers(looped.lower(x, w, mix).compile().as_text())
+    explain(x, w, mix, platform="cpu")
+    assert "gathers a batch that is sharded" in capsys.readouterr().out

@@ -1,0 +1,179 @@
+"""SpectralNormConv against singular value decompositions, and against the ordinary layer."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from layer_cases import filled, random_input
+
+from dyn.layers.spectral_norm import SpectralNormConv, spectral_norms
+from dyn.schedules import set_temperature
+
+
+def largest_singular_values(kernel):
+    """Returns the largest singular value of each candidate `[*k, i, O]`, by SVD."""
+    return [np.linalg.svd(np.reshape(w, (-1, w.shape[-1])), compute_uv=False)[0] for w in kernel]
+
+
+FIELDS = {
+    "one kernel": dict(features=6, kernel_size=(3, 3)),
+    "groups": dict(features=6, kernel_size=(3, 2), num_kernels=3, feature_group_count=2),
+}
+
+
+@pytest.mark.parametrize("name", ["one kernel", "groups"])
+def test_sigma_of_each_candidate_is_the_svd_s_after_fifty_steps(name):
+    layer = SpectralNormConv(**FIELDS[name])
+    x = random_input(2, 5, 5, 4)
+    variables = jax.jit(layer.init)(jax.random.key(1), x)
+    # Candidates of very different norms: the stack's would be wrong for all but the largest.
+    scale = 10.0 ** np.arange(layer.num_kernels).reshape(-1, 1, 1, 1, 1)
+    variables["params"]["kernel"] *= scale.astype(np.float32)
+
+    @jax.jit
+    def step(variables):
+        _, kept = layer.apply(variables, x, mutable=["batch_stats", "intermediates"])
+        batch_stats = {**variables["batch_stats"], **kept["batch_stats"]}
+        return {**variables, "batch_stats": batch_stats}, kept["intermediates"]["sigma"][0]
+
+    for _ in range(50):
+        variables, sigma = step(variables)
+    want = largest_singular_values(np.asarray(variables["params"]["kernel"], np.float64))
+    np.testing.assert_allclose(sigma, want, rtol=1e-3)
+
+
+def test_fifty_steps_at_once_are_fifty_calls():
+    x = random_input(2, 5, 5, 4)
+    at_once = SpectralNormConv(6, (3, 3), num_kernels=2, n_steps=50)
+    variables = filled(at_once, x)
+    _, kept = jax.jit(lambda v: at_once.apply(v, x, mutable=["batch_stats", "intermediates"]))(
+        variables
+    )
+    want = largest_singular_values(np.asarray(variables["params"]["kernel"], np.float64))
+    np.testing.assert_allclose(kept["intermediates"]["sigma"][0], want, rtol=1e-3)
+
+    calls = SpectralNormConv(6, (3, 3), num_kernels=2)
+    apply = jax.jit(lambda v: calls.apply(v, x, mutable=["batch_stats"]))
+    for _ in range(50):
+        variables["batch_stats"] = apply(variables)[1]["batch_stats"]
+    np.testing.assert_allclose(
+        variables["batch_stats"]["u"], kept["batch_stats"]["u"], rtol=1e-3, atol=1e-4
+    )
+
+
+def test_candidates_are_normalised_separately():
+    """A layer wrapped in `nn.SpectralNorm` would use the norm of the stack."""
+    alone, u = random_input(1, 9, 6), random_input(1, 6, seed=1)
+    neighbours = 100 * random_input(3, 9, 6, seed=2)
+    _, want = spectral_norms(alone, u, 50)
+    _, got = spectral_norms(jnp.concatenate([alone, neighbours]), jnp.tile(u, (4, 1)), 50)
+    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
+    stack = np.linalg.svd(np.asarray(jnp.concatenate([alone, neighbours])).reshape(-1, 6))[1][0]
+    assert stack > 10 * want[0]
+
+
+def test_every_mixture_has_norm_at_most_one():
+    layer = SpectralNormConv(6, (3, 3), num_kernels=3, n_steps=100)
+    x = random_input(8, 5, 5, 4)
+    _, kept = jax.jit(lambda v: layer.apply(v, x, mutable=["intermediates"]))(filled(layer, x))
+    mix = np.asarray(kept["intermediates"]["attention"]["weights"][0]["kernel"])
+    np.testing.assert_allclose(mix.sum(1), 1, rtol=1e-6)
+    kernel = np.asarray(filled(layer, x)["params"]["kernel"])
+    sigma = np.asarray(kept["intermediates"]["sigma"][0])
+    mixed = np.einsum("bk,k...->b...", mix, kernel / sigma.reshape(-1, 1, 1, 1, 1))
+    norms = largest_singular_values(mixed)
+    assert max(norms) <= 1 + 1e-4 and min(norms) < 0.95
+
+
+def test_one_kernel_is_flax_s_own_spectral_norm():
+    """After fifty steps from the same u, which flax stores as `[1, O]`."""
+    ours = SpectralNormConv(6, (3, 3), strides=2, padding=1, n_steps=50)
+    theirs = nn.SpectralNorm(nn.Conv(6, (3, 3), strides=2, padding=1), n_steps=50)
+    x = random_input(2, 6, 5, 4)
+    variables = filled(ours, x)
+    params = variables["params"]
+    static = {
+        "params": {"layer_instance": {"kernel": params["kernel"][0], "bias": params["bias"]}},
+        "batch_stats": {
+            "layer_instance/kernel/u": variables["batch_stats"]["u"],
+            "layer_instance/kernel/sigma": jnp.ones(()),
+        },
+    }
+    want, _ = jax.jit(lambda v: theirs.apply(v, x, update_stats=True, mutable=["batch_stats"]))(
+        static
+    )
+    got = jax.jit(lambda v: ours.apply(v, x))(variables)
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["one kernel", "groups"])
+def test_follows_the_formula(name):
+    layer = SpectralNormConv(**FIELDS[name], strides=2)
+    x = random_input(3, 5, 4, 4)
+    variables = filled(layer, x)
+    variables = set_temperature(variables, 1.7)
+    params = jax.tree.map(np.asarray, variables["params"])
+    u = np.asarray(variables["batch_stats"]["u"])
+    kernel, mix = [], None
+    for w, u_k in zip(params["kernel"], u, strict=True):
+        m = w.reshape(-1, w.shape[-1])
+        v = m @ u_k / np.linalg.norm(m @ u_k)
+        kernel.append(w / np.linalg.norm(m.T @ v))
+    if layer.num_kernels > 1:
+        attention = params["attention"]
+        z = np.maximum(np.asarray(x).mean((1, 2)) @ attention["squeeze"]["kernel"], 0)
+        logits = z @ attention["kernel"]["kernel"] + attention["kernel"]["bias"]
+        mix = np.exp(logits / 1.7)
+        mix = mix / mix.sum(1, keepdims=True)
+    convolve = jax.jit(
+        lambda x, w, mix: oracle.dynamic_conv(
+            x, w, mix, strides=2, feature_group_count=layer.feature_group_count
+        )
+    )
+    want = convolve(x, jnp.asarray(np.stack(kernel)), mix) + params["bias"]
+    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_u_moves_exactly_when_batch_stats_is_mutable():
+    layer = SpectralNormConv(6, (3, 3), num_kernels=2)
+    x = random_input(2, 5, 5, 4)
+    variables = jax.jit(layer.init)(jax.random.key(0), x)
+    before = variables["batch_stats"]["u"]
+    assert before.shape == (2, 6)
+    np.testing.assert_allclose(np.linalg.norm(before, axis=1), 1, rtol=1e-5)
+    assert not np.allclose(before[0], before[1])
+
+    still = jax.jit(layer.apply)(variables, x)
+    y, kept = jax.jit(lambda v: layer.apply(v, x, mutable=["batch_stats"]))(variables)
+    # Both take the same step, and one stores it.
+    np.testing.assert_allclose(y, still, rtol=1e-5, atol=1e-6)
+    _, untouched = layer.apply(variables, x, mutable=["intermediates"])
+    assert "batch_stats" not in untouched
+    after = kept["batch_stats"]["u"]
+    assert not np.allclose(after, before)
+    np.testing.assert_allclose(np.linalg.norm(after, axis=1), 1, rtol=1e-5)
+
+
+def test_the_gradient_is_the_paper_s():
+    """d sigma / d W = u v^T, with u and v constant."""
+    matrices, u = random_input(2, 5, 3), random_input(2, 3, seed=1)
+
+    def total(matrices):
+        return spectral_norms(matrices, u, 1)[1].sum()
+
+    after, _ = spectral_norms(matrices, u, 1)
+    v = jnp.einsum("kno,ko->kn", matrices, u)
+    v = v / jnp.linalg.norm(v, axis=1, keepdims=True)
+    want = jnp.einsum("kn,ko->kno", v, after)
+    np.testing.assert_allclose(jax.jit(jax.grad(total))(matrices), want, rtol=1e-5, atol=1e-6)
+
+
+def test_gradients_are_finite_for_kernels_of_zeros():
+    layer = SpectralNormConv(6, (3, 3), num_kernels=2)
+    x = random_input(2, 5, 5, 4)
+    variables = filled(layer, x)
+    variables["params"]["kernel"] *= 0
+    loss = jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, x) ** 2)))
+    assert all(np.isfinite(g).all() for g in jax.tree.leaves(loss(variables)))

@@ -1,0 +1,160 @@
+"""Networks whose convolutions share warehouses: their parameters, their gradients, and the plan."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layer_cases import filled, init_shapes, random_input, shapes_of
+
+from dyn.layers import KernelShape, Warehouse, WarehouseConv, Warehouses, by_stage, share_kernels
+from dyn.models import BasicBlock, ResNet, ResNet18
+
+
+def resnet18(x, *, network=None, **fields):
+    """Returns the paper's ResNet-18, whose shortcuts share warehouses too."""
+    network = {"num_classes": 1000, **(network or {})}
+    return share_kernels(lambda conv: ResNet18(**network, conv=conv, shortcut=conv), x, **fields)
+
+
+class Nested(nn.Module):
+    """Contains a network, whose paths are then longer."""
+
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        return self.network(x, train)
+
+
+def test_a_small_nested_resnet_trains_all_its_cells():
+    x = random_input(4, 8, 8, 3)
+    small = dict(width=4, stem="small", num_classes=3)
+    net = resnet18(x, network=small, lowering="taps")
+    net = Nested(net)
+    variables = filled(net, x)
+    assert set(variables["params"]["network"]["conv"]) == {"stage1", "stage2", "stage3", "stage4"}
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            logits, _ = net.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+            return jnp.mean(nn.log_softmax(logits)[:, 0] ** 2)
+
+        return jax.grad(loss)(params)
+
+    for path, g in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
+        assert np.isfinite(g).all(), jax.tree_util.keystr(path)
+        if path[-1].key == "cells":
+            assert (np.abs(g).max((1, 2)) > 0).all()
+
+
+def test_the_gradient_of_shared_cells_is_the_sum_over_layers():
+    class Two(nn.Module):
+        @nn.compact
+        def __call__(self, x, y):
+            cells = Warehouse((KernelShape((3,), 4, 4),) * 2, name="warehouse")
+            first = WarehouseConv(4, (3,), warehouse=cells, place=0, name="first")(x)
+            return first.sum(), WarehouseConv(4, (3,), warehouse=cells, place=1, name="second")(
+                y
+            ).sum()
+
+    x, y = random_input(2, 6, 4), random_input(2, 6, 4, seed=2)
+    net = Two()
+    shapes = jax.eval_shape(net.init, jax.random.key(0), x, y)
+    variables = jax.tree.map(lambda leaf: 0.1 * random_input(*leaf.shape), shapes)
+    variables["batch_stats"] = jax.tree.map(jnp.ones_like, variables["batch_stats"])
+    assert sum("cells" in name for name in shapes_of(variables["params"])) == 1
+
+    def cells_gradient(weigh):
+        def loss(params):
+            return weigh(*net.apply({**variables, "params": params}, x, y))
+
+        return jax.jit(jax.grad(loss))(variables["params"])["warehouse"]["cells"]
+
+    first, second = cells_gradient(lambda a, b: a), cells_gradient(lambda a, b: b)
+    assert np.abs(first).max() > 0 and np.abs(second).max() > 0
+    both = cells_gradient(lambda a, b: a + b)
+    np.testing.assert_allclose(both, first + second, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_layer_may_be_rematerialised():
+    class Net(nn.Module):
+        conv: type = WarehouseConv
+
+        @nn.compact
+        def __call__(self, x):
+            cells = Warehouse((KernelShape((3, 3), 4, 4),) * 2, name="warehouse")
+            for place in range(2):
+                x = self.conv(4, (3, 3), warehouse=cells, place=place, name=f"conv{place}")(x)
+            return x
+
+    x = random_input(3, 5, 5, 4)
+    variables = filled(Net(), x)
+
+    def gradient(net):
+        return jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, x) ** 2)))(variables)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+        gradient(Net(nn.remat(WarehouseConv)))["params"],
+        gradient(Net())["params"],
+    )
+
+
+def test_a_network_may_pass_contexts_to_its_convolutions():
+    x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+    small = dict(width=4, stem="small", num_classes=3, context="block")
+    net = resnet18(x, network=small)
+    attention = init_shapes(net, x)["params"]["stage2_block1"]["conv2"]["attention"]
+    assert attention["squeeze"]["kernel"].shape == (4, 16)  # the block's input and not the layer's
+
+
+# Plans.
+
+
+def test_a_network_of_shared_kernels_is_hashable():
+    x = jax.ShapeDtypeStruct((1, 8, 8, 3), jnp.float32)
+    small = {
+        "stage_sizes": (1,),
+        "block": BasicBlock,
+        "num_classes": 3,
+        "width": 4,
+        "stem": "small",
+    }
+    net = share_kernels(lambda conv: ResNet(**small, conv=conv), x, attention_norm="layer")
+    assert isinstance(hash(net), int) and net.conv.fields["attention_norm"] == "layer"
+
+
+def test_a_convolution_in_no_stage_needs_share():
+    with pytest.raises(ValueError, match="no stage"):
+        by_stage(("Conv_0",))
+    x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+
+    class Unnamed(nn.Module):
+        conv: nn.Module
+
+        @nn.compact
+        def __call__(self, x):
+            x = self.conv(4, (3, 3))(x)
+            return self.conv(8, (3, 3))(x)
+
+    with pytest.raises(ValueError, match="no stage"):
+        share_kernels(Unnamed, x)
+    net = share_kernels(Unnamed, x, share=lambda path: "all")
+    shapes = shapes_of(init_shapes(net, x)["params"])
+    assert shapes["conv/all/cells"] == (27, 4, 4)
+    assert shapes["WarehouseConv_1/attention/cell/bias"] == (18 * 28,)
+
+
+def test_a_convolution_that_was_not_planned_is_refused():
+    class Elsewhere(nn.Module):
+        conv: nn.Module
+
+        @nn.compact
+        def __call__(self, x):
+            return self.conv(8, (3, 3), name="new")(x)
+
+    plan = (("all", ((("old",), KernelShape((3, 3), 4, 8)),)),)
+    with pytest.raises(ValueError, match=r"no warehouse .* new"):
+        init_shapes(Elsewhere(Warehouses(plan)), jnp.ones((2, 5, 5, 4)))

@@ -1,0 +1,242 @@
+"""Every lowering of `dynamic_conv` against a loop over samples, in every geometry; its errors and edges."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import oracle
+import pytest
+from convolution_cases import CASES, arguments, random_arrays, supported_lowerings
+
+from dyn.ops import LOWERINGS, dynamic_conv, explain, lowerings
+from dyn.ops.geometry import resolve_geometry
+
+# Cases whose gradients take different ways; `test_dynamic_conv_matrix` has those of all.
+WITH_GRADIENT = (
+    "2d taps",
+    "2d one kernel, taps",
+    "2d input dilated",
+    "2d circular",
+    "2d groups",
+    "2d depthwise, multiplied",
+    "2d pixel-wise, taps, groups",
+    "1d causal",
+)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_lowering_is_the_loop_over_samples(name):
+    """In float64, and with gradients for some; all lowerings of a case are one program."""
+    keywords = arguments(CASES[name])
+
+    def expected(x, w, mix, taps):
+        return oracle.dynamic_conv(x, w, mix, taps, **keywords)
+
+    def lowered(lowering, x, w, mix, taps):
+        return dynamic_conv(x, w, mix, taps=taps, lowering=lowering, **keywords)
+
+    functions = {"definition": expected}
+    functions |= {n: partial(lowered, n) for n in supported_lowerings(name)}
+
+    @jax.jit
+    def compute(args):
+        if name not in WITH_GRADIENT:
+            return {n: (function(*args), ()) for n, function in functions.items()}
+
+        def loss(args, function):
+            y = function(*args)
+            return jnp.sum(y * jnp.cos(y)), y
+
+        gradients = {n: jax.grad(loss, has_aux=True)(args, f) for n, f in functions.items()}
+        return {n: (y, gradient) for n, (gradient, y) in gradients.items()}
+
+    with jax.enable_x64(True):
+        results = compute(random_arrays(name, jnp.float64))
+    want = results.pop("definition")
+    assert len(results) >= 2
+    for lowering, got in results.items():
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert a.dtype == b.dtype == jnp.float64
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-9, err_msg=lowering)
+
+
+def test_bfloat16_keeps_its_dtype_and_the_value():
+    x, w, mix, _ = oracle.random_case(
+        jax.random.key(0), jnp.float32, spatial=(6, 6), size=(3, 3), i=8, o=4, k=3
+    )
+    mix = jax.nn.softmax(mix)
+
+    @jax.jit
+    def compute(x):
+        low = x.astype(jnp.bfloat16)
+        return oracle.dynamic_conv(x, w, mix), [
+            dynamic_conv(low, w, mix, lowering=lowering) for lowering in LOWERINGS
+        ]
+
+    want, results = compute(x)
+    for got in results:
+        assert got.dtype == jnp.bfloat16
+        np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.25)
+
+
+def test_weights_of_channels_and_filters_weigh_inputs_and_outputs(rng):
+    """Also where the kernel is weighed instead, which only 'samples' does."""
+    for name in ("2d taps", "2d fewer positions than features", "2d groups"):
+        keywords = arguments(CASES[name])
+
+        @jax.jit
+        def compute(arrays, channels, filters, keywords=keywords):
+            x, w, mix, taps = arrays
+            y = dynamic_conv(x * channels[:, None, None], w, mix, taps=taps, **keywords)
+            fields = {"taps": taps, "channels": channels, "filters": filters, **keywords}
+            return y * filters[:, None, None], [
+                dynamic_conv(x, w, mix, lowering=lowering, **fields)
+                for lowering in ("samples", "shared")
+            ]
+
+        with jax.enable_x64(True):
+            x, w, *_ = arrays = random_arrays(name, jnp.float64)
+            weights = [rng.normal(size=(len(x), n)) for n in (x.shape[-1], w.shape[-1])]
+            want, results = compute(arrays, *weights)
+            for y in results:
+                np.testing.assert_allclose(y, want, rtol=1e-9, atol=1e-12)
+
+
+def test_vmap_and_empty_outputs():
+    x, w, mix = jnp.ones((2, 3, 5, 5, 2)), jnp.ones((2, 3, 3, 2, 4)), jnp.ones((2, 3, 2))
+
+    @jax.jit
+    def compute(x):
+        mapped = [
+            jax.vmap(partial(dynamic_conv, lowering=lowering), in_axes=(0, None, 0))(x, w, mix)
+            for lowering in LOWERINGS
+        ]
+        return dynamic_conv(x[1], w, mix[1]), mapped
+
+    want, mapped = compute(x)
+    for y in mapped:
+        np.testing.assert_allclose(y[1], want, rtol=1e-6)
+    for lowering in LOWERINGS:
+        y = dynamic_conv(x[0, :, :2], w, mix[0], padding="VALID", lowering=lowering)
+        assert y.shape == (3, 0, 3, 4)
+
+
+def test_auto_avoids_lowerings_that_cannot_do_the_case(capsys):
+    x = jax.ShapeDtypeStruct((4, 8, 8, 4), jnp.float32)
+    w = jax.ShapeDtypeStruct((3, 3, 3, 4, 4), jnp.float32)
+    pixels = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
+    taps = jax.ShapeDtypeStruct((4, 3, 3), jnp.float32)
+    for platform in ("cpu", "gpu", "tpu"):
+        explain(x, w, pixels, taps=taps, platform=platform)
+        printed = capsys.readouterr().out
+        assert "-> shared" in printed and "pixel-wise" in printed and "prices:" in printed
+
+
+INT = jnp.int32
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(mix=None), "mix is needed"),
+        (dict(mix=jnp.ones((2, 4))), r"\(2, 3\)"),
+        (dict(mix=jnp.ones((2, 3), INT)), "mix must be floating"),
+        (dict(channels=jnp.ones((2, 4))), r"channels .*\(2, 2\)"),
+        (dict(filters=jnp.ones((3, 4))), r"filters .*\(2, 4\)"),
+        (dict(taps=jnp.ones((2, 9))), r"taps .*\(2, 3, 3\)"),
+        (dict(taps=jnp.ones((2, 3, 3), INT)), "taps must be floating"),
+        (dict(inputs=jnp.ones((2, 5, 5, 3))), "2 input features"),
+        (dict(inputs=jnp.ones((2, 2))), "1 to 3"),
+        (dict(inputs=jnp.ones((2, 5, 2))), "same number of spatial axes"),
+        (dict(inputs=jnp.ones((2, 5, 5, 2), INT)), "inputs must be floating"),
+        (dict(inputs=jnp.ones((2, 5, 5, 2), jnp.complex64)), "inputs must be floating"),
+        (dict(kernels=jnp.ones((3, 3, 3, 2, 4), INT)), "kernels must be floating"),
+        (dict(kernels=jnp.ones((3, 0, 3, 2, 4))), "positive"),
+        (dict(kernels=jnp.ones((0, 3, 3, 2, 4)), mix=jnp.ones((2, 0))), "no kernel"),
+        (dict(feature_group_count=0), "positive"),
+        (dict(feature_group_count=-2), "positive"),
+        (dict(strides=(1, 2, 3)), "strides"),
+        (dict(strides=0), "positive"),
+        (dict(strides=1.5), "strides=1.5"),
+        (dict(strides="2"), "strides='2'"),
+        (dict(kernel_dilation=-1), "kernel_dilation=-1"),
+        (dict(padding="SAMME"), "unknown"),
+        (dict(padding="CAUSAL"), "1-D"),
+        (dict(padding=[1]), "1 entries"),
+        (dict(padding=1.5), "padding=1.5"),
+        (dict(padding=[(1, 2, 3), (1, 1)]), "a pair of them"),
+        (dict(padding=[1.5, 1]), "a pair of them"),
+        (dict(padding=None), "padding=None"),
+        (dict(padding=-3), "crops"),
+        (dict(padding="SAME", input_dilation=2), "ambiguous"),
+        (dict(lowering="fast"), "unknown"),
+        (dict(lowering="outputs", taps=jnp.ones((2, 3, 3))), "tap attention"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_refused(change, message):
+    good = dict(
+        inputs=jnp.ones((2, 5, 5, 2)), kernels=jnp.ones((3, 3, 3, 2, 4)), mix=jnp.ones((2, 3))
+    )
+    with pytest.raises(ValueError, match=message):
+        dynamic_conv(**{**good, **change})
+
+
+def test_numpy_integers_are_accepted():
+    x, w, two = jnp.ones((2, 5, 5, 2)), jnp.ones((1, 3, 3, 2, 4)), np.int64(2)
+    y = dynamic_conv(x, w, strides=two, padding=two, kernel_dilation=(two, two))
+    want = dynamic_conv(x, w, strides=2, padding=2, kernel_dilation=(2, 2))
+    np.testing.assert_array_equal(y, want)
+
+
+@pytest.mark.parametrize(("limit", "number"), [(1, 6), (2 * 1656, 3), (4 * 1656, 2), (10**6, 1)])
+def test_samples_are_cut_into_equal_chunks_that_fit(monkeypatch, rng, limit, number):
+    monkeypatch.setattr(lowerings, "CHUNK_BYTES", limit)
+    args = (rng.normal(size=s) for s in ((6, 4, 5, 2), (3, 3, 3, 2, 3), (6, 3), (6, 3, 3)))
+    args = tuple(jnp.asarray(a, jnp.float32) for a in args)
+    geometry = resolve_geometry((4, 5), (3, 3))
+
+    def num_chunks(batch):  # each sample has 20 x 9 x 2 numbers of patches and 54 of its kernel
+        return lowerings.num_chunks(batch, (3, 3, 2, 3), geometry, itemsize=4)
+
+    assert num_chunks(6) == number
+    assert num_chunks(7) in (1, 7)
+    assert num_chunks(0) == 1
+
+    def loss(lowering):
+        return lambda args: jnp.sum(lowering(*args, geometry, None) ** 3)
+
+    (value, gradients), (want, wanted) = jax.jit(
+        lambda args: [
+            jax.value_and_grad(loss(lowering))(args)
+            for lowering in (lowerings.convolve_by_samples, lowerings.convolve_by_patches)
+        ]
+    )(args)
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), gradients, wanted)
+
+
+def test_samples_keep_only_their_inputs_for_the_backward_pass():
+    shapes = (16, 16, 16, 8), (4, 3, 3, 8, 8), (16, 4), (16, 3, 3)
+    args = tuple(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)
+
+    def residuals(lowering):
+        def convolve(x, w, mix, taps):
+            return dynamic_conv(x, w, mix, taps=taps, lowering=lowering)
+
+        kept = jax.eval_shape(lambda *args: jax.vjp(convolve, *args)[1], *args)
+        return sum(leaf.size for leaf in jax.tree.leaves(kept))
+
+    inputs = sum(a.size for a in args)
+    assert residuals("samples") <= 1.1 * inputs
+    assert residuals("patches") > 5 * inputs
+
+
+def test_a_symbolic_batch_is_cut_into_single_samples():
+    (batch,) = jax.export.symbolic_shape("b")
+    x = jax.ShapeDtypeStruct((batch, 6, 6, 2), jnp.float32)
+    mix = jax.ShapeDtypeStruct((batch, 3), jnp.float32)
+    w = jnp.ones((3, 3, 3, 2, 4))
+    function = jax.jit(lambda x, mix: dynamic_conv(x, w, mix, lowering="samples"))
+    exported = jax.export.export(function)(x, mix)
+    assert exported.call(jnp.ones((5, 6, 6, 2)), jnp.ones((5, 3))).shape == (5, 6, 6, 4)

@@ -1,0 +1,58 @@
+"""The planner counts the work of each lowering and chooses the cheapest."""
+
+import pytest
+
+from dyn.ops import LOWERINGS
+from dyn.ops.geometry import Problem, resolve_geometry
+from dyn.ops.planner import PRICES, count_work, plan
+
+
+def problem(side=14, features=256, batch=16, num_kernels=4):
+    kernels = (num_kernels, 3, 3, features, features)
+    geometry = resolve_geometry((side, side), (3, 3))
+    return Problem(batch, kernels, geometry, mixed=num_kernels > 1, tap_attention=True)
+
+
+def amounts(lowering, **sizes):
+    return count_work(lowering, problem(**sizes))
+
+
+def test_work_is_counted():
+    flops = 3 * 2 * 16 * 196 * 9 * 256 * 256
+    for lowering in ("taps", "patches", "samples"):
+        kinds = amounts(lowering)
+        assert kinds.product == flops
+        assert kinds.kernels == 4 * 16 * 9 * 256 * 256
+        assert kinds.inputs == 4 * 16 * 196 * 9 * 256
+    shared = amounts("shared")
+    assert shared.product == 4 * flops and shared.kernels == 0
+    assert shared.outputs == 4 * (4 * 16 * 196 * 256)
+    assert shared.inputs == 2 * 4 * 16 * 196 * 9 * 256  # patches, and patches that are weighed
+    assert amounts("taps").iterations == 9 and amounts("samples").iterations == 16
+
+
+def test_a_convolution_of_pictures_smaller_than_its_kernel_is_cramped():
+    assert amounts("outputs", side=2).cramped and not amounts("outputs", side=2).product
+    assert amounts("outputs", side=3).product and not amounts("outputs", side=3).cramped
+
+
+@pytest.mark.parametrize("platform", PRICES)
+def test_prices_are_known_for_all_that_can_be_chosen(platform):
+    assert set(PRICES[platform].of) == set(LOWERINGS) - {"reference"}
+    assert all(price >= 0 for kinds in PRICES[platform].of.values() for price in kinds)
+
+
+@pytest.mark.parametrize(
+    ("side", "features", "num_kernels", "choices"),
+    [
+        (2, 512, 4, {"shared"}),  # per-sample kernels do not pay off at few positions
+        (4, 256, 1, {"shared"}),
+        (56, 64, 4, {"samples", "patches"}),  # and they do at many
+    ],
+)
+@pytest.mark.parametrize("platform", PRICES)
+def test_few_positions_share_kernels_and_many_do_not(
+    platform, side, features, num_kernels, choices
+):
+    chosen = plan(problem(side, features, 32, num_kernels), platform)
+    assert chosen.choice in choices

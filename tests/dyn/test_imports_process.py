@@ -1,0 +1,35 @@
+"""Importing the library loads nothing beyond what jax, flax and numpy load themselves."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.process
+
+LOADED = """
+import sys
+import jax, numpy, flax.linen
+before = {name.partition(".")[0] for name in sys.modules}
+import dyn.layers, dyn.models, dyn.ops, dyn.schedules, dyn.diagnostics, dyn.interop
+after = {name.partition(".")[0] for name in sys.modules}
+print(*sorted(after - before))
+print(*sorted(after))
+"""
+
+
+def test_importing_the_library_loads_nothing_else():
+    result = subprocess.run(
+        [sys.executable, "-c", LOADED],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    added, loaded = (set(line.split()) for line in result.stdout.splitlines())
+    assert added - set(sys.stdlib_module_names) == {"dyn"}
+    # If flax ever loads one of these, `added` no longer notices that the library does.
+    laboratory = {"experiments", "optax", "orbax", "grain", "matplotlib", "tensorflow_datasets"}
+    assert not (laboratory | {"safetensors"}) & loaded
