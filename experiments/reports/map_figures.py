@@ -97,7 +97,6 @@ def _draw_inputs(panels: Sequence[Axes], maps: Maps) -> None:
     panels[0].set_title("input", fontsize=9.5, color=INK)
     for axes, example, label in zip(panels, maps.inputs, maps.labels, strict=False):
         draw_example(axes, example)
-        _draw_frame(axes)
         axes.set_ylabel(shorten(maps.classes[label], 14), fontsize=9, color=INK)
 
 

@@ -114,16 +114,13 @@ def read_summary(workdir: Path) -> dict[str, Any] | None:
     """
     file = workdir / "summary.json"
     try:
-        summary = json.loads(file.read_text())
+        return files.read_json_object(file)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError) as error:
         raise UserError(
             f"{file} cannot be read ({error}): delete it, and the run continues from its last checkpoint."
         ) from error
-    if not isinstance(summary, dict):
-        raise UserError(f"{file} holds no summary of a run; choose another --workdir.")
-    return summary
 
 
 def hash_parameters(params: Any) -> str:
