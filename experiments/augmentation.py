@@ -27,7 +27,8 @@ from ml_collections import ConfigDict
 from experiments.configs.overrides import key_and_value
 from experiments.core import cli
 from experiments.core.errors import UserError
-from experiments.generate import generate
+from experiments.inference.generate import generate
+from experiments.load import load
 from experiments.reports import report
 from experiments.train.grid import Planned, attempt, load_config
 from experiments.train.loop import train
@@ -75,7 +76,7 @@ def compare_ways(
         run, pictures = workdir / "generator" / f"seed{seed}", workdir / "generated" / f"seed{seed}"
         print(f"\nseed {seed}: the GAN", flush=True)
         train(_seeded(gan, seed), run)
-        generate(run, pictures, per_class=per_class, seed=seed, again=True)
+        generate(load(run, generator=True), pictures, per_class=per_class, seed=seed, reuse=True)
         steps = 0
         for way in WAYS:
             print(f"\nseed {seed}: {way}", flush=True)

@@ -1,15 +1,15 @@
-"""A finished run's network in three lines of Python.
+"""Loads the network of a finished run.
 
     from experiments.load import load
 
     model = load("runs/odconv-digits")
     probabilities = model(pictures)
 
-Pictures are uint8 `[N, H, W, C]`, or a list of pictures of any sizes. Of a run on recordings
+Pictures are uint8 `[N, H, W, C]`, or a list of pictures of any sizes. For a run on recordings
 
     places, scores = model.sounds(samples, rate)
 
-says where each window of a sound lies, in seconds, and how the classes score in it.
+returns the start and end of each window of a sound, in seconds, and the scores of the classes in it.
 """
 
 import json
@@ -19,66 +19,57 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
-from experiments.inference.trained import Trained, config_of
-from experiments.runs import artifacts as maps
-from experiments.runs import weights
+from experiments.inference.trained import Trained, restore_config
+from experiments.runs import artifacts, weights
 from experiments.runs.folder import read_summary
 
 
 def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
-    """The network of a finished run, with the parameters of its best evaluation.
+    """Returns the network of a finished run, with the parameters of its best evaluation.
 
     Args:
-        run: the run's workdir, or what `experiments.export --format=safetensors` made of it.
-        generator: whether it may be a GAN's, which can be asked for pictures and not about any.
+        run: the run's workdir, or a file that `experiments.export --format=safetensors` wrote.
+        generator: whether it may be a GAN, which generates pictures and predicts nothing.
 
     Raises:
         UserError: if there is no finished run, or it cannot be read.
     """
-    folder = Path(run).expanduser()
-    if folder.suffix == weights.SUFFIX:
-        variables, metadata = weights.read_weights(folder)
-        config = config_of(metadata["config"])
-        return Trained(config, metadata["classes"], tuple(metadata["shape"]), variables)
-    summary = read_summary(folder)
+    source = Path(run).expanduser()
+    if source.suffix == weights.SUFFIX:
+        variables, metadata = weights.read_weights(source)
+        config = restore_config(metadata["config"])
+        return Trained(config, metadata["classes"], tuple(metadata["shape"]), variables, source)
+    summary = read_summary(source)
     if summary is None:
         raise UserError(
-            f"{folder} holds no finished run: give the --workdir of one, which has a summary.json."
+            f"{source} is no finished run: give a --workdir that has a summary.json in it."
         )
-    from experiments.runs.checkpoints import (
-        restore_best_variables,  # of a single file no checkpoint is read
-    )
+    # Here, because the environment for ONNX files has no orbax that fits.
+    from experiments.runs.checkpoints import restore_best_variables
 
-    classes, shape = summary.get("classes"), summary.get("shape")
-    config = read_config(folder / "config.json")
+    config = _read_config(source / "config.json")
     if config.task == "acgan" and not generator:
         raise UserError(
-            f"{folder} is the run of a GAN, which makes pictures and says nothing of any: "
-            f"python -m experiments.generate {folder} makes them."
+            f"{source} is the run of a GAN, which predicts nothing: generate pictures with "
+            f"python -m experiments.generate {source}."
         )
-    if classes is None or not shape:  # where nothing is labelled, there are no classes
-        classes, shape = _from_figures(folder, config)
-    return Trained(config, list(classes), tuple(shape), restore_best_variables(folder))
+    classes, shape = summary.get("classes"), summary.get("shape")
+    if classes is None or not shape:  # Unlabelled data has an empty list of classes.
+        classes, shape = _read_classes_and_shape(source, config)
+    return Trained(config, list(classes), tuple(shape), restore_best_variables(source), source)
 
 
-def read_config(file: Path) -> ConfigDict:
-    """The settings of a run.
-
-    Raises:
-        UserError: if the file cannot be read.
-    """
+def _read_config(file: Path) -> ConfigDict:
     try:
-        return config_of(json.loads(file.read_text(encoding="utf-8")))
+        return restore_config(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: {error}.") from error
 
 
-def _from_figures(folder: Path, config: ConfigDict) -> tuple[list[str], tuple[int, ...]]:
-    """Classes and shape of a run from before its summary had them: its pictures do."""
+def _read_classes_and_shape(folder: Path, config: ConfigDict) -> tuple[list[str], tuple[int, ...]]:
+    """Returns the classes and the shape of an old run, whose summary lacks them, from its samples."""
     if config.task == "segmentation":
-        side = config.image_size
-        found = list(maps.load_samples(folder / "samples.npz").classes), (side, side, 3)
-    else:
-        saved = maps.load_maps(folder / "maps.npz")
-        found = list(saved.classes), saved.inputs.shape[1:]
-    return found
+        classes = artifacts.load_samples(folder / "samples.npz").classes
+        return list(classes), (config.image_size, config.image_size, 3)
+    maps = artifacts.load_maps(folder / "maps.npz")
+    return list(maps.classes), maps.inputs.shape[1:]

@@ -1,4 +1,4 @@
-"""From recordings to windows, and from windows to what a network sees of them."""
+"""Windows of sounds and recordings, prepared for a trained network."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
@@ -11,129 +11,136 @@ from experiments.audio.detections import Interval
 from experiments.audio.require import require_library
 from experiments.data import Example
 from experiments.data.reading import THREADS, File, prefetch_map
-from experiments.inference.trained import Trained
+
+Prepare = Callable[[np.ndarray], Example]
+"""Makes an example of a spectrogram, as the network sees it."""
 
 
 @dataclasses.dataclass(eq=False)
-class Listened:
-    """A recording that is being heard.
+class OpenRecording:
+    """A recording that is being read.
 
     Attributes:
-        file: where it is.
-        note: what is wrong with it though it can be used, known at its end; else ''.
+        file: the file.
+        note: a flaw of a recording that can be used, complete once all of it is read; '' if there is none.
     """
 
     file: File
     note: str = ""
 
 
-def settings(trained: Trained, hop: float = 0.0) -> ConfigDict:
-    """The run's settings of sound, for sounds that nobody has cut: no end is left out.
+def audio_settings(audio: ConfigDict, hop: float = 0.0) -> ConfigDict:
+    """Returns a run's settings of sound for recordings of any length, whose ends are kept.
 
     Args:
-        trained: of a run on recordings.
+        audio: the settings.
         hop: seconds from one window to the next; 0 for the run's.
     """
-    audio = trained.config.audio.copy_and_resolve_references()
+    audio = audio.copy_and_resolve_references()
     audio.hop = hop or audio.hop
     audio.pad = "zero" if audio.pad == "drop" else audio.pad
     return audio
 
 
-def windows_of(
-    trained: Trained, samples: np.ndarray, rate: int
+def cut_samples(
+    samples: np.ndarray, rate: int, audio: ConfigDict, prepare: Prepare
 ) -> Iterator[tuple[Interval, Example]]:
-    """Windows of a sound, and what the network sees of each.
+    """Yields the windows of a sound and their examples.
 
     Args:
-        trained: of a run on recordings.
-        samples: `[n]`.
+        samples: floats `[n]`.
         rate: samples per second.
+        audio: made by `audio_settings`.
+        prepare: makes the examples.
 
     Raises:
-        ValueError: if the run was on something else, or the samples are none that could be heard.
+        ValueError: if the samples are invalid.
     """
     samples = np.asarray(samples)
-    if not trained.hears:
-        raise ValueError(f"the run was on {trained.config.data.name}, not on recordings")
     if samples.ndim != 1 or not samples.size or not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(f"{samples.dtype} {samples.shape}; a sound is floating, [n] and not empty")
+        raise ValueError(
+            f"samples must be floats of shape [n], n > 0; got {samples.dtype} {samples.shape}"
+        )
     if not np.isfinite(samples).all():
-        raise ValueError("some samples are NaN or infinite")
-    audio, samples = settings(trained), samples.astype(np.float32)
+        raise ValueError("samples must be finite; got NaN or infinity")
+    samples = samples.astype(np.float32)
     if rate != audio.sample_rate:
-        # A constant would ring at both ends.
-        first = samples[0]
+        first = samples[0]  # The resampler would ring at the ends of a constant offset.
         samples = require_library("soxr").resample(samples - first, rate, audio.sample_rate) + first
-    cut = windows.cut_grid([samples], audio.sample_rate, audio.seconds, audio.hop, audio.pad)
-    for window in cut:
-        yield Interval(window.start, window.end, window.silent), see(trained, window, audio)
+    for window in windows.cut_grid(
+        [samples], audio.sample_rate, audio.seconds, audio.hop, audio.pad
+    ):
+        place = Interval(window.start, window.end, window.silent)
+        yield place, prepare_window(window, audio, prepare)
 
 
-def see(trained: Trained, window: windows.Window, audio: ConfigDict) -> Example:
-    """What the network sees of a window."""
-    return trained.prepare(spectrograms.compute_spectrogram(window.samples, audio))
+def prepare_window(window: windows.Window, audio: ConfigDict, prepare: Prepare) -> Example:
+    """Returns the example of a window."""
+    return prepare(spectrograms.compute_spectrogram(window.samples, audio))
 
 
-def examples(
-    trained: Trained,
+def prepare_windows(
     files: Iterable[File],
     audio: ConfigDict,
-    unusable: Callable[[File, str], None],
+    prepare: Prepare,
+    skip: Callable[[File, str], None],
     say: Callable[[str], None],
-) -> Iterator[tuple[tuple[Listened, Interval], Example]]:
-    """The windows of recordings and what the network sees of them; a few are prepared ahead by threads.
+) -> Iterator[tuple[tuple[OpenRecording, Interval], Example]]:
+    """Yields the windows of recordings and their examples; threads prepare a few ahead.
 
     Args:
-        trained: of a run on recordings.
         files: the recordings.
-        audio: of `settings`.
-        unusable: is told of each file of which there is no window, and why.
-        say: is told, once, what is odd about recordings that can be used.
+        audio: made by `audio_settings`.
+        prepare: makes the examples.
+        skip: called with each file that has no window, and the reason.
+        say: called once if recordings can be used but lack high frequencies.
     """
 
-    def prepared(
-        found: tuple[Listened, windows.Window],
-    ) -> tuple[tuple[Listened, Interval], Example]:
-        of, window = found
+    def prepare_one(
+        item: tuple[OpenRecording, windows.Window],
+    ) -> tuple[tuple[OpenRecording, Interval], Example]:
+        recording, window = item
         place = Interval(window.start, window.end, window.silent)
-        return (of, place), see(trained, window, audio)
+        return (recording, place), prepare_window(window, audio, prepare)
 
-    return prefetch_map(prepared, recorded(files, audio, unusable, say), THREADS)
+    return prefetch_map(prepare_one, read_windows(files, audio, skip, say), THREADS)
 
 
-def recorded(
+def read_windows(
     files: Iterable[File],
     audio: ConfigDict,
-    unusable: Callable[[File, str], None],
+    skip: Callable[[File, str], None],
     say: Callable[[str], None],
-) -> Iterator[tuple[Listened, windows.Window]]:
-    """The windows of recordings with their samples; see `examples`."""
-    said = False
+) -> Iterator[tuple[OpenRecording, windows.Window]]:
+    """Yields the windows of recordings with their samples; see `prepare_windows`.
+
+    Of a recording that breaks off, yields the windows before the break.
+    """
+    warned = False
     for file in files:
-        of, window = Listened(file), None
+        opened, window = OpenRecording(file), None
         try:
             recording = recordings.probe_recording(file.path, file.name)
-            if recording.rate < audio.sample_rate and not said:
-                said = True
+            if recording.rate < audio.sample_rate and not warned:
+                warned = True
                 say(
-                    f"{file.path} has {recording.rate:,} samples a second, fewer than the run's "
-                    f"{audio.sample_rate:,}: above {recording.rate // 2:,} Hz nothing can be heard in it"
+                    f"{file.path} has {recording.rate:,} samples per second, fewer than the run's "
+                    f"{audio.sample_rate:,}: it has no sound above {recording.rate // 2:,} Hz"
                 )
-            of.note = recording.note
+            opened.note = recording.note
 
-            def noted(note: str, of: Listened = of) -> None:
-                of.note = note
+            def note(text: str, opened: OpenRecording = opened) -> None:
+                opened.note = text
 
-            blocks = recordings.stream_samples(recording, audio.sample_rate, audio.channel, noted)
+            blocks = recordings.stream_samples(recording, audio.sample_rate, audio.channel, note)
             for window in windows.cut_grid(
                 blocks, audio.sample_rate, audio.seconds, audio.hop, audio.pad
             ):
-                yield of, window
+                yield opened, window
         except ValueError as error:
             if window is None:
-                unusable(file, str(error))
+                skip(file, str(error))
                 continue
-            of.note = f"truncated behind {window.end:.3f} s: {error}"
+            opened.note = f"truncated after {window.end:.3f} s: {error}"
         if window is None:
-            unusable(file, "no samples")
+            skip(file, "no samples")

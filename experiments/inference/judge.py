@@ -1,16 +1,15 @@
-"""How good generated pictures are, in the eyes of a classifier that was trained on real ones.
+"""Measures the quality of generated pictures with a classifier that was trained on real ones.
 
 Salimans et al.: Improved Techniques for Training GANs. NeurIPS 2016 (the Inception Score), and Heusel et
-al.: GANs Trained by a Two Time-Scale Update Rule. NeurIPS 2017 (the Frechet distance). The network is one
-of our own, trained on the same kind of pictures, and not Inception: the numbers compare with each other
-under one judge and with no published ones.
+al.: GANs Trained by a Two Time-Scale Update Rule. NeurIPS 2017 (the Frechet distance). The network is a
+run of this project on the same kind of pictures, not Inception: compare the numbers under one judge, and
+not with published ones.
 """
 
-import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,31 +17,45 @@ from experiments import data
 from experiments.audio.spectrograms import SETTINGS, remove_colours
 from experiments.core import files
 from experiments.core.console import print_result
+from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Example, pictures
 from experiments.data.extra import DESCRIPTION
 from experiments.inference.trained import Trained
-from experiments.load import load
 
 SPLITS = 10
+
+
+class Judged(NamedTuple):
+    """The outputs of a classifier for N pictures.
+
+    Attributes:
+        probabilities: `[N, C]`.
+        features: `[N, d]`.
+        labels: int `[N]`.
+    """
+
+    probabilities: np.ndarray
+    features: np.ndarray
+    labels: np.ndarray
 
 
 def inception_score(
     probabilities: np.ndarray, splits: int = SPLITS, seed: int = 0
 ) -> tuple[float, float]:
-    """The Inception Score, exp(mean of KL(p(y|x) || p(y))): (mean, std) over parts of the pictures.
+    """Returns the Inception Score, exp(mean of KL(p(y|x) || p(y))): (mean, std) over splits.
 
-    It is 1 for a classifier that sees no difference, and at most the number of classes, which so many
-    pictures as a part has cannot quite reach: their classes are never equally frequent.
+    It is 1 for a classifier that cannot tell the pictures apart, and at most the number of classes. A split
+    stays a little below that, because its classes are never equally frequent.
 
     Args:
-        probabilities: what a classifier says of each picture, `[N, C]`.
-        splits: number of parts.
-        seed: of the order in which they are dealt out.
+        probabilities: of the classes for each picture, `[N, C]`.
+        splits: the number of splits.
+        seed: decides which picture is in which split.
 
     Example:
         >>> import numpy as np
-        >>> from experiments.quality import inception_score
+        >>> from experiments.inference.judge import inception_score
         >>> inception_score(np.eye(4)[np.arange(400) % 4], splits=1)
         (4.0, 0.0)
     """
@@ -58,11 +71,11 @@ def inception_score(
 
 
 def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """The squared distance of two normal distributions that have the means and covariances of two sets.
+    """Returns the squared Frechet distance of two sets, as of normal distributions with their moments.
 
-        |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1^1/2 C2 C1^1/2)^1/2
+        |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^1/2
 
-    Of fewer than some 2 d vectors it says nothing: the covariances are not of full rank, and two draws of
+    It means little for fewer than some 2 d vectors: the covariances do not have full rank, and two draws of
     one distribution seem far apart.
 
     Args:
@@ -71,125 +84,186 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
 
     Example:
         >>> import numpy as np
-        >>> from experiments.quality import frechet_distance
+        >>> from experiments.inference.judge import frechet_distance
         >>> x = np.random.default_rng(0).standard_normal((1000, 3))
         >>> round(frechet_distance(x, x + 2), 6)
         12.0
     """
-    sets = [np.asarray(values, np.float64) for values in (one, other)]
-    (m1, m2) = (values.mean(axis=0) for values in sets)
-    (c1, c2) = (np.atleast_2d(np.cov(values, rowvar=False)) for values in sets)
-    eigenvalues, vectors = np.linalg.eigh(c1)
-    root = (vectors * np.sqrt(np.maximum(eigenvalues, 0))) @ vectors.T
-    product = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ c2 @ root), 0)).sum()
-    return float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * product)
+    one, other = (np.asarray(values, np.float64) for values in (one, other))
+    m1, m2 = one.mean(axis=0), other.mean(axis=0)
+    c1, c2 = (np.atleast_2d(np.cov(values, rowvar=False)) for values in (one, other))
+    # Not scipy's `sqrtm`, which is inaccurate for covariances without full rank.
+    eigenvalues = np.maximum(np.linalg.eigvals(c1 @ c2).real, 0)
+    root_trace = np.sqrt(eigenvalues).sum()
+    return float(((m1 - m2) ** 2).sum() + np.trace(c1) + np.trace(c2) - 2 * root_trace)
 
 
-def load_judge(run: str | Path) -> Trained:
-    """The classifier of a finished run.
-
-    Raises:
-        UserError: if the run is no classifier's.
-    """
-    classifier = load(run)
+def check_judge(classifier: Trained) -> None:
+    """Raises a UserError if a network is not a classifier."""
     if classifier.config.task != "classification":
-        raise UserError(f"--judge={run} is no classifier's run: give one.")
-    return classifier
+        raise UserError(f"--judge={classifier.source} is not a classifier's run: give one.")
 
 
-def judge(run: str | Path, folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
-    """Lets a classifier look at generated pictures and at real ones, and writes `quality.json`.
+def judge(classifier: Trained, folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+    """Compares generated pictures with real ones in the eyes of a classifier, and writes `quality.json`.
 
-    The real ones are the test split of the classifier's data, as far as its classes were generated.
+    The real pictures are the test split of the classifier's data, restricted to the generated classes.
 
     Args:
-        run: the workdir of a finished classification run.
-        folder: what `experiments.generate` has written; `quality.json` goes there.
-        quiet: whether nothing is printed.
+        classifier: the network of a classification run.
+        folder: the output of `experiments.generate`; `quality.json` goes there.
+        quiet: whether to print nothing.
 
     Returns:
-        What was written: numbers of pictures, `inception_score`, `frechet_classifier_distance` with its
-        floor, and `recognised`.
+        The contents of `quality.json`: numbers of pictures, `inception_score`, `frechet_classifier_distance`
+        with its floor, and `recognised`.
 
     Raises:
-        UserError: if the run is no classifier's, or one for another kind of pictures.
+        UserError: if the run is not a classifier's, or was trained on another kind of pictures.
     """
-    folder, classifier = Path(folder), load_judge(run)
-    description = _read(folder)
-    _same_kind(str(run), classifier, description)
+    check_judge(classifier)
+    folder = Path(folder)
+    description = _read_description(folder)
+    _check_same_kind(classifier, description)
     known, names = list(classifier.classes), list(description["counts"])
-    made = [
+    paths = [
         (known.index(name), path)
         for name in names
         for path in sorted((folder / name).glob("*.png"))
     ]
-    if not made:
+    if not paths:
         raise UserError(f"There are no pictures in {folder}.")
-    labels = np.array([label for label, _ in made])
-    said, features = _look(
-        classifier, _generated([path for _, path in made], classifier, description)
-    )
+    generated = _judge_pictures(classifier, _prepare_generated(paths, classifier, description))
 
+    wanted = {known.index(name) for name in names}
+    real = _judge_pictures(classifier, _prepare_real(wanted, classifier))
+    quality = {
+        "judge": str(classifier.source),
+        "folder": str(folder),
+        **_compare(generated, real, len(known)),
+    }
+    files.write_json(folder / "quality.json", quality)
+    print_result(f"judged by {classifier.source}", _summary_rows(quality, folder), quiet=quiet)
+    return quality
+
+
+def _read_description(folder: Path) -> dict[str, Any]:
+    file = folder / DESCRIPTION
+    try:
+        description = json.loads(file.read_text(encoding="utf-8"))
+        _ = description["counts"], description["data"]["name"], description["audio"]["colour"]
+        return description
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be read ({error}): give a folder that experiments.generate wrote."
+        ) from error
+
+
+def _check_same_kind(classifier: Trained, description: Mapping[str, Any]) -> None:
+    """Raises a UserError unless a classifier knows the classes and the kind of generated pictures."""
+    run, config = classifier.source, classifier.config
+    for name in description["counts"]:
+        if name not in classifier.classes:
+            raise UserError(
+                f"--judge={run} has no class {name}{suggest_nearest(name, classifier.classes)}"
+            )
+    dataset = description["data"]["name"]
+    if config.data.name != dataset:
+        raise UserError(
+            f"--judge={run} was trained on {config.data.name}; these pictures are of {dataset}."
+        )
+    if not classifier.is_audio:
+        return
+    differences = describe_differences(
+        description["audio"],
+        config.audio.to_dict(),
+        template="{name} is {new} and not {old}",
+        names=SETTINGS,
+    )
+    if differences:
+        raise UserError(
+            f"--judge={run} was trained on other spectrograms: in its --config.audio {differences}."
+        )
+
+
+def _prepare_generated(
+    paths: Sequence[tuple[int, Path]], classifier: Trained, description: Mapping[str, Any]
+) -> Iterator[tuple[int, Example]]:
+    """Yields the labels of generated pictures and the examples that the classifier sees."""
+    channels = description["shape"][-1]
+    for label, path in paths:
+        picture = pictures.read_picture(path, path.name, channels)
+        try:
+            if classifier.is_audio:
+                levels = remove_colours(picture, description["audio"]["colour"])[..., None]
+                yield label, classifier.transform(levels)
+            else:
+                yield label, classifier.prepare(picture)
+        except ValueError as error:
+            raise UserError(f"The judge cannot see {path}: it is {error}.") from error
+
+
+def _prepare_real(labels: set[int], classifier: Trained) -> Iterator[tuple[int, Example]]:
+    """Yields the test examples of some classes as the classifier sees them, and their labels."""
     config = classifier.config
     source = data.load(config.data, config.seed, config.audio).splits["test"]
-    wanted = {known.index(name) for name in names}
-    real_labels, examples = [], []
+    number = 0
     for index in range(len(source)):
         example = source[index]
-        if int(example["label"]) in wanted:
-            real_labels.append(int(example["label"]))
-            examples.append(example["inputs"])
-    if len(examples) < 4:
-        raise UserError(f"The test split of --judge={run} has {len(examples)} pictures: too few.")
-    real_said, real_features = _look(
-        classifier, (classifier.prepared(picture) for picture in examples)
-    )
-    found = _compared(
-        (said, features, labels), (real_said, real_features, np.array(real_labels)), len(known)
-    )
-    found = {"judge": str(run), "folder": str(folder), **found}
-    files.write_json(folder / "quality.json", found)
-    print_result(f"as {run} sees them", _rows(found, folder), quiet=quiet)
-    return found
+        label = int(example["label"])
+        if label in labels:
+            number += 1
+            yield label, classifier.transform(example["inputs"])
+    if number < 4:
+        raise UserError(
+            f"The test split of --judge={classifier.source} has {number} pictures of these classes: give "
+            "one with 4 or more."
+        )
 
 
-def _compared(
-    made: tuple[np.ndarray, np.ndarray, np.ndarray],
-    real: tuple[np.ndarray, np.ndarray, np.ndarray],
-    classes: int,
-) -> dict[str, Any]:
-    """All numbers, from probabilities, features and labels of generated and of real pictures."""
+def _judge_pictures(classifier: Trained, examples: Iterable[tuple[int, Example]]) -> Judged:
+    """Returns the outputs of a classifier for labelled examples."""
+    batches = list(classifier.predict_batches(examples, with_features=True))
+    return Judged(
+        np.concatenate([batch.predictions for batch in batches]),
+        np.concatenate([batch.features for batch in batches]),
+        np.array([label for batch in batches for label in batch.keys]),
+    )
+
+
+def _compare(generated: Judged, real: Judged, classes: int) -> dict[str, Any]:
+    """Returns all measures of generated and of real pictures."""
     scores = {}
-    for name, (said, _, _) in (("generated", made), ("real", real)):
-        mean, std = inception_score(said)
-        scores[name] = {"mean": mean, "std": std, "n": len(said)}
+    for name, judged in (("generated", generated), ("real", real)):
+        mean, std = inception_score(judged.probabilities)
+        scores[name] = {"mean": mean, "std": std, "n": len(judged.labels)}
     # Halves of a shuffled order: the split itself may be sorted by class.
-    order = np.random.default_rng(0).permutation(len(real[1]))
-    halves = np.array_split(real[1][order], 2)
+    order = np.random.default_rng(0).permutation(len(real.features))
+    halves = np.array_split(real.features[order], 2)
     return {
-        "generated": len(made[2]),
-        "real": len(real[2]),
+        "generated": len(generated.labels),
+        "real": len(real.labels),
         "inception_score": {
             **scores["generated"],
-            "splits": min(SPLITS, len(made[2])),
+            "splits": min(SPLITS, len(generated.labels)),
             "upper_bound": classes,
             "of_real_pictures": scores["real"],
         },
         "frechet_classifier_distance": {
-            **_distance(made[1], real[1]),
-            "features": made[1].shape[1],
-            # What real pictures are from real ones, with half as many of them.
-            "floor": _distance(*halves),
+            **_measure_distance(generated.features, real.features),
+            "features": generated.features.shape[1],
+            # The distance between real pictures, with half as many of them.
+            "floor": _measure_distance(*halves),
         },
         "recognised": {
-            "share": _recognised(made),
-            "of_real_pictures": _recognised(real),
+            "share": _recognised_share(generated),
+            "of_real_pictures": _recognised_share(real),
             "chance": 1 / classes,
         },
     }
 
 
-def _distance(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
+def _measure_distance(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     n = min(len(one), len(other))
     return {
         "value": frechet_distance(one, other) if n > 1 else None,
@@ -198,97 +272,31 @@ def _distance(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _recognised(seen: tuple[np.ndarray, np.ndarray, np.ndarray]) -> float:
-    said, _, labels = seen
-    return float((said.argmax(axis=1) == labels).mean())
+def _recognised_share(judged: Judged) -> float:
+    return float((judged.probabilities.argmax(axis=1) == judged.labels).mean())
 
 
-def _rows(found: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
-    score, distance = found["inception_score"], found["frechet_classifier_distance"]
-    of_real, share = score["of_real_pictures"], found["recognised"]
+def _summary_rows(quality: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+    score, distance = quality["inception_score"], quality["frechet_classifier_distance"]
+    real_score, recognised = score["of_real_pictures"], quality["recognised"]
 
-    def far(one: Mapping[str, Any]) -> str:
-        value = "-" if one["value"] is None else f"{one['value']:.2f}"
-        why = "" if one["reliable"] else f", unreliable: n < 2 x {distance['features']} features"
-        return f"{value} (n={one['n']:,}{why})"
+    def format_distance(measured: Mapping[str, Any]) -> str:
+        value = "-" if measured["value"] is None else f"{measured['value']:.2f}"
+        too_few = f", unreliable: n < 2 x {distance['features']} features"
+        return f"{value} (n={measured['n']:,}{'' if measured['reliable'] else too_few})"
 
     return [
         (
             "Inception Score",
             f"{score['mean']:.2f} +- {score['std']:.2f} (n={score['n']:,}, {score['splits']} splits; at "
-            f"most {score['upper_bound']}; real pictures {of_real['mean']:.2f}, n={of_real['n']:,})",
+            f"most {score['upper_bound']}; real pictures {real_score['mean']:.2f}, n={real_score['n']:,})",
         ),
-        ("frechet_classifier_distance", far(distance)),
-        ("  of real from real", far(distance["floor"])),
+        ("frechet_classifier_distance", format_distance(distance)),
+        ("  between real pictures", format_distance(distance["floor"])),
         (
             "recognised",
-            f"{share['share']:.1%} (real pictures {share['of_real_pictures']:.1%}, chance "
-            f"{share['chance']:.1%})",
+            f"{recognised['share']:.1%} (real pictures {recognised['of_real_pictures']:.1%}, chance "
+            f"{recognised['chance']:.1%})",
         ),
         ("written", str(folder / "quality.json")),
     ]
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    file = folder / DESCRIPTION
-    try:
-        found = json.loads(file.read_text(encoding="utf-8"))
-        _ = found["counts"], found["data"]["name"], found["audio"]["colour"]
-        return found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}): give a folder that experiments.generate has written."
-        ) from error
-
-
-def _same_kind(run: str, classifier: Trained, description: Mapping[str, Any]) -> None:
-    """Returns if a classifier knows the classes of generated pictures, and what they show."""
-    for name in description["counts"]:
-        if name not in classifier.classes:
-            raise UserError(
-                f"--judge={run} knows no class {name}{suggest_nearest(name, classifier.classes)}"
-            )
-    mine, theirs = classifier.config.data.name, description["data"]["name"]
-    if mine != theirs:
-        raise UserError(f"--judge={run} knows pictures of {mine}, and these are of {theirs}.")
-    if mine != "audio":
-        return
-    differing = [
-        f"{name} is {classifier.config.audio[name]} and not {description['audio'].get(name)}"
-        for name in SETTINGS
-        if classifier.config.audio[name] != description["audio"].get(name)
-    ]
-    if differing:
-        raise UserError(
-            f"--judge={run} knows spectrograms of another kind: in its --config.audio "
-            f"{', '.join(differing)}."
-        )
-
-
-def _generated(
-    paths: Sequence[Path], classifier: Trained, description: Mapping[str, Any]
-) -> Iterator[Example]:
-    """Generated pictures as the classifier sees them."""
-    channels = description["shape"][-1]
-    for path in paths:
-        picture = pictures.read_picture(path, path.name, channels)
-        try:
-            if classifier.config.data.name == "audio":
-                levels = remove_colours(picture, description["audio"]["colour"])[..., None]
-                yield classifier.prepared(levels)
-            else:
-                yield classifier.prepare(picture)
-        except ValueError as error:
-            raise UserError(f"{path} cannot be shown to the judge: it is {error}.") from error
-
-
-def _look(classifier: Trained, examples: Iterable[Example]) -> tuple[np.ndarray, np.ndarray]:
-    """What a classifier says of some examples, `[N, C]`, and the features it says it by, `[N, d]`."""
-    examples, found = iter(examples), []
-    while batch := list(itertools.islice(examples, classifier.config.batch_size)):
-        try:
-            found.append(classifier.answers_and_features(batch))
-        except ValueError as error:
-            raise UserError(f"The judge has no features: {error}.") from error
-    said, features = zip(*found, strict=True)
-    return np.concatenate(said), np.concatenate(features)

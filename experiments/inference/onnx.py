@@ -1,4 +1,4 @@
-"""A network as ONNX, by jax2onnx, and whether onnxruntime finds the same numbers in it."""
+"""Converts networks to ONNX by jax2onnx, and compares the result with onnxruntime."""
 
 import contextlib
 import importlib
@@ -13,99 +13,94 @@ import numpy as np
 from dyn.ops import planner
 from experiments.core.errors import UserError
 
-BATCHES = (1, 3, 32)  # that are compared
+BATCHES = (1, 3, 32)  # sizes that are compared
 TOLERANCE = 1e-4  # of the largest output
 
 
 def check_installed() -> None:
-    """Returns if ONNX can be written and run here.
-
-    Raises:
-        UserError: says what to install if not.
-    """
+    """Raises a UserError that says what to install if ONNX files cannot be written and run here."""
     if missing := [p for p in ("jax2onnx", "onnxruntime") if importlib.util.find_spec(p) is None]:
         raise UserError(
-            f"--format=onnx needs {' and '.join(missing)}, which cannot be in one environment with the "
-            "laboratory's orbax: make another, there `pip install -e '.[onnx]'`, and give this command the "
-            "file that --format=safetensors has written here."
+            f"--format=onnx needs {' and '.join(missing)}, which cannot share an environment with the orbax "
+            "of these experiments: export with --format=safetensors here, make another environment, "
+            "`pip install -e '.[onnx]'` there, and give this command the safetensors file."
         )
 
 
 def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeStruct) -> bytes:
-    """Converts a function of a batch, of any size, and compares its numbers with onnxruntime's.
+    """Converts a function of batches of any size, and compares its numbers with onnxruntime's.
 
     Args:
-        function: of an array `[B, ...]` to one.
+        function: from an array `[B, ...]` to another.
         example: shape and dtype of one example, without B.
 
     Raises:
-        UserError: if jax2onnx cannot do it, or what it does gives other numbers.
+        UserError: if jax2onnx cannot convert the function, or the result gives other numbers.
     """
     onnxruntime, jax2onnx = map(importlib.import_module, ("onnxruntime", "jax2onnx"))
     batch = jax.ShapeDtypeStruct(("B", *example.shape), example.dtype)
-    # ONNX has loops, but nothing gains by them here.
-    with planner.plan_for_platform("tpu"), _padding_of_any_batch():
+    # Not for a CPU: its plans have loops, which gain nothing in ONNX.
+    with planner.planned_for("tpu"), _padding_of_symbolic_batches():
         try:
+            # jax2onnx wants a plain function.
             written = jax2onnx.to_onnx(lambda x: function(x), inputs=[batch]).SerializeToString()
             session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
-        except Exception as error:  # whatever a plugin has thought of
-            lines = str(error).splitlines() or [""]
+        except Exception as error:  # Plugins raise errors of many types.
             raise UserError(
-                f"jax2onnx cannot convert this network: {type(error).__name__}: {lines[0]}"
+                f"jax2onnx cannot convert this network: {type(error).__name__}: {_first_line(error)}"
             ) from error
-    compare(lambda x: session.run(None, {session.get_inputs()[0].name: x})[0], function, example)
+    name = session.get_inputs()[0].name
+    compare(lambda x: session.run(None, {name: x})[0], function, example)
     return written
 
 
 @contextlib.contextmanager
-def _padding_of_any_batch() -> Iterator[None]:
-    """Mends jax2onnx for the time of a `with`: of `lax.pad` it takes no symbolic batch.
+def _padding_of_symbolic_batches() -> Iterator[None]:
+    """Makes the `lax.pad` of jax2onnx accept a symbolic batch inside a `with` block.
 
-    Version 0.17.1 hands JAX's symbolic size to onnx-ir, which asks it for a number; the converters of
-    other operations hand its name.
+    Version 0.17.1, the newest, passes JAX's symbolic size to `onnx_ir.Shape`, which accepts only its name.
+    Nothing that the library offers reaches this line, so its module gets a `Shape` that converts.
     """
-    plugin = importlib.import_module("jax2onnx.plugins.jax.lax.pad")
-    before = getattr(plugin, "ir", None)
-    if before is None:  # another version, which may need no mending
-        yield
-        return
+    plugin: Any = importlib.import_module("jax2onnx.plugins.jax.lax.pad")
+    onnx_ir = plugin.ir
 
-    def named(dims: Iterable[object]) -> Any:
-        return before.Shape([d if isinstance(d, int) else str(d) for d in dims])
+    def make_shape(sizes: Iterable[object]) -> Any:
+        return onnx_ir.Shape([size if isinstance(size, int) else str(size) for size in sizes])
 
-    plugin.ir = types.SimpleNamespace(**{**vars(before), "Shape": named})
+    plugin.ir = types.SimpleNamespace(**{**vars(onnx_ir), "Shape": make_shape})
     try:
         yield
     finally:
-        plugin.ir = before
+        plugin.ir = onnx_ir
 
 
 def compare(
-    got: Callable[[np.ndarray], np.ndarray],
+    run_converted: Callable[[np.ndarray], np.ndarray],
     function: Callable[[jax.Array], jax.Array],
     example: jax.ShapeDtypeStruct,
 ) -> None:
-    """Returns if `got` gives the numbers of `function` for batches of several sizes.
-
-    Raises:
-        UserError: says how far they are apart.
-    """
+    """Raises a UserError if `run_converted` and `function` differ for batches of several sizes."""
     rng, compiled = np.random.default_rng(0), jax.jit(function)
     for size in BATCHES:
         shape = (size, *example.shape)
-        inputs = (
-            rng.integers(0, 256, shape) if example.dtype == np.uint8 else rng.normal(size=shape)
-        )
+        is_picture = example.dtype == np.uint8
+        inputs = rng.integers(0, 256, shape) if is_picture else rng.normal(size=shape)
         inputs = inputs.astype(example.dtype)
         want = np.asarray(compiled(inputs))
         try:
-            found = got(inputs)
-        except Exception as error:  # whatever onnxruntime has thought of
-            lines = str(error).splitlines() or [""]
-            raise UserError(f"onnxruntime cannot run a batch of {size}: {lines[0]}") from error
-        apart = np.abs(found - want).max() if found.shape == want.shape else np.inf
-        if not apart <= TOLERANCE * max(1.0, np.abs(want).max()):
+            got = run_converted(inputs)
+        except Exception as error:  # onnxruntime raises errors of many types.
             raise UserError(
-                f"The ONNX file would give other numbers for a batch of {size}: they are up to {apart:.1e} "
-                "apart. Nothing was written."
+                f"onnxruntime cannot run a batch of {size}: {_first_line(error)}"
+            ) from error
+        difference = np.abs(got - want).max() if got.shape == want.shape else np.inf
+        # Also true for NaN.
+        if not difference <= TOLERANCE * max(1.0, np.abs(want).max()):
+            raise UserError(
+                f"The ONNX file gives other numbers for a batch of {size}: they differ by up to "
+                f"{difference:.1e}. Nothing was written."
             )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [""])[0]

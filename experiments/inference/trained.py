@@ -1,125 +1,155 @@
-"""A trained network, ready to be asked."""
+"""A trained network that predicts, batch by batch."""
 
 import dataclasses
 import functools
+import itertools
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
 from experiments.configs import common
+from experiments.core.errors import UserError
 from experiments.data import Example, transforms
 from experiments.data.ucr import Series, prepare_like_training
+from experiments.inference.audio_windows import audio_settings, cut_samples
 from experiments.tasks import Task, make_task
 
 Key = TypeVar("Key")
 
 
+class Outputs(NamedTuple, Generic[Key]):
+    """The outputs of a network for a batch of B examples.
+
+    Attributes:
+        keys: of the examples.
+        examples: as the network saw them.
+        predictions: of the task, not postprocessed, `[B, ...]`.
+        features: float32 `[B, D]`: the codes of an autoencoder, otherwise the inputs of the module `head`;
+            `[B, 0]` unless `with_features`.
+        seconds: that the network took, without compilation.
+    """
+
+    keys: list[Key]
+    examples: list[Example]
+    predictions: np.ndarray
+    features: np.ndarray
+    seconds: float
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Trained:
-    """A trained network, and what has to be known to ask it.
+    """A trained network and everything that is needed to use it.
 
     Attributes:
         config: the experiment.
-        classes: their names, in the order of their numbers.
+        classes: names of the classes, in the order of their numbers.
         shape: of one example as the network sees it, `(H, W, C)` or `(L, C)`.
         variables: `params`, `batch_stats` and `attention` of the best evaluation.
+        source: the workdir or file that it was loaded from.
     """
 
     config: ConfigDict
     classes: Sequence[str]
     shape: tuple[int, ...]
     variables: Mapping[str, Any]
+    source: Path = Path()
 
     def __call__(self, inputs: np.ndarray | Sequence[np.ndarray]) -> Any:
-        """What the network says of some examples.
+        """Returns the predictions for some examples.
 
         Args:
             inputs: pictures, uint8 `[H, W, C]` each and of any sizes, or series, `[L]` or `[L, C]` each.
 
         Returns:
-            Of a classification run the probabilities, float32 `[N, classes]`; of a segmentation run a list
-            of the classes of all pixels, uint8 `[H, W]` each; of a reconstruction run the codes, float32
+            For a classification run the probabilities, float32 `[N, classes]`; for a segmentation run a list
+            of the classes of all pixels, uint8 `[H, W]` each; for a reconstruction run the codes, float32
             `[N, D]`.
 
         Raises:
-            ValueError: if an example is none that the network could see.
+            ValueError: if an example has another shape or dtype than the network's.
         """
-        examples = ((None, self.prepare(one)) for one in inputs)
-        found = [said for _, said in self.answers(examples)]
+        examples = ((None, self.prepare(raw)) for raw in inputs)
+        predictions = [prediction for _, prediction in self.predict(examples)]
         if self.config.task == "segmentation":
-            return found
-        width = -1 if found and self.config.task == "reconstruction" else len(self.classes)
-        return np.array(found, np.float32).reshape(len(found), width)
+            return predictions
+        if self.config.task == "reconstruction" and predictions:
+            return np.array(predictions, np.float32)
+        return np.array(predictions, np.float32).reshape(len(predictions), len(self.classes))
 
     def sounds(self, samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray]:
-        """What the network of a run on recordings hears in a sound, window by window.
+        """Returns the windows of a sound and the predictions for them, for a run on recordings.
 
         Args:
-            samples: `[n]`.
+            samples: floats `[n]`.
             rate: samples per second.
 
         Returns:
-            Where the windows lie, float64 `[windows, 2]`, their starts and ends in seconds; and the scores,
-            float32 `[windows, classes]`. The last window is padded, its end that of the sound.
+            The starts and ends of the windows in seconds, float64 `[windows, 2]`, and the scores of the
+            classes, float32 `[windows, classes]`. The last window is padded; its end is that of the sound.
 
         Raises:
-            ValueError: if the run was on something else, or the samples are none that could be heard.
+            ValueError: if the run was not on recordings, or the samples are invalid.
         """
-        from experiments.inference import (
-            audio_windows as listening,  # nothing else needs its libraries
-        )
-
-        places, examples = [], []
-        for window, example in listening.windows_of(self, samples, rate):
-            places.append((window.start, window.end))
-            examples.append((None, example))
-        found = np.array([said for _, said in self.answers(examples)], np.float32)
-        return np.array(places, np.float64), found
+        if not self.is_audio:
+            raise ValueError(f"the run was on {self.config.data.name}, not on recordings")
+        audio = audio_settings(self.config.audio)
+        predictions = list(self.predict(cut_samples(samples, rate, audio, self.prepare)))
+        places = [(window.start, window.end) for window, _ in predictions]
+        scores = [score for _, score in predictions]
+        return np.array(places, np.float64), np.array(scores, np.float32)
 
     @property
-    def hears(self) -> bool:
-        """Whether it was trained on recordings: it sees spectrograms."""
+    def is_audio(self) -> bool:
+        """Whether the run was on recordings, so that the network sees spectrograms."""
         return self.config.data.name == "audio"
+
+    @property
+    def is_picture(self) -> bool:
+        """Whether the network sees pictures or spectrograms, and not series."""
+        return len(self.shape) == 3
 
     @functools.cached_property
     def task(self) -> Task:
-        """The task that it was trained for."""
+        """The task that the network was trained for."""
         return make_task(self.config)
 
     @functools.cached_property
     def model(self) -> nn.Module:
-        """The network."""
+        """The Flax module."""
         return self.task.make_model(len(self.classes), spatial_axes=len(self.shape) - 1)
 
     def prepare(self, raw: np.ndarray) -> Example:
-        """One example as the network sees it: what evaluation does.
+        """Returns one example as the network sees it: transformed as for evaluation.
 
         Args:
             raw: a picture, uint8 `[H, W, C]`, or a series, `[L]` or `[L, C]`, NaN where values are missing;
-                of a run on recordings a spectrogram, uint8 `[H, W]` or `[H, W, 1]`, not coloured yet.
+                for a run on recordings a spectrogram, uint8 `[H, W]` or `[H, W, 1]`, not coloured yet.
 
         Raises:
-            ValueError: says in a few words why it cannot be used.
+            ValueError: if the network cannot see it; the message is the end of a sentence.
         """
         raw = np.asarray(raw)
-        channels = 1 if self.hears else self.shape[-1]
+        channels = 1 if self.is_audio else self.shape[-1]
         raw = raw[..., None] if raw.ndim == len(self.shape) - 1 and channels == 1 else raw
         if raw.ndim != len(self.shape) or raw.shape[-1] != channels:
             raise ValueError(f"of the shape {raw.shape}; the network was trained with {self.shape}")
         if not raw.size:
             raise ValueError(f"of the shape {raw.shape}, which is empty")
-        return self.prepared(self._picture(raw) if len(self.shape) == 3 else self._series(raw))
+        return self.transform(self._fit_picture(raw) if self.is_picture else self._fit_series(raw))
 
-    def prepared(self, raw: np.ndarray) -> Example:
-        """What `prepare` ends with, for an example that is as data sets have them.
+    def transform(self, raw: np.ndarray) -> Example:
+        """Returns one example as the network sees it, made of one as the run's data set stores it.
 
         Raises:
-            ValueError: if it does not have the size of the run's.
+            ValueError: if it has another size than those of the run.
         """
         label = np.zeros(raw.shape[:2] if self.config.task == "segmentation" else (), np.uint8)
         example = self._transform({"inputs": raw, "label": label})
@@ -129,136 +159,124 @@ class Trained:
             )
         return example
 
-    def answers(
+    def predict(
         self, examples: Iterable[tuple[Key, Example]], batch_size: int = 0
     ) -> Iterator[tuple[Key, np.ndarray]]:
-        """What the network says of each example, in their order, a batch at a time.
+        """Yields the key of each example and its prediction, in order; see `predict_batches`."""
+        for batch in self.predict_batches(examples, batch_size):
+            rows = zip(batch.keys, batch.examples, batch.predictions, strict=True)
+            for key, example, prediction in rows:
+                yield key, self.task.postprocess(prediction, example)
 
-        No more than a batch of the examples is asked for ahead. All batches have one shape: the last one is
-        filled up, so that the network is compiled once.
+    def predict_batches(
+        self,
+        examples: Iterable[tuple[Key, Example]],
+        batch_size: int = 0,
+        *,
+        with_features: bool = False,
+    ) -> Iterator[Outputs[Key]]:
+        """Yields the outputs of the network for each batch of examples, in order.
 
-        Args:
-            examples: anything to know the example by, and what `prepare` gave.
-            batch_size: 0 for the run's.
-        """
-        batch_size, batch = batch_size or self.config.batch_size, []
-        for pair in examples:
-            batch.append(pair)
-            if len(batch) == batch_size:
-                yield from self._answer(batch, batch_size)
-                batch = []
-        if batch:
-            yield from self._answer(batch, batch_size)
-
-    def _answer(self, batch: list, batch_size: int) -> Iterator[tuple[Any, np.ndarray]]:
-        examples = [example for _, example in batch]
-        said = self._of_a_batch(self._compiled, examples, batch_size)
-        for (key, example), one in zip(batch, said, strict=True):
-            yield key, self.task.postprocess(one, example)
-
-    def features(self, examples: Sequence[Example], batch_size: int = 0) -> np.ndarray:
-        """What a network has made of some examples, before it says anything of their classes.
+        Takes no more than a batch of the examples at once. The last batch is padded, so that all have one
+        shape and the network is compiled once.
 
         Args:
-            examples: what `prepare` gave; a batch of them at most.
+            examples: any key, and the example that `prepare` returned.
             batch_size: 0 for the run's.
-
-        Returns:
-            float32 `[N, D]`: of a reconstruction run the codes, of others what comes into the module `head`.
+            with_features: whether to return the features of each example too.
 
         Raises:
-            ValueError: if there is no such module.
+            UserError: if there are no features: the network has no module named head.
         """
-        if self.config.task == "reconstruction":
-            return self._of_a_batch(self._compiled, examples, batch_size or self.config.batch_size)
-        return self.answers_and_features(examples, batch_size)[1]
+        size, examples = batch_size or self.config.batch_size, iter(examples)
+        while batch := list(itertools.islice(examples, size)):
+            keys, taken = (list(column) for column in zip(*batch, strict=True))
+            inputs = np.stack([example["inputs"] for example in taken])
+            inputs = np.pad(inputs, [(0, size - len(batch))] + [(0, 0)] * (inputs.ndim - 1))
+            network = self._compile(inputs, with_features)
+            started = time.perf_counter()
+            predictions, features = jax.device_get(network(self._device_variables, inputs))
+            seconds = time.perf_counter() - started
+            end = len(batch)
+            yield Outputs(keys, taken, predictions[:end], features[:end], seconds)
 
-    def answers_and_features(
-        self, examples: Sequence[Example], batch_size: int = 0
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """What a classifier says of a batch of examples at most, and the `features` it says it by.
+    def _compile(self, inputs: np.ndarray, with_features: bool) -> Any:
+        """Returns the network compiled for inputs of this shape; compiles it once per shape."""
+        key = inputs.shape, with_features
+        if key not in self._programs:
+            function = jax.jit(functools.partial(self._run_network, with_features))
+            self._programs[key] = function.lower(self._device_variables, inputs).compile()
+        return self._programs[key]
 
-        Raises:
-            ValueError: if the network has no module `head`.
-        """
-        return self._of_a_batch(self._features, examples, batch_size or self.config.batch_size)
-
-    def _of_a_batch(self, compiled: Any, examples: Sequence[Example], size: int) -> Any:
-        inputs = np.stack([example["inputs"] for example in examples])
-        inputs = np.pad(inputs, [(0, size - len(inputs))] + [(0, 0)] * (inputs.ndim - 1))
-        said = compiled(self._on_device, inputs)
-        return jax.tree.map(lambda values: np.asarray(values)[: len(examples)], said)
+    def _run_network(
+        self, with_features: bool, variables: Mapping[str, Any], inputs: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Returns predictions and features of a batch. Traced by JAX."""
+        predict = functools.partial(self.task.predict, self.model)
+        if with_features and self.config.task != "reconstruction":
+            return predict_with_features(predict, variables, inputs)
+        predictions = predict(variables, inputs)
+        return predictions, predictions if with_features else jnp.zeros((len(inputs), 0))
 
     @functools.cached_property
-    def _compiled(self) -> Any:
-        return jax.jit(functools.partial(self.task.predict, self.model))
+    def _programs(self) -> dict[tuple[tuple[int, ...], bool], Any]:
+        return {}
 
     @functools.cached_property
-    def _features(self) -> Any:
-        return jax.jit(
-            functools.partial(into_head, functools.partial(self.task.predict, self.model))
-        )
-
-    @functools.cached_property
-    def _on_device(self) -> Any:
+    def _device_variables(self) -> Any:
         return jax.device_put(dict(self.variables))
 
     @functools.cached_property
-    def _transform(self) -> Any:
+    def _transform(self) -> Callable[..., Example]:
         return self.task.make_transform(train=False)
 
-    def _picture(self, raw: np.ndarray) -> np.ndarray:
+    def _fit_picture(self, raw: np.ndarray) -> np.ndarray:
         if raw.dtype != np.uint8:
             raise ValueError(f"of {raw.dtype}; pictures are uint8, 0 to 255")
         height, width = self.shape[:2]
-        if (
-            self.hears
-            or self.config.image_size
-            or self.config.task == "segmentation"
-            or height != width
-        ):
+        resized_later = self.is_audio or self.config.task == "segmentation"
+        if resized_later or self.config.image_size or height != width:
             return raw
         # The run's pictures were all of one size.
         return transforms.crop_to_square(raw, height)
 
-    def _series(self, raw: np.ndarray) -> np.ndarray:
-        raw = raw.astype(np.float64)
-        # An end of missing values belongs to all channels or to none.
-        row = Series(0, "", list(raw.T), padded=raw.shape[-1] == 1)
-        return prepare_like_training(row, self.shape)
+    def _fit_series(self, raw: np.ndarray) -> np.ndarray:
+        # Missing values at the end are padding if there is one channel; several channels may differ.
+        series = Series(0, "", list(raw.astype(np.float64).T), padded=raw.shape[-1] == 1)
+        return prepare_like_training(series, self.shape)
 
 
-def into_head(
-    ask: Callable[..., jax.Array], variables: Mapping[str, Any], inputs: jax.Array
+def predict_with_features(
+    predict: Callable[..., jax.Array], variables: Mapping[str, Any], inputs: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """What a network says, and what comes into its module `head`, the classifier: float32 `[B, D]`.
+    """Returns the predictions of a network, and what enters its module `head`: float32 `[B, D]`.
 
     Args:
-        ask: (variables, inputs) to what the network says.
+        predict: from (variables, inputs) to predictions.
         variables: the network's.
         inputs: `[B, ...]`.
 
     Raises:
-        ValueError: if there is none.
+        UserError: if there is no module named head.
     """
-    seen = []
+    features = []
 
-    def notice(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
+    def keep_head_inputs(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
         if context.module.name == "head" and context.method_name == "__call__":
-            seen.append(args[0])
+            features.append(args[0])
         return call(*args, **kwargs)
 
-    with nn.intercept_methods(notice):
-        said = ask(variables, inputs)
-    if not seen:
-        raise ValueError("the network has no module named head")
-    return said, seen[-1].reshape(len(inputs), -1).astype(np.float32)
+    with nn.intercept_methods(keep_head_inputs):
+        predictions = predict(variables, inputs)
+    if not features:
+        raise UserError("The network has no features: it has no module named head.")
+    return predictions, features[-1].reshape(len(inputs), -1).astype(jnp.float32)
 
 
-def config_of(settings: Mapping[str, Any]) -> ConfigDict:
-    """The config that `settings` were written from; a setting younger than they are has its default."""
-    young = traverse_util.flatten_dict(common.get_config().to_dict(), sep=".")
-    known = traverse_util.flatten_dict(dict(settings), sep=".")
+def restore_config(settings: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config that `settings` were written from; settings added since have their defaults."""
+    defaults = traverse_util.flatten_dict(common.get_config().to_dict(), sep=".")
+    written = traverse_util.flatten_dict(dict(settings), sep=".")
     # JSON has no tuples.
-    known = {name: tuple(v) if isinstance(v, list) else v for name, v in known.items()}
-    return ConfigDict(traverse_util.unflatten_dict({**young, **known}, sep="."))
+    written = {name: tuple(v) if isinstance(v, list) else v for name, v in written.items()}
+    return ConfigDict(traverse_util.unflatten_dict({**defaults, **written}, sep="."))

@@ -1,25 +1,17 @@
 """The GAN: both updates in one, its run, the pictures that it makes, and who judges them."""
 
-import json
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from finished_runs import config_with, write_finished
 from PIL import Image
-from small_runs import ROOT, assert_same_run, environment, small
+from small_runs import assert_same_run, small
 
 from dyn.models import ACGAN
-from experiments import export, inspect, predict
 from experiments.configs import dr_acgan
 from experiments.configs.relevance import unused
 from experiments.core.errors import UserError
-from experiments.generate import generate
-from experiments.inference.judge import frechet_distance, inception_score, judge
 from experiments.runs.checkpoints import Checkpoints
 from experiments.tasks import acgan, make_task
 from experiments.tasks.gan_samples import diversity, labelled, levels
@@ -248,15 +240,6 @@ def finished(tmp_path_factory, programs):
     return workdir, train(tiny(), workdir, programs)
 
 
-@pytest.fixture(scope="module")
-def classifier(tmp_path_factory):
-    """A run of a classifier on the pictures that the GAN learns from, though it has learnt nothing."""
-    workdir = tmp_path_factory.mktemp("classifier") / "run"
-    config = config_with("digits,smoke", **{"data.limit": 32})
-    write_finished(workdir, config, [str(label) for label in range(10)], (8, 8, 1))
-    return workdir
-
-
 def test_a_run_leaves_its_samples_its_curves_and_its_metrics(finished):
     workdir, summary = finished
     assert {p.name for p in (workdir / "figures").iterdir()} == FIGURES
@@ -296,191 +279,6 @@ def test_a_run_that_is_stopped_and_continued_is_the_uninterrupted_one(
     monkeypatch.setattr(loop.pipeline, "train_batches", real)
     train(tiny(), tmp_path / "run", programs)
     assert_same_run(tmp_path / "run", finished[0])
-
-
-# Pictures of a run.
-
-
-def stored(folder):
-    return {
-        path.relative_to(folder).as_posix(): np.asarray(Image.open(path))
-        for path in sorted(folder.rglob("*.png"))
-    }
-
-
-def test_pictures_of_each_class_are_written_and_do_not_depend_on_what_else_is(finished, tmp_path):
-    run, _ = finished
-    folder = generate(run, tmp_path / "all", per_class=3, quiet=True)
-    made = stored(folder)
-    assert list(made) == [f"{label}/0000{n}.png" for label in range(10) for n in range(3)]
-    assert {(picture.shape, picture.dtype.name) for picture in made.values()} == {
-        ((16, 16), "uint8")
-    }
-    assert not np.array_equal(made["3/00000.png"], made["3/00001.png"])
-    said = json.loads((folder / "generated.json").read_text())
-    assert said["per_class"] == 3 and said["counts"] == {str(label): 3 for label in range(10)}
-    assert said["run"] == str(run) and said["seed"] == 0 and said["audio"]["colour"] == "grey"
-
-    other = stored(
-        generate(run, tmp_path / "some", per_class=5, classes=["3"], batch_size=2, quiet=True)
-    )
-    assert list(other) == [f"3/0000{n}.png" for n in range(5)]
-    for name in ("3/00000.png", "3/00002.png"):
-        # Other sums of a batch's, rounded otherwise.
-        assert np.abs(made[name].astype(int) - other[name]).max() <= 1
-    seed = stored(generate(run, tmp_path / "seed", per_class=1, classes=["3"], seed=1, quiet=True))
-    assert np.abs(made["3/00000.png"].astype(int) - seed["3/00000.png"]).max() > 1
-
-
-def test_what_is_there_is_not_replaced_unasked_and_what_is_not_ours_never(finished, tmp_path):
-    run, folder = finished[0], tmp_path / "gen"
-    fields = {"per_class": 2, "classes": ["1", "4"], "quiet": True}
-    generate(run, folder, **fields)
-    before = stored(folder)
-    with pytest.raises(UserError, match="is there already: choose another --out, or give --over"):
-        generate(run, folder, **fields)
-    generate(run, folder, **fields, again=True)
-    generate(run, folder, per_class=1, classes=["4"], overwrite=True, quiet=True)
-    assert list(stored(folder)) == ["4/00000.png"]
-    np.testing.assert_array_equal(stored(folder)["4/00000.png"], before["4/00000.png"])
-    recordings = tmp_path / "recordings"
-    (recordings / "1").mkdir(parents=True)
-    (recordings / "1" / "a.wav").write_bytes(b"sound")
-    with pytest.raises(UserError, match="no earlier command has generated"):
-        generate(run, recordings, **fields, overwrite=True)
-    assert (recordings / "1" / "a.wav").exists()
-
-
-def test_a_stopped_command_continues_with_the_first_class_that_is_not_finished(
-    finished, tmp_path, monkeypatch
-):
-    from experiments import generate as module
-
-    fields = {"per_class": 2, "classes": ["0", "1", "2"], "quiet": True}
-    expected = stored(generate(finished[0], tmp_path / "whole", **fields))
-    real, calls = module.make_pictures, []
-
-    def counted(*args):
-        calls.append(args)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return real(*args)
-
-    monkeypatch.setattr(module, "make_pictures", counted)
-    with pytest.raises(KeyboardInterrupt):
-        generate(finished[0], tmp_path / "gen", **fields, batch_size=1)
-    assert list(stored(tmp_path / "gen" / "0")) == ["00000.png", "00001.png"]
-    assert not (tmp_path / "gen" / "1").exists()
-    generate(finished[0], tmp_path / "gen", **fields, batch_size=1)
-    assert len(calls) == 3 + 4
-    found = stored(tmp_path / "gen")
-    assert list(found) == list(expected)
-    assert not list((tmp_path / "gen").glob(".*"))
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"per_class": 0}, "--per_class=0: choose 1 or more"),
-        ({"classes": ["12"]}, "--classes=12: the run has no such class"),
-        ({"seed": -1}, "not negative"),
-    ],
-)
-def test_what_cannot_be_generated_is_said(finished, tmp_path, fields, message):
-    with pytest.raises(UserError, match=message):
-        generate(finished[0], tmp_path / "gen", **{"per_class": 1, **fields})
-    assert not (tmp_path / "gen").exists()
-
-
-def test_a_gan_answers_nothing_and_a_classifier_makes_nothing(finished, classifier, tmp_path):
-    Image.new("L", (8, 8)).save(tmp_path / "a.png")
-    for ask in (
-        lambda run: predict.predict(run, [tmp_path / "a.png"], tmp_path / "p.csv", quiet=True),
-        lambda run: export.export(run, "safetensors", tmp_path / "m.safetensors"),
-        lambda run: inspect.inspect(run, tmp_path / "page.html"),
-    ):
-        with pytest.raises(UserError, match="the run of a GAN, which makes pictures"):
-            ask(str(finished[0]))
-    with pytest.raises(UserError, match="which makes no pictures"):
-        generate(classifier, tmp_path / "gen", per_class=1)
-
-
-# The judge.
-
-
-def test_the_inception_score_lies_between_one_and_the_number_of_classes():
-    rng = np.random.default_rng(0)
-    perfect = np.eye(17)[rng.integers(0, 17, 1700)]
-    mean, std = inception_score(perfect)
-    assert abs(mean - 16.2) < 0.15 and 0 < std < 0.3
-    assert inception_score(np.full((100, 17), 1 / 17)) == (1.0, 0.0)
-    one_class = np.eye(17)[np.zeros(100, int)]
-    assert inception_score(one_class) == (1.0, 0.0)
-
-
-def test_the_frechet_distance_is_that_of_the_formula_and_large_for_few_vectors():
-    rng = np.random.default_rng(0)
-    few = frechet_distance(rng.standard_normal((50, 256)), rng.standard_normal((50, 256)))
-    assert 300 < few < 360
-    # Of normal distributions with covariances that commute, sum of (s1 - s2)^2.
-    x = rng.standard_normal((500, 4))
-    x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
-    want = 3.0**2 + (1 + 4 + 9 + 16)
-    assert abs(frechet_distance(x, x * np.array([2, 3, 4, 5.0]) + [3, 0, 0, 0]) - want) < 1e-8
-    assert abs(frechet_distance(x, x)) < 1e-8
-
-
-def test_a_classifier_looks_at_generated_and_at_real_pictures(finished, classifier, tmp_path):
-    folder = generate(finished[0], tmp_path / "gen", per_class=4, quiet=True)
-    found = judge(classifier, folder, quiet=True)
-    assert json.loads((folder / "quality.json").read_text()) == found
-    assert found["generated"] == 40 and found["real"] == 32
-    score, distance = found["inception_score"], found["frechet_classifier_distance"]
-    assert 1 <= score["mean"] <= score["upper_bound"] == 10
-    assert distance["n"] == 32 and distance["floor"]["n"] == 16
-    # Width 4 and two stages: 8 features.
-    assert distance["features"] == 8 and distance["reliable"] and distance["floor"]["reliable"]
-    assert distance["value"] > distance["floor"]["value"] > 0
-    assert 0 <= found["recognised"]["share"] <= 1 and found["recognised"]["chance"] == 0.1
-
-
-def test_a_judge_of_another_kind_is_refused(finished, classifier, tmp_path):
-    folder = generate(finished[0], tmp_path / "gen", per_class=1, classes=["0"], quiet=True)
-    with pytest.raises(UserError, match="the run of a GAN"):
-        judge(finished[0], folder)
-    with pytest.raises(UserError, match=r"generated\.json cannot be read"):
-        judge(classifier, tmp_path)
-    file = folder / "generated.json"
-    said = json.loads(file.read_text())
-    for change, message in (
-        ({"counts": {"owl": 1}}, "knows no class owl"),
-        ({"data": {"name": "audio"}}, "knows pictures of digits, and these are of audio"),
-    ):
-        file.write_text(json.dumps({**said, **change}))
-        with pytest.raises(UserError, match=message):
-            judge(classifier, folder)
-
-
-@pytest.mark.long
-def test_the_command_generates_and_judges(finished, classifier, compiled_once, tmp_path):
-    folder = tmp_path / "gen"
-    words = [sys.executable, "-m", "experiments.generate", str(finished[0]), "--per_class=1"]
-
-    def run(*more):
-        options = {"capture_output": True, "text": True, "timeout": 180}
-        environ = environment(compiled_once)
-        done = subprocess.run([*words, f"--out={folder}", *more], cwd=ROOT, env=environ, **options)
-        return done.returncode, done.stdout, done.stderr
-
-    code, out, err = run(f"--judge={finished[0]}")
-    assert code == 2 and "the run of a GAN" in err and not folder.exists()
-    code, out, _ = run()
-    assert code == 0 and "10 of 10 classes" in out
-    code, out, err = run()
-    assert code == 2 and out == "" and "is there already" in err and "Traceback" not in err
-    code, out, _ = run(f"--judge={classifier}")
-    assert code == 0 and "Inception Score" in out and "at most 10" in out
-    assert "of real from real" in out and "unreliable: n < 2 x 8 features" in out
 
 
 # Settings.

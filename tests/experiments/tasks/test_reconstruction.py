@@ -12,8 +12,8 @@ from experiments import data
 from experiments.configs import soundscape_autoencoder
 from experiments.configs.relevance import unused
 from experiments.core.errors import UserError
+from experiments.inference.predict import predict
 from experiments.load import load
-from experiments.predict import predict
 from experiments.tasks import make_task
 from experiments.train.loop import train
 from experiments.train.validate import validate
@@ -42,8 +42,8 @@ def test_it_trains_and_leaves_its_pictures(tmp_path):
     codes = network([picture, picture])
     assert codes.shape == (2, 16) and codes.dtype == np.float32
     np.testing.assert_array_equal(codes[0], codes[1])
-    with pytest.raises(UserError, match=r"predicts nothing; python -m experiments\.embed"):
-        predict(str(tmp_path), [str(tmp_path)], tmp_path / "p.csv")
+    with pytest.raises(UserError, match=r"python -m experiments\.embed"):
+        predict(load(tmp_path), [str(tmp_path)], tmp_path / "p.csv")
 
 
 def test_the_mean_picture_is_that_of_the_training_split():

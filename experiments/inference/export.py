@@ -1,0 +1,150 @@
+"""Exports a trained network to a file for other programs."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dyn.interop import to_stablehlo
+from experiments.core import files
+from experiments.core.errors import UserError, suggest_nearest
+from experiments.core.files import replace_file
+from experiments.inference import onnx
+from experiments.inference.trained import Trained
+from experiments.runs import weights
+from experiments.runs.folder import list_versions
+
+FORMATS = ("stablehlo", "safetensors", "onnx")
+PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+
+
+def export(
+    trained: Trained,
+    file_format: str,
+    out: str | Path = "",
+    *,
+    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    overwrite: bool = False,
+) -> Path:
+    """Writes a trained network to a file, and returns its path.
+
+    Args:
+        trained: the network.
+        file_format: one of `FORMATS`.
+        out: the file; '' for `export/model.<file_format>` in the run's workdir.
+        platforms: of StableHLO.
+        overwrite: whether to replace an existing file.
+
+    Raises:
+        UserError: if the file exists, or the format cannot express the network.
+    """
+    if file_format not in FORMATS:
+        raise UserError(f"--format={file_format}: choose one of {', '.join(FORMATS)}.")
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise UserError(
+                f"--platforms: there is no {platform!r}{suggest_nearest(platform, PLATFORMS)}"
+            )
+    if file_format == "onnx":
+        onnx.check_installed()
+    source = trained.source
+    home = source.parent if source.suffix == weights.SUFFIX else source / "export"
+    path = Path(out).expanduser() if out else home / f"model.{file_format}"
+    if path.exists() and not overwrite:
+        raise UserError(f"{path} exists: choose another --out, or give --overwrite.")
+    if file_format == "safetensors":
+        metadata = {
+            "config": trained.config.to_dict(),
+            "classes": list(trained.classes),
+            "shape": list(trained.shape),
+            "versions": list_versions(),
+        }
+        weights.write_weights(path, trained.variables, metadata)
+        return path
+    description = describe_export(trained)
+    if file_format == "stablehlo":
+        description["platforms"] = platforms
+        try:
+            program = to_stablehlo(make_logits_fn(trained), example_struct(trained), platforms)
+        except ValueError as error:
+            raise UserError(f"The network cannot be exported: {error}") from error
+    else:
+        program = onnx.convert(make_logits_fn(trained), example_struct(trained))
+    with replace_file(path) as temporary:
+        temporary.write_bytes(program)
+    files.write_json(path.with_name(f"{path.name}.json"), description)
+    return path
+
+
+def make_logits_fn(trained: Trained) -> Callable[[jax.Array], jax.Array]:
+    """Returns the function that is exported: from uint8 pictures, or series, to float32 logits."""
+    variables = jax.tree.map(jnp.asarray, dict(trained.variables))
+    mean, std = (np.asarray(trained.config.normalise[name], np.float32) for name in ("mean", "std"))
+
+    def compute_logits(inputs: jax.Array) -> jax.Array:
+        if trained.is_picture:
+            inputs = (inputs.astype(jnp.float32) / np.float32(255) - mean) / std
+        return trained.model.apply(variables, inputs, train=False).astype(jnp.float32)
+
+    return compute_logits
+
+
+def example_struct(trained: Trained) -> jax.ShapeDtypeStruct:
+    """Returns the shape and dtype of one input of the exported function."""
+    return jax.ShapeDtypeStruct(trained.shape, jnp.uint8 if trained.is_picture else jnp.float32)
+
+
+def describe_export(trained: Trained) -> dict[str, Any]:
+    """Returns what someone who has only the exported file needs to know."""
+    pictures = trained.is_picture
+    if trained.is_audio:
+        size = "a spectrogram that is drawn and coloured as `audio` says"
+    elif trained.config.task == "segmentation":
+        size = "scaled down where larger, then padded with the mean colour below and to the right"
+    elif pictures:
+        size = "the shorter side brought to the size, the middle square cut out"
+    else:
+        size = "missing values interpolated, shorter ones padded with zeros after normalising"
+    inputs = {
+        "shape": ["batch", *trained.shape],
+        "dtype": "uint8" if pictures else "float32",
+        "values": "0 to 255; normalised within" if pictures else "each channel z-normalised",
+        "size": size,
+    }
+    if pictures:
+        inputs["normalisation"] = {
+            "within": True,
+            "mean": list(trained.config.normalise.mean),
+            "std": list(trained.config.normalise.std),
+        }
+    if trained.is_audio:
+        inputs["audio"] = trained.config.audio.to_dict()
+    return {
+        "task": trained.config.task,
+        "inputs": inputs,
+        "outputs": {"dtype": "float32", **_describe_outputs(trained)},
+        "classes": list(trained.classes),
+        "config": trained.config.name,
+        "dataset": trained.config.dataset,
+        "versions": list_versions(),
+    }
+
+
+def _describe_outputs(trained: Trained) -> dict[str, Any]:
+    """Returns the shape and the meaning of the outputs."""
+    classes = len(trained.classes)
+    softmax = "logits: a softmax over the last axis gives probabilities"
+    match trained.config.task:
+        case "reconstruction":
+            values = "0 to 1: the reconstructed picture"
+            return {"shape": ["batch", *trained.shape], "values": values}
+        case "tagging":
+            values = "logits: a sigmoid of each gives its probability"
+            return {"shape": ["batch", classes], "values": values}
+        case "segmentation":
+            return {"shape": ["batch", *trained.shape[:2], classes], "values": softmax}
+        case _:
+            return {"shape": ["batch", classes], "values": softmax}

@@ -1,0 +1,182 @@
+"""Generates pictures of each class with the generator of a finished GAN run."""
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from experiments.core import files
+from experiments.core.console import Progress, print_result
+from experiments.core.errors import UserError, suggest_nearest
+from experiments.core.files import to_json
+from experiments.data.extra import DESCRIPTION
+from experiments.inference.judge import check_judge, judge
+from experiments.inference.trained import Trained
+from experiments.runs.folder import read_summary
+from experiments.tasks.gan_samples import make_pictures, noise_of
+
+PER_CLASS = 1000
+
+
+def generate(
+    trained: Trained,
+    out: str | Path = "",
+    *,
+    per_class: int = PER_CLASS,
+    seed: int = 0,
+    classes: Sequence[str] = (),
+    batch_size: int = 0,
+    classifier: Trained | None = None,
+    overwrite: bool = False,
+    reuse: bool = False,
+    quiet: bool = False,
+) -> Path:
+    """Writes pictures of each class, and returns their folder.
+
+    A picture depends on the seed, its class and its number only.
+
+    Args:
+        trained: the network of a GAN run.
+        out: the folder; '' for `generated` in the run's workdir.
+        per_class: pictures of each class.
+        seed: decides the noise.
+        classes: the names of the classes; by default all.
+        batch_size: pictures at once; 0 for the run's.
+        classifier: judges the pictures, if there is one; see `judge`.
+        overwrite: whether to replace what an earlier call generated.
+        reuse: whether the same pictures may exist already; true if there is a classifier to judge them.
+        quiet: whether to print nothing.
+
+    Raises:
+        UserError: if the run is not a GAN's, has no such class, or the folder exists.
+    """
+    if per_class < 1:
+        raise UserError(f"--per_class={per_class}: choose 1 or more.")
+    if seed < 0 or batch_size < 0:
+        raise UserError("--seed and --batch_size must not be negative.")
+    if trained.config.task != "acgan":
+        raise UserError(
+            f"{trained.source} is a run of {trained.config.name}, which generates no pictures: give one of "
+            "experiments/configs/dr_acgan.py."
+        )
+    if classifier:
+        check_judge(classifier)  # before hours of work
+    folder = Path(out or trained.source / "generated").expanduser()
+    names = _choose_classes(trained.classes, classes)
+    description = _describe(trained, seed, per_class, names)
+    counts = _count_finished(folder, description, overwrite, reuse or classifier is not None)
+    missing = [name for name in names if counts.get(name) != per_class]
+    with Progress(per_class * len(missing), quiet=quiet, unit="picture") as progress:
+        for position, name in enumerate(missing):
+            done = position * per_class
+            _write_class(trained, folder, name, description, batch_size, progress, done)
+            counts[name] = per_class
+            complete = per_class if name == missing[-1] else 0
+            state = {**description, "per_class": complete, "counts": counts}
+            files.write_json(folder / DESCRIPTION, state)
+    rows = [
+        ("pictures", f"{per_class * len(names):,} of {len(names)} classes"),
+        ("in", str(folder)),
+    ]
+    print_result("finished", rows, quiet=quiet)
+    if classifier:
+        judge(classifier, folder, quiet=quiet)
+    return folder
+
+
+def _choose_classes(known: Sequence[str], classes: Sequence[str]) -> list[str]:
+    for name in classes:
+        if name not in known:
+            raise UserError(
+                f"--classes={name}: the run has no such class{suggest_nearest(name, known)}"
+            )
+    names = [name for name in known if not classes or name in classes]
+    for name in names:
+        if not name or "/" in name or "\\" in name or name.startswith("."):
+            raise UserError(
+                f"The class {name!r} cannot be the name of a folder: choose others with --classes."
+            )
+    return names
+
+
+def _describe(trained: Trained, seed: int, per_class: int, names: Sequence[str]) -> dict[str, Any]:
+    """Returns the contents of `generated.json` except for the counts."""
+    summary, config = read_summary(trained.source) or {}, trained.config.to_dict()
+    return {
+        "run": str(trained.source),
+        "parameters": summary.get("params_sha256"),
+        "step": (summary.get("best") or {}).get("step"),
+        "seed": seed,
+        "asked": per_class,
+        "classes": list(names),
+        "shape": list(trained.shape),
+        "data": {"name": config["data"]["name"], "variant": config["data"]["variant"]},
+        "audio": config["audio"],
+    }
+
+
+def _count_finished(
+    folder: Path, description: Mapping[str, Any], overwrite: bool, reuse: bool
+) -> dict[str, int]:
+    """Returns the number of pictures of each class that exist and are kept.
+
+    Raises:
+        UserError: if the folder has other contents.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file: choose another --out.")
+    if not folder.exists() or not any(folder.iterdir()):
+        return {}
+    file = folder / DESCRIPTION
+    try:
+        earlier = json.loads(file.read_text(encoding="utf-8"))
+        counts, finished = dict(earlier["counts"]), earlier["per_class"] > 0
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        # Not even with --overwrite: it may be somebody's recordings.
+        raise UserError(
+            f"{folder} holds files that this command did not generate ({file.name} is missing or cannot be "
+            "read): choose another --out."
+        ) from error
+    same = all(earlier.get(name) == to_json(value) for name, value in description.items())
+    if same and not overwrite and (not finished or reuse):
+        return counts
+    if not overwrite:
+        raise UserError(f"{folder} exists: choose another --out, or give --overwrite.")
+    for name in counts:
+        shutil.rmtree(folder / Path(name).name, ignore_errors=True)
+    file.unlink()
+    return {}
+
+
+def _write_class(
+    trained: Trained,
+    folder: Path,
+    name: str,
+    description: Mapping[str, Any],
+    batch_size: int,
+    progress: Progress,
+    done: int,
+) -> None:
+    """Writes the pictures of one class: all of them, or none."""
+    number, label = description["asked"], list(trained.classes).index(name)
+    size = batch_size or trained.config.batch_size
+    unfinished = folder / f".{name}.unfinished"
+    shutil.rmtree(unfinished, ignore_errors=True)
+    unfinished.mkdir(parents=True)
+    if not (folder / DESCRIPTION).exists():
+        files.write_json(folder / DESCRIPTION, {**description, "per_class": 0, "counts": {}})
+    for start in range(0, number, size):
+        numbers = np.arange(start, min(start + size, number))
+        labels = np.full(len(numbers), label, np.int32)
+        noise = noise_of(description["seed"], labels, numbers, trained.config.gan.latent)
+        made = make_pictures(trained.model, trained.variables, noise, labels, trained.shape, size)
+        for index, picture in zip(numbers, made, strict=True):
+            image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
+            image.save(unfinished / f"{index:05d}.png")
+        progress.update(done + int(numbers[-1]) + 1)
+    shutil.rmtree(folder / name, ignore_errors=True)
+    unfinished.rename(folder / name)

@@ -1,0 +1,54 @@
+"""Loading a finished run."""
+
+import json
+
+import numpy as np
+import pytest
+from finished_runs import config_with, write_finished
+
+from experiments.configs import dr_acgan
+from experiments.core.errors import UserError
+from experiments.load import load
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def test_an_old_run_has_its_classes_from_its_maps(tmp_path):
+    write_finished(tmp_path, config_with(), "abc", (8, 8, 1))
+    new = load(tmp_path)
+    (tmp_path / "summary.json").write_text(json.dumps({"best": {"step": 4}}))
+    with pytest.raises(UserError, match=r"maps\.npz"):
+        load(tmp_path)
+    arrays = {name: np.zeros(()) for name in ("labels", "predictions", "probabilities")}
+    arrays |= {"layer": np.array(""), "activation": np.zeros(())}
+    arrays |= {"inputs": np.zeros((2, 8, 8, 1)), "classes": np.array(list("xyz"))}
+    np.savez(tmp_path / "maps.npz", **arrays)
+    old = load(tmp_path)
+    assert old.classes == ["x", "y", "z"] and old.shape == new.shape
+
+
+def test_a_folder_without_a_finished_run_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no finished run"):
+        load(tmp_path)
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(UserError, match=r"config\.json cannot be read"):
+        load(tmp_path)
+
+
+def test_a_gan_predicts_nothing(tmp_path):
+    config = dr_acgan.get_config("digits,smoke")
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))
+    (tmp_path / "summary.json").write_text(json.dumps({"best": {"step": 4}}))
+    with pytest.raises(UserError, match="run of a GAN"):
+        load(tmp_path)
+
+
+def test_a_foreign_file_of_parameters_is_refused(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"weight": np.zeros(3)}, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="no metadata"):
+        load(tmp_path / "other.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes(b"12345678")
+    with pytest.raises(UserError, match=r"torn\.safetensors cannot be read"):
+        load(tmp_path / "torn.safetensors")
