@@ -13,8 +13,8 @@ from experiments.audio.recordings import SUFFIXES
 from experiments.core import files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
-from experiments.figures import embeddings as embedding_figures
-from experiments.figures import reconstruction as reconstruction_figures
+from experiments.figures.embeddings import draw_hours, draw_tsne
+from experiments.figures.reconstruction import draw_reconstructions
 from experiments.inference.embeddings import (
     Clock,
     Embedded,
@@ -98,7 +98,7 @@ def embed(
     _draw_clusters(out, embedded, names, numbers)
     (out / "reconstructions.png").unlink(missing_ok=True)
     if trained.config.task == "reconstruction" and sample.kept:
-        _draw_reconstructions(out, trained, sample.kept)
+        _draw_sample(out, trained, sample.kept)
     rows = [
         ("embedded", f"{len(embedded.files):,}"),
         ("numbers each", f"{embedded.codes.shape[1]:,}"),
@@ -230,7 +230,7 @@ def _draw_clusters(
         (out / name).unlink(missing_ok=True)
     heard = np.flatnonzero(clusters >= 0)
     names = [labels[index] for index in heard]
-    embedding_figures.tsne(embedded.codes[heard], clusters[heard], names, out / "tsne.png")
+    draw_tsne(embedded.codes[heard], clusters[heard], names, out / "tsne.png")
     hours, timed = [], []
     for index in heard:
         stamp = times.parse_time(embedded.files[index])
@@ -239,16 +239,16 @@ def _draw_clusters(
             hours.append((stamp.hour + seconds / 3600) % 24)
             timed.append(index)
     if timed:
-        embedding_figures.day(np.array(hours), clusters[timed], out / "day.png")
+        draw_hours(np.array(hours), clusters[timed], out / "day.png")
 
 
-def _draw_reconstructions(out: Path, trained: Trained, pieces: Sequence[Piece]) -> None:
+def _draw_sample(out: Path, trained: Trained, pieces: Sequence[Piece]) -> None:
     """Draws a few pieces and their reconstructions."""
     inputs = np.stack([piece.example["inputs"] for piece in pieces])
     network = jax.jit(partial(trained.model.apply, train=False))
     outputs = np.asarray(network(dict(trained.variables), inputs), np.float32)
     error = float(np.mean((outputs - inputs) ** 2))
-    reconstruction_figures.reconstructions(
+    draw_reconstructions(
         inputs,
         outputs,
         [_caption(piece) for piece in pieces],

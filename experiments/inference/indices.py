@@ -7,7 +7,7 @@ import numpy as np
 
 from experiments.audio import clusters, indices
 from experiments.core import files
-from experiments.figures import embeddings as embedding_figures
+from experiments.figures.embeddings import draw_comparison
 from experiments.inference.embeddings import Clock, Embedded, Piece
 
 MEASURES = ("precision", "recall", "f", "purity")
@@ -83,7 +83,7 @@ class IndexComparison:
         (out / "compare.png").unlink(missing_ok=True)
         if not scores:
             return [("comparison", f"{out / 'timing.csv'}; give --labels for more")]
-        embedding_figures.compare(scores, seconds, out / "compare.png")
+        draw_comparison(scores, seconds, out / "compare.png")
         f_scores = ", ".join(f"{kind} {score['f'][0]:.3f}" for kind, score in scores.items())
         return [("B-cubed F", f_scores), ("comparison", str(out / "compare.csv"))]
 

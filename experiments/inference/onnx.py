@@ -40,7 +40,7 @@ def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeS
     onnxruntime, jax2onnx = map(importlib.import_module, ("onnxruntime", "jax2onnx"))
     batch = jax.ShapeDtypeStruct(("B", *example.shape), example.dtype)
     # Not for a CPU: its plans have loops, which gain nothing in ONNX.
-    with planner.planned_for("tpu"), _padding_of_symbolic_batches():
+    with planner.plan_for_platform("tpu"), _padding_of_symbolic_batches():
         try:
             # jax2onnx wants a plain function.
             written = jax2onnx.to_onnx(lambda x: function(x), inputs=[batch]).SerializeToString()

@@ -11,7 +11,7 @@ from experiments.core import files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.data import Example
-from experiments.figures.palette import colour_map
+from experiments.figures.style import make_voc_palette
 from experiments.inference.files import (
     Item,
     expand_paths,
@@ -182,7 +182,7 @@ def _rank_classes(trained: Trained, top: int) -> Callable[[Item, np.ndarray], Ro
 
 def _write_mask(trained: Trained, folder: Path) -> Callable[[Item, np.ndarray], Rows]:
     """Returns a function that writes a mask as a palette PNG and makes its rows, one per class."""
-    palette = colour_map().ravel().tolist()
+    palette = make_voc_palette().ravel().tolist()
 
     def make_rows(item: Item, mask: np.ndarray) -> Rows:
         # Keeps the suffix: a.jpg and a.png may lie side by side.

@@ -9,7 +9,7 @@ from finished_runs import config_with, write_finished
 from PIL import Image
 
 from experiments.core.errors import UserError
-from experiments.figures import palette
+from experiments.figures.style import paint_mask
 from experiments.inference.predict import predict
 from experiments.load import load
 
@@ -36,7 +36,7 @@ def test_a_segmentation_run_writes_masks_and_the_area_of_each_class(tmp_path, rn
         with Image.open(mask) as image, Image.open(album / name) as picture:
             values, drawn = np.asarray(image), np.asarray(image.convert("RGB"))
             assert image.mode == "P" and values.shape == size
-            np.testing.assert_array_equal(drawn, palette.colours(values))
+            np.testing.assert_array_equal(drawn, paint_mask(values))
             (prediction,) = trained([np.asarray(picture)])
         assert prediction.dtype == np.uint8 and (prediction == values).mean() > 0.99
         counts = np.bincount(values.ravel(), minlength=2)
