@@ -17,7 +17,7 @@ from experiments.data.extra import DESCRIPTION
 from experiments.inference.judge import check_judge, judge
 from experiments.inference.trained import Trained
 from experiments.runs.folder import read_summary
-from experiments.tasks.gan_samples import make_pictures, noise_of
+from experiments.tasks.gan_samples import draw_noise, generate_pictures
 
 PER_CLASS = 1000
 
@@ -172,8 +172,10 @@ def _write_class(
     for start in range(0, number, size):
         numbers = np.arange(start, min(start + size, number))
         labels = np.full(len(numbers), label, np.int32)
-        noise = noise_of(description["seed"], labels, numbers, trained.config.gan.latent)
-        made = make_pictures(trained.model, trained.variables, noise, labels, trained.shape, size)
+        noise = draw_noise(description["seed"], labels, numbers, trained.config.gan.latent)
+        made = generate_pictures(
+            trained.model, trained.variables, noise, labels, trained.shape, size
+        )
         for index, picture in zip(numbers, made, strict=True):
             image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
             image.save(unfinished / f"{index:05d}.png")

@@ -1,13 +1,13 @@
-"""A GAN that learns to make labelled pictures: both losses, what is counted, what is drawn while it learns.
+"""Generation of labelled pictures by a GAN: both losses, metrics, and samples while it learns.
 
-One step is the base's (Odena et al. 2017, in the order of Fu et al. 2023): the generator learns from what the
-discriminator says of its pictures, then the discriminator from real pictures and from those same ones.
-Neither gradient looks at the other's update, so that both are taken at once, of
+A step is that of Odena et al. (2017), in the order of Fu et al. (2023): the generator learns from the
+discriminator's judgement of its pictures, then the discriminator from real pictures and from those same
+generated ones. Neither gradient depends on the other's update, so both are taken at once, of
 
     L_g(generator, stop(discriminator)) + L_d(stop(pictures), discriminator),
 
-and one optimiser, which works number by number, makes both updates. (But --config.optimizer.clip limits
-the norm of both together.)
+and one optimizer, which treats every parameter by itself, makes both updates. (Except that
+--config.optimizer.clip limits the norm of both together.)
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -26,15 +26,23 @@ from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.figures.gan import MAX_CLASSES, draw_losses, draw_samples
 from experiments.runs.log import METRICS_FILE, read_rows
-from experiments.tasks.backbone import with_conv
+from experiments.tasks.backbone import build_with_conv
 from experiments.tasks.classification import Classification
-from experiments.tasks.gan_samples import diversity, labelled, make_pictures, noise_of
+from experiments.tasks.gan_samples import (
+    choose_real,
+    draw_noise,
+    generate_pictures,
+    measure_diversity,
+)
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
 REAL, GENERATED = 2, 4  # pictures of each class that are shown
-COMPARED = 8  # of each class, whose diversity is compared
-SURE, SURE_STEPS = 0.99, 500  # a discriminator this good for so long teaches nothing
-LEAST_DIVERSITY = 0.05
+COMPARED = 8  # pictures of each class whose diversity is compared
+CONFIDENT, CONFIDENT_STEPS = (
+    0.99,
+    500,
+)  # a discriminator this good for so many steps teaches nothing
+LEAST_DIVERSITY = 0.05  # of generated pictures, as a share of the diversity of real ones
 
 
 class Generation(Task):
@@ -42,7 +50,7 @@ class Generation(Task):
 
     metric = None
     augmentations = Classification.augmentations
-    sections = ("gan", "conv", "model", "dtype", "batch_size")
+    sections = ("gan", "conv", "dtype", "batch_size")
 
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
         """Returns generator and discriminator, with `config.conv` in the generator."""
@@ -65,8 +73,7 @@ class Generation(Task):
                 f"--config.gan.widths={gan.widths}: give 4 numbers of features, such as (128, 64, 32, 16)."
             )
 
-        def build(conv: Callable[..., nn.Module], shortcut: object) -> nn.Module:
-            del shortcut  # there is none
+        def build(conv: Callable[..., nn.Module]) -> nn.Module:
             return ACGAN(
                 num_classes=num_classes,
                 latent=gan.latent,
@@ -77,7 +84,7 @@ class Generation(Task):
                 dtype=jnp.dtype(self.config.dtype),
             )
 
-        return with_conv(self.config, build, spatial_axes)
+        return build_with_conv(self.config, build, spatial_axes)
 
     def compute_loss(
         self,
@@ -92,21 +99,20 @@ class Generation(Task):
             g = (bce(fake, 1) + ce(fake, y')) / 2
             d = ((bce(real, 1) + ce(real, y)) / 2 + (bce(fake, 0) + ce(fake, y')) / 2) / 2
 
-        The labels y' are drawn uniformly. The discriminator looks three times, at the generator's pictures
-        for g, at the real ones and at the generator's for d, and its power iterations go one step each time.
+        The labels y' are drawn uniformly. The discriminator is applied three times, to generated pictures for
+        g, and to real and to generated ones for d; each time its power iterations go one step.
         """
         del head_only  # `validate` refuses it
         real, gan = batch["inputs"], self.config.gan
-        keys = dict(
-            zip(("noise", "labels", "g", "real", "fake"), jax.random.split(rng, 5), strict=True)
-        )
+        names = ("noise", "labels", "g", "real", "fake")
+        keys = dict(zip(names, jax.random.split(rng, 5), strict=True))
         noise = jax.random.normal(keys["noise"], (real.shape[0], model.latent), real.dtype)
-        wanted = jax.random.randint(keys["labels"], batch["label"].shape, 0, model.num_classes)
+        labels = jax.random.randint(keys["labels"], batch["label"].shape, 0, model.num_classes)
 
         fake, changed = model.apply(
             variables,
             noise,
-            wanted,
+            labels,
             real.shape[1:],
             train=True,
             method="generate",
@@ -114,56 +120,59 @@ class Generation(Task):
         )
         batch_stats = changed["batch_stats"]
 
-        def look(params: Any, pictures: Array, name: str) -> tuple[Array, Array]:
+        def discriminate(params: Any, pictures: Array, key: Array) -> tuple[Array, Array]:
             nonlocal batch_stats
-            cut, drop = jax.random.split(keys[name])
-            said, kept = model.apply(
+            cut, drop = jax.random.split(key)
+            logits, updated = model.apply(
                 {**variables, "params": params, "batch_stats": batch_stats},
-                distorted(pictures, cut) if gan.diff_augment else pictures,
+                roll_and_cut(pictures, cut) if gan.diff_augment else pictures,
                 train=True,
                 method="discriminate",
                 mutable=["batch_stats"],
                 rngs={"dropout": drop},
             )
-            batch_stats = kept["batch_stats"]
-            return said
+            batch_stats = updated["batch_stats"]
+            return logits
 
         params = variables["params"]
-        of_fake = look(jax.lax.stop_gradient(params), fake, "g")
-        fooled = judged(of_fake, wanted, real=True)
+        logits = discriminate(jax.lax.stop_gradient(params), fake, keys["g"])
+        fooled = judge_logits(logits, labels, real=True)
         g = (fooled["real"] + fooled["label"]).mean() / 2
 
-        seen = judged(look(params, real, "real"), batch["label"], real=True)
-        caught = judged(look(params, jax.lax.stop_gradient(fake), "fake"), wanted, real=False)
-        d = discriminator_loss(seen, caught, gan.aux_on_fake).mean()
-        measured = {
+        of_real = judge_logits(discriminate(params, real, keys["real"]), batch["label"], real=True)
+        logits = discriminate(params, jax.lax.stop_gradient(fake), keys["fake"])
+        of_fake = judge_logits(logits, labels, real=False)
+        d = compute_discriminator_loss(of_real, of_fake, gan.aux_on_fake).mean()
+        metrics = {
             "loss": g + d,
             "g": g,
             "d": d,
-            "d_real": seen["right"].mean(),
-            "d_fake": caught["right"].mean(),
-            "aux_real": seen["named"].mean(),
-            "aux_fake": caught["named"].mean(),
+            "d_real": of_real["right"].mean(),
+            "d_fake": of_fake["right"].mean(),
+            "aux_real": of_real["named"].mean(),
+            "aux_fake": of_fake["named"].mean(),
         }
-        return g + d, (measured, {**changed, "batch_stats": batch_stats})
+        return g + d, (metrics, {**changed, "batch_stats": batch_stats})
 
     def sum_metrics(self, model: ACGAN, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns what a batch adds to the metrics: real pictures, and generated ones of their labels."""
         real, labels, mask = batch["inputs"], batch["label"], batch["mask"]
-        # Always the same noise: evaluations are compared.
+        # Always the same noise, so that evaluations can be compared.
         noise = jax.random.normal(jax.random.key(0), (real.shape[0], model.latent), real.dtype)
         fake = model.apply(variables, noise, labels, real.shape[1:], method="generate")
-        seen = judged(model.apply(variables, real, method="discriminate"), labels, real=True)
-        said = model.apply(variables, fake, method="discriminate")
-        caught, fooled = judged(said, labels, real=False), judged(said, labels, real=True)
+        logits = model.apply(variables, real, method="discriminate")
+        of_real = judge_logits(logits, labels, real=True)
+        logits = model.apply(variables, fake, method="discriminate")
+        of_fake = judge_logits(logits, labels, real=False)
+        fooled = judge_logits(logits, labels, real=True)
         each = {
             "g": (fooled["real"] + fooled["label"]) / 2,
-            "d": discriminator_loss(seen, caught, aux_on_fake=True),
-            "d_without_aux": discriminator_loss(seen, caught, aux_on_fake=False),
-            "d_real": seen["right"],
-            "d_fake": caught["right"],
-            "aux_real": seen["named"],
-            "aux_fake": caught["named"],
+            "d": compute_discriminator_loss(of_real, of_fake, aux_on_fake=True),
+            "d_without_aux": compute_discriminator_loss(of_real, of_fake, aux_on_fake=False),
+            "d_real": of_real["right"],
+            "d_fake": of_fake["right"],
+            "aux_real": of_real["named"],
+            "aux_fake": of_fake["named"],
             "count": jnp.ones_like(mask),
         }
         return {name: jnp.sum(jnp.where(mask > 0, values, 0.0)) for name, values in each.items()}
@@ -196,12 +205,13 @@ class Generation(Task):
         step: int,
         seed: int,
     ) -> list[str]:
-        """Draws real and generated pictures side by side and returns a warning for what looks wrong."""
-        real, fake = self._make_samples(model, variables, dataset, seed)
-        name = f"samples_{step:06d}.png"
-        _draw(real, fake, dataset, f"Samples at step {step:,}", workdir / "figures" / name)
+        """Draws real and generated pictures side by side, and returns warnings."""
+        path = workdir / "figures" / f"samples_{step:06d}.png"
+        real, fake = self._draw_samples(
+            model, variables, dataset, seed, f"Samples at step {step:,}", path
+        )
         rows = [row for row in read_rows(workdir / METRICS_FILE) if row["step"] <= step]
-        return warnings(rows, diversity(real), diversity(fake))
+        return list_warnings(rows, measure_diversity(real), measure_diversity(fake))
 
     def draw_figures(
         self,
@@ -215,9 +225,8 @@ class Generation(Task):
     ) -> None:
         """Draws samples of the trained generator, and both networks' progress over the run."""
         del inspected, metrics
-        real, fake = self._make_samples(model, variables, dataset, seed)
         folder = workdir / "figures"
-        _draw(real, fake, dataset, "Samples", folder / "samples.png")
+        self._draw_samples(model, variables, dataset, seed, "Samples", folder / "samples.png")
         draw_losses(read_rows(workdir / METRICS_FILE), folder / "gan.png")
 
     def predict(self, model: ACGAN, variables: Variables, inputs: Array) -> Array:
@@ -226,11 +235,17 @@ class Generation(Task):
             "A GAN makes pictures and predicts nothing: use python -m experiments.generate."
         )
 
-    def _make_samples(
-        self, model: ACGAN, variables: Variables, dataset: Dataset, seed: int
+    def _draw_samples(
+        self,
+        model: ACGAN,
+        variables: Variables,
+        dataset: Dataset,
+        seed: int,
+        title: str,
+        path: Path,
     ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
-        """Returns real and generated pictures of the classes that are shown, by the number of the class."""
-        real = labelled(
+        """Draws samples, and returns more pictures, real and generated, by class number."""
+        real = choose_real(
             dataset.splits["train"],
             self.make_transform(train=False),
             range(min(len(dataset.classes), MAX_CLASSES)),
@@ -239,47 +254,52 @@ class Generation(Task):
         )
         shape = next(iter(real.values())).shape[1:]
         labels = np.repeat(np.array(list(real), np.int32), COMPARED)
-        noise = noise_of(seed, labels, np.tile(np.arange(COMPARED), len(real)), model.latent)
-        # To this host alone: the others are not here.
+        noise = draw_noise(seed, labels, np.tile(np.arange(COMPARED), len(real)), model.latent)
+        # On this host alone: the others do not call this.
         variables = jax.device_get(dict(variables))
-        made = make_pictures(model, variables, noise, labels, shape, self.config.batch_size)
-        return real, dict(zip(real, made.reshape(len(real), COMPARED, *shape), strict=True))
+        made = generate_pictures(model, variables, noise, labels, shape, self.config.batch_size)
+        fake = dict(zip(real, made.reshape(len(real), COMPARED, *shape), strict=True))
+        rows = {
+            dataset.classes[label]: (real[label][:REAL], fake[label][:GENERATED]) for label in real
+        }
+        draw_samples(rows, title, path)
+        return real, fake
 
 
-def judged(said: tuple[Array, Array], labels: Array, real: bool) -> dict[str, Array]:
-    """What the discriminator's words about some pictures cost, and whether they are right, `[B]` each.
+def judge_logits(logits: tuple[Array, Array], labels: Array, real: bool) -> dict[str, Array]:
+    """Returns the discriminator's losses on pictures, and whether it is right, `[B]` each.
 
     Args:
-        said: logits of being real, `[B]`, and of the labels, `[B, C]`.
+        logits: of being real, `[B]`, and of the classes, `[B, C]`.
         labels: `[B]`.
-        real: what the discriminator should say.
+        real: the right answer.
 
     Returns:
-        `real` and `label` (cross-entropies), `right` and `named` (1 where it says so).
+        `real` and `label` (cross-entropies), `right` and `named` (1 if reality and class are recognised).
     """
-    logits, classes = (values.astype(float32_or_wider(values)) for values in said)
-    target = jnp.full_like(logits, real)
+    reality, classes = (values.astype(float32_or_wider(values)) for values in logits)
+    target = jnp.full_like(reality, real)
     return {
-        "real": optax.losses.sigmoid_binary_cross_entropy(logits, target),
+        "real": optax.losses.sigmoid_binary_cross_entropy(reality, target),
         "label": optax.losses.softmax_cross_entropy_with_integer_labels(classes, labels),
-        "right": ((logits > 0) == real).astype(jnp.float32),
+        "right": ((reality > 0) == real).astype(jnp.float32),
         "named": (jnp.argmax(classes, axis=-1) == labels).astype(jnp.float32),
     }
 
 
-def discriminator_loss(
-    seen: Mapping[str, Array], caught: Mapping[str, Array], aux_on_fake: bool
+def compute_discriminator_loss(
+    real: Mapping[str, Array], fake: Mapping[str, Array], aux_on_fake: bool
 ) -> Array:
-    """d of each pair of a real and a generated picture, `[B]`, from what `judged` says of them."""
-    of_fake = caught["real"] + (caught["label"] if aux_on_fake else 0)
-    return ((seen["real"] + seen["label"]) / 2 + of_fake / 2) / 2
+    """Returns d of each pair of a real and a generated picture, `[B]`, from their `judge_logits`."""
+    of_fake = fake["real"] + (fake["label"] if aux_on_fake else 0)
+    return ((real["real"] + real["label"]) / 2 + of_fake / 2) / 2
 
 
-def distorted(pictures: Array, rng: Array) -> Array:
-    """Rolls each picture in time by up to an eighth, and cuts a rectangle of half its sides out of it.
+def roll_and_cut(pictures: Array, rng: Array) -> Array:
+    """Rolls each picture in time by up to an eighth, and cuts out a rectangle of half its sides.
 
-    Zhao et al.: Differentiable Augmentation for Data-Efficient GAN Training. NeurIPS 2020. A spectrogram
-    is rolled along its width alone: what is moved up or down is another sound.
+    Zhao et al.: Differentiable Augmentation for Data-Efficient GAN Training. NeurIPS 2020. A spectrogram is
+    rolled along its width alone: moved up or down, it is another sound.
     """
     batch, height, width, _ = pictures.shape
     roll, top, left = jax.random.split(rng, 3)
@@ -287,7 +307,7 @@ def distorted(pictures: Array, rng: Array) -> Array:
     rolled = jax.vmap(lambda x, by: jnp.roll(x, by, axis=1))(pictures, shift)
 
     def inside(key: Array, size: int) -> Array:
-        # The rectangle's middle may lie anywhere, so that a part of it may lie outside.
+        # The middle may lie anywhere, so a part of the rectangle may lie outside.
         middle = jax.random.randint(key, (batch, 1), 0, size)
         return jnp.abs(jnp.arange(size) - middle) <= size // 4
 
@@ -295,37 +315,27 @@ def distorted(pictures: Array, rng: Array) -> Array:
     return jnp.where(hole[..., None], jnp.zeros_like(rolled), rolled)
 
 
-def warnings(rows: Sequence[Mapping[str, Any]], real: float, fake: float) -> list[str]:
-    """What looks wrong, a sentence each.
+def list_warnings(rows: Sequence[Mapping[str, Any]], real: float, generated: float) -> list[str]:
+    """Returns a sentence for everything that looks wrong.
 
     Args:
         rows: of `metrics.jsonl`, up to now.
-        real: how different the real pictures of a class are.
-        fake: how different the generated ones are.
+        real: diversity of real pictures.
+        generated: diversity of generated pictures.
     """
-    said = []
-    seen = [row for row in rows if row.get("split") == "train" and row.get("d_real") is not None]
-    if seen and seen[-1]["step"] - seen[0]["step"] >= SURE_STEPS:
-        late = [row for row in seen if row["step"] >= seen[-1]["step"] - SURE_STEPS]
-        if min((row["d_real"] + row["d_fake"]) / 2 for row in late) > SURE:
-            said.append(
-                f"the discriminator has been right on more than {SURE:.0%} for {SURE_STEPS} steps: the "
-                "generator learns little from it. Lower --config.gan.discriminator_rate, or give more data."
+    warnings = []
+    train = [row for row in rows if row.get("split") == "train" and row.get("d_real") is not None]
+    if train and train[-1]["step"] - train[0]["step"] >= CONFIDENT_STEPS:
+        late = [row for row in train if row["step"] >= train[-1]["step"] - CONFIDENT_STEPS]
+        if min((row["d_real"] + row["d_fake"]) / 2 for row in late) > CONFIDENT:
+            warnings.append(
+                f"the discriminator has been right on more than {CONFIDENT:.0%} for {CONFIDENT_STEPS} "
+                "steps, so the generator learns little from it. Lower --config.gan.discriminator_rate, or "
+                "add data."
             )
-    if fake < LEAST_DIVERSITY * real:
-        said.append(
-            f"the generated pictures of a class differ by {fake / real:.1%} of what real ones do: the "
-            "generator makes one picture a class."
+    if generated < LEAST_DIVERSITY * real:
+        warnings.append(
+            f"the diversity of generated pictures is {generated / real:.1%} of that of real ones: the "
+            "generator makes the same picture of a class again and again."
         )
-    return said
-
-
-def _draw(
-    real: Mapping[int, np.ndarray],
-    fake: Mapping[int, np.ndarray],
-    dataset: Dataset,
-    title: str,
-    path: Path,
-) -> None:
-    rows = {dataset.classes[label]: (real[label][:REAL], fake[label][:GENERATED]) for label in real}
-    draw_samples(rows, title, path)
+    return warnings

@@ -1,4 +1,4 @@
-"""From a config to a network: which convolution, which attention behind a block, which network."""
+"""Makes networks from configs: the convolution, the attention after a block, the network."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -30,18 +30,18 @@ CONVS = {
 ATTENTIONS = {"none": None, "squeeze_excite": layers.SqueezeExcite, "cbam": layers.CBAM}
 CLASSIFIERS = {"dense": nn.Dense, "dcd": layers.DCDDense}
 RESNETS = {
-    # For runs that show that something works, and are mostly compilation.
+    # Small networks for smoke runs, which are mostly compilation.
     6: partial(models.ResNet, stage_sizes=(1, 1), block=models.BasicBlock),
     10: partial(models.ResNet, stage_sizes=(1, 1, 1, 1), block=models.BasicBlock),
     18: models.ResNet18,
     34: models.ResNet34,
     50: models.ResNet50,
 }
-# The networks that take any convolution of the catalogue.
+# The networks that take any of `CONVS`.
 NETWORKS = ("resnet", "vgg16", "mobilenet_v2")
-# Whose authors have them in the place of MobileNetV2's depthwise convolutions, too.
+# Layers whose authors replace the depthwise convolutions of MobileNetV2 too.
 DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv)
-# What a setting of `config.model` may be, where it is one of a few words.
+# The values of settings of `config.model`.
 WORDS = {
     "network": NETWORKS,
     "depth": tuple(RESNETS),
@@ -52,12 +52,12 @@ WORDS = {
 
 
 def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
-    """The network that `config.model`, `.conv`, `.attention` and `.classifier` describe.
+    """Returns the network that `config.model`, `.conv`, `.attention` and `.classifier` describe.
 
     With `config.model.hidden` it is a `Classifier` over the network's features.
 
     Raises:
-        UserError: for a layer, a field of it, or a word of `config.model` that does not exist.
+        UserError: if a layer, a field of it, or a value of `config.model` does not exist.
     """
     backbone = partial(make_backbone(config), spatial_axes=spatial_axes)
     ends = {
@@ -65,8 +65,14 @@ def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.
         "dense": make_layer(config, "classifier", CLASSIFIERS),
         "dropout": config.model.dropout,
     }
+    resnet = config.model.network == "resnet"
 
-    def build(**convs: Callable[..., nn.Module] | None) -> nn.Module:
+    def build(conv: Callable[..., nn.Module]) -> nn.Module:
+        convs = {"conv": conv}
+        if resnet:
+            convs["shortcut"] = conv if config.model.shortcut == "conv" else None
+        elif config.model.network == "mobilenet_v2":
+            convs["depthwise"] = conv if CONVS[config.conv.name] in DEPTHWISE else None
         if not config.model.hidden:
             return backbone(**ends, **convs)
         return models.Classifier(
@@ -76,43 +82,45 @@ def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.
             dtype=jnp.dtype(config.dtype),
         )
 
-    return with_conv(config, build, spatial_axes)
+    return build_with_conv(config, build, spatial_axes, share=None if resnet else _find_stage)
 
 
-def with_conv(config: ConfigDict, build: Callable[..., nn.Module], spatial_axes: int) -> nn.Module:
-    """What `build` makes of the convolution that `config.conv` names.
+def build_with_conv(
+    config: ConfigDict,
+    build: Callable[[Callable[..., nn.Module]], nn.Module],
+    spatial_axes: int,
+    share: Callable[[tuple[str, ...]], str] | None = None,
+) -> nn.Module:
+    """Returns the network that `build` makes of the convolution of `config.conv`.
 
-    It is called with `conv=`, and with what else in the network of `config.model` is made of it: with
-    `shortcut=` or `depthwise=`.
+    Args:
+        config: its `conv` names the layer and its fields.
+        build: takes a convolution and returns a network.
+        spatial_axes: of the inputs.
+        share: with warehouses, maps a layer's path to the name of the warehouse that it shares; None for one
+            warehouse per stage of a residual network.
+
+    Raises:
+        UserError: if the layer or a field of it does not exist.
     """
     conv = make_layer(config, "conv", CONVS)
-
-    def network(made: Callable[..., nn.Module]) -> nn.Module:
-        convs = {"conv": made}
-        if config.model.network == "resnet":
-            convs["shortcut"] = made if config.model.shortcut == "conv" else None
-        elif config.model.network == "mobilenet_v2":
-            convs["depthwise"] = made if conv.func in DEPTHWISE else None
-        return build(**convs)
-
-    if conv.func is layers.WarehouseConv:
-        # The convolutions of a stage share their cells. Sizes do not matter for the kernels.
-        example = jax.ShapeDtypeStruct((1, *(32,) * spatial_axes, 3), jnp.float32)
-        share = None if config.model.network == "resnet" else _stage
-        return layers.share_kernels(network, example, share=share, **conv.keywords)
-    return network(conv)
+    if conv.func is not layers.WarehouseConv:
+        return build(conv)
+    # Kernels do not depend on the sizes of the inputs.
+    example = jax.ShapeDtypeStruct((1, *(32,) * spatial_axes, 3), jnp.float32)
+    return layers.share_kernels(build, example, share=share, **conv.keywords)
 
 
-def _stage(path: tuple[str, ...]) -> str:
-    """`stage2` of `stage2_conv1`, of a network itself or of a backbone."""
+def _find_stage(path: tuple[str, ...]) -> str:
+    """Returns the stage of a layer of VGG or MobileNet: `stage2` for `stage2_conv1`."""
     return next(name for name in path if name != "backbone").partition("_")[0]
 
 
 def make_backbone(config: ConfigDict) -> partial:
-    """A network but for what it ends in and what it convolves with.
+    """Returns a network that lacks its end and its convolutions.
 
     Raises:
-        UserError: for a layer, a field of it, or a word of `config.model` that does not exist.
+        UserError: if a layer, a field of it, or a value of `config.model` does not exist.
     """
     for field, words in WORDS.items():
         if config.model[field] not in words:
@@ -129,7 +137,7 @@ def make_backbone(config: ConfigDict) -> partial:
     if config.model.network == "vgg16":
         return partial(models.VGG16, width=config.model.width, **fields)
     if config.model.network == "mobilenet_v2":
-        # So that 64, at which the others are as published, is so here.
+        # Its width is a factor; 64 is as published, as for the other networks.
         return partial(models.MobileNetV2, width=config.model.width / 64, **fields)
     return partial(
         RESNETS[config.model.depth],
@@ -144,10 +152,10 @@ def make_backbone(config: ConfigDict) -> partial:
 def make_layer(
     config: ConfigDict, section: str, known: Mapping[str, type | None]
 ) -> partial | None:
-    """The layer that `config.<section>.name` names, with the fields beside the name.
+    """Returns the layer that `config.<section>.name` names, with the fields beside the name.
 
     Raises:
-        UserError: for a name or a field that does not exist.
+        UserError: if the name or a field does not exist.
     """
     fields = dict(config[section])
     name = fields.pop("name")

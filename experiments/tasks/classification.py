@@ -23,7 +23,7 @@ from experiments.tasks import backbone
 from experiments.tasks.backbone import CONVS, NETWORKS, make_layer, make_network
 from experiments.tasks.classifier import apply_in_training, draw_classifier, inspect_classifier
 from experiments.tasks.metrics import compute_means, sum_classification
-from experiments.tasks.mixing import mix
+from experiments.tasks.mixing import mix_examples
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
 SERIES_NETS = {"net1": models.Net1, "net2": models.Net2}
@@ -64,7 +64,9 @@ class Classification(Task):
     ) -> Loss:
         """Returns the mean cross-entropy of a batch, which may be mixed (see `mixing`)."""
         drop, draw = jax.random.split(rng)
-        inputs, targets = mix(self.config, batch["inputs"], batch["label"], model.num_classes, draw)
+        inputs, targets = mix_examples(
+            self.config.mixing, batch["inputs"], batch["label"], model.num_classes, draw
+        )
         logits, changed = apply_in_training(model, variables, inputs, drop, head_only)
         value = optax.losses.softmax_cross_entropy(logits, targets).mean()
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))

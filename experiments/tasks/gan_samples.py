@@ -1,4 +1,4 @@
-"""Pictures out of a generator, real ones beside them, and how different either are."""
+"""Pictures of a generator, and real pictures to compare them with."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -11,7 +11,7 @@ import numpy as np
 from dyn.models import ACGAN
 from experiments.data import Example, Source
 
-READ = 40  # examples for each class that are looked through for those to be shown
+READ_PER_CLASS = 40  # examples that are read in search of those to show
 
 
 @partial(jax.jit, static_argnums=(0, 4))
@@ -22,7 +22,7 @@ def _generate(
     return made.astype(jnp.float32)
 
 
-def make_pictures(
+def generate_pictures(
     model: ACGAN,
     variables: Mapping[str, Any],
     noise: np.ndarray,
@@ -30,7 +30,7 @@ def make_pictures(
     shape: Sequence[int],
     batch_size: int,
 ) -> np.ndarray:
-    """Generated pictures as they are stored, uint8 `[N, H, W, C]`.
+    """Returns generated pictures as they are stored, uint8 `[N, H, W, C]`.
 
     All batches have one shape, so that the generator is compiled once.
 
@@ -42,76 +42,77 @@ def make_pictures(
         shape: of a picture, `(H, W, C)`.
         batch_size: pictures that are made at once.
     """
-    made = []
+    batches = [np.zeros((0, *shape), np.uint8)]
     for start in range(0, len(noise), batch_size):
         part = slice(start, start + batch_size)
         missing = batch_size - len(noise[part])
         z = np.pad(noise[part], [(0, missing), (0, 0)])
         y = np.pad(labels[part], (0, missing))
-        found = _generate(model, variables, z, y, tuple(shape))
-        made.append(levels(np.asarray(found))[: batch_size - missing])
-    return np.concatenate(made) if made else np.zeros((0, *shape), np.uint8)
+        pictures = np.asarray(_generate(model, variables, z, y, tuple(shape)))
+        batches.append(to_uint8(pictures)[: batch_size - missing])
+    return np.concatenate(batches)
 
 
-def noise_of(seed: int, labels: np.ndarray, numbers: np.ndarray, latent: int) -> np.ndarray:
-    """The noise of some pictures, `[N, latent]`: each has its own, whatever else is made.
+def draw_noise(seed: int, labels: np.ndarray, numbers: np.ndarray, latent: int) -> np.ndarray:
+    """Returns the noise of pictures, `[N, latent]`; each depends on its own arguments alone.
 
     Args:
         seed: of them all.
         labels: `[N]`.
-        numbers: which picture of its label each is, `[N]`.
+        numbers: `[N]`, index of each picture within its label.
         latent: size of the noise.
     """
-    return np.array(
-        [
-            np.random.default_rng((seed, int(label), int(number))).standard_normal(latent)
-            for label, number in zip(labels, numbers, strict=True)
-        ],
-        np.float32,
-    ).reshape(len(labels), latent)
+    noise = np.zeros((len(labels), latent), np.float32)
+    for index, (label, number) in enumerate(zip(labels, numbers, strict=True)):
+        rng = np.random.default_rng((seed, int(label), int(number)))
+        noise[index] = rng.standard_normal(latent)
+    return noise
 
 
-def levels(pictures: np.ndarray) -> np.ndarray:
-    """Pictures from -1 to 1 as uint8, 0 to 255: what they would be before they are normalised."""
+def to_uint8(pictures: np.ndarray) -> np.ndarray:
+    """Returns pictures from -1 to 1 as uint8, 0 to 255: undoes their normalisation."""
     return np.clip(np.round((pictures.astype(np.float32) + 1) * 127.5), 0, 255).astype(np.uint8)
 
 
-def labelled(
+def choose_real(
     source: Source,
     transform: Callable[[Example], Example],
     classes: Iterable[int],
     number: int,
     seed: int,
 ) -> dict[int, np.ndarray]:
-    """Some real pictures of each class, `[n, H, W, C]` uint8 by the class's number.
+    """Returns a few real pictures of each class, `[n, H, W, C]` uint8, by class number.
 
-    A bounded number of examples is read: of a rare class there may be fewer, and a class of which there is
-    none among them is not there.
+    A bounded number of examples is read, so there may be fewer pictures of a rare class; a class that does
+    not occur among these examples is left out.
 
     Args:
         source: examples with one label each.
-        transform: what is done to them before the networks see them.
-        classes: whose pictures are wanted.
-        number: of each class, at most.
+        transform: prepares them for the networks.
+        classes: class numbers.
+        number: the most pictures of a class.
         seed: decides which.
     """
-    found: dict[int, list[np.ndarray]] = {label: [] for label in classes}
+    pictures: dict[int, list[np.ndarray]] = {label: [] for label in classes}
     order = np.random.default_rng(seed).permutation(len(source))
-    for index in order[: READ * len(found)]:
+    for index in order[: READ_PER_CLASS * len(pictures)]:
         example = source[int(index)]
-        mine = found.get(int(example["label"]))
+        mine = pictures.get(int(example["label"]))
         if mine is not None and len(mine) < number:
-            mine.append(levels(transform(example)["inputs"]))
-        if all(len(pictures) == number for pictures in found.values()):
+            mine.append(to_uint8(transform(example)["inputs"]))
+        if all(len(of_class) == number for of_class in pictures.values()):
             break
-    return {label: np.stack(pictures) for label, pictures in found.items() if pictures}
+    return {label: np.stack(of_class) for label, of_class in pictures.items() if of_class}
 
 
-def diversity(pictures: Mapping[int, np.ndarray]) -> float:
-    """How different the pictures of a class are: the root of the mean variance of a pixel within a class."""
-    spread = [
-        many.astype(np.float64).var(axis=0, ddof=1).mean()
-        for many in pictures.values()
-        if len(many) > 1
+def measure_diversity(pictures: Mapping[int, np.ndarray]) -> float:
+    """Returns how different the pictures of a class are.
+
+    That is the root of the mean variance of a pixel within a class; classes with one picture are left out.
+    """
+    variances = [
+        of_class.astype(np.float64).var(axis=0, ddof=1).mean()
+        for of_class in pictures.values()
+        if len(of_class) > 1
     ]
-    return float(np.sqrt(np.mean(spread))) if spread else 0.0
+    return float(np.sqrt(np.mean(variances))) if variances else 0.0

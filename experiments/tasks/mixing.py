@@ -1,4 +1,6 @@
-"""What is done to a batch of classified examples on the device: mixup, CutMix, smoothed labels."""
+"""Mixing of classified examples on the device: mixup, CutMix and smoothed labels."""
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -7,39 +9,39 @@ from ml_collections import ConfigDict
 Array = jax.Array
 
 
-def mix(
-    config: ConfigDict, inputs: Array, labels: Array, num_classes: int, rng: Array
+def mix_examples(
+    mixing: ConfigDict, inputs: Array, labels: Array, num_classes: int, rng: Array
 ) -> tuple[Array, Array]:
-    """Mixes the examples of a batch as `config.mixing` says.
+    """Returns the mixed examples of a batch.
 
-    Each batch is mixed by mixup or by CutMix, half of the time each where both are asked for.
+    If both mixup and CutMix are on, each batch is mixed by one of them, drawn with equal probability.
 
     Args:
-        config: `mixing.mixup` and `mixing.cutmix` are the alphas of their Beta distributions, 0 for none;
-            `mixing.label_smoothing` is the share that all classes have in each target.
+        mixing: `mixup` and `cutmix` are the alphas of their Beta distributions, 0 for none; `label_smoothing`
+            is the share of each target that all classes have in common.
         inputs: `[B, *spatial, C]`.
         labels: `[B]`.
         num_classes: number of classes.
-        rng: decides what is mixed how.
+        rng: decides the mixture.
 
     Returns:
         The inputs, and targets `[B, num_classes]` that sum to one.
     """
-    smoothing = config.mixing.label_smoothing
+    smoothing = mixing.label_smoothing
     targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
     targets = targets * (1 - smoothing) + smoothing / num_classes
-    return mix_targets(config, inputs, targets, rng)
+    return mix_targets(mixing, inputs, targets, rng)
 
 
 def mix_targets(
-    config: ConfigDict, inputs: Array, targets: Array, rng: Array
+    mixing: ConfigDict, inputs: Array, targets: Array, rng: Array
 ) -> tuple[Array, Array]:
-    """`mix` for examples whose targets, `[B, num_classes]`, are there already; a NaN stays one."""
-    ways = []
-    if config.mixing.mixup:
-        ways.append(lambda key: mixup(inputs, targets, config.mixing.mixup, key))
-    if config.mixing.cutmix:
-        ways.append(lambda key: cutmix(inputs, targets, config.mixing.cutmix, key))
+    """Returns mixed examples with targets `[B, num_classes]`, without smoothing; NaN stays NaN."""
+    ways: list[Any] = []
+    if mixing.mixup:
+        ways.append(lambda key: mixup(inputs, targets, mixing.mixup, key))
+    if mixing.cutmix:
+        ways.append(lambda key: cutmix(inputs, targets, mixing.cutmix, key))
     if not ways:
         return inputs, targets
     choose, draw = jax.random.split(rng)
@@ -47,7 +49,7 @@ def mix_targets(
 
 
 def mixup(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Array, Array]:
-    """w x + (1 - w) x', with w from Beta(alpha, alpha) and x' the batch in reverse.
+    """Returns w x + (1 - w) x', with w from Beta(alpha, alpha) and x' the batch in reverse.
 
     Zhang, Cisse, Dauphin, Lopez-Paz: mixup: Beyond Empirical Risk Minimization. ICLR 2018.
     """
@@ -56,9 +58,9 @@ def mixup(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Arra
 
 
 def cutmix(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Array, Array]:
-    """A box of x' in x, the batch in reverse; targets are weighed by what is left of x.
+    """Pastes a box of x', the batch in reverse, into x; targets are weighed by what is left of x.
 
-    The box has the share 1 - w of the places, w from Beta(alpha, alpha), but for what lies outside.
+    The box covers the share 1 - w of the positions, w from Beta(alpha, alpha), except for what lies outside.
     Yun, Han, Oh, Chun, Choe, Yoo: CutMix. ICCV 2019.
     """
     draw, place = jax.random.split(rng)
@@ -69,8 +71,8 @@ def cutmix(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Arr
         zip(spatial, jax.random.split(place, len(spatial)), strict=True)
     ):
         centre = jax.random.uniform(key, maxval=float(size))
-        at = jnp.arange(size, dtype=jnp.float32) + 0.5
-        line = jnp.abs(at - centre) < side * size / 2
+        positions = jnp.arange(size, dtype=jnp.float32) + 0.5
+        line = jnp.abs(positions - centre) < side * size / 2
         inside = inside & line.reshape([-1 if a == axis else 1 for a in range(len(spatial))])
     w = 1 - jnp.mean(inside, dtype=jnp.float32)
     mixed = jnp.where(inside[None, ..., None], inputs[::-1], inputs)

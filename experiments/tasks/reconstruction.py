@@ -1,10 +1,10 @@
-"""Reconstruction: an autoencoder, mean squared error, and what a picture's code is.
+"""Reconstruction: an autoencoder and the codes of pictures.
 
-Labels are not looked at: any pictures will do, those of recordings among them.
+Labels are not used: any pictures will do, spectrograms among them.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,14 @@ import numpy as np
 from dyn import layers, models
 from dyn.models.autoencoder import CODE_ACTIVATIONS, POOLINGS
 from experiments.core.errors import UserError
-from experiments.data import Dataset, Example
+from experiments.data import Dataset
 from experiments.figures.reconstruction import draw_reconstructions
 from experiments.tasks.backbone import CONVS, make_layer
 from experiments.tasks.classification import Classification
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
 WORDS = {"pooling": POOLINGS, "window": (2, 4), "code_activation": tuple(CODE_ACTIVATIONS)}
-SHOWN = 6  # pictures beside what comes back of them
+SHOWN = 6  # test pictures in the figure
 
 
 class Reconstruction(Task):
@@ -85,19 +85,19 @@ class Reconstruction(Task):
         outputs, changed = model.apply(
             variables, inputs, train=True, mutable=["batch_stats", "losses"], rngs={"dropout": rng}
         )
-        value = jnp.mean(squared_errors(inputs, outputs))
+        value = jnp.mean(compute_squared_errors(inputs, outputs))
         return value, ({"loss": value}, dict(changed))
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns what a batch adds to the error, and the range of each feature of its codes."""
         real = batch["mask"] > 0
-        code, error = _code_and_error(model, variables, batch["inputs"])
-        infinity = jnp.full_like(code, jnp.inf)
+        codes, errors = _encode_and_compare(model, variables, batch["inputs"])
+        infinity = jnp.full_like(codes, jnp.inf)
         return {
-            "loss": jnp.sum(jnp.where(real, error, jnp.zeros_like(error))),
+            "loss": jnp.sum(jnp.where(real, errors, jnp.zeros_like(errors))),
             "count": jnp.sum(real, dtype=jnp.float32),
-            "least": jnp.min(jnp.where(real[:, None], code, infinity), axis=0),
-            "most": jnp.max(jnp.where(real[:, None], code, -infinity), axis=0),
+            "low": jnp.min(jnp.where(real[:, None], codes, infinity), axis=0),
+            "high": jnp.max(jnp.where(real[:, None], codes, -infinity), axis=0),
         }
 
     def compute_metrics(
@@ -109,37 +109,38 @@ class Reconstruction(Task):
         """
         del dataset, split
         parts = list(sums)
-        least = np.min([part["least"] for part in parts], axis=0)
-        most = np.max([part["most"] for part in parts], axis=0)
+        low = np.min([part["low"] for part in parts], axis=0)
+        high = np.max([part["high"] for part in parts], axis=0)
         total, count = (sum(float(part[name]) for part in parts) for name in ("loss", "count"))
         error = total / count
         return {
             "loss": error,
             "psnr": -10 * math.log10(max(error, np.finfo(np.float32).tiny)),
-            "dead_features": int(np.sum(most <= least)),
+            "dead_features": int(np.sum(high <= low)),
         }
 
     def reference_metrics(self, dataset: Dataset) -> dict[str, float]:
         """Returns the test error of always answering with the mean training picture."""
-        prepare = self.make_transform(train=False)
+        transform = self.make_transform(train=False)
+        train, test = dataset.splits["train"], dataset.splits["test"]
         mean = np.zeros(())
-        for example in _examples(dataset, "train", prepare):
-            mean = mean + example["inputs"].astype(np.float64)
-        mean = mean / len(dataset.splits["train"])
+        for index in range(len(train)):
+            mean = mean + transform(train[index])["inputs"].astype(np.float64)
+        mean = mean / len(train)
         errors = [
-            np.mean(np.square(example["inputs"] - mean))
-            for example in _examples(dataset, "test", prepare)
+            np.mean(np.square(transform(test[index])["inputs"] - mean))
+            for index in range(len(test))
         ]
         return {"mean_picture": float(np.mean(errors))}
 
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
-        """Returns code and error of each picture of a batch."""
-        code, error = _code_and_error(model, variables, batch["inputs"])
-        return {"codes": code, "errors": error}
+        """Returns the code and the error of each picture of a batch."""
+        codes, errors = _encode_and_compare(model, variables, batch["inputs"])
+        return {"codes": codes, "errors": errors}
 
     def predict(self, model: nn.Module, variables: Variables, inputs: Array) -> Array:
-        """Returns the code of each picture, `[B, D]`: places, the last axis fastest, and then features."""
-        return _flat(model.apply(variables, inputs, method="encode")[0])
+        """Returns the code of each picture, `[B, D]`: row by row, all features of a position together."""
+        return _flatten(model.apply(variables, inputs, method="encode")[0])
 
     def draw_figures(
         self,
@@ -153,10 +154,10 @@ class Reconstruction(Task):
     ) -> None:
         """Draws test pictures beside their reconstructions, from the least error to the largest."""
         order = np.argsort(inspected["errors"], kind="stable")
-        spread = np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)
-        prepare, source = self.make_transform(train=False), dataset.splits["test"]
-        inputs = np.stack([prepare(source[int(index)])["inputs"] for index in order[spread]])
-        # To this host alone: the others are not here.
+        shown = order[np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)]
+        transform, source = self.make_transform(train=False), dataset.splits["test"]
+        inputs = np.stack([transform(source[int(index)])["inputs"] for index in shown])
+        # On this host alone: the others do not call this.
         variables = jax.device_get(dict(variables))
         outputs = np.asarray(
             jax.jit(partial(model.apply, train=False))(variables, inputs), np.float32
@@ -164,32 +165,31 @@ class Reconstruction(Task):
         draw_reconstructions(
             inputs,
             outputs,
-            [f"{inspected['errors'][index]:.4f}" for index in order[spread]],
-            f"Test pictures and what came back: mean squared error {metrics['loss']:.4f}",
+            [f"{inspected['errors'][index]:.4f}" for index in shown],
+            f"Test pictures and reconstructions: mean squared error {metrics['loss']:.4f}",
             f"From the least error to the largest. The mean picture's: {metrics['mean_picture']:.4f}.",
             workdir / "figures" / "reconstructions.png",
         )
 
 
-def squared_errors(inputs: Array, outputs: Array) -> Array:
+def compute_squared_errors(inputs: Array, outputs: Array) -> Array:
     """Returns the mean over pixels and channels of each example, float32 `[B]`."""
     difference = outputs.astype(jnp.float32) - inputs.astype(jnp.float32)
     return jnp.mean(jnp.square(difference), axis=tuple(range(1, inputs.ndim)))
 
 
-def _examples(dataset: Dataset, split: str, prepare: Callable[..., Example]) -> Iterable[Example]:
-    source = dataset.splits[split]
-    return (prepare(source[index]) for index in range(len(source)))
+def _encode_and_compare(
+    model: nn.Module, variables: Variables, inputs: Array
+) -> tuple[Array, Array]:
+    """Returns the code of each picture, `[B, D]`, and the error of its reconstruction, `[B]`."""
 
-
-def _code_and_error(model: nn.Module, variables: Variables, inputs: Array) -> tuple[Array, Array]:
-    def both(model: nn.Module, x: Array) -> tuple[Array, Array]:
+    def encode_and_decode(model: nn.Module, x: Array) -> tuple[Array, Array]:
         code, switches = model.encode(x)
         return code, model.decode(code, switches, channels=x.shape[-1])
 
-    code, outputs = model.apply(variables, inputs, method=both)
-    return _flat(code), squared_errors(inputs, outputs)
+    codes, outputs = model.apply(variables, inputs, method=encode_and_decode)
+    return _flatten(codes), compute_squared_errors(inputs, outputs)
 
 
-def _flat(code: Array) -> Array:
-    return code.reshape(code.shape[0], -1).astype(jnp.float32)
+def _flatten(codes: Array) -> Array:
+    return codes.reshape(codes.shape[0], -1).astype(jnp.float32)

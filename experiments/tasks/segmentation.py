@@ -18,9 +18,9 @@ from experiments.data.masks import IGNORE
 from experiments.figures.segmentation import draw_iou, draw_samples
 from experiments.runs.artifacts import save_samples
 from experiments.tasks import backbone
-from experiments.tasks.backbone import make_backbone, make_layer, with_conv
+from experiments.tasks.backbone import build_with_conv, make_backbone, make_layer
 from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
-from experiments.tasks.task import Array, Batch, Loss, Task, Variables
+from experiments.tasks.task import Array, Batch, Loss, Task, Transform, Variables
 
 HEADS = {"fcn": models.FCN, "deeplabv3plus": models.DeepLabV3Plus}
 
@@ -36,28 +36,28 @@ class Segmentation(Task):
         """Returns a head over a residual network that keeps `config.model.output_stride`."""
         if self.config.model.network != "resnet":
             raise UserError(
-                f"--config.model.network={self.config.model.network}: a segmentation is made of a resnet, "
-                "whose stages can dilate instead of striding."
+                f"--config.model.network={self.config.model.network}: segmentation needs a resnet, whose "
+                "stages can dilate instead of striding."
             )
+        model = self.config.model
         head = make_layer(self.config, "head", HEADS)
         features = partial(
-            make_backbone(self.config),
-            num_classes=None,
-            output_stride=self.config.model.output_stride,
+            make_backbone(self.config), num_classes=None, output_stride=model.output_stride
         )
 
-        def build(**convs: Any) -> nn.Module:
+        def build(conv: Callable[..., nn.Module]) -> nn.Module:
+            shortcut = conv if model.shortcut == "conv" else None
             return head(
                 num_classes=num_classes,
-                backbone=partial(features, **convs),
-                dropout=self.config.model.dropout,
+                backbone=partial(features, conv=conv, shortcut=shortcut),
+                dropout=model.dropout,
                 dtype=jnp.dtype(self.config.dtype),
             )
 
-        return with_conv(self.config, build, spatial_axes)
+        return build_with_conv(self.config, build, spatial_axes)
 
-    def make_transform(self, train: bool) -> Callable[..., Example]:
-        """Returns what is done to a picture and its mask before the network sees them."""
+    def make_transform(self, train: bool) -> Transform:
+        """Returns the function that prepares a picture and its mask for the network."""
         return mask_transforms.make_transform(
             self.config.augment, self.config.image_size, **self.config.normalise, train=train
         )
@@ -70,7 +70,7 @@ class Segmentation(Task):
         rng: Array,
         head_only: bool = False,
     ) -> Loss:
-        """Returns the mean cross-entropy of the pixels that count."""
+        """Returns the mean cross-entropy of the pixels that are not 255."""
         del head_only  # `validate` refuses it
         logits, changed = model.apply(
             variables,
@@ -79,16 +79,16 @@ class Segmentation(Task):
             mutable=["batch_stats", "losses"],
             rngs={"dropout": rng},
         )
-        total, right, count = pixel_sums(logits, batch["label"], self.config.mixing.label_smoothing)
-        count = jnp.maximum(count, 1.0)  # a crop may show nothing that counts
+        total, hits, count = sum_pixels(logits, batch["label"], self.config.mixing.label_smoothing)
+        count = jnp.maximum(count, 1.0)  # all pixels of a crop may be 255
         value = total / count
-        return value, ({"loss": value, "accuracy": right / count}, dict(changed))
+        return value, ({"loss": value, "accuracy": hits / count}, dict(changed))
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns the predicted class of each pixel, and what the batch adds to the loss."""
         logits = model.apply(variables, batch["inputs"], train=False)
         labels = jnp.where(batch["mask"][:, None, None] > 0, batch["label"], IGNORE)
-        total, _, count = pixel_sums(logits, labels)
+        total, _, count = sum_pixels(logits, labels)
         return {
             "loss": total,
             "count": count,
@@ -159,35 +159,31 @@ class Segmentation(Task):
 
         `samples.npz` keeps what reports draw of several runs together.
         """
-        folder = workdir / "figures"
         source = dataset.splits["test"]
         # Spread over the split: neighbours may come from the same scene.
         shown = np.unique(np.linspace(0, len(source) - 1, min(8, len(source))).astype(int))
         examples = [source[int(index)] for index in shown]
-        restored = [
+        images = [example["inputs"] for example in examples]
+        truths = [example["label"] for example in examples]
+        predictions = [
             mask_transforms.restore_size(
                 inspected["predictions"][index], inspected["geometry"][index]
             )
             for index in shown
         ]
-        shown = (
-            [example["inputs"] for example in examples],
-            [example["label"] for example in examples],
-            restored,
-            dataset.classes,
-        )
-        draw_samples(*shown, folder / "samples.png")
-        save_samples(workdir / "samples.npz", *shown)
-        draw_iou(metrics["iou"], folder / "iou.png")
+        figures, classes = workdir / "figures", dataset.classes
+        draw_samples(images, truths, predictions, classes, figures / "samples.png")
+        save_samples(workdir / "samples.npz", images, truths, predictions, classes)
+        draw_iou(metrics["iou"], figures / "iou.png")
 
 
-def pixel_sums(logits: Array, labels: Array, smoothing: float = 0.0) -> tuple[Array, Array, Array]:
-    """Sums over the pixels that are not 255: of the cross-entropy, of those that are right, of all.
+def sum_pixels(logits: Array, labels: Array, smoothing: float = 0.0) -> tuple[Array, Array, Array]:
+    """Returns sums over the pixels that are not 255: their cross-entropy, hits and number.
 
     Args:
         logits: `[B, H, W, C]`.
         labels: `[B, H, W]` integers.
-        smoothing: the share that all classes have in each target.
+        smoothing: share of each target that all classes have in common.
     """
     counts = labels != IGNORE
     targets = jax.nn.one_hot(jnp.where(counts, labels, 0), logits.shape[-1], dtype=jnp.float32)
@@ -195,8 +191,6 @@ def pixel_sums(logits: Array, labels: Array, smoothing: float = 0.0) -> tuple[Ar
     losses = optax.losses.softmax_cross_entropy(
         logits, optax.losses.smooth_labels(targets, smoothing)
     )
-    right = (jnp.argmax(logits, axis=-1) == labels) & counts
-    zeros = jnp.zeros_like(losses)
-    return jnp.sum(jnp.where(counts, losses, zeros)), *(
-        jnp.sum(x, dtype=jnp.float32) for x in (right, counts)
-    )
+    hits = (jnp.argmax(logits, axis=-1) == labels) & counts
+    loss = jnp.sum(jnp.where(counts, losses, jnp.zeros_like(losses)))
+    return loss, jnp.sum(hits, dtype=jnp.float32), jnp.sum(counts, dtype=jnp.float32)

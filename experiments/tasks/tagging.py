@@ -1,4 +1,4 @@
-"""Tagging: labels of which an example may have several, or none, and of which some are not known.
+"""Tagging: examples with several labels or none, some of which are unknown.
 
 LeBien, Zhong, Campos-Cerqueira, Velev, Dodhia, Lavista Ferres, Aide: A pipeline for identification of bird
 and frog species in tropical soundscape recordings using a convolutional neural network. Ecological
@@ -27,7 +27,7 @@ from experiments.tasks.mixing import mix_targets
 from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
-# What the loss is divided by: all entries, as the paper has it, or those that are known.
+# The loss is divided by the number of all entries, as in the paper, or of the known ones.
 NORMS = ("all", "known")
 
 
@@ -59,7 +59,7 @@ class Tagging(Task):
         targets = make_targets(batch["label"], model.num_classes)
         smoothing = self.config.mixing.label_smoothing
         targets = targets * (1 - smoothing) + smoothing / 2
-        inputs, targets = mix_targets(self.config, batch["inputs"], targets, draw)
+        inputs, targets = mix_targets(self.config.mixing, batch["inputs"], targets, draw)
         logits, changed = apply_in_training(model, variables, inputs, drop, head_only)
         value = compute_masked_cross_entropy(logits, targets, self.config.tagging.norm)
         return value, ({"loss": value}, changed)
@@ -111,7 +111,7 @@ class Tagging(Task):
         workdir: Path,
         seed: int,
     ) -> None:
-        """Draws mistakes, curves and attention, and writes them down for each class."""
+        """Draws mistakes, curves and attention, and writes the metrics of each class."""
         draw_classifier(
             inspected["labels"],
             expit(inspected["logits"]),
@@ -129,16 +129,15 @@ def make_targets(labels: Array, num_classes: int) -> Array:
 
 
 def compute_masked_cross_entropy(logits: Array, targets: Array, norm: str = "all") -> Array:
-    """Binary cross-entropy of what is known, from logits.
+    """Returns the binary cross-entropy of the known targets, from logits.
 
-        mean over all entries of m (max(z, 0) - z t + log(1 + exp(-|z|))),    m = 1 where t is known, or 0
+        mean over all entries of m (max(z, 0) - z t + log(1 + exp(-|z|))),    m = 1 if t is known, else 0
 
     Args:
         logits: z, `[B, C]`.
-        targets: t, `[B, C]`, from 0 to 1, NaN where not known: such an entry adds nothing, and has no
-            gradient.
-        norm: 'all': the mean is over all entries, so an example weighs as much as is known of it; 'known':
-            over the known ones.
+        targets: t, `[B, C]`, from 0 to 1, NaN where unknown: such an entry adds nothing and has no gradient.
+        norm: 'all' for the mean over all entries, so that an example weighs more the more of its labels are
+            known; 'known' for the mean over the known ones.
 
     Example:
         >>> import jax.numpy as jnp
@@ -153,5 +152,5 @@ def compute_masked_cross_entropy(logits: Array, targets: Array, norm: str = "all
     total = jnp.sum(jnp.where(known, losses, zeros))
     if norm == "all":
         return total / logits.size
-    # Of a batch nothing may be known.
+    # All labels of a batch may be unknown.
     return total / jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)

@@ -86,7 +86,7 @@ def test_pictures_are_replaced_only_with_overwrite_and_other_files_never(gan, tm
 def test_a_stopped_command_continues_with_the_first_unfinished_class(gan, tmp_path, monkeypatch):
     options = {"per_class": 2, "classes": ["0", "1", "2"], "quiet": True}
     expected = read_pictures(generate(gan, tmp_path / "whole", **options))
-    real, calls = module.make_pictures, []
+    real, calls = module.generate_pictures, []
 
     def interrupted(*args):
         calls.append(args)
@@ -94,7 +94,7 @@ def test_a_stopped_command_continues_with_the_first_unfinished_class(gan, tmp_pa
             raise KeyboardInterrupt
         return real(*args)
 
-    monkeypatch.setattr(module, "make_pictures", interrupted)
+    monkeypatch.setattr(module, "generate_pictures", interrupted)
     with pytest.raises(KeyboardInterrupt):
         generate(gan, tmp_path / "gen", **options, batch_size=1)
     assert list(read_pictures(tmp_path / "gen" / "0")) == ["00000.png", "00001.png"]

@@ -14,7 +14,7 @@ from experiments.configs.relevance import unused
 from experiments.core.errors import UserError
 from experiments.runs.checkpoints import Checkpoints
 from experiments.tasks import acgan, make_task
-from experiments.tasks.gan_samples import diversity, labelled, levels
+from experiments.tasks.gan_samples import choose_real, measure_diversity, to_uint8
 from experiments.train import loop as loop
 from experiments.train.loop import train
 from experiments.train.optimizer import count_steps, make_optimizer, make_schedule
@@ -148,7 +148,7 @@ def test_a_step_is_that_of_two_optimisers_in_the_published_order(setting):
 
 def test_what_the_discriminator_sees_can_be_rolled_and_cut():
     pictures = jnp.asarray(np.random.default_rng(0).uniform(0.1, 1, (64, 16, 24, 1)), jnp.float32)
-    seen = np.asarray(jax.jit(acgan.distorted)(pictures, jax.random.key(0)))
+    seen = np.asarray(jax.jit(acgan.roll_and_cut)(pictures, jax.random.key(0)))
     shifts = []
     for before, after in zip(np.asarray(pictures), seen, strict=True):
         hole = after == 0
@@ -179,23 +179,23 @@ def test_a_discriminator_that_is_always_right_and_a_generator_of_one_picture_are
             for step in range(10, until + 1, 10)
         ]
 
-    assert acgan.warnings(rows(1.0, 500), 1.0, 0.5) == []
-    (said,) = acgan.warnings(rows(1.0, 510), 1.0, 0.5)
-    assert "right on more than 99% for 500 steps" in said
-    assert acgan.warnings([*rows(1.0, 510), *rows(0.9, 10)], 1.0, 0.5) == []
+    assert acgan.list_warnings(rows(1.0, 500), 1.0, 0.5) == []
+    (said,) = acgan.list_warnings(rows(1.0, 510), 1.0, 0.5)
+    assert "99% for 500" in said
+    assert acgan.list_warnings([*rows(1.0, 510), *rows(0.9, 10)], 1.0, 0.5) == []
     late = [{**row, "d_fake": 0.5} if row["step"] == 300 else row for row in rows(1.0, 800)]
-    assert acgan.warnings(late, 1.0, 0.5) == []
-    (said,) = acgan.warnings([], 2.0, 0.08)
-    assert "differ by 4.0% of what real ones do" in said
+    assert acgan.list_warnings(late, 1.0, 0.5) == []
+    (said,) = acgan.list_warnings([], 2.0, 0.08)
+    assert "4.0%" in said
 
 
 def test_diversity_is_within_classes_and_not_between_them():
     rng = np.random.default_rng(0)
     same = {label: np.full((4, 8, 8, 1), 60 * label, np.uint8) for label in range(3)}
-    assert diversity(same) == 0
+    assert measure_diversity(same) == 0
     noisy = {label: rng.integers(0, 256, (50, 8, 8, 1)).astype(np.uint8) for label in range(2)}
-    assert abs(diversity(noisy) - 73.9) < 2  # of 0 to 255
-    assert diversity({0: np.zeros((1, 2, 2, 1), np.uint8)}) == 0
+    assert abs(measure_diversity(noisy) - 73.9) < 2  # of 0 to 255
+    assert measure_diversity({0: np.zeros((1, 2, 2, 1), np.uint8)}) == 0
 
 
 def test_real_pictures_of_each_class_are_found_among_a_bounded_number():
@@ -210,7 +210,7 @@ def test_real_pictures_of_each_class_are_found_among_a_bounded_number():
     def transform(example):
         return {"inputs": example["inputs"] / np.float32(127.5) - 1}
 
-    found = labelled(Counted(source), transform, range(4), 2, seed=0)
+    found = choose_real(Counted(source), transform, range(4), 2, seed=0)
     assert {label: many.shape for label, many in found.items()} == dict.fromkeys(
         range(3), (2, 2, 2, 1)
     )
@@ -220,8 +220,8 @@ def test_real_pictures_of_each_class_are_found_among_a_bounded_number():
 def test_levels_undo_the_normalisation():
     every = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
     normalised = (every.astype(np.float32) / np.float32(255) - np.float32(0.5)) / np.float32(0.5)
-    np.testing.assert_array_equal(levels(normalised), every)
-    assert levels(np.array([-1.5, 1.5])).tolist() == [0, 255]
+    np.testing.assert_array_equal(to_uint8(normalised), every)
+    assert to_uint8(np.array([-1.5, 1.5])).tolist() == [0, 255]
 
 
 # A run.

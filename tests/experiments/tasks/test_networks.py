@@ -122,6 +122,6 @@ def test_what_means_nothing_for_a_network_is_refused(network, path):
 def test_networks_that_do_not_exist_or_do_not_fit_are_refused():
     with pytest.raises(UserError, match="choose one of resnet, vgg16, mobilenet_v2, net1, net2"):
         validate(config_of("vgg19"))
-    with pytest.raises(UserError, match="a segmentation is made of a resnet"):
+    with pytest.raises(UserError, match="segmentation needs a resnet"):
         validate(config_of("vgg16", "voc2012"))
     validate(config_of("vgg16", **{"model.hidden": 8}))

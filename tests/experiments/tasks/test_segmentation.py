@@ -69,7 +69,7 @@ def test_it_trains_and_leaves_its_pictures(head, folder, tmp_path):
 
 
 def outputs_of(dataset, config, predict):
-    """What `evaluation_sums` would give for a network that says `predict(prepared example)`."""
+    """What `sum_metrics` would give for a network that says `predict(prepared example)`."""
     prepare = make_task(config).make_transform(train=False)
     source = dataset.splits["test"]
     for index in range(len(source)):
@@ -112,7 +112,7 @@ def test_pixels_of_255_count_for_nothing():
     logits = jnp.asarray(np.random.default_rng(0).standard_normal((2, 3, 3, 4)), jnp.float32)
     labels = np.random.default_rng(1).integers(0, 4, (2, 3, 3))
     labels[0, 0], labels[1, 2, 2] = 255, 255
-    total, right, count = segmentation.pixel_sums(logits, jnp.asarray(labels))
+    total, right, count = segmentation.sum_pixels(logits, jnp.asarray(labels))
     log = np.asarray(jax.nn.log_softmax(logits))
     counted = np.argwhere(labels != 255)
     want = -sum(log[(*at, labels[tuple(at)])] for at in counted)
