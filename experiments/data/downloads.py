@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pooch
+from tqdm.auto import tqdm
 
 
 class DownloadError(Exception):
@@ -18,7 +19,7 @@ def download_file(url: str, md5: str, final: Path, size: int) -> Path:
         url: where the file is published.
         md5: checksum of its content.
         final: where it goes; it appears there when it is complete and correct.
-        size: its approximate number of bytes, for the message.
+        size: its approximate number of bytes; twice as many are refused.
 
     Raises:
         DownloadError: if the file cannot be downloaded or the server sends another one.
@@ -29,7 +30,8 @@ def download_file(url: str, md5: str, final: Path, size: int) -> Path:
         return final
     print(f"Downloading {url} to {final} (about {size / 1e6:,.0f} MB, once)", flush=True)
     pooch.get_logger().setLevel(logging.WARNING)
-    downloader = pooch.HTTPDownloader(progressbar=True, chunk_size=1 << 20, timeout=60)
+    bar = _LimitedBar(size, max_bytes=2 * size)
+    downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20, timeout=60)
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         _delete_leftovers(final.parent)
@@ -41,6 +43,24 @@ def download_file(url: str, md5: str, final: Path, size: int) -> Path:
     except ValueError as error:
         raise DownloadError(f"{url} sent another file than the one with MD5 {md5}") from error
     return final
+
+
+class _LimitedBar(tqdm):
+    """Shows the progress and stops a download that would fill the disk; pooch itself has no limit."""
+
+    def __init__(self, total: int, max_bytes: int):
+        super().__init__(total=total, unit="B", unit_scale=True)
+        self.max_bytes = max_bytes
+
+    def __bool__(
+        self,
+    ) -> bool:  # Pooch ignores a false bar, and tqdm's is false for unknown lengths.
+        return True
+
+    def update(self, n: float | None = 1) -> bool | None:
+        if self.n > self.max_bytes:
+            raise ValueError(f"more than {self.max_bytes:,} bytes")
+        return super().update(n)
 
 
 def _find_reason(error: BaseException) -> str:

@@ -77,7 +77,7 @@ def test_many_files_are_counted_together(tmp_path, monkeypatch):
 def test_what_cannot_be_unpacked_piece_by_piece_is_refused(tmp_path, method):
     path = write_zip(tmp_path / "a.zip", {"bomb": bytes(8 << 20)}, method)
     used, error = peak(read, path, "bomb")
-    assert "not packed by deflate" in str(error) and used < 2 << 20
+    assert "not compressed with deflate" in str(error) and used < 2 << 20
 
 
 def test_an_encrypted_or_damaged_file_is_one_of_the_known_errors(tmp_path):
