@@ -100,13 +100,13 @@ class Case(NamedTuple):
             taps = jax.nn.sigmoid(jax.random.normal(keys[3], (self.batch, *size)))
         return x, w, mix, taps
 
-    def work(self, lowering: str) -> Work:
+    def count_work(self, lowering: str) -> Work:
         """Returns the work of a lowering, as the planner counts it."""
         return count_work(lowering, self.problem)
 
     @property
     def geometry(self) -> Geometry:
-        """How the kernel slides over the input."""
+        """The geometry of the convolution."""
         size = (self.size,) * len(self.spatial)
         return resolve_geometry(self.spatial, size, self.stride, self.size // 2, groups=self.groups)
 
@@ -188,7 +188,7 @@ def main() -> None:
             f"--cases={','.join(CASES.value)}: no name of a case contains any of these."
         )
     if QUICK.value:
-        cases = [c for c in cases if sum(c.work("patches")[:3]) < 2.5e9]
+        cases = [c for c in cases if sum(c.count_work("patches")[:3]) < 2.5e9]
     path, machine = results.make_folder() / "lowerings", timing.describe_machine()
     on = f"{machine['devices']} x {machine['device']}, {DTYPE.value}"
     print(f"forward and backward on {on}, milliseconds\n")
@@ -258,7 +258,7 @@ def fit_prices(cases: list[Case], measured: list[dict[str, float]]) -> str:
     case. Then single prices are changed as long as that improves the choices.
     """
     seconds = np.array([[row.get(name, np.inf) for name in NAMES] for row in measured])
-    amounts = np.array([[case.work(name) for name in NAMES] for case in cases], float)
+    amounts = np.array([[case.count_work(name) for name in NAMES] for case in cases], float)
     best = seconds.min(axis=1)
     prices = np.zeros(amounts.shape[1:])
     for i in range(len(NAMES)):

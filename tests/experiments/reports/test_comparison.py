@@ -39,7 +39,7 @@ def exact_p(differences):
     return np.mean(np.abs(np.array(sums) - middle) >= seen - 1e-9)
 
 
-@pytest.mark.parametrize("number", [1, 3, 6, 10])
+@pytest.mark.parametrize("number", [1, 3, 6, 8])
 @pytest.mark.parametrize("kind", ["distinct", "equal", "with zeros"])
 def test_p_is_exact(rng, number, kind):
     for _ in range(5):

@@ -68,7 +68,7 @@ def test_findings(use, finding):
 
 def test_kernel_use():
     statistics = {"mean": [0.5, 0.5], "entropy": 1.0, "spread": 0.1, "dead": [False, False]}
-    kernels = np.stack([np.ones((3, 3, 1, 2)), -np.ones((3, 3, 1, 2))])
+    kernels = np.stack([np.ones((3, 3, 1, 2)), -np.ones((3, 3, 1, 2))]).astype(np.float32)
     params = {"a": {"kernel": kernels}, "b": {"spectrum": kernels}}
     single = {**statistics, "mean": [1.0], "dead": [False]}
     first, second = measure_kernel_use({"a": statistics, "b": statistics, "c": single}, params)
