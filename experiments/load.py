@@ -12,12 +12,12 @@ Pictures are uint8 `[N, H, W, C]`, or a list of pictures of any sizes. For a run
 returns the start and end of each window of a sound, in seconds, and the scores of the classes in it.
 """
 
-import json
 import os
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from experiments.core import files
 from experiments.core.errors import UserError
 from experiments.inference.trained import Trained, restore_config
 from experiments.runs import artifacts, weights
@@ -61,7 +61,7 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
 
 def _read_config(file: Path) -> ConfigDict:
     try:
-        return restore_config(json.loads(file.read_text(encoding="utf-8")))
+        return restore_config(files.read_json_object(file))
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(f"{file} cannot be read: {error}.") from error
 

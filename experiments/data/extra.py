@@ -1,7 +1,6 @@
 """Extra pictures to train on, such as those that `experiments.generate` makes; they are never tested on."""
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.audio import spectrograms
+from experiments.core import files
+from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.listing import list_files
 from experiments.data import groups, pictures
@@ -113,12 +114,8 @@ def _read_colour(folder: Path, audio: ConfigDict) -> str:
     """
     file = folder / DESCRIPTION
     try:
-        made_with = json.loads(file.read_text(encoding="utf-8"))["audio"]
-        differences = [
-            f"{name} was {made_with[name]} and is now {audio[name]}"
-            for name in spectrograms.SETTINGS
-            if made_with[name] != audio[name]
-        ]
+        made_with = files.read_json_object(file)["audio"]
+        differences = describe_differences(made_with, audio, names=spectrograms.SETTINGS)
         colour = made_with["colour"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -128,7 +125,7 @@ def _read_colour(folder: Path, audio: ConfigDict) -> str:
     if differences:
         raise UserError(
             f"--config.data.extra_train={folder}: its spectrograms were made with other settings of "
-            f"--config.audio: {'; '.join(differences)}."
+            f"--config.audio: {differences}."
         )
     return colour
 
@@ -136,7 +133,7 @@ def _read_colour(folder: Path, audio: ConfigDict) -> str:
 def _describe_leaks(folder: Path, dataset: Dataset) -> list[str]:
     """Returns a warning for each split whose recordings the generator of the pictures was trained on."""
     try:
-        run = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))["run"]
+        run = files.read_json_object(folder / DESCRIPTION)["run"]
         file = Path(run).expanduser() / "splits.csv"
         split_in_run = groups.read_splits(file) if dataset.assignment else {}
     except (OSError, ValueError, KeyError, TypeError, UserError):

@@ -1,6 +1,5 @@
 """Generates pictures of each class with the generator of a finished GAN run."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -133,7 +132,7 @@ def _count_finished(
         return {}
     file = folder / DESCRIPTION
     try:
-        earlier = json.loads(file.read_text(encoding="utf-8"))
+        earlier = files.read_json_object(file)
         counts, finished = dict(earlier["counts"]), earlier["per_class"] > 0
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         # Not even with --overwrite: it may be somebody's recordings.

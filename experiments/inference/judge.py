@@ -6,7 +6,6 @@ run of this project on the same kind of pictures, not Inception: compare the num
 not with published ones.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -150,7 +149,7 @@ def judge(classifier: Trained, folder: str | Path, *, quiet: bool = False) -> di
 def _read_description(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION
     try:
-        description = json.loads(file.read_text(encoding="utf-8"))
+        description = files.read_json_object(file)
         _ = description["counts"], description["data"]["name"], description["audio"]["colour"]
         return description
     except (OSError, ValueError, KeyError, TypeError) as error:
