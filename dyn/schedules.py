@@ -1,4 +1,4 @@
-"""Temperature and blend: their schedules, and how to set them."""
+"""Schedules of temperature and blend, and functions that set them."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -17,7 +17,7 @@ def linear_temperature(step: Array | int, start: float, steps: int) -> Array:
     Args:
         step: number of the step, from 0; may be traced.
         start: temperature at step 0. 30 in ODConv and in Chen et al. 2020.
-        steps: when 1 is reached; 0 means at once.
+        steps: step at which T reaches 1; 0 for a constant 1.
 
     Example:
         >>> from dyn.schedules import linear_temperature
@@ -28,17 +28,17 @@ def linear_temperature(step: Array | int, start: float, steps: int) -> Array:
 
 
 def geometric_temperature(step: Array | int, start: float, steps: int) -> Array:
-    """Anneals from `start` to 1 by the same factor in each of `steps` steps, then stays at 1.
+    """Anneals geometrically from `start` to 1 over `steps` steps, then stays at 1.
 
         T = start ^ max(0, (steps - step) / steps)
 
-    A linear schedule sharpens the attention slowly at first and all at once at the end: from 30 to 1 in
-    ten epochs, the last one alone divides T by 3.9. Here every epoch divides it by 1.4.
+    A linear schedule sharpens the attention slowly at first and abruptly at the end: from 30 to 1 in ten
+    epochs, the last epoch divides T by 3.9. Here every epoch divides it by 1.4.
 
     Args:
         step: number of the step, from 0; may be traced.
         start: temperature at step 0.
-        steps: when 1 is reached; 0 means at once.
+        steps: step at which T reaches 1; 0 for a constant 1.
 
     Example:
         >>> from dyn.schedules import geometric_temperature
@@ -59,7 +59,7 @@ def set_temperature(variables: Mapping[str, Any], temperature: Array | float) ->
         A copy of `variables` in which every `temperature` of the collection `attention` is replaced.
 
     Raises:
-        ValueError: if the temperature is known and not positive.
+        ValueError: if the temperature is not positive and not traced.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -77,11 +77,11 @@ def set_temperature(variables: Mapping[str, Any], temperature: Array | float) ->
 
 
 def linear_blend(step: Array | int, steps: int) -> Array:
-    """The blend of `WarehouseConv`: goes linearly from 1 to 0 over `steps` steps, then stays at 0.
+    """Decreases the blend of `WarehouseConv` linearly from 1 to 0 over `steps` steps, then stays at 0.
 
     Args:
         step: number of the step, from 0; may be traced.
-        steps: when 0 is reached; 0 means at once.
+        steps: step at which the blend reaches 0; 0 for a constant 0.
 
     Example:
         >>> from dyn.schedules import linear_blend
@@ -102,7 +102,7 @@ def set_blend(variables: Mapping[str, Any], value: Array | float) -> dict[str, A
         A copy of `variables` in which every `blend` of the collection `attention` is replaced.
 
     Raises:
-        ValueError: if the value is known and not from 0 to 1.
+        ValueError: if the value is not from 0 to 1 and not traced.
     """
     if not isinstance(value, jax.core.Tracer) and not 0 <= float(value) <= 1:
         raise ValueError(f"blend must be from 0 to 1; got {value}.")
@@ -113,10 +113,12 @@ def set_blend(variables: Mapping[str, Any], value: Array | float) -> dict[str, A
 def _set_everywhere(
     variables: Mapping[str, Any], name: str, value: Array | float
 ) -> dict[str, Any]:
-    """A copy of `variables` with a new value for every variable `name` of the collection `attention`."""
+    """Returns a copy with a new value for every variable `name` of the collection `attention`."""
+    if "attention" not in variables:
+        return {**variables}
 
-    def replaced(path, leaf):
+    def replace(path: tuple[Any, ...], leaf: Array) -> Array:
         return jnp.asarray(value, leaf.dtype) if getattr(path[-1], "key", None) == name else leaf
 
-    attention = jax.tree_util.tree_map_with_path(replaced, variables.get("attention", {}))
-    return {**variables, **({"attention": attention} if "attention" in variables else {})}
+    attention = jax.tree_util.tree_map_with_path(replace, variables["attention"])
+    return {**variables, "attention": attention}

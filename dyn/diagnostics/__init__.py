@@ -1,4 +1,4 @@
-"""Looking at a model: what it costs, what its attention does, and which places speak for a class."""
+"""Inspects a model: its costs, its attention, and class activation maps."""
 
 from dyn.diagnostics.activation import class_activation
 from dyn.diagnostics.attention import attention_statistics, kernel_similarity, sown_weights

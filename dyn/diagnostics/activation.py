@@ -1,4 +1,4 @@
-"""Which places of the input speak for a class."""
+"""Class activation maps (Grad-CAM)."""
 
 import difflib
 from collections.abc import Callable, Mapping
@@ -18,27 +18,28 @@ Array = jax.Array
 def class_activation(
     model: nn.Module, variables: Any, inputs: Array, classes: Array, layer: str
 ) -> Array:
-    """Which places of a layer's output speak for a class (Grad-CAM).
+    """Computes class activation maps: the evidence for a class at each position of a layer (Grad-CAM).
 
         M[b, p] = ReLU(sum_c w[b, c] A[b, p, c]),    w[b, c] = mean over p of dy_b / dA[b, p, c]
 
-    where A is the layer's output, p its positions, c its features, and y_b the logit of the class asked
-    for. Where a model gives each pixel a class, y_b is the sum of the class's logits over all pixels.
-    The gradient is that of a zero which is added to the layer's output, so the model needs no change.
+    where A is the layer's output, p its positions, c its features, and y_b the logit of the class. If a
+    model classifies each pixel, y_b is the sum of the class's logits over all pixels. The gradient is taken
+    of a zero that is added to the layer's output, so the model needs no change.
 
     Args:
-        model: applied to `(variables, inputs)`; gives logits `[B, classes]` or `[B, *pixels, classes]`.
-        variables: the model's.
+        model: maps `(variables, inputs)` to logits `[B, classes]` or `[B, *pixels, classes]`.
+        variables: variables of the model.
         inputs: `[B, ...]`.
-        classes: `[B]` integers, the class asked about for each input.
-        layer: the submodule's path, such as `stage3_block2`; `layer_outputs` lists them. Its output, or
-            the first array of it, is `[B, *spatial, features]`.
+        classes: `[B]` integers, one class for each input.
+        layer: path of a submodule, such as `stage3_block2`; `layer_outputs` lists them. Its output, or
+            the first array of its output, is `[B, *spatial, features]`.
 
     Returns:
         `[B, *spatial]`, zero or more, in units of the logit; in float32 or wider.
 
     Raises:
-        ValueError: if the model has no such layer or applies it several times, or a class is missing.
+        ValueError: if the model has no such layer or applies it several times, or if there is not one class
+            for each input.
 
     Source:
         Selvaraju, Cogswell, Das, Vedantam, Parikh, Batra: Grad-CAM: Visual Explanations from Deep Networks
@@ -58,7 +59,7 @@ def class_activation(
     """
     if classes.shape != inputs.shape[:1]:
         raise ValueError(
-            f"classes must name one class for each of the {len(inputs)} inputs, shape "
+            f"classes must have one class for each of the {len(inputs)} inputs, shape "
             f"{inputs.shape[:1]}; got shape {classes.shape}."
         )
 
@@ -81,30 +82,28 @@ def class_activation(
         outputs = captured.get((*layer.split("/"), "__call__"), ())
         if len(outputs) != 1:
             raise ValueError(
-                _unusable(layer, len(outputs), layer_outputs(model, variables, inputs))
+                _explain_unusable(layer, len(outputs), layer_outputs(model, variables, inputs))
             )
         return jax.tree.leaves(outputs[0])[0], logits
 
     def score(added: Array) -> tuple[Array, Array]:
         features, logits = features_and_logits(added)
-        of_class = classes.reshape(-1, *(1,) * (logits.ndim - 1))
-        # Inputs do not meet in a network that is evaluated: the sum has the gradient of each.
-        return jnp.sum(jnp.take_along_axis(logits, of_class, axis=-1)), features
+        index = classes.reshape(-1, *(1,) * (logits.ndim - 1))
+        # In inference inputs do not interact, so the sum has the gradient of each of them.
+        return jnp.sum(jnp.take_along_axis(logits, index, axis=-1)), features
 
     shape, _ = jax.eval_shape(features_and_logits, 0.0)
     gradient, features = jax.grad(score, has_aux=True)(jnp.zeros(shape.shape, shape.dtype))
-    wide = float32_or_wider(features)
-    space = tuple(range(1, features.ndim - 1))
-    weights = jnp.mean(gradient, axis=space, dtype=wide, keepdims=True)
-    return nn.relu(jnp.sum(weights * features.astype(wide), axis=-1))
+    dtype = float32_or_wider(features)
+    spatial = tuple(range(1, features.ndim - 1))
+    weights = jnp.mean(gradient, axis=spatial, dtype=dtype, keepdims=True)
+    return nn.relu(jnp.sum(weights * features.astype(dtype), axis=-1))
 
 
-def _unusable(layer: str, times: int, layers: Mapping[str, Any]) -> str:
-    """Why there is no class activation of a layer."""
+def _explain_unusable(layer: str, times: int, layers: Mapping[str, Any]) -> str:
+    """Explains why a layer that is applied so many times has no class activation map."""
     if times:
-        return (
-            f"the model applies {layer} {times} times: which of the outputs is meant is not clear."
-        )
-    near = difflib.get_close_matches(layer, layers, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(layers)}."
+        return f"the model applies {layer} {times} times; choose a layer that it applies once."
+    similar = difflib.get_close_matches(layer, layers, n=1)
+    hint = f"did you mean {similar[0]!r}?" if similar else f"its layers are {', '.join(layers)}."
     return f"the model has no layer {layer!r}; {hint}"

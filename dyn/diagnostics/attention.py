@@ -1,4 +1,4 @@
-"""What a model's attention does, and how far its candidate kernels differ."""
+"""Statistics of a model's attention and of its candidate kernels."""
 
 import math
 from collections.abc import Mapping
@@ -14,14 +14,14 @@ Array = jax.Array
 
 
 def sown_weights(intermediates: Mapping[str, Any]) -> dict[str, dict[str, Array]]:
-    """What the layers of this library have sown: each layer's attention weights, by their kind.
+    """Collects the attention weights that the layers of this library have sown, by layer and kind.
 
     Args:
         intermediates: the collection, from `model.apply(..., mutable=["intermediates"])`.
 
     Returns:
-        Layer to kind (`kernel`, `pixel`, `channel`, `filter`, `spatial`, ...) to weights `[B, ...]`. The
-        layer is named by its path; of a layer that is applied several times, the first.
+        `{layer: {kind: weights [B, ...]}}`. A layer is named by its path; kinds are `kernel`, `pixel`,
+        `channel`, `filter`, `spatial`, ... For a layer that is applied several times, the first weights.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -33,30 +33,30 @@ def sown_weights(intermediates: Mapping[str, Any]) -> dict[str, dict[str, Array]
         >>> {k: v["kernel"].shape for k, v in sown_weights(state["intermediates"]).items()}
         {'': (2, 4)}
     """
-    found: dict[str, dict[str, Array]] = {}
-    # A layer sows a dictionary, as the only element of a tuple.
+    layers: dict[str, dict[str, Array]] = {}
+    # A layer sows a dictionary; Flax wraps it in a tuple.
     for path, values in traverse_util.flatten_dict(dict(intermediates)).items():
         if path[-1] == "weights" and isinstance(values[0], Mapping):
             # The weights of a convolution are sown by its submodule `attention`.
             parents = path[:-2] if path[-2:-1] == ("attention",) else path[:-1]
-            found.setdefault("/".join(parents), {}).update(values[0])
-    return found
+            layers.setdefault("/".join(parents), {}).update(values[0])
+    return layers
 
 
 def attention_statistics(weights: Array, dead_below: float = 0.01) -> dict[str, Array]:
-    """Whether a layer's attention over its kernels chooses, and which kernels it never uses.
+    """Summarises a layer's attention over its kernels: how selective it is, and which kernels are unused.
 
         share_nk = |a_nk| / sum_j |a_nj|
 
     Args:
-        weights: a, `[N, K]` or `[N, *positions, K]`: what the layer has sown for N inputs. Each position
-            counts as an input of its own. Weights need not sum to one, and may be gates or negative.
-        dead_below: a kernel is dead if no input gives it this share.
+        weights: a, `[N, K]` or `[N, *positions, K]`, which the layer has sown for N inputs. Each position
+            counts as an input. Weights need not sum to one, and may be gates or negative.
+        dead_below: a kernel is dead if its share is below this for every input.
 
     Returns:
-        `mean [K]`: of a over the inputs. `spread`: standard deviation of a over the inputs, averaged over
-        the kernels; 0 is the same mixture for every input. `entropy`: of the shares, averaged over the
-        inputs, 0 (one kernel) to 1 (all alike). `dead [K]`: booleans. In float32 or wider.
+        `mean [K]`: mean of a over the inputs. `spread`: standard deviation of a over the inputs, averaged
+        over the kernels; 0 if every input has the same mixture. `entropy`: entropy of the shares, averaged
+        over the inputs, from 0 (one kernel) to 1 (equal shares). `dead [K]`: booleans. In float32 or wider.
 
     Raises:
         ValueError: if there is no input, or no axis of kernels.
@@ -64,8 +64,8 @@ def attention_statistics(weights: Array, dead_below: float = 0.01) -> dict[str, 
     Example:
         >>> import jax.numpy as jnp
         >>> from dyn.diagnostics import attention_statistics
-        >>> found = attention_statistics(jnp.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
-        >>> found["dead"].tolist(), round(float(found["entropy"]), 3)  # (log 2 + 0) / 2 / log 3
+        >>> statistics = attention_statistics(jnp.array([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0]]))
+        >>> statistics["dead"].tolist(), round(float(statistics["entropy"]), 3)  # (log 2 + 0) / 2 / log 3
         ([False, False, True], 0.315)
     """
     if weights.ndim < 2 or weights.size == 0:
@@ -75,7 +75,7 @@ def attention_statistics(weights: Array, dead_below: float = 0.01) -> dict[str, 
     kernels = weights.shape[-1]
     a = weights.reshape(-1, kernels).astype(float32_or_wider(weights))
     total = jnp.sum(jnp.abs(a), axis=-1, keepdims=True)
-    # Where all gates are off nothing is shared out.
+    # If all gates are off, all shares are zero.
     shares = jnp.abs(a) / jnp.where(total > 0, total, jnp.ones_like(total))
     entropy = jnp.mean(jnp.sum(jax.scipy.special.entr(shares), axis=-1))
     return {
@@ -87,7 +87,7 @@ def attention_statistics(weights: Array, dead_below: float = 0.01) -> dict[str, 
 
 
 def kernel_similarity(kernels: Array) -> Array:
-    """How alike the candidate kernels of a layer are: the cosine between any two of them.
+    """Returns the cosine similarity of each pair of candidate kernels of a layer.
 
         s_jk = <W_j, W_k> / (|W_j| |W_k|)
 
@@ -95,8 +95,8 @@ def kernel_similarity(kernels: Array) -> Array:
         kernels: `[K, *k, I, O]`, the parameter `kernel` of a dynamic layer.
 
     Returns:
-        `[K, K]`, 1 on the diagonal (0 where a kernel is all zeros). Candidates that began as copies, and
-        between which attention has learned nothing, are near 1 everywhere. In float32 or wider.
+        `[K, K]`, 1 on the diagonal (0 for a kernel of zeros), in float32 or wider. Values near 1 everywhere
+        mean that candidates which started as copies have not diverged.
 
     Raises:
         ValueError: if there is no axis of candidates.

@@ -1,4 +1,4 @@
-"""What a model costs: its parameters and multiply-adds, as a whole and layer by layer."""
+"""Counts the parameters and multiply-adds of a model, in total and by layer."""
 
 import math
 from collections import Counter
@@ -14,23 +14,23 @@ from dyn.diagnostics.outputs import layer_outputs
 
 
 def count_parameters(tree: Any) -> int:
-    """Number of numbers in a tree of arrays (or of their shapes)."""
+    """Counts the elements of a tree of arrays (or of their shapes)."""
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
 
 
 def count_macs(function: Callable[..., Any], *args: Any) -> int:
-    """Counts the multiply-adds of `function(*args)` by reading its jaxpr; nothing is computed.
+    """Counts the multiply-adds of `function(*args)` by reading its jaxpr; computes nothing.
 
-    Counted are convolutions and matrix products, those of the attention branches included, with padding
-    taps. A dynamic convolution counts as the published numbers do, whatever lowering computes it: the
-    convolution once, plus one multiply-add for each number of each of its K > 1 kernels to mix them; a
-    pixel-wise mixture has no mixed kernel and counts as K convolutions. Under `jax.grad` and `jax.vmap`
-    it counts as what its lowering does. Of a condition the dearest branch counts, of a loop with an
-    unknown number of turns one turn. Elementwise work is not counted.
+    It counts convolutions (taps on padding included) and matrix products, those of the attention branches
+    too, and no elementwise work. A dynamic convolution counts as in published numbers, independently of its
+    lowering: one convolution, plus one multiply-add for each element of its K > 1 kernels to mix them; a
+    pixel-wise mixture has no mixed kernel and counts as K convolutions. Under `jax.grad` and `jax.vmap` the
+    operations of its lowering count. A condition counts as its most expensive branch, a loop with an
+    unknown number of iterations as one iteration.
 
     Args:
         function: for instance `lambda v, x: net.apply(v, x)`.
-        args: its arguments, arrays or `jax.ShapeDtypeStruct`s.
+        args: arguments of the function, arrays or `jax.ShapeDtypeStruct`s.
 
     Returns:
         Multiply-adds for the whole batch.
@@ -45,7 +45,7 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
 
 
 class Cost(NamedTuple):
-    """Of a submodule and all that is below it."""
+    """Parameters, multiply-adds and output shape of a submodule, submodules below it included."""
 
     parameters: int
     macs: int
@@ -53,17 +53,17 @@ class Cost(NamedTuple):
 
 
 def layer_costs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, Cost]:
-    """Parameters, multiply-adds and the shape of the output of every submodule; nothing is computed.
+    """Returns parameters, multiply-adds and output shape of every submodule; computes nothing.
 
     Args:
         model: applied to `(variables, inputs)`.
-        variables: the model's, arrays or their shapes.
-        inputs: what the model takes, an array or its shape.
+        variables: variables of the model, arrays or their shapes.
+        inputs: input of the model, an array or its shape.
 
     Returns:
-        The submodule's path, such as `stage1_block1/conv2`, to its cost, what is below it included: from
-        the outer to the inner, otherwise in the order in which the submodules return. `''` is the model
-        itself. Multiply-adds are counted as by `count_macs`, for the whole batch.
+        `{path: cost}` with paths such as `stage1_block1/conv2`; `''` is the model itself. A submodule stands
+        before those below it, otherwise they are in the order in which they return. Multiply-adds are those
+        of `count_macs`, for the whole batch.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -75,52 +75,50 @@ def layer_costs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, Cost
         Cost(parameters=36864, macs=9437184, output=(1, 16, 16, 64))
     """
     outputs = layer_outputs(model, variables, inputs)
-    result = jax.tree.leaves(jax.eval_shape(model.apply, variables, inputs))
-    outputs[""] = result[0].shape
+    outputs[""] = jax.tree.leaves(jax.eval_shape(model.apply, variables, inputs))[0].shape
     parameters, macs = Counter[str](), Counter[str]()
-    for path, value in traverse_util.flatten_dict(dict(variables["params"])).items():
-        for above in _above("/".join(path), outputs):
-            parameters[above] += math.prod(value.shape)
-    for scope, number in _macs_by_scope(
-        jax.make_jaxpr(model.apply)(variables, inputs).jaxpr
-    ).items():
-        for above in _above(_modules(scope), outputs):
-            macs[above] += number
-    # A submodule returns after those below it, and stands before them in a table.
-    order = {path: place for place, path in enumerate(outputs)}
+    for path, value in traverse_util.flatten_dict(dict(variables["params"]), sep="/").items():
+        for module in _enclosing_modules(path, outputs):
+            parameters[module] += math.prod(value.shape)
+    jaxpr = jax.make_jaxpr(model.apply)(variables, inputs).jaxpr
+    for scope, number in _macs_by_scope(jaxpr).items():
+        for module in _enclosing_modules(_module_path(scope), outputs):
+            macs[module] += number
+    # A submodule returns after those below it, but stands before them here.
+    order = {path: index for index, path in enumerate(outputs)}
     first: dict[str, int] = {}
-    for path, place in order.items():
-        for above in _above(path, outputs):
-            first.setdefault(above, place)
+    for path, index in order.items():
+        for module in _enclosing_modules(path, outputs):
+            first.setdefault(module, index)
     paths = sorted(outputs, key=lambda path: (first[path], -order[path]))
     return {path: Cost(parameters[path], macs[path], outputs[path]) for path in paths}
 
 
-def _modules(scope: str) -> str:
-    """The submodule of a named scope, such as `encoder/conv1` of `Net/Net.encode/encoder/conv1`.
+def _module_path(scope: str) -> str:
+    """Returns the submodule of a named scope: `encoder/conv1` for `Net/Net.encode/encoder/conv1`.
 
-    Flax names scopes after its modules, the model itself after its class; and other methods than `__call__`
-    besides, behind a dot.
+    Flax names scopes after its modules (the model itself after its class) and, with a dot, after methods
+    other than `__call__`.
     """
-    found: list[str] = []
+    modules: list[str] = []
     for part in scope.split("/"):
         name, dot, _ = part.partition(".")
         if not dot:
-            found.append(part)
-        elif not found or found[-1] != name:
-            found.append(name)
-    return "/".join(found[1:])
+            modules.append(part)
+        elif not modules or modules[-1] != name:
+            modules.append(name)
+    return "/".join(modules[1:])
 
 
-def _above(path: str, known: Mapping[str, Any]) -> list[str]:
-    """The submodules that a path lies in, itself included: `a/b/c` to `['', 'a', 'a/b', 'a/b/c']`."""
+def _enclosing_modules(path: str, modules: Mapping[str, Any]) -> list[str]:
+    """Lists the modules that contain a path, itself included: `['', 'a', 'a/b', 'a/b/c']` for `a/b/c`."""
     parts = path.split("/")
     prefixes = ("/".join(parts[:length]) for length in range(len(parts) + 1))
-    return [prefix for prefix in dict.fromkeys(prefixes) if prefix in known]
+    return [prefix for prefix in dict.fromkeys(prefixes) if prefix in modules]
 
 
 def _macs_by_scope(jaxpr: jex_core.Jaxpr, outer: str = "") -> Counter[str]:
-    """Multiply-adds by the named scope that they are in, names from the outer to the inner with `/`."""
+    """Counts multiply-adds by named scope, its parts from the outer to the inner joined by `/`."""
     total = Counter[str]()
     for eqn in jaxpr.eqns:
         name, inputs = eqn.primitive.name, [v.aval.shape for v in eqn.invars if hasattr(v, "aval")]
@@ -142,51 +140,48 @@ def _macs_by_scope(jaxpr: jex_core.Jaxpr, outer: str = "") -> Counter[str]:
         else:
             repeats = eqn.params.get("length", 1) if name == "scan" else 1
             for inner in _inner_jaxprs(eqn.params):
-                for place, number in _macs_by_scope(inner, scope).items():
-                    total[place] += repeats * number
+                for inner_scope, number in _macs_by_scope(inner, scope).items():
+                    total[inner_scope] += repeats * number
     return total
 
 
 def _is_forward(inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]) -> bool:
-    """Whether these are the shapes of `dyn.ops.dynamic_conv` itself, not of its gradient or of a batch.
+    """Tells whether these are the shapes of `dyn.ops.dynamic_conv` itself.
 
-    `jax.grad` and `jax.vmap` keep the name by which the operation is known, and change its arguments.
+    `jax.grad` and `jax.vmap` keep the name of the operation and change its arguments.
     """
     if len(inputs) < 2 or len(outputs) != 1:
         return False
     (x, kernels, *weights), (y,) = inputs, outputs
     possible = (
-        (y[0], kernels[0]),
-        (*y[:-1], kernels[0]),
-        (y[0], *kernels[1:-2]),
-        (x[0], x[-1]),
-        (y[0], y[-1]),
+        (y[0], kernels[0]),  # mix
+        (*y[:-1], kernels[0]),  # pixel-wise mix
+        (y[0], *kernels[1:-2]),  # taps
+        (x[0], x[-1]),  # channels
+        (y[0], y[-1]),  # filters
     )
     return (
         len(x) == len(y) == len(kernels) - 1
         and (x[0], kernels[-1]) == (y[0], y[-1])
         and (len(weights) > 0 or kernels[0] == 1)
-        and all(w in possible for w in weights)
+        and all(shape in possible for shape in weights)
     )
 
 
 def _dynamic_conv_macs(inputs: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
-    """Multiply-adds of `dyn.ops.dynamic_conv` from the shapes of its arguments and its result."""
-    kernels = inputs[1]
-    num_kernels, one_kernel = kernels[0], math.prod(kernels[1:])
-    convolution = math.prod(output[:-1]) * one_kernel
+    """Counts the multiply-adds of `dyn.ops.dynamic_conv` from the shapes of its arguments and its result."""
+    num_kernels, *kernel = inputs[1]
+    kernel_size = math.prod(kernel)
+    convolution = math.prod(output[:-1]) * kernel_size
     if num_kernels == 1:
         return convolution
-    pixelwise = len(inputs[2]) > 2
-    return (
-        convolution * num_kernels
-        if pixelwise
-        else convolution + output[0] * num_kernels * one_kernel
-    )
+    if len(inputs[2]) > 2:  # pixel-wise
+        return convolution * num_kernels
+    return convolution + output[0] * num_kernels * kernel_size
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[jex_core.Jaxpr]:
-    """The jaxprs that an equation carries: of a jit, a scan, a checkpoint, a custom gradient, ..."""
+    """Yields the jaxprs of an equation: of a jit, a scan, a checkpoint, a custom gradient, ..."""
     for value in params.values():
         for item in value if isinstance(value, tuple | list) else (value,):
             if isinstance(item, jex_core.ClosedJaxpr):

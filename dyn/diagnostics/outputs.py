@@ -1,4 +1,4 @@
-"""What the submodules of a model return."""
+"""Output shapes of the submodules of a model."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,17 +9,17 @@ import jax.numpy as jnp
 
 
 def layer_outputs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, tuple[int, ...]]:
-    """The shape of what each submodule returns, in the order in which they return; nothing is computed.
+    """Returns the output shape of each submodule, in the order in which they return; computes nothing.
 
     Args:
         model: applied to `(variables, inputs)`.
-        variables: the model's, arrays or their shapes.
-        inputs: what the model takes, an array or its shape.
+        variables: variables of the model, arrays or their shapes.
+        inputs: input of the model, an array or its shape.
 
     Returns:
-        The submodule's path, such as `stage1_block1/conv2`, to the shape of the first array it returns
-        (a block of `dyn.models.ResNet` returns a state beside its features). Of a submodule that is
-        applied several times, the last shape.
+        `{path: shape}` with paths such as `stage1_block1/conv2`, and the shape of the first array that the
+        submodule returns (a block of `dyn.models.ResNet` returns features and a state). For a submodule
+        that is applied several times, the last shape.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -31,17 +31,17 @@ def layer_outputs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, tu
     """
     shapes = {}
 
-    def look(function: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
+    def record(function: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         result = function(*args, **kwargs)
         arrays = jax.tree.leaves(result)
         if context.method_name == "__call__" and context.module.path and arrays:
             path = "/".join(context.module.path)
-            shapes.pop(path, None)  # back to the end of the order
+            shapes.pop(path, None)  # so that it moves to the end of the order
             shapes[path] = jnp.shape(arrays[0])
         return result
 
     def apply(variables: Any, inputs: Any) -> Any:
-        with nn.intercept_methods(look):
+        with nn.intercept_methods(record):
             return model.apply(variables, inputs)
 
     jax.eval_shape(apply, variables, inputs)

@@ -1,4 +1,4 @@
-"""From other networks into these, and from these into files: parameters, and what runs elsewhere."""
+"""Imports weights from torch and from static networks; exports networks as StableHLO."""
 
 from dyn.interop.export import to_stablehlo
 from dyn.interop.torch_file import read_weights

@@ -1,6 +1,6 @@
-"""What else has to change where a layer cannot begin neutral by itself: a norm beside it, or shared cells.
+"""Adjusts norms and shared cells for layers that cannot start neutral by themselves.
 
-All functions take flat dictionaries of variables, from paths to arrays, and return what changes.
+All functions take flat dictionaries of variables, `{path: array}`, and return the entries that change.
 """
 
 import math
@@ -19,52 +19,61 @@ Array = jax.Array
 Path = tuple[str, ...]
 Flat = dict[Path, Any]
 
-_EPSILON = 1e-5  # of the norms of `dyn.models`
+_EPSILON = 1e-5  # of the norms in `dyn.models`
 
 
 def open_gates(started: Flat, trained: Mapping[Path, Any]) -> Flat:
-    """Gates of one half for `SqueezeExcite` and `CBAM`, and norms in front of them that undo it.
+    """Sets the gates of `SqueezeExcite` and `CBAM` to one half, and doubles the norms before them.
 
-    A gate in a block stands behind the block's last norm, `norm2` or `norm3`, whose scale and bias become
-    two times as large, or four times for the two gates of `CBAM`. A gate whose bias were large instead
-    would be as near to one, and learn nothing. Gates without such a norm stay as they are, and so do
-    those that the trained network has.
+    A gate follows the last norm of its block, `norm2` or `norm3`, whose scale and bias become twice as
+    large, or four times for the two gates of `CBAM`. A gate with a large bias instead would be near one too,
+    but saturated, and learn nothing. Gates without such a norm stay as they are, and so do those that the
+    trained network has.
     """
     changed: Flat = {}
-    for path in [
-        path for path in started if path[0] == "params" and path[-2:] == ("expand", "kernel")
-    ]:
+    for path in started:
+        if path[0] != "params" or path[-2:] != ("expand", "kernel"):
+            continue
         gate = path[:-2]
         if path in trained or (*gate, "reduce", "kernel") not in started:
             continue
-        half = {path: 0.0, (*path[:-1], "bias"): 0.0}
-        factor, block = 2.0, gate[:-1]
-        if gate[-1] == "channel" and (*block, "spatial", "conv", "kernel") in started:
-            spatial, factor, block = (*block, "spatial"), 4.0, block[:-1]
-            with_norm = (*spatial, "norm", "scale") in started
-            leaves = (("norm", "scale"), ("norm", "bias")) if with_norm else (("conv", "kernel"),)
-            half |= {(*spatial, *leaf): 0.0 for leaf in leaves}
-        norms = [one for one in started if one[:-2] == block and re.fullmatch(r"norm\d+", one[-2])]
+        zeros = [path, (*path[:-1], "bias")]
+        factor = 2.0
+        block = gate[:-1]
+        if gate[-1] == "channel" and (*block, "spatial", "conv", "kernel") in started:  # CBAM
+            spatial = (*block, "spatial")
+            if (*spatial, "norm", "scale") in started:
+                zeros += [(*spatial, "norm", "scale"), (*spatial, "norm", "bias")]
+            else:
+                zeros.append((*spatial, "conv", "kernel"))
+            factor = 4.0
+            block = block[:-1]
+        norms = [
+            other[:-1]
+            for other in started
+            if other[:-2] == block and re.fullmatch(r"norm\d+", other[-2])
+        ]
         if not norms:
             continue
-        last = max(norms, key=lambda one: int(one[-2].removeprefix("norm")))
-        changed |= {path: jnp.zeros_like(started[path]) for path in half}
+        last_norm = max(norms, key=lambda norm: int(norm[-1].removeprefix("norm")))
+        changed |= {path: jnp.zeros_like(started[path]) for path in zeros}
         for leaf in ("scale", "bias"):
-            norm = (*last[:-1], leaf)
-            changed[norm] = factor * started[norm]
+            changed[*last_norm, leaf] = factor * started[*last_norm, leaf]
     return changed
 
 
 def undo_spectral_norms(started: Flat) -> Flat:
-    """What makes a `SpectralNormConv` compute what its kernels do: the norm behind it multiplies again.
+    """Rescales the norm after each `SpectralNormConv`, which undoes its division by the spectral norm.
 
-    The mean of candidates V_k is W; with the attention a_k = sigma_k / sum_k sigma_k, which biases of
-    log sigma_k give at temperature 1, sum_k a_k V_k / sigma_k is W over the mean of the sigma_k. By that
-    mean the statistics and the scale of the norm behind are changed. It is called as the convolution, with
-    `norm` for `conv`; a convolution without one is left with its norm of one.
+    The mean of the candidates V_k is W. Biases of log sigma_k give the attention
+    a_k = sigma_k / sum_k sigma_k at temperature 1, and sum_k a_k V_k / sigma_k is then W over the mean of the
+    sigma_k. The statistics and the scale of the following norm are rescaled by that mean. The norm has the
+    name of the convolution with `norm` for `conv`; a convolution without one keeps its spectral norm of 1.
     """
     changed: Flat = {}
-    for path in [path for path in started if path[0] == "batch_stats" and path[-1] == "u"]:
+    for path in started:
+        if path[0] != "batch_stats" or path[-1] != "u":
+            continue
         layer = path[1:-1]
         norm = (*layer[:-1], layer[-1].replace("conv", "norm")) if layer else ()
         statistics, params = ("batch_stats", *norm), ("params", *norm)
@@ -85,69 +94,76 @@ def undo_spectral_norms(started: Flat) -> Flat:
         var, mean = started[*statistics, "var"], started[*statistics, "mean"]
         changed[*statistics, "mean"] = mean / gain
         changed[*statistics, "var"] = var / gain**2
-        # 1 but for the norm's epsilon, which does not shrink with its statistics.
-        rounding = jnp.sqrt((var + gain**2 * _EPSILON) / (var + _EPSILON))
-        changed[*params, "scale"] = started[*params, "scale"] * rounding
+        # Near 1: the norm's epsilon does not shrink with its statistics.
+        correction = jnp.sqrt((var + gain**2 * _EPSILON) / (var + _EPSILON))
+        changed[*params, "scale"] = started[*params, "scale"] * correction
     return changed
 
 
 def fill_warehouses(
     started: Flat, trained: Mapping[Path, Any], warehouses: Warehouses | None
 ) -> tuple[Flat, set[Path]]:
-    """Cells that hold the trained kernels, and attention that picks them: (what changes, kernels held).
+    """Fills cells with the blocks of the trained kernels, and sets the attention to select them.
 
-    Each block of a kernel has a cell of its own, the one that it is assigned to for a blend of 1, and the
-    attention's bias picks the same one for a blend of 0. Cells that no block is assigned to stay as they
-    are. Noise is not needed: blocks may mix with all other cells.
+    Each block of a kernel gets its own cell, to which it is assigned at a blend of 1; the attention's bias
+    selects the same cell at a blend of 0. Cells without a block stay as they are. Noise is not needed: blocks
+    may mix with all other cells.
+
+    Returns:
+        The entries that change, and the paths of the kernels that the cells now hold.
 
     Raises:
         ValueError: if there are fewer cells than blocks, or a kernel is missing in the trained network.
     """
-    plans: dict[Path, list[Path]] = {
+    layers_of: dict[Path, list[Path]] = {
         path: [path[:-2]] for path in started if path[-2:] == ("warehouse", "cells")
     }
-    for name, places in () if warehouses is None else warehouses.plan:
-        found = [path for path in started if path[0] == "params" and path[-2:] == (name, "cells")]
-        for cells in found:
-            plans[cells] = [(*cells[:-3], *at) for at, _ in places]
+    if warehouses is not None:
+        for name, members in warehouses.plan:
+            for cells in started:
+                if cells[0] == "params" and cells[-2:] == (name, "cells"):
+                    layers_of[cells] = [(*cells[:-3], *layer) for layer, _ in members]
     changed: Flat = {}
     held: set[Path] = set()
-    for cells, layers in plans.items():
+    for cells, layers in layers_of.items():
         kernels = [(*layer, "kernel") for layer in layers]
         missing = ["/".join(kernel) for kernel in kernels if kernel not in trained]
         if missing:
             raise ValueError(
                 f"the static network has no {', '.join(missing)} for the warehouse {'/'.join(cells)}."
             )
-        filled, picks = _fill(started[cells], [trained[kernel] for kernel in kernels], cells)
+        filled, biases = _fill_cells(started[cells], [trained[kernel] for kernel in kernels], cells)
         changed[cells] = filled
-        for layer, pick in zip(layers, picks, strict=True):
+        for layer, bias in zip(layers, biases, strict=True):
             head = (*layer, "attention", "cell")
             changed[*head, "kernel"] = jnp.zeros_like(started[*head, "kernel"])
-            changed[*head, "bias"] = jnp.asarray(pick, started[*head, "bias"].dtype)
+            changed[*head, "bias"] = jnp.asarray(bias, started[*head, "bias"].dtype)
         held |= set(kernels)
     return changed, held
 
 
-def _fill(cells: Array, kernels: Sequence[Array], path: Path) -> tuple[Array, list[Array]]:
-    """Cells `[n, i, o]` with the blocks of kernels in them, and for each kernel its attention's bias."""
+def _fill_cells(cells: Array, kernels: Sequence[Array], path: Path) -> tuple[Array, list[Array]]:
+    """Returns cells `[n, i, o]` that hold the blocks of the kernels, and each kernel's attention bias."""
     n, i, o = cells.shape
     blocks = []
     for kernel in kernels:
         *size, inputs, outputs = kernel.shape
         if inputs % i or outputs % o:
-            raise ValueError(f"{'/'.join(path)} has cells {(i, o)}, which cut no {kernel.shape}.")
+            raise ValueError(
+                f"a kernel of shape {kernel.shape} cannot be divided into the cells {(i, o)} of "
+                f"{'/'.join(path)}."
+            )
         cut = kernel.reshape(math.prod(size), inputs // i, i, outputs // o, o)
         blocks.append(cut.transpose(0, 3, 1, 2, 4).reshape(-1, i, o))
     number = sum(map(len, blocks))
     if number > n:
         raise ValueError(
-            f"{'/'.join(path)} has {n} cells for the {number} blocks of trained kernels: with a cell_ratio "
-            "below 1 it cannot hold them."
+            f"{'/'.join(path)} has {n} cells, too few for the {number} blocks of the trained kernels: use a "
+            "cell_ratio of 1 or more."
         )
-    places = np.arange(number) * (n // number)
-    # The attention's 1 / (1 + 0.001).
-    cells = jnp.asarray(cells).at[places].set(1.001 * jnp.concatenate(blocks).astype(cells.dtype))
-    picks = jax.nn.one_hot(places, n + 1)
+    indices = np.arange(number) * (n // number)
+    # The attention gives them the weight 1 / (1 + 0.001).
+    cells = jnp.asarray(cells).at[indices].set(1.001 * jnp.concatenate(blocks).astype(cells.dtype))
+    biases = jax.nn.one_hot(indices, n + 1)
     ends = np.cumsum([len(block) for block in blocks])
-    return cells, [part.reshape(-1) for part in jnp.split(picks, ends[:-1])]
+    return cells, [bias.reshape(-1) for bias in jnp.split(biases, ends[:-1])]

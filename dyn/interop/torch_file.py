@@ -1,8 +1,8 @@
-"""The tensors that a file of weights holds: safetensors, or what `torch.save` writes; without torch.
+"""Reads files of weights, safetensors or written by `torch.save`, without torch.
 
-A torch file is a zip of a pickle and of raw numbers beside it. A pickle is a program that may call
-anything. Here it is not run: its instructions are read one by one, the few that a state dict consists of
-are understood, and any other name that it asks for is refused.
+A torch file is a zip archive of a pickle and of raw numbers. A pickle is a program that may call anything.
+Here it is not executed: an interpreter reads its instructions one by one, understands the few that a state
+dict needs, and refuses all other instructions and names.
 """
 
 import math
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-_NUMBERS = {
+_DTYPES = {
     "torch.DoubleStorage": np.float64,
     "torch.FloatStorage": np.float32,
     "torch.HalfStorage": np.float16,
@@ -30,27 +30,29 @@ _NUMBERS = {
 _DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
-_KNOWN = {*_NUMBERS, _DICT, _TENSOR, _PARAMETER}
-# Where checkpoints of whole trainings keep the state dict.
-_WITHIN = ("state_dict", "model_state_dict", "model", "net")
+_ALLOWED_NAMES = {*_DTYPES, _DICT, _TENSOR, _PARAMETER}
+# Where training checkpoints keep the state dict.
+_STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
+
+_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
-    """The tensors in a file, by their names.
+    """Reads the tensors of a file, by name; executes nothing in it.
 
-    Of a torch file the state dict is taken, or the one that a checkpoint of a training holds as
-    `state_dict`, `model_state_dict`, `model` or `net`. Nothing in the file is executed.
+    In a torch file they are the state dict, or the one that a training checkpoint holds as `state_dict`,
+    `model_state_dict`, `model` or `net`.
 
     Args:
-        path: of a `.safetensors` file, or of a `.pth`, `.pt` or `.bin` that torch 1.6 or newer has
-            written. What it is is seen from its content.
+        path: a `.safetensors` file, or a `.pth`, `.pt` or `.bin` written by torch 1.6 or newer. The content
+            decides, not the suffix.
 
     Returns:
         The tensors, in torch's layouts and in the file's order.
 
     Raises:
-        ValueError: if the file is neither, is damaged, holds no weights, or asks for anything but tensors.
-        ImportError: for safetensors where that library is not installed.
+        ValueError: if the file is of another kind, is damaged, has no weights, or needs more than tensors.
+        ImportError: for safetensors if that library is not installed.
         OSError: if the file cannot be opened.
 
     Example:
@@ -69,17 +71,17 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         return _read_safetensors(path)
     if start[:2] == b"\x80\x02":
         raise ValueError(
-            f"{path} has the format of torch before 1.6: write it again with a newer one, "
+            f"{path} has the format of torch before 1.6: convert it with a newer torch, "
             "torch.save(torch.load(FILE), NEW)."
         )
     if not zipfile.is_zipfile(path):
         raise ValueError(
-            f"{path} is no file of weights: give a .safetensors file, or what torch.save wrote of a "
-            "state dict."
+            f"{path} is not a file of weights: pass a .safetensors file, or a state dict written by "
+            "torch.save."
         )
     try:
         with zipfile.ZipFile(path) as archive:
-            return _read_torch(archive, os.path.getsize(path))
+            return _read_torch(archive, file_size=os.path.getsize(path))
     except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged: {error}.") from error
     except ValueError as error:
@@ -92,7 +94,7 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         from safetensors.flax import load_file
     except ImportError as error:
         raise ImportError(
-            f"{path} is a safetensors file, which needs a library: pip install safetensors."
+            f"reading {path} needs the library safetensors: pip install safetensors."
         ) from error
     try:
         return {name: np.asarray(value) for name, value in load_file(path).items()}
@@ -101,13 +103,13 @@ def _read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
 
 
 class _Name(NamedTuple):
-    """What a pickle asks for by name."""
+    """A name that a pickle imports."""
 
     name: str
 
 
 class _Storage(NamedTuple):
-    """Raw numbers in a file of the zip."""
+    """Raw numbers in a file of the archive."""
 
     dtype: np.dtype
     key: str
@@ -122,186 +124,185 @@ class _Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
-def _read_torch(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
-    """The state dict of an opened torch file of so many bytes."""
-    found = [name for name in archive.namelist() if name.split("/")[1:] == ["data.pkl"]]
-    if len(found) != 1:
-        raise ValueError("it is a zip, but not one that torch.save wrote.")
-    root = found[0].removesuffix("data.pkl")
-    # torch compresses nothing, so that what is read is no larger than the file.
-    if any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist()):
+def _read_torch(archive: zipfile.ZipFile, file_size: int) -> dict[str, np.ndarray]:
+    """Reads the state dict of an opened torch file of `file_size` bytes."""
+    names = archive.namelist()
+    pickles = [name for name in names if name.split("/")[1:] == ["data.pkl"]]
+    if len(pickles) != 1:
+        raise ValueError("it is a zip archive that torch.save did not write.")
+    root = pickles[0].removesuffix("data.pkl")
+    # torch does not compress, so that no file is larger than the archive.
+    if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
         raise ValueError("it holds compressed data, which torch.save does not write.")
-    if f"{root}byteorder" in archive.namelist() and archive.read(f"{root}byteorder") != b"little":
-        raise ValueError("its numbers are big-endian; write it again on a usual machine.")
-    state = _state_dict(_interpreted(archive.read(found[0])))
-    wanted = sum(math.prod(one.shape) * one.storage.dtype.itemsize for one in state.values())
-    if wanted > size:
-        raise ValueError(f"its tensors would have {wanted:,} bytes, and the file has {size:,}.")
+    if f"{root}byteorder" in names and archive.read(f"{root}byteorder") != b"little":
+        raise ValueError("its numbers are big-endian: save it again on a little-endian machine.")
+    tensors = _find_state_dict(_interpret(archive.read(pickles[0])))
+    num_bytes = sum(math.prod(t.shape) * t.storage.dtype.itemsize for t in tensors.values())
+    if num_bytes > file_size:
+        raise ValueError(f"its tensors need {num_bytes:,} bytes, but the file has {file_size:,}.")
     return {
-        name: _numbers(name, one, lambda key: archive.read(f"{root}data/{key}"))
-        for name, one in state.items()
+        name: _read_tensor(name, tensor, lambda key: archive.read(f"{root}data/{key}"))
+        for name, tensor in tensors.items()
     }
 
 
-def _state_dict(found: Any) -> dict[str, _Tensor]:
-    """The named tensors in what a file holds."""
-    for key in _WITHIN:
-        if isinstance(found, dict) and isinstance(found.get(key), dict):
-            found = found[key]
-            break
-    if not isinstance(found, dict) or not found:
+def _find_state_dict(content: Any) -> dict[str, _Tensor]:
+    """Returns the named tensors of a state dict, or of the one in a training checkpoint."""
+    if isinstance(content, dict):
+        inner = (content[key] for key in _STATE_DICT_KEYS if isinstance(content.get(key), dict))
+        content = next(inner, content)
+    if not isinstance(content, dict) or not content:
         raise ValueError("it holds no state dict: save model.state_dict().")
-    others = [str(name) for name, value in found.items() if not isinstance(value, _Tensor)]
+    others = [str(name) for name, value in content.items() if not isinstance(value, _Tensor)]
     if others:
         raise ValueError(
-            f"it holds no state dict: {', '.join(others[:5])} are no tensors. Save model.state_dict()."
+            f"it holds no state dict: {', '.join(others[:5])} are not tensors. Save model.state_dict()."
         )
-    return {str(name): value for name, value in found.items()}
+    return {str(name): value for name, value in content.items()}
 
 
-def _numbers(name: str, tensor: _Tensor, read: Callable[[str], bytes]) -> np.ndarray:
-    """A tensor's numbers, copied out of its storage."""
+def _read_tensor(name: str, tensor: _Tensor, read: Callable[[str], bytes]) -> np.ndarray:
+    """Copies the numbers of a tensor out of its storage."""
     storage, offset, shape, strides = tensor
     try:
         flat = np.frombuffer(read(storage.key), storage.dtype)
     except KeyError:
         raise ValueError(f"it is damaged: the numbers of {name} are missing.") from None
-    # Strides are as good as pointers: look where they lead before following them.
-    reach = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
-    if math.prod(shape) and not 0 <= offset <= reach < len(flat):
+    # Strides are as dangerous as pointers: check their range before following them.
+    last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if math.prod(shape) and not 0 <= offset <= last < len(flat):
         raise ValueError(f"it is damaged: {name} reaches beyond its numbers.")
-    steps = [step * flat.itemsize for step in strides]
-    view = np.lib.stride_tricks.as_strided(flat[offset:], shape, steps)
+    byte_strides = [step * flat.itemsize for step in strides]
+    view = np.lib.stride_tricks.as_strided(flat[offset:], shape, byte_strides)
     return np.array(view)
 
 
-def _interpreted(pickled: bytes) -> Any:
-    """What a pickle of dictionaries, lists, numbers, texts and tensors says.
+def _interpret(pickled: bytes) -> Any:
+    """Interprets a pickle of dictionaries, lists, numbers, strings and tensors.
 
     Raises:
-        ValueError: for any instruction and any name beyond those.
+        ValueError: for any other instruction or name, and for a damaged pickle.
     """
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
-
-    def since_mark() -> list[Any]:
-        start = marks.pop()
-        items = stack[start:]
-        del stack[start:]
-        return items
-
     try:
-        codes = list(pickletools.genops(pickled))
+        instructions = [(code.name, argument) for code, argument, _ in pickletools.genops(pickled)]
     except ValueError as error:
         raise ValueError(f"its pickle is damaged ({error}).") from error
+    machine = _Machine()
     try:
-        for code, argument, _ in codes:
-            match code.name:
-                case "PROTO" | "FRAME":
-                    pass
-                case "STOP":
-                    return stack.pop()
-                case "MARK":
-                    marks.append(len(stack))
-                case "NONE":
-                    stack.append(None)
-                case "NEWTRUE" | "NEWFALSE":
-                    stack.append(code.name == "NEWTRUE")
-                case (
-                    "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT"
-                    | "BINUNICODE" | "SHORT_BINUNICODE"
-                ):  # fmt: skip
-                    stack.append(argument)
-                case "EMPTY_TUPLE":
-                    stack.append(())
-                case "EMPTY_LIST":
-                    stack.append([])
-                case "EMPTY_DICT":
-                    stack.append({})
-                case "TUPLE":
-                    stack.append(tuple(since_mark()))
-                case "TUPLE1" | "TUPLE2" | "TUPLE3":
-                    length = int(code.name[-1])
-                    stack[-length:] = [tuple(stack[-length:])]
-                case "APPEND":
-                    item = stack.pop()
-                    _a(list, stack[-1]).append(item)
-                case "APPENDS":
-                    items = since_mark()
-                    _a(list, stack[-1]).extend(items)
-                case "SETITEM":
-                    value, key = stack.pop(), stack.pop()
-                    _a(dict, stack[-1])[key] = value
-                case "SETITEMS":
-                    items = since_mark()
-                    _a(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
-                case "BINPUT" | "LONG_BINPUT":
-                    memo[argument] = stack[-1]
-                case "MEMOIZE":
-                    memo[len(memo)] = stack[-1]
-                case "BINGET" | "LONG_BINGET":
-                    stack.append(memo[argument])
-                case "GLOBAL":
-                    stack.append(_name(argument.replace(" ", ".")))
-                case "STACK_GLOBAL":
-                    name, module = stack.pop(), stack.pop()
-                    stack.append(_name(f"{module}.{name}"))
-                case "BINPERSID":
-                    stack.append(_storage(stack.pop()))
-                case "REDUCE":
-                    arguments, function = stack.pop(), stack.pop()
-                    stack.append(_called(function, arguments))
-                case "BUILD":
-                    # A state dict's versions of its modules, as an attribute: of no use here.
-                    stack.pop()
-                    _a(dict, stack[-1])
-                case _:
-                    raise ValueError(f"its pickle has the instruction {code.name}.")
+        for code, argument in instructions:
+            if code == "STOP":
+                return machine.stack.pop()
+            machine.step(code, argument)
     except (IndexError, KeyError, TypeError, UnicodeError) as error:
         raise ValueError(f"its pickle is damaged ({type(error).__name__}).") from error
     raise ValueError("its pickle is damaged.")
 
 
-def _name(name: str) -> _Name:
-    """A name that a pickle asks for, if it is one of those of tensors."""
-    if name not in _KNOWN:
+class _Machine:
+    """The state of a pickle's interpreter: a stack with marks, and a memo."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def step(self, code: str, argument: Any) -> None:
+        """Interprets one instruction."""
+        stack, memo = self.stack, self.memo
+        match code:
+            case "PROTO" | "FRAME":
+                pass
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
+                stack.append(argument)
+            case "BINUNICODE" | "SHORT_BINUNICODE":
+                stack.append(argument)
+            case _ if code in _CONSTANTS:
+                stack.append(_CONSTANTS[code])
+            case "EMPTY_LIST":
+                stack.append([])
+            case "EMPTY_DICT":
+                stack.append({})
+            case "MARK":
+                self.marks.append(len(stack))
+            case "TUPLE":
+                stack.append(tuple(self.pop_to_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                length = int(code[-1])
+                stack[-length:] = [tuple(stack[-length:])]
+            case "APPEND" | "APPENDS":
+                items = [stack.pop()] if code == "APPEND" else self.pop_to_mark()
+                _expect(list, stack[-1]).extend(items)
+            case "SETITEM" | "SETITEMS":
+                items = [stack.pop(-2), stack.pop()] if code == "SETITEM" else self.pop_to_mark()
+                _expect(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+            case "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+            case "GLOBAL":
+                stack.append(_check_name(argument.replace(" ", ".")))
+            case "STACK_GLOBAL":
+                name, module = stack.pop(), stack.pop()
+                stack.append(_check_name(f"{module}.{name}"))
+            case "BINPERSID":
+                stack.append(_make_storage(stack.pop()))
+            case "REDUCE":
+                arguments, function = stack.pop(), stack.pop()
+                stack.append(_call(function, arguments))
+            case "BUILD":
+                # Attributes of a state dict (the versions of its modules), which are not needed.
+                stack.pop()
+                _expect(dict, stack[-1])
+            case _:
+                raise ValueError(f"its pickle has the unsupported instruction {code}.")
+
+    def pop_to_mark(self) -> list[Any]:
+        """Removes and returns everything above the last mark."""
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+
+def _check_name(name: str) -> _Name:
+    """Returns a name that a pickle imports, if tensors need it."""
+    if name not in _ALLOWED_NAMES:
         raise ValueError(
-            f"it asks for {name}, and only tensors and dictionaries are read, nothing is executed. If you "
-            "trust it, save its state dict alone, by torch or as safetensors."
+            f"it uses {name}, but only tensors and dictionaries are read and nothing is executed. If you "
+            "trust the file, save only its state dict, with torch or as safetensors."
         )
     return _Name(name)
 
 
-def _storage(saved: Any) -> _Storage:
-    """`("storage", type, key, device, length)`."""
+def _make_storage(saved: Any) -> _Storage:
+    """Returns the storage of `("storage", type, key, device, length)`."""
     match saved:
-        case ("storage", _Name(name), str(key), _, _) if name in _NUMBERS:
-            return _Storage(np.dtype(_NUMBERS[name]), key)
-    raise ValueError(f"it holds something else than tensors: {str(saved)[:60]}.")
+        case ("storage", _Name(name), str(key), _, _) if name in _DTYPES:
+            return _Storage(np.dtype(_DTYPES[name]), key)
+    raise ValueError(f"it holds something other than tensors: {str(saved)[:60]}.")
 
 
-def _called(function: Any, arguments: Any) -> Any:
-    """What a known function makes of its arguments."""
+def _call(function: Any, arguments: Any) -> Any:
+    """Returns the result of a known function."""
     match function, arguments:
         case _Name(name), () if name == _DICT:
             return {}
-        case _Name(name), (
-            _Storage() as storage,
-            int(offset),
-            tuple(shape),
-            tuple(strides),
-            *_,
+        case (
+            _Name(name),
+            (_Storage() as storage, int(offset), tuple(shape), tuple(strides), *_),
         ) if name == _TENSOR:
-            numbers = (*shape, *strides)
-            if len(shape) == len(strides) and all(type(n) is int and n >= 0 for n in numbers):
+            sizes = (*shape, *strides)
+            if len(shape) == len(strides) and all(type(n) is int and n >= 0 for n in sizes):
                 return _Tensor(storage, offset, shape, strides)
         case _Name(name), (_Tensor() as tensor, *_) if name == _PARAMETER:
             return tensor
-    raise ValueError("its pickle calls something in a way that torch does not.")
+    raise ValueError("its pickle has a call that torch does not write.")
 
 
-def _a(kind: type, value: Any) -> Any:
+def _expect(kind: type, value: Any) -> Any:
+    """Returns the value if it is of that kind."""
     if not isinstance(value, kind):
-        raise ValueError(f"its pickle takes a {type(value).__name__} for a {kind.__name__}.")
+        raise ValueError(f"its pickle uses a {type(value).__name__} as a {kind.__name__}.")
     return value

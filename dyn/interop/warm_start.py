@@ -1,9 +1,9 @@
-"""A dynamic network that starts as a trained static one, and which of its parameters came from there.
+"""Starts a dynamic network as a trained static one, and selects the parameters that came from it.
 
 The study (Bhati and Sherawat, Comprehensive Study Dynamic CNN, section 2.3) starts its dynamic layers from
-a trained static network and freezes them, and says no more. Decided here: the candidates are copies that
-differ by noise; attention begins neutral, so that the new network computes what the old one did; and what
-is to be frozen are the candidates and not their attention, or nothing dynamic would be learned.
+a trained static network and freezes them, without details. Decided here: the candidates are copies with
+noise; attention starts neutral, so that the new network computes the old one's function; and only the
+candidates are to be frozen, not their attention, or nothing dynamic would be learned.
 """
 
 from collections.abc import Iterator, Mapping
@@ -21,7 +21,7 @@ Array = jax.Array
 Path = tuple[str, ...]
 
 _SIGMOIDS = ("channel", "filter", "spatial")
-# The linear layers that decide the attention, with the local one of `FDConv`, and the one behind the latent
+# The linear layers that compute the attention, the local one of `FDConv`, and the one after the latent
 # space of `DCDConv`.
 _HEADS = (
     *(("attention", name) for name in (*_SIGMOIDS, "kernel")),
@@ -29,6 +29,7 @@ _HEADS = (
     ("local", "conv"),
     ("expand",),
 )
+_SAME_MODEL = ": build both from the same model, so that the same layers have the same names."
 
 
 def warm_start(
@@ -43,56 +44,55 @@ def warm_start(
 
         W_k = c (W + noise |W| e_k),    e_k normal with sum_k e_k = 0
 
-    where |W| is the root mean square of each filter of the trained kernel W. Whatever has the same path
-    and shape in both networks (the classifier, norms and their statistics, layers that stayed static) is
-    taken over. A kernel `[*k, I/g, O]` that has become candidates `[K, *k, I/g, O]` gives K of them by
-    the formula, and a bias `(O,)` that has become `(K, O)` gives K copies.
+    where |W| is the root mean square of each filter of the trained kernel W. Variables with the same path
+    and shape in both networks (the classifier, norms and their statistics, layers that stayed static) are
+    copied. A kernel `[*k, I/g, O]` that has become candidates `[K, *k, I/g, O]` gives K of them by the
+    formula, and a bias `(O,)` that has become `(K, O)` gives K copies.
 
-    The function is kept, for any input, noise and temperature and up to rounding: the linear layers that
-    decide the attention get kernels of zero, so that it weighs all inputs and candidates alike, the noise
-    adds up to nothing, and c undoes what the attention then amounts to. c is 1 for a softmax
+    The new network computes the same function for any input, noise and temperature, up to rounding: the
+    linear layers that compute the attention get kernels of zero, so that it weighs all inputs and candidates
+    equally, the noise sums to zero, and c undoes the constant factor of the attention. c is 1 for a softmax
     (`DynamicConv`, `PixelDynamicConv`), 2 for each of the sigmoids of `ODConv` (so 8, and 4 for a 1x1 kernel
-    or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels of `GatedConv`, whose gates begin on,
-    and 1 for `DCDConv`, `DCDDense` and `FDConv`. It makes no difference where the context comes from, another
-    input or a `KernelRepresentation`.
+    or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels of `GatedConv`, whose gates start open,
+    and 1 for `DCDConv`, `DCDDense` and `FDConv`. The source of the context, another input or a
+    `KernelRepresentation`, makes no difference.
 
-    Others need something beside them, which `dyn.interop.compensation` describes:
+    Some layers need an adjustment elsewhere, which `dyn.interop.compensation` describes:
 
-    - `SqueezeExcite` and `CBAM`: gates of one half; the block's last norm, in front of them, is made two or
-      four times as large.
-    - `SpectralNormConv`: the norm behind it is given what its kernels lose, in inference; in training, where
-      norms use the statistics of the batch, to the norms' epsilon. Noise is undone for temperature 1
-      (elsewhere the difference is its share times that of the candidates' spectral norms).
-    - `WarehouseConv`: the cells are the trained kernels' blocks, each with one of its own, as its blend of 1
-      has it too (there kernels are larger by a thousandth). Shared ones need `warehouses`.
+    - `SqueezeExcite` and `CBAM`: gates of one half; the block's last norm, before them, is made two or four
+      times as large.
+    - `SpectralNormConv`: the norm after it is rescaled. In inference this is exact; in training, where norms
+      use the statistics of the batch, up to the norms' epsilon. Noise is undone at temperature 1 (elsewhere
+      the difference is the noise times the differences of the candidates' spectral norms).
+    - `WarehouseConv`: the cells are the blocks of the trained kernels, each in its own cell, which is also
+      its cell at a blend of 1 (kernels are then larger by a thousandth). Shared ones need `warehouses`.
 
-    The function *cannot* be kept by `RotatedConv` with kernels larger than 1x1: the mean of a kernel in all
-    orientations is another kernel, as is the largest response; it starts from the trained kernels all the
-    same. Nor by a `WarehouseConv` with a `cell_ratio` below 1, which has fewer numbers, nor by a
-    `CondConv` whose router is another layer's: both are refused. Nor by gates with `active=`, and by a
-    `SqueezeExcite`, `CBAM` or `SpectralNormConv` without a norm beside it that is called as those of
-    `dyn.models.ResNet` are; those stay as they were made.
+    The function is *not* kept by `RotatedConv` with kernels larger than 1x1, because the mean of a kernel
+    over all orientations is another kernel, as is the largest response; it still starts from the trained
+    kernels. A `WarehouseConv` with a `cell_ratio` below 1 has too few numbers, and a `CondConv` with another
+    layer's router does not know its weights: both are errors. Gates with `active=`, and a `SqueezeExcite`,
+    `CBAM` or `SpectralNormConv` without a norm named as in `dyn.models.ResNet`, stay as initialised.
 
-    Noise is what the mixture can choose from. Between equal candidates there is nothing to choose: their
-    weights have no gradient, they themselves have equal ones, and with `noise=0` a `DynamicConv` remains a
-    static convolution for good. (The sigmoids of `ODConv` learn all the same.) Candidates that are to be
-    frozen never become more different than the noise made them: take more of it there.
+    Noise makes the candidates different. The weights of equal candidates have no gradient and the candidates
+    have equal ones, so with `noise=0` a `DynamicConv` remains a static convolution forever. (The sigmoids of
+    `ODConv` learn even then.) Frozen candidates never differ more than at the start: use more noise there.
 
     Args:
-        dynamic_variables: of the new network, as its `init` made them.
-        static_variables: of the trained one: the same model with static layers, by the same names.
-        noise: how far the candidates lie from the trained kernel, as a share of it; none for K = 1.
-        key: for the noise; may be left out if that is 0.
-        warehouses: of a network made by `share_kernels`, what makes its convolutions (`net.conv`).
+        dynamic_variables: variables of the new network, as initialised.
+        static_variables: variables of the trained network: the same model with static layers of the same
+            names.
+        noise: distance of the candidates from the trained kernel, as a share of it; not used for K = 1.
+        key: PRNG key of the noise; not needed if `noise` is 0.
+        warehouses: `net.conv` of a network made by `share_kernels`.
 
     Returns:
-        A copy of `dynamic_variables` that starts where the static network ended. What that had not (the
-        rest of the attention, its statistics, temperatures) stays as it was.
+        A copy of `dynamic_variables` that starts as the trained network. Variables without a counterpart
+        there (the rest of the attention, its statistics, temperatures) keep their values.
 
     Raises:
-        ValueError: for a variable of the static network without a counterpart or with one of another
-            shape, for a dynamic layer that the static network does not have, for candidates whose weights
-            are decided in another layer, for warehouses with too few cells, and for noise without a key.
+        ValueError: for a variable of the static network whose counterpart is missing or has another shape,
+            for a dynamic layer that the static network does not have, for candidates that are weighed by
+            another layer, for warehouses with too few cells, and for noise without a key.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -109,16 +109,16 @@ def warm_start(
     """
     if noise < 0 or (noise > 0 and key is None):
         raise ValueError(
-            f"noise={noise} must be positive and have a key, such as key=jax.random.key(0); or write "
-            "noise=0 for candidates that are equal."
+            f"noise={noise} must be positive and needs a key, such as key=jax.random.key(0); write noise=0 "
+            "for equal candidates."
         )
     if "params" not in dynamic_variables or "params" not in static_variables:
         raise ValueError(
-            'both networks\' variables are needed, {"params": ..., ...}, not parameters alone.'
+            'pass the variables of both networks, {"params": ..., ...}, not parameters.'
         )
     started = traverse_util.flatten_dict(dict(dynamic_variables), keep_empty_nodes=True)
     trained = traverse_util.flatten_dict(dict(static_variables))
-    layers = dict(_layers(dynamic_variables["params"], ("params",)))
+    layers = dict(_find_layers(dynamic_variables["params"], ("params",)))
     cells, held = fill_warehouses(started, trained, warehouses)
     started |= cells
 
@@ -126,28 +126,28 @@ def warm_start(
         if path in held:
             continue
         layer = layers.get(path[:-1], {})
-        # What `FDConv` has instead of a kernel is its Fourier transform.
-        transformed = path[-1] == "kernel" and "spectrum" in layer
-        target = (*path[:-1], "spectrum") if transformed else path
-        mine = started.get(target)
-        if not hasattr(mine, "shape"):
+        # `FDConv` has the Fourier transform of a kernel.
+        transform = path[-1] == "kernel" and "spectrum" in layer
+        target = (*path[:-1], "spectrum") if transform else path
+        old = started.get(target)
+        if not hasattr(old, "shape"):
             raise ValueError(
                 f"{'/'.join(path)}, of shape {value.shape} in the static network, is not in the dynamic "
-                "one: build both from the same model, so that the same layers have the same names."
+                f"one{_SAME_MODEL}"
             )
-        if mine.shape == (spectrum_shape(value.shape) if transformed else value.shape):
-            value = kernel_to_spectrum(value) if transformed else value
-        elif len(mine.shape) == len(value.shape) + 1 and mine.shape[1:] == value.shape:
-            copies = jnp.broadcast_to(value, mine.shape)
+        if old.shape == (spectrum_shape(value.shape) if transform else value.shape):
+            new = kernel_to_spectrum(value) if transform else value
+        elif len(old.shape) == len(value.shape) + 1 and old.shape[1:] == value.shape:
+            copies = jnp.broadcast_to(value, old.shape)
             if path[-1] == "kernel" and noise and len(copies) > 1:
-                copies = copies + noise * _different(jax.random.fold_in(key, number), copies)
-            value = copies * _scale(layer, len(copies), path)
+                copies = copies + noise * _make_noise(jax.random.fold_in(key, number), copies)
+            new = copies * _neutral_scale(layer, len(copies), path)
         else:
             raise ValueError(
-                f"{'/'.join(path)} has shape {value.shape} in the static network, and "
-                f"{'/'.join(target)} {mine.shape} in the dynamic one: it cannot be started from that."
+                f"{'/'.join(path)} has shape {value.shape} in the static network, which does not fit "
+                f"{'/'.join(target)} of shape {old.shape} in the dynamic one."
             )
-        started[target] = jnp.asarray(value, mine.dtype)
+        started[target] = jnp.asarray(new, old.dtype)
 
     for path, layer in layers.items():
         if not _has_attention(layer):
@@ -156,27 +156,27 @@ def warm_start(
             shape = layer.get("kernel", layer.get("spectrum")).shape
             raise ValueError(
                 f"the dynamic layer {'/'.join(path)}, with a kernel of shape {shape}, is not in the static "
-                "network: build both from the same model, so that the same layers have the same names."
+                f"network{_SAME_MODEL}"
             )
-        # The same attention for every input, whatever the layers in front of the heads say.
+        # Attention does not depend on the input then.
         for head in _HEADS:
-            decides = (*path, *head, "kernel")
-            if decides in started:
-                started[decides] = jnp.zeros_like(started[decides])
+            kernel = (*path, *head, "kernel")
+            if kernel in started:
+                started[kernel] = jnp.zeros_like(started[kernel])
     started |= open_gates(started, trained)
     started |= undo_spectral_norms(started)
     return traverse_util.unflatten_dict(started)
 
 
 def candidate_kernels(params: Mapping[str, Any]) -> Any:
-    """Which parameters are the kernels and biases of dynamic convolutions: what the study freezes.
+    """Marks the kernels and biases of dynamic convolutions, which the study freezes.
 
-    They are those that `warm_start` took from a static layer that has become a dynamic one: `kernel` (or
-    `spectrum`) and `bias` beside a layer's own `attention` or `routing`. Their attention, the layers that
-    stayed static, norms and classifiers are not among them, nor are the cells of a `Warehouse` and
-    the experts of a `CondConv` whose router is another layer's.
+    They are the parameters that `warm_start` took from a static layer for a dynamic one: `kernel` (or
+    `spectrum`) and `bias` of layers with `attention` or `routing`. Attention, static layers, norms and
+    classifiers are not marked, nor are the cells of a `Warehouse` and the experts of a `CondConv` with
+    another layer's router.
 
-    With optax, of an optimiser `o`, all but they learn:
+    With optax and an optimiser `o`, this trains all other parameters:
 
         optax.chain(o, optax.masked(optax.set_to_zero(), candidate_kernels))
 
@@ -184,7 +184,7 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
         params: the parameters of a network, arrays or their shapes.
 
     Returns:
-        A tree like `params`, True for each leaf to freeze and False for the others.
+        A tree like `params`: True for each leaf to freeze, False for the others.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -195,56 +195,58 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
         >>> frozen["kernel"], frozen["bias"], frozen["attention"]["kernel"]["bias"]
         (True, True, False)
     """
-    found = {
+    candidates = {
         (*path, name)
-        for path, layer in _layers(params)
+        for path, layer in _find_layers(params)
         if _has_attention(layer) and ("spectrum" in layer or len(layer["kernel"].shape) > 3)
         for name in ("kernel", "spectrum", "bias")
     }
-    return traverse_util.path_aware_map(lambda path, _: path in found, dict(params))
+    return traverse_util.path_aware_map(lambda path, _: path in candidates, dict(params))
 
 
-def _layers(tree: Mapping[str, Any], path: Path = ()) -> Iterator[tuple[Path, Mapping[str, Any]]]:
-    """Every layer in a tree of parameters that has a kernel of its own: its path, and its parameters."""
+def _find_layers(
+    tree: Mapping[str, Any], path: Path = ()
+) -> Iterator[tuple[Path, Mapping[str, Any]]]:
+    """Yields path and parameters of every layer with a kernel."""
     if any(hasattr(tree.get(name), "shape") for name in ("kernel", "spectrum")):
         yield path, tree
     for name, child in tree.items():
         if isinstance(child, Mapping):
-            yield from _layers(child, (*path, name))
+            yield from _find_layers(child, (*path, name))
 
 
 def _has_attention(layer: Mapping[str, Any]) -> bool:
     return "attention" in layer or "routing" in layer
 
 
-def _scale(layer: Mapping[str, Any], num_kernels: int, path: Path) -> float:
-    """c: what K equal candidates are multiplied by, so that neutral attention makes one of them.
+def _neutral_scale(layer: Mapping[str, Any], num_kernels: int, path: Path) -> float:
+    """Returns c: K equal candidates, times c and under neutral attention, mix to one of them.
 
-    The names of the parameters are fixed for every method; they tell which attention this is.
+    The method is recognised by the names of its parameters, which are fixed.
 
     Raises:
-        ValueError: if the layer's parameters do not say how its candidates are weighed.
+        ValueError: if the layer's parameters do not show how its candidates are weighed.
     """
     attention = layer.get("attention", {})
     if "routing" in layer:
         return 2 / num_kernels
-    if "excite" in attention:  # DCDConv, whose filters' weights are one at zero
+    if "excite" in attention:  # DCDConv: its filter weights are 1 for zero kernels
         return 1.0
     if "squeeze" in attention:
         return 2.0 ** sum(name in attention for name in _SIGMOIDS)
-    if attention or num_kernels == 1:  # gates: the kernels that are on are added
+    if attention or num_kernels == 1:  # GatedConv: open gates add up
         return 1 / num_kernels
     raise ValueError(
-        f"{'/'.join(path)} has {num_kernels} candidates, but the layer has no attention of its own: how "
-        "they are weighed elsewhere cannot be seen from its parameters, so it cannot be started."
+        f"{'/'.join(path)} has {num_kernels} candidates that are weighed by another layer: only layers with "
+        "attention of their own can be started from a static network."
     )
 
 
-def _different(key: Array, copies: Array) -> Array:
-    """Noise for K equal kernels `[K, ..., O]`: as large as each filter, and zero when added over K."""
+def _make_noise(key: Array, copies: Array) -> Array:
+    """Draws noise for K equal kernels `[K, ..., O]`: as large as each filter, and zero when summed over K."""
     kernels = len(copies)
     size = jnp.sqrt(jnp.mean(copies**2, axis=tuple(range(copies.ndim - 1)), keepdims=True))
     normal = jax.random.normal(key, copies.shape, copies.dtype)
     centred = normal - jnp.mean(normal, axis=0, keepdims=True)
-    # What centring takes from the variance.
+    # Centring reduces the variance by (K - 1) / K.
     return size * centred * (kernels / (kernels - 1)) ** 0.5

@@ -1,4 +1,4 @@
-"""Backbones and heads that take `conv=`: any callable with `nn.Conv`'s arguments."""
+"""Backbones and heads with `conv=`: any callable with `nn.Conv`'s arguments."""
 
 from dyn.models.acgan import ACGAN
 from dyn.models.autoencoder import Autoencoder

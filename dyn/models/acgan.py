@@ -1,11 +1,11 @@
-"""A generator of labelled pictures, and a discriminator that tells false from true and what they show.
+"""A generator of labelled pictures, and a discriminator that predicts whether they are real and their label.
 
 The base is Odena, Olah, Shlens: Conditional Image Synthesis with Auxiliary Classifier GANs. ICML 2017.
 https://arxiv.org/abs/1610.09585. Residual blocks, CBAM and spectral normalisation are those of Fu et al.
 2023 (DR-ACGAN), tables 2 and 3: 13,730,793 and 2,456,754 parameters for 17 classes at 256 x 256 x 3.
 
-Deviations: both heads of the discriminator give logits, so that no softmax is taken of a softmax; any
-height and width that are multiples of 8.
+Deviations: both heads of the discriminator return logits, so that the loss takes no softmax of a softmax;
+height and width may be any multiples of 8.
 """
 
 import math
@@ -19,15 +19,15 @@ import jax.numpy as jnp
 
 from dyn.layers.cbam import CBAM
 from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
-from dyn.layers.static_conv import Conv as StaticConv
+from dyn.layers.static_conv import Conv
+from dyn.models.backbone import ConvFactory, batch_norm
 
 Array = jax.Array
-Conv = Callable[..., nn.Module]
 
 STEPS = 3  # doublings in the generator, halvings in the discriminator
 
 _conv_init = nn.initializers.normal(0.02)
-# What torch's Linear starts with, which the base leaves as it is.
+# The default of torch's Linear, which the base keeps.
 _linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
@@ -36,18 +36,17 @@ def _scale_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> A
 
 
 class ACGAN(nn.Module):
-    """Generator and discriminator side by side, in the collections' `generator` and `discriminator`.
+    """A generator and a discriminator, whose variables are below `generator` and `discriminator`.
 
     Attributes:
         num_classes: number of labels.
         latent: size of the noise.
-        widths: features of the generator's four stages, and from the last to the first those of the
-            discriminator's four.
-        cbam_reduction: channels for each number in the hidden vector of the generator's channel gate.
-        dropout: share of the feature maps dropped behind each convolution of the discriminator.
-        conv: makes the convolutions of the generator's residual blocks, as in `ResNet`. The discriminator
-            takes none: its Lipschitz bound is one kernel's spectral norm, and that of a bank of kernels,
-            or of kernels that depend on the input, is another thing.
+        widths: features of the generator's four stages, and in reverse order of the discriminator's four.
+        cbam_reduction: ratio of channels to hidden features in the generator's channel gate.
+        dropout: share of the feature maps dropped after each convolution of the discriminator.
+        conv: makes the convolutions of the generator's residual blocks, as in `ResNet`. Those of the
+            discriminator stay static: its Lipschitz bound is the spectral norm of one kernel, which does
+            not bound a kernel that depends on the input.
         dtype: dtype of the computation; None for the inputs'.
 
     Example:
@@ -69,14 +68,14 @@ class ACGAN(nn.Module):
     widths: Sequence[int] = (128, 64, 32, 16)
     cbam_reduction: float = 8.0
     dropout: float = 0.0
-    conv: Conv = StaticConv
+    conv: ConvFactory = Conv
     dtype: Any = None
 
     def setup(self) -> None:
-        """Makes the two.
+        """Makes the two networks.
 
         Raises:
-            ValueError: if there are not as many widths as stages.
+            ValueError: unless `widths` has one positive number for each stage.
         """
         if len(self.widths) != STEPS + 1 or min(self.widths) < 1:
             raise ValueError(f"widths={tuple(self.widths)}: give {STEPS + 1} numbers of features.")
@@ -88,39 +87,38 @@ class ACGAN(nn.Module):
         )
 
     def __call__(self, inputs: Array, train: bool = False) -> tuple[Array, Array, Array]:
-        """Goes once through both, for `init` and for counting.
+        """Runs both networks once, for `init` and for counting.
 
         Args:
-            inputs: pictures `[B, H, W, C]`; what is generated has their shape.
+            inputs: pictures `[B, H, W, C]`.
             train: as in `generate` and `discriminate`.
 
         Returns:
-            Pictures of nothing, and what the discriminator says of the inputs.
+            Pictures of the inputs' shape from noise of zeros, and the discriminator's logits of the inputs.
         """
-        nothing = jnp.zeros((inputs.shape[0], self.latent), inputs.dtype)
+        noise = jnp.zeros((inputs.shape[0], self.latent), inputs.dtype)
         labels = jnp.zeros(inputs.shape[0], jnp.int32)
-        return self.generate(nothing, labels, inputs.shape[1:], train), *self.discriminate(
-            inputs, train
-        )
+        pictures = self.generate(noise, labels, inputs.shape[1:], train)
+        return pictures, *self.discriminate(inputs, train)
 
     def generate(
         self, noise: Array, labels: Array, shape: Sequence[int], train: bool = False
     ) -> Array:
-        """Pictures `[B, H, W, C]` between -1 and 1; see `Generator`."""
+        """Generates pictures `[B, H, W, C]` between -1 and 1; see `Generator`."""
         return self.generator(noise, labels, shape, train)
 
     def discriminate(self, pictures: Array, train: bool = False) -> tuple[Array, Array]:
-        """Logits of being real, `[B]`, and of the labels, `[B, num_classes]`; see `Discriminator`."""
+        """Returns the logits of being real and of the labels; see `Discriminator`."""
         return self.discriminator(pictures, train)
 
 
 class Generator(nn.Module):
-    """From noise and a label to a picture; the attributes are `ACGAN`'s."""
+    """Maps noise and a label to a picture; the attributes are `ACGAN`'s."""
 
     num_classes: int
     widths: Sequence[int]
     cbam_reduction: float
-    conv: Conv
+    conv: ConvFactory
     dtype: Any = None
 
     @nn.compact
@@ -136,20 +134,13 @@ class Generator(nn.Module):
             train: whether norms use (and update) batch statistics; needs `mutable=["batch_stats"]`.
 
         Raises:
-            ValueError: if the sizes are no multiples of 8.
+            ValueError: if height and width are not multiples of 8.
         """
         height, width, channels = shape
         check_size(height, width)
         types = {"dtype": self.dtype}
-        conv = partial(StaticConv, padding=1, kernel_init=_conv_init, **types)
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            scale_init=_scale_init,
-            **types,
-        )
+        conv = partial(Conv, padding=1, kernel_init=_conv_init, **types)
+        norm = partial(batch_norm(train, self.dtype), scale_init=_scale_init)
         label = nn.Embed(
             self.num_classes,
             noise.shape[-1],
@@ -180,14 +171,14 @@ class Generator(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + norm(conv(relu(norm(conv(x))))), without the activation behind it."""
+    """x + norm(conv(relu(norm(conv(x))))), without a final activation."""
 
-    conv: Conv
+    conv: ConvFactory
     norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[B, H, W, C]` to the same."""
+        """Maps `[B, H, W, C]` to the same shape."""
         y = self.conv(x.shape[-1], (3, 3), name="conv1")(x)
         y = nn.relu(self.norm(name="norm1")(y))
         y = self.conv(x.shape[-1], (3, 3), name="conv2")(y)
@@ -207,28 +198,28 @@ class Discriminator(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> tuple[Array, Array]:
-        """Logits of being real, `[B]`, and of the labels, `[B, num_classes]`.
+        """Returns the logits of being real, `[B]`, and of the labels, `[B, num_classes]`.
 
         Args:
             x: pictures `[B, H, W, C]`.
             train: whether dropout drops; needs the rng `dropout` if there is any.
 
         Raises:
-            ValueError: if the sizes are no multiples of 8.
+            ValueError: if height and width are not multiples of 8.
         """
         check_size(*x.shape[1:3])
-        for place, features in enumerate(self.widths):
+        for n, features in enumerate(self.widths, 1):
             x = SpectralNormConv(
                 features,
                 (3, 3),
-                2 if place else 1,
+                1 if n == 1 else 2,
                 padding=1,
                 dtype=self.dtype,
                 kernel_init=_conv_init,
-                name=f"conv{place + 1}",
+                name=f"conv{n}",
             )(x)
             x = nn.leaky_relu(x, 0.2)
-            # Whole maps: what is dropped could be read off the neighbours.
+            # Whole feature maps: single dropped values could be inferred from their neighbours.
             x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         head = partial(SpectralNormDense, dtype=self.dtype, kernel_init=_linear_init)
@@ -236,13 +227,13 @@ class Discriminator(nn.Module):
 
 
 def check_size(height: int, width: int) -> None:
-    """Returns if a picture of this size can be halved as often as the networks do.
+    """Checks that the networks can halve pictures of this size.
 
     Raises:
-        ValueError: if it cannot.
+        ValueError: if height and width are not positive multiples of 8.
     """
-    least = 1 << STEPS
-    if height < least or width < least or height % least or width % least:
+    factor = 1 << STEPS
+    if min(height, width) < factor or height % factor or width % factor:
         raise ValueError(
-            f"pictures of {height} x {width}: height and width must be multiples of {least}."
+            f"height and width of pictures must be multiples of {factor}; got {height} x {width}."
         )

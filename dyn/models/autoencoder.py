@@ -1,13 +1,12 @@
-"""An autoencoder of pictures whose code is small: features of sounds that nobody has labelled.
+"""An autoencoder of pictures with a small code, for features of unlabelled recordings.
 
 Rowe, Eichinski, Zhang, Roe: Acoustic auto-encoders for biodiversity assessment. Ecological Informatics 62,
 2021. https://doi.org/10.1016/j.ecoinf.2021.101237
 
 Taken from there: four levels, 4x4 convolutions of stride 2 ('implicit'), or 3x3 convolutions with max
 pooling of 4x4 windows at stride 2 ('explicit'), batch norm and ReLU between the layers, a code of 384
-numbers. Decided here: a padding of 1 everywhere, with which 384 is 8x8 places of 6 features;
-the other widths; a norm in front of the code's ReLU, as in front of all others; unpooling takes the
-mean of duplicates.
+numbers. Decided here: a padding of 1 everywhere, so that 384 is 8x8 positions of 6 features; the other
+widths; a norm before the code's ReLU, as before all others; unpooling takes the mean of duplicates.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,24 +16,25 @@ from typing import Any
 import flax.linen as nn
 import jax
 
-from dyn.layers.static_conv import Conv as StaticConv
+from dyn.layers.static_conv import Conv
+from dyn.models.backbone import ConvFactory, batch_norm
 from dyn.ops.max_pool import max_pool_with_argmax
 from dyn.ops.max_unpool import max_unpool
 
 Array = jax.Array
 Switches = tuple[Array, ...]
-"""Where the inputs of each pooling had their largest values, the first level's first; empty of 'implicit'."""
+"""Positions of the maxima of each level's pooling, from the first level to the last; empty for 'implicit'."""
 
 POOLINGS = ("implicit", "explicit")
 CODE_ACTIVATIONS = {"relu": nn.relu, "none": lambda x: x}
 
 
 class Autoencoder(nn.Module):
-    """Pictures to a code and back.
+    """Encodes pictures and decodes them again.
 
         code, switches = encode(x),    y = decode(code, switches)
 
-    Each of the levels l halves the picture. 'implicit' strides, and its decoder has transposed convolutions:
+    Each level l halves the picture. 'implicit' strides, and its decoder has transposed convolutions:
 
         x_l = ReLU(norm(conv4x4(x_{l-1})))
 
@@ -43,16 +43,16 @@ class Autoencoder(nn.Module):
         x_l, s_l = maxpool(ReLU(norm(conv3x3(x_{l-1}))))
         y_{l-1} = ReLU(norm(conv3x3(maxunpool(y_l, s_l))))
 
-    What comes out then depends on the switches s_l too, which are not in the code. The decoder's last
+    The reconstruction then depends on the switches s_l too, which are not in the code. The decoder's last
     layer has no norm and ends in a sigmoid.
 
     Attributes:
         widths: features of each level of the encoder; the last is that of the code.
         pooling: 'implicit' or 'explicit'.
-        window: of 'explicit' pooling at stride 2: 4 with padding 1, the paper's, whose windows overlap, so
-            that unpooling has duplicates and leaves holes; or 2, which has neither.
-        code_activation: 'relu', the paper's; 'none' leaves the code signed, and none of its features dead.
-        norm: whether a batch norm stands between each convolution and its activation, but for the last.
+        window: size of the pooling windows of 'explicit', at stride 2: 4 with padding 1, the paper's, whose
+            windows overlap, so that unpooling has duplicates and leaves holes; or 2, which has neither.
+        code_activation: 'relu', the paper's; or 'none', with which the code is signed and no feature dies.
+        norm: whether each convolution but the last is followed by a batch norm.
         conv: makes the encoder's convolutions, a callable with `nn.Conv`'s arguments; those of the decoder
             are static.
         dtype: dtype of the computation; None for the inputs'.
@@ -75,11 +75,11 @@ class Autoencoder(nn.Module):
     window: int = 4
     code_activation: str = "relu"
     norm: bool = True
-    conv: Callable[..., nn.Module] = StaticConv
+    conv: ConvFactory = Conv
     dtype: Any = None
 
     def setup(self) -> None:
-        """Makes the two ways."""
+        """Makes encoder and decoder."""
         if self.pooling not in POOLINGS:
             raise ValueError(
                 f"pooling={self.pooling!r} is unknown: write 'implicit' or 'explicit'."
@@ -89,7 +89,7 @@ class Autoencoder(nn.Module):
                 f"code_activation={self.code_activation!r} is unknown: write 'relu' or 'none'."
             )
         if self.window not in (2, 4):
-            raise ValueError(f"window={self.window}: windows of 2 or 4 halve a picture.")
+            raise ValueError(f"window must be 2 or 4; got {self.window}.")
         shared = {
             "pooling": self.pooling,
             "window": self.window,
@@ -101,50 +101,50 @@ class Autoencoder(nn.Module):
         self.decoder = Decoder(tuple(self.widths), **shared)
 
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """What comes back of `x`, `[B, *spatial, C]` of numbers from 0 to 1; of the same shape.
+        """Reconstructs `x`, `[B, *spatial, C]` with values from 0 to 1.
 
         Args:
-            x: pictures or series, channels last, whose sides halve as often as there are levels.
+            x: pictures or series, channels last; each side is a multiple of 2**levels.
             train: whether norms use (and update) batch statistics; needs `mutable=["batch_stats"]`.
 
         Raises:
-            ValueError: if a side does not halve so often.
+            ValueError: if a side is not such a multiple.
         """
         code, switches = self.encode(x, train)
         return self.decode(code, switches, train, channels=x.shape[-1])
 
     def encode(self, x: Array, train: bool = False) -> tuple[Array, Switches]:
-        """The code of `x`, `[B, *spatial / 2**levels, widths[-1]]`, and what `decode` wants beside it."""
-        times = 2 ** len(self.widths)
-        if any(side % times for side in x.shape[1:-1]):
+        """Returns the code `[B, *spatial / 2**levels, widths[-1]]` of `x`, and the switches for `decode`."""
+        factor = 2 ** len(self.widths)
+        if any(side % factor for side in x.shape[1:-1]):
             raise ValueError(
-                f"pictures of {x.shape[1:-1]} do not halve {len(self.widths)} times: choose sides that "
-                f"are multiples of {times}."
+                f"pictures of {x.shape[1:-1]} cannot be halved {len(self.widths)} times: choose sides "
+                f"that are multiples of {factor}."
             )
         return self.encoder(x, train)
 
     def decode(
         self, code: Array, switches: Switches = (), train: bool = False, channels: int = 3
     ) -> Array:
-        """Pictures of so many channels, 0 to 1, of codes `[B, *code, widths[-1]]`.
+        """Decodes codes `[B, *code, widths[-1]]` to pictures with `channels` channels, from 0 to 1.
 
         Raises:
-            ValueError: if `pooling` is 'explicit' and there are no switches for each level.
+            ValueError: if the number of switches is not that which `encode` returns.
         """
-        wanted = len(self.widths) if self.pooling == "explicit" else 0
-        if len(switches) != wanted:
+        expected = len(self.widths) if self.pooling == "explicit" else 0
+        if len(switches) != expected:
             raise ValueError(
-                f"{len(switches)} switches: pooling={self.pooling!r} decodes with {wanted}, those that "
-                "encode gives."
+                f"pooling={self.pooling!r} decodes with {expected} switches; got {len(switches)}. Pass "
+                "those that encode returned."
             )
         return self.decoder(code, switches, channels, train)
 
 
 class Encoder(nn.Module):
-    """The way to the code; see `Autoencoder`, whose fields these are."""
+    """The encoder of an `Autoencoder`, with its fields."""
 
     widths: Sequence[int]
-    conv: Callable[..., nn.Module]
+    conv: ConvFactory
     activation: Callable[[Array], Array]
     pooling: str
     window: int
@@ -153,24 +153,32 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> tuple[Array, Switches]:
-        """Code and switches."""
-        axes, switches = x.ndim - 2, []
-        size, strides = ((4,) * axes, 2) if self.pooling == "implicit" else ((3,) * axes, 1)
-        last = len(self.widths)
+        """Returns the code and the switches."""
+        axes = x.ndim - 2
+        size, strides = (4, 2) if self.pooling == "implicit" else (3, 1)
+        norm = batch_norm(train, self.dtype)
+        switches = []
         for level, width in enumerate(self.widths, start=1):
-            conv = partial(self.conv, width, size, strides, padding=1, use_bias=not self.norm)
-            x = conv(dtype=self.dtype, name=f"conv{level}")(x)
+            x = self.conv(
+                width,
+                (size,) * axes,
+                strides,
+                padding=1,
+                use_bias=not self.norm,
+                dtype=self.dtype,
+                name=f"conv{level}",
+            )(x)
             if self.norm:
-                x = _norm(train, self.dtype, f"norm{level}")(x)
-            x = self.activation(x) if level == last else nn.relu(x)
+                x = norm(name=f"norm{level}")(x)
+            x = self.activation(x) if level == len(self.widths) else nn.relu(x)
             if self.pooling == "explicit":
-                x, places = max_pool_with_argmax(x, (self.window,) * axes, 2, self.window // 2 - 1)
-                switches.append(places)
+                x, maxima = max_pool_with_argmax(x, (self.window,) * axes, 2, self.window // 2 - 1)
+                switches.append(maxima)
         return x, tuple(switches)
 
 
 class Decoder(nn.Module):
-    """The way back; see `Autoencoder`, whose fields these are."""
+    """The decoder of an `Autoencoder`, with its fields."""
 
     widths: Sequence[int]
     pooling: str
@@ -180,26 +188,22 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, switches: Switches, channels: int, train: bool) -> Array:
-        """Pictures of so many channels."""
+        """Returns pictures with `channels` channels."""
         axes = x.ndim - 2
+        norm = batch_norm(train, self.dtype)
         for level in range(len(self.widths), 0, -1):
-            # What the encoder's level began with, so that its switches fit the level below.
+            # The width of the encoder's input at this level, which the switches of the level below fit.
             width = self.widths[level - 2] if level > 1 else channels
-            plain = {"use_bias": level == 1 or not self.norm, "dtype": self.dtype}
+            fields = {"use_bias": level == 1 or not self.norm, "dtype": self.dtype}
             if self.pooling == "explicit":
                 x = max_unpool(x, switches[level - 1], [2 * side for side in x.shape[1:-1]])
-                x = StaticConv(width, (3,) * axes, 1, padding=1, **plain, name=f"conv{level}")(x)
+                x = Conv(width, (3,) * axes, 1, padding=1, **fields, name=f"conv{level}")(x)
             else:
-                # Of 4 taps at stride 2, 'SAME' is a padding of 1 as torch counts it.
+                # For 4 taps at stride 2, 'SAME' is torch's padding of 1.
                 conv = partial(nn.ConvTranspose, width, (4,) * axes, (2,) * axes, padding="SAME")
-                x = conv(**plain, name=f"conv{level}")(x)
+                x = conv(**fields, name=f"conv{level}")(x)
             if level > 1:
-                x = _norm(train, self.dtype, f"norm{level}")(x) if self.norm else x
+                if self.norm:
+                    x = norm(name=f"norm{level}")(x)
                 x = nn.relu(x)
         return nn.sigmoid(x)
-
-
-def _norm(train: bool, dtype: Any, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(
-        use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype, name=name
-    )

@@ -1,8 +1,8 @@
 """A classifier with a hidden layer, over the features of any network of `dyn.models`.
 
-What published transfer learning puts in the place of a network's own head: LeBien, Zhong,
-Campos-Cerqueira, Velev, Dodhia, Lavista Ferres, Aide: A pipeline for identification of bird and frog species
-in tropical soundscape recordings using a convolutional neural network. Ecological Informatics 59, 2020.
+It replaces a network's own head in published transfer learning: LeBien, Zhong, Campos-Cerqueira, Velev,
+Dodhia, Lavista Ferres, Aide: A pipeline for identification of bird and frog species in tropical soundscape
+recordings using a convolutional neural network. Ecological Informatics 59, 2020.
 """
 
 from collections.abc import Callable
@@ -51,13 +51,12 @@ class Classifier(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False, head_only: bool = False) -> Array:
-        """Logits `[B, num_classes]` of `x`, `[B, *spatial, C]`.
+        """Returns the logits `[B, num_classes]` of `x`, `[B, *spatial, C]`.
 
         Args:
             x: pictures or series, channels last.
             train: as in the backbone; needs the rng `dropout` if there is any.
-            head_only: whether, of a network in training, only what is not the backbone trains: that runs
-                as in inference.
+            head_only: whether only `hidden` and `head` train: the backbone then runs as in inference.
         """
         x = self.backbone(name="backbone")(x, train=train and not head_only)[-1]
         x = global_average(x, x.ndim - 2, float32_or_wider(x)).astype(x.dtype)

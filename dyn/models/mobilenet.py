@@ -1,4 +1,4 @@
-"""MobileNetV2, whose convolutions are given by the caller.
+"""MobileNetV2 with interchangeable convolutions.
 
 Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2: Inverted Residuals and Linear Bottlenecks. CVPR 2018.
 https://arxiv.org/abs/1801.04381
@@ -15,12 +15,12 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import he_normal_fan_out
-from dyn.layers.static_conv import Conv as StaticConv
-from dyn.models.resnet import Conv
+from dyn.layers.static_conv import Conv
+from dyn.models.backbone import ConvFactory, batch_norm, check_input
 
 Array = jax.Array
 
-# Of each stage: how many times wider its blocks are inside, features, blocks, stride of the first.
+# For each stage: expansion of its blocks, features, number of blocks, stride of the first block.
 STAGES = (
     (1, 16, 1, 1),
     (6, 24, 2, 2),
@@ -35,20 +35,20 @@ STAGES = (
 class MobileNetV2(nn.Module):
     """A stem, seven stages of inverted residual blocks, a last 1x1 convolution, a linear classifier.
 
-    Nearly all multiply-adds and parameters are in the 1x1 convolutions, so these are what `conv` makes: those
-    of the blocks, and the last one. The depthwise ones stay static unless `depthwise` is given, as
-    CondConv's, DyConv's and ODConv's authors have it; the latent space of DCD cannot be depthwise, and
-    its authors leave them static. The stem is always static.
+    `conv` makes the 1x1 convolutions, those of the blocks and the last one: nearly all multiply-adds and
+    parameters are in them. `depthwise` makes the depthwise ones, which CondConv's, DyConv's and ODConv's
+    authors made dynamic too. (DCD's authors left them static: its latent space cannot be depthwise.) The
+    stem is always static.
 
     Attributes:
         num_classes: number of logits; None for no classifier: the network then returns the features
-            behind each stage, and last those behind the last convolution.
+            after each stage and those after the last convolution.
         conv: makes a 1x1 convolution: `dyn.layers.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
         depthwise: makes the 3x3 convolutions, which take `feature_group_count`; None for static ones.
         dense: makes the classifier, a callable with `nn.Dense`'s arguments such as `DCDDense`.
-        width: what all numbers of features are multiplied by, and rounded to a multiple of 8; the last
-            convolution has at least 1280.
+        width: factor of all numbers of features, which are then rounded to multiples of 8; the last
+            convolution has at least 1280 features.
         stem: 'imagenet' (strided, and so is the second stage) or 'small' (neither) for pictures below about
             100 pixels and for short series.
         spatial_axes: 2 for pictures `[B, H, W, C]`, 1 for series `[B, L, C]`.
@@ -69,8 +69,8 @@ class MobileNetV2(nn.Module):
     """
 
     num_classes: int | None
-    conv: Conv = StaticConv
-    depthwise: Conv | None = None
+    conv: ConvFactory = Conv
+    depthwise: ConvFactory | None = None
     dense: Callable[..., nn.Module] = nn.Dense
     width: float = 1.0
     stem: str = "imagenet"
@@ -82,53 +82,35 @@ class MobileNetV2(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, head_only: bool = False
     ) -> Array | tuple[Array, ...]:
-        """Logits `[B, num_classes]` of `x`, `[B, *spatial, C]`; without classifier, the features.
-
-        Args:
-            x: pictures or series, channels last.
-            train: whether norms use (and update) batch statistics, and dropout drops. Needs
-                `mutable=["batch_stats"]`, and the rng `dropout` if there is any.
-            head_only: whether, of a network in training, `head` alone trains: all below it runs as in
-                inference.
-        """
+        """Returns the logits or the features of `x`, `[B, *spatial, C]`; the arguments are `ResNet`'s."""
+        check_input(x, self.spatial_axes, self.stem)
         axes = self.spatial_axes
-        if x.ndim != axes + 2:
-            raise ValueError(
-                f"the network takes [B, *spatial, C] with spatial_axes={axes}; got shape {x.shape}."
-            )
-        if self.stem not in ("imagenet", "small"):
-            raise ValueError(f"stem={self.stem!r} is unknown: write 'imagenet' or 'small'.")
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=head_only or not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-        )
+        norm = batch_norm(train and not head_only, self.dtype)
         fields = {"use_bias": False, "dtype": self.dtype, "kernel_init": he_normal_fan_out}
-        strided = self.stem == "imagenet"
-        x = StaticConv(
-            self._scaled(32), (3,) * axes, 1 + strided, padding=1, **fields, name="stem_conv"
-        )(x)
+        stem_strides = 2 if self.stem == "imagenet" else 1
+        stem = Conv(
+            self._scale(32), (3,) * axes, stem_strides, padding=1, **fields, name="stem_conv"
+        )
+        x = stem(x)
         x = nn.relu6(norm(name="stem_norm")(x))
 
         features = []
-        for stage, (expansion, wide, blocks, stride) in enumerate(STAGES, 1):
-            if stage == 2 and not strided:
-                stride = 1
+        for stage, (expansion, width, blocks, strides) in enumerate(STAGES, 1):
+            if stage == 2 and self.stem == "small":
+                strides = 1
             for block in range(1, blocks + 1):
                 x = InvertedResidual(
-                    features=self._scaled(wide),
+                    features=self._scale(width),
                     expansion=expansion,
-                    strides=stride if block == 1 else 1,
+                    strides=strides if block == 1 else 1,
                     conv=partial(self.conv, **fields),
-                    depthwise=partial(self.depthwise or StaticConv, **fields),
+                    depthwise=partial(self.depthwise or Conv, **fields),
                     norm=norm,
                     name=f"stage{stage}_block{block}",
                 )(x)
             features.append(x)
-        last = self._scaled(1280) if self.width > 1 else 1280
-        x = self.conv(last, (1,) * axes, padding=0, **fields, name="last_conv")(x)
+        last_features = self._scale(1280) if self.width > 1 else 1280
+        x = self.conv(last_features, (1,) * axes, padding=0, **fields, name="last_conv")(x)
         x = nn.relu6(norm(name="last_norm")(x))
         if self.num_classes is None:
             return (*features, x)
@@ -137,39 +119,40 @@ class MobileNetV2(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
-    def _scaled(self, features: int) -> int:
-        """The nearest multiple of 8, none below 8, and none that takes more than a tenth away."""
-        wanted = features * self.width
-        nearest = max(8, int(wanted + 4) // 8 * 8)
-        return nearest if nearest >= 0.9 * wanted else nearest + 8
+    def _scale(self, features: int) -> int:
+        """Multiplies by `width` and rounds to a multiple of 8: at least 8, and at most a tenth less."""
+        exact = features * self.width
+        nearest = max(8, int(exact + 4) // 8 * 8)
+        return nearest if nearest >= 0.9 * exact else nearest + 8
 
 
 class InvertedResidual(nn.Module):
-    """A wider 1x1 convolution, a depthwise 3x3 one, a narrow 1x1 one without activation; a shortcut."""
+    """A 1x1 convolution that expands, a depthwise 3x3, a linear 1x1 that projects; a shortcut."""
 
     features: int
     expansion: int
     strides: int
-    conv: Conv
-    depthwise: Conv
+    conv: ConvFactory
+    depthwise: ConvFactory
     norm: Callable[..., nn.Module]
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """`[B, *spatial, C]` to `[B, *spatial / strides, features]`."""
-        axes, wide = x.ndim - 2, self.expansion * x.shape[-1]
-        one = partial(self.conv, kernel_size=(1,) * axes, padding=0)
+        """Maps `[B, *spatial, C]` to `[B, *spatial / strides, features]`."""
+        axes = x.ndim - 2
+        hidden = self.expansion * x.shape[-1]
+        conv1x1 = partial(self.conv, kernel_size=(1,) * axes, padding=0)
         y = x
         if self.expansion > 1:
-            y = nn.relu6(self.norm(name="expand_norm")(one(wide, name="expand")(y)))
+            y = nn.relu6(self.norm(name="expand_norm")(conv1x1(hidden, name="expand")(y)))
         y = self.depthwise(
-            wide,
+            hidden,
             (3,) * axes,
             self.strides,
             padding=1,
-            feature_group_count=wide,
+            feature_group_count=hidden,
             name="depthwise",
         )(y)
         y = nn.relu6(self.norm(name="depthwise_norm")(y))
-        y = self.norm(name="project_norm")(one(self.features, name="project")(y))
+        y = self.norm(name="project_norm")(conv1x1(self.features, name="project")(y))
         return x + y if x.shape == y.shape else y

@@ -1,4 +1,4 @@
-"""Residual networks in 1-D and 2-D whose block convolutions are given by the caller.
+"""Residual networks in 1-D and 2-D with interchangeable block convolutions.
 
 He, Zhang, Ren, Sun: Deep Residual Learning for Image Recognition. CVPR 2016. https://arxiv.org/abs/1512.03385
 
@@ -16,31 +16,36 @@ import jax.numpy as jnp
 
 from dyn.layers.attention import global_average, he_normal_fan_out
 from dyn.layers.kernel_representation import KernelRepresentation, beside
-from dyn.layers.static_conv import Conv as StaticConv
+from dyn.layers.static_conv import Conv
+from dyn.models.backbone import ConvFactory, batch_norm, check_input
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.max_pool import max_pool
 
 Array = jax.Array
-Conv = Callable[..., nn.Module]
-"""`conv(features, kernel_size, strides, padding=..., use_bias=..., dtype=..., name=...)`, as `nn.Conv`."""
+
+ContextFn = Callable[[str, Array, Array, Array | None], tuple[dict[str, Array], Array | None]]
+"""`context_fn(layer, block_input, x, state)`: what a convolution takes in addition to its input x.
+
+It returns the extra inputs, `{}` or `{"context": ...}`, and the carried state after the convolution.
+"""
 
 
 class ResNet(nn.Module):
     """A residual network: stem, four stages of blocks, global average, linear classifier.
 
     `conv` makes every convolution of the blocks' residual branches; those of the stem stay static, and
-    those of the shortcuts too unless `shortcut` is given, as in the papers of the dynamic layers.
+    those of the shortcuts too unless `shortcut` is set, as in the papers of the dynamic layers.
 
     Attributes:
         stage_sizes: number of blocks in each stage.
         block: `BasicBlock` or `Bottleneck`.
         num_classes: number of logits; None for no classifier: the network then returns the features
-            behind each stage, for a head of its own such as those of `dyn.models.segmentation`.
+            after each stage, for a head such as those of `dyn.models.segmentation`.
         conv: makes a block convolution: `dyn.layers.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
         shortcut: makes the 1x1 convolutions of the shortcuts; None for static ones.
-        attention: makes what stands behind the last norm of every block's residual branch, for instance
-            `SqueezeExcite` or `CBAM`; None for nothing.
+        attention: makes a layer that follows the last norm of every block's residual branch, for instance
+            `SqueezeExcite` or `CBAM`; None for no such layer.
         dense: makes the classifier, a callable with `nn.Dense`'s arguments such as `DCDDense`.
         width: features of the first stage; each later stage has twice as many.
         stem: 'imagenet' (7x7, stride 2, max pooling) or 'small' (3x3, stride 1) for pictures below
@@ -48,14 +53,14 @@ class ResNet(nn.Module):
         spatial_axes: 2 for pictures `[B, H, W, C]`, 1 for series `[B, L, C]`.
         dropout: share of the pooled features dropped before the classifier in training.
         dtype: dtype of the computation; None for the inputs'.
-        context: what the attention of the block convolutions looks at: 'input', whatever the layer takes
-            by itself (and all that `nn.Conv` can do); 'block', the mean of the block's input, the same
-            for all its convolutions; 'carried', a state carried from convolution to convolution by
-            `KernelRepresentation`; 'carried_pixels', that state beside the convolution's input at each
-            place, for pixel-wise layers.
+        context: the context of the block convolutions' attention: 'input', the default of each layer (and
+            the only choice for `nn.Conv`); 'block', the mean of the block's input, the same for all its
+            convolutions; 'carried', a state that `KernelRepresentation` carries from convolution to
+            convolution; 'carried_pixels', that state and the convolution's input at each pixel, for
+            pixel-wise layers.
         representation: size of the carried state.
-        output_stride: how many times smaller the last features are than the input, at most. A stage that
-            would go beyond dilates its kernels instead of striding; None never does.
+        output_stride: largest ratio of the input's size to that of the last features. A stage that
+            would exceed it dilates its kernels instead of striding; None for no limit.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -72,8 +77,8 @@ class ResNet(nn.Module):
     stage_sizes: Sequence[int]
     block: Callable[..., nn.Module]
     num_classes: int | None
-    conv: Conv = StaticConv
-    shortcut: Conv | None = None
+    conv: ConvFactory = Conv
+    shortcut: ConvFactory | None = None
     attention: Callable[..., nn.Module] | None = None
     dense: Callable[..., nn.Module] = nn.Dense
     width: int = 64
@@ -89,60 +94,51 @@ class ResNet(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, head_only: bool = False
     ) -> Array | tuple[Array, ...]:
-        """Logits `[B, num_classes]` of `x`, `[B, *spatial, C]`; without classifier, the features.
+        """Returns the logits `[B, num_classes]` of `x`, `[B, *spatial, C]`, or the features of each stage.
 
         Args:
             x: pictures or series, channels last.
             train: whether norms use (and update) batch statistics, and dropout drops. Needs
                 `mutable=["batch_stats"]`, and the rng `dropout` if there is any.
-            head_only: whether, of a network in training, `head` alone trains: all below it runs as in
-                inference.
+            head_only: whether only `head` trains: everything below it then runs as in inference.
         """
+        check_input(x, self.spatial_axes, self.stem)
         axes = self.spatial_axes
-        if x.ndim != axes + 2:
-            raise ValueError(
-                f"the network takes [B, *spatial, C] with spatial_axes={axes}; got shape {x.shape}."
-            )
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=head_only or not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-        )
-        static = partial(
-            StaticConv, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out
-        )
+        norm = batch_norm(train and not head_only, self.dtype)
+        fields = {"use_bias": False, "dtype": self.dtype}
+        static = partial(Conv, **fields, kernel_init=he_normal_fan_out)
 
         if self.stem == "imagenet":
             x = static(self.width, (7,) * axes, 2, padding=3, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_norm")(x))
             x = max_pool(x, (3,) * axes, 2, padding=1)
-        elif self.stem == "small":
+            stride = 4
+        else:
             x = static(self.width, (3,) * axes, 1, padding=1, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_norm")(x))
-        else:
-            raise ValueError(f"stem={self.stem!r} is unknown: write 'imagenet' or 'small'.")
+            stride = 1
 
-        branch = {"use_bias": False, "dtype": self.dtype}
-        look, state = self._look(), None
-        stride, dilation = 4 if self.stem == "imagenet" else 1, 1
+        context_fn = self._make_context_fn()
+        state = None
         features = []
-        for stage, blocks in enumerate(self.stage_sizes):
-            strides, before = 1 if stage == 0 else 2, dilation
+        dilation = 1
+        for stage, num_blocks in enumerate(self.stage_sizes):
+            strides = 1 if stage == 0 else 2
+            # The strided convolution sees features that are not yet thinned out.
+            first_dilation = dilation
             if self.output_stride and stride * strides > self.output_stride:
-                strides, dilation = 1, dilation * strides
+                dilation *= strides
+                strides = 1
             stride *= strides
-            for block in range(blocks):
+            for block in range(num_blocks):
                 x, state = self.block(
                     features=self.width * 2**stage,
                     strides=strides if block == 0 else 1,
-                    # What would have strided sees features that are not thinned out yet.
-                    dilations=(before if block == 0 else dilation, dilation),
-                    conv=partial(self.conv, **branch),
-                    shortcut=static if self.shortcut is None else partial(self.shortcut, **branch),
+                    dilations=(first_dilation if block == 0 else dilation, dilation),
+                    conv=partial(self.conv, **fields),
+                    shortcut=static if self.shortcut is None else partial(self.shortcut, **fields),
                     norm=norm,
-                    look=look,
+                    context_fn=context_fn,
                     attention=self.attention,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )(x, state)
@@ -154,20 +150,19 @@ class ResNet(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
-    def _look(self) -> "Look":
-        """What the blocks ask for the context of their convolutions."""
+    def _make_context_fn(self) -> ContextFn:
+        """Returns the function with which the blocks compute the context of their convolutions."""
         match self.context:
             case "input":
-                return _own_input
+                return no_extra_inputs
             case "block":
-                return _block_input
+                return mean_of_block_input
             case "carried" | "carried_pixels":
+                representation = KernelRepresentation(
+                    self.representation, spatial_axes=self.spatial_axes, name="representation"
+                )
                 return partial(
-                    _carried,
-                    representation=KernelRepresentation(
-                        self.representation, spatial_axes=self.spatial_axes, name="representation"
-                    ),
-                    pixels=self.context == "carried_pixels",
+                    carried_state, representation, per_pixel=self.context == "carried_pixels"
                 )
         raise ValueError(
             f"context={self.context!r} is unknown: write 'input', 'block', 'carried' or "
@@ -175,108 +170,113 @@ class ResNet(nn.Module):
         )
 
 
-Look = Callable[[str, Array, Array, Array | None], tuple[dict[str, Array], Array | None]]
-"""`look(layer, block_input, x, state)`: what a convolution takes beside its input x, and the next state."""
-
-
-def _own_input(
+def no_extra_inputs(
     layer: str, block_input: Array, x: Array, state: None
 ) -> tuple[dict[str, Array], None]:
+    """Leaves the context to the layer; a `ContextFn`."""
     return {}, None
 
 
-def _block_input(
+def mean_of_block_input(
     layer: str, block_input: Array, x: Array, state: None
 ) -> tuple[dict[str, Array], None]:
+    """Computes one context for all convolutions of a block; a `ContextFn`."""
     mean = global_average(block_input, block_input.ndim - 2, float32_or_wider(block_input))
     return {"context": mean}, None
 
 
-def _carried(
+def carried_state(
+    representation: KernelRepresentation,
     layer: str,
     block_input: Array,
     x: Array,
     state: Array | None,
     *,
-    representation: KernelRepresentation,
-    pixels: bool,
+    per_pixel: bool,
 ) -> tuple[dict[str, Array], Array]:
+    """Updates the carried state and makes it the context; after `representation`, a `ContextFn`."""
     state = representation(x, state, layer=layer)
-    return {"context": beside(x, state) if pixels else state}, state
+    return {"context": beside(x, state) if per_pixel else state}, state
 
 
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut."""
+class ResidualBlock(nn.Module):
+    """A branch of convolutions with norms, and a shortcut; the base of the two kinds of blocks.
 
-    features: int
-    strides: int
-    conv: Conv
-    shortcut: Conv
-    norm: Callable[..., nn.Module]
-    dilations: tuple[int, int] = (1, 1)  # of the strided 3x3 convolution, and of those behind it
-    look: Look = _own_input
-    attention: Callable[..., nn.Module] | None = None
-
-    @nn.compact
-    def __call__(self, x: Array, state: Array | None = None) -> tuple[Array, Array | None]:
-        """`[B, *spatial, C]` to `[B, *spatial / strides, features]`, and the state behind the block."""
-        three = partial(self.conv, kernel_size=(3,) * (x.ndim - 2))
-        first, second = (_dilated(dilation) for dilation in self.dilations)
-        given, state = self.look(f"{self.name}_conv1", x, x, state)
-        y = three(self.features, strides=self.strides, **first, name="conv1")(x, **given)
-        y = nn.relu(self.norm(name="norm1")(y))
-        given, state = self.look(f"{self.name}_conv2", x, y, state)
-        y = three(self.features, strides=1, **second, name="conv2")(y, **given)
-        y = self.norm(name="norm2")(y)
-        if self.attention is not None:
-            y = self.attention(name="attention")(y)
-        return nn.relu(y + _shortcut(self, x, y)), state
-
-
-class Bottleneck(nn.Module):
-    """1x1, 3x3 (strided) and 1x1 convolutions with four times the features, and a shortcut."""
+    Attributes:
+        features: features of the 3x3 convolutions.
+        strides: stride of the block.
+        conv: makes a convolution of the branch.
+        shortcut: makes the 1x1 convolution of the shortcut.
+        norm: makes a norm.
+        dilations: of the strided 3x3 convolution, and of those after it.
+        context_fn: computes the extra inputs of the branch's convolutions.
+        attention: as in `ResNet`.
+    """
 
     features: int
     strides: int
-    conv: Conv
-    shortcut: Conv
+    conv: ConvFactory
+    shortcut: ConvFactory
     norm: Callable[..., nn.Module]
-    dilations: tuple[int, int] = (1, 1)  # of the strided 3x3 convolution, and of those behind it
-    look: Look = _own_input
+    dilations: tuple[int, int] = (1, 1)
+    context_fn: ContextFn = no_extra_inputs
     attention: Callable[..., nn.Module] | None = None
+
+    def list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
+        """Lists features, kernel size, stride and dilation of the branch's convolutions."""
+        raise NotImplementedError
 
     @nn.compact
     def __call__(self, x: Array, state: Array | None = None) -> tuple[Array, Array | None]:
-        """`[B, *spatial, C]` to `[B, *spatial / strides, 4 * features]`, and the state behind it."""
+        """Returns `[B, *spatial / strides, O]` of `x`, `[B, *spatial, C]`, and the state after the block."""
         axes = x.ndim - 2
-        one = partial(self.conv, kernel_size=(1,) * axes, strides=1, padding=0)
-        three = partial(self.conv, kernel_size=(3,) * axes, **_dilated(self.dilations[0]))
-        given, state = self.look(f"{self.name}_conv1", x, x, state)
-        y = one(self.features, name="conv1")(x, **given)
-        y = nn.relu(self.norm(name="norm1")(y))
-        given, state = self.look(f"{self.name}_conv2", x, y, state)
-        y = three(self.features, strides=self.strides, name="conv2")(y, **given)
-        y = nn.relu(self.norm(name="norm2")(y))
-        given, state = self.look(f"{self.name}_conv3", x, y, state)
-        y = one(4 * self.features, name="conv3")(y, **given)
-        y = self.norm(name="norm3")(y)
+        convolutions = self.list_convolutions()
+        y = x
+        for n, (features, size, strides, dilation) in enumerate(convolutions, start=1):
+            extra_inputs, state = self.context_fn(f"{self.name}_conv{n}", x, y, state)
+            conv = self.conv(
+                features,
+                kernel_size=(size,) * axes,
+                strides=strides,
+                padding=dilation * (size // 2),
+                # Not every layer can be dilated.
+                **({"kernel_dilation": dilation} if dilation > 1 else {}),
+                name=f"conv{n}",
+            )
+            y = self.norm(name=f"norm{n}")(conv(y, **extra_inputs))
+            if n < len(convolutions):
+                y = nn.relu(y)
         if self.attention is not None:
             y = self.attention(name="attention")(y)
-        return nn.relu(y + _shortcut(self, x, y)), state
+        if x.shape != y.shape:
+            project = self.shortcut(
+                y.shape[-1], (1,) * axes, self.strides, padding=0, name="downsample_conv"
+            )
+            x = self.norm(name="downsample_norm")(project(x))
+        return nn.relu(y + x), state
 
 
-def _dilated(dilation: int) -> dict[str, int]:
-    """The padding that keeps the size of a 3x3 convolution, and its dilation where there is any."""
-    return {"padding": 1} if dilation == 1 else {"padding": dilation, "kernel_dilation": dilation}
+class BasicBlock(ResidualBlock):
+    """Two 3x3 convolutions and a shortcut; O = features."""
+
+    def list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
+        """Lists features, kernel size, stride and dilation of the two convolutions."""
+        return (
+            (self.features, 3, self.strides, self.dilations[0]),
+            (self.features, 3, 1, self.dilations[1]),
+        )
 
 
-def _shortcut(block: BasicBlock | Bottleneck, x: Array, y: Array) -> Array:
-    """The input itself, or a strided 1x1 projection of it where the shape changes."""
-    if x.shape == y.shape:
-        return x
-    one = (1,) * (x.ndim - 2)
-    x = block.shortcut(y.shape[-1], one, block.strides, padding=0, name="downsample_conv")(x)
-    return block.norm(name="downsample_norm")(x)
+class Bottleneck(ResidualBlock):
+    """1x1, 3x3 (strided) and 1x1 convolutions, and a shortcut; O = 4 * features."""
+
+    def list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
+        """Lists features, kernel size, stride and dilation of the three convolutions."""
+        return (
+            (self.features, 1, 1, 1),
+            (self.features, 3, self.strides, self.dilations[0]),
+            (4 * self.features, 1, 1, 1),
+        )
 
 
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)

@@ -1,4 +1,4 @@
-"""Heads that give every pixel a class, over any backbone that returns the features of its stages.
+"""Semantic segmentation heads over any backbone that returns the features of its stages.
 
 The backbone decides which convolutions are dynamic; those of the heads are static.
 """
@@ -13,33 +13,34 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import global_average, he_normal_fan_out
+from dyn.models.backbone import batch_norm
 from dyn.models.resnet import ResNet18
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
 Backbone = Callable[..., nn.Module]
-"""Makes a module that takes `(x, train=...)` and returns the features `[B, h, w, C]` of its stages."""
+"""Makes a module that maps `(x, train=...)` to the features `[B, h, w, C]` of its stages."""
 
 
 class FCN(nn.Module):
-    """A fully convolutional network: classes from the backbone's last features alone.
+    """A fully convolutional network, which classifies the backbone's last features.
 
         logits = resize(W ReLU(norm(conv3x3(f_last))) + b)
 
     Long, Shelhamer, Darrell: Fully Convolutional Networks for Semantic Segmentation. CVPR 2015.
     https://arxiv.org/abs/1411.4038
 
-    Deviations from the paper: fine detail comes from the backbone's output stride and not from sums with
-    the scores of earlier stages; one hidden 3x3 convolution with a norm, as in torchvision's head,
-    instead of VGG's two large ones; interpolation is bilinear and not learned.
+    Deviations from the paper: fine detail comes from the backbone's output stride and not from the scores
+    of earlier stages; one hidden 3x3 convolution with a norm, as in torchvision's head, instead of VGG's
+    two large ones; interpolation is bilinear and not learned.
 
     Parameters: `backbone/...`, `hidden/conv/kernel`, `hidden/norm/{scale,bias}`, `logits/{kernel,bias}`.
 
     Attributes:
-        num_classes: number of logits of each pixel, the background's among them.
+        num_classes: number of logits of each pixel, with that of the background.
         backbone: makes the backbone, `partial(ResNet18, num_classes=None, output_stride=16)` or any
-            callable whose module returns the features of its stages. It is given `name`, and `dtype`
-            where there is one.
+            callable whose module returns the features of its stages. It is called with `name`, and with
+            `dtype` unless that is None.
         features: size of the hidden layer; None for a quarter of the backbone's last features.
         dropout: share of the hidden layer dropped in training.
         dtype: dtype of the convolutions; None for the inputs'.
@@ -48,7 +49,7 @@ class FCN(nn.Module):
         >>> import jax, jax.numpy as jnp
         >>> from functools import partial
         >>> from dyn.layers import ODConv
-        >>> from dyn.models import FCN, BasicBlock, ResNet  # or ResNet18, without the first two arguments
+        >>> from dyn.models import FCN, BasicBlock, ResNet
         >>> conv = partial(ODConv, num_kernels=2)
         >>> backbone = partial(ResNet, (1,), BasicBlock, num_classes=None, width=8, conv=conv)
         >>> net = FCN(num_classes=21, backbone=backbone)
@@ -66,19 +67,16 @@ class FCN(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """Logits of every pixel.
+        """Returns the logits of every pixel, `[B, H, W, num_classes]`, in float32 or wider.
 
         Args:
             x: pictures `[B, H, W, C]` of any size.
             train: whether norms use (and update) batch statistics, and dropout drops. Needs
                 `mutable=["batch_stats"]`, and the rng `dropout`.
 
-        Returns:
-            `[B, H, W, num_classes]`, in float32 or wider.
-
         Raises:
-            ValueError: for another number of axes, for a backbone that returns no features of stages, and
-                for batch statistics of a single vector.
+            ValueError: if x is not a batch of pictures, if the backbone does not return the features of its
+                stages, and for batch statistics of a single vector.
         """
         y = stage_features(self.backbone, x, train=train, dtype=self.dtype)[-1]
         hidden = self.features or max(1, y.shape[-1] // 4)
@@ -89,7 +87,7 @@ class FCN(nn.Module):
 
 
 class DeepLabV3Plus(nn.Module):
-    """Atrous convolutions at several rates, and a decoder that brings back the edges.
+    """Atrous convolutions at several rates, and a decoder that restores the edges.
 
         e = ASPP(f_last),   y = [resize(e); ReLU(norm(W_low f_first))]
         logits = resize(W separable(separable(y)) + b)
@@ -99,23 +97,21 @@ class DeepLabV3Plus(nn.Module):
 
     Deviations from the paper and its authors' code: the backbone decides about its own dilations, and a
     ResNet of `dyn.models` has no multi-grid in its last stage; norms have torch's momentum and epsilon;
-    pixels are seen as squares when features are resized (corners are not aligned); kernels start normal
-    with variance 2 / fan_out. A backbone whose first stage is as large as the picture (stem 'small')
-    makes the decoder run at that size.
+    features are resized without aligned corners; kernels are initialised normally with variance
+    2 / fan_out. With a backbone whose first stage is as large as the picture (stem 'small'), the decoder
+    runs at that size.
 
     Parameters: `backbone/...`, `aspp/{point,pooled,project}`, `aspp/atrous<n>/{depthwise,pointwise}`,
     `low_level`, `decoder<n>/{depthwise,pointwise}`, each `conv/kernel` and `norm/{scale,bias}`; and
     `logits/{kernel,bias}`.
 
     Attributes:
-        num_classes: number of logits of each pixel, the background's among them.
-        backbone: makes the backbone, `partial(ResNet18, num_classes=None, output_stride=16)` or any
-            callable whose module returns the features of its stages. It is given `name`, and `dtype`
-            where there is one.
-        features: features of the pyramid and the decoder; the first stage's are projected to 3/16 of
-            that number, the paper's 48 of 256.
-        rates: dilations of the pyramid at output stride 16. They are as wide in pixels at every stride:
-            at stride 8, which is found from the shapes, they are twice as large.
+        num_classes: number of logits of each pixel, with that of the background.
+        backbone: makes the backbone, as in `FCN`.
+        features: features of the pyramid and the decoder; those of the first stage are projected to 3/16
+            of that number, the paper's 48 of 256.
+        rates: dilations of the pyramid at output stride 16. At another stride, which follows from the
+            shapes, they are scaled to the same width in pixels: at stride 8 they are twice as large.
         dropout: share of the pyramid's features dropped in training.
         dtype: dtype of the convolutions; None for the inputs'.
 
@@ -141,19 +137,9 @@ class DeepLabV3Plus(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """Logits of every pixel.
+        """Returns the logits of every pixel; the arguments are `FCN`'s.
 
-        Args:
-            x: pictures `[B, H, W, C]` of any size.
-            train: whether norms use (and update) batch statistics, and dropout drops. Needs
-                `mutable=["batch_stats"]`, the rng `dropout`, and two or more pictures.
-
-        Returns:
-            `[B, H, W, num_classes]`, in float32 or wider.
-
-        Raises:
-            ValueError: for another number of axes, for a backbone that returns no features of stages, and
-                for batch statistics of a single vector: the pooled features of one picture.
+        In training it needs at least two pictures: the pooled features of one cannot be normalised.
         """
         stages = stage_features(self.backbone, x, train=train, dtype=self.dtype)
         first, last = stages[0], stages[-1]
@@ -162,9 +148,9 @@ class DeepLabV3Plus(nn.Module):
         y = ASPP(self.features, rates, dtype=self.dtype, name="aspp")(last, train)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
 
-        # Few, or they would outweigh the pyramid's (section 3 of the paper).
-        few = max(1, self.features * 3 // 16)
-        low = ConvNorm(few, 1, dtype=self.dtype, name="low_level")(first, train)
+        # A small share, so that they do not outweigh the pyramid's (section 3 of the paper).
+        low_features = max(1, self.features * 3 // 16)
+        low = ConvNorm(low_features, 1, dtype=self.dtype, name="low_level")(first, train)
         y = jnp.concatenate([resize(y, first.shape[1:3]), low], axis=-1)
         for n in (1, 2):
             y = SeparableConv(self.features, dtype=self.dtype, name=f"decoder{n}")(y, train)
@@ -173,7 +159,7 @@ class DeepLabV3Plus(nn.Module):
 
 
 class ASPP(nn.Module):
-    """Atrous spatial pyramid pooling: the same features seen at several rates, and as a whole."""
+    """Atrous spatial pyramid pooling: convolutions at several rates, and the global average."""
 
     features: int
     rates: Sequence[int]
@@ -181,20 +167,20 @@ class ASPP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """`[B, h, w, C]` to `[B, h, w, features]`."""
-        one = partial(ConvNorm, self.features, 1, dtype=self.dtype)
-        branches = [one(name="point")(x, train)]
+        """Maps `[B, h, w, C]` to `[B, h, w, features]`."""
+        conv1x1 = partial(ConvNorm, self.features, 1, dtype=self.dtype)
+        branches = [conv1x1(name="point")(x, train)]
         for n, rate in enumerate(self.rates, start=1):
             atrous = SeparableConv(self.features, rate, dtype=self.dtype, name=f"atrous{n}")
             branches.append(atrous(x, train))
-        whole = global_average(x, 2, float32_or_wider(x))[:, None, None]
-        whole = one(name="pooled")(whole, train)
-        branches.append(jnp.broadcast_to(whole, branches[0].shape))
-        return one(name="project")(jnp.concatenate(branches, axis=-1), train)
+        pooled = global_average(x, 2, float32_or_wider(x))[:, None, None]
+        pooled = conv1x1(name="pooled")(pooled, train)
+        branches.append(jnp.broadcast_to(pooled, branches[0].shape))
+        return conv1x1(name="project")(jnp.concatenate(branches, axis=-1), train)
 
 
 class SeparableConv(nn.Module):
-    """A 3x3 convolution of each feature by itself, and a 1x1 convolution, each with norm and ReLU."""
+    """A depthwise 3x3 convolution and a 1x1 convolution, each with norm and ReLU."""
 
     features: int
     dilation: int = 1
@@ -202,14 +188,13 @@ class SeparableConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """`[B, h, w, C]` to `[B, h, w, features]`."""
+        """Maps `[B, h, w, C]` to `[B, h, w, features]`."""
         channels = x.shape[-1]
         depthwise = ConvNorm(
             channels, 3, self.dilation, groups=channels, dtype=self.dtype, name="depthwise"
         )
-        return ConvNorm(self.features, 1, dtype=self.dtype, name="pointwise")(
-            depthwise(x, train), train
-        )
+        pointwise = ConvNorm(self.features, 1, dtype=self.dtype, name="pointwise")
+        return pointwise(depthwise(x, train), train)
 
 
 class ConvNorm(nn.Module):
@@ -223,7 +208,7 @@ class ConvNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
-        """`[B, h, w, C]` to `[B, h, w, features]`."""
+        """Maps `[B, h, w, C]` to `[B, h, w, features]`."""
         y = nn.Conv(
             self.features,
             (self.kernel_size,) * 2,
@@ -237,13 +222,13 @@ class ConvNorm(nn.Module):
         )(x)
         if train and math.prod(y.shape[:-1]) == 1 and not self.is_initializing():
             raise ValueError(
-                f"the batch norm of {'/'.join(self.path)} cannot normalise the one vector of a batch of "
-                "size 1: its variance is zero and the output would ignore the picture. Train with two "
-                "or more pictures in a batch."
+                f"the batch norm of {'/'.join(self.path)} cannot normalise a single vector: its variance is "
+                "zero, so the output would not depend on the picture. Train with two or more pictures in a "
+                "batch."
             )
-        norm = nn.BatchNorm(use_running_average=not train, momentum=0.9, epsilon=1e-5, name="norm")
-        # flax's norm cannot mix bfloat16 and its float32 statistics under strict promotion; it is given
-        # float32, which it computes in anyway.
+        norm = batch_norm(train, None)(name="norm")
+        # flax's norm cannot mix bfloat16 and its float32 statistics under strict promotion. It computes in
+        # float32 anyway.
         return nn.relu(norm(y.astype(float32_or_wider(y))).astype(y.dtype))
 
 
@@ -255,20 +240,20 @@ def stage_features(
     Args:
         backbone: makes the backbone.
         x: pictures `[B, H, W, C]`.
-        train: as for the networks here.
-        dtype: given to the backbone; None leaves it the one it has.
+        train: as in `FCN`.
+        dtype: dtype of the backbone; None for its own.
 
     Returns:
-        The features behind each of its stages, `[B, h, w, C]`.
+        The features after each stage, `[B, h, w, C]`.
 
     Raises:
-        ValueError: if x or what the backbone returns is something else, or the backbone is made already.
+        ValueError: if x or the backbone's features have another number of axes, or `backbone` is a module.
     """
     if x.ndim != 4:
         raise ValueError(f"the network takes pictures [B, H, W, C]; got shape {x.shape}.")
     if isinstance(backbone, nn.Module):
         raise ValueError(
-            "backbone must make the backbone and not be one: instead of ResNet18(num_classes=None) "
+            "backbone must be a function that makes a module: instead of ResNet18(num_classes=None) "
             "write partial(ResNet18, num_classes=None)."
         )
     fields = {} if dtype is None else {"dtype": dtype}
@@ -276,17 +261,17 @@ def stage_features(
     if not isinstance(features, tuple | list) or any(f.ndim != 4 for f in features):
         shapes = jax.tree.map(jnp.shape, features)
         raise ValueError(
-            "the backbone must return the features [B, h, w, C] behind each of its stages; what it "
-            f"returned has shape {shapes}. A ResNet of dyn.models does so with num_classes=None."
+            "the backbone must return the features [B, h, w, C] after each of its stages, as a ResNet "
+            f"of dyn.models does with num_classes=None; it returned shape {shapes}."
         )
     return tuple(features)
 
 
 def downsampling(size: Sequence[int], reduced: Sequence[int]) -> int:
-    """How many times smaller features are than the picture, as a power of two.
+    """Returns the ratio of the picture's size to that of its features, a power of two.
 
-    Each halving rounds up: 33 pixels at stride 16 are 3. Of a picture with a single feature the least
-    stride is returned; there is then nothing that a dilation could reach.
+    Each halving rounds up: 33 pixels at stride 16 are 3. Several ratios fit a single feature; the smallest
+    is returned, because a dilated kernel sees only padding there.
 
     Args:
         size: `(H, W)` of the picture.
@@ -299,10 +284,10 @@ def downsampling(size: Sequence[int], reduced: Sequence[int]) -> int:
 
 
 def resize(x: Array, size: Sequence[int]) -> Array:
-    """Bilinear interpolation of `[B, h, w, C]` to `[B, *size, C]`, pixels being squares."""
+    """Resizes `[B, h, w, C]` to `[B, *size, C]` by bilinear interpolation, without aligned corners."""
     return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear")
 
 
 def pixel_logits(y: Array, x: Array) -> Array:
-    """Logits at the resolution of the pictures x, in float32: in bfloat16 many pixels would be tied."""
+    """Resizes logits to the pictures x, in float32 or wider: in bfloat16 many pixels would be tied."""
     return resize(y.astype(float32_or_wider(y)), x.shape[1:3])

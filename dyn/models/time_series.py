@@ -1,13 +1,12 @@
-"""The two small networks for series of the study: one convolution, or two, and a fully connected end.
+"""The study's two small networks for series: one or two convolutions, and fully connected layers.
 
 Net1 and Net2 of Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech), section 2.3, which
-names their layers (a convolution, max pooling, fully connected layers; Net2 has one convolution more) and
-no sizes. Decided here: ReLU and max pooling behind each of Net2's convolutions, the sizes of everything,
-one fully connected layer unless `hidden` asks for two, dropout in front of the last, the optional norms,
-and the context 'series'.
+names their layers (a convolution, max pooling, fully connected layers; Net2 has one more convolution) but
+not their sizes. Decided here: ReLU and max pooling after each of Net2's convolutions, all sizes, one fully
+connected layer unless `hidden` adds another, dropout before the last, the optional norms, and the context
+'series'.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,39 +14,39 @@ import flax.linen as nn
 import jax
 
 from dyn.layers.dcd_conv import bin_averages
+from dyn.models.backbone import ConvFactory, batch_norm
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
 
 
 class SeriesNet(nn.Module):
-    """Convolutions with ReLU and max pooling, and a linear classifier of all that is left.
+    """Convolutions with ReLU and max pooling, and a linear classifier of the flattened features.
 
         x_l = maxpool(ReLU(conv_l(x_{l-1}))),    logits = V flatten(x_n) + v
 
-    The classifier sees where in the series something was, so a network fits series of one length.
+    The classifier has weights for each position, so a network fits series of one length.
 
-    What a dynamic convolution looks at needs a thought here: by itself it takes the mean of its input over
-    time, and the mean of a z-normalised series is zero. Its attention is then the same for every
-    series, and a dynamic Net1 of one channel is a static one. `context="series"` shows it the outline of
-    the series instead.
+    By default a dynamic convolution attends to the mean of its input over time, which is zero for a
+    z-normalised series: its attention is then the same for every series, and a dynamic Net1 of one channel
+    is a static one. `context="series"` shows it the outline of the series instead.
 
     Attributes:
         num_convs: number of convolutions; 1 in `Net1`, 2 in `Net2`.
         num_classes: number of logits.
         conv: makes a convolution: `nn.Conv`, `partial(DynamicConv, num_kernels=4)`, or any callable with
             `nn.Conv`'s arguments.
-        features: of each convolution.
-        kernel_size: of each convolution, in samples.
+        features: features of each convolution.
+        kernel_size: size of each kernel, in samples.
         pool: window and stride of the max pooling, in samples.
-        hidden: size of a fully connected layer with ReLU in front of the classifier; 0 for none.
-        norm: whether a batch norm stands between each convolution and its ReLU (and the convolution has
-            no bias): for layers whose outputs start far from a static convolution's, such as `ODConv`.
+        hidden: size of a fully connected layer with ReLU before the classifier; 0 for none.
+        norm: whether each convolution is followed by a batch norm instead of having a bias: for layers
+            whose outputs start far from a static convolution's, such as `ODConv`.
         dropout: share of the classifier's inputs dropped in training.
         dtype: dtype of the computation; None for the inputs'.
-        context: what the attention of the convolutions looks at: 'input', whatever the layer takes by
-            itself (and all that `nn.Conv` can do); 'series', the means of the network's input in `bins`
-            parts of it, the same for all its convolutions.
+        context: the context of the convolutions' attention: 'input', the default of each layer (and the
+            only choice for `nn.Conv`); 'series', the means of `bins` equal parts of the network's input, the
+            same for all convolutions.
         bins: number of those parts.
 
     Example:
@@ -64,7 +63,7 @@ class SeriesNet(nn.Module):
 
     num_convs: int
     num_classes: int
-    conv: Callable[..., nn.Module] = nn.Conv
+    conv: ConvFactory = nn.Conv
     features: int = 64
     kernel_size: int = 9
     pool: int = 2
@@ -77,7 +76,7 @@ class SeriesNet(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
-        """Logits `[B, num_classes]` of `x`, `[B, L, C]`.
+        """Returns the logits `[B, num_classes]` of `x`, `[B, L, C]`.
 
         Args:
             x: series of L samples in C channels.
@@ -86,17 +85,17 @@ class SeriesNet(nn.Module):
                 `dropout` if there is any.
 
         Raises:
-            ValueError: if the input is no batch of series, if they are too short to be pooled so often, or
-                for an unknown context.
+            ValueError: if x is not a batch of series, if they are too short for the poolings, or for an
+                unknown context.
         """
         if x.ndim != 3:
             raise ValueError(f"the network takes series [B, L, C]; got shape {x.shape}.")
         if x.shape[1] < self.pool**self.num_convs:
             raise ValueError(
                 f"series of {x.shape[1]} samples are too short for {self.num_convs} max pooling(s) of "
-                f"{self.pool}: nothing would be left. Write a smaller pool."
+                f"{self.pool}: choose a smaller pool."
             )
-        given = self._context(x)
+        extra_inputs = self._compute_context(x)
         for layer in range(1, self.num_convs + 1):
             x = self.conv(
                 self.features,
@@ -105,15 +104,9 @@ class SeriesNet(nn.Module):
                 use_bias=not self.norm,
                 dtype=self.dtype,
                 name=f"conv{layer}",
-            )(x, **given)
+            )(x, **extra_inputs)
             if self.norm:
-                x = nn.BatchNorm(
-                    use_running_average=not train,
-                    momentum=0.9,
-                    epsilon=1e-5,
-                    dtype=self.dtype,
-                    name=f"norm{layer}",
-                )(x)
+                x = batch_norm(train, self.dtype)(name=f"norm{layer}")(x)
             x = nn.max_pool(nn.relu(x), (self.pool,), (self.pool,))
 
         x = x.reshape(x.shape[0], -1)
@@ -122,15 +115,15 @@ class SeriesNet(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
-    def _context(self, series: Array) -> dict[str, Array]:
-        """What the convolutions take beside their inputs."""
+    def _compute_context(self, series: Array) -> dict[str, Array]:
+        """Returns the extra inputs of the convolutions."""
         if self.context == "input":
             return {}
         if self.context != "series":
             raise ValueError(f"context={self.context!r} is unknown: write 'input' or 'series'.")
         if not 1 <= self.bins <= series.shape[1]:
             raise ValueError(
-                f"bins={self.bins} must be from 1 to {series.shape[1]}, the samples of a series."
+                f"bins must be from 1 to {series.shape[1]}, the length of the series; got {self.bins}."
             )
         return {"context": bin_averages(series, self.bins, float32_or_wider(series))}
 

@@ -1,10 +1,10 @@
-"""VGG-16, whose convolutions are given by the caller.
+"""VGG-16 with interchangeable convolutions.
 
 Simonyan, Zisserman: Very Deep Convolutional Networks for Large-Scale Image Recognition. ICLR 2015.
 https://arxiv.org/abs/1409.1556
 
-As torchvision has it: biases, no norms, and pictures of any size, whose features are brought to 7x7 in front
-of the fully connected layers.
+As in torchvision, convolutions have biases and no norms, and pictures may have any size: their features are
+averaged to 7x7 before the fully connected layers.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,8 +16,8 @@ import jax
 
 from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.dcd_conv import bin_averages
-from dyn.layers.static_conv import Conv as StaticConv
-from dyn.models.resnet import Conv
+from dyn.layers.static_conv import Conv
+from dyn.models.backbone import ConvFactory, check_input
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.max_pool import max_pool
 
@@ -27,9 +27,9 @@ Array = jax.Array
 class VGG(nn.Module):
     """A plain network: five stages of 3x3 convolutions with max pooling, three fully connected layers.
 
-    `conv` makes every convolution but the first, as in the published dynamic VGG-16: that one sees the raw
-    picture, whose mean says little, and stays static. Without norms a network of this depth learns only from
-    kernels whose outputs keep the size of their inputs, so all of them begin as He et al. propose.
+    `conv` makes every convolution but the first, as in the published dynamic VGG-16: the first one sees the
+    raw picture, whose mean says little, and stays static. Without norms a network of this depth learns only
+    if each layer keeps the scale of its inputs, so all kernels are initialised as He et al. propose.
 
     Attributes:
         stage_sizes: number of convolutions in each stage.
@@ -41,7 +41,7 @@ class VGG(nn.Module):
             `DCDDense`.
         width: features of the first stage; each later stage has twice as many, up to eight times, and the
             fully connected layers have 64 times as many.
-        stem: 'imagenet' (max pooling behind every stage) or 'small' (none behind the first two) for pictures
+        stem: 'imagenet' (max pooling after every stage) or 'small' (none after the first two) for pictures
             below about 100 pixels and for short series.
         spatial_axes: 2 for pictures `[B, H, W, C]`, 1 for series `[B, L, C]`.
         dropout: share of each fully connected layer's outputs dropped in training; 0.5 is the paper's.
@@ -61,7 +61,7 @@ class VGG(nn.Module):
 
     stage_sizes: Sequence[int]
     num_classes: int | None
-    conv: Conv = StaticConv
+    conv: ConvFactory = Conv
     dense: Callable[..., nn.Module] = nn.Dense
     width: int = 64
     stem: str = "imagenet"
@@ -73,21 +73,15 @@ class VGG(nn.Module):
     def __call__(
         self, x: Array, train: bool = False, head_only: bool = False
     ) -> Array | tuple[Array, ...]:
-        """Logits `[B, num_classes]` of `x`, `[B, *spatial, C]`; without classifier, the features.
+        """Returns the logits or the features of `x`, `[B, *spatial, C]`.
 
         Args:
             x: pictures or series, channels last.
             train: whether dropout drops; needs the rng `dropout` if there is any.
-            head_only: whether, of a network in training, `head` alone trains; nothing drops in front of
-                the other fully connected layer then.
+            head_only: whether only `head` trains: the dropout after `hidden1` then drops nothing.
         """
+        check_input(x, self.spatial_axes, self.stem)
         axes = self.spatial_axes
-        if x.ndim != axes + 2:
-            raise ValueError(
-                f"the network takes [B, *spatial, C] with spatial_axes={axes}; got shape {x.shape}."
-            )
-        if self.stem not in ("imagenet", "small"):
-            raise ValueError(f"stem={self.stem!r} is unknown: write 'imagenet' or 'small'.")
         fields = {
             "kernel_size": (3,) * axes,
             "padding": 1,
@@ -96,12 +90,12 @@ class VGG(nn.Module):
         }
         features = []
         for stage, convs in enumerate(self.stage_sizes, 1):
-            wide = self.width * min(2 ** (stage - 1), 8)
+            width = self.width * min(2 ** (stage - 1), 8)
             for index in range(1, convs + 1):
-                if stage == index == 1:
-                    x = StaticConv(wide, **fields, name="stem_conv")(x)
+                if stage == 1 and index == 1:
+                    x = Conv(width, **fields, name="stem_conv")(x)
                 else:
-                    x = self.conv(wide, **fields, name=f"stage{stage}_conv{index}")(x)
+                    x = self.conv(width, **fields, name=f"stage{stage}_conv{index}")(x)
                 x = nn.relu(x)
             features.append(x)
             if self.stem == "imagenet" or stage > 2:
@@ -111,14 +105,14 @@ class VGG(nn.Module):
 
         # Features first, as torch flattens, so that published weights fit.
         x = bin_averages(x, 7, float32_or_wider(x)).astype(x.dtype)
-        for layer, drops in ((1, train and not head_only), (2, train)):
+        for layer, drop in ((1, train and not head_only), (2, train)):
             x = nn.Dense(
                 64 * self.width,
                 dtype=self.dtype,
                 kernel_init=nn.initializers.he_normal(),
                 name=f"hidden{layer}",
             )(x)
-            x = nn.Dropout(self.dropout, deterministic=not drops)(nn.relu(x))
+            x = nn.Dropout(self.dropout, deterministic=not drop)(nn.relu(x))
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
 
