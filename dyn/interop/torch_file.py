@@ -31,7 +31,7 @@ _DICT = "collections.OrderedDict"
 _TENSOR = "torch._utils._rebuild_tensor_v2"
 _PARAMETER = "torch._utils._rebuild_parameter"
 _ALLOWED_NAMES = {*_DTYPES, _DICT, _TENSOR, _PARAMETER}
-# Where training checkpoints keep the state dict.
+# Keys of the state dict in training checkpoints.
 _STATE_DICT_KEYS = ("state_dict", "model_state_dict", "model", "net")
 
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False, "EMPTY_TUPLE": ()}

@@ -149,6 +149,22 @@ def warm_start(
             )
         started[target] = jnp.asarray(new, old.dtype)
 
+    _neutralise_attention(started, trained, layers)
+    started |= open_gates(started, trained)
+    started |= undo_spectral_norms(started)
+    return traverse_util.unflatten_dict(started)
+
+
+def _neutralise_attention(
+    started: dict[Path, Any],
+    trained: Mapping[Path, Any],
+    layers: Mapping[Path, Mapping[str, Any]],
+) -> None:
+    """Sets the kernels of the attention's heads to zero, so that attention does not depend on the input.
+
+    Raises:
+        ValueError: for a dynamic layer that the static network does not have.
+    """
     for path, layer in layers.items():
         if not _has_attention(layer):
             continue
@@ -158,14 +174,10 @@ def warm_start(
                 f"the dynamic layer {'/'.join(path)}, with a kernel of shape {shape}, is not in the static "
                 f"network{_SAME_MODEL}"
             )
-        # Attention does not depend on the input then.
         for head in _HEADS:
             kernel = (*path, *head, "kernel")
             if kernel in started:
                 started[kernel] = jnp.zeros_like(started[kernel])
-    started |= open_gates(started, trained)
-    started |= undo_spectral_norms(started)
-    return traverse_util.unflatten_dict(started)
 
 
 def candidate_kernels(params: Mapping[str, Any]) -> Any:

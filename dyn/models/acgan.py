@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from dyn.layers.cbam import CBAM
 from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
 from dyn.layers.static_conv import Conv
-from dyn.models.backbone import ConvFactory, batch_norm
+from dyn.models.backbone import ConvFactory, make_batch_norm
 
 Array = jax.Array
 
@@ -140,7 +140,7 @@ class Generator(nn.Module):
         check_size(height, width)
         types = {"dtype": self.dtype}
         conv = partial(Conv, padding=1, kernel_init=_conv_init, **types)
-        norm = partial(batch_norm(train, self.dtype), scale_init=_scale_init)
+        norm = partial(make_batch_norm(train, self.dtype), scale_init=_scale_init)
         label = nn.Embed(
             self.num_classes,
             noise.shape[-1],

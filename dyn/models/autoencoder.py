@@ -17,7 +17,7 @@ import flax.linen as nn
 import jax
 
 from dyn.layers.static_conv import Conv
-from dyn.models.backbone import ConvFactory, batch_norm
+from dyn.models.backbone import ConvFactory, make_batch_norm
 from dyn.ops.max_pool import max_pool_with_argmax
 from dyn.ops.max_unpool import max_unpool
 
@@ -156,7 +156,7 @@ class Encoder(nn.Module):
         """Returns the code and the switches."""
         axes = x.ndim - 2
         size, strides = (4, 2) if self.pooling == "implicit" else (3, 1)
-        norm = batch_norm(train, self.dtype)
+        norm = make_batch_norm(train, self.dtype)
         switches = []
         for level, width in enumerate(self.widths, start=1):
             x = self.conv(
@@ -190,7 +190,7 @@ class Decoder(nn.Module):
     def __call__(self, x: Array, switches: Switches, channels: int, train: bool) -> Array:
         """Returns pictures with `channels` channels."""
         axes = x.ndim - 2
-        norm = batch_norm(train, self.dtype)
+        norm = make_batch_norm(train, self.dtype)
         for level in range(len(self.widths), 0, -1):
             # The width of the encoder's input at this level, which the switches of the level below fit.
             width = self.widths[level - 2] if level > 1 else channels

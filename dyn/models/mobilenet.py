@@ -16,7 +16,7 @@ import jax.numpy as jnp
 
 from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.static_conv import Conv
-from dyn.models.backbone import ConvFactory, batch_norm, check_input
+from dyn.models.backbone import ConvFactory, check_input, make_batch_norm
 
 Array = jax.Array
 
@@ -85,7 +85,7 @@ class MobileNetV2(nn.Module):
         """Returns the logits or the features of `x`, `[B, *spatial, C]`; the arguments are `ResNet`'s."""
         check_input(x, self.spatial_axes, self.stem)
         axes = self.spatial_axes
-        norm = batch_norm(train and not head_only, self.dtype)
+        norm = make_batch_norm(train and not head_only, self.dtype)
         fields = {"use_bias": False, "dtype": self.dtype, "kernel_init": he_normal_fan_out}
         stem_strides = 2 if self.stem == "imagenet" else 1
         stem = Conv(

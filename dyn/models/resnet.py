@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from dyn.layers.attention import global_average, he_normal_fan_out
 from dyn.layers.kernel_representation import KernelRepresentation, beside
 from dyn.layers.static_conv import Conv
-from dyn.models.backbone import ConvFactory, batch_norm, check_input
+from dyn.models.backbone import ConvFactory, check_input, make_batch_norm
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.max_pool import max_pool
 
@@ -104,7 +104,7 @@ class ResNet(nn.Module):
         """
         check_input(x, self.spatial_axes, self.stem)
         axes = self.spatial_axes
-        norm = batch_norm(train and not head_only, self.dtype)
+        norm = make_batch_norm(train and not head_only, self.dtype)
         fields = {"use_bias": False, "dtype": self.dtype}
         static = partial(Conv, **fields, kernel_init=he_normal_fan_out)
 
@@ -118,7 +118,14 @@ class ResNet(nn.Module):
             x = nn.relu(norm(name="stem_norm")(x))
             stride = 1
 
-        context_fn = self._make_context_fn()
+        representation = None
+        if self.context in ("carried", "carried_pixels"):
+            representation = KernelRepresentation(
+                self.representation, spatial_axes=axes, name="representation"
+            )
+        context_fn = partial(
+            compute_extra_inputs, context=self.context, representation=representation
+        )
         state = None
         features = []
         dilation = 1
@@ -150,53 +157,33 @@ class ResNet(nn.Module):
         x = nn.Dropout(self.dropout, deterministic=not train)(x)
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
-    def _make_context_fn(self) -> ContextFn:
-        """Returns the function with which the blocks compute the context of their convolutions."""
-        match self.context:
-            case "input":
-                return no_extra_inputs
-            case "block":
-                return mean_of_block_input
-            case "carried" | "carried_pixels":
-                representation = KernelRepresentation(
-                    self.representation, spatial_axes=self.spatial_axes, name="representation"
-                )
-                return partial(
-                    carried_state, representation, per_pixel=self.context == "carried_pixels"
-                )
-        raise ValueError(
-            f"context={self.context!r} is unknown: write 'input', 'block', 'carried' or "
-            "'carried_pixels'."
-        )
 
-
-def no_extra_inputs(
-    layer: str, block_input: Array, x: Array, state: None
-) -> tuple[dict[str, Array], None]:
-    """Leaves the context to the layer; a `ContextFn`."""
-    return {}, None
-
-
-def mean_of_block_input(
-    layer: str, block_input: Array, x: Array, state: None
-) -> tuple[dict[str, Array], None]:
-    """Computes one context for all convolutions of a block; a `ContextFn`."""
-    mean = global_average(block_input, block_input.ndim - 2, float32_or_wider(block_input))
-    return {"context": mean}, None
-
-
-def carried_state(
-    representation: KernelRepresentation,
+def compute_extra_inputs(
     layer: str,
     block_input: Array,
     x: Array,
     state: Array | None,
     *,
-    per_pixel: bool,
-) -> tuple[dict[str, Array], Array]:
-    """Updates the carried state and makes it the context; after `representation`, a `ContextFn`."""
-    state = representation(x, state, layer=layer)
-    return {"context": beside(x, state) if per_pixel else state}, state
+    context: str = "input",
+    representation: KernelRepresentation | None = None,
+) -> tuple[dict[str, Array], Array | None]:
+    """Computes the extra inputs of a convolution by `ResNet.context`; with those bound, a `ContextFn`."""
+    match context:
+        case "input":
+            return {}, None
+        case "block":
+            axes = block_input.ndim - 2
+            mean = global_average(block_input, axes, float32_or_wider(block_input))
+            return {"context": mean}, None
+        case "carried" if representation is not None:
+            state = representation(x, state, layer=layer)
+            return {"context": state}, state
+        case "carried_pixels" if representation is not None:
+            state = representation(x, state, layer=layer)
+            return {"context": beside(x, state)}, state
+    raise ValueError(
+        f"context={context!r} is unknown: write 'input', 'block', 'carried' or 'carried_pixels'."
+    )
 
 
 class ResidualBlock(nn.Module):
@@ -219,10 +206,10 @@ class ResidualBlock(nn.Module):
     shortcut: ConvFactory
     norm: Callable[..., nn.Module]
     dilations: tuple[int, int] = (1, 1)
-    context_fn: ContextFn = no_extra_inputs
+    context_fn: ContextFn = compute_extra_inputs
     attention: Callable[..., nn.Module] | None = None
 
-    def list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
+    def _list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
         """Lists features, kernel size, stride and dilation of the branch's convolutions."""
         raise NotImplementedError
 
@@ -230,7 +217,7 @@ class ResidualBlock(nn.Module):
     def __call__(self, x: Array, state: Array | None = None) -> tuple[Array, Array | None]:
         """Returns `[B, *spatial / strides, O]` of `x`, `[B, *spatial, C]`, and the state after the block."""
         axes = x.ndim - 2
-        convolutions = self.list_convolutions()
+        convolutions = self._list_convolutions()
         y = x
         for n, (features, size, strides, dilation) in enumerate(convolutions, start=1):
             extra_inputs, state = self.context_fn(f"{self.name}_conv{n}", x, y, state)
@@ -259,8 +246,7 @@ class ResidualBlock(nn.Module):
 class BasicBlock(ResidualBlock):
     """Two 3x3 convolutions and a shortcut; O = features."""
 
-    def list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
-        """Lists features, kernel size, stride and dilation of the two convolutions."""
+    def _list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
         return (
             (self.features, 3, self.strides, self.dilations[0]),
             (self.features, 3, 1, self.dilations[1]),
@@ -270,8 +256,7 @@ class BasicBlock(ResidualBlock):
 class Bottleneck(ResidualBlock):
     """1x1, 3x3 (strided) and 1x1 convolutions, and a shortcut; O = 4 * features."""
 
-    def list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
-        """Lists features, kernel size, stride and dilation of the three convolutions."""
+    def _list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
         return (
             (self.features, 1, 1, 1),
             (self.features, 3, self.strides, self.dilations[0]),

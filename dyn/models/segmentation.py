@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import global_average, he_normal_fan_out
-from dyn.models.backbone import batch_norm
+from dyn.models.backbone import make_batch_norm
 from dyn.models.resnet import ResNet18
 from dyn.ops.dtypes import float32_or_wider
 
@@ -78,12 +78,12 @@ class FCN(nn.Module):
             ValueError: if x is not a batch of pictures, if the backbone does not return the features of its
                 stages, and for batch statistics of a single vector.
         """
-        y = stage_features(self.backbone, x, train=train, dtype=self.dtype)[-1]
+        y = compute_stage_features(self.backbone, x, train=train, dtype=self.dtype)[-1]
         hidden = self.features or max(1, y.shape[-1] // 4)
         y = ConvNorm(hidden, 3, dtype=self.dtype, name="hidden")(y, train)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         y = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(y)
-        return pixel_logits(y, x)
+        return resize_logits(y, x)
 
 
 class DeepLabV3Plus(nn.Module):
@@ -141,9 +141,9 @@ class DeepLabV3Plus(nn.Module):
 
         In training it needs at least two pictures: the pooled features of one cannot be normalised.
         """
-        stages = stage_features(self.backbone, x, train=train, dtype=self.dtype)
+        stages = compute_stage_features(self.backbone, x, train=train, dtype=self.dtype)
         first, last = stages[0], stages[-1]
-        stride = downsampling(x.shape[1:3], last.shape[1:3])
+        stride = compute_stride(x.shape[1:3], last.shape[1:3])
         rates = [max(1, rate * 16 // stride) for rate in self.rates]
         y = ASPP(self.features, rates, dtype=self.dtype, name="aspp")(last, train)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
@@ -155,7 +155,7 @@ class DeepLabV3Plus(nn.Module):
         for n in (1, 2):
             y = SeparableConv(self.features, dtype=self.dtype, name=f"decoder{n}")(y, train)
         y = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(y)
-        return pixel_logits(y, x)
+        return resize_logits(y, x)
 
 
 class ASPP(nn.Module):
@@ -226,13 +226,13 @@ class ConvNorm(nn.Module):
                 "zero, so the output would not depend on the picture. Train with two or more pictures in a "
                 "batch."
             )
-        norm = batch_norm(train, None)(name="norm")
+        norm = make_batch_norm(train, None)(name="norm")
         # flax's norm cannot mix bfloat16 and its float32 statistics under strict promotion. It computes in
         # float32 anyway.
         return nn.relu(norm(y.astype(float32_or_wider(y))).astype(y.dtype))
 
 
-def stage_features(
+def compute_stage_features(
     backbone: Backbone, x: Array, *, train: bool, dtype: Any = None
 ) -> tuple[Array, ...]:
     """Makes the submodule `backbone` and applies it; call it inside a compact method.
@@ -267,7 +267,7 @@ def stage_features(
     return tuple(features)
 
 
-def downsampling(size: Sequence[int], reduced: Sequence[int]) -> int:
+def compute_stride(size: Sequence[int], reduced: Sequence[int]) -> int:
     """Returns the ratio of the picture's size to that of its features, a power of two.
 
     Each halving rounds up: 33 pixels at stride 16 are 3. Several ratios fit a single feature; the smallest
@@ -288,6 +288,6 @@ def resize(x: Array, size: Sequence[int]) -> Array:
     return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear")
 
 
-def pixel_logits(y: Array, x: Array) -> Array:
+def resize_logits(y: Array, x: Array) -> Array:
     """Resizes logits to the pictures x, in float32 or wider: in bfloat16 many pixels would be tied."""
     return resize(y.astype(float32_or_wider(y)), x.shape[1:3])

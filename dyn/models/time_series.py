@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 
 from dyn.layers.dcd_conv import bin_averages
-from dyn.models.backbone import ConvFactory, batch_norm
+from dyn.models.backbone import ConvFactory, make_batch_norm
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -106,7 +106,7 @@ class SeriesNet(nn.Module):
                 name=f"conv{layer}",
             )(x, **extra_inputs)
             if self.norm:
-                x = batch_norm(train, self.dtype)(name=f"norm{layer}")(x)
+                x = make_batch_norm(train, self.dtype)(name=f"norm{layer}")(x)
             x = nn.max_pool(nn.relu(x), (self.pool,), (self.pool,))
 
         x = x.reshape(x.shape[0], -1)

@@ -1,0 +1,89 @@
+"""Torch's networks and ours have the same logits; everything that does not fit is listed at once."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from torch_networks import assert_torchs_logits, network, variable_shapes, weights_of
+from torch_numbers import pictures
+
+from dyn.interop import from_torch, warm_start
+from dyn.interop.torch_weights import num_classes, source_of
+from dyn.layers import ODConv
+from dyn.models import BasicBlock, ResNet
+
+
+def test_odconv_bottlenecks_have_torchs_logits():
+    weights, net = weights_of("odconv50"), network("odconv50")
+    assert source_of(weights) == "odconv" and num_classes(weights) == 5
+    variables, left_out, kept = from_torch(variable_shapes(net), weights)
+    assert left_out == tuple(key for key in weights if key.endswith("num_batches_tracked"))
+    assert kept == ()
+    assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), "odconv50")
+
+
+def test_a_dynamic_network_starts_with_torchs_static_logits():
+    static = variable_shapes(network("seresnet"))
+    twin = from_torch(static, weights_of("seresnet")).variables
+    net = network("seresnet", conv=partial(ODConv, num_kernels=2))
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(net))
+    variables = warm_start(fresh, twin, key=jax.random.key(1))
+    assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), "seresnet")
+
+
+def test_the_prefix_of_several_devices_is_ignored():
+    weights = weights_of("odconv50")
+    prefixed = {f"module.{key}": value for key, value in weights.items()}
+    assert source_of(prefixed) == "odconv"
+    shapes = variable_shapes(network("odconv50"))
+    both = (from_torch(shapes, w).variables for w in (weights, prefixed))
+    jax.tree.map(np.testing.assert_array_equal, *both)
+
+
+def test_layers_in_without_keep_their_values():
+    shapes = variable_shapes(network("seresnet", num_classes=3))
+    fresh = jax.tree.map(lambda leaf: np.full(leaf.shape, 7, leaf.dtype), shapes)
+    variables, left_out, kept = from_torch(fresh, weights_of("seresnet"), without=("head",))
+    assert {"fc.weight", "fc.bias", "bn1.num_batches_tracked"} <= set(left_out)
+    assert kept == ("params/head/bias", "params/head/kernel")
+    assert (variables["params"]["head"]["kernel"] == 7).all()
+    assert not (variables["params"]["stem_conv"]["kernel"] == 7).any()
+
+
+def test_everything_that_does_not_fit_is_listed_at_once():
+    weights = weights_of("seresnet")
+    weights["layer1.0.conv3.weight"] = np.zeros((8, 8, 1, 1))
+    weights["layer2.0.bn1.weight"] = np.zeros(7)
+    weights["fc.weight"] = weights["fc.weight"].T
+    del weights["conv1.weight"], weights["layer2.0.bn2.running_var"]
+    with pytest.raises(ValueError) as raised:
+        from_torch(variable_shapes(network("seresnet")), weights)
+    for part in (
+        "2 of another shape: layer2.0.bn1.weight (7,) for params/stage2_block1/norm1/scale (16,), "
+        "fc.weight (16, 5) for params/head/kernel (16, 5);",
+        "1 without a counterpart in the network: layer1.0.conv3.weight (8, 8, 1, 1);",
+        "2 missing for parameters of the network: ",
+        "params/stem_conv/kernel (7, 7, 3, 8)",
+        "batch_stats/stage2_block1/norm2/var (16,)",
+    ):
+        assert part in str(raised.value)
+
+
+def test_weights_of_another_network_are_refused():
+    with pytest.raises(ValueError, match="missing"):
+        from_torch(variable_shapes(network("odconv50")), weights_of("seresnet"))
+    with pytest.raises(ValueError, match="of another shape"):
+        from_torch(variable_shapes(network("seresnet", stem="small")), weights_of("seresnet"))
+
+
+def test_other_tables_serve_other_networks():
+    table = [(r"stem\.0", "stem_conv"), (r"stem\.1", "stem_norm"), (r"out", "head")]
+    torchs = weights_of("seresnet")
+    norm = ("weight", "bias", "running_mean", "running_var")
+    weights = {f"stem.1.{leaf}": torchs[f"bn1.{leaf}"] for leaf in norm}
+    weights |= {"stem.0.weight": torchs["conv1.weight"]}
+    weights |= {"out.weight": np.ones((5, 8)), "out.bias": np.zeros(5)}
+    net = ResNet((), BasicBlock, num_classes=5, width=8)
+    kernel = from_torch(variable_shapes(net), weights, table).variables["params"]["stem_conv"]
+    np.testing.assert_array_equal(kernel["kernel"], torchs["conv1.weight"].transpose(2, 3, 1, 0))

@@ -1,0 +1,312 @@
+"""Dynamic networks that start as trained static ones: the same function, and attention that learns."""
+
+from functools import partial
+
+import flax.core
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+from layer_cases import filled, init_shapes, random_input, shapes_of
+
+from dyn.interop import candidate_kernels, warm_start
+from dyn.layers import (
+    CBAM,
+    CondConv,
+    DCDConv,
+    DCDDense,
+    DynamicConv,
+    FDConv,
+    GatedConv,
+    ODConv,
+    PixelDynamicConv,
+    SpectralNormConv,
+    WarehouseConv,
+    share_kernels,
+)
+from dyn.models import BasicBlock, Net1, Net2, ResNet
+from dyn.schedules import set_temperature
+
+KEY = jax.random.key(5)
+Small = {"num_classes": 3, "features": 4, "kernel_size": 5}
+SERIES = random_input(3, 20, 1)
+
+
+def assert_same(y, expected):
+    """To float32 precision, compared with the largest output."""
+    assert float(jnp.abs(expected).mean()) > 0.1
+    tolerance = 2e-5 * float(jnp.abs(expected).max())
+    np.testing.assert_allclose(y, expected, rtol=0, atol=tolerance)
+
+
+def warm_series_net(conv, noise, network=Net1):
+    static = network(**Small)
+    net = static.copy(conv=partial(conv, num_kernels=4), context="series", bins=4)
+    trained = filled(static, SERIES)
+    return net, warm_start(filled(net, SERIES, seed=1), trained, noise=noise, key=KEY), trained
+
+
+@pytest.mark.parametrize("conv", [DynamicConv, ODConv])
+def test_computes_the_same_at_any_temperature(conv):
+    net, variables, trained = warm_series_net(conv, 0.5, Net2)
+    assert shapes_of(variables) == shapes_of(init_shapes(net, SERIES))
+    expected = jax.jit(Net2(**Small).apply)(trained, SERIES)
+    apply = jax.jit(net.apply)
+    for temperature in (0.1, 1.0, 30.0):
+        assert_same(apply(set_temperature(variables, temperature), SERIES), expected)
+
+
+STATIC = ResNet((1,), BasicBlock, num_classes=3, width=4, stem="small")
+PICTURES = random_input(4, 8, 8, 2)
+
+
+@pytest.mark.parametrize("name", ["CBAM", "SpectralNormConv", "shared WarehouseConv"])
+def test_networks_with_adjusted_layers_compute_the_same(name):
+    warehouses = None
+    if name == "CBAM":
+        net = STATIC.copy(attention=partial(CBAM, reduction=0.5))
+    elif name == "SpectralNormConv":
+        net = STATIC.copy(conv=partial(SpectralNormConv, num_kernels=2))
+    else:
+        net = share_kernels(
+            lambda conv: STATIC.copy(conv=conv), PICTURES, cell_ratio=2.5, in_ratio=0.5
+        )
+        warehouses = net.conv
+    trained = filled(STATIC, PICTURES)
+    fresh = jax.jit(net.init)(jax.random.key(1), PICTURES)
+    variables = warm_start(fresh, trained, noise=0.3, key=KEY, warehouses=warehouses)
+    y, expected = jax.jit(lambda v, t: (net.apply(v, PICTURES), STATIC.apply(t, PICTURES)))(
+        variables, trained
+    )
+    assert_same(y, expected)
+
+
+def test_copies_statistics_and_layers_that_stay_static():
+    net = STATIC.copy(conv=partial(ODConv, num_kernels=2))
+    trained = filled(STATIC, PICTURES)
+    variables = warm_start(filled(net, PICTURES, seed=1), trained, noise=0.3, key=KEY)
+    flat = flatten_dict(variables)
+    for path, value in flatten_dict(trained).items():
+        if not path[-2].startswith("conv"):
+            np.testing.assert_array_equal(flat[path], value)
+
+    # Also in training, where norms use the statistics of the batch.
+    @jax.jit
+    def train(variables, trained):
+        training = {"train": True, "mutable": ["batch_stats"]}
+        return net.apply(variables, PICTURES, **training), STATIC.apply(
+            trained, PICTURES, **training
+        )
+
+    (y, changed), (expected, moved) = train(variables, trained)
+    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-4)
+    ours, theirs = changed["batch_stats"]["stem_norm"], moved["batch_stats"]["stem_norm"]
+    np.testing.assert_allclose(ours["mean"], theirs["mean"], rtol=1e-5)
+
+
+def test_only_the_heads_of_the_attention_change():
+    static = Net1(**Small)
+    fresh = filled(static.copy(conv=ODConv), SERIES)  # another number everywhere
+    variables = warm_start(fresh, filled(static, SERIES, seed=7), noise=0)
+    before = flatten_dict(fresh, sep="/")
+    heads = ("channel/kernel", "filter/kernel", "spatial/kernel", "attention/kernel/kernel")
+    for path, value in flatten_dict(variables, sep="/").items():
+        if path.endswith(heads):
+            assert not value.any()
+        else:
+            assert np.array_equal(value, before[path]) == ("attention/" in path), path
+
+
+def test_candidates_lie_around_the_kernel_at_the_distance_of_the_noise():
+    x = random_input(2, 16, 32)
+    trained, fresh = filled(nn.Conv(8, (9,)), x), filled(DynamicConv(8, (9,), num_kernels=4), x)
+    trained["params"]["kernel"] = trained["params"]["kernel"] * np.float32([*range(8)])
+    start = partial(warm_start, fresh, trained, noise=0.2)
+    variables = start(key=KEY)
+    kernel, candidates = trained["params"]["kernel"], variables["params"]["kernel"]
+    np.testing.assert_allclose(candidates.mean(0), kernel, rtol=1e-5, atol=1e-5)
+    distance = np.sqrt(np.mean((candidates - kernel) ** 2, axis=(1, 2)))  # [K, O]
+    size = np.sqrt(np.mean(kernel**2, axis=(0, 1)))
+    np.testing.assert_allclose(distance, np.broadcast_to(0.2 * size, (4, 8)), rtol=0.15)
+    bias = np.broadcast_to(trained["params"]["bias"], (4, 8))
+    np.testing.assert_array_equal(variables["params"]["bias"], bias)
+    np.testing.assert_array_equal(candidates, start(key=KEY)["params"]["kernel"])
+    other = start(key=jax.random.key(6))["params"]["kernel"]
+    assert not np.allclose(candidates, other)
+
+
+def test_layers_of_one_shape_get_different_noise():
+    x = random_input(2, 16, 4)
+    static = Net2(**Small)
+    trained = filled(static, x)
+    trained["params"]["conv2"] = trained["params"]["conv1"]
+    params = warm_start(filled(static.copy(conv=DynamicConv), x), trained, key=KEY)["params"]
+    assert not np.allclose(params["conv1"]["kernel"], params["conv2"]["kernel"], atol=1e-3)
+
+
+def gradient_of(net):
+    """A compiled function from parameters and variables to the gradient of a loss."""
+
+    @jax.jit
+    @jax.grad
+    def gradient(params, variables):
+        logits = net.apply({**variables, "params": params}, SERIES)
+        return jnp.sum(logits * jnp.cos(jnp.arange(9, dtype=logits.dtype)).reshape(3, 3))
+
+    return gradient
+
+
+def test_attention_learns_only_from_different_candidates():
+    """Ten steps of descent: without noise the layer is still a static convolution."""
+    net, _, _ = warm_series_net(DynamicConv, 0.0)
+    gradient = gradient_of(net)
+    apply = jax.jit(partial(net.apply, mutable=["intermediates"]))
+
+    def spread_after_training(noise):
+        _, variables, _ = warm_series_net(DynamicConv, noise)
+        params = variables["params"]
+        head = gradient(params, variables)["conv1"]["attention"]["kernel"]["kernel"]
+        for _ in range(10):
+            grads = gradient(params, variables)
+            params = jax.tree.map(lambda p, g: p - 0.05 * g, params, grads)
+        moved = params["conv1"]["kernel"] - variables["params"]["conv1"]["kernel"]
+        assert float(jnp.abs(moved).max()) > 0.1
+        _, state = apply({**variables, "params": params}, SERIES)
+        weights = state["intermediates"]["conv1"]["attention"]["weights"][0]["kernel"]
+        spreads = jnp.abs(head), jnp.ptp(moved, axis=0), jnp.ptp(weights, axis=0)
+        return [float(spread.max()) for spread in spreads]
+
+    assert max(spread_after_training(0.0)) < 1e-5
+    assert min(spread_after_training(0.5)) > 1e-4
+
+
+def test_odconv_learns_with_frozen_candidates_and_without_noise():
+    net, variables, _ = warm_series_net(ODConv, 0.0)
+    params, gradient = variables["params"], gradient_of(net)
+    assert (
+        float(jnp.abs(gradient(params, variables)["conv1"]["attention"]["kernel"]["kernel"]).max())
+        < 1e-5
+    )
+    frozen = candidate_kernels(params)
+    optimizer = optax.chain(
+        optax.adamw(0.01, weight_decay=0.1), optax.masked(optax.set_to_zero(), candidate_kernels)
+    )
+    state = optimizer.init(params)
+    for _ in range(2):
+        with jax.numpy_dtype_promotion("standard"):  # as optax needs
+            updates, state = jax.jit(optimizer.update)(gradient(params, variables), state, params)
+        params = optax.apply_updates(params, updates)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), params, variables["params"])
+    for path, stays in flatten_dict(frozen, sep="/").items():
+        assert not (stays and flatten_dict(moved, sep="/")[path]), path
+    assert moved["head"]["kernel"] and moved["conv1"]["attention"]["squeeze"]["kernel"]
+    for name in ("channel", "filter", "spatial"):
+        assert moved["conv1"]["attention"][name]["kernel"]
+    # The labels of optax.multi_transform do, too.
+    optax.multi_transform({True: optax.set_to_zero(), False: optax.sgd(0.1)}, frozen).init(params)
+
+
+@pytest.mark.parametrize(
+    ("conv", "kernel"),
+    [
+        *((conv, "kernel") for conv in (DynamicConv, ODConv, CondConv, PixelDynamicConv)),
+        *((conv, "kernel") for conv in (GatedConv, DCDConv)),
+        (partial(FDConv, num_kernels=2), "spectrum"),
+    ],
+)
+def test_candidate_kernels_are_those_of_dynamic_layers(conv, kernel):
+    x = jax.ShapeDtypeStruct((2, 20, 3), jnp.float32)
+    params = init_shapes(Net2(**Small, conv=conv), x)["params"]
+    marked = flatten_dict(candidate_kernels(params), sep="/")
+    assert marked.keys() == shapes_of(params).keys()
+    assert {path for path, frozen in marked.items() if frozen} == {
+        f"conv{layer}/{name}" for layer in (1, 2) for name in (kernel, "bias")
+    }
+
+
+def test_static_layers_and_dynamic_classifiers_are_no_candidates():
+    # `attention` is also the name of a block's last layer, here next to a static conv1.
+    net = STATIC.copy(dense=DCDDense, attention=lambda name: nn.Dense(4, name=name))
+    params = init_shapes(net, PICTURES)["params"]
+    assert {"attention", "conv1"} < set(params["stage1_block1"]) and "attention" in params["head"]
+    assert not any(jax.tree.leaves(candidate_kernels(params)))
+
+
+def test_takes_frozen_dicts_and_empty_collections():
+    trained, fresh = filled(Net1(**Small), SERIES), filled(Net1(**Small, conv=DynamicConv), SERIES)
+    plain = warm_start(fresh, trained, noise=0)
+    wrapped = warm_start(
+        flax.core.freeze({**fresh, "batch_stats": {}}),
+        flax.core.freeze({**trained, "batch_stats": {}, "attention": {}}),
+        noise=0,
+    )
+    assert wrapped["batch_stats"] == {}
+    jax.tree.map(np.testing.assert_array_equal, plain["params"], wrapped["params"])
+
+
+def test_can_be_compiled():
+    _, variables, trained = warm_series_net(ODConv, 0.2)
+    compiled = jax.jit(partial(warm_start, noise=0.2))(variables, trained, key=KEY)
+    for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(compiled), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+# Errors
+
+
+class RoutedElsewhere(nn.Module):
+    """A block that routes for its convolution."""
+
+    @nn.compact
+    def __call__(self, x):
+        router = nn.Dense(3, name="router")
+        return CondConv(4, (3,), num_kernels=3, router=router, name="conv1")(x)
+
+
+class Static(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Conv(4, (3,), name="conv1")(x)
+
+
+@pytest.mark.parametrize(
+    ("dynamic", "static", "message"),
+    [
+        (Net1(**Small, conv=DynamicConv), Net2(**Small), "params/conv2/bias.* not in the dynamic"),
+        (
+            Net1(**Small, conv=DynamicConv),
+            Net1(**Small | {"kernel_size": 3}),
+            r"conv1/kernel has shape \(3, 1, 4\) .* params/conv1/kernel of shape \(4, 5, 1, 4\)",
+        ),
+        (
+            Net1(**Small, conv=partial(FDConv, num_kernels=2)),
+            Net1(**Small | {"kernel_size": 3}),
+            r"conv1/kernel has shape \(3, 1, 4\) .* params/conv1/spectrum of shape \(4, 3, 2\)",
+        ),
+        (
+            Net1(**Small, conv=partial(WarehouseConv, cell_ratio=0.5)),
+            Net1(**Small),
+            "conv1/warehouse/cells has 2 cells, too few for the 5 blocks",
+        ),
+        (RoutedElsewhere(), Static(), "conv1/bias has 3 candidates .* another layer"),
+    ],
+)
+def test_variables_that_do_not_fit_are_errors(dynamic, static, message):
+    with pytest.raises(ValueError, match=message):
+        warm_start(filled(dynamic, SERIES), filled(static, SERIES), noise=0)
+
+
+def test_missing_layers_keys_and_variables_are_errors():
+    dynamic, static = filled(Net2(**Small, conv=ODConv), SERIES), filled(Net2(**Small), SERIES)
+    with pytest.raises(ValueError, match="needs a key"):
+        warm_start(dynamic, static)
+    with pytest.raises(ValueError, match="noise=-1"):
+        warm_start(dynamic, static, noise=-1, key=KEY)
+    with pytest.raises(ValueError, match="variables of both"):
+        warm_start(dynamic["params"], static["params"], noise=0)
+    del static["params"]["conv2"]
+    with pytest.raises(ValueError, match=r"conv2, .* \(4, 5, 4, 4\), is not in the static"):
+        warm_start(dynamic, static, noise=0)

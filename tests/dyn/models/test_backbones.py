@@ -1,0 +1,115 @@
+"""VGG-16, MobileNetV2 and the classifier with a hidden layer, and what all backbones share."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from layer_cases import filled, init_shapes, random_input, shapes_of
+
+from dyn.layers import DCDConv, DCDDense, ODConv
+from dyn.models import VGG, VGG16, BasicBlock, Classifier, MobileNetV2, ResNet, mobilenet
+
+OneStage = partial(ResNet, (1,), BasicBlock, width=2)
+SMALL = {
+    "resnet": partial(OneStage, num_classes=3),
+    "vgg": partial(VGG, stage_sizes=(1, 1), num_classes=3, width=1),
+    "mobilenet": partial(MobileNetV2, num_classes=3, width=0.1),
+    "classifier": partial(
+        Classifier, num_classes=3, backbone=partial(OneStage, num_classes=None), hidden=4
+    ),
+}
+
+
+@pytest.fixture
+def few_stages(monkeypatch):
+    monkeypatch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:2])
+
+
+def picture(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+
+def test_vgg_has_one_static_convolution():
+    conv = partial(DCDConv, pool=1)
+    net = VGG16(num_classes=17, conv=conv, dense=DCDDense)
+    shapes = shapes_of(init_shapes(net, picture(2, 32, 32, 3))["params"])
+    layers = {path.split("/")[0] for path in shapes if "_conv" in path}
+    dynamic = {path.split("/")[0] for path in shapes if path.endswith("attention/latent/kernel")}
+    assert dynamic == layers - {"stem_conv"} | {"head"}
+    assert len(layers) == 13
+    assert shapes["stem_conv/bias"] == (64,) and shapes["stage5_conv3/bias"] == (512,)
+    # The square root of the input features, rounded down.
+    assert shapes["stage3_conv1/compress/kernel"] == (128, 11)
+
+
+def test_mobilenet_takes_dynamic_depthwise_convolutions(few_stages):
+    conv = partial(ODConv, num_kernels=2)
+    net = SMALL["mobilenet"](conv=conv, depthwise=conv, stem="small")
+    shapes = shapes_of(init_shapes(net, picture(2, 8, 8, 1))["params"])
+    assert shapes["stage2_block1/depthwise/kernel"] == (2, 3, 3, 1, 48)
+
+
+def test_features_are_32_times_smaller_or_8_times_with_the_small_stem():
+    networks = {"vgg": partial(VGG16, width=1), "mobilenet": partial(MobileNetV2, width=0.1)}
+    for stem, size in (("imagenet", 2), ("small", 8)):
+        for name, network in networks.items():
+            net = network(num_classes=None, stem=stem)
+            features, _ = jax.eval_shape(
+                net.init_with_output, jax.random.key(0), picture(2, 64, 64, 3)
+            )
+            # VGG's last max pooling is after the features.
+            assert features[-1].shape[1] == (2 * size if name == "vgg" else size)
+            assert len(features) == {"vgg": 5, "mobilenet": 8}[name]
+
+
+@pytest.mark.parametrize("name", ["vgg", "mobilenet"])
+def test_takes_series_and_names_errors(name, few_stages):
+    net = SMALL[name](spatial_axes=1, stem="small")
+    logits, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), picture(2, 64, 1))
+    assert logits.shape == (2, 3)
+    with pytest.raises(ValueError, match="with spatial_axes=2; got shape"):
+        init_shapes(SMALL[name](), picture(2, 64, 3))
+    with pytest.raises(ValueError, match="write 'imagenet' or 'small'"):
+        init_shapes(SMALL[name](stem="big"), picture(2, 64, 64, 3))
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_head_only_runs_all_below_the_head_as_in_inference(name, few_stages):
+    net = SMALL[name](dropout=0.0)
+    x = random_input(4, 32, 32, 1)
+    variables = filled(net, x)
+    training = {"train": True, "head_only": True, "mutable": ["batch_stats"]}
+
+    @jax.jit
+    def compute(variables):
+        drops = net.clone(dropout=0.9)
+        return (
+            net.apply(variables, x),
+            net.apply(variables, x, **training),
+            drops.apply(variables, x, **training, rngs={"dropout": jax.random.key(1)})[0],
+        )
+
+    inference, (logits, changed), dropped = compute(variables)
+    np.testing.assert_allclose(logits, inference, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(dropped, inference)
+    jax.tree.map(np.testing.assert_array_equal, changed, {k: variables[k] for k in changed})
+
+
+@pytest.mark.parametrize("name", ["vgg", "mobilenet"])
+def test_gradient_reaches_all_parameters(name, few_stages):
+    net = SMALL[name](width=2 if name == "vgg" else 0.1)
+    x = random_input(4, 16, 16, 3)
+    # Positive numbers keep the ReLUs open.
+    variables = jax.tree.map(np.abs, filled(net, x))
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        rngs, mutable = {"dropout": jax.random.key(0)}, ["batch_stats"]
+        seen = {**variables, "params": params}
+        return jnp.sum(jnp.sin(net.apply(seen, x, train=True, rngs=rngs, mutable=mutable)[0]))
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
+        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
