@@ -1,16 +1,13 @@
 """Torch's networks and ours have the same logits; everything that does not fit is listed at once."""
 
-from functools import partial
-
 import jax
 import numpy as np
 import pytest
 from torch_networks import assert_torchs_logits, network, variable_shapes, weights_of
 from torch_numbers import pictures
 
-from dyn.interop import from_torch, warm_start
+from dyn.interop import from_torch
 from dyn.interop.torch_weights import num_classes, source_of
-from dyn.layers import ODConv
 from dyn.models import BasicBlock, ResNet
 
 
@@ -21,15 +18,6 @@ def test_odconv_bottlenecks_have_torchs_logits():
     assert left_out == tuple(key for key in weights if key.endswith("num_batches_tracked"))
     assert kept == ()
     assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), "odconv50")
-
-
-def test_a_dynamic_network_starts_with_torchs_static_logits():
-    static = variable_shapes(network("seresnet"))
-    twin = from_torch(static, weights_of("seresnet")).variables
-    net = network("seresnet", conv=partial(ODConv, num_kernels=2))
-    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(net))
-    variables = warm_start(fresh, twin, key=jax.random.key(1))
-    assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), "seresnet")
 
 
 def test_the_prefix_of_several_devices_is_ignored():

@@ -1,5 +1,7 @@
 """The logits of every network of which torch's are known."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,8 +17,9 @@ from torch_networks import (
 )
 from torch_numbers import pictures
 
-from dyn.interop import from_torch
+from dyn.interop import from_torch, warm_start
 from dyn.interop.torch_weights import num_classes, source_of
+from dyn.layers import ODConv
 
 pytestmark = pytest.mark.matrix
 
@@ -29,6 +32,15 @@ def test_has_torchs_logits(name):
     assert left_out == tuple(key for key in weights if key.endswith("num_batches_tracked"))
     assert kept == ()
     assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), name)
+
+
+def test_a_dynamic_network_starts_with_torchs_static_logits():
+    static = variable_shapes(network("seresnet"))
+    twin = from_torch(static, weights_of("seresnet")).variables
+    net = network("seresnet", conv=partial(ODConv, num_kernels=2))
+    fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(net))
+    variables = warm_start(fresh, twin, key=jax.random.key(1))
+    assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), "seresnet")
 
 
 def test_the_comparison_notices_a_wrong_layout():
