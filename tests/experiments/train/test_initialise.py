@@ -305,18 +305,18 @@ def without(weights, *names):
 
 
 FILES = {
-    "a picture": (lambda path: path.write_bytes(b"GIF89a" + bytes(90)), "is no file of weights"),
+    "a picture": (lambda path: path.write_bytes(b"GIF89a" + bytes(90)), "is not a file of weights"),
     "half of a file": (
         lambda path: path.write_bytes(
             torch_zip.save(path, weights_of("resnet18")).read_bytes()[:5000]
         ),
-        "is no file of weights",
+        "is not a file of weights",
     ),
     "missing names": (
         lambda path: torch_zip.save(
             path, without(weights_of("resnet18"), "conv1.weight", "bn1.running_var")
         ),
-        "2 parameters that get nothing: params/stem_conv/kernel (7, 7, 1, 8), batch_stats/stem_norm",
+        "2 missing for parameters of the network: params/stem_conv/kernel (7, 7, 1, 8), batch_stats",
     ),
     "another depth": (
         lambda path: torch_zip.save(path, weights_of("resnet34")),
@@ -324,7 +324,7 @@ FILES = {
     ),
     "a forbidden name": (
         lambda path: torch_zip.save(path, {}, {"evil": b"cposix\nsystem\n"}),
-        "it asks for posix.system, and only tensors and dictionaries are read",
+        "it uses posix.system, but only tensors and dictionaries are read",
     ),
 }
 
