@@ -31,7 +31,7 @@ def test_step_may_be_traced(dtype):
 @pytest.fixture
 def variables():
     shapes = init_shapes(
-        Net2(3, conv=partial(ODConv, num_kernels=2), norm=True), np.ones((2, 8, 1))
+        Net2(num_classes=3, conv=partial(ODConv, num_kernels=2), norm=True), np.ones((2, 8, 1))
     )
     return jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), shapes)
 

@@ -14,6 +14,10 @@ from dyn.layers import ODConv, PixelDynamicConv
 from dyn.models import BasicBlock, ResNet
 
 
+def compile_activation(net, layer):
+    return jax.jit(partial(class_activation, net, layer=layer))
+
+
 class Lower(nn.Module):
     """Returns features and a state, like a block of a ResNet."""
 
@@ -50,11 +54,12 @@ def test_equals_finite_differences_through_a_dynamic_layer():
         net = Two()
         variables = filled(net, x, dtype=np.float64)
         classes = jnp.array([4, 1])
-        maps = class_activation(net, variables, x, classes, layer="lower")
+        maps = compile_activation(net, "lower")(variables, x, classes)
 
-        upper = {name: collection["upper"] for name, collection in variables.items()}
+        lower, upper = ({"params": variables["params"][n]} for n in ("lower", "upper"))
+        upper |= {"attention": variables["attention"]["upper"]}
         upper_apply = jax.jit(Upper().apply)
-        features = np.array(net.apply(variables, x, method=lambda net, x: net.lower(x)[0]))
+        features = np.array(jax.jit(lambda v: Lower().apply(v, x)[0])(lower))
         gradient = np.zeros_like(features)
         for place in np.ndindex(features.shape):
             difference = np.zeros_like(features)
@@ -87,10 +92,11 @@ def test_a_linear_classifier_of_averages_has_its_weighted_features():
     params = variables["params"]
     features = np.einsum("bhwi,io->bhwo", x, params["features"]["kernel"][0, 0])
     features += params["features"]["bias"]
+    compute = compile_activation(net, "features")
     for classes in ([0, 3], [2, 2]):
         sums = np.einsum("bhwc,cb->bhw", features, params["head"]["kernel"][:, classes])
         # dy / dA is the classifier's weight over the 15 positions, at each of them.
-        maps = class_activation(net, variables, x, jnp.array(classes), layer="features")
+        maps = compute(variables, x, jnp.array(classes))
         np.testing.assert_allclose(maps, np.maximum(sums, 0) / 15, rtol=1e-5, atol=1e-6)
 
 
@@ -105,10 +111,10 @@ class Pixels(nn.Module):
 def test_logits_of_pixels_are_summed():
     net, x = Pixels(), random_input(2, 4, 3, 2)
     variables = filled(net, x)
-    features = net.apply(variables, x, capture_intermediates=True, mutable=["intermediates"])[1]
-    features = np.asarray(features["intermediates"]["features"]["__call__"][0])
+    params = variables["params"]["features"]
+    features = np.asarray(x) @ params["kernel"][0, 0] + params["bias"]
     kernel = variables["params"]["logits"]["kernel"][0, 0]
-    maps = class_activation(net, variables, x, jnp.array([1, 3]), layer="features")
+    maps = compile_activation(net, "features")(variables, x, jnp.array([1, 3]))
     expected = [np.maximum(features[b] @ kernel[:, c], 0) for b, c in enumerate((1, 3))]
     np.testing.assert_allclose(maps, expected, rtol=1e-5, atol=1e-6)
 
@@ -121,7 +127,7 @@ def small_resnet(conv):
 
 def test_the_map_of_an_input_does_not_depend_on_the_others():
     net, variables, x = small_resnet(partial(PixelDynamicConv, num_kernels=2))
-    compute = jax.jit(partial(class_activation, net, layer="stage2_block1"))
+    compute = compile_activation(net, "stage2_block1")
     maps = compute(variables, x, jnp.array([0, 2]))
     assert maps.shape == (2, 4, 4)
     assert np.all(maps >= 0) and np.all(np.isfinite(maps))
@@ -131,10 +137,10 @@ def test_the_map_of_an_input_does_not_depend_on_the_others():
 
 
 def test_maps_of_a_half_precision_network_are_in_float32():
-    net, x = Linear(), random_input(1, 5, 3, 2).astype(jnp.bfloat16)
-    variables = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), filled(net, x))
-    maps = class_activation(net, variables, x, jnp.array([0]), layer="features")
-    assert maps.dtype == jnp.float32
+    net, x = Linear(), random_input(1, 5, 3, 2, dtype=jnp.bfloat16)
+    variables = filled(net, x, dtype=jnp.bfloat16)
+    compute = compile_activation(net, "features")
+    assert jax.eval_shape(compute, variables, x, jnp.array([0])).dtype == jnp.float32
 
 
 def test_unusable_layers_are_errors():

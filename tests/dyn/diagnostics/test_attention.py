@@ -40,6 +40,9 @@ def test_sown_weights_are_collected_by_layer_and_kind(fields, expected):
     assert all(layer.startswith("stage") for layer in shapes)
 
 
+statistics_of = jax.jit(attention_statistics, static_argnames="dead_below")
+
+
 def statistics_by_loops(weights, dead_below):
     rows = [np.asarray(row, np.float64) for row in np.reshape(weights, (-1, np.shape(weights)[-1]))]
     shares = [np.abs(row) / (np.abs(row).sum() or 1.0) for row in rows]
@@ -62,17 +65,17 @@ def test_statistics_equal_a_loop_over_inputs(rng, shape, kind):
         "signed": lambda: rng.normal(size=shape) * np.array([1, 0.001, 1, 1]),
     }[kind]().astype(np.float32)
     weights[0] = 0.0  # all gates off
-    statistics = attention_statistics(jnp.asarray(weights), dead_below=0.02)
+    statistics = statistics_of(jnp.asarray(weights), dead_below=0.02)
     for name, expected in statistics_by_loops(weights, 0.02).items():
         np.testing.assert_allclose(statistics[name], expected, rtol=1e-5, atol=1e-6, err_msg=name)
 
 
 def test_statistics_of_the_extremes():
-    alike = attention_statistics(jnp.full((5, 4), 0.25))
+    alike = statistics_of(np.full((7, 4), 0.25, np.float32), dead_below=0.02)
     assert float(alike["entropy"]) == pytest.approx(1) and float(alike["spread"]) == 0
-    one = attention_statistics(jnp.eye(4)[jnp.array([0, 1, 0])])
+    one = statistics_of(np.eye(4, dtype=np.float32)[[0, 1, 0, 1, 0, 0, 0]], dead_below=0.02)
     assert float(one["entropy"]) == 0 and one["dead"].tolist() == [False, False, True, True]
-    single = attention_statistics(jnp.ones((3, 1)))
+    single = statistics_of(np.ones((3, 1), np.float32), dead_below=0.02)
     assert float(single["entropy"]) == 0 and single["dead"].tolist() == [False]
     for weights in (jnp.ones(4), jnp.ones((0, 4))):
         with pytest.raises(ValueError, match="weights must be"):

@@ -52,7 +52,7 @@ def test_default_network_is_the_published_one(pooling, size, expected_switches):
 def test_learns_a_batch_by_heart(rng, fields):
     net = Autoencoder(widths=(4, 6), **fields)
     x = jnp.asarray(rng.uniform(size=(2, 8, 8, 1)), jnp.float32)
-    variables = jax.jit(net.init)(jax.random.key(0), x)
+    variables = filled(net, x)
 
     @jax.jit
     def step(params, batch_stats):
@@ -66,11 +66,11 @@ def test_learns_a_batch_by_heart(rng, fields):
 
     params, stats = variables["params"], variables.get("batch_stats", {})
     values = []
-    for _ in range(40):
+    for _ in range(20):
         value, y, params, stats = step(params, stats)
         values.append(float(value))
     assert y.shape == x.shape and 0 <= float(y.min()) and float(y.max()) <= 1
-    assert values[-1] < values[10] < values[0]
+    assert values[-1] < values[5] < values[0]
 
 
 def test_only_a_code_without_activation_is_signed():
