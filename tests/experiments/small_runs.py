@@ -1,5 +1,6 @@
 """Runs of seconds, in this process or in others, and how two of them are compared."""
 
+import contextlib
 import json
 import os
 import sys
@@ -9,11 +10,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+import pytest
 from flax import traverse_util
 
 from experiments.configs import odconv
 from experiments.configs.relevance import unused
-from experiments.train import loop as loop
+from experiments.runs.checkpoints import Checkpoints
+from experiments.train import loop
 
 ROOT = Path(loop.__file__).parents[2]
 SMALL = {
@@ -64,6 +67,34 @@ def environment(cache, devices=None):
         "JAX_COMPILATION_CACHE_DIR": str(cache),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
+
+
+class Interrupted(Exception):
+    """Stands for anything that ends a run in the middle."""
+
+
+@contextlib.contextmanager
+def interrupted_before(step):
+    """Ends the run that is trained in a `with` before it takes the batch of `step`, counted from 0."""
+    real, opened = loop.pipeline.train_batches, []
+
+    def batches(*args, start_step, **options):
+        for number, batch in enumerate(real(*args, start_step=start_step, **options), start_step):
+            if number == step:
+                raise Interrupted
+            yield batch
+
+    def open_checkpoints(*args):
+        opened.append(Checkpoints(*args))
+        return opened[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop.pipeline, "train_batches", batches)
+        patch.setattr(loop, "Checkpoints", open_checkpoints)
+        with pytest.raises(Interrupted):
+            yield
+    for checkpoints in opened:  # a process that ends waits for its writer; this one goes on
+        checkpoints.close()
 
 
 def rows(workdir):
