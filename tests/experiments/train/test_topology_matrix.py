@@ -1,7 +1,5 @@
 """A network with batch norm over other numbers of devices: its steps are the same, but for rounding."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,21 +7,20 @@ import pytest
 from jax.sharding import AxisType
 
 from experiments.configs import base
-from experiments.data import Dataset
 from experiments.tasks import make_task
-from experiments.train import program
-from experiments.train.optimizer import Lengths
+from experiments.train.optimizer import StepCounts
+from experiments.train.program import compile_program
 from experiments.train.sharding import shardings_of
 
-pytestmark = pytest.mark.usefixtures("standard_promotion")
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("standard_promotion")]
 
 SHAPE, CLASSES, BATCH, RATE = (8, 8, 1), 3, 16, 0.125
 
 
-def build(devices, monkeypatch):
-    """A compiled ResNet with batch norm, trained by plain gradient descent."""
+def build(devices):
+    """Compiles a ResNet with batch norm, trained by plain gradient descent."""
     axes = {"axis_types": (AxisType.Auto,), "devices": jax.devices()[:devices]}
-    monkeypatch.setattr(program, "make_mesh", partial(jax.make_mesh, (devices,), ("data",), **axes))
+    mesh = jax.make_mesh((devices,), ("data",), **axes)
     config = base.get_config("smoke")
     config.update_from_flattened_dict(
         {
@@ -35,9 +32,8 @@ def build(devices, monkeypatch):
         }
     )
     example = {"inputs": np.zeros(SHAPE, np.float32), "label": np.int32(0)}
-    dataset = Dataset("random", {}, tuple("abc"), SHAPE)
-    lengths = Lengths(epoch=10, total=100, annealing=20, ramp=0)
-    return program.build(config, make_task(config), dataset, lengths, example, example)
+    steps = StepCounts(per_epoch=10, total=100, annealing=20, auxiliary_ramp=0)
+    return compile_program(config, make_task(config), CLASSES, steps, example, example, mesh)
 
 
 def batch(step):
@@ -47,16 +43,16 @@ def batch(step):
     return {"inputs": inputs.astype(np.float32), "label": label}
 
 
-def test_a_step_with_batch_norm_is_the_same_over_four_devices_and_one(monkeypatch):
+def test_a_step_with_batch_norm_is_the_same_over_four_devices_and_one():
     """From wherever one device has come to. Statistics over shards alone, of 4 examples, would differ."""
-    four, one = (build(devices, monkeypatch) for devices in (4, 1))
-    state = one.create(0)
+    four, one = (build(devices) for devices in (4, 1))
+    state = one.create_state(0)
     for step in range(31):
         # A copy: a step gives its arguments' memory away.
-        same = jax.device_put(jax.tree.map(jnp.copy, state), shardings_of(four.shape))
-        state, metrics = one.train_step(state, one.put(batch(step)))
+        same = jax.device_put(jax.tree.map(jnp.copy, state), shardings_of(four.state_shape))
+        state, metrics = one.train_step(state, one.shard_batch(batch(step)))
         if step % 10 == 0:
-            other, others = four.train_step(same, four.put(batch(step)))
+            other, others = four.train_step(same, four.shard_batch(batch(step)))
             np.testing.assert_allclose(others["loss"], metrics["loss"], rtol=0, atol=1e-6)
             # Plain gradient descent: what parameters differ by is the gradient, times the rate.
             for found, wanted in zip(*map(arrays, (other, state)), strict=True):

@@ -1,0 +1,150 @@
+"""Files of torch's weights for every network, and files that do not fit."""
+
+import jax
+import numpy as np
+import pytest
+import safetensors.numpy
+import torch_zip
+from new_states import LIKE_TORCH, ODCONV, TORCH, config_with, start_from, weights_of
+from torch_numbers import pictures
+
+from experiments.core.errors import UserError
+from experiments.tasks import make_task
+
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("standard_promotion")]
+
+PICTURE = np.zeros((32, 32, 3), np.float32)
+
+
+def start_from_file(path, num_classes=5, inputs=PICTURE, task="classification", **changes):
+    config = config_with(**LIKE_TORCH | {"task": task} | changes)
+    model = make_task(config).make_model(num_classes, spatial_axes=2)
+    _, state, words = start_from(path, config, num_classes, inputs, scale=0.0)
+    return model, {"params": state.params, "batch_stats": state.batch_stats}, words
+
+
+@pytest.fixture
+def resnet18(tmp_path):
+    """A file of a static network's weights, as torch's people publish them."""
+    path = tmp_path / "resnet18.safetensors"
+    safetensors.numpy.save_file(weights_of("resnet18"), path)
+    return path
+
+
+def logits(model, variables):
+    return jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, pictures())
+
+
+@pytest.mark.parametrize("conv", [{"name": "conv"}, ODCONV], ids=["static", "dynamic"])
+def test_a_file_of_torchs_weights_starts_a_static_network_and_its_dynamic_one(resnet18, conv):
+    model, variables, words = start_from_file(resnet18, conv=conv)
+    np.testing.assert_allclose(logits(model, variables), TORCH["resnet18"]["logits"], 0, 1e-4)
+    assert words.startswith(f"starts from {resnet18}: 62 of ")
+    assert words.endswith(", left out: 20 counts of batches")
+
+
+def test_a_file_of_a_dynamic_networks_weights_starts_that(tmp_path):
+    path = torch_zip.save(tmp_path / "od.pth", weights_of("odconv18"))
+    conv = {"name": "odconv", "num_kernels": 4, "attention_norm": "batch"}
+    model, variables, words = start_from_file(path, conv=conv)
+    np.testing.assert_allclose(logits(model, variables), TORCH["odconv18"]["logits"], 0, 1e-4)
+    assert "parameters taken over, left out: 36 counts of batches" in words
+
+
+def test_of_a_file_with_other_classes_or_without_a_head_the_head_stays_new(resnet18, tmp_path):
+    _, variables, words = start_from_file(resnet18, num_classes=3)
+    assert not variables["params"]["head"]["kernel"].any()
+    assert variables["params"]["stem_conv"]["kernel"].any()
+    assert (
+        "60 of 62 parameters taken over; new (other classes): head/bias (3,), head/kernel" in words
+    )
+    weights = {k: v for k, v in weights_of("resnet18").items() if not k.startswith("fc.")}
+    _, _, words = start_from_file(torch_zip.save(tmp_path / "body.pth", weights), conv=ODCONV)
+    assert "head/kernel (64, 5)" in words and "60 of " in words
+
+
+def test_a_file_of_a_classifiers_weights_starts_the_backbone_of_a_segmentation(resnet18):
+    _, variables, words = start_from_file(resnet18, task="segmentation")
+    kernel = variables["params"]["backbone"]["stem_conv"]["kernel"]
+    np.testing.assert_array_equal(
+        kernel, weights_of("resnet18")["conv1.weight"].transpose(2, 3, 1, 0)
+    )
+    assert "60 of 65 parameters taken over" in words and "logits/kernel" in words
+    assert words.endswith("left out: fc.bias, fc.weight, 20 counts of batches")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "conv"),
+    [
+        ("vgg16", 32, {"name": "conv"}),
+        ("vgg16", 32, ODCONV),
+        ("mobilenet_v2", 158, {"name": "conv"}),
+    ],
+    ids=["vgg16", "vgg16, dynamic", "mobilenet_v2"],
+)
+def test_files_of_other_networks_start_them(tmp_path, name, number, conv):
+    path = tmp_path / f"{name}.safetensors"
+    safetensors.numpy.save_file(weights_of(name), path)
+    model, variables, words = start_from_file(path, conv=conv, **{"model.network": name})
+    assert f"{number} of " in words
+    if conv["name"] == "conv":
+        np.testing.assert_allclose(logits(model, variables), TORCH[name]["logits"], 0, 1e-4)
+    with pytest.raises(UserError, match=f"Such weights fit --config.model.network={name}"):
+        start_from_file(path)
+
+
+@pytest.mark.parametrize("conv", [{"name": "conv"}, ODCONV], ids=["static", "dynamic"])
+@pytest.mark.parametrize("task", ["classification", "tagging"])
+def test_a_file_starts_what_is_below_a_hidden_layer_whatever_its_own_classes(resnet18, task, conv):
+    changes = {"conv": conv, "model.hidden": 7, "classifier": {"name": "dcd"}}
+    _, variables, words = start_from_file(resnet18, task=task, **changes)
+    params = variables["params"]
+    assert not any(leaf.any() for leaf in jax.tree.leaves([params["hidden"], params["head"]]))
+    np.testing.assert_array_equal(
+        params["backbone"]["stem_conv"]["kernel"],
+        weights_of("resnet18")["conv1.weight"].transpose(2, 3, 1, 0),
+    )
+    assert "60 of " in words
+    assert words.endswith("left out: fc.bias, fc.weight, 20 counts of batches")
+
+
+def without(weights, *names):
+    return {name: value for name, value in weights.items() if name not in names}
+
+
+FILES = {
+    "a picture": (lambda path: path.write_bytes(b"GIF89a" + bytes(90)), "is not a file of weights"),
+    "half of a file": (
+        lambda path: path.write_bytes(
+            torch_zip.save(path, weights_of("resnet18")).read_bytes()[:5000]
+        ),
+        "is not a file of weights",
+    ),
+    "missing names": (
+        lambda path: torch_zip.save(
+            path, without(weights_of("resnet18"), "conv1.weight", "bn1.running_var")
+        ),
+        "2 missing for parameters of the network: params/stem_conv/kernel (7, 7, 1, 8), batch_stats",
+    ),
+    "another depth": (
+        lambda path: torch_zip.save(path, weights_of("resnet34")),
+        "Such weights fit a ResNet of their --config.model.depth",
+    ),
+    "a forbidden name": (
+        lambda path: torch_zip.save(path, {}, {"evil": b"cposix\nsystem\n"}),
+        "it uses posix.system, but only tensors and dictionaries are read",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FILES)
+def test_a_file_that_will_not_do_is_answered_before_anything_is_compiled(ask, tmp_path, kind):
+    write, says = FILES[kind]
+    write(tmp_path / "net.pth")
+    words = [f"--config.{key}={value}" for key, value in LIKE_TORCH.items()]
+    answer = ask(
+        "--config=experiments/configs/odconv.py:smoke",
+        *words,
+        f"--config.init_from={tmp_path / 'net.pth'}",
+    )
+    assert says in answer and "net.pth" in answer
