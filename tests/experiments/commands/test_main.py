@@ -1,14 +1,10 @@
+"""Flags, and the sentence that answers a wrong one."""
+
 import json
-import os
-import re
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 
 import jax
-import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
@@ -17,9 +13,8 @@ from experiments import main as program
 from experiments.configs import odconv
 from experiments.core import cli
 from experiments.core.errors import UserError
-from experiments.runs.folder import check_or_write_config, lock_workdir
-from experiments.tasks.classification import Classification
-from experiments.train import loop as train
+from experiments.runs.folder import check_or_write_config
+from experiments.train import loop
 
 ROOT = Path(program.__file__).parents[1]
 CONFIG = "--config=experiments/configs/odconv.py"
@@ -214,7 +209,7 @@ def test_the_place_among_several_processes_reaches_jax(command, monkeypatch):
     monkeypatch.setattr(
         jax.distributed, "initialize", lambda *place, **times: calls.append((*place, times))
     )
-    monkeypatch.setattr(train, "train", lambda config, workdir, **_: None)
+    monkeypatch.setattr(loop, "train", lambda config, workdir, **_: None)
     address = "--coordinator_address=localhost:1234"
     assert command(CONFIG)[0] == 0
     assert command(CONFIG, "--distributed")[0] == 0
@@ -222,40 +217,6 @@ def test_the_place_among_several_processes_reaches_jax(command, monkeypatch):
     assert command(CONFIG, *place)[0] == 0
     usual, short = ({"heartbeat_timeout_seconds": seconds} for seconds in (30, 5))
     assert calls == [(None, None, None, usual), ("localhost:1234", 2, 0, short)]
-
-
-def test_a_checkpoint_of_other_kernels_or_classes_is_named_with_its_shapes(
-    command, refused, tmp_path, monkeypatch
-):
-    """Where `config.json` does not tell: it is gone, or other data lie where they lay."""
-    monkeypatch.setattr(Classification, "draw_figures", lambda *_, **__: None)
-
-    def write(classes):
-        rng = np.random.default_rng(0)
-        for part in ("TRAIN", "TEST"):
-            table = np.column_stack([np.arange(60) % classes, rng.normal(size=(60, 16))])
-            np.savetxt(tmp_path / f"Toy_{part}.tsv", table, delimiter="\t", fmt="%.3f")
-
-    words = ["--config=experiments/configs/dyconv.py:ucr,name=Toy,smoke", "--config.epochs=1"]
-    words += [f"--config.data.source={tmp_path}", "--config.model.network=net2"]
-    words.append("--config.series.features=4")
-    run, kernels = tmp_path / "run", "--config.conv.num_kernels="
-    with jax.numpy_dtype_promotion("standard"):
-        write(classes=2)
-        assert command(*words, f"{kernels}2")[0] == 0
-        (run / "summary.json").unlink()
-        assert "conv.num_kernels was 2 and is now 3" in refused(*words, f"{kernels}3")
-        (run / "config.json").unlink()
-        line = refused(*words, f"{kernels}3")
-        assert "is of another network: params/" in line
-        assert "attention/kernel/bias is (2,) there and (3,) here; " in line and " more. " in line
-        (run / "config.json").unlink()
-        write(classes=3)
-        line = refused(*words, f"{kernels}2")
-        assert (
-            "network: params/head/bias is (2,) there and (3,) here; params/head/kernel is (" in line
-        )
-    assert [path.name for path in (run / "checkpoints").iterdir()]
 
 
 def test_help_prints_the_usage(command):
@@ -267,9 +228,7 @@ def test_help_prints_the_usage(command):
 
 def test_the_flags_reach_the_run(command, monkeypatch, tmp_path):
     calls = []
-    monkeypatch.setattr(
-        train, "train", lambda config, workdir, **_: calls.append((config, workdir))
-    )
+    monkeypatch.setattr(loop, "train", lambda config, workdir, **_: calls.append((config, workdir)))
     assert command(CONFIG, "--config.epochs=5", "--noconfig.tensorboard")[0] == 0
     assert command("--config=experiments/configs/base.py:adiac", "--workdir=")[0] == 0
     (config, workdir), (static, usual) = calls
@@ -278,7 +237,7 @@ def test_the_flags_reach_the_run(command, monkeypatch, tmp_path):
 
 
 def test_the_compilation_cache_of_the_person_is_respected(command, monkeypatch, tmp_path):
-    monkeypatch.setattr(train, "train", lambda config, workdir, **_: None)
+    monkeypatch.setattr(loop, "train", lambda config, workdir, **_: None)
     jax.config.update("jax_compilation_cache_dir", None)
     command(CONFIG)
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "home" / ".cache/dyn/xla")
@@ -291,7 +250,7 @@ def test_an_error_of_ours_keeps_its_traceback(command, monkeypatch):
     def broken(config, workdir, **_):
         raise KeyError("ours")
 
-    monkeypatch.setattr(train, "train", broken)
+    monkeypatch.setattr(loop, "train", broken)
     with pytest.raises(KeyError, match="ours"):
         command(CONFIG)
 
@@ -306,78 +265,6 @@ def test_ctrl_c_says_how_to_continue(command, monkeypatch):
     def interrupted(config, workdir, **_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(train, "train", interrupted)
+    monkeypatch.setattr(loop, "train", interrupted)
     code, _, err = command(CONFIG)
     assert code == 130 and "the same command continues" in err
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_real_process_saves_its_step_after_a_signal(tmp_path, number):
-    workdir = tmp_path / "run"
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "experiments.main", f"--workdir={workdir}"),
-            *("--config=experiments/configs/base.py:smoke", "--config.epochs=100000"),
-            *("--config.model.width=4", "--config.early_stopping.patience=0"),
-        ],
-        cwd=ROOT,
-        env={**os.environ, "HOME": str(tmp_path), "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        rows = workdir / "metrics.jsonl"
-        while not (rows.exists() and rows.stat().st_size) and process.poll() is None:
-            assert time.monotonic() < deadline, "the run does not begin"
-            time.sleep(0.05)
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 128 + number, (out, err)
-    # Nothing else either: no warnings of the libraries, no complaints of threads at the end.
-    words = r"\nstopped behind step ([\d,]+), which is saved; the same command continues there\n"
-    step = int(re.fullmatch(words, err)[1].replace(",", ""))
-    assert step == max(int(p.name) for p in (workdir / "checkpoints").iterdir())
-
-
-def test_a_second_process_in_a_workdir_is_refused_and_a_dead_one_is_not_in_the_way(
-    tmp_path, capsys
-):
-    holder = subprocess.Popen(
-        [
-            sys.executable,
-            "-c",
-            "import sys, time, pathlib, experiments.runs.folder as w\n"
-            "with w.lock_workdir(pathlib.Path(sys.argv[1])): print('held', flush=True); time.sleep(100)",
-            str(tmp_path),
-        ],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert holder.stdout.readline() == "held\n"
-        with (
-            pytest.raises(UserError, match=f"in use by process {holder.pid} on "),
-            lock_workdir(tmp_path),
-        ):
-            pass
-    finally:
-        holder.kill()
-        holder.communicate()
-    with lock_workdir(tmp_path):
-        pass
-
-
-def test_a_real_process_ends_with_2_and_one_line_after_a_mistake():
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.main", "--config=experiments/configs/odcon.py"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.count("\n") == 1 and "did you mean 'odconv'?" in done.stderr

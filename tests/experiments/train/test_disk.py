@@ -10,6 +10,8 @@ import pytest
 
 import experiments
 
+pytestmark = pytest.mark.process
+
 ROOT = Path(experiments.__file__).parents[1]
 # As an ordinary user: in a namespace in which one may mount.
 OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
@@ -25,8 +27,7 @@ echo "read-only: $("$2" -m experiments.main $3 --workdir="$1/run" 2>&1 >/dev/nul
 """
 
 
-@pytest.mark.long
-def test_a_full_and_a_read_only_disk_are_answered_and_what_was_saved_is_used(tmp_path):
+def test_a_full_and_a_read_only_disk_are_explained_and_the_run_continues(tmp_path):
     if not shutil.which("unshare") or subprocess.run([*OWN_MOUNTS, "true"]).returncode:
         pytest.skip("no file systems can be mounted here")
     flags = (

@@ -10,9 +10,9 @@ from small_runs import ROOT, assert_same_run, command, environment, rows, small
 from experiments.configs import base
 from experiments.train.loop import train
 
-pytestmark = pytest.mark.usefixtures("compiled_once")
+pytestmark = [pytest.mark.process, pytest.mark.usefixtures("compiled_once")]
 
-EPOCH = 4  # steps, and an evaluation behind them
+EPOCH = 4  # steps, followed by an evaluation
 AVERAGE = {"average": 0.9}
 
 
@@ -23,7 +23,7 @@ def starting(workdir, chance):
 
 
 def training(workdir, chance):
-    """At any time behind some further steps."""
+    """At any time after some further steps."""
     before, later = log_of(workdir), chance.uniform(0, 0.3)
     number, end = chance.randint(1, 5), None
 
@@ -118,7 +118,7 @@ def run_with_kills(workdir, cache, moments, seed, **changes):
     return torn_checkpoints, torn_evaluations
 
 
-def test_a_run_that_is_killed_while_it_evaluates_and_while_it_saves_is_the_uninterrupted_one(
+def test_a_run_killed_while_it_evaluates_and_while_it_saves_continues_bit_for_bit(
     tmp_path, compiled_once
 ):
     train(small(base, **AVERAGE), tmp_path / "whole")
@@ -128,10 +128,7 @@ def test_a_run_that_is_killed_while_it_evaluates_and_while_it_saves_is_the_unint
     assert_same_run(tmp_path / "killed", tmp_path / "whole")
 
 
-@pytest.mark.long
-def test_a_run_that_is_killed_at_twenty_random_moments_is_the_uninterrupted_one(
-    tmp_path, compiled_once
-):
+def test_a_run_killed_at_twenty_random_moments_continues_bit_for_bit(tmp_path, compiled_once):
     changes = {**AVERAGE, "epochs": 30}
     train(small(base, **changes), tmp_path / "whole")
     moments = [starting] * 3 + [training] * 7 + [evaluating] * 5 + [writing] * 5
