@@ -1,9 +1,11 @@
 """The whole loop on other data: series, and pictures of a folder."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
-from small_runs import rows, small
+from small_runs import assert_same_run, rows, small
 
 from experiments.configs import base, odconv
 from experiments.core.errors import UserError
@@ -56,3 +58,14 @@ def test_a_diverging_run_ends_and_keeps_its_last_checkpoint(tmp_path):
     with pytest.raises(UserError, match=r"at step \d+, whose batch.*learning_rate"):
         train(small(base, **changes), tmp_path)
     assert not (tmp_path / "summary.json").exists()
+
+
+def test_a_run_interrupted_after_its_last_step_writes_the_result(tmp_path):
+    train(small(), tmp_path / "whole")
+    # A process that dies while it draws leaves everything but the figures and the summary.
+    unfinished = shutil.ignore_patterns("summary.json", "figures")
+    shutil.copytree(tmp_path / "whole", tmp_path / "run", ignore=unfinished)
+    train(small(), tmp_path / "run")
+    figures = {p.name for p in (tmp_path / "run" / "figures").iterdir()}
+    assert figures == FIGURES | {"attention.png"}
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
