@@ -9,7 +9,7 @@ from small_runs import assert_same_run, interrupted_before, rows, small, steps_k
 
 from experiments.configs import base
 from experiments.load import load
-from experiments.runs import artifacts
+from experiments.tasks import classification
 from experiments.train import loop
 from experiments.train.loop import train
 
@@ -110,7 +110,7 @@ def test_a_finished_run_only_shows_its_result_again(finished, monkeypatch, capsy
 @pytest.fixture
 def no_maps(monkeypatch):
     """Leaves out the maps of reports, which take as long to compile as everything else."""
-    monkeypatch.setattr(artifacts, "save_maps", lambda *_: None)
+    monkeypatch.setattr(classification, "save_maps", lambda *_: None)
 
 
 def test_an_interrupted_odconv_run_continues_bit_for_bit(

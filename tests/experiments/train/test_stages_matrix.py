@@ -9,9 +9,8 @@ from small_runs import assert_same_run, interrupted_before, rows, small
 from experiments import data
 from experiments.configs import base
 from experiments.data import pipeline
-from experiments.runs import artifacts as maps
 from experiments.runs.weights import write_weights
-from experiments.tasks import make_task
+from experiments.tasks import classification, make_task
 from experiments.train.initialise import initialise_from, read_trained_weights
 from experiments.train.loop import train
 from experiments.train.optimizer import count_steps
@@ -110,7 +109,7 @@ def test_a_run_interrupted_on_either_side_of_the_boundary_continues_bit_for_bit(
     start, tmp_path, monkeypatch, capsys
 ):
     # The maps of reports take as long to compile as everything else, and have tests of their own.
-    monkeypatch.setattr(maps, "save_maps", lambda *_: None)
+    monkeypatch.setattr(classification, "save_maps", lambda *_: None)
     config, programs = config_of(start(0, attention=False)), {}
     train(config, tmp_path / "whole", programs)
     assert "the head alone for 1 epoch(s), then everything at 0.01" in capsys.readouterr().out
