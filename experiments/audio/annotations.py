@@ -1,6 +1,6 @@
-"""Who was heard when: Raven selection tables, CSV files, and what the names of recordings tell.
+"""Reads annotations of recordings from Raven selection tables, CSV files and file names.
 
-What that means for the windows of a recording: `experiments.audio.targets`.
+`experiments.audio.targets` turns them into labels of windows.
 """
 
 import bisect
@@ -8,15 +8,15 @@ import csv
 import dataclasses
 import math
 import os
-import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path, PurePosixPath
 
 from experiments.audio import raven
 from experiments.core.errors import UserError
 from experiments.core.files import write_text
 
-# What the columns are called, here and elsewhere, in lower case; the first that is there is taken.
+# Names of the columns in our tables and those of other programs, in lower case; the first match counts.
 _COLUMNS = {
     "file": ("file", "recording", "audio_file", "uri", "filename", "begin path", "begin file"),
     "start": ("start", "start_time", "start_offset_s", "start_s", "x1", "begin time (s)"),
@@ -37,15 +37,15 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Annotation:
-    """A label for a stretch of a recording.
+    """A label for an interval of a recording.
 
     Attributes:
         file: the recording's name.
         start, end: in seconds.
-        label: what is, or is not, there.
-        positive: whether it is there; None where that is uncertain.
-        low, high: the lowest and highest frequency in Hz, where they are known.
-        origin: where it was read, such as 'labels.csv, line 7'.
+        label: the label.
+        positive: whether the label is present; None if that is uncertain.
+        low, high: lowest and highest frequency in Hz, if known.
+        origin: table and line, such as 'labels.csv, line 7'.
     """
 
     file: str
@@ -60,13 +60,13 @@ class Annotation:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Annotations:
-    """What was read.
+    """Annotations of recordings.
 
     Attributes:
-        rows: all annotations that can be used.
-        files: the recordings that somebody has annotated, also those where nothing was heard.
-        splits: recording to split, where the table says so.
-        skipped: what cannot be used (a line, a table or a file that is named), and why.
+        rows: all usable annotations.
+        files: the annotated recordings, including those without any sound of interest.
+        splits: the split of each recording, if the table has one.
+        skipped: name and reason for each unusable line, table or file.
     """
 
     rows: list[Annotation]
@@ -81,29 +81,29 @@ def read_annotations(
     """Reads the annotations of recordings.
 
     Args:
-        folder: where the recordings are.
+        folder: the folder of the recordings.
         names: paths of the recordings below it, with forward slashes.
-        source: a CSV file with the columns file, start, end, label and perhaps label_type (positive,
-            negative or uncertain), low, high and split; without, the Raven tables beside the recordings.
-        label_column: the column of the labels; without, the first of Species, Annotation, label and
-            Common Name.
+        source: a CSV file with the columns file, start, end, label and optionally label_type (positive,
+            negative or uncertain), low, high and split; '' for the Raven tables next to the recordings.
+        label_column: the column of the labels; '' for the first of Species, Annotation, label and Common
+            Name.
 
     Raises:
         UserError: if the CSV file cannot be read, or lacks a column.
     """
-    folder, names = pathlib.Path(folder), list(names)
+    folder, names = Path(folder), list(names)
     if source:
-        return _resolved(read_csv_table(source, label_column), folder, names)
-    rows, files, skipped, beside = [], [], [], {}
+        return _match_recordings(read_csv_table(source, label_column), folder, names)
+    rows, files, skipped, texts_by_folder = [], [], [], {}
     for name in names:
-        place = (folder / name).parent
-        if place not in beside:  # Each folder is listed once, however many recordings are in it.
-            beside[place] = _texts(place)
-        tables = find_raven_tables(folder / name, beside[place])
+        parent = (folder / name).parent
+        if parent not in texts_by_folder:  # List each folder only once.
+            texts_by_folder[parent] = _list_texts(parent)
+        tables = find_raven_tables(folder / name, texts_by_folder[parent])
         for table in tables:
-            found, wrong = read_raven_table(table, name, label_column)
-            rows += found
-            skipped += wrong
+            table_rows, table_skipped = read_raven_table(table, name, label_column)
+            rows += table_rows
+            skipped += table_skipped
         if tables:
             files.append(name)
     return Annotations(rows, files, {}, skipped)
@@ -111,15 +111,15 @@ def read_annotations(
 
 def find_raven_tables(
     recording: str | os.PathLike, texts: Sequence[str] | None = None
-) -> list[pathlib.Path]:
-    """The Raven tables beside X.wav: X.Table.1.selections.txt and the like, X.selections.txt and X.txt.
+) -> list[Path]:
+    """Returns the Raven tables of X.wav: X.Table.1.selections.txt and the like, X.selections.txt and X.txt.
 
     Args:
         recording: the sound file.
-        texts: the names in its folder that end in .txt, sorted; without, they are looked up.
+        texts: the sorted names in its folder that end in .txt; None to list them.
     """
-    recording = pathlib.Path(recording)
-    texts = _texts(recording.parent) if texts is None else texts
+    recording = Path(recording)
+    texts = _list_texts(recording.parent) if texts is None else texts
     found = []
     for name in texts[bisect.bisect_left(texts, recording.stem) :]:
         if not name.startswith(recording.stem):
@@ -128,7 +128,7 @@ def find_raven_tables(
         for stem in (recording.name, recording.stem):
             rest = name.removeprefix(stem).lower()
             named = re.fullmatch(r"\.table\.\d+(\..*)?\.txt|\.selections\.txt|\.txt", rest)
-            # What programs predicted has names of other kinds, and a .txt may hold anything.
+            # Predictions of programs have other names, and a .txt may hold anything.
             if name.startswith(stem) and named and _is_raven(path):
                 found.append(path)
                 break
@@ -140,7 +140,7 @@ def read_raven_table(
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
     """Reads a Raven selection table.
 
-    Raven writes a selection once for each view: it is kept once.
+    Raven writes a selection once for each view; it is read once.
 
     Args:
         path: the table, tab-separated.
@@ -148,11 +148,11 @@ def read_raven_table(
         label_column: as in `read_annotations`.
 
     Returns:
-        The annotations, and what cannot be used: table and line, reason.
+        The annotations, and origin and reason for each unusable line.
     """
-    path = pathlib.Path(path)
+    path = Path(path)
     try:
-        columns, lines = _table(path, label_column)
+        columns, lines = _read_table(path, label_column)
     except (OSError, csv.Error) as error:
         return [], [(path.name, f"it cannot be read: {error}")]
     missing = [name for name in ("start", "end", "label") if name not in columns]
@@ -165,19 +165,19 @@ def read_raven_table(
         if selection in seen:
             continue
         seen.add(selection)
-        _take({**cells, "file": file}, f"{path.name}, line {number}", rows, skipped)
+        _parse_row({**cells, "file": file}, f"{path.name}, line {number}", rows, skipped)
     return rows, skipped
 
 
 def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotations:
-    """Reads annotations of many recordings, whose names are left as they are written.
+    """Reads annotations of many recordings from a CSV file; keeps their names as they are written.
 
     Raises:
-        UserError: if it cannot be read, a column is missing, or a recording is in two splits.
+        UserError: if the file cannot be read, a column is missing, or a recording is in two splits.
     """
-    path = pathlib.Path(path).expanduser()
+    path = Path(path).expanduser()
     try:
-        columns, lines = _table(path, label_column)
+        columns, lines = _read_table(path, label_column)
     except (OSError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--config.audio.annotations={path} cannot be read: {reason}.") from error
@@ -189,7 +189,7 @@ def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotatio
             )
     rows, skipped, files, splits = [], [], {}, {}
     for number, cells in lines:
-        if _take(cells, f"{path.name}, line {number}", rows, skipped):
+        if _parse_row(cells, f"{path.name}, line {number}", rows, skipped):
             files[cells["file"]] = None
             file, split = cells["file"], cells.get("split", "").lower()
             if split and splits.setdefault(file, split) != split:
@@ -203,14 +203,14 @@ def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotatio
 def clip_annotations(
     annotations: Iterable[Annotation], seconds: Mapping[str, float]
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
-    """Cuts annotations off at the ends of their recordings.
+    """Clips annotations at the ends of their recordings.
 
     Args:
-        annotations: of any recordings.
-        seconds: how long each recording is.
+        annotations: annotations of any recordings.
+        seconds: length of each recording.
 
     Returns:
-        Those that begin within their recording, and what cannot be used: origin and reason.
+        The annotations that begin within their recording, and origin and reason for the others.
     """
     rows, skipped = [], []
     for one in annotations:
@@ -250,14 +250,14 @@ def compile_pattern(pattern: str, setting: str) -> re.Pattern | None:
 
 
 def extract_label(name: str, pattern: str = "") -> str | None:
-    """What the name of a recording says is in it; None where it says nothing.
+    """Returns the label in the name of a recording; None if it has none.
 
     Args:
-        name: its path below the data's folder, with forward slashes.
-        pattern: a regular expression whose first group it is; without, it is the first folder.
+        name: its path below the data folder, with forward slashes.
+        pattern: a regular expression whose first group is the label; '' for the first folder.
 
     Raises:
-        UserError: if the pattern is none, or has no group.
+        UserError: if the pattern is invalid, or has no group.
 
     Example:
         >>> extract_label("wren/2019/a.wav"), extract_label("wren 3.wav", r"(\\w+) \\d")
@@ -272,21 +272,21 @@ def extract_label(name: str, pattern: str = "") -> str | None:
 
 
 def parse_labels(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The labels that are there and those that are not, of a folder's name.
+    """Returns the present and the absent labels that a folder's name lists.
 
     Args:
-        text: 'A,B' are two labels, '-A' says that A is not there.
-        no_class: names that say that nothing is.
+        text: 'A,B' are two labels; '-A' means that A is absent.
+        no_class: names of folders without any class.
 
     Example:
         >>> parse_labels("wren,-owl", ["noise"]), parse_labels("Noise", ["noise"])
         ((('wren',), ('owl',)), ((), ()))
     """
-    nothing = {word.lower() for word in no_class}
+    ignored = {word.lower() for word in no_class}
     words = [word.strip() for word in text.split(",")]
-    words = [word for word in words if word and word.lower() not in nothing]
-    there = tuple(word for word in words if not word.startswith("-"))
-    return there, tuple(word[1:].strip() for word in words if word.startswith("-"))
+    words = [word for word in words if word and word.lower() not in ignored]
+    present = tuple(word for word in words if not word.startswith("-"))
+    return present, tuple(word[1:].strip() for word in words if word.startswith("-"))
 
 
 def write_raven_table(
@@ -299,8 +299,8 @@ def write_raven_table(
 
     Args:
         path: the table.
-        annotations: one selection each.
-        scores: one for each of them.
+        annotations: the selections.
+        scores: score of each selection.
         recording: the sound file, for Raven to open.
     """
     lines = [raven.COLUMNS]
@@ -311,43 +311,43 @@ def write_raven_table(
     write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
 
-def _resolved(table: Annotations, folder: pathlib.Path, names: Sequence[str]) -> Annotations:
-    """The same with the names of recordings; files are named by path, or by name where it is the only one."""
+def _match_recordings(table: Annotations, folder: Path, names: Sequence[str]) -> Annotations:
+    """Replaces the files of a table by names of recordings, matched by path, or by a unique file name."""
     known = {}
     for name in names:
-        # What two recordings are called stands for none.
-        for short in {pathlib.PurePosixPath(name).name, pathlib.PurePosixPath(name).stem}:
+        # A name that two recordings share matches neither.
+        for short in {PurePosixPath(name).name, PurePosixPath(name).stem}:
             known[short] = None if short in known else name
-    known |= {pathlib.PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
+    known |= {PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
     known |= {name: name for name in names}
     top = folder.absolute().as_posix().rstrip("/") + "/"
-    found, skipped = {}, list(table.skipped)
+    matched, skipped = {}, list(table.skipped)
     for file in table.files:
         short = file.replace("\\", "/").removeprefix("file://").removeprefix(top).removeprefix("./")
         last = short.rsplit("/")[-1]
         name = known[short] if short in known else known.get(last)
         if name is None:
             several = short in known or last in known
-            what = "more than one recording has" if several else "no recording has"
-            skipped.append((file, f"it is annotated, but {what} this name"))
+            problem = "more than one recording has" if several else "no recording has"
+            skipped.append((file, f"it is annotated, but {problem} this name"))
         else:
-            found[file] = name
+            matched[file] = name
     rows = [
-        dataclasses.replace(one, file=found[one.file]) for one in table.rows if one.file in found
+        dataclasses.replace(row, file=matched[row.file])
+        for row in table.rows
+        if row.file in matched
     ]
-    splits = {found[file]: split for file, split in table.splits.items() if file in found}
-    return Annotations(rows, list(dict.fromkeys(found.values())), splits, skipped)
+    splits = {matched[file]: split for file, split in table.splits.items() if file in matched}
+    return Annotations(rows, list(dict.fromkeys(matched.values())), splits, skipped)
 
 
-def _table(
-    path: pathlib.Path, label_column: str
-) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
-    """Which columns there are, and line number and cells of each row that is not empty."""
-    # Excel marks UTF-8 at the beginning; of what is none, the times are read all the same.
+def _read_table(path: Path, label_column: str) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
+    """Returns the columns of a table, and line number and cells of each row that is not empty."""
+    # Excel marks UTF-8 with a BOM; in other encodings at least the times can be read.
     with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
         head = file.readline()
         file.seek(0)
-        if "\t" in head:  # Raven quotes nothing.
+        if "\t" in head:  # Raven does not quote.
             reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
         else:
             reader = csv.reader(file, delimiter=";" if ";" in head and "," not in head else ",")
@@ -367,11 +367,11 @@ def _table(
     return set(places), lines
 
 
-def _take(
+def _parse_row(
     cells: dict[str, str], origin: str, rows: list[Annotation], skipped: list[tuple[str, str]]
 ) -> bool:
-    """Adds the annotation of a row, or why it is none."""
-    start, end = _number(cells["start"]), _number(cells["end"])
+    """Appends the annotation of a row to `rows`, or the reason to `skipped`; returns whether it is usable."""
+    start, end = _parse_number(cells["start"]), _parse_number(cells["end"])
     kind = cells.get("kind", "").lower()
     reason = ""
     if start is None or end is None:
@@ -388,12 +388,13 @@ def _take(
     if reason:
         skipped.append((origin, reason))
         return False
-    band = _number(cells.get("low", "")), _number(cells.get("high", ""))
+    band = _parse_number(cells.get("low", "")), _parse_number(cells.get("high", ""))
     rows.append(Annotation(cells["file"], start, end, cells["label"], _KINDS[kind], *band, origin))
     return True
 
 
-def _number(text: str) -> float | None:
+def _parse_number(text: str) -> float | None:
+    """Returns a finite number, or None for any other text."""
     try:
         number = float(text)
     except ValueError:
@@ -401,14 +402,14 @@ def _number(text: str) -> float | None:
     return number if math.isfinite(number) else None
 
 
-def _texts(folder: pathlib.Path) -> list[str]:
-    """The names in a folder that end in .txt, sorted."""
+def _list_texts(folder: Path) -> list[str]:
+    """Returns the sorted names in a folder that end in .txt."""
     return sorted(name for name in os.listdir(folder) if name.lower().endswith(".txt"))
 
 
-def _is_raven(path: pathlib.Path) -> bool:
+def _is_raven(path: Path) -> bool:
     try:
         with open(path, encoding="utf-8-sig", errors="replace") as file:
             return "begin time (s)" in file.readline(10_000).lower()
-    except OSError:  # such as a folder
+    except OSError:  # For example, a folder.
         return False

@@ -8,10 +8,11 @@ import importlib.metadata
 import json
 import math
 import os
-import pathlib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from experiments.audio import recordings, spectrograms, windows
 from experiments.audio.recordings import Unreadable
@@ -22,24 +23,24 @@ from experiments.core.files import replace_file, write_json
 
 _SETTINGS = ("hop", "channel", "pad", *spectrograms.SETTINGS)
 _LIBRARIES = ("PyWavelets", "librosa", "numpy", "pillow", "soundfile", "soxr")
-_FORMAT = 1  # Count it up where the same settings shall give other pictures than before.
+_FORMAT = 1  # Increase it when the same settings give other spectrograms than before.
 _THREADS = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Spectrograms:
-    """The windows of one recording.
+    """The spectrograms of the windows of one recording.
 
     Attributes:
-        path, name, seconds, rate, channels, note: as in `recordings.Recording`, after reading it whole.
+        path, name, seconds, rate, channels, note: as in `recordings.Recording`, after reading all of it.
         starts, ends: of the windows in seconds, float64 `[n]`, n > 0; no end is beyond the recording's.
-        silent: bool `[n]`.
-        file: where the pictures are.
-        shape: height and width of a picture.
-        digest: a number for all that was heard; that of its name where it was drawn without one.
+        silent: whether all samples of a window are equal, bool `[n]`.
+        file: the file that holds the spectrograms.
+        shape: height and width of a spectrogram.
+        digest: digest of the samples; of the name in caches that were written without one.
     """
 
-    path: pathlib.Path
+    path: Path
     name: str
     seconds: float
     rate: int
@@ -48,7 +49,7 @@ class Spectrograms:
     starts: np.ndarray
     ends: np.ndarray
     silent: np.ndarray
-    file: pathlib.Path
+    file: Path
     shape: tuple[int, int]
     digest: int
 
@@ -57,32 +58,32 @@ class Spectrograms:
 
     @property
     def levels(self) -> np.ndarray:
-        """uint8 `[n, H, W]`, left on the disk until they are looked at.
+        """The spectrograms, uint8 `[n, H, W]`, memory-mapped.
 
         Raises:
-            UserError: if they are there no more.
+            UserError: if they do not exist any more.
         """
         shape = (len(self), *self.shape)
         try:
-            # Not by np.load, which has Python's compiler read the head of the file: in Python 3.11 that
-            # fails now and then where other threads compile something too (gh-106905).
-            head = os.path.getsize(self.file) - math.prod(shape)
-            return np.memmap(self.file, np.uint8, "r", head, shape)
+            # np.load parses the header with Python's compiler, which in Python 3.11 fails at times while
+            # other threads compile something (gh-106905).
+            header_size = os.path.getsize(self.file) - math.prod(shape)
+            return np.memmap(self.file, np.uint8, "r", header_size, shape)
         except (OSError, OverflowError, ValueError) as error:
             raise UserError(
-                f"The spectrograms of {self.name} cannot be read any more ({error}). The same command draws "
-                f"them again and continues the run; if it does not, delete {self.file.parent}."
+                f"The spectrograms of {self.name} cannot be read any more ({error}). Start the same command "
+                f"again to compute them and continue the run; if that fails, delete {self.file.parent}."
             ) from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prepared:
-    """What `prepare_spectrograms` found.
+    """The result of `prepare_spectrograms`.
 
     Attributes:
-        usable: the recordings that have windows, in the order given.
+        usable: the recordings that have windows, in the order of the arguments.
         skipped: name and reason of the others.
-        notes: sentences about all of them, for the table at the start of a run.
+        notes: sentences about them for the start of a run.
     """
 
     usable: list[Spectrograms]
@@ -93,156 +94,172 @@ class Prepared:
 def prepare_spectrograms(
     paths: Sequence[str | os.PathLike],
     names: Sequence[str],
-    audio,
+    audio: ConfigDict,
     folder: str | os.PathLike,
     starts: Sequence[Sequence[float]] | None = None,
     max_skipped: float = 0.5,
     quiet: bool = False,
 ) -> Prepared:
-    """Draws the windows of recordings, or finds them drawn.
+    """Computes the spectrograms of recordings, or finds them in the cache.
 
-    Each recording is read once, from its beginning to its end. A file that has changed, other settings
-    and other versions of the libraries make pictures of their own.
+    Each recording is read once from beginning to end. A changed file, other settings and other versions of
+    the libraries get new spectrograms.
 
     Args:
         paths: the recordings.
-        names: what to call them.
-        audio: the part of the configuration about sound.
-        folder: where pictures are kept, for all settings.
-        starts: where the windows of each recording begin, in seconds; without, every `audio.hop`.
-        max_skipped: the share of them that may be unusable.
-        quiet: show no progress.
+        names: their names for messages.
+        audio: the audio section of the configuration.
+        folder: the folder of the cache, for all settings.
+        starts: start of each window of each recording in seconds; None for one every `audio.hop`.
+        max_skipped: the share of the recordings that may be unusable.
+        quiet: whether to show no progress.
 
     Raises:
-        UserError: if none of them can be used, or fewer than asked for; a setting makes no sense; a library
-            is not installed.
+        UserError: if too many recordings cannot be used, a setting is invalid, or a library is not installed.
     """
     spectrograms.check_settings(audio)
-    place = pathlib.Path(folder) / _settings_key(audio)
-    paths = [pathlib.Path(path) for path in paths]
-    chosen = [None] * len(paths) if starts is None else [sorted(map(float, s)) for s in starts]
+    settings_folder = Path(folder) / _make_settings_key(audio)
+    paths = [Path(path) for path in paths]
+    all_starts = [None] * len(paths) if starts is None else [sorted(map(float, s)) for s in starts]
     if not paths:
         raise UserError(
             "There are no recordings (files that end in .wav, .flac, .ogg, .mp3 or .aiff)."
         )
-    places = [_facts_file(path, one, place) for path, one in zip(paths, chosen, strict=True)]
-    # One that is named twice is drawn once: two threads would write the same file.
-    work = dict(zip(places, zip(paths, chosen, strict=True), strict=True))
-    known = {facts: _read(facts) for facts in work}
-    missing = {facts: work[facts] for facts in work if known[facts] is None}
-    known |= _draw_all(missing, audio, quiet)
-    found = [
-        _pictures(path, name, facts, known[facts], spectrograms.compute_shape(audio))
-        for path, name, facts in zip(paths, names, places, strict=True)
+    files = [
+        _get_metadata_file(path, path_starts, settings_folder)
+        for path, path_starts in zip(paths, all_starts, strict=True)
     ]
-    usable = [record for record in found if isinstance(record, Spectrograms)]
-    skipped = [record for record in found if not isinstance(record, Spectrograms)]
-    if len(skipped) > max_skipped * len(found) or not usable:
+    # A recording that is listed twice is computed once: two threads would write the same file.
+    work = dict(zip(files, zip(paths, all_starts, strict=True), strict=True))
+    metadata = {file: _read_metadata(file) for file in work}
+    missing = {file: work[file] for file in work if metadata[file] is None}
+    metadata |= _compute_all(missing, audio, quiet)
+    usable, skipped = [], []
+    for path, name, file in zip(paths, names, files, strict=True):
+        if reason := metadata[file]["reason"]:
+            skipped.append((name, reason))
+        else:
+            shape = spectrograms.compute_shape(audio)
+            usable.append(_make_spectrograms(path, name, file, metadata[file], shape))
+    if len(skipped) > max_skipped * len(paths) or not usable:
         more = ", or allow more with --config.data.max_skipped=SHARE" if usable else ""
         raise UserError(
-            f"{len(skipped):,} of {len(found):,} recordings cannot be used, such as "
-            f"{'; '.join(f'{name} ({reason})' for name, reason in skipped[:5])}. Mend or remove them{more}."
+            f"{len(skipped):,} of {len(paths):,} recordings cannot be used, such as "
+            f"{'; '.join(f'{name} ({reason})' for name, reason in skipped[:5])}. Repair or remove them{more}."
         )
-    return Prepared(usable, skipped, _notes(usable, audio))
+    return Prepared(usable, skipped, _describe(usable, audio))
 
 
-def _facts_file(
-    path: pathlib.Path, starts: list[float] | None, place: pathlib.Path
-) -> pathlib.Path:
-    """Where is written what is known of a recording; its pictures are beside it."""
+def _get_metadata_file(path: Path, starts: list[float] | None, folder: Path) -> Path:
+    """Returns the path of a recording's metadata; the spectrograms lie next to it."""
     try:
         status = os.stat(path)
         version = [status.st_size, status.st_mtime_ns]
-    except OSError:  # Drawing it will say why.
+    except OSError:  # Reading the recording will give the reason.
         version = []
-    return place / f"{_key(os.path.abspath(path), version, starts)}.json"
+    return folder / f"{_make_key(os.path.abspath(path), version, starts)}.json"
 
 
-def _read(facts: pathlib.Path) -> dict | None:
-    """What is known of a recording, or None where it or its pictures are missing or damaged."""
+def _read_metadata(file: Path) -> dict | None:
+    """Returns the metadata of a recording, or None if it or the spectrograms are missing or damaged."""
     try:
-        known = json.loads(facts.read_text(encoding="utf-8"))
-        usable = not known["reason"]
+        metadata = json.loads(file.read_text(encoding="utf-8"))
+        usable = not metadata["reason"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return known if not usable or facts.with_suffix(".npy").is_file() else None
+    return metadata if not usable or file.with_suffix(".npy").is_file() else None
 
 
-def _pictures(
-    path: pathlib.Path, name: str, facts: pathlib.Path, known: dict, shape: tuple[int, int]
-) -> Spectrograms | tuple[str, str]:
-    if known["reason"]:
-        return name, known["reason"]
-    starts, ends = (np.array(known[name], np.float64) for name in ("starts", "ends"))
-    rest = {name: known[name] for name in ("seconds", "rate", "channels", "note")}
-    silent = np.array(known["silent"], bool)
-    file = facts.with_suffix(".npy")
-    digest = known.get("digest") or digests.compute_digest(os.fsencode(path))
-    windowed = {"starts": starts, "ends": ends, "silent": silent}
-    return Spectrograms(path, name, **rest, **windowed, file=file, shape=shape, digest=digest)
+def _make_spectrograms(
+    path: Path, name: str, file: Path, metadata: dict, shape: tuple[int, int]
+) -> Spectrograms:
+    return Spectrograms(
+        path,
+        name,
+        **{field: metadata[field] for field in ("seconds", "rate", "channels", "note")},
+        starts=np.array(metadata["starts"], np.float64),
+        ends=np.array(metadata["ends"], np.float64),
+        silent=np.array(metadata["silent"], bool),
+        file=file.with_suffix(".npy"),
+        shape=shape,
+        digest=metadata.get("digest") or digests.compute_digest(os.fsencode(path)),
+    )
 
 
-def _draw_all(work: dict[pathlib.Path, tuple], audio, quiet: bool) -> dict[pathlib.Path, dict]:
-    """Draws recordings with a few threads, and returns what is known of them."""
+def _compute_all(
+    work: dict[Path, tuple[Path, list[float] | None]], audio: ConfigDict, quiet: bool
+) -> dict[Path, dict]:
+    """Computes the spectrograms of recordings with a few threads, and returns their metadata."""
     if not work:
         return {}
     pool = concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
     try:
-        futures = {facts: pool.submit(_drawn, *work[facts], audio, facts) for facts in work}
+        futures = {file: pool.submit(_write_recording, *work[file], audio, file) for file in work}
         with Progress(len(futures), quiet=quiet, unit="file") as progress:
             for done, future in enumerate(concurrent.futures.as_completed(futures.values()), 1):
                 future.result()
                 progress.update(done)
-        return {facts: future.result() for facts, future in futures.items()}
+        return {file: future.result() for file, future in futures.items()}
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def _drawn(path: pathlib.Path, starts: list[float] | None, audio, facts: pathlib.Path) -> dict:
-    """Writes the pictures of a recording, or why there are none, and returns what is known of it."""
+def _write_recording(path: Path, starts: list[float] | None, audio: ConfigDict, file: Path) -> dict:
+    """Writes the spectrograms of a recording, or why there are none, and returns the metadata."""
     try:
-        known = {"reason": "", **_draw(path, starts, audio, facts.with_suffix(".npy"))}
+        metadata = {
+            "reason": "",
+            **_write_spectrograms(path, starts, audio, file.with_suffix(".npy")),
+        }
     except Unreadable as error:
-        known = {"reason": str(error)}
-        if isinstance(error.__cause__, OSError):  # May be gone tomorrow, with no trace in the file.
-            return known
-    write_json(
-        facts, {"path": str(path), **known}
-    )  # After the pictures: they are whole where this is.
-    return known
+        metadata = {"reason": str(error)}
+        if isinstance(error.__cause__, OSError):  # May be temporary, without a change of the file.
+            return metadata
+    # After the spectrograms, so that they are complete if the metadata exists.
+    write_json(file, {"path": str(path), **metadata})
+    return metadata
 
 
-def _draw(path: pathlib.Path, starts: list[float] | None, audio, file: pathlib.Path) -> dict:
-    """Writes the pictures of one recording, and returns what is known of it and its windows."""
+def _write_spectrograms(
+    path: Path, starts: list[float] | None, audio: ConfigDict, file: Path
+) -> dict:
+    """Writes the spectrograms of one recording, and returns what is known of it and its windows."""
     recording = recordings.probe_recording(path)
     rate, notes = audio.sample_rate, [recording.note] if recording.note else []
-    read = _Counted(recordings.stream_samples(recording, rate, audio.channel, notes.append))
+    stream = _CountedStream(recordings.stream_samples(recording, rate, audio.channel, notes.append))
     if starts is None:
-        cut = windows.cut_grid(read, rate, audio.seconds, audio.hop, audio.pad)
+        cut = windows.cut_grid(stream, rate, audio.seconds, audio.hop, audio.pad)
     else:
-        cut = windows.cut_at(read, rate, audio.seconds, starts, audio.pad)
+        cut = windows.cut_at(stream, rate, audio.seconds, starts, audio.pad)
     rows = []
     with (
         replace_file(file) as temporary,
-        _growing(temporary, spectrograms.compute_shape(audio)) as add,
+        _append_pictures(temporary, spectrograms.compute_shape(audio)) as append,
     ):
         for window in cut:
-            add(spectrograms.compute_spectrogram(window.samples, audio))
+            append(spectrograms.compute_spectrogram(window.samples, audio))
             rows.append((window.start, window.end, window.silent))
-        # What is behind the last window still belongs to the length, and may be damaged.
-        for _ in read:
+        # The rest after the last window counts for the length, and may be damaged.
+        for _ in stream:
             pass
-        seconds = read.samples / rate
+        seconds = stream.samples / rate
         if not rows:
             raise Unreadable(f"no window of {audio.seconds:g} s in its {seconds:g} s")
     begins, ends, silent = zip(*rows, strict=True)
-    facts = {"seconds": seconds, "rate": recording.rate, "channels": recording.channels}
-    windowed = {"starts": begins, "ends": ends, "silent": silent}
-    return {**facts, "note": "; ".join(notes), **windowed, "digest": read.digest}
+    return {
+        "seconds": seconds,
+        "rate": recording.rate,
+        "channels": recording.channels,
+        "note": "; ".join(notes),
+        "starts": begins,
+        "ends": ends,
+        "silent": silent,
+        "digest": stream.digest,
+    }
 
 
-class _Counted:
-    """Blocks, and the number of samples and a digest of those that have been taken."""
+class _CountedStream:
+    """Blocks of samples, with the number and the digest of the samples that have been read."""
 
     def __init__(self, blocks: Iterator[np.ndarray]):
         self._blocks = blocks
@@ -261,70 +278,72 @@ class _Counted:
 
 
 @contextlib.contextmanager
-def _growing(
-    path: pathlib.Path, shape: tuple[int, ...]
+def _append_pictures(
+    path: Path, shape: tuple[int, ...]
 ) -> Iterator[Callable[[np.ndarray], object]]:
-    """Writes a .npy file of pictures one by one: a recording of a day has more than memory holds."""
+    """Writes a .npy file picture by picture, because those of a whole day do not fit into memory."""
     count = 0
 
-    def head() -> None:
-        # Numpy leaves room in it for the first number to grow.
+    def write_header() -> None:
+        # NumPy pads the header, so that its length stays the same when `count` grows.
         layout = {"descr": "|u1", "fortran_order": False, "shape": (count, *shape)}
         np.lib.format.write_array_header_1_0(file, layout)
 
-    def add(picture: np.ndarray) -> None:
+    def append(picture: np.ndarray) -> None:
         nonlocal count
         file.write(np.ascontiguousarray(picture))
         count += 1
 
     with open(path, "wb") as file:
-        head()
-        begin = file.tell()
-        yield add
+        write_header()
+        header_size = file.tell()
+        yield append
         file.seek(0)
-        head()
-        assert file.tell() == begin
+        write_header()
+        assert file.tell() == header_size
 
 
-def _settings_key(audio) -> str:
+def _make_settings_key(audio: ConfigDict) -> str:
     values = {name: getattr(audio, name) for name in _SETTINGS}
-    return _key(_FORMAT, values, {name: _version(name) for name in _LIBRARIES})
+    return _make_key(_FORMAT, values, {name: _get_version(name) for name in _LIBRARIES})
 
 
-def _version(name: str) -> str:
+def _get_version(name: str) -> str:
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
-        return ""  # whoever needs it says that it is missing
+        return ""  # Its import raises a clear error later.
 
 
-def _key(*values: object) -> str:
+def _make_key(*values: object) -> str:
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
 
-def _notes(usable: list[Spectrograms], audio) -> list[str]:
-    """What a person should know of recordings that are used all the same."""
+def _describe(usable: list[Spectrograms], audio: ConfigDict) -> list[str]:
+    """Returns notes on usable recordings with peculiarities."""
     notes = []
     low = [record for record in usable if record.rate < audio.sample_rate]
     if low:
         notes.append(
-            f"{_count(low)} fewer than {audio.sample_rate:,} samples a second (down to "
-            f"{min(record.rate for record in low):,}): the upper bands of their pictures are empty."
+            f"{_count_recordings(low)} fewer than {audio.sample_rate:,} samples per second (down to "
+            f"{min(record.rate for record in low):,}): the upper bands of their spectrograms are empty."
         )
     if many := [record for record in usable if record.channels > 1]:
         used = "their mean is" if audio.channel == "mean" else f"channel {audio.channel} is"
-        notes.append(f"{_count(many)} more than one channel; {used} used.")
+        notes.append(f"{_count_recordings(many)} more than one channel; {used} used.")
     if short := [record for record in usable if record.seconds < audio.seconds]:
-        filled = "zeros" if audio.pad == "zero" else "their own beginning"
-        notes.append(f"{_count(short)} less than {audio.seconds:g} s, filled up with {filled}.")
+        padding = "zeros" if audio.pad == "zero" else "their own beginning"
+        notes.append(
+            f"{_count_recordings(short)} less than {audio.seconds:g} s, padded with {padding}."
+        )
     if noted := [record for record in usable if record.note]:
         notes.append(
-            f"{_count(noted)} an end missing: {noted[0].name} ({noted[0].note})"
+            f"{_count_recordings(noted)} a missing end: {noted[0].name} ({noted[0].note})"
             f"{', ...' if len(noted) > 1 else '.'}"
         )
     return notes
 
 
-def _count(some: list[Spectrograms]) -> str:
-    return "1 recording has" if len(some) == 1 else f"{len(some):,} recordings have"
+def _count_recordings(items: list[Spectrograms]) -> str:
+    return "1 recording has" if len(items) == 1 else f"{len(items):,} recordings have"

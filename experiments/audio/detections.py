@@ -1,4 +1,4 @@
-"""What is heard where in a recording: labels of windows, windows joined, tables that Raven opens."""
+"""Detections in recordings: classes of windows, joined over time, and written to tables for Raven."""
 
 import contextlib
 import csv
@@ -15,7 +15,7 @@ RAVEN_SUFFIX = ".dyn.selections.txt"
 
 
 class _Raven(csv.Dialect):
-    """Values between tabs; Raven knows no quotes."""
+    """Values between tabs without quotes, which Raven does not know."""
 
     delimiter = "\t"
     quoting = csv.QUOTE_NONE
@@ -25,7 +25,7 @@ class _Raven(csv.Dialect):
 
 @dataclasses.dataclass(frozen=True)
 class Interval:
-    """A window without its samples: `start` and `end` in seconds, `silent` where all of them are the same."""
+    """A window without its samples: `start` and `end` in seconds; `silent` if all samples are equal."""
 
     start: float
     end: float
@@ -34,14 +34,14 @@ class Interval:
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-    """A label, and where it was heard in one or more windows one after another.
+    """A class that was detected in one or more consecutive windows.
 
     Attributes:
-        number: the class's.
+        number: class number.
         start, end: in seconds.
-        score: the mean over the windows.
-        silent: whether all windows are.
-        windows: how many.
+        score: mean score of the windows.
+        silent: whether all windows are silent.
+        windows: number of windows.
     """
 
     number: int
@@ -51,26 +51,27 @@ class Detection:
     silent: bool
     windows: int = 1
 
-    def with_next(self, window: Interval, score: float) -> "Detection":
-        """The same with one more window."""
-        number = self.windows + 1
+    def extend(self, window: Interval, score: float) -> "Detection":
+        """Returns the detection with one more window."""
+        windows = self.windows + 1
         return Detection(
             self.number,
             self.start,
             window.end,
-            self.score + (score - self.score) / number,
+            self.score + (score - self.score) / windows,
             self.silent and window.silent,
-            number,
+            windows,
         )
 
 
 def select_classes(scores: np.ndarray, threshold: float, several: bool) -> dict[int, float]:
-    """The classes that are said to be in a window, the highest score first.
+    """Returns the detected classes of a window and their scores, the highest score first.
 
     Args:
         scores: `[C]`.
-        threshold: the least score.
-        several: whether there may be several at once; else only the highest counts, of equals the first.
+        threshold: minimum score.
+        several: whether a window may have several classes; otherwise only the highest score counts (for
+            ties, the first class).
 
     Example:
         >>> select_classes(np.array([0.3, 0.1, 0.6]), 0.2, several=True)
@@ -83,61 +84,61 @@ def select_classes(scores: np.ndarray, threshold: float, several: bool) -> dict[
 
 
 def join_intervals(
-    said: Iterable[tuple[Interval, Mapping[int, float]]], most: int = 1
+    detected: Iterable[tuple[Interval, Mapping[int, float]]], max_windows: int = 1
 ) -> Iterator[Detection]:
-    """Joins consecutive windows that have a label in common.
+    """Joins consecutive windows with the same class into detections.
 
     Args:
-        said: windows in the order of time, and the scores of the classes that are in them.
-        most: how many windows become one detection at most; 1 joins none.
+        detected: windows in the order of time, and the scores of their classes.
+        max_windows: maximum number of windows per detection; 1 joins none.
 
     Yields:
         Detections in the order of their last windows.
 
     Example:
         >>> one, two, three = (Interval(s, s + 1, False) for s in (0.0, 1.0, 2.0))
-        >>> found = join_intervals([(one, {7: 0.5}), (two, {7: 1.0}), (three, {})], most=3)
-        >>> [(d.number, d.start, d.end, d.score) for d in found]
+        >>> joined = join_intervals([(one, {7: 0.5}), (two, {7: 1.0}), (three, {})], max_windows=3)
+        >>> [(d.number, d.start, d.end, d.score) for d in joined]
         [(7, 0.0, 2.0, 0.75)]
     """
-    going: dict[int, Detection] = {}
-    for window, scores in said:
-        for number, one in list(going.items()):
-            # A hop longer than a window leaves a gap, of which nothing is known.
-            if number not in scores or one.windows == most or window.start > one.end:
-                yield going.pop(number)
+    active: dict[int, Detection] = {}
+    for window, scores in detected:
+        for number, detection in list(active.items()):
+            gap = window.start > detection.end  # After a hop longer than a window.
+            if number not in scores or detection.windows == max_windows or gap:
+                yield active.pop(number)
         for number, score in scores.items():
-            if number in going:
-                going[number] = going[number].with_next(window, score)
+            if number in active:
+                active[number] = active[number].extend(window, score)
             else:
-                going[number] = Detection(number, window.start, window.end, score, window.silent)
-    yield from going.values()
+                active[number] = Detection(number, window.start, window.end, score, window.silent)
+    yield from active.values()
 
 
 @contextlib.contextmanager
 def open_raven_table(
     path: Path, recording: Path, low: float, high: float
 ) -> Iterator[Callable[[str, Detection], None]]:
-    """Writes a selection table while detections come; one without any has a header.
+    """Opens a selection table, to which detections are appended one by one; an empty one has a header.
 
     Args:
-        path: the table; one that is there is replaced.
-        recording: where the sound is: Raven opens it from there.
-        low: Hz, of all selections.
-        high: likewise.
+        path: the table; an existing one is replaced.
+        recording: the sound file, for Raven to open.
+        low: lowest frequency of all selections in Hz.
+        high: highest frequency of all selections in Hz.
 
     Yields:
-        A function that appends a label and where it was heard.
+        A function that appends a label and its detection.
     """
     number = 0
     with files.append_csv(path, raven.COLUMNS, overwrite=True, dialect=_Raven) as append:
         append([])
 
-        def select(label: str, found: Detection) -> None:
+        def append_selection(label: str, detection: Detection) -> None:
             nonlocal number
             number += 1
-            place = (found.start, found.end, low, high)
-            where = str(recording.absolute())
-            append([raven.make_row(number, *place, label, found.score, where)])
+            box = (detection.start, detection.end, low, high)
+            sound = str(recording.absolute())
+            append([raven.make_row(number, *box, label, detection.score, sound)])
 
-        yield select
+        yield append_selection

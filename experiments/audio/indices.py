@@ -1,4 +1,4 @@
-"""Features of sound that nobody trains: acoustic indices, and cepstra."""
+"""Untrained features of sound: acoustic indices and cepstra."""
 
 import contextlib
 import importlib.metadata
@@ -9,7 +9,7 @@ import numpy as np
 
 from experiments.audio.require import require_library
 
-N_FFT = 512  # of which 256 frequency bins remain; frames overlap by half
+N_FFT = 512  # Gives 256 frequency bins; frames overlap by half.
 PER_BIN = {
     "ENRf": "mean power of the bin over time, dB",
     "BGNf": "median power of the bin over time, smoothed over 5 bins, dB",
@@ -20,13 +20,13 @@ PER_BIN = {
     "ACTspMean": "mean level in dB of those frames; 0 where there is none",
     "ROU": "roughness: mean square of the second difference of the amplitude over time",
 }
-"""The indices of each frequency bin: 8 times 256 numbers, as many as those of Rowe et al. (2021)."""
+"""The indices of each frequency bin: 8 times 256 numbers, as in Rowe et al. (2021)."""
 
-_BANDS = ((0, 1000), (1000, 10_000))  # Hz, of people and of animals
+_BANDS = ((0, 1000), (1000, 10_000))  # Hz: sounds of people, sounds of animals.
 
 
 def compute_spectrum(samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Power spectral density `[256, frames]`, times and frequencies of a window."""
+    """Returns the power spectral density `[256, frames]`, times and frequencies of a window."""
     power, times, frequencies, _ = require_library("maad.sound").spectrogram(
         samples.astype(np.float64), rate, nperseg=N_FFT, noverlap=N_FFT // 2, mode="psd"
     )
@@ -34,7 +34,7 @@ def compute_spectrum(samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.nda
 
 
 def compute_spectral_indices(samples: np.ndarray, rate: int) -> np.ndarray:
-    """The indices of `PER_BIN`, one after another, float32 `[8 * 256]`.
+    """Returns the indices of `PER_BIN`, one after another, float32 `[8 * 256]`.
 
     Args:
         samples: floats `[n]`, not silent.
@@ -42,7 +42,7 @@ def compute_spectral_indices(samples: np.ndarray, rate: int) -> np.ndarray:
     """
     features, sound = require_library("maad.features"), require_library("maad.sound")
     power, _, _ = compute_spectrum(samples, rate)
-    with _quietly():
+    with _silence_warnings():
         amplitude = np.sqrt(power)
         energy = 10 * np.log10(power.mean(axis=1))
         *_, background, _ = sound.spectral_snr(power)
@@ -59,48 +59,50 @@ def compute_spectral_indices(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def compute_alpha_indices(samples: np.ndarray, rate: int) -> dict[str, float]:
-    """Scikit-maad's alpha indices of a window, 16 of its waveform and 44 of its spectrum.
+    """Returns scikit-maad's alpha indices of a window, 16 of its waveform and 44 of its spectrum.
 
     Args:
         samples: floats `[n]`, not silent.
         rate: samples per second.
 
     Returns:
-        Index to value, NaN where it is not defined.
+        The value of each index by name, NaN if it is undefined.
     """
     features = require_library("maad.features")
     power, times, frequencies = compute_spectrum(samples, rate)
     low, middle = _BANDS
     high = (min(10_000, 0.9 * rate / 2), rate / 2)
-    with _quietly():
-        of_time = features.all_temporal_alpha_indices(samples.astype(np.float64), rate)
-        of_spectrum, _ = features.all_spectral_alpha_indices(
+    with _silence_warnings():
+        temporal = features.all_temporal_alpha_indices(samples.astype(np.float64), rate)
+        spectral, _ = features.all_spectral_alpha_indices(
             power, times, frequencies, flim_low=low, flim_mid=middle, flim_hi=high
         )
-    found = {**of_time.iloc[0].to_dict(), **of_spectrum.iloc[0].to_dict()}
-    return {name: float(value) for name, value in found.items()}
+    values = {**temporal.iloc[0].to_dict(), **spectral.iloc[0].to_dict()}
+    return {name: float(value) for name, value in values.items()}
 
 
 def define_indices(names: list[str], rate: int) -> list[tuple[str, str, str]]:
-    """What each index is: (index, whose, how), for a table beside the numbers.
+    """Returns rows of a table that defines the indices: (index, package, settings).
 
-    Packages differ in an index of one name, so a number is of no use without this.
+    Packages compute indices of the same name differently, so that the numbers are meaningless without this.
     """
     maad = f"scikit-maad {importlib.metadata.version('scikit-maad')}"
     how = f"{rate} Hz, Hann frames of {N_FFT} with {N_FFT // 2} overlap, power spectral density"
     bands = f"low {_BANDS[0]}, middle {_BANDS[1]} Hz, high from {min(10_000, 0.45 * rate):g} Hz"
-    rows = [(f"{name} per bin", f"{maad}, {what}", how) for name, what in PER_BIN.items()]
+    rows = [
+        (f"{name} per bin", f"{maad}, {definition}", how) for name, definition in PER_BIN.items()
+    ]
     return rows + [
         (name, f"{maad}, features.all_temporal_alpha_indices and .all_spectral_alpha_indices",
-         f"{how}; {bands}; the other settings are the package's")
+         f"{how}; {bands}; the other settings are the package's defaults")
         for name in names
     ]  # fmt: skip
 
 
 def compute_cepstra(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Mel-frequency cepstral coefficients: 13 of each frame of 25 ms, every 10 ms; time goes fastest.
+    """Returns 13 mel-frequency cepstral coefficients of each frame of 25 ms, every 10 ms, from 26 mel bands.
 
-    Of a second there are 99 frames: the last one is filled up with zeros. 26 mel bands.
+    Time varies fastest. A second has 99 frames; the last one is padded with zeros.
 
     Args:
         samples: floats `[n]`.
@@ -119,8 +121,8 @@ def compute_cepstra(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
-    """Without warnings of what becomes NaN: it is NaN in the table."""
+def _silence_warnings() -> Iterator[None]:
+    """Suppresses warnings of undefined values, which become NaN in the table."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield

@@ -1,4 +1,4 @@
-"""Rows of the selection tables that Raven opens: values between tabs, without quotes."""
+"""Rows of Raven's selection tables: values between tabs, without quotes."""
 
 import re
 
@@ -28,25 +28,26 @@ def make_row(
     score: float | None,
     recording: str,
 ) -> list[str]:
-    """The cells of a selection; times and frequencies are written so that they are read as the same numbers.
+    """Returns the cells of a selection; times and frequencies are read back as the same numbers.
 
     Args:
-        number: of the selection, from 1.
+        number: number of the selection, from 1.
         start, end: in seconds.
-        low, high: in Hz, None for not known.
-        label: what it is.
-        score: of whoever found it, None for nobody.
+        low, high: in Hz; None if unknown.
+        label: its label.
+        score: score of the detection; None for an annotation by a person.
         recording: the sound file, for Raven to open.
     """
-    places = (_exactly(value) for value in (start, end, low, high))
-    said = "" if score is None else f"{score:.6f}"
-    return [str(number), "Spectrogram 1", "1", *places, _cell(label), said, _cell(recording)]
+    numbers = (_format_exactly(value) for value in (start, end, low, high))
+    formatted_score = "" if score is None else f"{score:.6f}"
+    label, recording = _clean_cell(label), _clean_cell(recording)
+    return [str(number), "Spectrogram 1", "1", *numbers, label, formatted_score, recording]
 
 
-def _exactly(number: float | None) -> str:
+def _format_exactly(number: float | None) -> str:
     return "" if number is None else np.format_float_positional(number, trim="0")
 
 
-def _cell(text: str) -> str:
-    """A text that neither begins another cell nor another line."""
+def _clean_cell(text: str) -> str:
+    """Replaces tabs and line ends, which would begin another cell or row."""
     return re.sub(r"[\t\r\n]", " ", text)

@@ -1,4 +1,4 @@
-"""Sound files, read in order and in blocks: a long one needs no more memory than a short one."""
+"""Reads sound files in order and in blocks, so that long ones need no more memory than short ones."""
 
 import dataclasses
 import os
@@ -14,33 +14,34 @@ from experiments.core.errors import UserError
 from experiments.core.listing import list_files
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".wav")
-MOST_FRAMES = 2**40
-"""A header that promises this many is damaged: at 48 kHz they would play for 265 days."""
-MOST_RATE = 2**24
+MAX_FRAMES = 2**40
+"""A header with as many frames is damaged: at 48 kHz they would play for 265 days."""
+MAX_RATE = 2**24
+"""A header with a higher rate is damaged."""
 
-# An MP3 file's head counts what its decoder may leave out at the ends: up to one MPEG frame.
+# The frame count of an MP3 header includes up to one MPEG frame that decoders leave out at the ends.
 _MPEG_FRAME = 1152
 
-# A small block, because all of the block in which a FLAC file breaks off is lost.
-_FRAMES = 4096
+# Blocks are small because a truncated FLAC file loses its whole last block.
+_BLOCK_FRAMES = 4096
 
 
 class Unreadable(ValueError):
-    """Why a recording cannot be used: a few words without its path and without a full stop."""
+    """Short reason why a recording cannot be used, without its path and without a full stop."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """What the head of a sound file says.
+    """The header of a sound file.
 
     Attributes:
         path: the file.
-        name: its path below the folder that was given, with forward slashes.
-        seconds: how long it is.
-        rate: frames per second in the file.
+        name: its path below the user's folder, with forward slashes.
+        seconds: its length.
+        rate: frames per second.
         channels: samples per frame.
-        note: what is wrong with a file that can be used all the same, such as
-            'truncated: 33,064 of 66,150 frames'; else ''.
+        note: problem of a file that can be used nevertheless, such as 'truncated: 33,064 of 66,150
+            frames'; otherwise ''.
     """
 
     path: pathlib.Path
@@ -52,27 +53,27 @@ class Recording:
 
 
 def list_recordings(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """The sound files in a folder and the folders below it, by name; hidden ones are left out."""
+    """Yields the sound files in a folder and the folders below it, sorted by name, without hidden ones."""
     for path in list_files(pathlib.Path(folder)):
         if path.suffix.lower() in SUFFIXES:
             yield path
 
 
 def probe_recording(path: str | os.PathLike, name: str = "") -> Recording:
-    """Reads the head of a sound file.
+    """Reads the header of a sound file.
 
     Args:
         path: the file.
-        name: what to call it; without one, its path.
+        name: its name; '' for its path.
 
     Raises:
-        Unreadable: with the reason, in a few words, if the file cannot be used.
-        UserError: soundfile is not installed.
+        Unreadable: if the file cannot be used.
+        UserError: if soundfile is not installed.
     """
     path = pathlib.Path(path)
-    with _opened(path) as file:
+    with _open(path) as file:
         frames, rate, channels = file.frames, file.samplerate, file.channels
-    _check(frames, rate)
+    _check_header(frames, rate)
     return Recording(
         path,
         name or path.as_posix(),
@@ -87,54 +88,53 @@ def stream_samples(
     recording: Recording,
     rate: int,
     channel: str = "mean",
-    tell: Callable[[str], None] = lambda note: None,
+    report: Callable[[str], None] = lambda note: None,
 ) -> Iterator[np.ndarray]:
     """Reads a recording block by block, as one channel at another rate.
 
-    The file is opened once and read in order.
-
     Args:
-        recording: of `probe_recording`.
+        recording: from `probe_recording`.
         rate: samples per second of the blocks.
-        channel: 'mean' of all channels, or the number of one: '0' is the first, the left one.
-        tell: is told a note where the file turns out to be shorter than its head says.
+        channel: 'mean' of all channels, or the number of one; '0' is the first (left) one.
+        report: called with a note if the file is shorter than its header says.
 
     Yields:
         float32 `[n]`, n > 0.
 
     Raises:
-        Unreadable: with the reason, if nothing can be read, the channel is not there, or a sample is
-            NaN or infinite.
-        UserError: a library is not installed, or the channel is no number.
+        Unreadable: if nothing can be read, the channel does not exist, or a sample is NaN or infinite.
+        UserError: if a library is not installed, or the channel is not a number.
     """
-    resample = _resampler(recording.rate, rate)
-    for block in _mono(recording, channel, tell):
+    resample = _make_resampler(recording.rate, rate)
+    for block in _stream_mono(recording, channel, report):
         yield from resample(block)
     yield from resample(None)
 
 
-def _mono(recording: Recording, channel: str, tell: Callable[[str], None]) -> Iterator[np.ndarray]:
-    """float32 `[n]` at the file's own rate."""
-    error_of_library = require_library("soundfile").LibsndfileError
-    index = _channel(channel)
-    with _opened(recording.path) as file:
-        _check(file.frames, file.samplerate)
+def _stream_mono(
+    recording: Recording, channel: str, report: Callable[[str], None]
+) -> Iterator[np.ndarray]:
+    """Yields one channel as float32 `[n]` at the file's own rate."""
+    LibsndfileError = require_library("soundfile").LibsndfileError
+    index = _parse_channel(channel)
+    with _open(recording.path) as file:
+        _check_header(file.frames, file.samplerate)
         if file.samplerate != recording.rate or file.channels != recording.channels:
-            raise Unreadable("the file has changed since it was looked at")
+            raise Unreadable("the file has changed since its header was read")
         if index is not None and index >= file.channels:
             raise Unreadable(f"no channel {index}: it has {file.channels}")
         frames = 0
         while frames < file.frames:
             try:
-                block = file.read(_FRAMES, dtype="float32", always_2d=True)
-            except error_of_library as error:
+                block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
+            except LibsndfileError as error:
                 if not frames:
-                    raise Unreadable(f"nothing can be read: {_reason(error)}") from error
+                    raise Unreadable(f"nothing can be read: {_describe_error(error)}") from error
                 break
             if not len(block):
                 break
             frames += len(block)
-            # In double precision the mean of two samples near the greatest float stays finite.
+            # Double precision keeps the mean of two samples near the largest float finite.
             mono = block.mean(axis=1, dtype=np.float64) if index is None else block[:, index]
             mono = mono.astype(np.float32)
             if not np.isfinite(mono).all():
@@ -143,11 +143,13 @@ def _mono(recording: Recording, channel: str, tell: Callable[[str], None]) -> It
         if not frames:
             raise Unreadable("nothing can be read")
         if frames < file.frames - (_MPEG_FRAME if "MPEG" in file.subtype else 0):
-            tell(truncation.describe_missing_frames(frames, file.frames))
+            report(truncation.describe_missing_frames(frames, file.frames))
 
 
-def _resampler(source: int, target: int) -> Callable[[np.ndarray | None], Iterator[np.ndarray]]:
-    """A function from blocks, and None for the end, to blocks at another rate."""
+def _make_resampler(
+    source: int, target: int
+) -> Callable[[np.ndarray | None], Iterator[np.ndarray]]:
+    """Returns a function that maps blocks, and None at the end, to blocks at another rate."""
     if source == target:
         return lambda block: iter(() if block is None else (block,))
     soxr = require_library("soxr")
@@ -159,7 +161,7 @@ def _resampler(source: int, target: int) -> Callable[[np.ndarray | None], Iterat
         if offset is None:
             if block is None:
                 return
-            # To the filter, sound begins and ends with zero: a constant would ring at both ends.
+            # The filter assumes silence before and after, and an offset would ring at both ends.
             offset = block[0]
         last = block is None
         block = np.zeros(0, np.float32) if last else block - offset
@@ -172,47 +174,47 @@ def _resampler(source: int, target: int) -> Callable[[np.ndarray | None], Iterat
     return resample
 
 
-def _opened(path: pathlib.Path):
-    """An open `soundfile.SoundFile`.
+def _open(path: pathlib.Path):
+    """Opens a `soundfile.SoundFile`.
 
     Raises:
-        Unreadable: with the reason, if it is no sound file.
+        Unreadable: if it is not a sound file.
     """
     soundfile = require_library("soundfile")
     try:
         status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # One would wait for a pipe for ever.
+        if not stat.S_ISREG(status.st_mode):  # Reading a pipe might block for ever.
             raise Unreadable("not a regular file")
         if not status.st_size:
             raise Unreadable("the file is empty")
-        open(path, "rb").close()  # libsndfile does not say why it may not.
-        # A name need not be UTF-8: as bytes it is taken as it is.
+        open(path, "rb").close()  # Unlike libsndfile, this says why a file cannot be opened.
+        # As bytes, because names need not be UTF-8.
         return soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else str(path))
     except OSError as error:
         raise Unreadable(f"cannot be opened: {error.strerror or error}") from error
     except (soundfile.SoundFileError, TypeError) as error:
-        raise Unreadable(f"not a sound file that can be read: {_reason(error)}") from error
+        raise Unreadable(f"not a sound file that can be read: {_describe_error(error)}") from error
 
 
-def _check(frames: int, rate: int) -> None:
+def _check_header(frames: int, rate: int) -> None:
     if frames <= 0:
         raise Unreadable("no frames")
-    if frames >= MOST_FRAMES:
-        raise Unreadable(f"damaged: its head promises {frames:,} frames")
-    if not 0 < rate <= MOST_RATE:
-        raise Unreadable(f"damaged: its head says {rate:,} frames a second")
+    if frames >= MAX_FRAMES:
+        raise Unreadable(f"damaged: its header says {frames:,} frames")
+    if not 0 < rate <= MAX_RATE:
+        raise Unreadable(f"damaged: its header says {rate:,} frames per second")
 
 
-def _channel(channel: str) -> int | None:
+def _parse_channel(channel: str) -> int | None:
     if channel == "mean":
         return None
     if not str(channel).isdecimal():
         raise UserError(
-            f"--config.audio.channel={channel}: choose mean, or the number of one from 0."
+            f"--config.audio.channel={channel}: choose mean, or the number of a channel from 0."
         )
     return int(channel)
 
 
-def _reason(error: Exception) -> str:
-    """What the library says, without the path and the full stop."""
+def _describe_error(error: Exception) -> str:
+    """Returns the library's message, without the path and the full stop."""
     return " ".join(getattr(error, "error_string", str(error)).split()).rstrip(".").lower()

@@ -1,4 +1,4 @@
-"""The libraries that only sound needs: everything else runs without them."""
+"""Imports the libraries that only audio needs, so that everything else runs without them."""
 
 import importlib
 import types
@@ -7,14 +7,15 @@ from experiments.core.errors import UserError
 
 
 def require_library(name: str) -> types.ModuleType:
-    """Imports a library of the extra `audio` (`soundfile`, `soxr`, `librosa.filters`, ...).
+    """Imports a library of the extra `audio`, such as `soundfile`, `soxr` or `librosa.filters`.
 
     Raises:
-        UserError: saying how to install it, where it is missing.
+        UserError: with the command that installs it, if it is missing.
     """
     try:
         return importlib.import_module(name)
-    except (ImportError, OSError) as error:  # soundfile: OSError where the C library is missing.
+    except (ImportError, OSError) as error:  # soundfile raises OSError without its C library.
         raise UserError(
-            f'Sound needs {name.split(".")[0]}, which cannot be imported ({error}): pip install -e ".[audio]"'
+            f"Audio needs {name.split('.')[0]}, which cannot be imported ({error}): "
+            'pip install -e ".[audio]"'
         ) from error

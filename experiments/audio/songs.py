@@ -1,7 +1,8 @@
-"""Made-up bird songs: recordings for machines that have none, and for tests.
+"""Synthesises bird songs: recordings for machines that have none, and for tests.
 
-A class decides how a note sweeps, how fast the notes follow each other and between which pitches; tune,
-tempo, loudness and noise differ from recording to recording.
+A class determines the sweep of a note, the tempo and the range of pitches; tune, tempo, loudness and noise
+vary between recordings. The same arguments write the same files, and existing files with the same content are
+left alone.
 """
 
 import io
@@ -22,10 +23,10 @@ class Song(NamedTuple):
     """A class of songs.
 
     Attributes:
-        name: of the class.
-        sweep: from time to pitch within a note, both 0 to 1.
-        low, high: what pitches 0 and 1 are in Hz.
-        notes: how many a second.
+        name: name of the class.
+        sweep: maps time to pitch within a note, both 0 to 1.
+        low, high: frequencies of the pitches 0 and 1 in Hz.
+        notes: notes per second.
     """
 
     name: str
@@ -45,7 +46,7 @@ SONGS = (
     Song("whistler", lambda t: np.full_like(t, 0.5), 1500.0, 1800.0, 1.2),
     Song("stepper", lambda t: np.round(3 * t) / 3, 900.0, 2000.0, 3.4),
 )
-"""In the order in which classes are taken; the highest pitch needs 16,000 samples a second."""
+"""All classes, in the order in which they are used; the highest pitch needs 16,000 samples per second."""
 
 
 def write_songs(
@@ -56,15 +57,13 @@ def write_songs(
     rate: int = 32000,
     seed: int = 0,
 ) -> pathlib.Path:
-    """Writes one song a recording, in one folder per class.
-
-    The same arguments make the same files, and a file that is there as it would be written is left alone.
+    """Writes recordings of one song each, in one folder per class.
 
     Args:
-        folder: where the folders go.
-        classes: how many, up to `len(SONGS)`.
-        recordings: how many of each.
-        seconds: length of each.
+        folder: where the class folders go.
+        classes: number of classes, up to `len(SONGS)`.
+        recordings: number of recordings per class.
+        seconds: length of a recording.
         rate: samples per second.
         seed: decides everything that the class does not.
 
@@ -72,14 +71,14 @@ def write_songs(
         The folder.
     """
     folder = pathlib.Path(folder)
-    for number, song in enumerate(_songs(classes, rate)):
+    for number, song in enumerate(_choose_songs(classes, rate)):
         for index in range(recordings):
             rng = np.random.default_rng([seed, number, index])
             length = seconds * rng.uniform(0.5, 0.9)
             begin = rng.uniform(0, seconds - length)
-            sound = _noise(rng, round(seconds * rate))
-            _add(sound, synthesise_song(song, length, rate, rng), begin, rate)
-            _save(folder / song.name / f"{song.name}-{index + 1:03d}.wav", sound, rate)
+            sound = _make_noise(rng, round(seconds * rate))
+            _mix_in(sound, synthesise_song(song, length, rate, rng), begin, rate)
+            _write_wav(folder / song.name / f"{song.name}-{index + 1:03d}.wav", sound, rate)
     return folder
 
 
@@ -90,25 +89,28 @@ def write_day(
     rate: int = 22050,
     seed: int = 0,
 ) -> pathlib.Path:
-    """Writes the soundscape of a day: who sings and how loud the wind is depends on the hour.
+    """Writes the soundscape of a day, in which the birds and the loudness of the wind depend on the hour.
 
-    The names tell the time, as a recorder's do: S4A00001_20200101_060000.wav. Else as `write_songs`.
+    The names contain the time, as a recorder's do: S4A00001_20200101_060000.wav. Arguments as for
+    `write_songs`.
     """
     folder = pathlib.Path(folder)
-    songs = _songs(len(SONGS), rate)
+    songs = _choose_songs(len(SONGS), rate)
     for index in range(recordings):
         rng = np.random.default_rng([seed, index])
         minute = round(index * 24 * 60 / recordings)
-        sound = _noise(rng, round(seconds * rate)) * (0.6 + 0.4 * np.sin(np.pi * minute / 1440))
+        sound = _make_noise(rng, round(seconds * rate)) * (
+            0.6 + 0.4 * np.sin(np.pi * minute / 1440)
+        )
         for number, song in enumerate(songs):
-            # Each has its hour, and is heard for some hours around it.
-            away = abs((minute / 60 - 24 * number / len(songs) + 12) % 24 - 12)
-            for _ in range(rng.poisson(0.3 * seconds * np.exp(-((away / 2.5) ** 2)))):
+            # Each class sings most at its own hour.
+            distance = abs((minute / 60 - 24 * number / len(songs) + 12) % 24 - 12)
+            for _ in range(rng.poisson(0.3 * seconds * np.exp(-((distance / 2.5) ** 2)))):
                 length = rng.uniform(0.8, 2.0)
                 begin = rng.uniform(0, max(seconds - length, 0))
-                _add(sound, synthesise_song(song, length, rate, rng), begin, rate)
+                _mix_in(sound, synthesise_song(song, length, rate, rng), begin, rate)
         clock = f"{minute // 60:02d}{minute % 60:02d}00"
-        _save(folder / f"S4A{index + 1:05d}_20200101_{clock}.wav", sound, rate)
+        _write_wav(folder / f"S4A{index + 1:05d}_20200101_{clock}.wav", sound, rate)
     return folder
 
 
@@ -120,33 +122,34 @@ def write_mixed_songs(
     rate: int = 32000,
     seed: int = 0,
 ) -> pathlib.Path:
-    """Writes recordings in which several birds sing, also at the same time, and a Raven table beside each.
+    """Writes recordings in which several birds sing, also at the same time, with a Raven table for each.
 
-    Else as `write_songs`.
+    Arguments as for `write_songs`.
     """
     folder = pathlib.Path(folder)
-    songs = _songs(classes, rate)
+    songs = _choose_songs(classes, rate)
     for index in range(recordings):
         rng = np.random.default_rng([seed, index])
-        sound = _noise(rng, round(seconds * rate))
-        sung = []
+        sound = _make_noise(rng, round(seconds * rate))
+        annotations = []
         for song in rng.permutation(len(songs))[: rng.integers(1, len(songs) + 1)]:
             for _ in range(rng.integers(1, 1 + max(round(seconds / 8), 1))):
                 length = min(rng.uniform(0.8, 2.0), seconds)
                 begin = rng.uniform(0, seconds - length)
-                _add(sound, synthesise_song(songs[song], length, rate, rng), begin, rate)
+                _mix_in(sound, synthesise_song(songs[song], length, rate, rng), begin, rate)
                 band = 0.9 * songs[song].low, 1.1 * songs[song].high
                 times = round(begin, 3), round(begin + length, 3)
-                sung.append(Annotation("", *times, songs[song].name, True, *band))
+                annotations.append(Annotation("", *times, songs[song].name, True, *band))
         path = folder / f"long-{index + 1:03d}.wav"
-        _save(path, sound, rate)
-        sung.sort(key=lambda one: one.start)
-        write_raven_table(path.with_suffix(".Table.1.selections.txt"), sung, recording=path.name)
+        _write_wav(path, sound, rate)
+        annotations.sort(key=lambda annotation: annotation.start)
+        table = path.with_suffix(".Table.1.selections.txt")
+        write_raven_table(table, annotations, recording=path.name)
     return folder
 
 
 def synthesise_song(song: Song, seconds: float, rate: int, rng: np.random.Generator) -> np.ndarray:
-    """One song of about this length, float64 `[n]`, between -1 and 1."""
+    """Returns a song of about the given length, float64 `[n]`, between -1 and 1."""
     tune, tempo = rng.uniform(0.92, 1.08), song.notes * rng.uniform(0.9, 1.1)
     sound = np.zeros(round(seconds * rate))
     for note in range(max(round(seconds * tempo), 1)):
@@ -154,37 +157,37 @@ def synthesise_song(song: Song, seconds: float, rate: int, rng: np.random.Genera
         pitch = tune * (song.low + (song.high - song.low) * song.sweep(np.linspace(0, 1, n)))
         phase = 2 * np.pi * np.cumsum(pitch) / rate
         tone = np.sin(phase) + 0.15 * np.sin(2 * phase) * (2 * pitch < rate / 2)
-        _add(sound, tone * scipy.signal.windows.tukey(n, 0.4), note / tempo, rate)
+        _mix_in(sound, tone * scipy.signal.windows.tukey(n, 0.4), note / tempo, rate)
     return sound * 10 ** rng.uniform(-1.0, -0.3)
 
 
-def _songs(classes: int, rate: int) -> tuple[Song, ...]:
+def _choose_songs(classes: int, rate: int) -> tuple[Song, ...]:
     if not 1 <= classes <= len(SONGS):
-        raise ValueError(f"there are 1 to {len(SONGS)} classes of songs, not {classes}")
+        raise ValueError(f"classes must be between 1 and {len(SONGS)}; got {classes}")
     if rate < 16000:
-        raise ValueError(f"the songs need a rate of 16000 or more, not {rate}")
+        raise ValueError(f"rate must be at least 16000; got {rate}")
     return SONGS[:classes]
 
 
-def _noise(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Wind and hiss: more of the low frequencies, at a loudness of its own."""
+def _make_noise(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Returns wind and hiss of random loudness, mostly at low frequencies."""
     white = rng.standard_normal(n)
     wind = scipy.signal.lfilter([0.05], [1, -0.95], white)
     return (wind + 0.1 * white) * 10 ** rng.uniform(-2.0, -1.3)
 
 
-def _add(sound: np.ndarray, part: np.ndarray, seconds: float, rate: int) -> None:
-    """Mixes one sound into another; what reaches beyond its end is lost."""
+def _mix_in(sound: np.ndarray, part: np.ndarray, seconds: float, rate: int) -> None:
+    """Mixes one sound into another and cuts it off at the end."""
     begin = round(seconds * rate)
     part = part[: max(len(sound) - begin, 0)]
     sound[begin : begin + len(part)] += part
 
 
-def _save(path: pathlib.Path, sound: np.ndarray, rate: int) -> None:
+def _write_wav(path: pathlib.Path, sound: np.ndarray, rate: int) -> None:
     samples = np.rint(np.clip(sound, -1, 1) * 32767).astype(np.int16)
     encoded = io.BytesIO()
     scipy.io.wavfile.write(encoded, rate, samples)
-    # A new date would make everything prepared from it be prepared again.
+    # A new modification time would invalidate everything that was prepared from the file.
     if path.is_file() and path.read_bytes() == encoded.getvalue():
         return
     with replace_file(path) as temporary:

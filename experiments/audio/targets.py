@@ -1,4 +1,4 @@
-"""What annotations say about the windows of a recording."""
+"""Training targets of windows from annotations."""
 
 from collections.abc import Sequence
 
@@ -16,22 +16,22 @@ def compute_targets(
     min_fraction: float = 0.5,
     exhaustive: bool = False,
 ) -> np.ndarray:
-    """What is known of the classes in each window of one recording.
+    """Returns the known labels of each window of one recording.
 
-    An annotation counts for the windows that share `min_overlap` seconds or more with it, or `min_fraction`
-    of it or more; one that has none, for the window that shares most with it. Where annotations differ,
-    positive goes before negative, and negative before uncertain.
+    An annotation counts for the windows that overlap it by at least `min_overlap` seconds, or by at least
+    `min_fraction` of its length; if there is none, for the window that overlaps it most. Where annotations
+    disagree, positive takes precedence over negative, and negative over uncertain.
 
     Args:
         starts, ends: of the windows in seconds, `[n]`.
-        annotations: of this recording; those of other labels than `classes` are left out.
+        annotations: annotations of this recording; labels that are not in `classes` are ignored.
         classes: C labels.
         min_overlap: in seconds.
-        min_fraction: of the annotation.
-        exhaustive: whether what is not annotated is not there, rather than unknown.
+        min_fraction: share of the annotation.
+        exhaustive: whether a class without an annotation is absent rather than unknown.
 
     Returns:
-        float32 `[n, C]`: 1 there, 0 not there, NaN unknown.
+        float32 `[n, C]`: 1 present, 0 absent, NaN unknown.
 
     Example:
         >>> call = Annotation("a.wav", start=1.9, end=3.0, label="wren")
@@ -42,25 +42,29 @@ def compute_targets(
                [1.]], dtype=float32)
     """
     starts, ends = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
-    found = np.full((len(starts), len(classes)), 0.0 if exhaustive else np.nan, np.float32)
+    targets = np.full((len(starts), len(classes)), 0.0 if exhaustive else np.nan, np.float32)
     numbers = {label: number for number, label in enumerate(classes)}
-    # Later ones overwrite earlier ones.
+    # Later values overwrite earlier ones.
     for kind, value in ((None, np.nan), (False, 0.0), (True, 1.0)):
-        for one in annotations:
-            if one.positive is kind and one.label in numbers:
-                here = _windows_of(one, starts, ends, min_overlap, min_fraction)
-                found[here, numbers[one.label]] = value
-    return found
+        for annotation in annotations:
+            if annotation.positive is kind and annotation.label in numbers:
+                overlapping = _find_windows(annotation, starts, ends, min_overlap, min_fraction)
+                targets[overlapping, numbers[annotation.label]] = value
+    return targets
 
 
-def _windows_of(
-    one: Annotation, starts: np.ndarray, ends: np.ndarray, min_overlap: float, min_fraction: float
+def _find_windows(
+    annotation: Annotation,
+    starts: np.ndarray,
+    ends: np.ndarray,
+    min_overlap: float,
+    min_fraction: float,
 ) -> np.ndarray:
-    """Which windows an annotation counts for, bool `[n]`."""
-    shared = np.minimum(ends, one.end) - np.maximum(starts, one.start)
-    # Times are decimals, and 0.3 - 0.05 is less than 0.25 by some bits.
-    least = min(min_overlap, min_fraction * (one.end - one.start)) - 1e-9
-    here = (shared >= least) & (shared > 0)
-    if not here.any() and len(shared) and shared.max() > 0:
-        here[shared.argmax()] = True
-    return here
+    """Returns the windows that an annotation counts for, bool `[n]`."""
+    overlap = np.minimum(ends, annotation.end) - np.maximum(starts, annotation.start)
+    # The tolerance is for decimal times: 0.3 - 0.05 is slightly less than 0.25.
+    needed = min(min_overlap, min_fraction * (annotation.end - annotation.start)) - 1e-9
+    counts = (overlap >= needed) & (overlap > 0)
+    if not counts.any() and len(overlap) and overlap.max() > 0:
+        counts[overlap.argmax()] = True
+    return counts

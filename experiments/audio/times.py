@@ -1,10 +1,10 @@
-"""When a recording was made, by its name."""
+"""Recording times from file names."""
 
 import datetime
 import re
 
 _STAMP = re.compile(r"(?<!\d)(\d{8})[_T](\d{6})(?!\d)")
-# The hour at which each begins. Clock hours: names say nothing of where the sun stood.
+# First hour of each period. Clock hours, because names do not give the position of the sun.
 _PERIODS = (
     (22, "night"),
     (19, "evening"),
@@ -17,7 +17,7 @@ _PERIODS = (
 
 
 def parse_time(name: str) -> datetime.datetime | None:
-    """The date and time in a file's name, YYYYMMDD_HHMMSS or with a T between; None where there is none.
+    """Returns the time in a file's name, YYYYMMDD_HHMMSS or YYYYMMDDTHHMMSS; None if it has none.
 
     Example:
         >>> parse_time("site3/S4A03895_20190522_060000.wav")
@@ -26,13 +26,13 @@ def parse_time(name: str) -> datetime.datetime | None:
     for match in reversed(list(_STAMP.finditer(name))):
         try:
             return datetime.datetime.strptime("".join(match.groups()), "%Y%m%d%H%M%S")
-        except ValueError:  # digits that are no date
+        except ValueError:  # Digits that are not a date.
             continue
     return None
 
 
 def get_period(time: datetime.datetime) -> str:
-    """The part of the day, by the clock of the recorder.
+    """Returns the part of the day by the recorder's clock.
 
     Dawn begins at 5, morning at 7, afternoon at 12, dusk at 17, evening at 19 and night at 22.
     """

@@ -63,7 +63,8 @@ def test_pictures_are_those_of_the_windows(save, rng, prepare, small):
             picture, spectrograms.compute_spectrogram(window.samples, small)
         )
     assert (one.rate, one.channels, one.seconds, one.note) == (11025, 1, 1.3, "")
-    assert found.notes == ["1 recording has less than 0.5 s, filled up with zeros."]
+    (note,) = found.notes
+    assert "less than 0.5 s" in note and "zeros" in note
 
 
 def test_the_second_time_nothing_is_read_but_what_was_written(save, rng, prepare, drawn):
@@ -141,12 +142,9 @@ def test_bad_recordings_are_skipped_with_their_reasons(save, rng, prepare, small
     used = {one.name: one for one in found.usable}
     assert len(used) == 10 and used["broken.flac"].note.endswith("of 64,000 frames")
     assert used["broken.flac"].ends[-1] == used["broken.flac"].seconds < 4
-    assert found.notes[0] == (
-        "1 recording has fewer than 8,000 samples a second (down to 4,000): the upper bands of their "
-        "pictures are empty."
-    )
-    assert found.notes[1] == "1 recording has more than one channel; their mean is used."
-    assert found.notes[2].startswith("2 recordings have an end missing: broken.flac (truncated: ")
+    low_rate, channels, truncated = found.notes
+    assert "fewer than 8,000 samples" in low_rate and "mean is used" in channels
+    assert truncated.startswith("2 recordings") and "broken.flac (truncated: " in truncated
 
 
 def test_a_reason_that_may_go_away_is_not_remembered(save, rng, prepare):

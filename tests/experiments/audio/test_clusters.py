@@ -66,7 +66,7 @@ def test_groups_are_found_whatever_the_size_of_their_features(rng, monkeypatch):
     labels, codes = groups(rng)
     assert compute_b_cubed(labels, cluster_codes(codes, 3)).f == 1
     # Of many, a draw is clustered, and the others join it.
-    monkeypatch.setattr(clustering, "MOST", 20)
+    monkeypatch.setattr(clustering, "MAX_CODES", 20)
     many = cluster_codes(np.random.default_rng(0).standard_normal((30, 2)), 25)
     assert len(many) == 30 and set(many) == set(range(20))  # of those drawn there are no more
     assert compute_b_cubed(labels, cluster_codes(codes, 3)).f == 1

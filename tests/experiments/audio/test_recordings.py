@@ -218,7 +218,7 @@ def test_an_absurd_number_of_frames_has_a_reason(save, rng):
     # The last 36 bits of these are the number of samples; 0 is for unknown, and is read as 2^63 - 1.
     content[21:26] = bytes([content[21] & 0xF0, 0, 0, 0, 0])
     path.write_bytes(content)
-    with pytest.raises(ValueError, match="its head promises 9,223,372,036,854,775,807 frames"):
+    with pytest.raises(ValueError, match="its header says 9,223,372,036,854,775,807 frames"):
         recordings.probe_recording(path)
 
 
