@@ -1,18 +1,16 @@
-"""The networks that a config can name: their convolutions, their sizes, and what means nothing for them."""
+"""The networks that a config can name: their parts and sizes."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dyn import models
 from dyn.diagnostics import count_parameters
-from dyn.models import mobilenet
 from experiments import study
 from experiments.configs import base, common, dcd
 from experiments.core.errors import UserError
 from experiments.tasks import make_task
-from experiments.tasks.backbone import CONVS, NETWORKS, make_network
+from experiments.tasks.backbone import NETWORKS, make_network
 from experiments.train.banner import describe_network
 from experiments.train.validate import refuse_unused, validate
 
@@ -37,29 +35,8 @@ def variables_of(config, num_classes=3):
     return model, jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), x)
 
 
-@pytest.mark.parametrize("name", CONVS)
-@pytest.mark.parametrize("network", [n for n in NETWORKS if n != "resnet"])
-def test_a_network_takes_every_convolution_of_the_catalogue(network, name, monkeypatch):
-    monkeypatch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:2])
-    monkeypatch.setitem(models.VGG16.keywords, "stage_sizes", (1, 2))
-    config = config_of(network)
-    # A small 1x1 kernel has not as many frequencies as the layer asks for by itself.
-    config.conv = {"name": name, **({"num_kernels": 8} if name == "fdconv" else {})}
-    model, variables = variables_of(config)
-    loss, (_, changed) = jax.eval_shape(
-        lambda variables, batch: make_task(config).compute_loss(
-            model, variables, batch, jax.random.key(0)
-        ),
-        variables,
-        BATCH,
-    )
-    assert loss.shape == () and loss.dtype == jnp.float32
-    want = jax.tree.map(jnp.shape, variables.get("batch_stats", {}))
-    assert jax.tree.map(jnp.shape, changed.get("batch_stats", {})) == want
-
-
 @pytest.mark.parametrize("network", NETWORKS)
-def test_a_hidden_layer_stands_on_the_features_of_any_network(network):
+def test_any_network_takes_a_hidden_layer(network):
     config = config_of(network, **{"model.hidden": 5})
     config.conv = {"name": "warehouse"}
     _, variables = variables_of(config)
@@ -69,7 +46,7 @@ def test_a_hidden_layer_stands_on_the_features_of_any_network(network):
     assert "a hidden layer of 5" in describe_network(config)
 
 
-def test_the_convolutions_of_a_backbone_find_the_warehouses_that_were_planned_for_the_whole():
+def test_a_backbone_shares_its_warehouses_by_stage():
     config = config_of("resnet", "voc2012,smoke")
     config.conv = {"name": "warehouse"}
     _, variables = variables_of(config)
@@ -80,7 +57,7 @@ def test_the_convolutions_of_a_backbone_find_the_warehouses_that_were_planned_fo
     ("network", "static", "dynamic"),
     [("resnet", 11_185_233, 14_136_141), ("vgg16", 134_330_193, 135_076_177)],
 )
-def test_a_bird_classifier_of_17_classes_has_the_published_parameters(network, static, dynamic):
+def test_parameters_are_as_published(network, static, dynamic):
     for config_file, wanted in ((base, static), (dcd, dynamic)):
         config = config_file.get_config("folder")
         config.model.network = network
@@ -93,7 +70,7 @@ def test_a_bird_classifier_of_17_classes_has_the_published_parameters(network, s
         assert count_parameters(shapes["params"]) == wanted
 
 
-def test_a_width_of_64_is_as_published_and_a_study_counts_it():
+def test_a_width_of_64_is_as_published():
     config = config_of("mobilenet_v2", "folder")
     assert study.parameters_of(config) == 3_504_872 - 990 * 1281
     assert describe_network(config) == "MobileNetV2, 1 times as wide as published"
@@ -119,7 +96,7 @@ def test_what_means_nothing_for_a_network_is_refused(network, path):
     refuse_unused(config_of("vgg16"), ["model.width", "model.stem", "model.hidden"])
 
 
-def test_networks_that_do_not_exist_or_do_not_fit_are_refused():
+def test_unknown_networks_are_refused():
     with pytest.raises(UserError, match="choose one of resnet, vgg16, mobilenet_v2, net1, net2"):
         validate(config_of("vgg19"))
     with pytest.raises(UserError, match="segmentation needs a resnet"):

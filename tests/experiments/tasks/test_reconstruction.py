@@ -1,7 +1,3 @@
-"""Reconstruction through the loop, on digits: what it learns, measures, draws, and answers."""
-
-import json
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,10 +8,7 @@ from experiments import data
 from experiments.configs import soundscape_autoencoder
 from experiments.configs.relevance import unused
 from experiments.core.errors import UserError
-from experiments.inference.predict import predict
-from experiments.load import load
 from experiments.tasks import make_task
-from experiments.train.loop import train
 from experiments.train.validate import validate
 
 pytestmark = pytest.mark.usefixtures("standard_promotion", "compiled_once")
@@ -25,25 +18,6 @@ TINY = {"autoencoder.widths": (4, 4), "image_size": 8, "epochs": 4, "optimizer.l
 
 def config_with(argument="digits,smoke", **changes):
     return small(soundscape_autoencoder, argument, **{**TINY, **changes})
-
-
-def test_it_trains_and_leaves_its_pictures(tmp_path):
-    summary = train(config_with("digits,smoke,pooling=explicit"), tmp_path)
-    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    losses = [row["loss"] for row in rows if row["split"] == "validation"]
-    assert summary["metric"] == "psnr" and losses[-1] < losses[0]
-    assert summary["best"]["loss"] == min(losses)  # the lowest is the best
-    assert 0 <= summary["test"]["dead_features"] <= 2 * 2 * 4
-    figures = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert figures == {"curves.png", "reconstructions.png"}
-
-    network = load(tmp_path)
-    picture = np.arange(64, dtype=np.uint8).reshape(8, 8, 1)
-    codes = network([picture, picture])
-    assert codes.shape == (2, 16) and codes.dtype == np.float32
-    np.testing.assert_array_equal(codes[0], codes[1])
-    with pytest.raises(UserError, match=r"python -m experiments\.embed"):
-        predict(load(tmp_path), [str(tmp_path)], tmp_path / "p.csv")
 
 
 def test_the_mean_picture_is_that_of_the_training_split():
@@ -59,7 +33,7 @@ def test_the_mean_picture_is_that_of_the_training_split():
     assert found == {"mean_picture": pytest.approx(expected, rel=1e-5)}
 
 
-def test_the_error_is_a_mean_over_what_is_real_and_dead_features_are_counted(rng):
+def test_padding_adds_no_error_and_dead_features_are_counted(rng):
     config = config_with(**{"autoencoder.norm": False})
     model = make_task(config).make_model(10, 2)
     x = jnp.asarray(rng.uniform(size=(4, 8, 8, 1)), jnp.float32)

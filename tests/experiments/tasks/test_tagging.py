@@ -1,7 +1,5 @@
-"""Tagging: the masked loss and the metrics by plain oracles, and a run in which some labels are not known."""
+"""Tagging: the masked loss and the metrics by plain oracles."""
 
-import csv
-import json
 from functools import partial
 
 import jax
@@ -11,19 +9,13 @@ import pytest
 from scipy.special import expit
 from sklearn.metrics import average_precision_score
 
-from experiments import data
 from experiments.configs import species_multilabel
 from experiments.core.errors import UserError
-from experiments.data import Dataset
-from experiments.load import load
 from experiments.tasks import make_task, tagging
 from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
-from experiments.train.loop import train
 from experiments.train.validate import validate
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
-
-CLASSES = ("high", "low", "left", "never")
 
 
 def entries(rng, n=64, c=5):
@@ -41,7 +33,7 @@ def formula(labels, logits):
     return np.where(m, losses, 0).sum(), m.sum()
 
 
-def test_the_loss_is_the_mean_over_all_entries_or_over_those_that_are_known(rng):
+def test_the_loss_is_a_mean_over_all_entries_or_the_known_ones(rng):
     labels, logits = entries(rng)
     logits[0, :2] = 200, -200  # which overflow in probabilities
     total, known = formula(labels, logits)
@@ -52,7 +44,7 @@ def test_the_loss_is_the_mean_over_all_entries_or_over_those_that_are_known(rng)
 
 
 @pytest.mark.parametrize("norm", tagging.NORMS)
-def test_what_is_not_known_has_no_gradient_at_all(rng, norm):
+def test_unknown_labels_have_no_gradient(rng, norm):
     labels, logits = entries(rng)
     gradient = np.asarray(
         jax.grad(tagging.compute_masked_cross_entropy)(
@@ -66,7 +58,7 @@ def test_what_is_not_known_has_no_gradient_at_all(rng, norm):
     np.testing.assert_allclose(gradient[known], wanted, rtol=1e-4, atol=1e-9)
 
 
-def test_where_nothing_is_known_the_loss_is_zero_and_so_is_its_gradient():
+def test_without_known_labels_loss_and_gradient_are_zero():
     nothing = jnp.full((2, 3), jnp.nan)
     for norm in tagging.NORMS:
         value, gradient = jax.value_and_grad(tagging.compute_masked_cross_entropy)(
@@ -75,7 +67,7 @@ def test_where_nothing_is_known_the_loss_is_zero_and_so_is_its_gradient():
         assert float(value) == 0 and not gradient.any()
 
 
-def test_average_precision_is_that_of_scikit_learn_over_what_is_known(rng):
+def test_average_precision_is_that_of_scikit_learn(rng):
     labels, logits = entries(rng)
     labels[:, 3] = np.where(np.isnan(labels[:, 3]), np.nan, 0)  # never there
     labels[5:15] = 0  # examples with no label at all
@@ -110,40 +102,10 @@ def test_precision_and_recall_are_counted_by_hand():
     assert compute_scores(labels, probabilities, ["a", "b"], 0.95)["total_recall"] == 0
 
 
-def test_scores_of_labels_that_are_never_there_are_numbers():
+def test_scores_without_examples_are_numbers():
     found = compute_scores(np.zeros((4, 2)), np.full((4, 2), np.nan), ["a", "b"], 0.5)
     assert found.pop("ap") == {"a": None, "b": None}
     assert all(value == 0 for value in (*found.pop("at_best_f1").values(), *found.values()))
-
-
-class Blots:
-    """Pictures with a bright upper, lower or left part, or none; a label in four is not known."""
-
-    def __init__(self, number, seed):
-        rng = np.random.default_rng(seed)
-        self.labels = rng.integers(0, 2, (number, 4)).astype(np.float32)
-        self.labels[:, 3] = 0
-        self.inputs = rng.integers(0, 60, (number, 8, 8, 1)).astype(np.uint8)
-        for picture, (high, low, left, _) in zip(self.inputs, self.labels, strict=True):
-            picture[:2] += np.uint8(120 * high)
-            picture[-2:] += np.uint8(120 * low)
-            picture[3:5, :4] += np.uint8(120 * left)
-        self.labels[rng.random((number, 4)) < 1 / 4] = np.nan
-        self.names = [f"{index}.wav @ 0.0 s" for index in range(number)]
-
-    def __len__(self):
-        return len(self.labels)
-
-    def __getitem__(self, index):
-        return {"inputs": self.inputs[index], "label": self.labels[index]}
-
-
-@pytest.fixture
-def blots(monkeypatch):
-    splits = {"train": Blots(64, 0), "validation": Blots(16, 1), "test": Blots(37, 2)}
-    dataset = Dataset("blots", splits, CLASSES, (8, 8, 1))
-    monkeypatch.setattr(data, "load", lambda *_: dataset)
-    return dataset
 
 
 def small(**changes):
@@ -155,35 +117,12 @@ def small(**changes):
     return config
 
 
-def test_it_learns_labels_of_which_some_are_not_known(blots, tmp_path):
-    config = small(epochs=12, **{"mixing.mixup": 0.2, "model.dropout": 0.1})
-    summary = train(config, tmp_path)
-    test = summary["test"]
-    assert summary["metric"] == "map" and summary["best"]["map"] > 0.9
-    assert test["map"] > 0.9 and test["total_ap"] > 0.9 and test["ap"]["never"] is None
-    figures = {path.name for path in (tmp_path / "figures").iterdir()}
-    assert {"curves.png", "mistakes.png", "pr_curves.png"} <= figures
-    rows = list(csv.DictReader(open(tmp_path / "per_class.csv")))
-    assert [row["label"] for row in rows] == list(CLASSES) and rows[3]["average_precision"] == ""
-    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
-    assert last["split"] == "test" and last["ap"]["high"] == pytest.approx(
-        float(rows[0]["average_precision"]), abs=1e-5
-    )
-    # Each label has a probability of its own.
-    model = load(tmp_path)
-    said = model(blots.splits["test"].inputs)
-    assert said.shape == (37, 4) and ((said >= 0) & (said <= 1)).all()
-    known = ~np.isnan(blots.splits["test"].labels)
-    total = average_precision_score(blots.splits["test"].labels[known], said[known])
-    assert total == pytest.approx(test["total_ap"], abs=1e-4)
-
-
-def test_of_examples_with_one_class_each_every_other_is_known_not_to_be_there():
+def test_one_label_per_example_becomes_one_hot():
     labels = tagging.make_targets(jnp.array([2, 0]), 3)
     np.testing.assert_array_equal(labels, [[0, 0, 1], [1, 0, 0]])
 
 
-def test_while_the_head_learns_alone_no_statistics_change_and_the_metrics_are_the_same():
+def test_the_head_alone_changes_no_statistics():
     config = small()
     model = make_task(config).make_model(4, spatial_axes=2)
     x, label = jnp.zeros((4, 8, 8, 1)), jnp.zeros((4, 4))

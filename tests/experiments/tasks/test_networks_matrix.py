@@ -1,0 +1,35 @@
+"""Every convolution in VGG and MobileNet, traced."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dyn import models
+from dyn.models import mobilenet
+from experiments.configs import common
+from experiments.tasks import make_task
+from experiments.tasks.backbone import CONVS
+
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("standard_promotion")]
+
+
+@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("network", ["vgg16", "mobilenet_v2"])
+def test_a_network_takes_every_convolution(network, name, monkeypatch):
+    monkeypatch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:2])
+    monkeypatch.setitem(models.VGG16.keywords, "stage_sizes", (1, 2))
+    config = common.get_config("smoke")
+    config.model.network = network
+    # A small 1x1 kernel has fewer frequencies than the layer has by default.
+    config.conv = {"name": name, **({"num_kernels": 8} if name == "fdconv" else {})}
+    task = make_task(config)
+    model = task.make_model(3, spatial_axes=2)
+    batch = {"inputs": np.zeros((8, 8, 8, 1), np.float32), "label": np.zeros(8, np.int32)}
+    shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), batch["inputs"])
+    loss, (_, changed) = jax.eval_shape(
+        lambda variables: task.compute_loss(model, variables, batch, jax.random.key(0)), shapes
+    )
+    assert loss.shape == () and loss.dtype == jnp.float32
+    statistics = shapes.get("batch_stats", {})
+    assert jax.tree.structure(changed.get("batch_stats", {})) == jax.tree.structure(statistics)

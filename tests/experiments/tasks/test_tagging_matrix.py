@@ -1,0 +1,80 @@
+"""Tagging through the loop, with labels of which some are unknown."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from experiments import data
+from experiments.configs import species_multilabel
+from experiments.data import Dataset
+from experiments.load import load
+from experiments.train.loop import train
+
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("standard_promotion")]
+
+CLASSES = ("high", "low", "left", "never")
+
+
+class Blots:
+    """Pictures with a bright upper, lower or left part, or none; a label in four is not known."""
+
+    def __init__(self, number, seed):
+        rng = np.random.default_rng(seed)
+        self.labels = rng.integers(0, 2, (number, 4)).astype(np.float32)
+        self.labels[:, 3] = 0
+        self.inputs = rng.integers(0, 60, (number, 8, 8, 1)).astype(np.uint8)
+        for picture, (high, low, left, _) in zip(self.inputs, self.labels, strict=True):
+            picture[:2] += np.uint8(120 * high)
+            picture[-2:] += np.uint8(120 * low)
+            picture[3:5, :4] += np.uint8(120 * left)
+        self.labels[rng.random((number, 4)) < 1 / 4] = np.nan
+        self.names = [f"{index}.wav @ 0.0 s" for index in range(number)]
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, index):
+        return {"inputs": self.inputs[index], "label": self.labels[index]}
+
+
+@pytest.fixture
+def blots(monkeypatch):
+    splits = {"train": Blots(64, 0), "validation": Blots(16, 1), "test": Blots(37, 2)}
+    dataset = Dataset("blots", splits, CLASSES, (8, 8, 1))
+    monkeypatch.setattr(data, "load", lambda *_: dataset)
+    return dataset
+
+
+def small(**changes):
+    config = species_multilabel.get_config("digits,smoke")
+    with config.unlocked():
+        config.update_from_flattened_dict(
+            {"model.width": 4, "model.stem": "small", "optimizer.learning_rate": 1e-2} | changes
+        )
+    return config
+
+
+def test_it_learns_from_incomplete_labels(blots, tmp_path):
+    config = small(epochs=12, **{"mixing.mixup": 0.2, "model.dropout": 0.1})
+    summary = train(config, tmp_path)
+    test = summary["test"]
+    assert summary["metric"] == "map" and summary["best"]["map"] > 0.9
+    assert test["map"] > 0.9 and test["total_ap"] > 0.9 and test["ap"]["never"] is None
+    figures = {path.name for path in (tmp_path / "figures").iterdir()}
+    assert {"curves.png", "mistakes.png", "pr_curves.png"} <= figures
+    rows = list(csv.DictReader(open(tmp_path / "per_class.csv")))
+    assert [row["label"] for row in rows] == list(CLASSES) and rows[3]["average_precision"] == ""
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["split"] == "test" and last["ap"]["high"] == pytest.approx(
+        float(rows[0]["average_precision"]), abs=1e-5
+    )
+    # Each label has a probability of its own.
+    model = load(tmp_path)
+    said = model(blots.splits["test"].inputs)
+    assert said.shape == (37, 4) and ((said >= 0) & (said <= 1)).all()
+    known = ~np.isnan(blots.splits["test"].labels)
+    total = average_precision_score(blots.splits["test"].labels[known], said[known])
+    assert total == pytest.approx(test["total_ap"], abs=1e-4)

@@ -1,0 +1,103 @@
+"""The protocol: every config is traced, and every task answers its calls on a tiny network."""
+
+import importlib
+import pickle
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import experiments.configs
+from experiments.data import Dataset
+from experiments.tasks import TASKS, make_task
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+FOLDER = Path(experiments.configs.__file__).parent
+CONFIGS = sorted(
+    file.stem
+    for file in FOLDER.glob("*.py")
+    if file.stem != "common" and "def get_config" in file.read_text()
+)
+# One of each task, small enough to compile.
+TINY = {
+    "classification": ("odconv", "digits,smoke", {"model.width": 4}),
+    "tagging": ("species_multilabel", "digits,smoke", {"model.width": 4}),
+    "segmentation": ("base", "mask_folder,smoke", {"model.width": 4, "image_size": 16}),
+    "reconstruction": ("soundscape_autoencoder", "digits,smoke", {"autoencoder.widths": (4, 4)}),
+    "acgan": ("dr_acgan", "digits,smoke", {"gan.widths": (8, 4, 4, 4), "image_size": 16}),
+}
+
+
+def get_config(name, argument):
+    return importlib.import_module(f"experiments.configs.{name}").get_config(argument)
+
+
+def make_example(config):
+    """An example as its data set stores it."""
+    if config.data.name == "ucr":
+        return {"inputs": np.zeros((32, 1), np.float32), "label": np.int32(1)}
+    label = np.ones((16, 16), np.uint8) if config.task == "segmentation" else np.int32(1)
+    channels = 3 if config.task == "segmentation" else 1
+    return {"inputs": np.zeros((16, 16, channels), np.uint8), "label": label}
+
+
+def prepare(config):
+    """(task, model, shapes of variables, a batch of two for evaluation)."""
+    task = make_task(config)
+    example = task.make_transform(train=False)(make_example(config))
+    batch = {name: np.stack([value] * 2) for name, value in example.items()}
+    batch["mask"] = np.array([1, 0], np.float32)
+    model = task.make_model(3, spatial_axes=example["inputs"].ndim - 1)
+    shapes = jax.eval_shape(
+        lambda x: model.init(jax.random.key(0), x, train=False), batch["inputs"]
+    )
+    return task, model, shapes, batch
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_loss_of_every_config_is_traced(name):
+    task, model, shapes, batch = prepare(get_config(name, "smoke"))
+    loss, (metrics, changed) = jax.eval_shape(
+        lambda variables: task.compute_loss(model, variables, batch, jax.random.key(1)), shapes
+    )
+    assert loss.shape == () and loss.dtype == jnp.float32
+    assert metrics["loss"].shape == () and set(changed) <= {"batch_stats", "losses", "params"}
+    statistics = shapes.get("batch_stats", {})
+    assert jax.tree.structure(changed.get("batch_stats", {})) == jax.tree.structure(statistics)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_answers_every_call(name):
+    file, argument, changes = TINY[name]
+    config = get_config(file, argument)
+    config.update_from_flattened_dict(changes)
+    task, model, shapes, batch = prepare(config)
+    rng = np.random.default_rng(0)
+    variables = jax.tree.map(
+        lambda leaf: np.abs(0.1 * rng.standard_normal(leaf.shape)).astype(leaf.dtype), shapes
+    )
+    source = [make_example(config)]
+    dataset = Dataset("", {"test": source, "train": source}, ("a", "b", "c"), ())
+    sums = jax.jit(task.sum_metrics, static_argnums=0)(model, variables, batch)
+    metrics = task.compute_metrics([jax.device_get(sums)], dataset, "test")
+    assert np.isfinite(metrics["loss"]) and (task.metric is None or task.metric in metrics)
+    inspected = jax.eval_shape(lambda v, b: task.inspect_batch(model, v, b), variables, batch)
+    assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(inspected))
+    if name != "acgan":
+        predict = jax.jit(task.predict, static_argnums=0)
+        prediction = np.asarray(predict(model, variables, batch["inputs"]))[0]
+        example = {key: values[0] for key, values in batch.items()}
+        assert np.isfinite(task.postprocess(prediction, example)).all()
+    assert isinstance(task.reference_metrics(dataset), dict)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_task_keeps_nothing_of_a_single_run(name):
+    file, argument, _ = TINY[name]
+    config = get_config(file, argument)
+    task, transform = make_task(config), make_task(config).make_transform(train=True)
+    assert not {"seed", "data", "name", "input", "init_from"} & set(task.config)
+    assert pickle.loads(pickle.dumps(transform)) is not None
