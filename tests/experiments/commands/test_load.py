@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from finished_runs import config_with, write_finished
 
+from experiments import embed, export, generate, predict
 from experiments.configs import dr_acgan
+from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.load import load
 
@@ -33,6 +35,13 @@ def test_a_folder_without_a_finished_run_is_refused(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("command", [embed, export, generate, predict])
+def test_a_missing_run_is_one_line_and_exit_code_2(command, tmp_path, capsys, the_line):
+    words = [command.__name__, str(tmp_path / "nowhere")]
+    assert cli.run(command.main, words, command.__doc__) == 2
+    assert "no finished run" in the_line(capsys.readouterr().err)
 
 
 def test_a_gan_predicts_nothing(tmp_path):

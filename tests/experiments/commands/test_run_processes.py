@@ -47,12 +47,6 @@ def classifier(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["predict", "embed", "export", "generate"])
-def test_a_missing_run_is_one_line_and_exit_code_2(name, tmp_path):
-    code, out, err = run_command(name, tmp_path / "nowhere")
-    assert code == 2 and not out and err.startswith("error: ") and "no finished run" in err
-
-
 def test_predict_ends_with_2_if_nothing_can_be_predicted(classifier, tmp_path):
     (tmp_path / "notes.txt").write_text("no picture")
     out = tmp_path / "p.csv"
