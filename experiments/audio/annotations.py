@@ -120,7 +120,7 @@ def find_raven_tables(
     """
     recording = Path(recording)
     texts = _list_texts(recording.parent) if texts is None else texts
-    found = []
+    tables = []
     for name in texts[bisect.bisect_left(texts, recording.stem) :]:
         if not name.startswith(recording.stem):
             break
@@ -130,9 +130,9 @@ def find_raven_tables(
             named = re.fullmatch(r"\.table\.\d+(\..*)?\.txt|\.selections\.txt|\.txt", rest)
             # Predictions of programs have other names, and a .txt may hold anything.
             if name.startswith(stem) and named and _is_raven(path):
-                found.append(path)
+                tables.append(path)
                 break
-    return found
+    return tables
 
 
 def read_raven_table(

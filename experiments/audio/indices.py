@@ -17,7 +17,7 @@ PER_BIN = {
     "ACI": "sum of the changes of the amplitude from frame to frame, divided by the sum of the amplitudes",
     "Ht": "entropy of the bin's power over time, 0 to 1",
     "ACTspFract": "share of frames more than 6 dB above the median of the bin",
-    "ACTspMean": "mean level in dB of those frames; 0 where there is none",
+    "ACTspMean": "mean level in dB of those frames; 0 without any",
     "ROU": "roughness: mean square of the second difference of the amplitude over time",
 }
 """The indices of each frequency bin: 8 times 256 numbers, as in Rowe et al. (2021)."""
@@ -54,8 +54,8 @@ def compute_spectral_indices(samples: np.ndarray, rate: int) -> np.ndarray:
         level = over.sum(axis=1) / np.maximum((loud > 6).sum(axis=1), 1)
         rough = features.roughness(amplitude, norm=None, axis=1)
     above = energy - background
-    found = (energy, background, above, complexity, entropy, share, level, rough)
-    return np.concatenate(found).astype(np.float32)
+    indices = (energy, background, above, complexity, entropy, share, level, rough)
+    return np.concatenate(indices).astype(np.float32)
 
 
 def compute_alpha_indices(samples: np.ndarray, rate: int) -> dict[str, float]:
@@ -114,10 +114,10 @@ def compute_cepstra(samples: np.ndarray, rate: int) -> np.ndarray:
     frame, step = round(0.025 * rate), round(0.01 * rate)
     frames = 1 + -(-max(len(samples) - frame, 0) // step)
     padded = np.pad(samples, (0, max((frames - 1) * step + frame - len(samples), 0)))
-    found = require_library("librosa.feature").mfcc(
+    coefficients = require_library("librosa.feature").mfcc(
         y=padded, sr=rate, n_mfcc=13, n_mels=26, n_fft=frame, hop_length=step, center=False
     )
-    return found.ravel().astype(np.float32)
+    return coefficients.ravel().astype(np.float32)
 
 
 @contextlib.contextmanager

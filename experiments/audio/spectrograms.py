@@ -217,18 +217,18 @@ def _compute_rows(settings: _Settings) -> np.ndarray:
             )
             return edges[-2:0:-1]
         case "linear":
-            return _bins(settings)[_kept(settings)][::-1]
+            return _compute_bins(settings)[_select_bins(settings)][::-1]
     return np.geomspace(settings.high, settings.low, settings.bands)
 
 
-def _bins(settings: _Settings) -> np.ndarray:
+def _compute_bins(settings: _Settings) -> np.ndarray:
     return np.fft.rfftfreq(settings.n_fft, 1 / settings.sample_rate)
 
 
 @functools.lru_cache(maxsize=16)
-def _kept(settings: _Settings) -> np.ndarray:
-    """Which rows of the spectrum a linear picture has."""
-    bins = _bins(settings)
+def _select_bins(settings: _Settings) -> np.ndarray:
+    """Returns the rows of the spectrum that a linear spectrogram keeps."""
+    bins = _compute_bins(settings)
     kept = np.flatnonzero((bins >= settings.low) & (bins <= settings.high))
     if settings.drop_dc:
         kept = kept[kept > 0]
@@ -241,7 +241,7 @@ def _kept(settings: _Settings) -> np.ndarray:
 
 
 def _power(samples: np.ndarray, settings: _Settings) -> np.ndarray:
-    """float32 `[rows, columns]`."""
+    """Returns the power of each point, float32 `[rows, columns]`, before resizing."""
     if settings.picture == "wavelet":
         columns = settings.width or _count_columns(settings)
         rows = tuple(_compute_rows(settings).tolist())
@@ -252,7 +252,7 @@ def _power(samples: np.ndarray, settings: _Settings) -> np.ndarray:
     power = spectrum.real**2 + spectrum.imag**2
     if settings.picture == "mel":
         return (_make_mel_filters(settings) @ power)[::-1]
-    return power[_kept(settings)][::-1]
+    return power[_select_bins(settings)][::-1]
 
 
 @functools.lru_cache(maxsize=16)

@@ -19,8 +19,8 @@ def compute_targets(
     """Returns the known labels of each window of one recording.
 
     An annotation counts for the windows that overlap it by at least `min_overlap` seconds, or by at least
-    `min_fraction` of its length; if there is none, for the window that overlaps it most. Where annotations
-    disagree, positive takes precedence over negative, and negative over uncertain.
+    `min_fraction` of its length; without any such window, for the one that overlaps it most. Where two
+    annotations disagree, positive takes precedence over negative, and negative over uncertain.
 
     Args:
         starts, ends: of the windows in seconds, `[n]`.

@@ -104,22 +104,22 @@ def load(config: ConfigDict, seed: int) -> Dataset:
 
 def _find_split_folders(root: Path) -> dict[str, Path]:
     """Returns the folder of each split; the root itself is train if it has no split folders."""
-    found: dict[str, Path] = {}
+    folders: dict[str, Path] = {}
     others = []
     for folder in _list_folders(root):
         split = splits.ALIASES.get(folder.name.lower())
         if split is None:
             others.append(folder.name)
-        elif split in found:
+        elif split in folders:
             raise UserError(
-                f"{root} has both {found[split].name} and {folder.name} for the {split} split; remove one."
+                f"{root} has both {folders[split].name} and {folder.name} for the {split} split; remove one."
             )
         else:
-            found[split] = folder
-    if "train" in found:
-        return found
-    if found and not others:
-        raise UserError(f"{root} has {', '.join(sorted(found))} but no folder train. {_LAYOUT}")
+            folders[split] = folder
+    if "train" in folders:
+        return folders
+    if folders and not others:
+        raise UserError(f"{root} has {', '.join(sorted(folders))} but no folder train. {_LAYOUT}")
     return {"train": root}
 
 

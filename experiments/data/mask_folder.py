@@ -83,7 +83,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
 
 def _find_split_folders(root: Path) -> dict[str, Pair]:
     """Returns the folders of pictures and masks of each split; a pair in the root is for training."""
-    found: dict[str, Pair] = {}
+    pairs: dict[str, Pair] = {}
     for split in splits.NAMES:
         aliases = [alias for alias, name in splits.ALIASES.items() if name == split]
         folder = _find_folder(root, aliases, f"the {split} split")
@@ -91,16 +91,16 @@ def _find_split_folders(root: Path) -> dict[str, Pair]:
             pair = _find_pair(folder)
             if pair is None:
                 raise UserError(f"{folder} has neither pictures nor masks in it. {_LAYOUT}")
-            found[split] = pair
-    if "train" not in found:
+            pairs[split] = pair
+    if "train" not in pairs:
         pair = _find_pair(root)
         if pair is None:
             problem = "no folders of pictures and masks"
-            if found:
-                problem = f"{', '.join(found)} but no folder train"
+            if pairs:
+                problem = f"{', '.join(pairs)} but no folder train"
             raise UserError(f"{root} has {problem}. {_LAYOUT}")
-        found["train"] = pair
-    return found
+        pairs["train"] = pair
+    return pairs
 
 
 def _find_pair(folder: Path) -> Pair | None:
@@ -116,11 +116,11 @@ def _find_pair(folder: Path) -> Pair | None:
 
 def _find_folder(folder: Path, names: Sequence[str], purpose: str) -> Path | None:
     """Returns the one subfolder with one of the names in any case, or None."""
-    found = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.lower() in names)
-    if len(found) > 1:
-        both = " and ".join(path.name for path in found)
+    matches = sorted(p for p in folder.iterdir() if p.is_dir() and p.name.lower() in names)
+    if len(matches) > 1:
+        both = " and ".join(path.name for path in matches)
         raise UserError(f"{folder} has {both} for {purpose}; remove or rename all but one.")
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
 def _match_pairs(

@@ -13,6 +13,8 @@ from PIL import Image
 
 from experiments import data
 
+pytestmark = pytest.mark.process
+
 # Dies when it reads the file of that number, as by kill -9.
 DIES = """
 import os, signal, sys

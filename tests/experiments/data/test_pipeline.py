@@ -2,7 +2,6 @@ import itertools
 
 import numpy as np
 import pytest
-from absl import flags
 
 from experiments.core.errors import UserError
 from experiments.data import pipeline, transforms
@@ -71,14 +70,6 @@ def test_it_is_known_which_examples_are_in_a_batch(source):
 def test_the_number_of_hosts_changes_nothing(source, hosts):
     parts = [train(source, process_index=h, process_count=hosts) for h in range(hosts)]
     assert_equal(side_by_side(parts), train(source))
-
-
-def test_threads_and_workers_change_nothing(source):
-    flags.FLAGS.mark_as_parsed()  # Grain's workers read a flag.
-    wanted = train(source)
-    assert_equal(train(source, num_threads=0), wanted)
-    assert_equal(train(source, num_threads=5), wanted)
-    assert_equal(train(source, num_workers=2, start_step=1), wanted[1:] + train(source, 7)[6:])
 
 
 @pytest.mark.parametrize("start", [1, 4])

@@ -1,4 +1,4 @@
-"""Every kind of bad picture has its treatment: used as if it were good, or skipped with the reason."""
+"""Pictures of every kind and format: used as RGB, or skipped with the reason."""
 
 import io
 import os
@@ -11,8 +11,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from experiments import data
-from experiments.core.errors import UserError
-from experiments.data import mask_transforms, masks, pictures, pipeline, transforms
+from experiments.data import mask_transforms, masks, pictures, transforms
+
+pytestmark = pytest.mark.matrix
 
 
 def noise(*shape):
@@ -104,6 +105,12 @@ def test_an_odd_picture_is_used_upright_as_rgb(tmp_path, name):
     assert pictures.decode_picture(content, channels=1).shape == (*shape, 1)
 
 
+def test_all_sixteen_bit_formats_are_scaled_and_not_clipped():
+    for name in ("16 bit.png", "16 bit.tif", "16 bit.pgm"):
+        picture = pictures.decode_picture(USED[name][0])
+        np.testing.assert_array_equal(picture[..., 0], np.asarray(WIDE) >> 8, name)
+
+
 def test_of_an_animation_the_first_frame_counts():
     for name in ("animated.gif", "animated.webp", "animated.png", "pages.tif"):
         assert abs(int(pictures.decode_picture(USED[name][0])[0, 0, 0]) - 100) <= 2, name
@@ -115,14 +122,6 @@ def test_a_picture_is_turned_as_pillow_would_turn_it(orientation):
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
     np.testing.assert_array_equal(pictures.decode_picture(content), expected)
-
-
-def test_sixteen_bits_are_scaled_and_not_clipped():
-    for name in ("16 bit.png", "16 bit.tif", "16 bit.pgm"):
-        expected = np.asarray(WIDE) >> 8
-        np.testing.assert_array_equal(
-            pictures.decode_picture(USED[name][0])[..., 0], expected, name
-        )
 
 
 @pytest.mark.parametrize("name", SKIPPED)
@@ -210,75 +209,3 @@ def test_a_bad_mask_is_skipped_with_the_reason(tmp_path, content, says):
     (tmp_path / "a.png").write_bytes(content)
     seen, reason = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")
     assert seen is None and reason.startswith("its mask cannot be read: ") and says in reason
-
-
-def test_a_mask_is_as_large_as_the_upright_picture(tmp_path):
-    COLOUR.save(tmp_path / "a.jpg", exif=rotated(6))
-    Image.new("L", (4, 6)).save(tmp_path / "a.png")
-    ((size, _), _) = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")
-    assert size == (6, 4)
-    Image.new("L", (6, 4)).save(tmp_path / "a.png")
-    assert masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png") == (
-        None,
-        "4 by 6, but its mask 6 by 4",
-    )
-
-
-def test_a_file_that_goes_bad_during_a_run_is_named(make_config, tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(10):
-            COLOUR.save(tmp_path / "pets" / name / f"{number}.png")
-    pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
-    first = pets.splits["train"].source.paths[int(pets.splits["train"].indices[0])]
-    first.write_bytes(first.read_bytes()[:-30])
-    with pytest.raises(UserError, match=rf"{first} cannot be read any more \(.*truncated"):
-        pets.splits["train"][0]
-    first.unlink()
-    with pytest.raises(UserError, match=r"any more \(.*No such file.*Restore the file"):
-        pets.splits["train"][0]
-
-
-def test_a_file_that_goes_bad_is_named_through_the_pipeline(make_config, tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(10):
-            COLOUR.save(tmp_path / "pets" / name / f"{number}.png")
-    train = data.load(make_config(name="folder", source=tmp_path / "pets"), 0).splits["train"]
-    make = transforms.make_transform("none", 8, (0.5,), (0.25,), train=True)
-    batches = pipeline.train_batches(train, make, batch_size=4, seed=0)
-    next(batches)
-    for path in (tmp_path / "pets").rglob("*.png"):
-        path.unlink()
-    with pytest.raises(UserError, match=r"\.png cannot be read any more \(.*No such file"):
-        for _ in range(20):
-            next(batches)
-    batches.close()
-
-
-def test_links_that_lead_back_are_followed_once(make_config, tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name / "more").mkdir(parents=True)
-        for number in range(10):
-            COLOUR.save(tmp_path / "pets" / name / "more" / f"{number}.png")
-        os.symlink(tmp_path / "pets" / name, tmp_path / "pets" / name / "more" / "back")
-    (tmp_path / "elsewhere").mkdir()
-    COLOUR.save(tmp_path / "elsewhere" / "linked.png")
-    os.symlink(tmp_path / "elsewhere", tmp_path / "pets" / "cat" / "linked")
-    pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
-    assert sum(len(split) for split in pets.splits.values()) == 21
-
-
-def test_names_that_are_not_utf8_are_used_or_named(make_config, tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(10):
-            COLOUR.save(tmp_path / "pets" / name / f"{number}.png")
-    odd = os.fsencode(tmp_path / "pets" / "cat") + b"/caf\xe9.png"
-    with open(odd, "wb") as file:
-        file.write(encoded(COLOUR))
-    pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
-    assert sum(len(split) for split in pets.splits.values()) == 21
-    os.mkdir(os.fsencode(tmp_path / "pets") + b"/b\xeate")
-    with pytest.raises(UserError, match=r"class folder b'b\\xeate'.* not UTF-8; rename it"):
-        data.load(make_config(name="folder", source=tmp_path / "pets"), 0)

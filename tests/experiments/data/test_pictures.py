@@ -1,0 +1,134 @@
+"""Pictures of several kinds: used as RGB, or skipped with a reason."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from experiments import data
+from experiments.core.errors import UserError
+from experiments.data import masks, pictures, pipeline, transforms
+
+COLOUR = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))
+
+
+def encoded(image, kind="PNG", **options):
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def rotated(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+@pytest.fixture
+def pets(make_config, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for number in range(10):
+            COLOUR.save(tmp_path / "pets" / name / f"{number}.png")
+    return make_config(name="folder", source=tmp_path / "pets")
+
+
+@pytest.mark.parametrize(
+    ("content", "shape"),
+    [
+        (encoded(COLOUR.convert("CMYK"), "JPEG"), (4, 6, 3)),
+        (encoded(COLOUR.quantize(8), transparency=0), (4, 6, 3)),
+        (encoded(COLOUR, "JPEG", exif=rotated(6)), (6, 4, 3)),
+    ],
+)
+def test_pictures_are_decoded_upright_as_rgb(content, shape):
+    picture = pictures.decode_picture(content)
+    assert picture.shape == shape and picture.dtype == np.uint8
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"", "empty"),
+        (b"text", "not a picture"),
+        (encoded(COLOUR)[:-30], "truncated"),
+        (encoded(COLOUR, "EPS"), "EPS is not supported"),
+    ],
+)
+def test_unusable_pictures_have_a_reason(tmp_path, content, says):
+    (tmp_path / "a.png").write_bytes(content)
+    size, reason = pictures.check_picture(tmp_path / "a.png")
+    assert size is None and says in reason
+
+
+def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "MAX_PIXELS", 20)
+    COLOUR.save(tmp_path / "a.png")
+    assert "more pixels" in pictures.check_picture(tmp_path / "a.png")[1]
+
+
+def test_sixteen_bits_are_scaled_and_not_clipped():
+    wide = (np.arange(24, dtype=np.uint16) * 2730).reshape(4, 6)
+    picture = pictures.decode_picture(encoded(Image.fromarray(wide)))
+    np.testing.assert_array_equal(picture[..., 0], wide >> 8)
+
+
+def test_a_mask_is_as_large_as_the_upright_picture(tmp_path):
+    COLOUR.save(tmp_path / "a.jpg", exif=rotated(6))
+    Image.new("L", (4, 6)).save(tmp_path / "a.png")
+    ((size, _), _) = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")
+    assert size == (6, 4)
+    Image.new("L", (6, 4)).save(tmp_path / "a.png")
+    assert masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png") == (
+        None,
+        "4 by 6, but its mask 6 by 4",
+    )
+
+
+def test_a_file_that_goes_bad_during_a_run_is_named(pets):
+    train = data.load(pets, 0).splits["train"]
+    first = train.source.paths[int(train.indices[0])]
+    first.write_bytes(first.read_bytes()[:-30])
+    with pytest.raises(UserError, match=rf"{first} cannot be read any more \(.*truncated"):
+        train[0]
+    first.unlink()
+    with pytest.raises(UserError, match=r"any more \(.*No such file.*Restore the file"):
+        train[0]
+
+
+def test_a_file_that_goes_bad_is_named_through_the_pipeline(pets, tmp_path):
+    train = data.load(pets, 0).splits["train"]
+    make = transforms.make_transform("none", 8, (0.5,), (0.25,), train=True)
+    batches = pipeline.train_batches(train, make, batch_size=4, seed=0)
+    next(batches)
+    for path in (tmp_path / "pets").rglob("*.png"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"\.png cannot be read any more \(.*No such file"):
+        for _ in range(20):
+            next(batches)
+    batches.close()
+
+
+def test_links_that_lead_back_are_followed_once(make_config, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name / "more").mkdir(parents=True)
+        for number in range(10):
+            COLOUR.save(tmp_path / "pets" / name / "more" / f"{number}.png")
+        os.symlink(tmp_path / "pets" / name, tmp_path / "pets" / name / "more" / "back")
+    (tmp_path / "elsewhere").mkdir()
+    COLOUR.save(tmp_path / "elsewhere" / "linked.png")
+    os.symlink(tmp_path / "elsewhere", tmp_path / "pets" / "cat" / "linked")
+    pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
+    assert sum(len(split) for split in pets.splits.values()) == 21
+
+
+def test_names_that_are_not_utf8_are_used_or_named(pets, tmp_path):
+    odd = os.fsencode(tmp_path / "pets" / "cat") + b"/caf\xe9.png"
+    with open(odd, "wb") as file:
+        file.write(encoded(COLOUR))
+    assert sum(len(split) for split in data.load(pets, 0).splits.values()) == 21
+    os.mkdir(os.fsencode(tmp_path / "pets") + b"/b\xeate")
+    with pytest.raises(UserError, match=r"class folder b'b\\xeate'.* not UTF-8; rename it"):
+        data.load(pets, 0)
