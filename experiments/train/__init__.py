@@ -1,1 +1,1 @@
-"""Training: loop, step, program, optimizer."""
+"""Training: the loop, the step, its compilation, the optimizer, and what surrounds them."""

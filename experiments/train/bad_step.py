@@ -40,14 +40,14 @@ def explain_bad_step(
     can be made again here, and ordinary steps keep nothing.
 
     Args:
-        workdir: of the run; `bad_step/batch.npz` holds the batch as the network saw it, with `records`, the
-            examples' positions in the training split, and `bad_step/checkpoints` the state.
+        workdir: the folder of the run; `bad_step/batch.npz` gets the batch as the network saw it, with
+            `records`, the examples' positions in the training split, and `bad_step/checkpoints` the state.
         state: the failed state; its memory is given away.
-        program: which made it.
+        program: the run's compiled functions.
         source: the training split.
         transform: the training split's.
-        batch_size: of the run.
-        seed: of the run.
+        batch_size: the run's.
+        seed: the run's.
     """
     step = int(state.step)
     state = state.replace(failed=jax.device_put(np.False_, state.failed.sharding))

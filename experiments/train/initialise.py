@@ -63,8 +63,8 @@ def read_trained_weights(
 
     Args:
         config: the experiment.
-        num_classes: of the data.
-        inputs: of one example; only their shape matters.
+        num_classes: the data's.
+        inputs: those of one example; only their shape matters.
 
     Raises:
         UserError: if there is no such run or file, or if torch's weights do not fit.
@@ -95,8 +95,8 @@ def initialise_from(
         state: the new state.
         trained: the weights.
         config: the experiment.
-        num_classes: of the data.
-        inputs: of one example; only their shape matters.
+        num_classes: the data's.
+        inputs: those of one example; only their shape matters.
 
     Raises:
         UserError: if the weights do not fit the network.

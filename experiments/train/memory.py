@@ -40,7 +40,7 @@ def check_fits(num_bytes: float, name: str, advice: str = ADVICE) -> None:
     """Checks that `num_bytes` fit on each device.
 
     Args:
-        num_bytes: what `name` needs on each device.
+        num_bytes: the bytes that `name` needs on each device.
         name: the beginning of the message, such as `A training step`.
         advice: the end of the message: how to need less.
 

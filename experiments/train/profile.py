@@ -42,7 +42,7 @@ class StepProfiler(contextlib.AbstractContextManager):
         """Prepares to write the trace into `folder`.
 
         Args:
-            folder: of the trace.
+            folder: the trace's.
             steps: the first and the last step to trace; None traces nothing.
             start_step: the step from which the run continues.
 

@@ -99,8 +99,8 @@ def find_program(
         programs: those that earlier runs of this process have compiled.
         config: the experiment.
         task: its model, loss and metrics.
-        num_classes: of the data.
-        steps: of the run's phases.
+        num_classes: the data's.
+        steps: the numbers of steps of the run's phases.
         train_example: an example as training sees it; only shapes and dtypes matter.
         eval_example: the same for evaluation.
     """
@@ -132,8 +132,8 @@ def compile_program(
     Args:
         config: the experiment.
         task: its model, loss and metrics.
-        num_classes: of the data.
-        steps: of the run's phases.
+        num_classes: the data's.
+        steps: the numbers of steps of the run's phases.
         train_example: an example as training sees it; only shapes and dtypes matter.
         eval_example: the same for evaluation.
         mesh: the devices; all there are if left out.

@@ -134,12 +134,12 @@ def create_state(
     """Initialises the parameters and everything else that a run begins with.
 
     Args:
-        seed: of the parameters and of all later draws.
+        seed: decides the parameters and all later draws.
         inputs: only their shape and dtype matter.
         model: the network.
-        optimizer: of its parameters.
+        optimizer: updates its parameters.
         plateau: the rule for the learning rate's scale.
-        settings: of the training step.
+        settings: the training step's.
     """
     init, rng = jax.random.split(jax.random.key(seed))
     variables = model.init(init, jnp.zeros(inputs.shape, inputs.dtype), train=False)
@@ -182,7 +182,7 @@ def loss_fn(
         rng: key of dropout and of the task's draws.
         model: the network.
         task: its loss.
-        auxiliary_weight: of the losses that layers sow.
+        auxiliary_weight: the weight of the losses that layers sow.
         scale: multiplies the loss; None for 1.
         head_only: treats everything below the head as constant.
     """
@@ -220,8 +220,8 @@ def train_step(
         model: the network.
         task: its loss and metrics.
         optimizer: makes updates of gradients.
-        settings: of the step.
-        sharding: of the parameters, if they are split over the devices.
+        settings: the step's.
+        sharding: the parameters', if they are split over the devices.
     """
     attention, schedules = anneal_attention(state, settings)
     gradients, (metrics, batch_stats) = accumulate_gradients(
@@ -298,14 +298,14 @@ def compute_gradients(
 
     Args:
         params: whole on every device.
-        batch_stats: which the previous microbatch has changed.
+        batch_stats: as the previous microbatch left them.
         batch: arrays `[B, ...]`.
         rng: key of this microbatch.
         state: before the step, with the attention of the step.
         model: the network.
         task: its loss.
-        settings: of the step.
-        sharding: of the gradients, if the parameters are split over the devices.
+        settings: the step's.
+        sharding: the gradients', if the parameters are split over the devices.
     """
     steps = settings.steps
     loss = partial(

@@ -25,7 +25,7 @@ def compiled_once():
 
 @pytest.fixture
 def standard_promotion():
-    """What the loop runs under: Optax does not pass the strict one."""
+    """Sets the promotion that the loop runs under: Optax fails under the strict one."""
     with jax.numpy_dtype_promotion("standard"):
         yield
 

@@ -25,7 +25,7 @@ SMALL = {
     "batch_size": 8,
     "epochs": 2,
     "log_every": 1,
-    # Of eight steps, evaluations after the 4th and the 8th: some checkpoints lie between.
+    # Evaluations come after the 4th and the 8th of eight steps: some checkpoints lie between.
     "checkpoint_every": 3,
     # So that the plateau and the early stopping have a state to lose.
     "temperature.epochs": 1,
@@ -59,7 +59,7 @@ def _settings(config, changes):
 
 
 def environment(cache, devices=None):
-    """What makes another process compute what this one does: its compiler, on so many devices."""
+    """Returns the environment in which another process computes what this one does."""
     return {
         **os.environ,
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices or jax.device_count()}",

@@ -1,4 +1,4 @@
-"""The command in a process of its own: signals, the lock of a workdir, exit codes."""
+"""The command as a process: signals, the lock of a workdir, exit codes."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""A loss that is not finite: which step and examples it names, and what it leaves behind."""
+"""A loss that is not finite: the step and the examples that it names, and the files that it keeps."""
 
 import json
 
@@ -22,7 +22,7 @@ CHANGES = {
     "series.features": 4,
     "batch_size": 8,
     "epochs": 2,
-    # It looks at the numbers behind the step that breaks them.
+    # The numbers are looked at one step after the one that breaks them.
     "log_every": 4,
     "checkpoint_every": 2,
 }
@@ -85,7 +85,7 @@ def test_a_loss_that_is_not_finite_names_its_step_and_examples_and_keeps_them(
     saved = restore_arrays(tmp_path / "checkpoints" / "2", names)
     jax.tree.map(np.testing.assert_array_equal, before, saved)
     assert before["step"] == 2 and not before["failed"]
-    # Nothing is written of what came behind.
+    # No later row is written.
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert all(row["step"] < BAD_STEP for row in rows)
 

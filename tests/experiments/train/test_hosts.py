@@ -22,9 +22,9 @@ STOPPED = r"stopped after step (\d+) \(saved\); the same command continues there
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    """Of a network without batch norm, trained without Adam, which make much of the last digits.
+    """Settings of a network without batch norm and Adam, which amplify the last digits.
 
-    Two hundred steps, so that a signal comes in time.
+    It takes two hundred steps, so that a signal comes in time.
     """
     folder, rng = tmp_path_factory.mktemp("Toy"), np.random.default_rng(0)
     for part in ("TRAIN", "TEST"):
@@ -45,7 +45,7 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def programs():
-    """What is compiled for the four devices of this process."""
+    """Programs compiled for the four devices of this process."""
     return {}
 
 
@@ -59,7 +59,7 @@ def whole(tmp_path_factory, settings, programs):
 
 @pytest.fixture
 def start(compiled_once, settings):
-    """Returns a function that starts processes of one run, all with so many devices."""
+    """Returns a function that starts the processes of one run."""
     started = []
 
     def begin(workdir, devices, number=1):
@@ -144,7 +144,7 @@ def test_a_process_that_dies_ends_the_other_and_both_continue(start, whole, tmp_
     pair = start(workdir, devices=2, number=2)
     wait_for(workdir, begun + 7, *pair)
     pair[victim].kill()
-    # Where a sum does not notice, or ends the process from within, heartbeats do. The first keeps them.
+    # A loss that no sum notices is noticed by heartbeats, which process 0 keeps.
     errors = pair[1 - victim].communicate(timeout=HEARTBEAT + 10 if victim else 10)[1]
     lost = f"error: Process {1 - victim} of 2 has lost another one" in errors
     # An abort in C++ ends with JAX's own message.

@@ -38,7 +38,7 @@ def start(tmp_path, config, num_classes):
 
 
 def same(one, other):
-    """Which arrays of two trees of the same names are equal, by name."""
+    """Compares the arrays of two trees of the same names: name to whether they are equal."""
     one, other = (traverse_util.flatten_dict(tree, sep="/") for tree in (one, other))
     assert one.keys() == other.keys()
     return {name: np.array_equal(one[name], other[name]) for name in one}
@@ -50,7 +50,7 @@ def test_the_same_network_takes_everything_over(trained, tmp_path):
     assert all(same(state.params, old.params).values())
     assert all(same(state.batch_stats, old.batch_stats).values())
     number = len(jax.tree.leaves(old.params))
-    # The best evaluation, and not what came behind.
+    # The best evaluation, not the latest.
     assert words == (
         f"starts from step 3 of {tmp_path / 'run'}: {number} of {number} parameters taken over"
     )
@@ -129,7 +129,7 @@ def test_a_missing_or_damaged_run_is_an_error(trained, tmp_path):
         file.write_bytes(file.read_bytes()[:100])
     with pytest.raises(UserError, match="checkpoints/3 cannot be read: "):
         start(tmp_path, config_with(), 3)
-    # What belongs to another run is left where it is.
+    # Another run's checkpoint stays where it is.
     assert (tmp_path / "run" / "checkpoints" / "3").exists()
     (tmp_path / "run" / "summary.json").write_text("{")
     with pytest.raises(UserError, match=r"summary\.json cannot be read \(Expecting"):

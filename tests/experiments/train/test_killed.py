@@ -17,7 +17,7 @@ AVERAGE = {"average": 0.9}
 
 
 def starting(workdir, chance):
-    """At any time, most likely before the first step."""
+    """Kills at any time, most likely before the first step."""
     end = time.monotonic() + chance.uniform(0, 4)
     return lambda: time.monotonic() > end
 
@@ -50,7 +50,7 @@ def evaluating(workdir, chance):
 
 
 def writing(workdir, chance):
-    """While a checkpoint is written: it still has a name of its own."""
+    """While a checkpoint is written: it still has a temporary name."""
     before, later = torn(workdir), chance.uniform(0, 0.02)
 
     def reached():
@@ -63,7 +63,7 @@ def writing(workdir, chance):
 
 
 def log_of(workdir):
-    """Which file the metrics are in: a run that continues makes a new one, without later rows."""
+    """Returns the inode of the metrics: a run that continues writes a new file, without later rows."""
     file = workdir / "metrics.jsonl"
     return file.stat().st_ino if file.exists() else None
 

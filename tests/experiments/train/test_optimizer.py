@@ -68,7 +68,7 @@ PARAMS = {
 
 
 def moved(config):
-    """Which parameters a step with equal gradients moves."""
+    """Returns whether a step with equal gradients moves a parameter, by name."""
     with jax.numpy_dtype_promotion("standard"):
         optimizer = make_optimizer(config, make_schedule(config, STEPS))
         updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)

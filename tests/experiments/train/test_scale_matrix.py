@@ -119,14 +119,15 @@ def collectives(text, *kinds):
 
 
 def test_a_compiled_step_holds_its_share_of_the_state_and_fetches_parameters_once():
-    whole, dealt = (small(shard_parameters=shard).train_step for shard in (False, True))
-    whole, dealt = whole.memory_analysis(), dealt.memory_analysis()
+    whole, sharded = (
+        small(shard_parameters=shard).train_step.memory_analysis() for shard in (False, True)
+    )
     examples = BATCH // DEVICES * (np.prod(SERIES) + 1) * 4
-    held = [memory.argument_size_in_bytes - examples for memory in (whole, dealt)]
+    held = [memory.argument_size_in_bytes - examples for memory in (whole, sharded)]
     assert 1 / DEVICES < held[1] / held[0] < 1.04 / DEVICES
     parameters = 4 * count_parameters(small().state_shape.params)
     assert parameters > 1e6
-    assert dealt.temp_size_in_bytes - whole.temp_size_in_bytes < 1.02 * parameters
+    assert sharded.temp_size_in_bytes - whole.temp_size_in_bytes < 1.02 * parameters
 
 
 def test_parameters_are_fetched_and_examples_are_not():

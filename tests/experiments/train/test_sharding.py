@@ -1,4 +1,4 @@
-"""Which arrays are split over the devices, and along which axis."""
+"""Shardings of parameters and batches over the devices."""
 
 import jax
 import jax.numpy as jnp

@@ -32,7 +32,7 @@ def config_of(start, **changes):
 
 
 def dynamic(config):
-    """With attention that has running averages of its own."""
+    """Adds attention with running averages."""
     config.conv = {"name": "dyconv", "num_kernels": 2, "attention_norm": "batch"}
     return config
 
