@@ -175,13 +175,13 @@ def find_mistakes(labels: np.ndarray, scores: np.ndarray, n: int = 24) -> list[t
 def find_names(source: Source, indices: Sequence[int]) -> list[str]:
     """Returns the names of examples of a source, such as `a.wav @ 3.0 s`; '' where it knows none."""
     bases, owners, positions = flatten(source)
-    found = []
+    result = []
     for index in indices:
         names, position = getattr(bases[owners[index]], "names", ()), int(positions[index])
         # Some sources know the names of a few examples only.
         known = position in names if isinstance(names, Mapping) else position < len(names)
-        found.append(str(names[position]) if known else "")
-    return found
+        result.append(str(names[position]) if known else "")
+    return result
 
 
 def draw_mistakes(

@@ -21,9 +21,5 @@ TASKS: dict[str, type[Task]] = {
 
 
 def make_task(config: ConfigDict) -> Task:
-    """Returns the task that `config.task` names.
-
-    Raises:
-        UserError: if a setting of the task has no meaning.
-    """
+    """Returns the task that `config.task` names."""
     return TASKS[config.task](config)

@@ -38,10 +38,8 @@ from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
 REAL, GENERATED = 2, 4  # pictures of each class that are shown
 COMPARED = 8  # pictures of each class whose diversity is compared
-CONFIDENT, CONFIDENT_STEPS = (
-    0.99,
-    500,
-)  # a discriminator this good for so many steps teaches nothing
+# A discriminator with this accuracy over this many steps teaches the generator nothing.
+CONFIDENT, CONFIDENT_STEPS = 0.99, 500
 LEAST_DIVERSITY = 0.05  # of generated pictures, as a share of the diversity of real ones
 
 

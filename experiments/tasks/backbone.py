@@ -13,7 +13,7 @@ from dyn import layers, models
 from experiments.core.errors import UserError, suggest_nearest
 
 # The parts of a config that `make_network` uses.
-SECTIONS = ("model", "conv", "attention", "classifier", "dtype")
+NETWORK_SECTIONS = ("model", "conv", "attention", "classifier", "dtype")
 CONVS = {
     "conv": layers.Conv,
     "condconv": layers.CondConv,

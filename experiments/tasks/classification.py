@@ -19,8 +19,7 @@ from experiments.data import Dataset, transforms
 from experiments.figures.confusion import draw_confusion
 from experiments.figures.examples import choose_examples, draw_predictions
 from experiments.runs.artifacts import save_maps
-from experiments.tasks import backbone
-from experiments.tasks.backbone import CONVS, NETWORKS, make_layer, make_network
+from experiments.tasks.backbone import CONVS, NETWORK_SECTIONS, NETWORKS, make_layer, make_network
 from experiments.tasks.classifier import apply_in_training, draw_classifier, inspect_classifier
 from experiments.tasks.metrics import compute_means, sum_classification
 from experiments.tasks.mixing import mix_examples
@@ -34,7 +33,7 @@ class Classification(Task):
 
     metric = "accuracy"
     augmentations = (*transforms.AUGMENTATIONS, "spectrogram")
-    sections = (*backbone.SECTIONS, "series", "mixing")
+    sections = (*NETWORK_SECTIONS, "series", "mixing")
 
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
         """Returns a network for pictures or series with a logit for each class."""

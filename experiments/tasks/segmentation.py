@@ -17,8 +17,7 @@ from experiments.data import Dataset, Example, mask_transforms
 from experiments.data.masks import IGNORE
 from experiments.figures.segmentation import draw_iou, draw_samples
 from experiments.runs.artifacts import save_samples
-from experiments.tasks import backbone
-from experiments.tasks.backbone import build_with_conv, make_backbone, make_layer
+from experiments.tasks.backbone import NETWORK_SECTIONS, build_with_conv, make_backbone, make_layer
 from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
 from experiments.tasks.task import Array, Batch, Loss, Task, Transform, Variables
 
@@ -30,7 +29,7 @@ class Segmentation(Task):
 
     metric = "miou"
     augmentations = mask_transforms.AUGMENTATIONS
-    sections = (*backbone.SECTIONS, "head", "mixing")
+    sections = (*NETWORK_SECTIONS, "head", "mixing")
 
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
         """Returns a head over a residual network that keeps `config.model.output_stride`."""

@@ -19,8 +19,7 @@ from scipy.special import expit
 
 from experiments.core.errors import UserError
 from experiments.data import Dataset
-from experiments.tasks import backbone
-from experiments.tasks.backbone import make_network
+from experiments.tasks.backbone import NETWORK_SECTIONS, make_network
 from experiments.tasks.classification import Classification
 from experiments.tasks.classifier import apply_in_training, draw_classifier, inspect_classifier
 from experiments.tasks.mixing import mix_targets
@@ -36,7 +35,7 @@ class Tagging(Task):
 
     metric = "map"
     augmentations = Classification.augmentations
-    sections = (*backbone.SECTIONS, "tagging", "mixing")
+    sections = (*NETWORK_SECTIONS, "tagging", "mixing")
 
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
         """Returns a network with a logit for each class."""

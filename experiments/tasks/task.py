@@ -30,12 +30,16 @@ class Task(Protocol):
     Attributes:
         metric: name of the metric to rank evaluations by, higher is better; None if the latest is the best.
         augmentations: the values that `config.augment` may have.
-        sections: the parts of the config that the task keeps, where they exist.
+        sections: the parts of the config that the task keeps beside those of its inputs, where they exist.
+        config: these parts.
+        is_audio: whether the examples are spectrograms of recordings.
     """
 
     metric: ClassVar[str | None]
     augmentations: ClassVar[tuple[str, ...]]
     sections: ClassVar[tuple[str, ...]]
+    config: ConfigDict
+    is_audio: bool
 
     def __init__(self, config: ConfigDict) -> None:
         """Keeps `sections` of an experiment's config."""

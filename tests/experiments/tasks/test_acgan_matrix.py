@@ -29,7 +29,7 @@ def tiny():
 
 @pytest.fixture(scope="module")
 def programs(compiled_once):
-    """What is compiled for one run is there for the other."""
+    """Compiled programs, shared by the runs."""
     return {}
 
 

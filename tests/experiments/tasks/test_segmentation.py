@@ -25,7 +25,7 @@ def small(config_file, folder, **changes):
 
 
 def outputs_of(dataset, config, predict):
-    """What `sum_metrics` would give for a network that says `predict(prepared example)`."""
+    """Yields results of `sum_metrics` for a network that predicts `predict(prepared example)`."""
     prepare = make_task(config).make_transform(train=False)
     source = dataset.splits["test"]
     for index in range(len(source)):
