@@ -14,7 +14,6 @@ from experiments.configs import base, hard, kernel_warehouse
 from experiments.core.errors import UserError
 from experiments.data import pipeline
 from experiments.reports.comparison import PERCENT
-from experiments.runs import artifacts as maps
 from experiments.tasks import make_task
 from experiments.tasks.backbone import make_network
 from experiments.train.loop import train
@@ -79,7 +78,7 @@ def ordinary_promotion():
 @pytest.fixture(autouse=True)
 def without_maps(monkeypatch):
     """What is kept for reports takes as long to compile as all else, and has tests of its own."""
-    monkeypatch.setattr(maps, "save_maps", lambda *_: None)
+    monkeypatch.setattr("experiments.tasks.classification.save_maps", lambda *_: None)
 
 
 def small(config_file, **changes):
