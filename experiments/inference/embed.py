@@ -66,8 +66,8 @@ def embed(
     """
     out = Path(out).expanduser()
     _check(trained, paths, out, compare, clusters, batch_size, overwrite)
-    found = list(expand_paths(paths, (out,), SUFFIXES if trained.is_audio else ()))
-    if not found:
+    inputs = list(expand_paths(paths, (out,), SUFFIXES if trained.is_audio else ()))
+    if not inputs:
         kind = "recording" if trained.is_audio else "file"
         raise UserError(f"There is no {kind} in {', '.join(map(str, paths))}.")
     clock, skipped = Clock(), []
@@ -85,12 +85,12 @@ def embed(
     def skip(name: str, reason: str) -> None:
         skipped.append((name, reason))
 
-    with Progress(len(found), quiet=quiet, unit="file") as progress:
-        pieces = read_pieces(trained, track_progress(found, progress), skip, progress.say, clock)
+    with Progress(len(inputs), quiet=quiet, unit="file") as progress:
+        pieces = read_pieces(trained, track_progress(inputs, progress), skip, progress.say, clock)
         embedded = embed_pieces(trained, observe(pieces), batch_size, clock)
-        progress.update(len(found))
+        progress.update(len(inputs))
     files.write_skipped(out, skipped)
-    _check_usable(len(found), skipped, embedded)
+    _check_usable(len(inputs), skipped, embedded)
 
     names = label_files(labels, embedded.files)
     numbers = _find_clusters(embedded, names, clusters)
@@ -101,7 +101,7 @@ def embed(
         _draw_sample(out, trained, sample.kept)
     rows = [
         ("embedded", f"{len(embedded.files):,}"),
-        ("numbers each", f"{embedded.codes.shape[1]:,}"),
+        ("numbers per code", f"{embedded.codes.shape[1]:,}"),
     ]
     if embedded.silent.any():
         rows.append(("silent", f"{int(embedded.silent.sum()):,}, in no cluster"))

@@ -1,4 +1,4 @@
-"""Files of pictures or series, found and prepared for a trained network."""
+"""Files of pictures or series, read and prepared for a trained network."""
 
 import dataclasses
 import os

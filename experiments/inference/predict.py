@@ -114,8 +114,8 @@ def predict_files(
 
         def usable_examples() -> Iterator[tuple[Item, Example]]:
             nonlocal skipped
-            found = track_progress(expand_paths(paths, outputs), progress)
-            for item in read_items(trained, found):
+            inputs = track_progress(expand_paths(paths, outputs), progress)
+            for item in read_items(trained, inputs):
                 if item.example is None:
                     skipped += 1
                     append_skipped([(item.file.path, *item.position, item.reason)])

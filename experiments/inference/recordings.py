@@ -115,17 +115,7 @@ def predict_recordings(
             f"{skipped:,} of {total:,} files cannot be used, such as {'; '.join(reasons)}. "
             f"{out / 'skipped.csv'} has all reasons. {rest}"
         )
-    rows = [
-        ("recordings", f"{used:,}"),
-        ("predictions", str(out / "predictions.csv")),
-        ("per file", str(out / "per_file.csv")),
-        ("for Raven", str(out / f"NAME{RAVEN_SUFFIX}")),
-    ]
-    if noted:
-        rows.append(("in part", f"{noted:,}, noted in {out / 'per_file.csv'}"))
-    if skipped:
-        rows.append(("skipped", f"{skipped:,}, listed in {out / 'skipped.csv'}"))
-    print_result("finished", rows, quiet=quiet)
+    print_result("finished", _summary_rows(out, used, noted, skipped), quiet=quiet)
     return used, skipped
 
 
@@ -219,6 +209,20 @@ def _format_times(place: Interval | detections.Detection) -> tuple[str, str]:
 
 def _format_scores(scores: np.ndarray) -> Iterator[str]:
     return (f"{score:.6f}" for score in scores)
+
+
+def _summary_rows(out: Path, used: int, noted: int, skipped: int) -> list[tuple[str, str]]:
+    rows = [
+        ("recordings", f"{used:,}"),
+        ("predictions", str(out / "predictions.csv")),
+        ("per file", str(out / "per_file.csv")),
+        ("for Raven", str(out / f"NAME{RAVEN_SUFFIX}")),
+    ]
+    if noted:
+        rows.append(("in part", f"{noted:,}, noted in {out / 'per_file.csv'}"))
+    if skipped:
+        rows.append(("skipped", f"{skipped:,}, listed in {out / 'skipped.csv'}"))
+    return rows
 
 
 def _append_csv(path: Path, header: Sequence[str]) -> Any:

@@ -108,12 +108,12 @@ class Trained:
 
     @property
     def is_audio(self) -> bool:
-        """Whether the run was on recordings, so that the network sees spectrograms."""
+        """True for a run on recordings, whose network sees spectrograms."""
         return self.config.data.name == "audio"
 
     @property
     def is_picture(self) -> bool:
-        """Whether the network sees pictures or spectrograms, and not series."""
+        """True if the network sees pictures or spectrograms, False if it sees series."""
         return len(self.shape) == 3
 
     @functools.cached_property
@@ -155,7 +155,7 @@ class Trained:
         example = self._transform({"inputs": raw, "label": label})
         if example["inputs"].shape != self.shape:
             raise ValueError(
-                f"of the shape {raw.shape}; the run's were all of {self.shape} and none was resized"
+                f"of the shape {raw.shape}; all examples of the run have {self.shape} and are not resized"
             )
         return example
 

@@ -38,7 +38,7 @@ def classifier():
 
 @pytest.fixture
 def folder(tmp_path, rng):
-    """What `experiments.generate` writes: four pictures of each digit."""
+    """A folder as `experiments.generate` writes it: four pictures of each digit."""
     for name in DIGITS:
         (tmp_path / name).mkdir()
         for number in range(4):
