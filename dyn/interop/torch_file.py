@@ -193,7 +193,7 @@ def _interpret(pickled: bytes) -> Any:
             if code == "STOP":
                 return machine.stack.pop()
             machine.step(code, argument)
-    except (IndexError, KeyError, TypeError, UnicodeError) as error:
+    except (AttributeError, IndexError, KeyError, TypeError, UnicodeError) as error:
         raise ValueError(f"its pickle is damaged ({type(error).__name__}).") from error
     raise ValueError("its pickle is damaged.")
 
@@ -231,10 +231,10 @@ class _Machine:
                 stack[-length:] = [tuple(stack[-length:])]
             case "APPEND" | "APPENDS":
                 items = [stack.pop()] if code == "APPEND" else self.pop_to_mark()
-                _expect(list, stack[-1]).extend(items)
+                stack[-1].extend(items)
             case "SETITEM" | "SETITEMS":
                 items = [stack.pop(-2), stack.pop()] if code == "SETITEM" else self.pop_to_mark()
-                _expect(dict, stack[-1]).update(zip(items[::2], items[1::2], strict=True))
+                stack[-1].update(zip(items[::2], items[1::2], strict=True))
             case "BINPUT" | "LONG_BINPUT":
                 memo[argument] = stack[-1]
             case "MEMOIZE":
@@ -252,9 +252,7 @@ class _Machine:
                 arguments, function = stack.pop(), stack.pop()
                 stack.append(_call(function, arguments))
             case "BUILD":
-                # Attributes of a state dict (the versions of its modules), which are not needed.
-                stack.pop()
-                _expect(dict, stack[-1])
+                stack.pop()  # attributes of a state dict (versions of its modules): not needed
             case _:
                 raise ValueError(f"its pickle has the unsupported instruction {code}.")
 
@@ -299,10 +297,3 @@ def _call(function: Any, arguments: Any) -> Any:
         case _Name(name), (_Tensor() as tensor, *_) if name == _PARAMETER:
             return tensor
     raise ValueError("its pickle has a call that torch does not write.")
-
-
-def _expect(kind: type, value: Any) -> Any:
-    """Returns the value if it is of that kind."""
-    if not isinstance(value, kind):
-        raise ValueError(f"its pickle uses a {type(value).__name__} as a {kind.__name__}.")
-    return value

@@ -19,6 +19,8 @@ def initialised(net, x, seed=3):
             case "scale" | "var" | "temperature":
                 zero = names[-3:] == ["spatial", "norm", "scale"]
                 return np.full(leaf.shape, 0.0 if zero else 1.0, np.float32)
+            case "gates":
+                return np.ones(leaf.shape, np.float32)
             case "bias" if gated and "attention" in names:
                 return np.ones(leaf.shape, np.float32)
             case "bias" | "mean" | "blend":
