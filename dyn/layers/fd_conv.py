@@ -116,8 +116,6 @@ class FDConv(ConvLayer):
             num_kernels=self.num_kernels,
             **self.attention_fields(context.shape[-1], dtype),
         )(context)
-        # The local weights stay small, as neighbours and a kernel, until the kernels of some samples are
-        # made.
         neighbours = local_kernel = None
         if self.local:
             neighbours, local_kernel = LocalAttention(
@@ -135,37 +133,54 @@ class FDConv(ConvLayer):
             if taps is not None:
                 kernel = kernel * taps[..., None, None]
             if neighbours is not None:
+                # Local weights are as large as the kernels, and made only when these are.
                 kernel = kernel * local_weights(neighbours, local_kernel, shape)
             return kernel.astype(x.dtype)
 
-        weights = (mix, taps, neighbours)
+        y = self.convolve_spectrum(x, spectrum, (mix, taps, neighbours), weigh)
+        if filters is not None:
+            y = y * expand_over_space(filters, y)
+        y = self.add_bias(y)
+        return y.reshape(*batch, *y.shape[1:])
+
+    def convolve_spectrum(
+        self,
+        x: Array,
+        spectrum: Array,
+        weights: tuple[Array | None, ...],
+        weigh: Callable[..., Array],
+    ) -> Array:
+        """Convolves each sample with the kernel of its weighed spectrum.
+
+        Args:
+            x: `[B, *spatial, I]`.
+            spectrum: the Fourier weights.
+            weights: `(mix, taps, neighbours)`, `[B, ...]` or None each.
+            weigh: weighs kernels `[b, *k, I/G, O]` by the taps and neighbours of b samples.
+        """
+        shape = self.kernel_shape(x)
         in_chunks = self.lowering == "auto" and planner.why_no_loop() is None
         if in_chunks or self.lowering == "samples":
             groups = frequency_groups(shape, self.num_kernels)
             # Apart, because a gradient that sums over an axis of two numbers takes most of a step.
             real, imaginary = spectrum[..., 0], spectrum[..., 1]
 
-            def transform_mixture(mix: Array, *weights: Array | None) -> Array:
+            def transform(mix: Array, *weights: Array | None) -> Array:
                 w = mix[:, groups]
                 return weigh(self.apply_mask(_kernel(w * real, w * imaginary, shape)), *weights)
 
-            y = self.convolve_samples(x, transform_mixture, weights, "samples")
-        else:
-            # The transform of a batch cannot be split over devices, but a mixture of kernels can.
-            candidates = disjoint_kernels(spectrum, shape, self.num_kernels)
-            candidates = self.apply_mask(candidates)
+            return self.convolve_samples(x, transform, weights, "samples")
 
-            def mix_candidates(mix: Array, *weights: Array | None) -> Array:
-                return weigh(mix_kernels(candidates, mix, None), *weights)
+        # The transform of a batch cannot be split over devices, but a mixture of kernels can.
+        candidates = self.apply_mask(disjoint_kernels(spectrum, shape, self.num_kernels))
+        if not self.local:
+            mix, taps, _ = weights
+            return self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
 
-            if self.local:
-                y = self.convolve_samples(x, mix_candidates, weights, self.lowering)
-            else:
-                y = self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
-        if filters is not None:
-            y = y * expand_over_space(filters, y)
-        y = self.add_bias(y)
-        return y.reshape(*batch, *y.shape[1:])
+        def mix_candidates(mix: Array, *weights: Array | None) -> Array:
+            return weigh(mix_kernels(candidates, mix, None), *weights)
+
+        return self.convolve_samples(x, mix_candidates, weights, self.lowering)
 
     def fourier_weights(self, x: Array) -> Array:
         """Returns the parameter `spectrum`, `[R, C // 2 + 1, 2]`, in float32 or wider."""

@@ -215,3 +215,25 @@ def assert_learns(gradient):
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient):
         name = jax.tree_util.keystr(path)
         assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, name
+
+
+def assert_published(layer, variables, x, sums, entries=None):
+    """Compares a layer in float64 with published numbers; returns what it sowed.
+
+    Args:
+        layer: the layer.
+        variables: its variables, NumPy arrays.
+        x: its input, a NumPy array.
+        sums: the sum of the outputs and of their absolute values, with ten digits after the point.
+        entries: the first four outputs in torch's order and the last one, with eight digits.
+    """
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(jnp.asarray, (variables, x))
+        assert shapes_of(variables) == shapes_of(init_shapes(layer, x))
+        y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
+    assert y.dtype == np.float64
+    y = np.asarray(y).transpose(0, 3, 1, 2).ravel()
+    np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
+    if entries is not None:
+        np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+    return state.get("intermediates", {})

@@ -1,4 +1,4 @@
-"""Convolutions once more, in float64, position by position, with nothing of JAX in them."""
+"""Dynamic convolutions in float64, position by position, without JAX."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def _edges(name, n, reach, stride):
-    """How many places a named padding adds before and after an axis."""
+    """Returns the number of positions that a named padding adds before and after an axis."""
     match name.upper():
         case "VALID":
             return 0, 0
@@ -20,7 +20,7 @@ def _edges(name, n, reach, stride):
 
 
 def _source(name, position, n):
-    """Which input stands at a position of the padded axis, counted from the first input; None for zero."""
+    """Returns the input at a position of the padded axis, counted from the first input; None for zero."""
     if 0 <= position < n:
         return position
     match name:
@@ -32,11 +32,11 @@ def _source(name, position, n):
 
 
 def axis_reads(n, size, *, stride, padding, input_dilation, kernel_dilation):
-    """For each output position and tap along one axis, the input that is read; None reads a zero.
+    """Returns for each output position and tap along one axis the input that is read; None is zero.
 
     Args:
-        n: the inputs along the axis.
-        size: the taps.
+        n: number of inputs along the axis.
+        size: number of taps.
         padding: a name, a number, or a pair of numbers.
     """
     reach = (size - 1) * kernel_dilation + 1
@@ -62,14 +62,14 @@ def axis_reads(n, size, *, stride, padding, input_dilation, kernel_dilation):
 
 
 def output_shape(spatial, size, axes):
-    """The spatial shape that comes out; `axes` holds `axis_reads`' keywords for each axis."""
+    """Returns the spatial shape of the output; `axes` holds `axis_reads`' keywords for each axis."""
     return tuple(
         len(axis_reads(n, k, **axis)) for n, k, axis in zip(spatial, size, axes, strict=True)
     )
 
 
 def dynamic_conv(inputs, kernels, mix, taps, axes, groups):
-    """y[b, p] = sum over taps t and features of x[b, read(p, t)] taps[b, t] sum_k mix[b, (p,) k] W_k[t]."""
+    """Sums x[b, read(p, t)] taps[b, t] sum_k mix[b, (p,) k] W_k[t] over taps t: `y[b, p]`."""
     inputs, kernels = np.asarray(inputs, np.float64), np.asarray(kernels, np.float64)
     size, features = kernels.shape[1:-2], kernels.shape[-1]
     reads = [
@@ -94,3 +94,27 @@ def dynamic_conv(inputs, kernels, mix, taps, axes, groups):
                     [x @ w for x, w in zip(xs, ws, strict=True)]
                 )
     return y
+
+
+def convolve(
+    inputs,
+    kernels,
+    mix=None,
+    taps=None,
+    *,
+    strides=1,
+    padding="SAME",
+    input_dilation=1,
+    kernel_dilation=1,
+    feature_group_count=1,
+):
+    """Computes `dynamic_conv` from the arguments of `dyn.ops.dynamic_conv`."""
+    rank = np.ndim(inputs) - 2
+
+    def per_axis(value):
+        return (value,) * rank if isinstance(value, int | str) else tuple(value)
+
+    values = map(per_axis, (strides, padding, input_dilation, kernel_dilation))
+    names = ("stride", "padding", "input_dilation", "kernel_dilation")
+    axes = [dict(zip(names, axis, strict=True)) for axis in zip(*values, strict=True)]
+    return dynamic_conv(inputs, kernels, mix, taps, axes, feature_group_count)

@@ -1,10 +1,7 @@
 """ODConv in numpy, with nothing shared with the library."""
 
-from functools import partial
-
-import jax
 import numpy as np
-import oracle
+import numpy_oracle
 
 
 def attention_by_numpy(variables, context, kernel_size, norm="batch", statistics=None):
@@ -40,12 +37,11 @@ def attention_by_numpy(variables, context, kernel_size, norm="batch", statistics
 
 
 def od_conv_by_definition(variables, x, weights, **geometry):
-    """Convolves one sample after another by `nn.Conv`."""
+    """Computes ODConv from its attention's weights."""
     channel, filters, spatial, mix = weights
     params = variables["params"]
     everywhere = (slice(None), *(None,) * (x.ndim - 2))
-    # Compiled for speed.
-    convolve = jax.jit(partial(oracle.dynamic_conv, **geometry))
-    y = convolve(np.asarray(x) * channel[everywhere], params["kernel"], mix, spatial)
-    y = np.asarray(y) if filters is None else np.asarray(y) * filters[everywhere]
+    x = np.asarray(x) * channel[everywhere]
+    y = numpy_oracle.convolve(x, params["kernel"], mix, spatial, **geometry)
+    y = y if filters is None else y * filters[everywhere]
     return y + np.asarray(params["bias"])

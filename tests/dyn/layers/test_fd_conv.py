@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
+import numpy_oracle
 import pytest
 from layer_cases import filled, random_input
 
@@ -212,8 +212,8 @@ def test_follows_the_formulas(name, local, lowering):
                     first = out // (o // groups) * i
                     kernel[..., out] *= np.moveaxis(maps[first : first + i, ..., out], 0, -1)
             sample = np.asarray(x)[b] * weights("channel")[b]
-            window = {k: v for k, v in fields.items() if k not in ("features", "kernel_size")}
-            out = np.asarray(oracle.convolve(jnp.asarray(sample), jnp.asarray(kernel), **window))
+            geometry = {k: v for k, v in fields.items() if k not in ("features", "kernel_size")}
+            (out,) = numpy_oracle.convolve(sample[None], kernel[None], **geometry)
             out = out if depthwise else out * weights("filter")[b]
             want.append(out + params["bias"])
     np.testing.assert_allclose(y, np.stack(want), rtol=1e-9, atol=1e-10)

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
+import numpy_oracle
 import pytest
 from layer_cases import filled, init_shapes, random_input
 
@@ -39,14 +39,13 @@ def logits_by_numpy(variables, x, layer):
 def by_definition(variables, x, gates, layer):
     """Each sample with the kernel that its gates leave."""
     kernel, samples = np.asarray(variables["params"]["kernel"]), []
-    window = dict(strides=layer.strides, feature_group_count=layer.feature_group_count)
-    convolve = jax.jit(partial(oracle.convolve, **window))
+    geometry = dict(strides=layer.strides, feature_group_count=layer.feature_group_count)
     for sample, m in zip(x, gates, strict=True):
         if layer.granularity == "kernel":
             gated = np.tensordot(m, kernel, 1)
         else:
             gated = kernel[0] * m  # [O] or [i, O], the last axes of a kernel
-        samples.append(np.asarray(convolve(sample, gated)))
+        samples += [*numpy_oracle.convolve(sample[None], gated[None], **geometry)]
     return np.stack(samples) + variables["params"]["bias"]
 
 

@@ -1,15 +1,14 @@
 """WarehouseConv against published numbers, an independent computation, and static convolutions."""
 
 import math
-from functools import partial
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import oracle
+import numpy_oracle
 import pytest
-from layer_cases import filled, init_shapes, random_input, shapes_of, sines
+from layer_cases import assert_published, filled, init_shapes, random_input, sines
 
 from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
 from dyn.schedules import linear_blend, set_blend, set_temperature
@@ -74,19 +73,10 @@ def test_published_parity_vector():
         "attention": {"conv": {"attention": {"blend": np.asarray(0.0)}}},
     }
     net = Shared(param_dtype=jnp.float64)
-    with jax.enable_x64(True):
-        variables = jax.tree.map(jnp.asarray, variables)
-        x = jnp.asarray(x)
-        assert shapes_of(variables) == shapes_of(filled(net, x))
-        apply = jax.jit(net.apply)
-        outputs = {blend: np.asarray(apply(set_blend(variables, blend), x)) for blend in PARITY}
-    for blend, y in outputs.items():
-        assert y.dtype == np.float64
-        y = y.transpose(0, 3, 1, 2).ravel()
-        np.testing.assert_allclose((y.sum(), np.abs(y).sum()), PARITY[blend], rtol=0, atol=1e-10)
-    y = outputs[0.0].transpose(0, 3, 1, 2).ravel()
-    entries = (-1.98753421, -1.72398163, -1.55411329, -1.30239414, -0.67717493)
-    np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+    entries = {0.0: (-1.98753421, -1.72398163, -1.55411329, -1.30239414, -0.67717493)}
+    for blend, sums in PARITY.items():
+        variables["attention"]["conv"]["attention"]["blend"] = np.asarray(blend)
+        assert_published(net, variables, x, sums, entries.get(blend))
 
 
 def test_the_vector_s_blocks_start_with_cells_9_to_26():
@@ -154,15 +144,9 @@ def test_follows_the_formulas(name, blend):
             blend,
             warehouse.assignment(0),
         )
-        convolve = jax.jit(
-            partial(
-                oracle.convolve,
-                strides=layer.strides,
-                padding=layer.padding,
-                feature_group_count=layer.feature_group_count,
-            )
-        )
-        want = np.stack([convolve(a, jnp.asarray(w)) for a, w in zip(x, kernels, strict=True)])
+        fields = ("strides", "padding", "feature_group_count")
+        geometry = {name: getattr(layer, name) for name in fields}
+        want = numpy_oracle.convolve(x, kernels, np.eye(len(x)), **geometry)
         want = want + np.asarray(variables["params"]["bias"])
     np.testing.assert_allclose(y, want, rtol=1e-9, atol=1e-11)
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import filled, random_input, shapes_of, sines
+from layer_cases import assert_published, filled, random_input, sines
 from od_conv_oracle import attention_by_numpy, od_conv_by_definition
 
 from dyn.layers import ODConv
@@ -84,16 +84,7 @@ def test_published_parity_vector(name):
         },
         "attention": {"attention": {"temperature": np.asarray(temperature)}},
     }
-    with jax.enable_x64(True):
-        variables = jax.tree.map(jnp.asarray, variables)
-        x = jnp.asarray(x)
-        assert shapes_of(variables) == shapes_of(filled(layer, x))
-        y = np.asarray(jax.jit(layer.apply)(variables, x))
-    assert y.dtype == np.float64
-    y = y.transpose(0, 3, 1, 2).ravel()
-    # Sums are printed with ten digits after the point, entries with eight.
-    np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
-    np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+    assert_published(layer, variables, x, sums, entries)
 
 
 # The formulas in numpy.
