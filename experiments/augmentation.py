@@ -17,14 +17,12 @@ and all classifiers take as many steps. The same command again continues where i
 """
 
 import json
-import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from absl import flags
 from ml_collections import ConfigDict
 
-from experiments.configs.overrides import key_and_value
+from experiments.configs.shared.overrides import split_override
 from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.inference.generate import generate
@@ -32,7 +30,7 @@ from experiments.load import load
 from experiments.reports import report
 from experiments.train.grid import Planned, attempt, load_config
 from experiments.train.loop import train
-from experiments.train.validate import refuse_unused, validate
+from experiments.train.validate import resolve_config
 
 # What each way changes of the classifier: (what is drawn anew, mixup, the GAN's pictures).
 WAYS = {
@@ -70,7 +68,7 @@ def compare_ways(
     """
     classifier = _with_pictures_of(gan, classifier)
     for config in (classifier, gan):
-        validate(config)
+        resolve_config(config)
     finished, failed = 0, []
     for seed in range(seeds):
         run, pictures = workdir / "generator" / f"seed{seed}", workdir / "generated" / f"seed{seed}"
@@ -115,17 +113,16 @@ def _with_pictures_of(gan: ConfigDict, classifier: ConfigDict) -> ConfigDict:
     return config
 
 
-def refuse_decided(classifier: ConfigDict, gan: ConfigDict, paths: Iterable[str]) -> None:
-    """Returns if every setting that a person has asked for makes a difference to the classifiers.
+def refuse_decided(paths: Iterable[str]) -> None:
+    """Refuses settings of the classifiers that the comparison itself decides.
 
     Raises:
-        UserError: names the first that would be ignored, and why.
+        UserError: names the first such setting, and why it is decided.
     """
     for path in paths:
         for beginning, why in DECIDED.items():
             if path.startswith(beginning) and path != "audio.colour":
                 raise UserError(f"--override={path} would do nothing: {why}. Leave it out.")
-    refuse_unused(_with_pictures_of(gan, classifier), paths)
 
 
 def _seeded(config: ConfigDict, seed: int) -> ConfigDict:
@@ -147,25 +144,30 @@ def _way(config: ConfigDict, way: str, splits: Path, pictures: Path) -> ConfigDi
     return config
 
 
+def main(
+    *,
+    source: str = "",
+    config: str = "birdsong_classifier",
+    seeds: int = 3,
+    per_class: int = 100,
+    override: Sequence[str] = (),
+    gan_override: Sequence[str] = (),
+    workdir: str = "runs/augmentation",
+) -> None:
+    """Compares the ways that the flags describe."""
+    if not 1 <= seeds <= 1000:
+        raise UserError(f"--seeds={seeds}: choose 1 to 1000 repetitions.")
+    if per_class < 1:
+        raise UserError(f"--per_class={per_class}: choose 1 or more pictures.")
+    cli.keep_compiled()
+    dataset = "audio" if source else "songs"
+    changes = dict(split_override(text, "--override") for text in override)
+    gan_changes = dict(split_override(text, "--gan_override") for text in gan_override)
+    classifier = load_config(config, dataset, source, changes)
+    gan = load_config("dr_acgan", dataset, source, gan_changes, "--gan_override")
+    refuse_decided(changes)
+    compare_ways(classifier, gan, Path(workdir).expanduser(), seeds, per_class)
+
+
 if __name__ == "__main__":
-    SOURCE = flags.DEFINE_string("source", "", "Where the recordings lie.")
-    CONFIG = flags.DEFINE_string("config", "birdsong_classifier", "The classifier's config.")
-    SEEDS = flags.DEFINE_integer("seeds", 3, "How often.", lower_bound=1, upper_bound=1000)
-    PER_CLASS = flags.DEFINE_integer("per_class", 100, "Pictures of each class.", lower_bound=1)
-    OVERRIDE = flags.DEFINE_multi_string("override", [], "A field of the classifiers.")
-    GAN_OVERRIDE = flags.DEFINE_multi_string("gan_override", [], "A field of the GAN.")
-
-    def main() -> None:
-        """Compares what the flags say."""
-        cli.keep_compiled()
-        dataset = "audio" if SOURCE.value else "songs"
-        mine = dict(key_and_value(text, "--override") for text in OVERRIDE.value)
-        theirs = dict(key_and_value(text, "--gan_override") for text in GAN_OVERRIDE.value)
-        classifier = load_config(CONFIG.value, dataset, SOURCE.value, mine)
-        gan = load_config("dr_acgan", dataset, SOURCE.value, theirs)
-        refuse_decided(classifier, gan, mine)
-        refuse_unused(gan, theirs)
-        workdir = Path(cli.WORKDIR.value or "runs/augmentation").expanduser()
-        compare_ways(classifier, gan, workdir, SEEDS.value, PER_CLASS.value)
-
-    cli.leave(cli.run(main, sys.argv, str(__doc__)))
+    cli.run_command(main, __doc__)

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from experiments.configs.shared.assemble import restore_config
 from experiments.core import files
 from experiments.core.errors import UserError
-from experiments.inference.trained import Trained, restore_config
+from experiments.inference.trained import Trained
 from experiments.runs import artifacts, weights
 from experiments.runs.folder import read_summary
 

@@ -1,9 +1,9 @@
 """Trains one experiment, or continues it.
 
-    python -m experiments.main --config=experiments/configs/odconv.py[:DATASET[,name=NAME][,smoke]]
+    python -m experiments.main --config=experiments/configs/odconv.py[:DATASET[,smoke]]
 
     --workdir=runs/NAME     where the run lives; without it runs/<config>-<dataset>
-    --config.KEY=VALUE      overrides any field of the config, for example --config.epochs=5
+    --config.KEY=VALUE      changes any setting of the config, for example --config.epochs=5
     --distributed           one process of several; a TPU slice, Slurm, Open MPI or Kubernetes tells its place
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I   elsewhere these do
     --heartbeat=SECONDS     without a sign for so long (30) a process is lost, and the others end
@@ -20,6 +20,7 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.core import cli
+from experiments.core.config_file import find_setting
 from experiments.core.errors import UserError
 
 EXAMPLE = "--config=experiments/configs/odconv.py"
@@ -50,10 +51,11 @@ def main(
     # Imported late, so that a mistake in the flags is answered at once.
     from experiments.train.loop import train
     from experiments.train.profile import parse_steps
-    from experiments.train.validate import refuse_unused
+    from experiments.train.validate import resolve_config
 
-    refuse_unused(config, cli.list_overrides(sys.argv))
-
+    resolved = resolve_config(config)
+    for path in cli.list_overrides(sys.argv):  # another flag may have made a setting meaningless
+        find_setting(resolved, path)
     folder = Path(workdir or f"runs/{config.name}-{config.dataset.lower()}").expanduser()
     train(config, folder, profile=parse_steps(profile.split(",") if profile else []))
 

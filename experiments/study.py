@@ -19,18 +19,17 @@ fails is reported, and the others go on; it is tried again next time.
 """
 
 import gc
-import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from dyn.diagnostics import count_parameters
 from experiments import data
-from experiments.configs.overrides import key_and_value, sweep
+from experiments.configs.shared.overrides import override, override_all, split_override
+from experiments.configs.shared.overrides import sweep as sweep_configs
 from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.data import folds
@@ -38,41 +37,44 @@ from experiments.reports import report
 from experiments.tasks import make_task
 from experiments.train.grid import Planned, attempt, load_config
 from experiments.train.program import Program
-from experiments.train.validate import refuse_unused, validate
-
-DATASET = flags.DEFINE_string("dataset", "digits", "The data set.")
-CONFIGS = flags.DEFINE_string("configs", "base,global_soft,local_soft,hard,odconv", "The configs.")
-SEEDS = flags.DEFINE_integer("seeds", 1, "Runs of each config.", lower_bound=1, upper_bound=1000)
-FOLDS = flags.DEFINE_integer("folds", 0, "Folds; 0 for the data set's own splits.", lower_bound=0)
-SOURCE = flags.DEFINE_string("source", "", "Where the data lies.")
-OVERRIDE = flags.DEFINE_multi_string("override", [], "A field of every config.")
-SWEEP = flags.DEFINE_multi_string("sweep", [], "Values of a field of every config.")
-CONTROL = flags.DEFINE_bool("control", True, "Whether there is an equal-parameter control.")
+from experiments.train.validate import resolve_config
 
 # A control is worth its time where the largest network has so many times the parameters of the base.
 WORTH_A_CONTROL = 1.2
-OF_OTHER_SIZES = ("acgan", "reconstruction")
 
 
-def main() -> None:
+def main(
+    *,
+    dataset: str = "digits",
+    configs: str = "base,global_soft,local_soft,hard,odconv",
+    seeds: int = 1,
+    folds: int = 0,
+    source: str = "",
+    override: Sequence[str] = (),
+    sweep: Sequence[str] = (),
+    control: bool = True,
+    workdir: str = "",
+) -> None:
     """Runs the study that the flags describe."""
+    if not 1 <= seeds <= 1000:
+        raise UserError(f"--seeds={seeds}: choose 1 to 1000 runs of each config.")
+    if folds < 0:
+        raise UserError(f"--folds={folds}: choose 2 or more, or 0 for the data set's own splits.")
+    names = list(filter(None, configs.split(",")))
+    if not names or len(set(names)) < len(names):
+        raise UserError(f"--configs={configs}: name one or more configs, each of them once.")
     cli.keep_compiled()
-    workdir = Path(
-        cli.WORKDIR.value or f"runs/study-{DATASET.value.partition(',')[0]}"
-    ).expanduser()
-    overrides = dict(key_and_value(text, "--override") for text in OVERRIDE.value)
+    planned = [load_config(name, dataset) for name in names]
+    if source:
+        override_all(planned, "data.source", source, "--source")
+    for text in override:
+        override_all(planned, *split_override(text, "--override"))
     grid = {
         key: values.split(",")
-        for key, values in (key_and_value(text, "--sweep") for text in SWEEP.value)
+        for key, values in (split_override(text, "--sweep") for text in sweep)
     }
-    names = list(filter(None, CONFIGS.value.split(",")))
-    if not names or len(set(names)) < len(names):
-        raise UserError(f"--configs={CONFIGS.value}: name one or more configs, each of them once.")
-    configs = [load_config(name, DATASET.value, SOURCE.value, overrides) for name in names]
-    for path in (*overrides, *grid, *(["data.source"] if SOURCE.value else [])):
-        _refuse_unused(configs, path)
-    configs = sweep(configs, grid)
-    run_study(configs, workdir, SEEDS.value, FOLDS.value, CONTROL.value)
+    folder = Path(workdir or f"runs/study-{dataset.partition(',')[0]}").expanduser()
+    run_study(sweep_configs(planned, grid), folder, seeds, folds, control)
 
 
 def run_study(
@@ -129,7 +131,7 @@ def plan(
             one = config.copy_and_resolve_references()
             with one.unlocked():
                 if num_folds:
-                    one.data.fold, one.data.folds = number, num_folds
+                    _set_fold(one, number, num_folds)
                 else:
                     one.seed = number
                 if config.start.config:
@@ -142,11 +144,18 @@ def make_control(configs: Sequence[ConfigDict]) -> list[ConfigDict]:
 
     Every config's network is asked for its shapes alone.
     """
+    # Of other networks, `config.model` does not say how wide they are.
     static = next(
-        (c for c in configs if c.conv.name == "conv" and c.attention.name == "none"), None
+        (
+            config
+            for config in configs
+            if config.conv.name == "conv"
+            and "attention" in config
+            and config.attention.name == "none"
+        ),
+        None,
     )
-    # Of a GAN or an autoencoder it is not config.model that says how wide it is.
-    if static is None or static.model.network != "resnet" or static.task in OF_OTHER_SIZES:
+    if static is None:
         return []
     wanted = max(map(parameters_of, configs))
     if wanted < WORTH_A_CONTROL * parameters_of(static):
@@ -208,14 +217,9 @@ def write_folds(config: ConfigDict, workdir: Path, num_folds: int) -> None:
         )
 
 
-def _refuse_unused(configs: Sequence[ConfigDict], path: str) -> None:
-    """A field must make a difference to one config; the others may have no use for it."""
-    for number, config in enumerate(configs, start=1):
-        try:
-            return refuse_unused(config, [path])
-        except UserError:
-            if number == len(configs):
-                raise
+def _set_fold(config: ConfigDict, fold: int, num_folds: int) -> None:
+    override(config, "data.fold", fold, "--folds: ")
+    override(config, "data.folds", num_folds, "--folds: ")
 
 
 def _check(config: ConfigDict, configs: Sequence[ConfigDict], num_folds: int) -> None:
@@ -227,9 +231,9 @@ def _check(config: ConfigDict, configs: Sequence[ConfigDict], num_folds: int) ->
         if first:
             one.init_from = first  # its place is known only when it has been trained
         if num_folds:
-            one.data.fold, one.data.folds = 0, num_folds
-    validate(one)
+            _set_fold(one, 0, num_folds)
+    resolve_config(one)
 
 
 if __name__ == "__main__":
-    cli.leave(cli.run(main, sys.argv, __doc__))
+    cli.run_command(main, __doc__)

@@ -1,4 +1,4 @@
-"""The static twin: ResNet-18 with ordinary convolutions, by the study's recipe.
+"""Trains the static twin: a ResNet-18 with ordinary convolutions, by the study's recipe.
 
     python -m experiments.main --config=experiments/configs/base.py
 
@@ -12,7 +12,7 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """The study's base CNN on the data set that `argument` names."""
+    """Returns the study's base CNN for the data set that `argument` names."""
     config = common.get_config(argument)
     config.name = "base"
     return config

@@ -12,7 +12,7 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """A static ResNet-18 with CBAM behind every block, on the data set that `argument` names."""
+    """Returns a static ResNet-18 with CBAM after each block for the data set that `argument` names."""
     config = common.get_config(argument)
     config.name = "cbam"
     config.attention = {"name": "cbam"}

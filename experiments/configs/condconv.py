@@ -12,9 +12,9 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """CondConv with eight experts on the data set that `argument` names."""
-    config = common.get_config(argument)
+    """Returns CondConv with eight experts for the data set that `argument` names."""
+    conv = {"name": "condconv", "num_kernels": 8}
+    config = common.get_config(argument, conv=conv)
     config.name = "condconv"
-    config.conv = {"name": "condconv", "num_kernels": 8}
     config.model.context = "block"
     return config

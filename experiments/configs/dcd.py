@@ -12,14 +12,15 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """DCDConv and DCDDense on the data set that `argument` names."""
-    config = common.get_config(argument)
-    config.name = "dcd"
-    config.conv = {
+    """Returns DCDConv and DCDDense for the data set that `argument` names."""
+    conv = {
         "name": "dcd",
         "pool": 2,  # 1 for the bottlenecks of --config.model.depth=50
         "attention_norm": "layer",
         "min_squeeze": 16,
     }
-    config.classifier = {"name": "dcd", "attention_norm": "layer"}
+    config = common.get_config(argument, conv=conv)
+    config.name = "dcd"
+    if "classifier" in config:  # a segmentation has none
+        config.classifier = {"name": "dcd", "attention_norm": "layer"}
     return config

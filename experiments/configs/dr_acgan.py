@@ -1,14 +1,14 @@
-"""DR-ACGAN (Fu et al. 2023): makes labelled spectrograms of birds, to train a classifier with.
+"""Trains DR-ACGAN (Fu et al. 2023), which makes labelled spectrograms of birds to train a classifier with.
 
     python -m experiments.main --config=experiments/configs/dr_acgan.py --config.data.source=RECORDINGS
     python -m experiments.generate runs/dr_acgan-audio --per_class=1000 --out=gen/
 
 Wavelet spectrograms of 2 s, 256 x 256 in the colours of magma, from -1 to 1; Adam at 2e-4 with betas
-(0.5, 0.999), batch 16, 200 epochs, which want an accelerator. `:smoke` is 200 steps at 32 x 32 on songs that
-are made up; `:DATASET` takes pictures of any other data set. The size may be any multiple of 8, of recordings
---config.audio.height and .width (and as many .bands), of pictures --config.image_size.
+(0.5, 0.999), batch 16, 200 epochs, for which an accelerator is needed. `:smoke` is 200 steps at 32 x 32 on
+made-up songs; `:DATASET` takes the pictures of any other data set. The size may be any multiple of 8: for
+recordings it is --config.audio.height and .width (and as many .bands), for pictures --config.image_size.
 
-Not in the paper, and off: --config.average=0.999 (samples of averaged parameters), and of --config.gan
+Not in the paper, and off: --config.average=0.999 (samples of averaged parameters), and in --config.gan
 diff_augment, discriminator_rate (two rates), discriminator_dropout, aux_on_fake=False.
 """
 
@@ -18,12 +18,11 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """The GAN on the data set that `argument` names, or on recordings; `smoke` is 200 steps at 32 x 32."""
-    config = common.get_config(argument, default=common.sound(argument))
+    """Returns the GAN for the data set that `argument` names, or for recordings."""
+    config = common.get_config(argument, default="audio", task="acgan")
     smoke = config.dataset.endswith("-smoke")
     size = 32 if smoke else 256
     config.name = config.baseline = "dr_acgan"
-    config.task = "acgan"
     if config.data.name == "audio":
         shape = {"bands": size, "height": size, "width": size}
         config.audio.update({"picture": "wavelet", "colour": "magma", **shape})
@@ -31,7 +30,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
         config.image_size = size
     config.normalise = {"mean": (0.5,), "std": (0.5,)}
     config.augment = "none"
-    config.mixing.update({"label_smoothing": 0.0, "mixup": 0.0, "cutmix": 0.0})
     config.optimizer.update(
         {"name": "adam", "learning_rate": 2e-4, "betas": (0.5, 0.999), "schedule": "constant"}
     )

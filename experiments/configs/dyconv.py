@@ -12,8 +12,8 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """DynamicConv with four candidate kernels on the data set that `argument` names."""
-    config = common.get_config(argument)
+    """Returns DynamicConv with four candidate kernels for the data set that `argument` names."""
+    conv = {"name": "dyconv", "num_kernels": 4, "attention_norm": "layer"}
+    config = common.get_config(argument, conv=conv)
     config.name = "dyconv"
-    config.conv = {"name": "dyconv", "num_kernels": 4, "attention_norm": "layer"}
     return config

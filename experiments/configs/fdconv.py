@@ -14,8 +14,8 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """FDConv with eight groups of frequencies on the data set that `argument` names."""
-    config = common.get_config(argument)
+    """Returns FDConv with eight groups of frequencies for the data set that `argument` names."""
+    conv = {"name": "fdconv", "num_kernels": 8, "attention_norm": "layer"}
+    config = common.get_config(argument, conv=conv)
     config.name = "fdconv"
-    config.conv = {"name": "fdconv", "num_kernels": 8, "attention_norm": "layer"}
     return config

@@ -12,7 +12,7 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """A static ResNet-18 with SqueezeExcite behind every block, on the data set that `argument` names."""
+    """Returns a static ResNet-18 with SqueezeExcite after each block for the data set of `argument`."""
     config = common.get_config(argument)
     config.name = "global_soft"
     config.attention = {"name": "squeeze_excite"}

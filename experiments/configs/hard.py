@@ -15,16 +15,16 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """GatedConv with four kernels to choose from on the data set that `argument` names."""
-    config = common.get_config(argument)
-    config.name = "hard"
-    config.conv = {
+    """Returns GatedConv with four kernels to choose from for the data set that `argument` names."""
+    conv = {
         "name": "gated",
         "num_kernels": 4,
         "density": 0.75,
         "density_weight": 0.1,
         "attention_norm": "layer",
     }
+    config = common.get_config(argument, conv=conv)
+    config.name = "hard"
     # A gate's gradient at temperature 30 is nearly the same whatever its logit, and gates flip at random.
     config.temperature.start = 1.0
     if config.dataset == "digits":

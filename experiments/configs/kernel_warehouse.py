@@ -15,9 +15,9 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """KernelWarehouse with as many parameters as static kernels on the data set that `argument` names."""
-    config = common.get_config(argument)
+    """Returns KernelWarehouse at the parameters of static kernels for the data set of `argument`."""
+    conv = {"name": "warehouse", "cell_ratio": 1.0, "attention_norm": "layer"}
+    config = common.get_config(argument, conv=conv)
     config.name = "kernel_warehouse"
-    config.conv = {"name": "warehouse", "cell_ratio": 1.0, "attention_norm": "layer"}
     config.model.shortcut = "conv"
     return config

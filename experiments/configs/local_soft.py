@@ -16,14 +16,14 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """PixelDynamicConv on a carried state, on the data set that `argument` names."""
-    config = common.get_config(argument)
-    config.name = "local_soft"
-    config.conv = {
+    """Returns PixelDynamicConv with a carried context for the data set that `argument` names."""
+    conv = {
         "name": "pixel",
         "num_kernels": 4,
         "attention": "pixel",
         "attention_norm": "layer",
     }
+    config = common.get_config(argument, conv=conv)
+    config.name = "local_soft"
     config.model.context = "carried_pixels"
     return config

@@ -15,26 +15,16 @@ Measured on two x86-64 cores (jax 0.10.2), seed 0:
 The attention branch has a layer norm. With the paper's batch norm (`--config.conv.attention_norm=batch`)
 training on digits broke down as the temperature approached 1: test accuracy 0.92, by an evaluation
 at temperature 16 (30 epochs, another augmentation).
-
-`odconv.py:DATASET,rotations=8` has kernels in eight orientations instead: see `rotated.py`.
 """
 
 from ml_collections import ConfigDict
 
-from experiments.configs import common, rotated
-from experiments.core.errors import UserError
+from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """ODConv with four candidate kernels on the data set that `argument` names."""
-    argument, rotations = common.take(argument, "rotations")
-    if rotations is not None:
-        if not rotations.isdigit() or int(rotations) < 1:
-            raise UserError(f"rotations={rotations}: write a number of orientations, such as 8.")
-        config = rotated.get_config(argument)
-        config.conv.rotations = int(rotations)
-        return config
-    config = common.get_config(argument)
+    """Returns ODConv with four candidate kernels for the data set that `argument` names."""
+    conv = {"name": "odconv", "num_kernels": 4, "attention_norm": "layer"}
+    config = common.get_config(argument, conv=conv)
     config.name = "odconv"
-    config.conv = {"name": "odconv", "num_kernels": 4, "attention_norm": "layer"}
     return config

@@ -1,7 +1,7 @@
 """Direction-adaptive kernels (the study; Pu et al., ICCV 2023): one kernel in eight orientations, mixed.
 
-`--config.conv.pooling=max` pools over the orientations instead: a quarter turn of the picture then turns the
-features. Pictures only. The same as `odconv.py:digits,rotations=8`.
+`--config.conv.rotations=N` chooses another number of orientations. `--config.conv.pooling=max` pools over
+them instead of mixing: a quarter turn of the picture then turns the features. For pictures only.
 
     python -m experiments.main --config=experiments/configs/rotated.py
 
@@ -15,16 +15,16 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """RotatedConv with eight orientations on the data set that `argument` names."""
-    config = common.get_config(argument)
-    config.name = "rotated"
-    config.conv = {
+    """Returns RotatedConv with eight orientations for the data set that `argument` names."""
+    conv = {
         "name": "rotated",
         "num_kernels": 1,
         "rotations": 8,
         "pooling": "mixture",
         "attention_norm": "layer",
     }
+    config = common.get_config(argument, conv=conv)
+    config.name = "rotated"
     # All orientations alike make a kernel that has none.
     config.temperature.start = 1.0
     if config.dataset == "digits":

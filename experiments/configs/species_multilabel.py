@@ -1,20 +1,20 @@
-"""Which of many species are heard in two seconds: the recipe of LeBien et al. (2020), a ResNet-50.
+"""Tags the species heard in windows of two seconds: the recipe of LeBien et al. (2020), a ResNet-50.
 
     python -m experiments.main --config=experiments/configs/species_multilabel.py --config.data.source=PATH \
         --config.init_from=resnet50.safetensors
 
 PATH holds recordings with Raven's tables, with a CSV (`--config.audio.annotations=FILE.csv`), or in folders
-named after their species. What is not annotated is not known, and not learned from, unless
-`--config.audio.exhaustive=True` says that it is not there. `:smoke` is a run of a minute on made-up songs.
+named after their species. A species that is not annotated counts as unknown and is not learned from, unless
+`--config.audio.exhaustive=True` says that it is absent. `:smoke` is a run of a minute on made-up songs.
 
 `init_from` names weights that were trained on ImageNet, a file of torchvision's or timm's ResNet-50, or a
 run. The new head (a hidden layer of 512, dropout, a logit for each species) learns alone for 5 epochs at
-1e-4, over a network that runs as in inference; then everything does for 5 at 1e-6. Without it everything
-learns from the start, at 1e-4.
+1e-4, over a network that runs as in inference; then everything learns for 5 epochs at 1e-6. Without
+`init_from` everything learns from the start, at 1e-4.
 
-Windows slide over the recordings here. Around each annotation is one with
-`--config.audio.windows=annotations`, as in the paper. Left out of its recipe is Keras' decay of the first
-rate by 1e-7 a step, which takes less than a thousandth of it away.
+Here windows slide over the recordings. The paper has one window around each annotation:
+`--config.audio.windows=annotations`. Its recipe also decays the first learning rate by 1e-7 a step, which
+takes away less than a thousandth of it and is left out here.
 """
 
 from ml_collections import ConfigDict
@@ -46,10 +46,9 @@ RECIPE = {
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """The tagger on the recordings that `argument` names; on pictures each has one label."""
-    config = common.get_config(argument, default=common.sound(argument))
+    """Returns the tagger for the recordings that `argument` names; pictures have one label each."""
+    config = common.get_config(argument, default="audio", task="tagging")
     config.name = config.baseline = "species_multilabel"
-    config.task = "tagging"
     config.model.hidden, config.model.dropout = 512, 0.5
     if config.data.name == "audio":
         config.audio.update(AUDIO)

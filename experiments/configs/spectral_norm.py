@@ -14,8 +14,8 @@ from experiments.configs import common
 
 
 def get_config(argument: str | None = None) -> ConfigDict:
-    """SpectralNormConv with four candidate kernels on the data set that `argument` names."""
-    config = common.get_config(argument)
+    """Returns SpectralNormConv with four candidate kernels for the data set that `argument` names."""
+    conv = {"name": "spectral_norm", "num_kernels": 4, "attention_norm": "layer"}
+    config = common.get_config(argument, conv=conv)
     config.name = "spectral_norm"
-    config.conv = {"name": "spectral_norm", "num_kernels": 4, "attention_norm": "layer"}
     return config

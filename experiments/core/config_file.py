@@ -51,21 +51,30 @@ def list_configs(folder: Path) -> list[str]:
     return sorted(p.stem for p in folder.glob("*.py") if p.stem[0] != "_" and p.stem != SHARED)
 
 
-def find_setting(config: ConfigDict, path: str) -> object:
+def find_setting(config: ConfigDict, path: str, flag: str = "--config.") -> object:
     """Returns the value at a dotted path.
+
+    Args:
+        config: the settings.
+        path: such as `optimizer.learning_rate`.
+        flag: what the user wrote before the path, for the message.
 
     Raises:
         UserError: if there is no such setting, or the path names a group of settings.
     """
-    value, above = config, "config"
+    value, above = config, ""
     for key in path.split("."):
         if not isinstance(value, ConfigDict):
-            raise UserError(f"--config.{path}: --{above} is one setting and holds no others.")
+            raise UserError(f"{flag}{path}: {above} is one setting and holds no others.")
         if key not in value:
-            raise UserError(f"--{above} has no setting '{key}'{suggest_nearest(key, value)}")
-        value, above = value[key], f"{above}.{key}"
+            near = suggest_nearest(key, value)
+            if not above and "did you mean" not in near:
+                near = "; a config has only the settings that its task, data, network and convolution use."
+            where = f" in {above}" if above else ""
+            raise UserError(f"{flag}{path}: there is no setting '{key}'{where}{near}")
+        value, above = value[key], f"{above}.{key}".removeprefix(".")
     if isinstance(value, ConfigDict):
-        raise UserError(f"--{above} is a group of settings: {', '.join(value)}.")
+        raise UserError(f"{flag}{path}: it is a group of settings: {', '.join(value)}.")
     return value
 
 

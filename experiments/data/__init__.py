@@ -52,7 +52,7 @@ def load_for_training(
         if dataset.assignment:
             files.write_csv(workdir / "splits.csv", ("file", "split"), dataset.assignment)
     check_skipped(dataset, config.max_skipped, listed)
-    if config.extra_train:
+    if config.get("extra_train"):
         from experiments.data import extra
 
         dataset = extra.add_pictures(dataset, config, audio)

@@ -229,9 +229,9 @@ class Augment:
 
 def make_transform(
     augment: str,
-    image_size: int,
-    mean: float | Sequence[float],
-    std: float | Sequence[float],
+    image_size: int = 0,
+    mean: float | Sequence[float] = 0.0,
+    std: float | Sequence[float] = 1.0,
     *,
     train: bool,
 ) -> Augment | Prepare:

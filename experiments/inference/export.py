@@ -82,7 +82,9 @@ def export(
 def make_logits_fn(trained: Trained) -> Callable[[jax.Array], jax.Array]:
     """Returns the function that is exported: from uint8 pictures, or series, to float32 logits."""
     variables = jax.tree.map(jnp.asarray, dict(trained.variables))
-    mean, std = (np.asarray(trained.config.normalise[name], np.float32) for name in ("mean", "std"))
+    if trained.is_picture:
+        normalise = trained.config.normalise
+        mean, std = np.asarray(normalise.mean, np.float32), np.asarray(normalise.std, np.float32)
 
     def compute_logits(inputs: jax.Array) -> jax.Array:
         if trained.is_picture:

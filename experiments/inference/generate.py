@@ -113,8 +113,8 @@ def _describe(trained: Trained, seed: int, per_class: int, names: Sequence[str])
         "asked": per_class,
         "classes": list(names),
         "shape": list(trained.shape),
-        "data": {"name": config["data"]["name"], "variant": config["data"]["variant"]},
-        "audio": config["audio"],
+        "data": {"name": config["data"]["name"], "variant": config["data"].get("variant", "")},
+        "audio": config.get("audio", {}),
     }
 
 

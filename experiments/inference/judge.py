@@ -150,7 +150,7 @@ def _read_description(folder: Path) -> dict[str, Any]:
     file = folder / DESCRIPTION
     try:
         description = files.read_json_object(file)
-        _ = description["counts"], description["data"]["name"], description["audio"]["colour"]
+        _ = description["counts"], description["data"]["name"], description["audio"]
         return description
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -205,7 +205,7 @@ def _prepare_generated(
 def _prepare_real(labels: set[int], classifier: Trained) -> Iterator[tuple[int, Example]]:
     """Yields the test examples of some classes as the classifier sees them, and their labels."""
     config = classifier.config
-    source = data.load(config.data, config.seed, config.audio).splits["test"]
+    source = data.load(config.data, config.seed, config.get("audio")).splits["test"]
     number = 0
     for index in range(len(source)):
         example = source[index]

@@ -12,10 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 from ml_collections import ConfigDict
 
-from experiments.configs import common
 from experiments.core.errors import UserError
 from experiments.data import Example, transforms
 from experiments.data.ucr import Series, prepare_like_training
@@ -271,12 +269,3 @@ def predict_with_features(
     if not features:
         raise UserError("The network has no features: it has no module named head.")
     return predictions, features[-1].reshape(len(inputs), -1).astype(jnp.float32)
-
-
-def restore_config(settings: Mapping[str, Any]) -> ConfigDict:
-    """Returns the config that `settings` were written from; settings added since have their defaults."""
-    defaults = traverse_util.flatten_dict(common.get_config().to_dict(), sep=".")
-    written = traverse_util.flatten_dict(dict(settings), sep=".")
-    # JSON has no tuples.
-    written = {name: tuple(v) if isinstance(v, list) else v for name, v in written.items()}
-    return ConfigDict(traverse_util.unflatten_dict({**defaults, **written}, sep="."))

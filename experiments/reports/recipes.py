@@ -5,6 +5,7 @@ from typing import Any
 
 from flax import traverse_util
 
+from experiments.configs.shared.assemble import drop_unused
 from experiments.reports.comparison import ConfigResults, DatasetComparison
 from experiments.reports.tables import Table
 from experiments.runs.find import Run
@@ -30,7 +31,8 @@ _SWITCHED_OFF = (None, "", 0, False, -1, "none")
 
 def flatten_settings(run: Run) -> dict[str, Any]:
     """Returns the settings of a run's training by dotted name."""
-    settings = traverse_util.flatten_dict(dict(run.settings), sep=".")
+    # Runs of older versions wrote the settings of other tasks and data, too.
+    settings = traverse_util.flatten_dict(drop_unused(run.settings), sep=".")
     return {name: value for name, value in settings.items() if name not in _PER_RUN | _NOT_TRAINING}
 
 

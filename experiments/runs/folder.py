@@ -17,7 +17,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.configs import common
+from experiments.configs.shared.assemble import restore_config
+from experiments.configs.shared.settings import LAYER_SECTIONS
 from experiments.core import files
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
@@ -34,8 +35,6 @@ FREE_SETTINGS = {
     "wandb",
     "shard_parameters",  # a checkpoint fits either way
 }
-# Sections with the fields of a layer: a field that is not there has the layer's default.
-LAYER_SECTIONS = ("conv", "attention", "classifier", "head")
 
 
 @contextlib.contextmanager
@@ -90,14 +89,19 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
         raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
     if not isinstance(recorded, dict):
         raise UserError(f"{file} holds no settings of a run; choose another --workdir.")
-    new, defaults = _flatten_config(config), _flatten_config(common.get_config())
-    # A setting newer than the run had its default then.
-    old = {**{name: defaults[name] for name in new if name in defaults}, **_flatten(recorded)}
-    # Settings of sections that this config does not have make no difference to it.
+    try:
+        old = _flatten_config(restore_config(recorded))
+    except AttributeError as error:
+        raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
+    new = _flatten_config(config)
+    # Of other tasks and data it is enough to name the settings that this config has. A field that a layer's
+    # section does not have is one that the layer's default applies to.
+    sections = {name.partition(".")[0] for name in new}
     compared = [
         name
         for name in {**old, **new}
-        if name not in FREE_SETTINGS and (name in new or name.partition(".")[0] in LAYER_SECTIONS)
+        if name not in FREE_SETTINGS
+        and (name in new or name.partition(".")[0] in sections & {*LAYER_SECTIONS})
     ]
     if differences := describe_differences(old, new, names=compared):
         raise UserError(

@@ -66,10 +66,6 @@ class Generation(Task):
                 "must be (0.5,)."
             )
         gan = self.config.gan
-        if len(gan.widths) != 4 or not all(isinstance(w, int) and w > 0 for w in gan.widths):
-            raise UserError(
-                f"--config.gan.widths={gan.widths}: give 4 numbers of features, such as (128, 64, 32, 16)."
-            )
 
         def build(conv: Callable[..., nn.Module]) -> nn.Module:
             return ACGAN(

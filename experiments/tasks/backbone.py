@@ -41,14 +41,6 @@ RESNETS = {
 NETWORKS = ("resnet", "vgg16", "mobilenet_v2")
 # Layers whose authors replace the depthwise convolutions of MobileNetV2 too.
 DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv)
-# The values of settings of `config.model`.
-WORDS = {
-    "network": NETWORKS,
-    "depth": tuple(RESNETS),
-    "stem": ("imagenet", "small"),
-    "context": ("input", "block", "carried", "carried_pixels"),
-    "shortcut": ("static", "conv"),
-}
 
 
 def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
@@ -57,7 +49,7 @@ def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.
     With `config.model.hidden` it is a `Classifier` over the network's features.
 
     Raises:
-        UserError: if a layer, a field of it, or a value of `config.model` does not exist.
+        UserError: if a layer or a field of it does not exist.
     """
     backbone = partial(make_backbone(config), spatial_axes=spatial_axes)
     ends = {
@@ -120,25 +112,19 @@ def make_backbone(config: ConfigDict) -> partial:
     """Returns a network that lacks its end and its convolutions.
 
     Raises:
-        UserError: if a layer, a field of it, or a value of `config.model` does not exist.
+        UserError: if a layer or a field of it does not exist.
     """
-    for field, words in WORDS.items():
-        if config.model[field] not in words:
-            raise UserError(
-                f"--config.model.{field}={config.model[field]}: choose one of "
-                f"{', '.join(map(str, words))}."
-            )
-    if config.model.context != "input" and config.conv.name == "conv":
-        raise UserError(
-            f"--config.model.context={config.model.context}: a static convolution looks at no "
-            "context; leave it at input, or choose another --config.conv.name."
-        )
     fields = {"stem": config.model.stem, "dtype": jnp.dtype(config.dtype)}
     if config.model.network == "vgg16":
         return partial(models.VGG16, width=config.model.width, **fields)
     if config.model.network == "mobilenet_v2":
         # Its width is a factor; 64 is as published, as for the other networks.
         return partial(models.MobileNetV2, width=config.model.width / 64, **fields)
+    if config.model.context != "input" and config.conv.name == "conv":
+        raise UserError(
+            f"--config.model.context={config.model.context}: a static convolution looks at no "
+            "context; leave it at input, or choose another --config.conv.name."
+        )
     return partial(
         RESNETS[config.model.depth],
         attention=make_layer(config, "attention", ATTENTIONS),

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn import layers, models
-from dyn.models.autoencoder import CODE_ACTIVATIONS, POOLINGS
 from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.figures.reconstruction import draw_reconstructions
@@ -23,7 +22,6 @@ from experiments.tasks.backbone import CONVS, make_layer
 from experiments.tasks.classification import Classification
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
 
-WORDS = {"pooling": POOLINGS, "window": (2, 4), "code_activation": tuple(CODE_ACTIVATIONS)}
 SHOWN = 6  # test pictures in the figure
 
 
@@ -38,17 +36,6 @@ class Reconstruction(Task):
         """Returns the autoencoder, whose encoder convolves with `config.conv`."""
         del num_classes
         fields = self.config.autoencoder
-        for field, words in WORDS.items():
-            if fields[field] not in words:
-                raise UserError(
-                    f"--config.autoencoder.{field}={fields[field]}: choose one of "
-                    f"{', '.join(map(str, words))}."
-                )
-        if not fields.widths or not all(isinstance(w, int) and w > 0 for w in fields.widths):
-            raise UserError(
-                f"--config.autoencoder.widths={fields.widths}: give the features of each level, such as "
-                "(64, 128, 256, 6)."
-            )
         if spatial_axes != 2:
             raise UserError(
                 "An autoencoder is for pictures and recordings: choose such a data set."

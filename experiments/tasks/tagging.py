@@ -17,7 +17,6 @@ import numpy as np
 import optax
 from scipy.special import expit
 
-from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.tasks.backbone import NETWORK_SECTIONS, make_network
 from experiments.tasks.classification import Classification
@@ -25,9 +24,6 @@ from experiments.tasks.classifier import apply_in_training, draw_classifier, ins
 from experiments.tasks.mixing import mix_targets
 from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
 from experiments.tasks.task import Array, Batch, Loss, Task, Variables
-
-# The loss is divided by the number of all entries, as in the paper, or of the known ones.
-NORMS = ("all", "known")
 
 
 class Tagging(Task):
@@ -39,10 +35,6 @@ class Tagging(Task):
 
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
         """Returns a network with a logit for each class."""
-        if self.config.tagging.norm not in NORMS:
-            raise UserError(
-                f"--config.tagging.norm={self.config.tagging.norm}: choose all or known."
-            )
         return make_network(self.config, num_classes, spatial_axes)
 
     def compute_loss(

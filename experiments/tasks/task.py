@@ -71,10 +71,10 @@ class Task(Protocol):
         """
         if self.is_audio:
             return spectrogram_transforms.make_transform(self.config, train)
-        config = self.config
-        return transforms.make_transform(
-            config.augment, config.image_size, **config.normalise, train=train
-        )
+        pictures = {}  # series have no size and come normalised
+        if "normalise" in self.config:
+            pictures = {"image_size": self.config.image_size, **self.config.normalise}
+        return transforms.make_transform(self.config.augment, **pictures, train=train)
 
     @abstractmethod
     def compute_loss(

@@ -47,7 +47,7 @@ def describe_start(
             f"{config.dtype}",
         ),
     ]
-    if epochs := config.stages.head_epochs:
+    if epochs := config.stages.head_epochs if "stages" in config else 0:
         rate = config.stages.learning_rate or config.optimizer.learning_rate
         rows.append(
             ("", f"the head alone for {epochs} epoch(s), then everything at {rate:g}")
@@ -76,11 +76,11 @@ def describe_network(config: ConfigDict) -> str:
             network = f"MobileNetV2, {config.model.width / 64:g} times as wide as published"
         case series:
             return f"{series}, {config.series.features} features"
-    if config.model.hidden:
+    if config.task != "segmentation" and config.model.hidden:
         network += f", a hidden layer of {config.model.hidden}"
     if config.task == "segmentation":
         network = f"{config.head.name} on {network}, output stride {config.model.output_stride}"
-    if config.attention.name != "none":
+    if config.model.network == "resnet" and config.attention.name != "none":
         network += f", {config.attention.name}"
     return network
 

@@ -1,14 +1,15 @@
 """A run that is one of many: its config, where it lives, and an attempt at it."""
 
 import dataclasses
-import importlib
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 import experiments.configs
-from experiments.configs.overrides import override
+from experiments.configs.shared.overrides import override
+from experiments.core.config_file import list_configs, load_config_file
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.train.loop import train
 from experiments.train.program import Program
@@ -44,23 +45,34 @@ def attempt(run: Planned, programs: dict[str, Program]) -> bool:
 
 
 def load_config(
-    name: str, dataset: str, source: str = "", overrides: dict[str, object] | None = None
+    name: str,
+    dataset: str,
+    source: str = "",
+    overrides: Mapping[str, object] | None = None,
+    flag: str = "--override",
 ) -> ConfigDict:
-    """The config of a file of `experiments.configs` on a data set, with some fields changed.
+    """Returns the config of a file of `experiments.configs` for a data set, with some settings changed.
 
-    Behind the file's name may be what else its argument says, as in `birdsong_classifier:conv=dcd`.
+    Args:
+        name: of the file, without .py. After a colon may follow other words of the config's argument, as in
+            `base:recipe=strong`.
+        dataset: the data set, as in a config's argument.
+        source: where the data is; '' to find it.
+        overrides: values by dotted path.
+        flag: what the user wrote before an override, for errors.
 
     Raises:
-        UserError: for a config or a field that does not exist.
+        UserError: if the config or a setting does not exist.
     """
     folder = Path(experiments.configs.__file__).parent
-    known = sorted(p.stem for p in folder.glob("*.py") if p.stem not in ("__init__", "common"))
     name, _, words = name.partition(":")
-    if name not in known:
-        raise UserError(f"--configs: there is no config {name}{suggest_nearest(name, known)}")
+    if name not in list_configs(folder):
+        hint = suggest_nearest(name, list_configs(folder))
+        raise UserError(f"--configs: there is no config {name}{hint}")
     argument = f"{dataset},{words}" if words else dataset
-    config = importlib.import_module(f"experiments.configs.{name}").get_config(argument)
-    config.data.source = source
+    config = load_config_file(f"{folder / name}.py:{argument}")
+    if source:
+        override(config, "data.source", source, "--source")
     for path, value in (overrides or {}).items():
-        override(config, path, value)
+        override(config, path, value, flag)
     return config

@@ -41,7 +41,7 @@ from experiments.train.profile import StepProfiler, StepRange
 from experiments.train.program import Program, find_program
 from experiments.train.sharding import shardings_of
 from experiments.train.step import TrainState
-from experiments.train.validate import validate, validate_data
+from experiments.train.validate import check_data_fit, resolve_config
 
 Programs = dict[tuple[Any, ...], Program]
 Variables = Mapping[str, Any]
@@ -66,7 +66,7 @@ def train(
     Raises:
         UserError: for mistakes that the person who started it can correct.
     """
-    validate(config)
+    config = resolve_config(config)
     is_lead = jax.process_index() == 0
     with explain_full_disk(workdir):
         if summary := read_summary(workdir):
@@ -150,11 +150,11 @@ def _train(
     dataset = data.load_for_training(
         config.data,
         config.seed,
-        audio=config.audio,
-        image_size=config.image_size,
+        audio=config.get("audio"),
+        image_size=config.get("image_size", 0),
         workdir=workdir if is_lead else None,
     )
-    validate_data(config, dataset)
+    check_data_fit(config, dataset)
     steps = count_steps(config, len(dataset.splits["train"]))
     train_transform = task.make_transform(train=True)
     eval_transform = task.make_transform(train=False)
@@ -436,7 +436,7 @@ def make_summary(
         "config": config.name,
         "dataset": dataset.name,
         "seed": config.seed,
-        "fold": config.data.fold if config.data.fold >= 0 else None,
+        "fold": fold if (fold := config.data.get("fold", -1)) >= 0 else None,
         "baseline": config.baseline,
         "metric": run.task.metric,
         "test": test_metrics,

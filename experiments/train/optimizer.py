@@ -46,10 +46,12 @@ def count_steps(config: ConfigDict, num_examples: int) -> StepCounts:
     return StepCounts(
         per_epoch=per_epoch,
         total=min(total, config.steps) if config.steps else total,
-        annealing=per_epoch * config.temperature.epochs,
-        auxiliary_ramp=per_epoch * config.auxiliary.epochs,
+        annealing=per_epoch * config.temperature.epochs if "temperature" in config else 0,
+        auxiliary_ramp=per_epoch * config.auxiliary.epochs if "auxiliary" in config else 0,
         # On top of a random network a head alone would learn nothing useful.
-        head_only=per_epoch * config.stages.head_epochs if config.init_from else 0,
+        head_only=per_epoch * config.stages.head_epochs
+        if config.init_from and "stages" in config
+        else 0,
     )
 
 

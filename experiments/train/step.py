@@ -109,12 +109,16 @@ class StepSettings:
 
 def make_settings(config: ConfigDict, steps: StepCounts) -> StepSettings:
     """Returns the settings of a training step."""
+    of_layers: dict[str, Any] = {}  # of those that have a temperature, or losses of their own
+    if "temperature" in config:
+        of_layers["temperature"] = TEMPERATURES[config.temperature.schedule]
+        of_layers["start_temperature"] = config.temperature.start
+    if "auxiliary" in config:
+        of_layers["auxiliary_weight"] = config.auxiliary.weight
     return StepSettings(
         schedule=make_schedule(config, steps),
         steps=steps,
-        temperature=TEMPERATURES[config.temperature.schedule],
-        start_temperature=config.temperature.start,
-        auxiliary_weight=config.auxiliary.weight,
+        **of_layers,
         average=config.average,
         num_microbatches=config.accumulate,
         start_scale=config.loss_scale.start,

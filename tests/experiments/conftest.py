@@ -129,7 +129,7 @@ def ask(monkeypatch, capsys, tmp_path):
         monkeypatch.setattr(sys, "argv", words)  # ml_collections reads the overrides from here
         # Optax does not pass strict promotion.
         with flagsaver.flagsaver(), jax.numpy_dtype_promotion("standard"):
-            seen.train = loop if deep else lambda config, *_, **__: validate.validate(config)
+            seen.train = loop if deep else lambda config, *_, **__: validate.resolve_config(config)
             with contextlib.suppress(Compiles):
                 code = cli.run(command.main, words, command.__doc__)
                 out, err = capsys.readouterr()

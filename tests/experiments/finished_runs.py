@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+from small_runs import change
 
 from experiments.configs import common
 from experiments.runs.checkpoints import Checkpoints
@@ -11,9 +12,9 @@ from experiments.tasks import TASKS, make_task
 
 
 def config_with(argument="smoke", **changes):
-    config = common.get_config(argument)
-    with config.unlocked():
-        config.update_from_flattened_dict({"model.width": 4, "batch_size": 4, **changes})
+    config = change(common.get_config(argument), {"batch_size": 4, **changes})
+    if "model" in config and "width" in config.model and "model.width" not in changes:
+        config.model.width = 4
     return config
 
 

@@ -6,8 +6,10 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch_numbers
+from small_runs import change
 
 from experiments.configs import common
+from experiments.configs.shared.assemble import complete_config
 from experiments.tasks import make_task
 from experiments.train.initialise import initialise_from, read_trained_weights
 from experiments.train.step import TrainState
@@ -20,15 +22,11 @@ LIKE_TORCH = {"model.depth": 18, "model.width": 8, "model.stem": "imagenet"}
 
 
 def config_with(**changes):
-    config = common.get_config("smoke")
-    config.update_from_flattened_dict(
-        {"model.width": 4, **{k: v for k, v in changes.items() if k not in LAYERS}}
-    )
-    with config.unlocked():
-        for section in LAYERS:
-            if section in changes:
-                config[section] = changes[section]
-    return config
+    layers = {section: changes.pop(section) for section in LAYERS if section in changes}
+    config = change(common.get_config("smoke"), {"model.width": 4, **changes})
+    for section, fields in layers.items():
+        config[section] = fields
+    return complete_config(config)
 
 
 def new_state(config, num_classes, inputs=INPUTS, seed=0, scale=1.0):

@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from flax import traverse_util
 
 from experiments.configs import odconv
-from experiments.configs.relevance import unused
+from experiments.configs.shared.assemble import complete_config
+from experiments.configs.shared.overrides import has_setting
 from experiments.runs.checkpoints import Checkpoints
 from experiments.train import loop
 
@@ -35,9 +35,20 @@ SMALL = {
 
 def small(config_file=odconv, argument="digits,smoke", **changes):
     config = config_file.get_config(argument)
-    settings = _settings(config, changes)
+    return change(config, _settings(config, changes))
+
+
+def change(config, changes):
+    """Applies changes by dotted path; those that decide which settings there are first."""
+    config = config.copy_and_resolve_references()
     with config.unlocked():
-        config.update_from_flattened_dict(settings)
+        for path in ("task", "data.name", "model.network", "conv", "conv.name"):
+            if path in changes:
+                *sections, name = path.split(".")
+                (config[sections[0]] if sections else config)[name] = changes[path]
+    config = complete_config(config)
+    rest = {path: value for path, value in changes.items() if path != "conv"}
+    config.update_from_flattened_dict(rest)
     return config
 
 
@@ -52,10 +63,8 @@ def command(workdir, name, argument="digits,smoke", **changes):
 
 
 def _settings(config, changes):
-    """`SMALL` and the changes, without what means nothing for the config: typed, that is refused."""
-    known = traverse_util.flatten_dict(config.to_dict(), sep=".") | changes
-    nothing = tuple(unused(known))
-    return {key: value for key, value in SMALL.items() if not key.startswith(nothing)} | changes
+    """Returns those of `SMALL` that the config has, and the changes."""
+    return {key: value for key, value in SMALL.items() if has_setting(config, key)} | changes
 
 
 def environment(cache, devices=None):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from finished_runs import config_with, write_finished
 
+from experiments.configs.shared.assemble import restore_config
 from experiments.core.errors import UserError
 from experiments.data import transforms, ucr
 from experiments.data.ucr import Series
-from experiments.inference.trained import restore_config
 from experiments.load import load
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from small_runs import change
 
 from experiments.configs import base
 from experiments.core.errors import UserError
@@ -30,10 +31,7 @@ BAD_STEP = 3
 
 
 def config_with(**changes):
-    config = base.get_config("ucr,name=Toy,smoke")
-    with config.unlocked():
-        config.update_from_flattened_dict({**CHANGES, **changes})
-    return config
+    return change(base.get_config("ucr,name=Toy,smoke"), {**CHANGES, **changes})
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import change
 
 from experiments.configs import common, hard
 from experiments.train.optimizer import (
@@ -20,14 +21,14 @@ STEPS = StepCounts(per_epoch=10, total=100, annealing=0, auxiliary_ramp=0)
 
 
 def config_with(**changes):
-    config = common.get_config("tiny_imagenet")
-    config.update_from_flattened_dict(changes)
-    return config
+    return change(common.get_config("tiny_imagenet"), changes)
 
 
 def test_phases_are_counted_in_steps():
     config = config_with(
-        batch_size=32, epochs=3, **{"temperature.epochs": 2, "auxiliary.epochs": 1}
+        batch_size=32,
+        epochs=3,
+        **{"conv.name": "gated", "temperature.epochs": 2, "auxiliary.epochs": 1},
     )
     assert count_steps(config, 100) == StepCounts(
         per_epoch=4, total=12, annealing=8, auxiliary_ramp=4

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from small_runs import interrupted_before
+from small_runs import change, interrupted_before
 
 from dyn.diagnostics import count_parameters
 from experiments.configs import base, common
@@ -19,7 +19,7 @@ from experiments.train.loop import train
 from experiments.train.optimizer import StepCounts
 from experiments.train.program import compile_program
 from experiments.train.step import cut_batch
-from experiments.train.validate import validate
+from experiments.train.validate import resolve_config
 
 pytestmark = pytest.mark.matrix
 
@@ -59,12 +59,7 @@ RESNET = {"model.depth": 10, "model.width": 8, "batch_size": BATCH}
 
 
 def config_of(changes):
-    config = common.get_config("digits")
-    with config.unlocked():
-        if "conv" in changes:
-            config.conv = changes["conv"]
-        config.update_from_flattened_dict({k: v for k, v in changes.items() if k != "conv"})
-    return config
+    return change(common.get_config("digits"), changes)
 
 
 def build(shape, mesh=None, **changes):
@@ -243,8 +238,8 @@ def test_memory_falls_with_the_number_of_microbatches_and_work_stays():
 )
 def test_a_batch_that_cannot_be_cut_is_answered(changes, says):
     with pytest.raises(UserError, match=re.escape(says)):
-        validate(config_of(changes))
-    validate(config_of({"batch_size": 16, "accumulate": 4}))
+        resolve_config(config_of(changes))
+    resolve_config(config_of({"batch_size": 16, "accumulate": 4}))
 
 
 # ---------------------------------------------------------------- the whole loop

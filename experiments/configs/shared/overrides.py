@@ -1,0 +1,143 @@
+"""Changes settings by words: one value for several configs, or a sweep over several values."""
+
+import ast
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+from ml_collections import ConfigDict
+
+from experiments.core.config_file import find_setting
+from experiments.core.errors import UserError, describe_kind
+
+
+def split_override(text: str, flag: str) -> tuple[str, str]:
+    """Splits `epochs=5` into `("epochs", "5")`.
+
+    Raises:
+        UserError: if there is no `=`.
+    """
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise UserError(f"{flag}={text}: write KEY=VALUE, such as epochs=5.")
+    return key, value
+
+
+def override(config: ConfigDict, path: str, value: object, flag: str = "--override") -> None:
+    """Sets a value in a config.
+
+    Args:
+        config: is changed.
+        path: of the setting, such as `optimizer.learning_rate`.
+        value: of the setting's kind, or its text.
+        flag: what the user wrote, for errors.
+
+    Raises:
+        UserError: if there is no such setting, or the value is of another kind.
+    """
+    example = find_setting(config, path, f"{flag}=")
+    config.update_from_flattened_dict({path: _convert(example, value, f"{flag}={path}")})
+
+
+def override_all(
+    configs: Sequence[ConfigDict], path: str, value: object, flag: str = "--override"
+) -> None:
+    """Sets a value in all configs that have the setting.
+
+    Raises:
+        UserError: if no config has the setting, or the value is of another kind.
+    """
+    having = [config for config in configs if has_setting(config, path)]
+    for config in having or configs[:1]:
+        override(config, path, value, flag)
+
+
+def has_setting(config: ConfigDict, path: str) -> bool:
+    """Returns whether a config has a setting of this dotted path."""
+    for key in path.split("."):
+        if not isinstance(config, ConfigDict) or key not in config:
+            return False
+        config = config[key]
+    return True
+
+
+def sweep(configs: Sequence[ConfigDict], grid: Mapping[str, Sequence[str]]) -> list[ConfigDict]:
+    """Returns every config with every combination of values of the settings that it has.
+
+    A config's new name has its values, such as `odconv,learning_rate=0.003`, and it is compared with the
+    baseline of the same values.
+
+    Args:
+        configs: stay as they are.
+        grid: path of a setting to its values; empty for no sweep.
+
+    Raises:
+        UserError: if no config has a setting, or a value is of another kind or given twice.
+    """
+    if not grid:
+        return list(configs)
+    for path in grid:
+        if not any(has_setting(config, path) for config in configs):
+            find_setting(configs[0], path, "--sweep=")
+    by_name = {config.name: config for config in configs}
+    swept = []
+    for config in configs:
+        own = [path for path in grid if has_setting(config, path)]
+        for values in itertools.product(*(grid[path] for path in own)):
+            chosen = dict(zip(own, values, strict=True))
+            one = config.copy_and_resolve_references()
+            with one.unlocked():
+                for path, value in chosen.items():
+                    override(one, path, value, "--sweep")
+                one.name = _name_values(config, chosen)
+                if config.baseline in by_name:
+                    one.baseline = _name_values(by_name[config.baseline], chosen)
+                if config.start.config:
+                    first = by_name.get(config.start.config)
+                    one.start.config = _name_values(first, chosen) if first else config.start.config
+            swept.append(one)
+    if len({config.name for config in swept}) < len(swept):
+        raise UserError("--sweep: name every value once, and settings whose last parts differ.")
+    return swept
+
+
+def _name_values(config: ConfigDict, chosen: Mapping[str, str]) -> str:
+    """Returns a config's name with the chosen values of those settings that it has."""
+    values = (
+        f",{path.rpartition('.')[2]}={value}"
+        for path, value in chosen.items()
+        if has_setting(config, path)
+    )
+    return config.name + "".join(values)
+
+
+def _convert(example: object, value: object, setting: str) -> object:
+    """Returns a value, or the value that a text stands for, in the kind of an example.
+
+    Raises:
+        UserError: if it is of another kind.
+    """
+    if isinstance(example, str) and isinstance(value, str):
+        return value
+    converted = value
+    if isinstance(value, str):
+        try:
+            text = value.capitalize() if isinstance(example, bool) else value
+            converted = ast.literal_eval(text)
+        except (SyntaxError, ValueError, MemoryError, RecursionError):
+            pass  # it stays a text, which is not like anything else
+    if isinstance(example, float) and type(converted) is int:
+        return _to_float(converted)
+    if isinstance(example, tuple) and isinstance(converted, list):
+        return tuple(converted)
+    if type(converted) is not type(example):
+        raise UserError(f"{setting}={value}: it is not {describe_kind(example)}")
+    return converted
+
+
+def _to_float(number: int) -> float:
+    """Returns infinity for a number too large for a float; the limits refuse it."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf
