@@ -1,39 +1,16 @@
 """Hostile archives: nothing is written outside, and no more is unpacked than was looked at."""
 
-import io
 import os
 import stat
 import tarfile
-import tracemalloc
 import zipfile
 
 import pytest
+from archive_files import add, peak, read, write_lists, write_zip
 
 from experiments import data
 from experiments.core.errors import UserError
 from experiments.data import archives
-
-
-def write_zip(path, files, method=zipfile.ZIP_DEFLATED):
-    with zipfile.ZipFile(path, "w", method) as archive:
-        for name, content in files.items():
-            archive.writestr(name, content)
-    return path
-
-
-def read(path, name):
-    with zipfile.ZipFile(path) as archive:
-        return archives.read_zip(archive, archives.list_zip(archive)[name])
-
-
-def peak(function, *args):
-    tracemalloc.start()
-    try:
-        with pytest.raises(Exception) as error:
-            function(*args)
-        return tracemalloc.get_traced_memory()[1], error.value
-    finally:
-        tracemalloc.stop()
 
 
 def test_what_is_in_a_zip_is_read(tmp_path):
@@ -55,12 +32,6 @@ def test_a_bomb_that_says_its_size_is_refused_without_unpacking_it(tmp_path, mon
     assert used < 2 << 20
 
 
-def add(archive, name, content=b"", kind=tarfile.REGTYPE, target=""):
-    member = tarfile.TarInfo(name)
-    member.type, member.linkname, member.size = kind, target, len(content)
-    archive.addfile(member, io.BytesIO(content))
-
-
 def test_only_plain_files_of_a_tar_are_seen(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         add(archive, "a.txt", b"hello")
@@ -71,15 +42,6 @@ def test_only_plain_files_of_a_tar_are_seen(tmp_path):
     with tarfile.open(tmp_path / "a.tar") as archive:
         (member,) = archives.iterate_tar(archive)
         assert archives.read_tar(archive, member) == b"hello"
-
-
-LISTS = "VOCdevkit/VOC2012/ImageSets/Segmentation"
-
-
-def write_lists(archive, names=("a",)):
-    for split in ("train", "val"):
-        text = "".join(f"{split}_{name}\n" for name in names).encode()
-        add(archive, f"{LISTS}/{split}.txt", text)
 
 
 @pytest.fixture

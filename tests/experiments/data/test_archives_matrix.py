@@ -6,7 +6,7 @@ import tarfile
 import zipfile
 
 import pytest
-from test_archives import add, peak, read, write_lists, write_zip
+from archive_files import add, peak, read, write_lists, write_zip
 
 from experiments import data
 from experiments.core.errors import UserError
