@@ -1,1 +1,1 @@
-"""Asks a trained network about files, recordings and embeddings."""
+"""Uses trained networks: predicts and embeds files, generates pictures, judges them and exports networks."""

@@ -29,7 +29,7 @@ class OpenRecording:
     note: str = ""
 
 
-def audio_settings(audio: ConfigDict, hop: float = 0.0) -> ConfigDict:
+def make_audio_settings(audio: ConfigDict, hop: float = 0.0) -> ConfigDict:
     """Returns a run's settings of sound for recordings of any length, whose ends are kept.
 
     Args:
@@ -50,7 +50,7 @@ def cut_samples(
     Args:
         samples: floats `[n]`.
         rate: samples per second.
-        audio: made by `audio_settings`.
+        audio: made by `make_audio_settings`.
         prepare: makes the examples.
 
     Raises:
@@ -90,7 +90,7 @@ def prepare_windows(
 
     Args:
         files: the recordings.
-        audio: made by `audio_settings`.
+        audio: made by `make_audio_settings`.
         prepare: makes the examples.
         skip: called with each file that has no window, and the reason.
         say: called once if recordings can be used but lack high frequencies.

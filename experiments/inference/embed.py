@@ -251,13 +251,13 @@ def _draw_sample(out: Path, trained: Trained, pieces: Sequence[Piece]) -> None:
     draw_reconstructions(
         inputs,
         outputs,
-        [_caption(piece) for piece in pieces],
+        [_make_caption(piece) for piece in pieces],
         "Inputs and reconstructions",
         f"A random sample of all that was embedded; mean squared error {error:.4f}.",
         out / "reconstructions.png",
     )
 
 
-def _caption(piece: Piece) -> str:
+def _make_caption(piece: Piece) -> str:
     name = Path(piece.file).stem[-15:]
     return name if np.isnan(piece.start) else f"{name}\n{piece.start:.1f} s"

@@ -14,7 +14,7 @@ from experiments.audio import times
 from experiments.core.errors import UserError
 from experiments.data import Example
 from experiments.data.reading import File
-from experiments.inference.audio_windows import audio_settings, prepare_window, read_windows
+from experiments.inference.audio_windows import make_audio_settings, prepare_window, read_windows
 from experiments.inference.files import read_items
 from experiments.inference.trained import Trained
 
@@ -96,7 +96,7 @@ def read_pieces(
                 yield Piece(item.file.name, np.nan, np.nan, False, item.example)
         return
 
-    audio, noted = audio_settings(trained.config.audio), set()
+    audio, noted = make_audio_settings(trained.config.audio), set()
     windows = read_windows(files, audio, lambda file, reason: skip(file.name, reason), say)
     for recording, window in windows:
         name = recording.file.name

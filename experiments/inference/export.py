@@ -68,11 +68,11 @@ def export(
     if file_format == "stablehlo":
         description["platforms"] = platforms
         try:
-            program = to_stablehlo(make_logits_fn(trained), example_struct(trained), platforms)
+            program = to_stablehlo(make_logits_fn(trained), make_example_struct(trained), platforms)
         except ValueError as error:
             raise UserError(f"The network cannot be exported: {error}") from error
     else:
-        program = onnx.convert(make_logits_fn(trained), example_struct(trained))
+        program = onnx.convert(make_logits_fn(trained), make_example_struct(trained))
     with replace_file(path) as temporary:
         temporary.write_bytes(program)
     files.write_json(path.with_name(f"{path.name}.json"), description)
@@ -94,7 +94,7 @@ def make_logits_fn(trained: Trained) -> Callable[[jax.Array], jax.Array]:
     return compute_logits
 
 
-def example_struct(trained: Trained) -> jax.ShapeDtypeStruct:
+def make_example_struct(trained: Trained) -> jax.ShapeDtypeStruct:
     """Returns the shape and dtype of one input of the exported function."""
     return jax.ShapeDtypeStruct(trained.shape, jnp.uint8 if trained.is_picture else jnp.float32)
 

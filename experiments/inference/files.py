@@ -20,7 +20,7 @@ class Item:
 
     Attributes:
         file: the file.
-        position: the values of `position_columns`.
+        position: the values of `list_position_columns`.
         example: as the network sees it; None if it cannot be used.
         reason: why it cannot be used.
     """
@@ -31,7 +31,7 @@ class Item:
     reason: str = ""
 
 
-def position_columns(trained: Trained) -> tuple[str, ...]:
+def list_position_columns(trained: Trained) -> tuple[str, ...]:
     """Returns the columns of a table that locate an example in its file: a series has a line."""
     return () if trained.is_picture else ("line",)
 
@@ -92,7 +92,7 @@ def read_items(trained: Trained, files: Iterable[File]) -> Iterator[Item]:
         try:
             return list(read(trained, file))
         except Exception as error:  # Decoders raise errors of many types.
-            blank = ("",) * len(position_columns(trained))
+            blank = ("",) * len(list_position_columns(trained))
             return [Item(file, blank, None, pictures.describe_error(error))]
 
     with pictures.silence_pillow():

@@ -115,7 +115,7 @@ class IndexComparison:
         means = zip(
             number,
             np.bincount(owners, minlength=len(number)),
-            _group_means(alpha[heard], owners, len(number)),
+            _average_groups(alpha[heard], owners, len(number)),
             strict=True,
         )
         files.write_csv(
@@ -158,7 +158,7 @@ def _write_scores(
     )
 
 
-def _group_means(rows: np.ndarray, owners: np.ndarray, number: int) -> np.ndarray:
+def _average_groups(rows: np.ndarray, owners: np.ndarray, number: int) -> np.ndarray:
     """Returns the mean of each owner's rows, `[number, D]`, over the values that are not NaN."""
     known = ~np.isnan(rows)
     sums, counts = (np.zeros((number, rows.shape[1])) for _ in range(2))

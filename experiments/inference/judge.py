@@ -39,7 +39,7 @@ class Judged(NamedTuple):
     labels: np.ndarray
 
 
-def inception_score(
+def compute_inception_score(
     probabilities: np.ndarray, splits: int = SPLITS, seed: int = 0
 ) -> tuple[float, float]:
     """Returns the Inception Score, exp(mean of KL(p(y|x) || p(y))): (mean, std) over splits.
@@ -54,8 +54,8 @@ def inception_score(
 
     Example:
         >>> import numpy as np
-        >>> from experiments.inference.judge import inception_score
-        >>> inception_score(np.eye(4)[np.arange(400) % 4], splits=1)
+        >>> from experiments.inference.judge import compute_inception_score
+        >>> compute_inception_score(np.eye(4)[np.arange(400) % 4], splits=1)
         (4.0, 0.0)
     """
     p = np.asarray(probabilities, np.float64)
@@ -69,7 +69,7 @@ def inception_score(
     return float(np.round(np.mean(scores), 12)), float(np.round(np.std(scores), 12))
 
 
-def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
+def compute_frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
     """Returns the squared Frechet distance of two sets, as of normal distributions with their moments.
 
         |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^1/2
@@ -83,9 +83,9 @@ def frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
 
     Example:
         >>> import numpy as np
-        >>> from experiments.inference.judge import frechet_distance
+        >>> from experiments.inference.judge import compute_frechet_distance
         >>> x = np.random.default_rng(0).standard_normal((1000, 3))
-        >>> round(frechet_distance(x, x + 2), 6)
+        >>> round(compute_frechet_distance(x, x + 2), 6)
         12.0
     """
     one, other = (np.asarray(values, np.float64) for values in (one, other))
@@ -142,7 +142,7 @@ def judge(classifier: Trained, folder: str | Path, *, quiet: bool = False) -> di
         **_compare(generated, real, len(known)),
     }
     files.write_json(folder / "quality.json", quality)
-    print_result(f"judged by {classifier.source}", _summary_rows(quality, folder), quiet=quiet)
+    print_result(f"judged by {classifier.source}", _summarise(quality, folder), quiet=quiet)
     return quality
 
 
@@ -234,7 +234,7 @@ def _compare(generated: Judged, real: Judged, classes: int) -> dict[str, Any]:
     """Returns all measures of generated and of real pictures."""
     scores = {}
     for name, judged in (("generated", generated), ("real", real)):
-        mean, std = inception_score(judged.probabilities)
+        mean, std = compute_inception_score(judged.probabilities)
         scores[name] = {"mean": mean, "std": std, "n": len(judged.labels)}
     # Halves of a shuffled order: the split itself may be sorted by class.
     order = np.random.default_rng(0).permutation(len(real.features))
@@ -255,8 +255,8 @@ def _compare(generated: Judged, real: Judged, classes: int) -> dict[str, Any]:
             "floor": _measure_distance(*halves),
         },
         "recognised": {
-            "share": _recognised_share(generated),
-            "of_real_pictures": _recognised_share(real),
+            "share": _measure_recognition(generated),
+            "of_real_pictures": _measure_recognition(real),
             "chance": 1 / classes,
         },
     }
@@ -265,17 +265,17 @@ def _compare(generated: Judged, real: Judged, classes: int) -> dict[str, Any]:
 def _measure_distance(one: np.ndarray, other: np.ndarray) -> dict[str, Any]:
     n = min(len(one), len(other))
     return {
-        "value": frechet_distance(one, other) if n > 1 else None,
+        "value": compute_frechet_distance(one, other) if n > 1 else None,
         "n": n,
         "reliable": n >= 2 * one.shape[1],
     }
 
 
-def _recognised_share(judged: Judged) -> float:
+def _measure_recognition(judged: Judged) -> float:
     return float((judged.probabilities.argmax(axis=1) == judged.labels).mean())
 
 
-def _summary_rows(quality: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
+def _summarise(quality: Mapping[str, Any], folder: Path) -> list[tuple[str, str]]:
     score, distance = quality["inception_score"], quality["frechet_classifier_distance"]
     real_score, recognised = score["of_real_pictures"], quality["recognised"]
 

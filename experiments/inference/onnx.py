@@ -40,14 +40,14 @@ def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeS
     onnxruntime, jax2onnx = map(importlib.import_module, ("onnxruntime", "jax2onnx"))
     batch = jax.ShapeDtypeStruct(("B", *example.shape), example.dtype)
     # Not for a CPU: its plans have loops, which gain nothing in ONNX.
-    with planner.plan_for_platform("tpu"), _padding_of_symbolic_batches():
+    with planner.plan_for_platform("tpu"), _allow_symbolic_padding():
         try:
             # jax2onnx wants a plain function.
             written = jax2onnx.to_onnx(lambda x: function(x), inputs=[batch]).SerializeToString()
             session = onnxruntime.InferenceSession(written, providers=["CPUExecutionProvider"])
         except Exception as error:  # Plugins raise errors of many types.
             raise UserError(
-                f"jax2onnx cannot convert this network: {type(error).__name__}: {_first_line(error)}"
+                f"jax2onnx cannot convert this network: {type(error).__name__}: {_get_first_line(error)}"
             ) from error
     name = session.get_inputs()[0].name
     compare(lambda x: session.run(None, {name: x})[0], function, example)
@@ -55,7 +55,7 @@ def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeS
 
 
 @contextlib.contextmanager
-def _padding_of_symbolic_batches() -> Iterator[None]:
+def _allow_symbolic_padding() -> Iterator[None]:
     """Makes the `lax.pad` of jax2onnx accept a symbolic batch inside a `with` block.
 
     Version 0.17.1, the newest, passes JAX's symbolic size to `onnx_ir.Shape`, which accepts only its name.
@@ -91,7 +91,7 @@ def compare(
             got = run_converted(inputs)
         except Exception as error:  # onnxruntime raises errors of many types.
             raise UserError(
-                f"onnxruntime cannot run a batch of {size}: {_first_line(error)}"
+                f"onnxruntime cannot run a batch of {size}: {_get_first_line(error)}"
             ) from error
         difference = np.abs(got - want).max() if got.shape == want.shape else np.inf
         # Also true for NaN.
@@ -102,5 +102,5 @@ def compare(
             )
 
 
-def _first_line(error: Exception) -> str:
+def _get_first_line(error: Exception) -> str:
     return (str(error).splitlines() or [""])[0]

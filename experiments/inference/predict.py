@@ -15,7 +15,7 @@ from experiments.figures.style import make_voc_palette
 from experiments.inference.files import (
     Item,
     expand_paths,
-    position_columns,
+    list_position_columns,
     read_items,
     track_progress,
 )
@@ -92,13 +92,13 @@ def predict_files(
     masks, skipped_file = out.with_suffix(""), out.with_suffix(".skipped.csv")
     segments = trained.config.task == "segmentation"
     _check(paths, out, masks, segments, top, batch_size, overwrite)
-    positions = position_columns(trained)
+    positions = list_position_columns(trained)
     if segments:
         header = ["file", "mask", "label", "pixels", "share"]
-        make_rows = _write_mask(trained, masks)
+        make_rows = _make_mask_writer(trained, masks)
     else:
         header = ["file", *positions, "rank", "label", "probability"]
-        make_rows = _rank_classes(trained, top)
+        make_rows = _make_ranker(trained, top)
 
     outputs = (out, skipped_file, masks)
     total = sum(1 for _ in expand_paths(paths, outputs))
@@ -164,7 +164,7 @@ def _check(
         raise UserError(f"--batch_size={batch_size}: choose 1 or more, or 0 for the run's.")
 
 
-def _rank_classes(trained: Trained, top: int) -> Callable[[Item, np.ndarray], Rows]:
+def _make_ranker(trained: Trained, top: int) -> Callable[[Item, np.ndarray], Rows]:
     """Returns a function that makes an example's rows: one per class, the most probable first.
 
     A row per rank, rather than columns for all ranks, can be filtered, joined and plotted as it is.
@@ -180,7 +180,7 @@ def _rank_classes(trained: Trained, top: int) -> Callable[[Item, np.ndarray], Ro
     return make_rows
 
 
-def _write_mask(trained: Trained, folder: Path) -> Callable[[Item, np.ndarray], Rows]:
+def _make_mask_writer(trained: Trained, folder: Path) -> Callable[[Item, np.ndarray], Rows]:
     """Returns a function that writes a mask as a palette PNG and makes its rows, one per class."""
     palette = make_voc_palette().ravel().tolist()
 

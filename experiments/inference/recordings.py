@@ -15,7 +15,7 @@ from experiments.core import files, listing
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.data.reading import File
-from experiments.inference.audio_windows import OpenRecording, audio_settings, prepare_windows
+from experiments.inference.audio_windows import OpenRecording, make_audio_settings, prepare_windows
 from experiments.inference.files import expand_paths, track_progress
 from experiments.inference.trained import Trained
 
@@ -68,13 +68,14 @@ def predict_recordings(
     if not total:
         raise UserError(f"There is no sound file in {', '.join(map(str, paths))}.")
     _remove_earlier(out, overwrite)
-    audio, multilabel = audio_settings(trained.config.audio, hop), trained.config.task == "tagging"
-    band, raven_path = _frequency_band(audio), _unique_raven_paths(out)
+    audio = make_audio_settings(trained.config.audio, hop)
+    band, choose_raven_path = _find_frequency_band(audio), _choose_raven_paths(out)
+    multilabel = trained.config.task == "tagging"
     skipped = noted = used = 0
     reasons: list[str] = []
     with (
-        _append_csv(out / "predictions.csv", _header(trained, all_scores)) as append,
-        _append_csv(out / "per_file.csv", _summary_header(trained)) as append_summary,
+        _append_csv(out / "predictions.csv", _make_header(trained, all_scores)) as append,
+        _append_csv(out / "per_file.csv", _make_summary_header(trained)) as append_summary,
         _append_csv(out / "skipped.csv", ["file", "reason"]) as append_skipped,
         Progress(total, quiet=quiet, unit="file") as progress,
     ):
@@ -98,7 +99,9 @@ def predict_recordings(
                 for window, scores in windows
             )
             append([])  # A recording without detections has a table with a header alone.
-            with detections.open_raven_table(raven_path(recording.file), path, *band) as select:
+            with detections.open_raven_table(
+                choose_raven_path(recording.file), path, *band
+            ) as select:
                 for detection in detections.join_intervals(labelled, merge):
                     label = trained.classes[detection.number]
                     if not all_scores:
@@ -115,7 +118,7 @@ def predict_recordings(
             f"{skipped:,} of {total:,} files cannot be used, such as {'; '.join(reasons)}. "
             f"{out / 'skipped.csv'} has all reasons. {rest}"
         )
-    print_result("finished", _summary_rows(out, used, noted, skipped), quiet=quiet)
+    print_result("finished", _summarise(out, used, noted, skipped), quiet=quiet)
     return used, skipped
 
 
@@ -193,12 +196,12 @@ def _score_windows(
         yield window, scores
 
 
-def _header(trained: Trained, all_scores: bool) -> list[str]:
+def _make_header(trained: Trained, all_scores: bool) -> list[str]:
     columns = ["silent", *trained.classes] if all_scores else ["label", "score", "silent"]
     return ["file", "start_s", "end_s", *columns]
 
 
-def _summary_header(trained: Trained) -> list[str]:
+def _make_summary_header(trained: Trained) -> list[str]:
     parts = (f"{name}_{part}" for name in trained.classes for part in ("max", "mean_top2"))
     return ["file", "windows", "note", *parts]
 
@@ -211,7 +214,7 @@ def _format_scores(scores: np.ndarray) -> Iterator[str]:
     return (f"{score:.6f}" for score in scores)
 
 
-def _summary_rows(out: Path, used: int, noted: int, skipped: int) -> list[tuple[str, str]]:
+def _summarise(out: Path, used: int, noted: int, skipped: int) -> list[tuple[str, str]]:
     rows = [
         ("recordings", f"{used:,}"),
         ("predictions", str(out / "predictions.csv")),
@@ -229,7 +232,7 @@ def _append_csv(path: Path, header: Sequence[str]) -> Any:
     return files.append_csv(path, header, overwrite=True)  # `_remove_earlier` has checked.
 
 
-def _frequency_band(audio: ConfigDict) -> tuple[float, float]:
+def _find_frequency_band(audio: ConfigDict) -> tuple[float, float]:
     """Returns the lowest and the highest frequency that the network sees, in Hz."""
     rows = spectrograms.compute_frequencies(audio)
     # The lowest frequency of wavelets has a default of its own.
@@ -237,7 +240,7 @@ def _frequency_band(audio: ConfigDict) -> tuple[float, float]:
     return float(low), float(audio.high or audio.sample_rate / 2)
 
 
-def _unique_raven_paths(out: Path) -> Callable[[File], Path]:
+def _choose_raven_paths(out: Path) -> Callable[[File], Path]:
     """Returns a function that chooses a unique path for each recording's table."""
     taken: set[str] = set()
 

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from experiments.core.errors import UserError
 from experiments.data import Example, transforms
 from experiments.data.ucr import Series, prepare_like_training
-from experiments.inference.audio_windows import audio_settings, cut_samples
+from experiments.inference.audio_windows import cut_samples, make_audio_settings
 from experiments.tasks import Task, make_task
 
 Key = TypeVar("Key")
@@ -98,7 +98,7 @@ class Trained:
         """
         if not self.is_audio:
             raise ValueError(f"the run was on {self.config.data.name}, not on recordings")
-        audio = audio_settings(self.config.audio)
+        audio = make_audio_settings(self.config.audio)
         predictions = list(self.predict(cut_samples(samples, rate, audio, self.prepare)))
         places = [(window.start, window.end) for window, _ in predictions]
         scores = [score for _, score in predictions]

@@ -11,7 +11,12 @@ from experiments import export as command
 from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.inference import onnx
-from experiments.inference.export import describe_export, example_struct, export, make_logits_fn
+from experiments.inference.export import (
+    describe_export,
+    export,
+    make_example_struct,
+    make_logits_fn,
+)
 from experiments.inference.trained import Trained
 from experiments.load import load
 
@@ -101,7 +106,7 @@ def test_a_missing_jax2onnx_is_named(trained, monkeypatch):
 
 
 def test_other_numbers_than_the_network_s_are_refused(trained):
-    example = example_struct(trained)
+    example = make_example_struct(trained)
     function = jax.jit(lambda x: x.astype(np.float32).mean((1, 2)))
     onnx.compare(lambda x: np.asarray(function(x)), function, example)
     with pytest.raises(UserError, match="other numbers for a batch of 3"):

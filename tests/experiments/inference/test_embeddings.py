@@ -8,7 +8,7 @@ from experiments.core.errors import UserError
 from experiments.data.reading import File
 from experiments.inference.embed import ReservoirSample
 from experiments.inference.embeddings import Clock, embed_pieces, label_files, read_pieces
-from experiments.inference.indices import _group_means
+from experiments.inference.indices import _average_groups
 from experiments.inference.trained import Trained
 
 
@@ -74,5 +74,5 @@ def test_a_sample_of_a_stream_is_uniform():
 def test_the_mean_of_a_file_is_over_the_windows_that_have_an_index():
     nan = np.nan
     rows = np.array([[1.0, nan], [3.0, 4.0], [5.0, nan]])
-    means = _group_means(rows, np.array([0, 0, 2]), 3)
+    means = _average_groups(rows, np.array([0, 0, 2]), 3)
     np.testing.assert_array_equal(means, [[2, 4], [nan, nan], [5, nan]])

@@ -11,7 +11,7 @@ from finished_runs import config_with
 from PIL import Image
 
 from experiments.core.errors import UserError
-from experiments.inference.judge import frechet_distance, inception_score, judge
+from experiments.inference.judge import compute_frechet_distance, compute_inception_score, judge
 from experiments.inference.trained import Trained
 
 DIGITS = [str(label) for label in range(10)]
@@ -57,23 +57,25 @@ def folder(tmp_path, rng):
 def test_the_inception_score_lies_between_one_and_the_number_of_classes():
     rng = np.random.default_rng(0)
     perfect = np.eye(17)[rng.integers(0, 17, 1700)]
-    mean, std = inception_score(perfect)
+    mean, std = compute_inception_score(perfect)
     assert abs(mean - 16.2) < 0.15 and 0 < std < 0.3
-    assert inception_score(np.full((100, 17), 1 / 17)) == (1.0, 0.0)
+    assert compute_inception_score(np.full((100, 17), 1 / 17)) == (1.0, 0.0)
     one_class = np.eye(17)[np.zeros(100, int)]
-    assert inception_score(one_class) == (1.0, 0.0)
+    assert compute_inception_score(one_class) == (1.0, 0.0)
 
 
 def test_the_frechet_distance_is_that_of_the_formula_and_large_for_few_vectors():
     rng = np.random.default_rng(0)
-    few = frechet_distance(rng.standard_normal((50, 256)), rng.standard_normal((50, 256)))
+    few = compute_frechet_distance(rng.standard_normal((50, 256)), rng.standard_normal((50, 256)))
     assert few == pytest.approx(331.31256, abs=1e-4)  # by eigenvalues of the symmetric form
     # For normal distributions with covariances that commute, the sum of (s1 - s2)^2.
     x = rng.standard_normal((500, 4))
     x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
     want = 3.0**2 + (1 + 4 + 9 + 16)
-    assert abs(frechet_distance(x, x * np.array([2, 3, 4, 5.0]) + [3, 0, 0, 0]) - want) < 1e-8
-    assert abs(frechet_distance(x, x)) < 1e-8
+    assert (
+        abs(compute_frechet_distance(x, x * np.array([2, 3, 4, 5.0]) + [3, 0, 0, 0]) - want) < 1e-8
+    )
+    assert abs(compute_frechet_distance(x, x)) < 1e-8
 
 
 def test_generated_and_real_pictures_are_compared(classifier, folder):
