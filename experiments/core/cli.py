@@ -126,12 +126,15 @@ def parse_command_line(
     known.set_gnu_getopt(True)  # words and flags in any order
     flags.DEFINE_bool("debug", False, "", flag_values=known)
     config = None
+    # A `config: str` is a flag like any other.
+    takes_config = "config" in parameters and parameters["config"].annotation is not str
     try:
         argv = known.read_flags_from_files(list(argv), force_gnu=True)
-        if "config" in parameters:
+        if takes_config:
             argv, config = _define_config(argv, known)
         for name, parameter in parameters.items():
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and name != "config":
+            is_config = takes_config and name == "config"
+            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not is_config:
                 _define_flag(name, parameter, known)
         for name in flags.FLAGS:  # of libraries, and of commands that define their own
             flag = flags.FLAGS[name]
@@ -149,7 +152,7 @@ def parse_command_line(
     flags.FLAGS.mark_as_parsed()
     _check_words(parameters, words, usage)
     options = {
-        name: config if name == "config" else known[name].value
+        name: config if takes_config and name == "config" else known[name].value
         for name, parameter in parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }

@@ -1,4 +1,4 @@
-"""A run that is one of many: its config, where it lives, and an attempt at it."""
+"""One run of many: its config, its workdir, and an attempt to train it."""
 
 import dataclasses
 import traceback
@@ -16,15 +16,20 @@ from experiments.train.program import Program
 
 
 @dataclasses.dataclass(frozen=True)
-class Planned:
-    """One run of a study."""
+class PlannedRun:
+    """A run of a study that is to be trained."""
 
     config: ConfigDict
     workdir: Path
 
 
-def attempt(run: Planned, programs: dict[str, Program]) -> bool:
-    """Trains; what goes wrong is written into the run's folder. Returns whether it went well."""
+def attempt_run(run: PlannedRun, programs: dict[str, Program]) -> bool:
+    """Trains a run, and returns whether it succeeded; an error is written into its workdir.
+
+    Args:
+        run: the run to train, or to continue.
+        programs: compiled programs, which are reused and added to.
+    """
     note, trace = run.workdir / "error.txt", run.workdir / "traceback.txt"
     for file in (note, trace):
         file.unlink(missing_ok=True)
@@ -32,7 +37,7 @@ def attempt(run: Planned, programs: dict[str, Program]) -> bool:
         train(run.config, run.workdir, programs)
     except UserError as error:
         sentence = str(error)
-    except Exception as error:  # whatever it is, the other runs are worth having
+    except Exception as error:  # of any kind: the other runs go on
         sentence = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         run.workdir.mkdir(parents=True, exist_ok=True)
         trace.write_text(traceback.format_exc())

@@ -42,3 +42,17 @@ def test_prepared_data_goes_where_it_was_asked_to(make_config, monkeypatch, tmp_
     assert paths.get_data_dir(make_config(dir=tmp_path / "field")) == tmp_path / "field"
     monkeypatch.delenv("DYN_DATA_DIR")
     assert paths.get_data_dir(make_config(dir="")).parts[-2:] == (".cache", "dyn")
+
+
+def test_some_classes_are_renumbered(make_config):
+    def list_labels(source):
+        return [int(source[i]["label"]) for i in range(len(source))]
+
+    everything, chosen = data.load(make_config(), 0), data.load(make_config(classes="7,3"), 0)
+    assert list(chosen.classes) == ["7", "3"]
+    for split, source in chosen.splits.items():
+        labels, all_labels = list_labels(source), list_labels(everything.splits[split])
+        assert set(labels) == {0, 1}
+        assert labels.count(0) == all_labels.count(7) and labels.count(1) == all_labels.count(3)
+    with pytest.raises(UserError, match="eleven"):
+        data.load(make_config(classes="7,eleven"), 0)

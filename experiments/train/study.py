@@ -1,0 +1,116 @@
+"""Trains a study: every config with several seeds or on several folds, one run after the other."""
+
+import gc
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from experiments import data
+from experiments.configs.shared.overrides import override
+from experiments.core.errors import UserError
+from experiments.data import folds
+from experiments.train.control import make_control
+from experiments.train.grid import PlannedRun, attempt_run
+from experiments.train.program import Program
+from experiments.train.validate import resolve_config
+
+
+def run_study(
+    configs: Sequence[ConfigDict], workdir: Path, seeds: int, num_folds: int, control: bool
+) -> None:
+    """Trains every config with every seed or on every fold; finished runs are not trained again.
+
+    Args:
+        configs: the configs to compare, with different names.
+        workdir: the folder of the study; runs are in its folders `<config>/seed<N>` or `<config>/fold<N>`.
+        seeds: the number of seeds.
+        num_folds: the number of folds; 0 for seeds.
+        control: whether to add a static network with as many parameters as the largest config.
+
+    Raises:
+        UserError: for a mistake in a config, before anything is trained; and if all runs fail.
+    """
+    for config in configs:
+        _check_config(config, configs, num_folds)
+    if control and (equal := make_control(configs)):
+        configs = [*configs, equal]
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
+    if num_folds:
+        write_or_check_folds(configs[0], workdir, num_folds)
+    runs = list(plan_runs(configs, workdir, seeds, num_folds))
+    programs: dict[str, Program] = {}
+    failed = []
+    for number, run in enumerate(runs, start=1):
+        print(f"\nrun {number} of {len(runs)}: {run.workdir.relative_to(workdir)}", flush=True)
+        if number > 1 and run.config.name != runs[number - 2].config.name:
+            programs.clear()  # other configs cannot use them
+            gc.collect()
+        if not attempt_run(run, programs):
+            failed.append(run)
+    if len(failed) == len(runs):
+        reason = (runs[0].workdir / "error.txt").read_text()
+        raise UserError(f"All {len(runs)} runs failed. The reason of the first: {reason}")
+    if failed:
+        print(f"\n{len(failed)} of {len(runs)} runs failed; the report lists the reasons.")
+
+
+def plan_runs(
+    configs: Sequence[ConfigDict], workdir: Path, seeds: int, num_folds: int
+) -> Iterator[PlannedRun]:
+    """Yields the runs of a study; a run that others start from comes before them."""
+    for config in sorted(configs, key=lambda config: bool(config.start.config)):
+        for number in range(num_folds or seeds):
+            replicate = f"fold{number}" if num_folds else f"seed{number}"
+            one = config.copy_and_resolve_references()
+            with one.unlocked():
+                if num_folds:
+                    _set_fold(one, number, num_folds)
+                else:
+                    one.seed = number
+                if config.start.config:
+                    one.init_from = str(workdir / config.start.config / replicate)
+            yield PlannedRun(one, workdir / config.name / replicate)
+
+
+def write_or_check_folds(config: ConfigDict, workdir: Path, num_folds: int) -> None:
+    """Writes `folds.csv`, or checks that an existing one has the same folds.
+
+    Raises:
+        UserError: if it has other folds, or is about other data.
+    """
+    settings = config.copy_and_resolve_references().data
+    settings.fold = -1
+    dataset = data.load(settings, config.seed)
+    pooled = folds.pool_splits(dataset)
+    assignment, _ = folds.assign_folds(pooled.labels, num_folds, seed=0)
+    file = workdir / "folds.csv"
+    if not file.exists():
+        folds.write_folds(file, pooled, assignment, dataset.classes)
+    elif not np.array_equal(folds.read_folds(file, pooled, dataset.classes), assignment):
+        raise UserError(
+            f"{file} assigns the examples to other folds than --folds={num_folds} does: choose another "
+            "--workdir for the new folds."
+        )
+
+
+def _set_fold(config: ConfigDict, fold: int, num_folds: int) -> None:
+    override(config, "data.fold", fold, "--folds: ")
+    override(config, "data.folds", num_folds, "--folds: ")
+
+
+def _check_config(config: ConfigDict, configs: Sequence[ConfigDict], num_folds: int) -> None:
+    """Raises a UserError if a config cannot be trained in a study of these configs."""
+    first, one = config.start.config, config.copy_and_resolve_references()
+    if first and first not in {other.name for other in configs}:
+        raise UserError(f"{config.name} starts from a trained {first}: add {first} to --configs.")
+    with one.unlocked():
+        if first:
+            one.init_from = first  # the folder of that run is known only after it has been trained
+        if num_folds:
+            _set_fold(one, 0, num_folds)
+    resolve_config(one)

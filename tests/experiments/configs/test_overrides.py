@@ -1,0 +1,40 @@
+import pytest
+
+from experiments.configs.shared.overrides import sweep
+from experiments.core.errors import UserError
+from experiments.train.grid import load_config
+
+
+def test_sweep_combines_configs_and_values():
+    configs = [load_config(name, "adiac") for name in ("net1", "net1_dynamic")]
+    configs[1].baseline = "net1"
+    grid = {"optimizer.learning_rate": ["1e-3", "3e-3"], "epochs": ["5"]}
+    swept = sweep(configs, grid)
+    values = [f",learning_rate={rate},epochs=5" for rate in grid["optimizer.learning_rate"]]
+    assert [c.name for c in swept] == [c.name + value for c in configs for value in values]
+    assert [c.optimizer.learning_rate for c in swept] == [1e-3, 3e-3, 1e-3, 3e-3]
+    assert {c.epochs for c in swept} == {5} and configs[0].epochs != 5
+    # Each is compared with, and starts from, the config with the same values.
+    assert [c.baseline for c in swept[2:]] == [c.name for c in swept[:2]]
+    assert [c.start.config for c in swept[2:]] == [c.name for c in swept[:2]]
+    assert sweep(configs, {}) == configs
+
+
+def test_config_without_the_swept_setting_occurs_once():
+    configs = [load_config(name, "digits") for name in ("base", "odconv")]
+    swept = sweep(configs, {"temperature.start": ["10", "20"]})
+    assert [c.name for c in swept] == ["base", "odconv,start=10", "odconv,start=20"]
+    assert {c.baseline for c in swept} == {"base"}
+
+
+@pytest.mark.parametrize(
+    ("grid", "fragment"),
+    [
+        ({"epochs": ["5", "x"]}, "whole number"),
+        ({"epoch": ["5"]}, "'epochs'"),
+        ({"epochs": ["5", "5"]}, "once"),
+    ],
+)
+def test_invalid_sweeps(grid, fragment):
+    with pytest.raises(UserError, match=fragment):
+        sweep([load_config("base", "digits")], grid)
