@@ -37,21 +37,13 @@ def draw_tsne(
         path: the PNG to write.
         seed: decides which codes are drawn, and the map.
     """
-    from sklearn.manifold import TSNE
-
-    from experiments.audio.clusters import standardise
-
     if len(codes) < 5:
         return
     drawn = np.arange(len(codes))
     if len(codes) > MAX_POINTS:
         drawn = np.sort(np.random.default_rng(seed).choice(len(codes), MAX_POINTS, replace=False))
     perplexity = min(30.0, (len(drawn) - 1) / 3)
-    # Not 'pca': codes that are all alike have no components.
-    scaled = standardise(codes)[drawn]
-    points = TSNE(
-        perplexity=perplexity, init="random", random_state=seed, method="barnes_hut"
-    ).fit_transform(scaled)
+    points = _compute_tsne(codes, drawn, perplexity, seed)
     names = sorted({labels[index] for index in drawn})
     marker_of = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(names)}
     caption = f"t-SNE of {len(drawn):,} codes, perplexity {perplexity:.0f}; far apart says little."
@@ -73,19 +65,23 @@ def draw_tsne(
     axes.set_xticks([])
     axes.set_yticks([])
     if names != [""]:
+        style = {"linestyle": "", "color": FAINT}
         handles = [
-            Line2D(
-                [],
-                [],
-                linestyle="",
-                marker=marker_of[name],
-                color=FAINT,
-                label=shorten(name or "no label"),
-            )
+            Line2D([], [], marker=marker_of[name], label=shorten(name or "no label"), **style)
             for name in names[:24]
         ]
         figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
     save_figure(figure, path)
+
+
+def _compute_tsne(codes: np.ndarray, drawn: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
+    from sklearn.manifold import TSNE
+
+    from experiments.audio.clusters import standardise
+
+    # Not 'pca': codes that are all alike have no components.
+    tsne = TSNE(perplexity=perplexity, init="random", random_state=seed, method="barnes_hut")
+    return tsne.fit_transform(standardise(codes)[drawn])
 
 
 def draw_hours(hours: np.ndarray, clusters: np.ndarray, path: str | os.PathLike) -> None:

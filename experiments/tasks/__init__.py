@@ -7,9 +7,9 @@ from experiments.tasks.classification import Classification
 from experiments.tasks.reconstruction import Reconstruction
 from experiments.tasks.segmentation import Segmentation
 from experiments.tasks.tagging import Tagging
-from experiments.tasks.task import Task
+from experiments.tasks.task import Results, Task
 
-__all__ = ["TASKS", "Task", "make_task"]
+__all__ = ["TASKS", "Results", "Task", "make_task"]
 
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,

@@ -34,7 +34,8 @@ from experiments.tasks.gan_samples import (
     generate_pictures,
     measure_diversity,
 )
-from experiments.tasks.task import Array, Batch, Loss, Task, Variables
+from experiments.tasks.metrics import add_sums
+from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
 REAL, GENERATED = 2, 4  # pictures of each class that are shown
 COMPARED = 8  # pictures of each class whose diversity is compared
@@ -175,11 +176,9 @@ class Generation(Task):
         self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
     ) -> dict[str, float]:
         """Returns both losses and the discriminator's accuracies."""
-        total: dict[str, float] = {}
-        for of_batch in sums:
-            total = {name: total.get(name, 0.0) + float(value) for name, value in of_batch.items()}
+        total = add_sums(sums)
         count = total.pop("count")
-        means = {name: value / count for name, value in total.items()}
+        means = {name: float(value / count) for name, value in total.items()}
         without = means.pop("d_without_aux")
         if not self.config.gan.aux_on_fake:
             means["d"] = without
@@ -207,21 +206,12 @@ class Generation(Task):
         rows = [row for row in read_rows(workdir / METRICS_FILE) if row["step"] <= step]
         return list_warnings(rows, measure_diversity(real), measure_diversity(fake))
 
-    def draw_figures(
-        self,
-        model: ACGAN,
-        variables: Variables,
-        inspected: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        dataset: Dataset,
-        workdir: Path,
-        seed: int,
-    ) -> None:
+    def draw_figures(self, results: Results) -> None:
         """Draws samples of the trained generator, and both networks' progress over the run."""
-        del inspected, metrics
-        folder = workdir / "figures"
-        self._draw_samples(model, variables, dataset, seed, "Samples", folder / "samples.png")
-        draw_losses(read_rows(workdir / METRICS_FILE), folder / "gan.png")
+        model, dataset, folder = results.model, results.dataset, results.workdir / "figures"
+        path = folder / "samples.png"
+        self._draw_samples(model, results.variables, dataset, results.seed, "Samples", path)
+        draw_losses(read_rows(results.workdir / METRICS_FILE), folder / "gan.png")
 
     def predict(self, model: ACGAN, variables: Variables, inputs: Array) -> Array:
         """Raises a UserError: a GAN makes pictures and predicts nothing."""

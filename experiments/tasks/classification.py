@@ -1,7 +1,6 @@
 """Classification: one class per example."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -21,9 +20,9 @@ from experiments.figures.examples import choose_examples, draw_predictions
 from experiments.runs.artifacts import save_maps
 from experiments.tasks.backbone import CONVS, NETWORK_SECTIONS, NETWORKS, make_layer, make_network
 from experiments.tasks.classifier import apply_in_training, draw_classifier, inspect_classifier
-from experiments.tasks.metrics import compute_means, sum_classification
+from experiments.tasks.metrics import add_sums, compute_means, sum_classification
 from experiments.tasks.mixing import mix_examples
-from experiments.tasks.task import Array, Batch, Loss, Task, Variables
+from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
 SERIES_NETS = {"net1": models.Net1, "net2": models.Net2}
 
@@ -75,13 +74,7 @@ class Classification(Task):
         self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
     ) -> dict[str, float]:
         """Returns loss, accuracies, and precision, recall and F1; see `metrics.compute_means`."""
-        total: dict[str, np.ndarray] = {}
-        for of_batch in sums:
-            total = {
-                name: total.get(name, 0.0) + np.asarray(value, np.float64)
-                for name, value in of_batch.items()
-            }
-        return compute_means(total)
+        return compute_means(add_sums(sums))
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns what a batch adds to the loss and the counts of each class."""
@@ -96,21 +89,14 @@ class Classification(Task):
         """Returns the probability of each class, `[B, C]`."""
         return jax.nn.softmax(model.apply(variables, inputs, train=False).astype(jnp.float32))
 
-    def draw_figures(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        inspected: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        dataset: Dataset,
-        workdir: Path,
-        seed: int,
-    ) -> None:
+    def draw_figures(self, results: Results) -> None:
         """Draws confusions, predictions, mistakes, curves and attention, and writes the tables.
 
         `maps.npz` keeps what reports draw of several runs together.
         """
-        labels, logits, classes = inspected["labels"], inspected["logits"], list(dataset.classes)
+        dataset, workdir, inspected = results.dataset, results.workdir, results.inspected
+        labels, logits, mixtures = (inspected[name] for name in ("labels", "logits", "mixtures"))
+        classes = list(dataset.classes)
         predictions, probabilities = logits.argmax(axis=-1), softmax(logits, axis=-1)
         matrix = confusion_matrix(labels, predictions, labels=range(len(classes)))
         draw_confusion(matrix, classes, workdir / "figures" / "confusion.png")
@@ -118,7 +104,7 @@ class Classification(Task):
         files.write_csv(workdir / "confusion.csv", ["truth", *classes], rows)
 
         transform, source = self.make_transform(train=False), dataset.splits["test"]
-        shown = choose_examples(labels, predictions, 32, np.random.default_rng(seed))
+        shown = choose_examples(labels, predictions, 32, np.random.default_rng(results.seed))
         draw_predictions(
             np.stack([transform(source[int(index)])["inputs"] for index in shown]),
             labels[shown],
@@ -127,12 +113,11 @@ class Classification(Task):
             classes,
             workdir / "figures" / "predictions.png",
         )
-        mixtures = inspected["mixtures"]
         draw_classifier(labels, probabilities, mixtures, dataset, transform, workdir)
         save_maps(
             workdir / "maps.npz",
-            model,
-            variables,
+            results.model,
+            results.variables,
             lambda index: transform(source[index]),
             labels,
             classes,

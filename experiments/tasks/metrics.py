@@ -1,6 +1,6 @@
 """Metrics of a classification: sums that are taken on the device, and what follows from them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +51,15 @@ def sum_classification(
         "predicted": count_classes(jnp.argmax(logits, axis=-1), valid),
         "actual": count_classes(labels, counts),
     }
+
+
+def add_sums(sums: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Returns the sums of all batches added up, float64."""
+    total: dict[str, np.ndarray] = {}
+    for batch in sums:
+        for name, value in batch.items():
+            total[name] = total.get(name, 0.0) + np.asarray(value, np.float64)
+    return total
 
 
 def compute_means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:

@@ -6,7 +6,6 @@ Labels are not used: any pictures will do, spectrograms among them.
 import math
 from collections.abc import Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -20,7 +19,7 @@ from experiments.data import Dataset
 from experiments.figures.reconstruction import draw_reconstructions
 from experiments.tasks.backbone import CONVS, make_layer
 from experiments.tasks.classification import Classification
-from experiments.tasks.task import Array, Batch, Loss, Task, Variables
+from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
 SHOWN = 6  # test pictures in the figure
 
@@ -129,33 +128,24 @@ class Reconstruction(Task):
         """Returns the code of each picture, `[B, D]`: row by row, all features of a position together."""
         return _flatten(model.apply(variables, inputs, method="encode")[0])
 
-    def draw_figures(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        inspected: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        dataset: Dataset,
-        workdir: Path,
-        seed: int,
-    ) -> None:
+    def draw_figures(self, results: Results) -> None:
         """Draws test pictures beside their reconstructions, from the least error to the largest."""
-        order = np.argsort(inspected["errors"], kind="stable")
+        order = np.argsort(results.inspected["errors"], kind="stable")
         shown = order[np.linspace(0, len(order) - 1, min(SHOWN, len(order))).astype(int)]
-        transform, source = self.make_transform(train=False), dataset.splits["test"]
+        transform, source = self.make_transform(train=False), results.dataset.splits["test"]
         inputs = np.stack([transform(source[int(index)])["inputs"] for index in shown])
         # On this host alone: the others do not call this.
-        variables = jax.device_get(dict(variables))
-        outputs = np.asarray(
-            jax.jit(partial(model.apply, train=False))(variables, inputs), np.float32
-        )
+        variables = jax.device_get(dict(results.variables))
+        apply = jax.jit(partial(results.model.apply, train=False))
+        outputs = np.asarray(apply(variables, inputs), np.float32)
         draw_reconstructions(
             inputs,
             outputs,
-            [f"{inspected['errors'][index]:.4f}" for index in shown],
-            f"Test pictures and reconstructions: mean squared error {metrics['loss']:.4f}",
-            f"From the least error to the largest. The mean picture's: {metrics['mean_picture']:.4f}.",
-            workdir / "figures" / "reconstructions.png",
+            [f"{results.inspected['errors'][index]:.4f}" for index in shown],
+            f"Test pictures and reconstructions: mean squared error {results.metrics['loss']:.4f}",
+            "From the least error to the largest. The mean picture's: "
+            f"{results.metrics['mean_picture']:.4f}.",
+            results.workdir / "figures" / "reconstructions.png",
         )
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -19,7 +18,7 @@ from experiments.figures.segmentation import draw_iou, draw_samples
 from experiments.runs.artifacts import save_samples
 from experiments.tasks.backbone import NETWORK_SECTIONS, build_with_conv, make_backbone, make_layer
 from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
-from experiments.tasks.task import Array, Batch, Loss, Task, Transform, Variables
+from experiments.tasks.task import Array, Batch, Loss, Results, Task, Transform, Variables
 
 HEADS = {"fcn": models.FCN, "deeplabv3plus": models.DeepLabV3Plus}
 
@@ -144,21 +143,12 @@ class Segmentation(Task):
         """Returns a class for each pixel of the original picture, `[H, W]`."""
         return mask_transforms.restore_size(prediction, example["geometry"])
 
-    def draw_figures(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        inspected: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        dataset: Dataset,
-        workdir: Path,
-        seed: int,
-    ) -> None:
+    def draw_figures(self, results: Results) -> None:
         """Draws pictures, truth and prediction side by side, and the IoU of each class.
 
         `samples.npz` keeps what reports draw of several runs together.
         """
-        source = dataset.splits["test"]
+        source = results.dataset.splits["test"]
         # Spread over the split: neighbours may come from the same scene.
         shown = np.unique(np.linspace(0, len(source) - 1, min(8, len(source))).astype(int))
         examples = [source[int(index)] for index in shown]
@@ -166,14 +156,14 @@ class Segmentation(Task):
         truths = [example["label"] for example in examples]
         predictions = [
             mask_transforms.restore_size(
-                inspected["predictions"][index], inspected["geometry"][index]
+                results.inspected["predictions"][index], results.inspected["geometry"][index]
             )
             for index in shown
         ]
-        figures, classes = workdir / "figures", dataset.classes
+        figures, classes = results.workdir / "figures", results.dataset.classes
         draw_samples(images, truths, predictions, classes, figures / "samples.png")
-        save_samples(workdir / "samples.npz", images, truths, predictions, classes)
-        draw_iou(metrics["iou"], figures / "iou.png")
+        save_samples(results.workdir / "samples.npz", images, truths, predictions, classes)
+        draw_iou(results.metrics["iou"], figures / "iou.png")
 
 
 def sum_pixels(logits: Array, labels: Array, smoothing: float = 0.0) -> tuple[Array, Array, Array]:

@@ -7,7 +7,6 @@ overflows.
 """
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -23,7 +22,7 @@ from experiments.tasks.classification import Classification
 from experiments.tasks.classifier import apply_in_training, draw_classifier, inspect_classifier
 from experiments.tasks.mixing import mix_targets
 from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
-from experiments.tasks.task import Array, Batch, Loss, Task, Variables
+from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
 
 class Tagging(Task):
@@ -92,24 +91,15 @@ class Tagging(Task):
         """Returns the probability of each label by itself, `[B, C]`."""
         return jax.nn.sigmoid(model.apply(variables, inputs, train=False).astype(jnp.float32))
 
-    def draw_figures(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        inspected: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        dataset: Dataset,
-        workdir: Path,
-        seed: int,
-    ) -> None:
+    def draw_figures(self, results: Results) -> None:
         """Draws mistakes, curves and attention, and writes the metrics of each class."""
         draw_classifier(
-            inspected["labels"],
-            expit(inspected["logits"]),
-            inspected["mixtures"],
-            dataset,
+            results.inspected["labels"],
+            expit(results.inspected["logits"]),
+            results.inspected["mixtures"],
+            results.dataset,
             self.make_transform(train=False),
-            workdir,
+            results.workdir,
             self.config.tagging.threshold,
         )
 

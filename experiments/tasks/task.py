@@ -1,5 +1,6 @@
 """The interface of a task: everything that training, evaluation and inference ask of one."""
 
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,29 @@ Variables = Mapping[str, Any]
 Transform = Callable[..., Example]
 # (loss, (metrics, the variable collections that changed)), as `jax.grad(..., has_aux=True)` takes it.
 Loss = tuple[Array, tuple[dict[str, Array], dict[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Results:
+    """A trained network and its results on the test split.
+
+    Attributes:
+        model: the network.
+        variables: of the best evaluation.
+        inspected: what `Task.inspect_batch` returned for all examples of the split, without padding.
+        metrics: of the split.
+        dataset: what was trained and tested on.
+        workdir: the run's folder.
+        seed: decides which examples are shown.
+    """
+
+    model: nn.Module
+    variables: Variables
+    inspected: Mapping[str, Any]
+    metrics: Mapping[str, Any]
+    dataset: Dataset
+    workdir: Path
+    seed: int
 
 
 class Task(Protocol):
@@ -158,27 +182,8 @@ class Task(Protocol):
         return {}
 
     @abstractmethod
-    def draw_figures(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        inspected: Mapping[str, Any],
-        metrics: Mapping[str, Any],
-        dataset: Dataset,
-        workdir: Path,
-        seed: int,
-    ) -> None:
-        """Draws a finished run's figures into `workdir/figures` and writes its tables beside them.
-
-        Args:
-            model: the network.
-            variables: of the best evaluation.
-            inspected: what `inspect_batch` returned for the test split, joined, without padding.
-            metrics: of the test split.
-            dataset: what was trained and tested on.
-            workdir: the run's folder.
-            seed: decides which examples are shown.
-        """
+    def draw_figures(self, results: Results) -> None:
+        """Draws a finished run's figures into `workdir/figures` and writes its tables beside them."""
 
     def draw_progress(
         self,

@@ -30,7 +30,7 @@ from experiments.runs.folder import (
     read_summary,
 )
 from experiments.runs.log import MetricLog
-from experiments.tasks import Task, make_task
+from experiments.tasks import Results, Task, make_task
 from experiments.train.bad_step import explain_bad_evaluation, explain_bad_step
 from experiments.train.banner import describe_result, describe_start, scalar_metrics
 from experiments.train.initialise import initialise_from, read_trained_weights
@@ -416,7 +416,9 @@ def test(run: TrainingRun, step_seconds: float | None) -> dict[str, Any]:
         run.log.close()
         draw_training_curves(run.log.rows(), workdir / "figures" / "curves.png")
         seed = run.config.seed
-        task.draw_figures(program.model, variables, inspected, metrics, run.dataset, workdir, seed)
+        task.draw_figures(
+            Results(program.model, variables, inspected, metrics, run.dataset, workdir, seed)
+        )
         result = describe_result(summary, workdir)
         title = f"{run.config.name} on {run.dataset.name}, seed {seed}\n"
         lines = (f"{name:10}{value}\n" for name, value in result)

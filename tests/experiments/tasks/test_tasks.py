@@ -11,7 +11,7 @@ import pytest
 
 import experiments.configs
 from experiments.data import Dataset
-from experiments.tasks import TASKS, make_task
+from experiments.tasks import TASKS, Results, make_task
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -101,3 +101,44 @@ def test_a_task_keeps_nothing_of_a_single_run(name):
     task, transform = make_task(config), make_task(config).make_transform(train=True)
     assert not {"seed", "data", "name", "input", "init_from"} & set(task.config)
     assert pickle.loads(pickle.dumps(transform)) is not None
+
+
+FIGURES = {
+    "classification": {"confusion", "predictions", "mistakes", "pr_curves", "attention"},
+    "tagging": {"mistakes", "pr_curves", "attention"},
+    "segmentation": {"samples", "iou"},
+}
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_task_draws_its_figures(name, tmp_path, rng, monkeypatch):
+    monkeypatch.setattr("experiments.tasks.classification.save_maps", lambda *_: None)
+    file, argument, _ = TINY[name]
+    config = get_config(file, argument)
+    task, source = make_task(config), [make_example(config)] * 4
+    labels = np.array([0, 1, 1, 0])
+    if name == "segmentation":
+        example = task.make_transform(train=False)(source[0])
+        inspected = {
+            "predictions": np.stack([example["label"]] * 4),
+            "geometry": np.stack([example["geometry"]] * 4),
+        }
+    else:
+        inspected = {
+            "labels": labels if name == "classification" else np.eye(3, dtype=np.float32)[labels],
+            "logits": rng.normal(size=(4, 3)).astype(np.float32),
+            "mixtures": {"conv": rng.dirichlet(np.ones(2), 4)},
+        }
+    dataset = Dataset("", {"test": source, "train": source}, ("a", "b", "c"), ())
+    metrics = {"iou": {"a": 0.5, "b": None, "c": 1.0}}
+    task.draw_figures(Results(None, {}, inspected, metrics, dataset, tmp_path, seed=0))
+    assert {path.stem for path in (tmp_path / "figures").iterdir()} == FIGURES[name]
+    tables = {path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".npz")}
+    assert (
+        tables
+        == {
+            "classification": {"confusion.csv", "per_class.csv"},
+            "tagging": {"per_class.csv"},
+            "segmentation": {"samples.npz"},
+        }[name]
+    )
