@@ -37,7 +37,6 @@ def od_conv(num_kernels, *names):
         (ResNet50, od_conv(1), 1000, 28_635_112),
         (ResNet50, od_conv(4), 1000, 90_670_888),
         (ResNet18, {}, 17, 11_185_233),
-        (ResNet18, {"conv": DCDConv, "dense": DCDDense}, 17, 14_136_141),
         (VGG16, {}, 1000, 138_357_544),
         (VGG16, {}, 17, 134_330_193),
         (VGG16, DCD, 17, 135_076_177),
