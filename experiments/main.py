@@ -2,11 +2,11 @@
 
     python -m experiments.main --config=experiments/configs/odconv.py[:DATASET[,smoke]]
 
-    --workdir=runs/NAME     where the run lives; without it runs/<config>-<dataset>
+    --workdir=runs/NAME     the folder of the run; without it runs/<config>-<dataset>
     --config.KEY=VALUE      changes any setting of the config, for example --config.epochs=5
-    --distributed           one process of several; a TPU slice, Slurm, Open MPI or Kubernetes tells its place
-    --coordinator_address=HOST:PORT --num_processes=N --process_id=I   elsewhere these do
-    --heartbeat=SECONDS     without a sign for so long (30) a process is lost, and the others end
+    --distributed           joins the other processes of a TPU slice, Slurm, Open MPI or Kubernetes
+    --coordinator_address=HOST:PORT --num_processes=N --process_id=I   joins them anywhere else
+    --heartbeat=SECONDS     ends the run if a process gives no sign for this long (30)
     --profile=50,60         traces steps 50 to 60 into WORKDIR/profile, for TensorBoard or Perfetto
     --debug                 shows the traceback of an error
 
@@ -63,18 +63,25 @@ def main(
 def join_processes(
     address: str | None, number: int | None, index: int | None, heartbeat: int
 ) -> None:
-    """Meets the other processes; before anything else that asks JAX for its devices.
+    """Joins the other processes, before JAX is asked for its devices.
 
-    What is None comes from the cluster. One that gives no sign for `heartbeat` seconds ends all.
+    Args:
+        address: where process 0 listens; None asks the cluster, as for the next two.
+        number: the number of processes.
+        index: this process, from 0.
+        heartbeat: seconds without a sign after which a process is lost, and the others end.
+
+    Raises:
+        UserError: if there is no cluster.
     """
     try:
         jax.distributed.initialize(address, number, index, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, TypeError, ValueError) as error:
         raise UserError(
-            f"--distributed finds no cluster ({' '.join(str(error).split())}). It is for Cloud TPU "
-            "pods, Slurm, Open MPI and Kubernetes, which tell each process its place; elsewhere give "
-            "--coordinator_address=HOST:PORT --num_processes=N --process_id=I. For all devices of a "
-            "single machine leave it out: they are used anyway."
+            f"--distributed finds no cluster ({' '.join(str(error).split())}). It is for Cloud TPU pods, "
+            "Slurm, Open MPI and Kubernetes, which know the processes; elsewhere give "
+            "--coordinator_address=HOST:PORT --num_processes=N --process_id=I. A single machine uses all its "
+            "devices anyway: leave the flag out."
         ) from error
 
 

@@ -47,7 +47,7 @@ from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset, pipeline
 from experiments.tasks import make_task
 from experiments.train.optimizer import count_steps
-from experiments.train.program import Program, find_program
+from experiments.train.program import Program, Programs, find_program
 
 SETS = flags.DEFINE_list("sets", [], "Data sets; all without it.")
 
@@ -76,7 +76,7 @@ def main() -> None:
             f"{'times a step':>14}{'step, fed':>11}",
             flush=True,
         )
-        programs: dict[str, Program] = {}
+        programs: Programs = {}
         for name, (config, dataset, preparing) in sets.items():
             measured = measure_pipeline(config, dataset, programs, seconds)
             rows[name] = row = {"preparing_seconds": preparing, **measured}
@@ -111,7 +111,7 @@ def load_synthetic(name: str, root: Path, count: int) -> tuple[ConfigDict, Datas
 
 
 def measure_pipeline(
-    config: ConfigDict, dataset: Dataset, programs: dict[str, Program], seconds: float
+    config: ConfigDict, dataset: Dataset, programs: Programs, seconds: float
 ) -> dict[str, Any]:
     """Measures the rates of a pipeline and of the training step that it feeds.
 

@@ -248,7 +248,7 @@ def _read_torch_file(
 
 def _static_twin(config: ConfigDict, theirs: Mapping[str, np.ndarray]) -> ConfigDict:
     """Returns the config of the static network that has the file's arrays."""
-    twin = config.copy_and_resolve_references()
+    twin = ConfigDict(config)
     with twin.unlocked():
         twin.conv, twin.classifier = {"name": "conv"}, {"name": "dense"}
         twin.model.context = "input"

@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 from flax.training.early_stopping import EarlyStopping
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from experiments import data
 from experiments.core import files
@@ -38,12 +38,11 @@ from experiments.train.interrupts import Stopped, explain_lost_process, handle_s
 from experiments.train.memory import explain_out_of_memory
 from experiments.train.optimizer import StepCounts, count_steps
 from experiments.train.profile import StepProfiler, StepRange
-from experiments.train.program import Program, find_program
+from experiments.train.program import Program, Programs, find_program
 from experiments.train.sharding import shardings_of
 from experiments.train.step import TrainState
 from experiments.train.validate import check_data_fit, resolve_config
 
-Programs = dict[tuple[Any, ...], Program]
 Variables = Mapping[str, Any]
 NEW_PROGRESS = {"seconds": 0.0, "best": None, "early_stopping": None}
 
@@ -66,19 +65,20 @@ def train(
     Raises:
         UserError: for mistakes that the person who started it can correct.
     """
-    config = resolve_config(config)
+    # Resolved once, and frozen: nothing below checks or changes a setting again.
+    experiment = FrozenConfigDict(resolve_config(config))
     is_lead = jax.process_index() == 0
     with explain_full_disk(workdir):
         if summary := read_summary(workdir):
             if is_lead:
-                check_or_write_config(workdir, config)
+                check_or_write_config(workdir, experiment)
             print_result("already finished", describe_result(summary, workdir), quiet=not is_lead)
             return summary
         lock = lock_workdir(workdir) if is_lead else contextlib.nullcontext()
         with lock, explain_lost_process(), explain_out_of_memory():
             if is_lead:
-                check_or_write_config(workdir, config)
-            return _train(config, workdir, {} if programs is None else programs, profile)
+                check_or_write_config(workdir, experiment)
+            return _train(experiment, workdir, {} if programs is None else programs, profile)
 
 
 @contextlib.contextmanager

@@ -84,8 +84,12 @@ class Program:
         return self.replicate(self.plateau.update({}, state, value=loss)[1])
 
 
+# Programs by the settings and shapes that they were compiled for.
+Programs = dict[tuple[Any, ...], Program]
+
+
 def find_program(
-    programs: dict[tuple[Any, ...], Program],
+    programs: Programs,
     config: ConfigDict,
     task: Task,
     num_classes: int,

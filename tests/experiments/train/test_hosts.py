@@ -88,7 +88,7 @@ def start(compiled_once, settings):
 
 def wait_for(workdir, step, *processes):
     """Returns when a run has logged a step."""
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not any(row["step"] >= step for row in rows(workdir)):
         ended = [process for process in processes if process.poll() is not None]
         assert not ended, ended[0].communicate()
@@ -102,7 +102,7 @@ def stop(workdir, step, *processes):
     processes[-1].send_signal(signal.SIGTERM)
     steps = set()
     for process in processes:
-        errors = process.communicate(timeout=60)[1]
+        errors = process.communicate(timeout=180)[1]
         assert process.returncode == 128 + signal.SIGTERM, errors
         steps.add(int(re.search(STOPPED, errors)[1]))
     [step] = steps
@@ -167,7 +167,7 @@ def test_a_signal_before_the_first_step_stops_all_processes(start, tmp_path):
     workdir = tmp_path / "run"
     begun = stop(workdir, 10, *start(workdir, devices=4))
     pair = start(workdir, devices=2, number=2)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while not (workdir / "lock").read_text().startswith(f"process {pair[0].pid} "):
         assert time.monotonic() < deadline
         time.sleep(0.01)
