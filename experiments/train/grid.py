@@ -12,7 +12,7 @@ from experiments.configs.shared.overrides import override
 from experiments.core.config_file import list_configs, load_config_file
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.train.loop import train
-from experiments.train.program import Program
+from experiments.train.program import Programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PlannedRun:
     workdir: Path
 
 
-def attempt_run(run: PlannedRun, programs: dict[str, Program]) -> bool:
+def attempt_run(run: PlannedRun, programs: Programs) -> bool:
     """Trains a run, and returns whether it succeeded; an error is written into its workdir.
 
     Args:

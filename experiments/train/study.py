@@ -13,7 +13,7 @@ from experiments.core.errors import UserError
 from experiments.data import folds
 from experiments.train.control import make_control
 from experiments.train.grid import PlannedRun, attempt_run
-from experiments.train.program import Program
+from experiments.train.program import Programs
 from experiments.train.validate import resolve_config
 
 
@@ -43,7 +43,7 @@ def run_study(
     if num_folds:
         write_or_check_folds(configs[0], workdir, num_folds)
     runs = list(plan_runs(configs, workdir, seeds, num_folds))
-    programs: dict[str, Program] = {}
+    programs: Programs = {}
     failed = []
     for number, run in enumerate(runs, start=1):
         print(f"\nrun {number} of {len(runs)}: {run.workdir.relative_to(workdir)}", flush=True)

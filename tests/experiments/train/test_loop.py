@@ -9,7 +9,7 @@ from small_runs import assert_same_run, interrupted_before, rows, small, steps_k
 
 from experiments.configs import base
 from experiments.load import load
-from experiments.tasks import classification
+from experiments.tasks.classification import Classification
 from experiments.train import loop
 from experiments.train.loop import train
 
@@ -108,13 +108,13 @@ def test_a_finished_run_only_shows_its_result_again(finished, monkeypatch, capsy
 
 
 @pytest.fixture
-def no_maps(monkeypatch):
-    """Leaves out the maps of reports, which take as long to compile as everything else."""
-    monkeypatch.setattr(classification, "save_maps", lambda *_: None)
+def no_figures(monkeypatch):
+    """Leaves out the figures, which take as long as everything else, and are not compared."""
+    monkeypatch.setattr(Classification, "draw_figures", lambda *_: None)
 
 
 def test_an_interrupted_odconv_run_continues_bit_for_bit(
-    finished, programs, no_maps, tmp_path, capsys
+    finished, programs, no_figures, tmp_path, capsys
 ):
     workdir = tmp_path / "run"
     with interrupted_before(7):
@@ -127,7 +127,7 @@ def test_an_interrupted_odconv_run_continues_bit_for_bit(
     assert_same_run(workdir, finished[0])
 
 
-def test_an_interrupted_static_run_with_averages_continues_bit_for_bit(programs, no_maps, tmp_path):
+def test_an_interrupted_static_run_with_averages_continues_bit_for_bit(programs, no_figures, tmp_path):
     config = small(base, **AVERAGE)
     train(config, tmp_path / "whole", programs)
     with interrupted_before(5):
