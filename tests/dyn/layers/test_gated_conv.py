@@ -198,7 +198,7 @@ class TwoLayers(nn.Module):
         return self.conv(5, (3,), name="a")(nn.relu(self.conv(6, (3,), name="b")(x)))
 
 
-@pytest.mark.parametrize("form", [{}, dict(static=True), dict(active=2)], ids=str)
+@pytest.mark.parametrize("form", [{}, dict(static=True, active=2)], ids=str)
 def test_pruned_network_gives_equal_outputs(form):
     net = TwoLayers(partial(GatedConv, num_kernels=6, **form))
     x = random_input(8, 7, 4)

@@ -120,7 +120,7 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize(("name", "blend"), zip(CASES, (0.3, 0.0, 0.0), strict=True))
+@pytest.mark.parametrize(("name", "blend"), [*zip(CASES, (0.3, 0.0, 0.0), strict=True)])
 def test_follows_the_formulas(name, blend):
     layer = WarehouseConv(8, **CASES[name], param_dtype=jnp.float64)
     with jax.enable_x64(True):

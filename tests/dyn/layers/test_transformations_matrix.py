@@ -17,6 +17,7 @@ from layer_cases import (
     shapes_of,
 )
 
+from dyn.layers import KernelShape, Warehouse, WarehouseConv
 from dyn.schedules import set_blend
 
 pytestmark = pytest.mark.matrix
@@ -59,6 +60,30 @@ def test_remat_changes_neither_names_nor_numbers(name):
     (want, (wanted, _)), wanted_gradient = train(variables, x)
     results, wants = (got, y, gradient), (want, wanted, wanted_gradient)
     assert_trees_close(results, wants, rtol=1e-3, atol=1e-4)
+
+
+def test_a_shared_layer_may_be_rematerialised():
+    class Net(nn.Module):
+        conv: type = WarehouseConv
+
+        @nn.compact
+        def __call__(self, x):
+            cells = Warehouse((KernelShape((3, 3), 4, 4),) * 2, name="warehouse")
+            for place in range(2):
+                x = self.conv(4, (3, 3), warehouse=cells, place=place, name=f"conv{place}")(x)
+            return x
+
+    x = random_input(3, 5, 5, 4)
+    variables = filled(Net(), x)
+
+    def gradient(net):
+        return jax.jit(jax.grad(lambda v: jnp.sum(net.apply(v, x) ** 2)))(variables)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3),
+        gradient(Net(nn.remat(WarehouseConv)))["params"],
+        gradient(Net())["params"],
+    )
 
 
 # Finite differences.
