@@ -4,9 +4,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import oracle
 
-from dyn.ops import LOWERINGS
+from dyn.ops import LOWERINGS, dynamic_conv
 from dyn.ops.dynamic_conv import check_arguments
 from dyn.ops.geometry import resolve_geometry
 from dyn.ops.lowerings import why_unsupported
@@ -105,3 +106,56 @@ def supported_lowerings(name):
         x, w, mix, taps, resolve_geometry(case["spatial"], case["size"], **geometry)
     )
     return [lowering for lowering in LOWERINGS if not why_unsupported(lowering, problem)]
+
+
+def compute_lowerings(name, dtype, *, gradients=False, weights=()):
+    """Computes a case by definition and by every lowering that supports it, in one program.
+
+    Args:
+        name: the case.
+        dtype: dtype of the arrays.
+        gradients: whether to compute gradients with respect to all arrays too.
+        weights: weights of channels and filters, or nothing.
+
+    Returns:
+        Values, or values and gradients, by the names of the lowerings and 'definition'.
+    """
+    keywords = arguments(CASES[name])
+    channels, filters = weights or (None, None)
+
+    def over_space(weights, x):
+        return weights.reshape(len(x), *(1,) * (x.ndim - 2), -1)
+
+    def define(x, w, mix, taps, channels, filters):
+        x = x if channels is None else x * over_space(channels, x)
+        y = oracle.dynamic_conv(x, w, mix, taps, **keywords)
+        return y if filters is None else y * over_space(filters, y)
+
+    def lower(lowering, x, w, mix, taps, channels, filters):
+        named = {"taps": taps, "channels": channels, "filters": filters, "lowering": lowering}
+        return dynamic_conv(x, w, mix, **named, **keywords)
+
+    def loss(args, function):
+        y = function(*args)
+        return jnp.sum(y * jnp.cos(jnp.arange(y.size, dtype=y.dtype).reshape(y.shape))), y
+
+    functions = {"definition": define}
+    functions |= {n: functools.partial(lower, n) for n in supported_lowerings(name)}
+
+    @jax.jit
+    def compute(args):
+        if gradients:
+            return {n: jax.grad(loss, has_aux=True)(args, f) for n, f in functions.items()}
+        return {n: f(*args) for n, f in functions.items()}
+
+    return compute((*random_arrays(name, dtype), channels, filters))
+
+
+def assert_lowerings_agree(results, dtype, tolerance):
+    """Asserts that all lowerings computed what the definition did."""
+    want = results.pop("definition")
+    assert results
+    for lowering, got in results.items():
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+            assert a.dtype == b.dtype == dtype
+            np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * 10, err_msg=lowering)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import filled, init_shapes, random_input, shapes_of
+from layer_cases import filled, random_input
 
 from dyn.layers import DCDConv, DCDDense, DynamicConv, GatedConv, SpectralNormConv
 
@@ -59,15 +59,3 @@ def test_the_layer_norm_normalises_the_squeezed_vector(name):
     got = weights(normed, variables, x, context)
     for key in want:
         np.testing.assert_allclose(got[key], want[key], rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", LAYERS)
-def test_the_norm_has_parameters_and_statistics_on_request(name):
-    make, shape = LAYERS[name]
-    x = jax.ShapeDtypeStruct(shape, jnp.float32)
-    for norm, params, statistics in (("none", 0, 0), ("layer", 2, 0), ("batch", 2, 2)):
-        shapes = shapes_of(init_shapes(make(attention_norm=norm), x))
-        assert sum(path.startswith("params/attention/norm/") for path in shapes) == params
-        assert sum(path.startswith("batch_stats/attention/norm/") for path in shapes) == statistics
-    with pytest.raises(ValueError, match="'group' is unknown"):
-        init_shapes(make(attention_norm="group"), x)

@@ -86,11 +86,6 @@ def test_bins_are_those_of_torch(spatial, bins):
     np.testing.assert_allclose(got, pooled_by_numpy(np.asarray(x), bins), rtol=1e-5, atol=1e-6)
 
 
-def test_neighbouring_bins_of_an_odd_length_overlap():
-    x = jnp.arange(7.0).reshape(1, 7, 1)
-    np.testing.assert_allclose(bin_averages(x, 2, jnp.float32), [[1.5, 4.5]])  # 0..3 and 3..6
-
-
 def without_norms(variables):
     """Returns variables whose norms change nothing."""
     params = dict(variables["params"])
@@ -207,20 +202,6 @@ def test_pointwise_convolution_of_one_position_is_the_dense_layer():
     jax.tree.map(np.testing.assert_array_equal, kept["batch_stats"], variables["batch_stats"])
 
 
-def test_context_from_elsewhere():
-    x, context = random_input(2, 3, 6, 6, 4), random_input(2, 3, 7, seed=2)
-    layer = DCDConv(5, (3, 3))
-    variables = filled(layer, x, context)
-    apply = jax.jit(partial(layer.apply, mutable=["intermediates"]))
-    y, state = apply(variables, x, context)
-    (sown,) = state["intermediates"]["attention"]["weights"]
-    filters, latent = attention_by_numpy(variables["params"], np.asarray(context).reshape(6, 7))
-    np.testing.assert_allclose(sown["filter"], filters, rtol=1e-4, atol=1e-6)
-    np.testing.assert_allclose(sown["latent"], latent, rtol=1e-4, atol=1e-5)
-    want, _ = apply(variables, x.reshape(6, 6, 6, 4), context.reshape(6, 7))
-    np.testing.assert_allclose(y, want.reshape(y.shape), rtol=1e-4, atol=1e-5)
-
-
 # Parameters.
 
 
@@ -269,11 +250,6 @@ def test_dense_takes_the_place_of_flax_dense():
     static = {name: params[name] for name in ("kernel", "bias")}
     want = nn.Dense(4).apply({"params": static}, x)
     np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
-
-
-def test_dense_refuses_a_context_with_other_batch_axes():
-    with pytest.raises(ValueError, match=r"\(2, 4\)"):
-        init_shapes(DCDDense(4), jnp.ones((2, 3, 4)), jnp.ones((2, 4)))
 
 
 def test_batch_statistics_of_one_position_are_refused():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_oracle
 import pytest
-from layer_cases import assert_published, filled, init_shapes, random_input, sines
+from layer_cases import assert_published, filled, random_input, sines
 
 from dyn.layers.dynamic_conv import DynamicConv
 from dyn.schedules import set_temperature
@@ -124,10 +124,3 @@ def test_every_candidate_starts_like_a_single_kernel():
         assert np.mean(candidate) == pytest.approx(0, abs=0.05 * std)
     assert not np.array_equal(params["kernel"][0], params["kernel"][1])
     np.testing.assert_array_equal(params["bias"], np.zeros((3, 96)))
-
-
-@pytest.mark.parametrize(("channels", "squeezed"), [(3, 4), (16, 4), (64, 16), (99, 24)])
-def test_squeeze_is_a_quarter_with_a_least_size(channels, squeezed):
-    x = jax.ShapeDtypeStruct((2, 4, 4, channels), jnp.float32)
-    params = init_shapes(DynamicConv(2, (1, 1)), x)["params"]["attention"]
-    assert params["squeeze"]["kernel"].shape == (channels, squeezed)

@@ -227,16 +227,6 @@ def test_a_layer_that_is_never_on_keeps_one_kernel():
     np.testing.assert_array_equal(y, layer.apply({"params": params}, x))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_bfloat16_keeps_gates_and_losses_in_float32(form):
-    x = random_input(2, 5, 5, 4)
-    layer = GatedConv(6, (3, 3), **FORMS[form], dtype=jnp.bfloat16)
-    apply = partial(layer.apply, mutable=["intermediates", "losses"])
-    y, state = jax.eval_shape(apply, filled(layer, x), x)
-    assert y.dtype == jnp.bfloat16
-    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
-
-
 def test_ties_switch_on_no_more_than_the_fixed_number():
     np.testing.assert_array_equal(hard_gate(jnp.ones((2, 4)), 1.0, 2).sum(-1), [2, 2])
 

@@ -131,8 +131,6 @@ def test_a_mask_hides_weights(name):
         np.testing.assert_allclose(kernel, params["kernel"] * mask, rtol=1e-4, atol=1e-5)
 
 
-# Lowerings.
-
 # Lowerings that a method does not support; `test_protocol` has the errors.
 REFUSED = {
     "ODConv": {"outputs"},

@@ -1,7 +1,6 @@
 """ODConv against published numbers, an independent computation, and `nn.Conv`."""
 
 import math
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -112,9 +111,6 @@ def test_follows_the_formulas(case, norm):
     np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
 
 
-# Once attention is constant.
-
-
 # Kernels of a different form.
 FORMS = {
     "groups": dict(x=(3, 6, 5, 4), kernel_size=(3, 2), strides=(2, 3), feature_group_count=2),
@@ -168,35 +164,6 @@ def test_is_flax_conv_once_attention_is_constant(name):
 # Context, temperature and statistics.
 
 
-def test_temperature_divides_every_logit():
-    x = random_input(3, 5, 5, 4)
-    layer = ODConv(6, (3, 3), num_kernels=3)
-    variables = filled(layer, x)
-    apply = jax.jit(partial(layer.apply, mutable=["intermediates"]))
-    for t in (1.0, 30.0):
-        variables = set_temperature(variables, t)
-        _, state = apply(variables, x)
-        got = state["intermediates"]["attention"]["weights"][0]
-        want = attention_by_numpy(variables, np.asarray(x).mean((1, 2)), (3, 3))
-        for name, expected in zip(("channel", "filter", "spatial", "kernel"), want, strict=True):
-            np.testing.assert_allclose(got[name], expected, rtol=1e-5)
-    # At 30 the mixture is almost uniform.
-    np.testing.assert_allclose(got["kernel"], 1 / 3, atol=0.02)
-
-
-def test_attention_looks_at_the_context():
-    axes = (3, 2)
-    x = random_input(*axes, 5, 5, 4)
-    context = random_input(*axes, 7, seed=2)
-    layer = ODConv(6, (3, 3), num_kernels=2)
-    variables = filled(layer, x, context)
-    assert variables["params"]["attention"]["squeeze"]["kernel"].shape == (7, 16)
-    got = jax.jit(layer.apply)(variables, x, context=context)
-    weights = attention_by_numpy(variables, np.asarray(context).reshape(-1, 7), (3, 3))
-    want = od_conv_by_definition(variables, x.reshape(-1, 5, 5, 4), weights)
-    np.testing.assert_allclose(got, want.reshape(*axes, 5, 5, 6), rtol=1e-4, atol=1e-5)
-
-
 def test_batch_statistics_are_used_exactly_when_they_are_mutable():
     x = random_input(5, 5, 5, 4)
     layer = ODConv(6, (3, 3), num_kernels=2)
@@ -223,15 +190,3 @@ def test_batch_statistics_are_used_exactly_when_they_are_mutable():
     after = state["batch_stats"]["attention"]["norm"]
     for name, now in (("mean", z.mean(0)), ("var", z.var(0))):
         np.testing.assert_allclose(after[name], 0.9 * before[name] + 0.1 * now, rtol=1e-4)
-
-
-def test_with_layer_norm_a_sample_does_not_depend_on_its_batch():
-    x = random_input(3, 5, 5, 4)
-    layer = ODConv(6, (3, 3), num_kernels=3, attention_norm="layer")
-    variables = filled(layer, x)
-    apply = jax.jit(partial(layer.apply, mutable=["batch_stats", "intermediates"]))
-    y, state = apply(variables, x)
-    alone, _ = apply(variables, x[1:2])
-    np.testing.assert_allclose(alone, y[1:2], rtol=1e-5, atol=1e-6)
-    mix = state["intermediates"]["attention"]["weights"][0]["kernel"]
-    assert np.abs(mix[0] - mix[1]).max() > 1e-3

@@ -61,23 +61,6 @@ def test_heads_without_a_choice_are_left_out(fields, heads):
 
 
 @pytest.mark.parametrize(
-    ("norm", "params", "collections"),
-    [
-        ("batch", {"norm"}, {"params", "batch_stats", "attention"}),
-        ("layer", {"norm"}, {"params", "attention"}),
-        ("none", set(), {"params", "attention"}),
-    ],
-)
-def test_only_the_batch_norm_has_statistics(norm, params, collections):
-    x = jax.ShapeDtypeStruct((2, 5, 5, 8), jnp.float32)
-    layer = ODConv(6, (3, 3), attention_norm=norm)
-    variables = jax.eval_shape(layer.init, jax.random.key(0), x)
-    assert set(variables) == collections
-    heads = {"squeeze", "channel", "filter", "spatial", "kernel"}
-    assert set(variables["params"]["attention"]) == heads | params
-
-
-@pytest.mark.parametrize(
     ("channels", "reduction", "least", "squeezed"),
     [(4, 1 / 16, 16, 16), (512, 1 / 16, 16, 32), (100, 0.25, 16, 25), (4, 1 / 16, 2, 2)],
 )
@@ -127,18 +110,6 @@ def test_an_initialiser_gets_the_shape_of_one_kernel():
     params = jax.eval_shape(layer.init, jax.random.key(0), jnp.ones((2, 5, 5, 4)))["params"]
     assert params["kernel"].shape == (3, 3, 2, 4, 6)
     assert set(seen) == {(3, 2, 4, 6)}
-
-
-def test_attention_is_sown():
-    x = random_input(3, 6, 5, 4)
-    layer = ODConv(6, (3, 2), num_kernels=4)
-    _, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(filled(layer, x), x)
-    (weights,) = state["intermediates"]["attention"]["weights"]
-    shapes = {name: w.shape for name, w in weights.items()}
-    assert shapes == {"channel": (3, 4), "filter": (3, 6), "spatial": (3, 3, 2), "kernel": (3, 4)}
-    np.testing.assert_allclose(weights["kernel"].sum(-1), 1.0, rtol=1e-6)
-    for w in jax.tree.leaves(weights):
-        assert ((w > 0) & (w < 1)).all()
 
 
 def test_only_existing_heads_are_sown():

@@ -70,24 +70,6 @@ def test_each_output_position_has_its_own_mixture(name):
     np.testing.assert_allclose(weights["kernel"], mean, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("padding", [1, "CAUSAL"])
-def test_strides_subsample(padding):
-    x = random_input(2, 9, 4)
-    dense = PixelDynamicConv(5, (3,), padding=padding)
-    strided = PixelDynamicConv(5, (3,), 2, padding=padding)
-    variables = filled(dense, x)
-    want = jax.jit(dense.apply)(variables, x)[:, ::2]
-    np.testing.assert_allclose(jax.jit(strided.apply)(variables, x), want, rtol=1e-5, atol=1e-6)
-
-
-def test_a_causal_layer_does_not_depend_on_the_future():
-    x = random_input(2, 8, 4)
-    layer = PixelDynamicConv(5, (3,), 2, padding="CAUSAL")
-    variables, apply = filled(layer, x), jax.jit(layer.apply)
-    changed = apply(variables, x.at[:, 5:].add(3.0))
-    np.testing.assert_array_equal(changed[:, :3], apply(variables, x)[:, :3])  # inputs 0, 2, 4
-
-
 @pytest.mark.parametrize("grid", [(6, 5), (3, 3)], ids=["input", "output"])
 def test_a_constant_context_gives_the_image_wise_layer(grid):
     x, vector = random_input(2, 3, 6, 5, 4), random_input(2, 3, 7, seed=2)

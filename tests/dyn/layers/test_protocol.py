@@ -145,9 +145,6 @@ def test_a_context_that_does_not_fit_is_refused(name):
         assert str(shape) in str(error.value) or str(shape[1:-1]) in str(error.value)
 
 
-# Norms.
-
-
 # PixelDynamicConv is not among them: its norm is over positions, too.
 NORMED = [
     name

@@ -60,6 +60,13 @@ def test_statistics_are_used_exactly_when_they_are_mutable(name):
         assert_trees_close(state["batch_stats"], statistics, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_empty_batch(name):
+    layer, variables, x, *_ = compiled_case(name)
+    y = jax.jit(layer.apply)(variables, x[:0])
+    assert y.shape == (0, *jax.eval_shape(layer.apply, variables, x).shape[1:])
+
+
 @functools.cache
 def compile_sowing(name, dtype=None):
     """Compiles a layer in a dtype, with all that it sows."""

@@ -144,16 +144,3 @@ def test_a_pointwise_kernel_has_one_orientation():
     params = {**variables["params"], "kernel": variables["params"]["kernel"][0]}
     want = static.apply({"params": params}, x)
     np.testing.assert_allclose(layer.apply(variables, x), want, rtol=1e-5, atol=1e-6)
-
-
-def test_bfloat16_keeps_attention_in_float32():
-    pooling = "attention"
-    x = random_input(2, 3, 5, 5, 4)
-    layer = RotatedConv(6, (3, 3), num_kernels=2, pooling=pooling, dtype=jnp.bfloat16)
-    exact = layer.copy(dtype=jnp.float32)
-    variables = filled(layer, x)
-    y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
-    assert y.dtype == jnp.bfloat16 and y.shape == (2, 3, 5, 5, 6)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.float32)}
-    want = jax.jit(exact.apply)(variables, x)
-    np.testing.assert_allclose(y.astype(jnp.float32), want, atol=0.03 * np.abs(want).max())

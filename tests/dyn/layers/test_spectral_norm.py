@@ -44,36 +44,6 @@ def test_sigma_of_each_candidate_is_the_svd_s_after_fifty_steps(name):
     np.testing.assert_allclose(sigma, want, rtol=1e-3)
 
 
-def test_fifty_steps_at_once_are_fifty_calls():
-    x = random_input(2, 5, 5, 4)
-    at_once = SpectralNormConv(6, (3, 3), num_kernels=2, n_steps=50)
-    variables = filled(at_once, x)
-    _, kept = jax.jit(lambda v: at_once.apply(v, x, mutable=["batch_stats", "intermediates"]))(
-        variables
-    )
-    want = largest_singular_values(np.asarray(variables["params"]["kernel"], np.float64))
-    np.testing.assert_allclose(kept["intermediates"]["sigma"][0], want, rtol=1e-3)
-
-    calls = SpectralNormConv(6, (3, 3), num_kernels=2)
-    apply = jax.jit(lambda v: calls.apply(v, x, mutable=["batch_stats"]))
-    for _ in range(50):
-        variables["batch_stats"] = apply(variables)[1]["batch_stats"]
-    np.testing.assert_allclose(
-        variables["batch_stats"]["u"], kept["batch_stats"]["u"], rtol=1e-3, atol=1e-4
-    )
-
-
-def test_candidates_are_normalised_separately():
-    """A layer wrapped in `nn.SpectralNorm` would use the norm of the stack."""
-    alone, u = random_input(1, 9, 6), random_input(1, 6, seed=1)
-    neighbours = 100 * random_input(3, 9, 6, seed=2)
-    _, want = spectral_norms(alone, u, 50)
-    _, got = spectral_norms(jnp.concatenate([alone, neighbours]), jnp.tile(u, (4, 1)), 50)
-    np.testing.assert_allclose(got[0], want[0], rtol=1e-6)
-    stack = np.linalg.svd(np.asarray(jnp.concatenate([alone, neighbours])).reshape(-1, 6))[1][0]
-    assert stack > 10 * want[0]
-
-
 def test_every_mixture_has_norm_at_most_one():
     layer = SpectralNormConv(6, (3, 3), num_kernels=3, n_steps=100)
     x = random_input(8, 5, 5, 4)

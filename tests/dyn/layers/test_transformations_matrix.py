@@ -86,8 +86,6 @@ def test_a_shared_layer_may_be_rematerialised():
     )
 
 
-# Finite differences.
-
 # The usual form of each method, and others with different code.
 FORMS = {
     **{name: (name, {}) for name in LAYERS},

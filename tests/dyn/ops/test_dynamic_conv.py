@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from convolution_cases import CASES, arguments, random_arrays, supported_lowerings
+from convolution_cases import CASES, assert_lowerings_agree, compute_lowerings, random_arrays
 
 from dyn.ops import LOWERINGS, dynamic_conv, explain, lowerings
 from dyn.ops.geometry import resolve_geometry
@@ -27,38 +27,10 @@ WITH_GRADIENT = (
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_lowering_is_the_loop_over_samples(name):
-    """In float64, and with gradients for some; all lowerings of a case are one program."""
-    keywords = arguments(CASES[name])
-
-    def expected(x, w, mix, taps):
-        return oracle.dynamic_conv(x, w, mix, taps, **keywords)
-
-    def lowered(lowering, x, w, mix, taps):
-        return dynamic_conv(x, w, mix, taps=taps, lowering=lowering, **keywords)
-
-    functions = {"definition": expected}
-    functions |= {n: partial(lowered, n) for n in supported_lowerings(name)}
-
-    @jax.jit
-    def compute(args):
-        if name not in WITH_GRADIENT:
-            return {n: (function(*args), ()) for n, function in functions.items()}
-
-        def loss(args, function):
-            y = function(*args)
-            return jnp.sum(y * jnp.cos(y)), y
-
-        gradients = {n: jax.grad(loss, has_aux=True)(args, f) for n, f in functions.items()}
-        return {n: (y, gradient) for n, (gradient, y) in gradients.items()}
-
+    """In float64, with gradients for some."""
     with jax.enable_x64(True):
-        results = compute(random_arrays(name, jnp.float64))
-    want = results.pop("definition")
-    assert len(results) >= 2
-    for lowering, got in results.items():
-        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
-            assert a.dtype == b.dtype == jnp.float64
-            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-9, err_msg=lowering)
+        results = compute_lowerings(name, jnp.float64, gradients=name in WITH_GRADIENT)
+        assert_lowerings_agree(results, jnp.float64, 1e-10)
 
 
 def test_bfloat16_keeps_its_dtype_and_the_value():
@@ -80,27 +52,14 @@ def test_bfloat16_keeps_its_dtype_and_the_value():
         np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.25)
 
 
-def test_weights_of_channels_and_filters_weigh_inputs_and_outputs(rng):
-    """Also where the kernel is weighed instead, which only 'samples' does."""
-    for name in ("2d taps", "2d fewer positions than features", "2d groups"):
-        keywords = arguments(CASES[name])
-
-        @jax.jit
-        def compute(arrays, channels, filters, keywords=keywords):
-            x, w, mix, taps = arrays
-            y = dynamic_conv(x * channels[:, None, None], w, mix, taps=taps, **keywords)
-            fields = {"taps": taps, "channels": channels, "filters": filters, **keywords}
-            return y * filters[:, None, None], [
-                dynamic_conv(x, w, mix, lowering=lowering, **fields)
-                for lowering in ("samples", "shared")
-            ]
-
-        with jax.enable_x64(True):
-            x, w, *_ = arrays = random_arrays(name, jnp.float64)
-            weights = [rng.normal(size=(len(x), n)) for n in (x.shape[-1], w.shape[-1])]
-            want, results = compute(arrays, *weights)
-            for y in results:
-                np.testing.assert_allclose(y, want, rtol=1e-9, atol=1e-12)
+@pytest.mark.parametrize("name", ["2d taps", "2d fewer positions than features", "2d groups"])
+def test_channels_and_filters_weigh_inputs_and_outputs(name, rng):
+    """Also if the kernel is weighed instead, as by 'samples'."""
+    with jax.enable_x64(True):
+        x, w, *_ = random_arrays(name, jnp.float64)
+        weights = [rng.normal(size=(len(x), n)) for n in (x.shape[-1], w.shape[-1])]
+        results = compute_lowerings(name, jnp.float64, weights=weights)
+        assert_lowerings_agree(results, jnp.float64, 1e-10)
 
 
 def test_vmap_and_empty_outputs():

@@ -11,29 +11,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy_oracle
-from any_geometry import DTYPES, assert_rounded, geometries, refused
-from hypothesis import event
+import pytest
+from any_geometry import DTYPES, LONG, assert_rounded, geometries, refused
+from hypothesis import event, given
 from hypothesis import strategies as st
 from layer_cases import CONVOLUTIONS, filled, random_input
 
 from dyn.ops import LOWERINGS
 
+pytestmark = pytest.mark.long
+
 SAMPLES = 3
 CONTEXTS = random_input(SAMPLES, 5, seed=2)
 FEATURES = 4
 SIZES = {1: ((1,), (3,), (4,)), 2: ((1, 1), (3, 3), (2, 3)), 3: ((1, 1, 1), (2, 1, 2))}
-AXIS = {"stride": 1, "padding": "SAME", "input_dilation": 1, "kernel_dilation": 1}
-NOTHING = {
-    "spatial": (1, 1),
-    "batch": 0,
-    "size": (3, 3),
-    "groups": 1,
-    "fields": {"padding": "SAME"},
-    "axes": [AXIS, AXIS],
-    "use_bias": True,
-    "dtype": "float32",
-    "lowering": "auto",
-}
 # Errors of layers that do not support every geometry.
 OWN_LIMITS = (
     "grouped and depthwise",  # DCDConv
@@ -134,3 +125,13 @@ def check_layer(name, case):
         terms = numpy_oracle.dynamic_conv(*sizes, None, None, case["axes"], groups)[0]
         # A candidate's terms may be larger than those of their mixture.
         assert_rounded(y[sample], want, 4 * terms + np.abs(biases[sample]) + 0.1, 40)
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+def test_any_geometry(name):
+    @LONG(max_examples=100)
+    @given(applications())
+    def examples(case):
+        check_layer(name, case)
+
+    examples()
