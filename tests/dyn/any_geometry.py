@@ -22,7 +22,7 @@ LONG = functools.partial(QUICK, derandomize=False, print_blob=True)
 
 @st.composite
 def geometries(draw, rank):
-    """`(fields, axes)`: `nn.Conv`'s fields, and the keywords of `numpy_oracle.axis_reads` for each axis."""
+    """Draws `nn.Conv`'s fields, and the keywords of `numpy_oracle.axis_reads` for each axis."""
     strides, by_stride = draw(per_axis(st.integers(1, 3), rank))
     kernel_dilation, by_kernel = draw(per_axis(st.integers(1, 3), rank))
     dilations = st.just(1)

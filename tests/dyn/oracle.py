@@ -12,7 +12,7 @@ def convolve(x, kernel, **geometry):
 
 
 def dynamic_conv(inputs, kernels, mix=None, taps=None, **geometry):
-    """y_b = conv(x_b, sum_k mix[b, k] taps[b] W_k), with nothing shared with the library."""
+    """Computes y_b = conv(x_b, sum_k mix[b, k] taps[b] W_k), with nothing shared with the library."""
     samples = []
     for b, x in enumerate(inputs):
         weighed = [w if taps is None else w * taps[b][..., None, None] for w in kernels]

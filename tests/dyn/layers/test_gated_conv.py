@@ -15,7 +15,7 @@ from dyn.schedules import set_temperature
 
 
 def logits_by_numpy(variables, x, layer):
-    """The gates' logits, `[B, ...]`, from the formulas, slice after slice."""
+    """Computes the gates' logits, `[B, ...]`, slice after slice."""
     gates = variables["params"]["attention"]
     context = np.asarray(x).mean(tuple(range(1, x.ndim - 1)))
 
@@ -37,7 +37,7 @@ def logits_by_numpy(variables, x, layer):
 
 
 def by_definition(variables, x, gates, layer):
-    """Each sample with the kernel that its gates leave."""
+    """Convolves each sample with the kernel that its gates leave."""
     kernel, samples = np.asarray(variables["params"]["kernel"]), []
     geometry = dict(strides=layer.strides, feature_group_count=layer.feature_group_count)
     for sample, m in zip(x, gates, strict=True):

@@ -34,8 +34,8 @@ GEOMETRY = {
 }
 
 
-def possible(name, geometry):
-    """Whether the method supports a geometry; `test_protocol` has the errors."""
+def is_supported(name, geometry):
+    """Returns whether the method supports a geometry; `test_protocol` has the errors."""
     if name == "DCDConv":
         return "feature_group_count" not in geometry
     if name.startswith("RotatedConv"):
@@ -44,7 +44,7 @@ def possible(name, geometry):
     return True
 
 
-POSSIBLE = [(n, g) for n in CONVOLUTIONS for g in GEOMETRY if possible(n, GEOMETRY[g])]
+POSSIBLE = [(n, g) for n in CONVOLUTIONS for g in GEOMETRY if is_supported(n, GEOMETRY[g])]
 
 
 def constant_context(name, vector, x, rank):

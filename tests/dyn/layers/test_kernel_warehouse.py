@@ -90,7 +90,7 @@ def test_the_vector_s_blocks_start_with_cells_9_to_26():
 
 
 def kernels_by_definition(variables, context, size, blocks, cells, blend, assignment):
-    """Each sample's kernel, `[B, *size, i, o]`, one block after another."""
+    """Assembles each sample's kernel, `[B, *size, i, o]`, one block after another."""
     attention = jax.tree.map(np.asarray, variables["params"]["attention"])
     running = variables["batch_stats"]["attention"]["norm"]
     z = np.asarray(context) @ attention["squeeze"]["kernel"]

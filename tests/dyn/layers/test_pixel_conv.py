@@ -14,7 +14,7 @@ from dyn.schedules import set_temperature
 
 
 def mixture_by_numpy(variables, context):
-    """softmax((V ReLU(U c) + b) / T) of any number of context vectors."""
+    """Computes softmax((V ReLU(U c) + b) / T) of any number of context vectors."""
     params = variables["params"]["attention"]
     z = np.maximum(np.asarray(context, np.float64) @ params["squeeze"]["kernel"], 0)
     logits = z @ params["kernel"]["kernel"] + params["kernel"]["bias"]
