@@ -35,7 +35,7 @@ def table(tmp_path):
     return write
 
 
-def test_a_selection_that_raven_wrote_for_two_views_is_one_annotation(table):
+def test_views_of_a_selection_are_read_once(table):
     path = table(
         "x.Table.1.selections.txt",
         HEADER,
@@ -51,14 +51,14 @@ def test_a_selection_that_raven_wrote_for_two_views_is_one_annotation(table):
     assert rows[1].origin == "x.Table.1.selections.txt, line 4" and not skipped
 
 
-def test_tables_without_a_selection_are_annotations_too(table, tmp_path):
+def test_empty_tables_annotate_their_recording(table, tmp_path):
     table("x.Table.1.selections.txt", [*HEADER, ""])
     table("y.Table.1.selections.txt", [*HEADER, ""], [""] * 3)
     found = annotations.read_annotations(tmp_path, ["x.wav", "y.wav", "z.wav"])
     assert found.files == ["x.wav", "y.wav"] and not found.rows and not found.skipped
 
 
-def test_raven_tables_are_found_beside_their_recording_and_nothing_else_is(table, tmp_path):
+def test_raven_tables_of_a_recording(table, tmp_path):
     row = [1, "", 1, 0, 1, 0, "wren"]
     for name in (
         "a.Table.1.selections.txt",
@@ -86,7 +86,7 @@ def test_raven_tables_are_found_beside_their_recording_and_nothing_else_is(table
     assert found["d.wav"] == found["e.wav"] == []
 
 
-def test_a_folder_is_listed_once_however_many_recordings_are_in_it(table, tmp_path, monkeypatch):
+def test_folders_are_listed_once(table, tmp_path, monkeypatch):
     table("r7.Table.1.selections.txt", HEADER, [1, "", 1, 0, 1, 0, "wren"])
     (tmp_path / "r8.txt").mkdir()
     listed, listdir = [], annotations.os.listdir
@@ -105,16 +105,14 @@ def test_a_folder_is_listed_once_however_many_recordings_are_in_it(table, tmp_pa
         (["Common Name", "Call"], "call", "b"),
     ],
 )
-def test_the_label_is_in_the_column_asked_for_or_the_first_that_is_known(
-    table, header, chosen, label
-):
+def test_label_column(table, header, chosen, label):
     cells = list("abcd")[: len(header)]
     path = table("x.txt", ["Begin Time (s)", "End Time (s)", *header], [0, 1, *cells])
     rows, skipped = annotations.read_raven_table(path, "x.wav", chosen)
     assert [row.label for row in rows] == [label] and not skipped
 
 
-def test_a_table_without_the_column_is_named(table):
+def test_table_without_the_column_is_named(table):
     path = table("x.txt", ["Begin Time (s)", "End Time (s)", "Notes"], [0, 1, "wren"])
     assert annotations.read_raven_table(path, "x") == ([], [("x.txt", "it has no column label")])
     assert annotations.read_raven_table(path, "x", "Call")[1] == [
@@ -135,13 +133,13 @@ def test_a_table_without_the_column_is_named(table):
         (0, 1, " ", "it has no label"),
     ],
 )
-def test_lines_that_make_no_sense_are_listed(table, start, end, label, reason):
+def test_invalid_lines_are_listed(table, start, end, label, reason):
     path = table("x.txt", HEADER, [1, "", 1, start, end, 0, label], [2, "", 1, 4, 5, 0, "tit"])
     rows, skipped = annotations.read_raven_table(path, "x.wav")
     assert [row.label for row in rows] == ["tit"] and skipped == [("x.txt, line 2", reason)]
 
 
-def test_what_is_beyond_the_recording_is_cut_off_or_listed():
+def test_annotations_are_clipped_at_the_end():
     rows = [Annotation("x", 1, 9, "a"), Annotation("x", 5, 6, "b", origin="t.csv, line 3")]
     kept, skipped = annotations.clip_annotations(rows, {"x": 5.0})
     assert kept == [Annotation("x", 1, 5.0, "a")]
@@ -159,7 +157,7 @@ ENDS = ("end", "end_time", "end_offset_s", "x2")
 )
 @pytest.mark.parametrize("kind", ["label_type", "validated"])
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
-def test_columns_of_a_csv_have_the_names_that_programs_give_them(table, names, kind, separator):
+def test_csv_column_names(table, names, kind, separator):
     path = table(
         "labels.csv",
         ["﻿" + names[0], *names[1:], kind, "y1", "y2"],
@@ -178,7 +176,7 @@ def test_columns_of_a_csv_have_the_names_that_programs_give_them(table, names, k
     assert found.skipped == [("labels.csv, line 6", reason)]
 
 
-def test_files_of_a_csv_are_found_by_path_or_by_a_name_that_only_one_has(table, tmp_path):
+def test_csv_files_match_recordings(table, tmp_path):
     names = ["s1/a.wav", "s1/b.wav", "s2/b.wav", "c.flac"]
     rows = [
         ["s1/a.wav", "train"],
@@ -204,14 +202,14 @@ def test_files_of_a_csv_are_found_by_path_or_by_a_name_that_only_one_has(table, 
     ]
 
 
-def test_a_csv_that_divides_a_recording_is_an_error(table):
+def test_recording_in_two_splits_is_refused(table):
     header = ["file", "start", "end", "label", "split"]
     rows = [["a.wav", 0, 1, "wren", "train"], ["a.wav", 2, 3, "wren", "test"]]
     with pytest.raises(UserError, match=r"a\.wav is in two splits, train and test"):
         annotations.read_csv_table(table("x.csv", header, *rows, separator=","))
 
 
-def test_a_csv_that_cannot_be_used_is_an_error_that_says_what_is_missing(table, tmp_path):
+def test_unusable_csv_is_refused(table, tmp_path):
     with pytest.raises(
         UserError, match=r"config\.audio\.annotations=.*none\.csv cannot be read: No such"
     ):
@@ -227,7 +225,7 @@ seconds = st.floats(0, 1e5, allow_nan=False)
 
 
 @given(st.lists(st.tuples(seconds, st.floats(1e-4, 1e4), st.text(min_size=1)), max_size=8))
-def test_a_raven_table_is_read_back_to_the_same_intervals(tmp_path_factory, intervals):
+def test_raven_table_round_trip(tmp_path_factory, intervals):
     path = tmp_path_factory.getbasetemp() / "x.Table.1.selections.txt"
     rows = [
         Annotation("x.wav", start, start + length, label, True, 0.0, 16000.0)
@@ -275,7 +273,7 @@ ENDING = np.minimum(STARTING + 2, 5.5)
         (1.75, 9.0, [1, 1, 1, 1, 1]),
     ],
 )
-def test_an_annotation_counts_for_the_windows_that_share_enough_with_it(start, end, expected):
+def test_annotations_count_for_overlapping_windows(start, end, expected):
     one = Annotation("x", start, end, "wren")
     found = compute_targets(STARTING, ENDING, [one], ["wren"], 0.25, 0.5, exhaustive=True)
     overlap = [max(min(e, end) - max(s, start), 0) for s, e in zip(STARTING, ENDING, strict=True)]
@@ -285,7 +283,7 @@ def test_an_annotation_counts_for_the_windows_that_share_enough_with_it(start, e
     assert found[:, 0].tolist() == expected
 
 
-def test_an_annotation_that_shares_too_little_with_all_counts_for_its_best_window():
+def test_short_annotation_counts_for_its_best_window():
     # Windows with gaps: 0.1 s of it are in the first, 0.2 s in the second.
     one = Annotation("x", 0.9, 3.2, "wren")
     found = compute_targets([0, 3], [1, 4], [one], ["wren"], 0.25, 0.5, exhaustive=True)
@@ -294,7 +292,7 @@ def test_an_annotation_that_shares_too_little_with_all_counts_for_its_best_windo
     assert not compute_targets([0, 3], [1, 4], [nowhere], ["wren"], exhaustive=True).any()
 
 
-def test_what_nobody_said_is_unknown_or_where_all_was_annotated_not_there():
+def test_unannotated_is_unknown_or_absent():
     rows = [
         Annotation("x", 0, 2, "wren"),
         Annotation("x", 2, 4, "wren", positive=False),
@@ -311,13 +309,13 @@ def test_what_nobody_said_is_unknown_or_where_all_was_annotated_not_there():
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations([True, False, None])))
-def test_where_annotations_differ_positive_goes_first(order):
+def test_positive_takes_precedence(order):
     for kinds, expected in ((order, 1.0), ([k for k in order if k is not True], 0.0)):
         rows = [Annotation("x", 0, 1, "wren", positive=kind) for kind in kinds]
         assert compute_targets([0.0], [2.0], rows, ["wren"]).item() == expected
 
 
-def test_windows_and_classes_may_be_none():
+def test_no_windows_or_classes():
     assert compute_targets([], [], [Annotation("x", 0, 1, "wren")], ["wren"]).shape == (0, 1)
     assert compute_targets([0.0], [1.0], [], []).shape == (1, 0)
 
@@ -338,7 +336,7 @@ def test_windows_and_classes_may_be_none():
         ("12.wav", {"label_pattern": r"([^/]+) \d+\.wav$"}, None),
     ],
 )
-def test_the_folder_or_a_pattern_gives_a_recording_its_labels(audio, name, changed, expected):
+def test_labels_from_folders_and_patterns(audio, name, changed, expected):
     settings = audio(**changed)
     text = annotations.extract_label(name, settings.label_pattern)
     found = None if text is None else annotations.parse_labels(text, settings.no_class)
@@ -346,7 +344,7 @@ def test_the_folder_or_a_pattern_gives_a_recording_its_labels(audio, name, chang
 
 
 @pytest.mark.parametrize("pattern", ["(", "wren"])
-def test_a_pattern_that_has_no_group_is_an_error(pattern):
+def test_invalid_pattern_is_refused(pattern):
     with pytest.raises(UserError, match=r"--config\.audio\.label_pattern="):
         annotations.extract_label("wren/x.wav", pattern)
 
@@ -362,11 +360,11 @@ def test_a_pattern_that_has_no_group_is_an_error(pattern):
         ("wren 3.wav", None),
     ],
 )
-def test_the_date_is_in_the_name(name, date):
+def test_times_in_names(name, date):
     assert times.parse_time(name) == date
 
 
-def test_long_recordings_of_songs_come_with_their_tables(tmp_path):
+def test_mixed_songs_have_tables(tmp_path):
     folder = songs.write_mixed_songs(tmp_path, classes=3, recordings=3, seconds=6.0, rate=16000)
     names = [f"long-00{number}.wav" for number in (1, 2, 3)]
     found = annotations.read_annotations(folder, names)

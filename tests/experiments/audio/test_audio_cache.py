@@ -44,7 +44,7 @@ def noise(rng, seconds=1.0, rate=8000):
     return 0.1 * rng.standard_normal(round(seconds * rate))
 
 
-def test_pictures_are_those_of_the_windows(save, rng, prepare, small):
+def test_spectrograms_are_those_of_the_windows(save, rng, prepare, small):
     path = save("a/x.flac", noise(rng, 1.3, 11025), rate=11025)
     save("b.wav", noise(rng, 0.4))
     found = prepare()
@@ -67,7 +67,7 @@ def test_pictures_are_those_of_the_windows(save, rng, prepare, small):
     assert "less than 0.5 s" in note and "zeros" in note
 
 
-def test_the_second_time_nothing_is_read_but_what_was_written(save, rng, prepare, drawn):
+def test_cache_is_reused(save, rng, prepare, drawn):
     save("x.wav", noise(rng))
     save("silent.wav", np.zeros(8000))
     save("bad.wav", np.full(8000, np.nan), subtype="FLOAT")
@@ -81,7 +81,7 @@ def test_the_second_time_nothing_is_read_but_what_was_written(save, rng, prepare
     assert [bool(one.silent.all()) for one in second.usable] == [True, False]
 
 
-def test_a_file_that_changed_and_other_settings_are_drawn_anew(save, rng, prepare, drawn, small):
+def test_changed_files_and_settings_are_computed_again(save, rng, prepare, drawn, small):
     save("x.wav", noise(rng))
     before = prepare().usable[0].levels[:]
     save("x.wav", noise(rng, 1.5))
@@ -95,7 +95,7 @@ def test_a_file_that_changed_and_other_settings_are_drawn_anew(save, rng, prepar
     assert len(drawn) == 4
 
 
-def test_colours_and_labels_do_not_matter_to_what_is_kept(save, rng, prepare, drawn, small):
+def test_cache_ignores_colours_and_labels(save, rng, prepare, drawn, small):
     save("x.wav", noise(rng))
     prepare()
     small.colour, small.min_overlap, small.exhaustive = "magma", 0.1, True
@@ -103,14 +103,14 @@ def test_colours_and_labels_do_not_matter_to_what_is_kept(save, rng, prepare, dr
     assert len(drawn) == 1
 
 
-def test_windows_can_be_at_places_in_order_of_time(save, rng, prepare):
+def test_windows_at_chosen_starts(save, rng, prepare):
     save("x.wav", noise(rng, 2.0))
     (one,) = prepare(starts=[[1.7, -0.1, 0.3, 9.0]]).usable
     assert list(one.starts) == [0.0, 0.3, 1.7] and list(one.ends) == [0.5, 0.8, 2.0]
     assert one.seconds == 2.0
 
 
-def test_what_was_half_written_or_lost_is_drawn_again(save, rng, prepare, drawn, tmp_path):
+def test_incomplete_caches_are_computed_again(save, rng, prepare, drawn, tmp_path):
     save("x.wav", noise(rng))
     (one,) = prepare().usable
     facts = one.file.with_suffix(".json")
@@ -123,7 +123,7 @@ def test_what_was_half_written_or_lost_is_drawn_again(save, rng, prepare, drawn,
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.name.endswith("tmp")]
 
 
-def test_bad_recordings_are_skipped_with_their_reasons(save, rng, prepare, small, tmp_path):
+def test_bad_recordings_have_a_reason(save, rng, prepare, small, tmp_path):
     for number in range(8):
         save(f"good/{number}.wav", noise(rng))
     (tmp_path / "sounds/empty.wav").touch()
@@ -147,7 +147,7 @@ def test_bad_recordings_are_skipped_with_their_reasons(save, rng, prepare, small
     assert truncated.startswith("2 recordings") and "broken.flac (truncated: " in truncated
 
 
-def test_a_reason_that_may_go_away_is_not_remembered(save, rng, prepare):
+def test_temporary_reasons_are_not_cached(save, rng, prepare):
     save("x.wav", noise(rng))
     path = save("y.wav", noise(rng))
     path.rename(path.with_suffix(".moved"))
@@ -156,14 +156,14 @@ def test_a_reason_that_may_go_away_is_not_remembered(save, rng, prepare):
     assert not prepare().skipped
 
 
-def test_short_ones_have_a_reason_where_they_are_dropped(save, rng, prepare, small):
+def test_short_recordings_may_be_dropped(save, rng, prepare, small):
     save("x.wav", noise(rng))
     save("y.wav", noise(rng, 0.3))
     small.pad = "drop"
     assert prepare(small).skipped == [("y.wav", "no window of 0.5 s in its 0.3 s")]
 
 
-def test_nothing_usable_and_mostly_nothing_usable_are_errors_with_reasons(save, rng, prepare):
+def test_too_many_unusable_recordings_are_refused(save, rng, prepare):
     with pytest.raises(UserError, match="no recordings"):
         prepare()
     for number in range(7):
@@ -183,7 +183,7 @@ def test_nothing_usable_and_mostly_nothing_usable_are_errors_with_reasons(save, 
         prepare(max_skipped=0.1)
 
 
-def test_facts_that_are_damaged_are_made_again(save, rng, prepare, tmp_path, drawn):
+def test_damaged_metadata_is_written_again(save, rng, prepare, tmp_path, drawn):
     save("x.wav", noise(rng))
     prepare()
     for facts in (tmp_path / "cache").rglob("*.json"):
@@ -191,15 +191,13 @@ def test_facts_that_are_damaged_are_made_again(save, rng, prepare, tmp_path, dra
     assert len(prepare().usable) == 1 and drawn == ["x.wav", "x.wav"]
 
 
-def test_one_named_twice_is_drawn_once(save, rng, prepare, drawn):
+def test_repeated_recordings_are_computed_once(save, rng, prepare, drawn):
     path = save("x.wav", noise(rng))
     found = prepare(more=[path, path])
     assert len(found.usable) == 3 and len(drawn) == 1
 
 
-def test_a_setting_that_makes_no_sense_is_said_before_anything_is_read(
-    save, rng, prepare, small, drawn
-):
+def test_invalid_setting_is_refused_first(save, rng, prepare, small, drawn):
     save("x.wav", noise(rng))
     small.step = 0
     with pytest.raises(UserError, match=r"--config\.audio\.step=0"):
@@ -207,7 +205,7 @@ def test_a_setting_that_makes_no_sense_is_said_before_anything_is_read(
     assert not drawn
 
 
-def test_pictures_that_are_gone_are_named(save, rng, prepare):
+def test_missing_spectrograms_are_named(save, rng, prepare):
     save("a.wav", noise(rng))
     one = prepare().usable[0]
     one.file.write_bytes(one.file.read_bytes()[:10])

@@ -26,14 +26,14 @@ def by_items(labels, clusters):
     return precision, recall, 2 * precision * recall / (precision + recall)
 
 
-def test_the_published_example():
+def test_b_cubed_published_example():
     np.testing.assert_allclose(
         compute_b_cubed("001122", "000111"), (0.5556, 0.8333, 0.6667), atol=5e-5
     )
     assert compute_purity("001122", "000111") == pytest.approx(0.6667, abs=5e-5)
 
 
-def test_scores_are_those_of_the_definition(rng):
+def test_scores_match_the_definition(rng):
     for _ in range(5):
         labels, clusters = rng.integers(0, 4, 30), rng.integers(0, 6, 30)
         np.testing.assert_allclose(compute_b_cubed(labels, clusters), by_items(labels, clusters))
@@ -62,7 +62,7 @@ def groups(rng, items=60, scale=(1.0, 1000.0, 0.0)):
     return labels, (centres[labels] + rng.normal(0, 0.3, (len(labels), 3))) * scale
 
 
-def test_groups_are_found_whatever_the_size_of_their_features(rng, monkeypatch):
+def test_clusters_do_not_depend_on_scale(rng, monkeypatch):
     labels, codes = groups(rng)
     assert compute_b_cubed(labels, cluster_codes(codes, 3)).f == 1
     # Of many, a draw is clustered, and the others join it.
@@ -73,12 +73,12 @@ def test_groups_are_found_whatever_the_size_of_their_features(rng, monkeypatch):
     assert cluster_codes(codes[:1], 3).tolist() == [0]
 
 
-def test_features_are_standardised_and_constant_ones_are_left_out():
+def test_standardise():
     found = standardise(np.array([[1.0, 7.0, 1e6], [3.0, 7.0, 1e6 + 2]], np.float32))
     np.testing.assert_allclose(found, [[-1, 0, -1], [1, 0, 1]])
 
 
-def test_subsets_are_the_same_for_all_features_and_tell_good_ones_from_noise(rng):
+def test_score_subsets(rng):
     labels, codes = groups(rng)
     good, noise = score_subsets(labels, codes), score_subsets(labels, rng.normal(size=codes.shape))
     assert good == score_subsets(labels, codes)
@@ -86,7 +86,7 @@ def test_subsets_are_the_same_for_all_features_and_tell_good_ones_from_noise(rng
     assert noise["f"][0] < 0.7 and noise["f"][1] > 0
 
 
-def test_times_are_read_from_names():
+def test_parse_time():
     assert parse_time("a/S4A03895_20190522_060000.wav") == datetime.datetime(2019, 5, 22, 6)
     assert parse_time("20240229T235959.flac") == datetime.datetime(2024, 2, 29, 23, 59, 59)
     # Not a date; then one that is.
@@ -94,7 +94,7 @@ def test_times_are_read_from_names():
     assert parse_time("song12.wav") is parse_time("120190522_0600001.wav") is None
 
 
-def test_every_hour_is_in_a_period_of_the_day():
+def test_get_period():
     hours = [get_period(datetime.datetime(2019, 5, 22, hour)) for hour in range(24)]
     assert [hours[hour] for hour in (0, 4, 5, 7, 12, 17, 19, 21, 22, 23)] == [
         *("night", "night", "dawn", "morning", "afternoon", "dusk", "evening", "evening"),

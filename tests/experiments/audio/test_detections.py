@@ -10,7 +10,7 @@ from experiments.audio import detections
 from experiments.audio.detections import Interval, join_intervals, select_classes
 
 
-def test_labels_of_a_window_are_those_that_reach_the_threshold():
+def test_select_classes():
     scores = np.array([0.5, 0.9, np.nan, 0.2, 0.9])
     assert select_classes(scores, 0.5, several=True) == {1: 0.9, 4: 0.9, 0: 0.5}
     assert select_classes(scores, 0.5, several=False) == {1: 0.9}
@@ -25,7 +25,7 @@ def test_labels_of_a_window_are_those_that_reach_the_threshold():
         (9, [(1, 1, 3, 0.25), (0, 0, 4, 0.7), (0, 5, 7, 0.5)]),
     ],
 )
-def test_neighbours_are_joined_but_not_across_a_gap(most, expected):
+def test_join_intervals(most, expected):
     starts = {0: {0: 0.5}, 1: {0: 1.0, 1: 0.25}, 2: {0: 0.6}, 5: {0: 0.5}}
     windows = [(Interval(start, start + 2, start < 2), scores) for start, scores in starts.items()]
     found = list(join_intervals(iter(windows), most))
@@ -33,7 +33,7 @@ def test_neighbours_are_joined_but_not_across_a_gap(most, expected):
     assert found[0].silent and not found[-1].silent
 
 
-def test_tabs_and_quotes_stay_inside_a_cell_of_raven_s_table(tmp_path):
+def test_raven_cells_are_cleaned(tmp_path):
     found = detections.Detection(0, 0.5, 1.25, 0.5, False)
     place = tmp_path / "x.txt"
     with detections.open_raven_table(place, Path("/a\tb/ 'c\"\n.wav"), 0, 4000) as select:

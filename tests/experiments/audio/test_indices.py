@@ -19,7 +19,7 @@ def tone(rng):
     return (on * np.sin(2 * np.pi * 3000 * time) + rng.normal(0, 1e-3, RATE)).astype(np.float32)
 
 
-def test_spectral_indices_are_eight_for_each_of_256_bins(tone):
+def test_spectral_indices(tone):
     found = indices.compute_spectral_indices(tone, RATE)
     assert found.shape == (2048,) and found.dtype == np.float32 and np.isfinite(found).all()
     named = dict(zip(indices.PER_BIN, found.reshape(8, 256), strict=True))
@@ -35,7 +35,7 @@ def test_spectral_indices_are_eight_for_each_of_256_bins(tone):
     assert 0 <= named["Ht"].min() and named["Ht"].max() <= 1
 
 
-def test_alpha_indices_are_named_and_defined(tone):
+def test_alpha_indices(tone):
     found = indices.compute_alpha_indices(tone, RATE)
     assert len(found) == 60 and {"ACI", "Ht", "Hf", "NDSI", "BI", "ADI"} <= set(found)
     assert all(isinstance(value, float) for value in found.values())
@@ -43,7 +43,7 @@ def test_alpha_indices_are_named_and_defined(tone):
     assert len(rows) == 60 + 8 and all("scikit-maad" in whose for _, whose, _ in rows)
 
 
-def test_cepstra_of_a_second_are_those_of_99_frames(tone):
+def test_cepstra(tone):
     found = indices.compute_cepstra(tone, RATE)
     assert found.shape == (1287,) == (13 * 99,) and np.isfinite(found).all()
     # The first is loudness: it tells the frames that sound from those that do not.

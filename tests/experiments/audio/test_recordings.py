@@ -35,7 +35,7 @@ def cut(path, share):
     return path
 
 
-def test_sound_files_are_found_whatever_the_case_of_their_suffix_but_hidden_ones_are_not(tmp_path):
+def test_list_recordings(tmp_path):
     names = ["a/x.WAV", "a/y.Flac", "b.ogg", "c.mp3", "d.AIFF", "e.aif"]
     for name in [*names, "notes.txt", ".hidden.wav", ".folder/f.wav", "._x.wav", "wav"]:
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -57,7 +57,7 @@ def test_sound_files_are_found_whatever_the_case_of_their_suffix_but_hidden_ones
         ("x.wav", {"format": "RF64"}, 1e-4),
     ],
 )
-def test_what_is_in_the_file_comes_out_in_blocks(save, rng, name, options, tolerance):
+def test_stream_gives_the_samples_in_blocks(save, rng, name, options, tolerance):
     samples = noise(rng, seconds=3.1)
     path = save(name, samples, **options)
     recording = recordings.probe_recording(path, "folder/x")
@@ -72,7 +72,7 @@ def test_what_is_in_the_file_comes_out_in_blocks(save, rng, name, options, toler
 
 
 @pytest.mark.parametrize("lost", [0, 1, 50])
-def test_mp3_inside_wav_is_read_and_one_mpeg_frame_more_or_less_is_no_truncation(save, rng, lost):
+def test_mp3_inside_wav(save, rng, lost):
     mp3 = save("x.mp3", noise(rng, seconds=8.0)).read_bytes()
     mp3 = mp3[: len(mp3) - lost * 144]
     form = struct.pack("<HHIIHHHHIHHH", 0x55, 1, 8000, 2000, 1, 0, 12, 1, 2, 144, 1, 0)
@@ -86,7 +86,7 @@ def test_mp3_inside_wav_is_read_and_one_mpeg_frame_more_or_less_is_no_truncation
     assert notes == ([f"truncated: {len(read):,} of 64,000 frames"] if lost == 50 else [])
 
 
-def test_the_channel_is_the_mean_or_the_one_asked_for(save):
+def test_channels(save):
     path = save("x.wav", np.array([[0.5, 0.25], [-0.5, 0.25]] * 50))
     assert whole(path)[0][:2] == pytest.approx([0.375, -0.125])
     assert whole(path, channel="0")[0][:2] == pytest.approx([0.5, -0.5])
@@ -106,7 +106,7 @@ def test_resampling_in_blocks_equals_resampling_at_once(save, rng, rate):
     np.testing.assert_allclose(read, expected, atol=1e-6)
 
 
-def test_a_constant_stays_one_when_it_is_resampled(save):
+def test_resampling_keeps_a_constant(save):
     read, _ = whole(save("x.wav", np.full(9000, 0.3), rate=11025), rate=32000)
     assert (read == read[0]).all()
 
@@ -138,7 +138,7 @@ def test_memory_does_not_grow_with_the_length(save, rng):
         (b"ID3" + bytes(200), "not a sound file that can be read"),
     ],
 )
-def test_what_is_no_sound_has_a_reason(tmp_path, content, reason):
+def test_other_files_have_a_reason(tmp_path, content, reason):
     path = tmp_path / "x.wav"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=reason) as caught:
@@ -146,7 +146,7 @@ def test_what_is_no_sound_has_a_reason(tmp_path, content, reason):
     assert str(tmp_path) not in str(caught.value) and not str(caught.value).endswith(".")
 
 
-def test_a_folder_a_pipe_and_a_missing_file_are_not_waited_for(tmp_path):
+def test_folders_and_pipes_have_a_reason(tmp_path):
     (tmp_path / "folder.wav").mkdir()
     with pytest.raises(ValueError, match="not a regular file"):
         recordings.probe_recording(tmp_path / "folder.wav")
@@ -159,7 +159,7 @@ def test_a_folder_a_pipe_and_a_missing_file_are_not_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["x.wav", "x.aiff"])
-def test_a_truncated_file_is_used_as_far_as_it_goes_and_says_so(save, rng, name):
+def test_truncated_files_are_noted(save, rng, name):
     samples = noise(rng)
     path = cut(save(name, samples), 0.5)
     recording = recordings.probe_recording(path)
@@ -170,7 +170,7 @@ def test_a_truncated_file_is_used_as_far_as_it_goes_and_says_so(save, rng, name)
     np.testing.assert_allclose(read, samples[: len(read)], atol=1e-4)
 
 
-def test_sizes_that_a_pipe_left_open_or_another_program_counted_wrong_are_no_truncation(save, rng):
+def test_unknown_sizes_are_no_truncation(save, rng):
     path = save("x.wav", noise(rng))
     content = bytearray(path.read_bytes())
     content[4:8] = struct.pack("<I", len(content) - 8 + 4)
@@ -182,7 +182,7 @@ def test_sizes_that_a_pipe_left_open_or_another_program_counted_wrong_are_no_tru
 
 
 @pytest.mark.parametrize("share", [0.3, 0.44, 0.83])
-def test_of_a_truncated_flac_the_good_part_is_kept(save, rng, share):
+def test_truncated_flac(save, rng, share):
     samples = noise(rng, seconds=8.0)
     path = cut(save("x.flac", samples), share)
     read, notes = whole(path)
@@ -191,13 +191,13 @@ def test_of_a_truncated_flac_the_good_part_is_kept(save, rng, share):
     np.testing.assert_allclose(read, samples[: len(read)], atol=1e-4)
 
 
-def test_a_flac_of_which_nothing_is_left_has_a_reason(save, rng):
+def test_empty_flac_has_a_reason(save, rng):
     path = cut(save("x.flac", noise(rng, seconds=8.0)), 0.01)
     with pytest.raises(ValueError, match="nothing can be read"):
         whole(path)
 
 
-def test_a_truncated_ogg_is_used_as_far_as_it_goes_and_says_so(save, rng):
+def test_truncated_ogg(save, rng):
     path = save("x.ogg", noise(rng, seconds=60.0))
     assert recordings.probe_recording(path).note == ""
     cut(path, 0.7)
@@ -206,13 +206,13 @@ def test_a_truncated_ogg_is_used_as_far_as_it_goes_and_says_so(save, rng):
     assert recordings.probe_recording(path).note == "truncated: its last page is missing"
 
 
-def test_a_truncated_mp3_says_so(save, rng):
+def test_truncated_mp3(save, rng):
     read, notes = whole(cut(save("x.mp3", noise(rng, seconds=8.0)), 0.5))
     assert 20_000 < len(read) < 40_000
     assert notes == [f"truncated: {len(read):,} of 64,000 frames"]
 
 
-def test_an_absurd_number_of_frames_has_a_reason(save, rng):
+def test_absurd_frame_count_has_a_reason(save, rng):
     path = save("x.flac", noise(rng))
     content = bytearray(path.read_bytes())
     # The last 36 bits of these are the number of samples; 0 is for unknown, and is read as 2^63 - 1.
@@ -222,7 +222,7 @@ def test_an_absurd_number_of_frames_has_a_reason(save, rng):
         recordings.probe_recording(path)
 
 
-def test_a_file_without_a_frame_has_a_reason(save):
+def test_no_frames_has_a_reason(save):
     with pytest.raises(ValueError, match="no frames"):
         recordings.probe_recording(save("x.wav", np.zeros(0)))
 
@@ -230,7 +230,7 @@ def test_a_file_without_a_frame_has_a_reason(save):
 @pytest.mark.parametrize(
     "bad, rate", list(itertools.product([np.nan, np.inf, -np.inf], [8000, 16000]))
 )
-def test_samples_that_are_no_numbers_have_a_reason(save, rng, bad, rate):
+def test_nonfinite_samples_have_a_reason(save, rng, bad, rate):
     samples = noise(rng)
     samples[9000] = bad
     path = save("x.wav", samples, subtype="FLOAT")
@@ -239,7 +239,7 @@ def test_samples_that_are_no_numbers_have_a_reason(save, rng, bad, rate):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names are text there")
-def test_a_name_that_is_no_text_is_read(save, rng):
+def test_name_that_is_not_utf8(save, rng):
     path = save("x.wav", noise(rng))
     odd = path.with_name(os.fsdecode(b"caf\xe9.wav"))
     try:

@@ -11,7 +11,7 @@ def contents(folder):
     }
 
 
-def test_the_same_arguments_make_the_same_files_and_another_seed_does_not(tmp_path):
+def test_seed_decides_the_songs(tmp_path):
     size = {"classes": 3, "recordings": 2, "seconds": 1.0, "rate": 16000}
     first = contents(songs.write_songs(tmp_path / "a", **size))
     assert first == contents(songs.write_songs(tmp_path / "b", **size))
@@ -26,7 +26,7 @@ def test_the_same_arguments_make_the_same_files_and_another_seed_does_not(tmp_pa
     )
 
 
-def test_files_that_are_there_keep_their_dates(tmp_path):
+def test_equal_files_are_left_alone(tmp_path):
     size = {"classes": 1, "recordings": 1, "seconds": 1.0, "rate": 16000}
     (path,) = recordings.list_recordings(songs.write_songs(tmp_path, **size))
     before = path.stat().st_mtime_ns
@@ -37,7 +37,7 @@ def test_files_that_are_there_keep_their_dates(tmp_path):
     assert len(path.read_bytes()) > 32000
 
 
-def test_songs_are_as_long_and_as_loud_as_sounds_are(tmp_path):
+def test_length_and_loudness(tmp_path):
     for path in recordings.list_recordings(
         songs.write_songs(tmp_path, recordings=2, seconds=1.5, rate=16000)
     ):
@@ -46,7 +46,7 @@ def test_songs_are_as_long_and_as_loud_as_sounds_are(tmp_path):
         assert 1000 < np.abs(samples.astype(int)).max() <= 32767
 
 
-def test_the_class_can_be_told_from_the_picture(tmp_path, audio):
+def test_classes_can_be_told_apart(tmp_path, audio):
     pytest.importorskip("soundfile")
     pytest.importorskip("librosa")
     folder = songs.write_songs(tmp_path, classes=8, recordings=6, seconds=2.0)
@@ -65,7 +65,7 @@ def test_the_class_can_be_told_from_the_picture(tmp_path, audio):
     assert (labels[distance.argmin(axis=1)] == labels).mean() > 0.8
 
 
-def test_a_day_has_a_recording_for_each_hour_named_by_its_time(tmp_path):
+def test_day_has_times_in_its_names(tmp_path):
     folder = songs.write_day(tmp_path, recordings=24, seconds=1.0)
     names = sorted(path.name for path in recordings.list_recordings(folder))
     assert names[0] == "S4A00001_20200101_000000.wav"
@@ -74,6 +74,6 @@ def test_a_day_has_a_recording_for_each_hour_named_by_its_time(tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [{"classes": 0}, {"classes": 99}, {"rate": 8000}])
-def test_songs_that_cannot_be_made_are_refused(tmp_path, wrong):
+def test_invalid_arguments_are_refused(tmp_path, wrong):
     with pytest.raises(ValueError, match="must be"):
         songs.write_songs(tmp_path, **wrong)

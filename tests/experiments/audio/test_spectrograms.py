@@ -18,7 +18,7 @@ def noise(n=64000):
     return np.random.default_rng(0).standard_normal(n).astype(np.float32)
 
 
-def test_the_usual_settings_give_128_by_201(audio):
+def test_default_shape(audio):
     levels = spectrograms.compute_spectrogram(noise(), audio())
     assert (
         levels.shape == spectrograms.compute_shape(audio()) == (128, 201)
@@ -39,7 +39,7 @@ def test_the_usual_settings_give_128_by_201(audio):
         ({"sample_rate": 48000, "n_fft": 2048, "win": 1024, "step": 512}, (128, 188)),
     ],
 )
-def test_shapes_are_known_beforehand(audio, changed, shape):
+def test_shapes(audio, changed, shape):
     settings = audio(**changed)
     assert spectrograms.compute_shape(settings) == shape
     assert (
@@ -49,7 +49,7 @@ def test_shapes_are_known_beforehand(audio, changed, shape):
     assert rows.shape == shape[:1] and (np.diff(rows) < 0).all()
 
 
-def test_mel_pictures_are_librosa_s(audio):
+def test_mel_matches_librosa(audio):
     samples = noise() + tone(3000)
     power = librosa.feature.melspectrogram(
         y=samples,
@@ -69,7 +69,7 @@ def test_mel_pictures_are_librosa_s(audio):
 
 @pytest.mark.parametrize("picture", spectrograms.PICTURES)
 @pytest.mark.parametrize("changed", [{}, {"height": 200, "width": 100}])
-def test_a_tone_is_a_line_at_its_frequency(audio, picture, changed):
+def test_tone_is_a_line_at_its_frequency(audio, picture, changed):
     settings = audio(picture=picture, **changed)
     levels = spectrograms.compute_spectrogram(tone(3000), settings)
     rows = spectrograms.compute_frequencies(settings)
@@ -80,7 +80,7 @@ def test_a_tone_is_a_line_at_its_frequency(audio, picture, changed):
 
 
 @pytest.mark.parametrize("picture", spectrograms.PICTURES)
-def test_time_runs_to_the_right_and_loudness_does_not_matter(audio, picture):
+def test_time_runs_to_the_right(audio, picture):
     samples = np.concatenate([1e-3 * noise(32000), tone(4000, 1.0)])
     settings = audio(picture=picture)
     levels = spectrograms.compute_spectrogram(samples, settings)
@@ -109,7 +109,7 @@ def test_decibels_set_the_floor(audio):
         )
 
 
-def test_wavelet_energies_are_those_of_the_convolution():
+def test_wavelet_energies_match_the_convolution():
     samples = noise(16000)
     samples[6000:] *= 0.01
     rate, rows = 16000, (6000.0, 2500.0, 900.0, 200.0)
@@ -128,7 +128,7 @@ def test_wavelet_energies_are_those_of_the_convolution():
 
 
 @pytest.mark.parametrize("colour, channels", [("grey", 1), ("rgb", 3), ("magma", 3)])
-def test_levels_come_back_out_of_their_colours(rng, colour, channels):
+def test_colours_round_trip(rng, colour, channels):
     levels = rng.integers(0, 256, (2, 30, 40), dtype=np.uint8)
     levels[0, :7].flat[:256] = np.arange(256)
     picture = spectrograms.apply_colours(levels, colour)
@@ -136,7 +136,7 @@ def test_levels_come_back_out_of_their_colours(rng, colour, channels):
     np.testing.assert_array_equal(spectrograms.remove_colours(picture, colour), levels)
 
 
-def test_colours_that_no_level_has_become_the_nearest_level(rng):
+def test_other_colours_become_the_nearest_level(rng):
     levels = rng.integers(5, 250, (40, 40), dtype=np.uint8)
     picture = spectrograms.apply_colours(levels, "magma").astype(int)
     drawn = np.clip(picture + rng.integers(-2, 3, picture.shape), 0, 255).astype(np.uint8)
@@ -166,12 +166,12 @@ def test_colours_that_no_level_has_become_the_nearest_level(rng):
         ({"picture": "linear", "low": 1010.0, "high": 1020.0}, "low"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(audio, changed, setting):
+def test_invalid_settings_are_named(audio, changed, setting):
     with pytest.raises(UserError, match=rf"--config\.audio\.{setting}="):
         spectrograms.check_settings(audio(**changed))
 
 
 @pytest.mark.parametrize("function", [spectrograms.apply_colours, spectrograms.remove_colours])
-def test_a_colour_that_does_not_exist_is_named(function):
+def test_unknown_colour_is_refused(function):
     with pytest.raises(UserError, match=r"--config\.audio\.colour=viridis"):
         function(np.zeros((2, 2, 3), np.uint8), "viridis")

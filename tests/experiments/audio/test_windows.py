@@ -21,7 +21,7 @@ def in_blocks(samples, size):
     hop=st.integers(1, 40),
     pad=st.sampled_from(windows.PADS),
 )
-def test_a_grid_is_what_slicing_the_whole_gives(total, size, length, hop, pad):
+def test_grid_matches_slicing(total, size, length, hop, pad):
     rate = 7
     samples = np.random.default_rng(total).standard_normal(total).astype(np.float32)
     found = list(windows.cut_grid(in_blocks(samples, size), rate, length / rate, hop / rate, pad))
@@ -47,7 +47,7 @@ def test_a_grid_is_what_slicing_the_whole_gives(total, size, length, hop, pad):
     starts=st.lists(st.integers(-10, 80), max_size=12),
     pad=st.sampled_from(windows.PADS),
 )
-def test_windows_at_places_are_what_slicing_the_whole_gives(total, size, starts, pad):
+def test_windows_at_starts_match_slicing(total, size, starts, pad):
     rate, length = 5, 9
     samples = np.arange(total, dtype=np.float32)
     found = list(
@@ -62,7 +62,7 @@ def test_windows_at_places_are_what_slicing_the_whole_gives(total, size, starts,
         assert window.end == (start + len(part)) / rate and len(window.samples) == length
 
 
-def test_a_window_of_one_value_is_silent_also_where_it_is_padded():
+def test_constant_windows_are_silent():
     sound = np.concatenate([np.zeros(4), [0.1, 0.2, 0.3, 0.4], np.full(6, 0.7)]).astype(np.float32)
     found = list(windows.cut_grid([sound], rate=2, seconds=2.0, hop=2.0))
     assert [w.silent for w in found] == [True, False, True, True]
@@ -77,7 +77,7 @@ def test_starts_do_not_drift_over_a_day():
     assert last.start == 7 * 123428 / 10 and last.end == 86400.0 - 0.0
 
 
-def test_memory_is_a_window_s():
+def test_memory_is_bounded():
     second = np.ones(8000, np.float32)
 
     def most(seconds):
@@ -91,7 +91,7 @@ def test_memory_is_a_window_s():
     assert most(400) < most(20) + 20_000
 
 
-def test_a_window_owns_its_samples():
+def test_windows_own_their_samples():
     block = np.ones(8, np.float32)
     (window,) = windows.cut_grid([block], 2, 4.0, 4.0)
     block[:] = 5
@@ -107,6 +107,6 @@ def test_a_window_owns_its_samples():
         ({"pad": "x"}, "pad"),
     ],
 )
-def test_settings_that_make_no_sense_are_named(options, setting):
+def test_invalid_settings_are_named(options, setting):
     with pytest.raises(UserError, match=rf"--config\.audio\.{setting}="):
         list(windows.cut_grid([np.ones(5)], **{"rate": 2, "seconds": 1.0, "hop": 1.0, **options}))

@@ -13,7 +13,7 @@ from experiments.core.errors import UserError
 from experiments.data import archives
 
 
-def test_what_is_in_a_zip_is_read(tmp_path):
+def test_zip_files_are_read(tmp_path):
     path = write_zip(tmp_path / "a.zip", {"a/b.txt": b"hello", "empty": b"", "folder/": b""})
     with zipfile.ZipFile(path) as archive:
         files = archives.list_zip(archive)
@@ -22,7 +22,7 @@ def test_what_is_in_a_zip_is_read(tmp_path):
         assert archives.read_zip(archive, files["empty"]) == b""
 
 
-def test_a_bomb_that_says_its_size_is_refused_without_unpacking_it(tmp_path, monkeypatch):
+def test_zip_bomb_is_not_unpacked(tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_FILE_BYTES", 1 << 20)
     path = write_zip(tmp_path / "a.zip", {"bomb": bytes(64 << 20)})
     assert path.stat().st_size < 1 << 17
@@ -32,7 +32,7 @@ def test_a_bomb_that_says_its_size_is_refused_without_unpacking_it(tmp_path, mon
     assert used < 2 << 20
 
 
-def test_only_plain_files_of_a_tar_are_seen(tmp_path):
+def test_tar_yields_plain_files_only(tmp_path):
     with tarfile.open(tmp_path / "a.tar", "w") as archive:
         add(archive, "a.txt", b"hello")
         for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
@@ -52,7 +52,7 @@ def load(make_config):
     return load
 
 
-def test_a_hostile_tar_writes_nothing_outside_its_folder(load, tmp_path):
+def test_hostile_tar_writes_nothing_outside(load, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret.jpg").write_bytes(b"mine")

@@ -27,7 +27,7 @@ def dataset(used, skipped, shown=None):
         (1, 9, 1.0, False),
     ],
 )
-def test_more_than_the_share_stops(used, skipped, share, stops):
+def test_too_many_skipped_files_stop_a_run(used, skipped, share, stops):
     pets = dataset(used, [("cat/1.png", "truncated")] * skipped)
     if not stops:
         return data.check_skipped(pets, share)
@@ -36,12 +36,12 @@ def test_more_than_the_share_stops(used, skipped, share, stops):
         data.check_skipped(pets, share)
 
 
-def test_a_limit_on_examples_does_not_make_the_share_larger():
+def test_limit_does_not_change_the_skipped_share():
     pets = dataset(95, [("cat/1.png", "truncated")] * 5, shown=10)
     data.check_skipped(pets, 0.05)
 
 
-def test_a_run_stops_and_leaves_the_list(tmp_path):
+def test_stopped_run_lists_skipped_files(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for number in range(10):
@@ -61,7 +61,7 @@ def test_a_run_stops_and_leaves_the_list(tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
-def test_pictures_of_different_sizes_need_one_for_all(tmp_path):
+def test_different_sizes_need_an_image_size(tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name).mkdir(parents=True)
         for number in range(10):

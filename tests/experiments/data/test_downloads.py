@@ -19,7 +19,7 @@ def send_endlessly():
         yield bytes(1 << 20)
 
 
-def test_a_file_arrives_whole_and_once(serve, tmp_path):
+def test_file_is_downloaded_once(serve, tmp_path):
     url, requests = serve(CONTENT)
     for _ in range(2):
         assert download(url, tmp_path / "new").read_bytes() == CONTENT
@@ -36,19 +36,19 @@ def test_a_file_arrives_whole_and_once(serve, tmp_path):
         ({"status": 404}, "404"),
     ],
 )
-def test_a_bad_answer_leaves_nothing_and_the_next_try_succeeds(serve, tmp_path, answer, says):
+def test_bad_answers_leave_nothing(serve, tmp_path, answer, says):
     with pytest.raises(downloads.DownloadError, match=says):
         download(serve(**answer)[0], tmp_path)
     assert not list(tmp_path.iterdir())
     assert download(serve(CONTENT)[0], tmp_path).read_bytes() == CONTENT
 
 
-def test_without_a_network_the_reason_is_named(tmp_path):
+def test_no_network_is_reported(tmp_path):
     with pytest.raises(downloads.DownloadError, match="refused"):
         download("http://127.0.0.1:9/file", tmp_path)
 
 
-def test_leftovers_of_killed_downloads_are_deleted(serve, tmp_path):
+def test_leftovers_are_deleted(serve, tmp_path):
     for name, age in (("tmpold", 7200), ("tmprecent", 0)):
         (tmp_path / name).write_bytes(b"part")
         os.utime(tmp_path / name, (time.time() - age,) * 2)

@@ -25,9 +25,7 @@ def said(dataset):
     return [note for note in dataset.notes if "with the same content" in note]
 
 
-def test_files_in_train_and_test_are_found_by_content_whatever_they_are_called(
-    make_config, tmp_path
-):
+def test_copied_files_are_noticed(make_config, tmp_path):
     root = tmp_path / "pets"
     write(root / "train" / "cat", range(10))
     write(root / "train" / "dog", range(100, 110))
@@ -44,7 +42,7 @@ def test_files_in_train_and_test_are_found_by_content_whatever_they_are_called(
     assert not said(data.load(make_config(name="folder", source=root, validation=0.0), 0))
 
 
-def test_copies_that_a_split_of_ours_parts_are_found(make_config, tmp_path):
+def test_copies_in_our_own_splits_are_noticed(make_config, tmp_path):
     write(tmp_path / "pets" / "cat", [7] * 10)
     write(tmp_path / "pets" / "dog", range(100, 110))
     pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
@@ -55,7 +53,7 @@ def test_copies_that_a_split_of_ours_parts_are_found(make_config, tmp_path):
     ]
 
 
-def test_pictures_with_masks_are_compared_by_their_pictures(make_config, tmp_path):
+def test_copied_pictures_with_masks_are_noticed(make_config, tmp_path):
     for split, values in (("train", range(20)), ("test", (40, 5))):
         write(tmp_path / "streets" / split / "images", values)
         (tmp_path / "streets" / split / "masks").mkdir()
@@ -67,7 +65,7 @@ def test_pictures_with_masks_are_compared_by_their_pictures(make_config, tmp_pat
     assert "test/images/1.png is train/images/5.png" in note
 
 
-def test_series_are_compared_as_numbers(make_config, tmp_path):
+def test_copied_series_are_noticed(make_config, tmp_path):
     rows = ["1\t1\t2\t3\t5", "2\t4\t2\t1\t0", "1\t0\t1\t0\t2", "2\t9\t4\t4\t1"]
     (tmp_path / "Toy_TRAIN.tsv").write_text("\n".join(rows))
     (tmp_path / "Toy_TEST.tsv").write_text("2\t4.0\t2.00\t1e0\t0\n1\t7\t7\t2\t1\n")
@@ -75,7 +73,7 @@ def test_series_are_compared_as_numbers(make_config, tmp_path):
     assert "Toy_TEST.tsv, line 1 is Toy_TRAIN.tsv, line 2)" in said(toy)[0]
 
 
-def test_records_of_a_prepared_set_are_compared(make_config, tmp_path):
+def test_copied_tfds_records_are_noticed(make_config, tmp_path):
     class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         VERSION = tfds.core.Version("1.0.0")
         code_path = None
@@ -99,7 +97,7 @@ def test_records_of_a_prepared_set_are_compared(make_config, tmp_path):
     assert said(pets)[0].startswith("1 of the 20 examples of test are also in train")
 
 
-def test_folds_and_chosen_classes_are_compared_as_they_end_up(make_config, tmp_path):
+def test_copies_in_folds_are_noticed(make_config, tmp_path):
     write(tmp_path / "pets" / "cat", [*range(9), 0])
     write(tmp_path / "pets" / "dog", range(100, 110))
     write(tmp_path / "pets" / "fox", [200] * 10)
@@ -111,7 +109,7 @@ def test_folds_and_chosen_classes_are_compared_as_they_end_up(make_config, tmp_p
     assert sum(counts) == 2  # The two copies are in two folds, and each meets the other once.
 
 
-def test_an_example_that_two_splits_share_on_purpose_is_no_copy():
+def test_shared_examples_are_not_copies():
     source = Arrays(np.arange(6), np.zeros(6, int))
     assert not duplicates.describe_duplicates(
         {"train": source, "validation": Subset(source, [1, 2])}
@@ -121,7 +119,7 @@ def test_an_example_that_two_splits_share_on_purpose_is_no_copy():
     assert "2 of the 2 examples of test" in note and "example 4 is example 4" in note
 
 
-def test_views_of_views_are_flattened():
+def test_flatten_resolves_nested_views():
     one, two = (Arrays(np.arange(n), np.zeros(n, int)) for n in (5, 3))
     view = Relabelled(Subset(Chain([one, Subset(two, [2, 0])]), [6, 0, 5, 3]), [0, 2, 3], {0: 0})
     bases, owners, positions = flatten(view)

@@ -35,7 +35,7 @@ def labels(examples):
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.1])
-def test_a_pool_has_every_example_once_in_the_order_of_the_files(make_config, validation):
+def test_pool_has_every_example_once_in_file_order(make_config, validation):
     dataset = archive(make_config(validation=validation))
     everything = folds.pool_splits(dataset)
     assert inputs(everything.source) == [*range(60), *range(100, 130)]
@@ -47,7 +47,7 @@ def test_a_pool_has_every_example_once_in_the_order_of_the_files(make_config, va
             assert all(where[number] == split for number in inputs(dataset.splits[split]))
 
 
-def test_splits_of_one_source_and_views_of_views_are_pooled(make_config):
+def test_pool_resolves_nested_views(make_config):
     everything = splits.Pool(source([0, 1] * 50), np.array([0, 1] * 50))
     parts, _ = splits.make_splits("set", make_config(limit=20), 0, train=everything)
     pool = folds.pool_splits(Dataset("set", parts, ["a", "b"], (4, 1)))
@@ -58,14 +58,14 @@ def test_splits_of_one_source_and_views_of_views_are_pooled(make_config):
     assert inputs(folds.pool_splits(Dataset("set", parts, ["a", "b"], (4, 1))).source) == [0, 4, 9]
 
 
-def test_a_chain_is_its_sources_one_after_another():
+def test_chain_concatenates():
     chain = folds.Chain([source([0, 1]), source([]), source([2], first=7)])
     assert len(chain) == 3 and inputs(chain) == [0, 1, 7]
     with pytest.raises(IndexError):
         chain[3]
 
 
-def test_folds_share_every_class_and_the_whole_evenly():
+def test_folds_are_stratified_and_equal_in_size():
     given = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [23, 40, 11]))
     assignment, notes = folds.assign_folds(given, 10, seed=0)
     counts = np.array([np.bincount(given[assignment == fold], minlength=3) for fold in range(10)])
@@ -73,7 +73,7 @@ def test_folds_share_every_class_and_the_whole_evenly():
     assert np.ptp(counts, axis=0).max() <= 1 and np.ptp(counts.sum(1)) <= 1
 
 
-def test_the_seed_alone_decides_who_meets():
+def test_seed_decides_the_folds():
     given = np.repeat([0, 1, 2], 20)
     one, _ = folds.assign_folds(given, 5, seed=1)
     np.testing.assert_array_equal(one, folds.assign_folds(given, 5, seed=1)[0])
@@ -83,7 +83,7 @@ def test_the_seed_alone_decides_who_meets():
     np.testing.assert_array_equal(one, folds.assign_folds(given + 7, 5, seed=1)[0])
 
 
-def test_small_classes_are_spread_and_said():
+def test_small_classes_are_noted():
     given = np.repeat([0, 1, 2], [30, 4, 1])
     assignment, notes = folds.assign_folds(given, 10, seed=0)
     assert np.bincount(assignment[given == 1]).max() == 1
@@ -101,7 +101,7 @@ def test_impossible_numbers_of_folds_are_refused(given, number):
 
 
 @pytest.mark.parametrize("validation", [0.0, 0.2])
-def test_each_example_is_tested_once_and_never_trained_on_then(make_config, validation):
+def test_each_example_is_tested_in_one_fold(make_config, validation):
     config = make_config(validation=validation)
     dataset = archive(config)
     everything = folds.pool_splits(dataset)
@@ -132,7 +132,7 @@ def test_limits_hold_for_folds_too(make_config):
     assert [len(each.splits[s]) for s in ("train", "validation", "test")] == [8, 8, 8]
 
 
-def test_a_fold_that_does_not_exist_is_refused(make_config):
+def test_unknown_fold_is_refused(make_config):
     dataset = archive(make_config())
     everything = folds.pool_splits(dataset)
     assignment, _ = folds.assign_folds(everything.labels, 5, seed=0)
@@ -149,7 +149,7 @@ def written(make_config, tmp_path):
     return path, everything, assignment
 
 
-def test_the_assignment_is_written_for_people_and_read_back(written, make_config):
+def test_folds_are_written_and_read_back(written, make_config):
     path, everything, assignment = written
     with open(path, newline="") as file:
         rows = list(csv.DictReader(file))
@@ -166,7 +166,7 @@ def test_the_assignment_is_written_for_people_and_read_back(written, make_config
     np.testing.assert_array_equal(folds.read_folds(path, other, CLASSES), assignment)
 
 
-def test_an_assignment_for_other_data_is_refused(written, make_config):
+def test_folds_of_other_data_are_refused(written, make_config):
     path, everything, _ = written
     fewer = folds.pool_splits(archive(make_config(), train=(0, 1, 2) * 19))
     with pytest.raises(UserError, match="about other data: it has 90 examples and the data 87"):
@@ -188,7 +188,7 @@ def test_an_assignment_for_other_data_is_refused(written, make_config):
         ("example,split,label,fold\n0,train,ash,0\n1,train,ash,2\n", "without a gap"),
     ],
 )
-def test_a_damaged_assignment_is_refused_by_name(written, text, message):
+def test_damaged_folds_are_refused(written, text, message):
     path, everything, _ = written
     path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
@@ -196,12 +196,12 @@ def test_a_damaged_assignment_is_refused_by_name(written, text, message):
     assert str(path) in str(error.value) and "Delete it" in str(error.value)
 
 
-def test_a_missing_assignment_is_refused_by_name(written, tmp_path):
+def test_missing_folds_are_refused(written, tmp_path):
     with pytest.raises(UserError, match=r"none\.csv cannot be used"):
         folds.read_folds(tmp_path / "none.csv", written[1], CLASSES)
 
 
-def test_the_781_series_of_adiac_in_ten_folds(make_config, real_data):
+def test_adiac_in_ten_folds(make_config, real_data):
     config = make_config(name="ucr", source=real_data("ucr/Adiac"), variant="Adiac", validation=0.0)
     dataset = data.load(config, 0)
     everything = folds.pool_splits(dataset)

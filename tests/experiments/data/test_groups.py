@@ -9,7 +9,7 @@ NAMES = [f"{bird}/site{site}_{take}.wav" for bird in "ab" for site in range(5) f
 LABELS = [name[0] for name in NAMES]
 
 
-def test_recordings_of_a_site_stay_in_one_split():
+def test_groups_stay_in_one_split():
     sites = groups.find_groups(NAMES, r"(\w/site\d)")
     dealt, _ = groups.assign_splits(sites, LABELS, validation=0.2, test=0.2, seed=3)
     for site in set(sites):
@@ -22,17 +22,17 @@ def test_recordings_of_a_site_stay_in_one_split():
         }
 
 
-def test_without_a_pattern_each_recording_is_its_own_group():
+def test_recordings_are_groups_without_a_pattern():
     assert groups.find_groups(NAMES, "") == NAMES
     dealt, _ = groups.assign_splits(NAMES, LABELS, validation=0.0, test=0.5, seed=0)
     assert dealt.count("test") == 10 and dealt.count("validation") == 0
 
 
-def test_a_name_without_a_match_is_its_own_group():
+def test_unmatched_names_are_groups():
     assert groups.find_groups(["x_1.wav", "y.wav"], r"(.)_") == ["x", "y.wav"]
 
 
-def test_a_class_of_one_group_is_trained_on():
+def test_class_of_one_group_is_trained_on():
     dealt, notes = groups.assign_splits(["1", "2", "3", "4", "5"], "aaaab", 0.0, 0.4, seed=0)
     assert dealt[4] == "train" and dealt.count("test") == 2
     assert any("only one example" in note for note in notes)
@@ -48,12 +48,12 @@ def test_the_seed_decides():
 @pytest.mark.parametrize(
     ("pattern", "words"), [("(", "not a regular expression"), ("site", "parentheses")]
 )
-def test_a_pattern_that_means_nothing_is_refused(pattern, words):
+def test_invalid_patterns_are_refused(pattern, words):
     with pytest.raises(UserError, match=words):
         groups.find_groups(NAMES, pattern)
 
 
-def test_a_table_of_splits_is_read_back(tmp_path):
+def test_split_table_is_read(tmp_path):
     file = tmp_path / "splits.csv"
     with file.open("w", newline="") as out:
         csv.writer(out).writerows([("file", "split"), ("a.wav", "Train"), (r"b\c.wav", "val")])
@@ -68,7 +68,7 @@ def test_a_table_of_splits_is_read_back(tmp_path):
         ("file,split\na.wav,train\na.wav,test\n", "a.wav is in two splits, train and test"),
     ],
 )
-def test_a_table_that_says_something_else_is_refused(tmp_path, text, words):
+def test_invalid_split_tables_are_refused(tmp_path, text, words):
     (tmp_path / "splits.csv").write_text(text)
     with pytest.raises(UserError, match=words):
         groups.read_splits(tmp_path / "splits.csv")

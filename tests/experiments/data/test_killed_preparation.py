@@ -82,7 +82,7 @@ def tiny_imagenet(path):
         ("tiny_imagenet", tiny_imagenet, "read_zip", (8, 27), "dataset_info.json"),
     ],
 )
-def test_what_a_kill_leaves_is_taken_for_no_data(
+def test_killed_preparation_starts_again(
     make_config, tmp_path, name, write, reader, moments, finished
 ):
     source = write(tmp_path / "archive")

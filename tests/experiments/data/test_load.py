@@ -6,7 +6,7 @@ from experiments.core.errors import UserError
 from experiments.data import paths
 
 
-def test_digits_keep_every_ink_count(make_config):
+def test_digits(make_config):
     digits = data.load(make_config(), seed=0)
     assert {k: len(v) for k, v in digits.splits.items()} == {
         "train": 1258,
@@ -27,7 +27,7 @@ def test_the_seed_decides_the_split(make_config):
     assert set(first.indices) != set(other.indices)
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_or_all(make_config):
+def test_unknown_data_sets_are_refused(make_config):
     with pytest.raises(UserError, match=r"set tinyimagenet; did you mean 'tiny_imagenet'\?"):
         data.load(make_config(name="tinyimagenet"), seed=0)
     with pytest.raises(
@@ -36,7 +36,7 @@ def test_an_unknown_name_is_answered_with_the_nearest_or_all(make_config):
         data.load(make_config(name="birds"), seed=0)
 
 
-def test_prepared_data_goes_where_it_was_asked_to(make_config, monkeypatch, tmp_path):
+def test_data_dir_takes_config_then_environment(make_config, monkeypatch, tmp_path):
     monkeypatch.setenv("DYN_DATA_DIR", str(tmp_path / "variable"))
     assert paths.get_data_dir(make_config(dir="")) == tmp_path / "variable"
     assert paths.get_data_dir(make_config(dir=tmp_path / "field")) == tmp_path / "field"

@@ -43,7 +43,7 @@ def sizes(dataset):
     ("images", "masks"),
     [("images", "masks"), ("JPEGImages", "SegmentationClass"), ("imgs", "Annotations")],
 )
-def test_a_pair_of_folders_is_split_here(load, root, images, masks):
+def test_pair_of_folders_is_split_here(load, root, images, masks):
     write_pairs(root, images=images, masks=masks)
     streets = load()
     assert (streets.name, streets.shape) == ("streets", (4, 6, 3))
@@ -78,7 +78,7 @@ def test_split_folders_are_used(load, root, validation):
     assert sizes(load()) == [10, 3, 2]
 
 
-def test_a_pair_in_the_root_is_for_training_where_there_are_other_splits(load, root):
+def test_pair_in_the_root_is_train(load, root):
     write_pairs(root)
     write_pairs(root / "test", 3)
     streets = load()
@@ -105,7 +105,7 @@ def test_indices_beyond_classes_txt_are_skipped(load, root):
     assert "1 files could not be used and were skipped." in streets.notes
 
 
-def test_what_has_no_partner_is_listed(load, root):
+def test_unpaired_files_are_listed(load, root):
     write_pairs(root)
     (root / "masks" / "scene 0.png").unlink()
     (root / "images" / "scene 1.png").unlink()
@@ -125,7 +125,7 @@ def test_what_has_no_partner_is_listed(load, root):
     assert sum(sizes(streets)) == 16
 
 
-def test_pictures_of_different_sizes_have_no_common_shape(load, root):
+def test_different_sizes_have_no_common_shape(load, root):
     write_pairs(root)
     write_pair(root, "wide", 1, size=(4, 9))
     streets = load()
@@ -133,13 +133,13 @@ def test_pictures_of_different_sizes_have_no_common_shape(load, root):
     assert any("--config.image_size" in note for note in streets.notes)
 
 
-def test_a_handful_of_pictures_with_classes_of_their_own_is_enough(load, root):
+def test_few_pictures_are_enough(load, root):
     for index in range(1, 7):
         write_pair(root, f"scene {index}", index)
     assert sizes(load()) == [4, 1, 1]
 
 
-def test_a_binary_mask_of_0_and_255_is_explained(load, root):
+def test_binary_mask_of_0_and_255_is_explained(load, root):
     write_pairs(root)
     for path in (root / "masks").iterdir():
         Image.fromarray(np.array([[0, 255]] * 4, np.uint8).repeat(3, axis=1)).save(path)
@@ -149,7 +149,7 @@ def test_a_binary_mask_of_0_and_255_is_explained(load, root):
 
 @pytest.mark.parametrize("lacking", ["images", "masks"])
 @pytest.mark.parametrize("split", ["", "train"])
-def test_half_a_pair_is_one_message(load, root, lacking, split):
+def test_half_a_pair_is_refused(load, root, lacking, split):
     there = "masks" if lacking == "images" else "images"
     (root / split / there).mkdir(parents=True)
     what = "pictures" if lacking == "images" else "masks"
@@ -157,7 +157,7 @@ def test_half_a_pair_is_one_message(load, root, lacking, split):
         load()
 
 
-def test_folders_of_the_wrong_kind_are_refused(load, root, make_config):
+def test_other_layouts_are_refused(load, root, make_config):
     with pytest.raises(UserError, match="No folder of pictures and masks is set"):
         data.load(make_config(name="mask_folder"), 0)
     with pytest.raises(UserError, match="streets is not a folder"):
@@ -173,7 +173,7 @@ def test_folders_of_the_wrong_kind_are_refused(load, root, make_config):
         load()
 
 
-def test_two_folders_for_one_thing_are_refused(load, root):
+def test_ambiguous_folders_are_refused(load, root):
     write_pairs(root)
     (root / "labels").mkdir()
     with pytest.raises(UserError, match="labels and masks for masks"):
@@ -204,7 +204,7 @@ def test_folders_without_a_usable_pair_say_why(load, root):
         (b"r\xe9seau\nhouse\n", "save it as UTF-8"),
     ],
 )
-def test_a_bad_list_of_classes_is_refused(load, root, text, message):
+def test_bad_class_lists_are_refused(load, root, text, message):
     write_pairs(root)
     (root / "classes.txt").write_bytes(text)
     with pytest.raises(UserError, match=message):

@@ -39,7 +39,7 @@ def example(height, width):
 
 
 @pytest.mark.parametrize("shape", [(12, 20), (20, 20), (7, 5)])
-def test_what_fits_is_padded_and_nothing_else(shape):
+def test_small_pictures_are_padded(shape):
     image, mask = picture(*shape), blobs(*shape)
     padded, geometry = mask_transforms.pad_to_square(image, 20, FILL)
     label, same = mask_transforms.pad_to_square(mask, 20, 255)
@@ -52,7 +52,7 @@ def test_what_fits_is_padded_and_nothing_else(shape):
     np.testing.assert_array_equal(mask_transforms.restore_size(label, geometry), mask)
 
 
-def test_size_0_leaves_everything_as_it_is():
+def test_size_0_changes_nothing():
     image, geometry = mask_transforms.pad_to_square(picture(7, 5), 0, FILL)
     np.testing.assert_array_equal(image, picture(7, 5))
     assert geometry.tolist() == [7, 5, 7, 5]
@@ -61,7 +61,7 @@ def test_size_0_leaves_everything_as_it_is():
 @pytest.mark.parametrize(
     ("shape", "scaled"), [((60, 100), (12, 20)), ((100, 30), (20, 6)), ((500, 3), (20, 1))]
 )
-def test_what_is_larger_is_scaled_down_whole(shape, scaled):
+def test_large_pictures_are_scaled_down(shape, scaled):
     image, mask = picture(*shape), blobs(*shape)
     padded, geometry = mask_transforms.pad_to_square(image, 20, FILL)
     label, _ = mask_transforms.pad_to_square(mask, 20, 255)
@@ -78,7 +78,7 @@ def test_what_is_larger_is_scaled_down_whole(shape, scaled):
     np.testing.assert_array_equal(back, expected)
 
 
-def test_logits_are_interpolated_between_the_middles_of_pixels(rng):
+def test_logits_are_interpolated(rng):
     logits = rng.normal(size=(8, 8, 3)).astype(np.float32)
     geometry = np.array([15, 11, 8, 6], np.int32)
     expected = np.zeros((15, 11), int)
@@ -104,7 +104,7 @@ def test_logits_of_an_unscaled_picture_are_only_cropped(rng):
 
 
 @pytest.mark.parametrize("shape", [(50, 40), (90, 140)])
-def test_a_predictor_of_the_truth_is_scored_at_the_original_size(shape):
+def test_restored_truth_equals_the_mask(shape):
     mask = blobs(*shape)
     mask[3, 4:9] = 255
     label, geometry = mask_transforms.pad_to_square(mask, 64, 255)
@@ -119,7 +119,7 @@ def test_a_predictor_of_the_truth_is_scored_at_the_original_size(shape):
             assert 0.85 < compute_scores(count_pixels(mask, restored, 4)).miou < 1.0
 
 
-def test_an_example_for_evaluation_has_one_shape_whatever_its_size():
+def test_evaluation_examples_have_one_shape():
     prepare = mask_transforms.make_transform("affine_crop", 16, MEAN, STD, train=False)
     for shape in ((12, 10), (40, 30), (16, 16)):
         out = prepare(example(*shape))
@@ -156,7 +156,7 @@ def fitted_map(shape, size, seed):
 
 
 @pytest.mark.parametrize(("shape", "size"), [((80, 60), 96), ((200, 150), 96), ((80, 60), 40)])
-def test_turns_zooms_and_mirrors_are_within_their_bounds(shape, size):
+def test_augmentation_stays_within_its_bounds(shape, size):
     shrink = max(1, max(shape) / size)
     angles, zooms, mirrored = [], [], []
     for seed in range(40):
@@ -174,7 +174,7 @@ def test_turns_zooms_and_mirrors_are_within_their_bounds(shape, size):
 
 
 @pytest.mark.parametrize(("shape", "size"), [((80, 60), 96), ((160, 120), 64), ((70, 90), 0)])
-def test_picture_and_mask_go_together(shape, size):
+def test_picture_and_mask_share_the_geometry(shape, size):
     image, label = map_picture(*shape), np.zeros(shape, np.uint8)
     label[shape[0] // 2 :] += 1
     label[:, shape[1] // 2 :] += 2
@@ -194,7 +194,7 @@ def test_picture_and_mask_go_together(shape, size):
         assert (warped[mask == 255] == FILL).all() if (mask == 255).any() else True
 
 
-def test_void_stays_void():
+def test_ignored_pixels_stay_ignored():
     label = np.full((40, 40), 255, np.uint8)
     label[10:30, 10:30] = 2
     rng = np.random.default_rng(0)
@@ -215,7 +215,7 @@ def test_crops_come_from_everywhere():
     assert (np.min(places, axis=0) < 15).all() and (np.max(places, axis=0) > 45).all()
 
 
-def test_brightness_is_0_8_to_1_2_and_never_overflows():
+def test_brightness_range():
     grey = np.full((2, 2, 3), 100, np.uint8)
     found = [
         mask_transforms.random_brightness(grey, np.random.default_rng(seed))[0, 0, 0]
@@ -243,18 +243,18 @@ def test_examples_for_training(augment, size):
     assert (augment == "none") == np.array_equal(outs[0]["inputs"], outs[2]["inputs"])
 
 
-def test_one_number_for_all_channels_is_enough():
+def test_one_mean_for_all_channels():
     train = mask_transforms.make_transform("affine_crop", 24, 0.5, (0.25,), train=True)
     out = train(example(30, 40), np.random.default_rng(0))
     np.testing.assert_allclose(out["inputs"][out["label"] == 255], 0, atol=0.01)
 
 
-def test_the_wrong_augmentation_is_said():
+def test_unknown_augmentation_is_refused():
     with pytest.raises(UserError, match=r"'shift' for pictures with masks.*affine_crop"):
         mask_transforms.make_transform("shift", 0, 0.0, 1.0, train=True)
 
 
-def test_transforms_can_be_sent_to_other_processes():
+def test_transforms_can_be_pickled():
     train = mask_transforms.make_transform("affine_crop", 8, [0.5], np.array([0.5]), train=True)
     assert pickle.loads(pickle.dumps(train)) == train
 
@@ -270,7 +270,7 @@ class Scenes:
         return example(20 + 4 * index, 30)
 
 
-def test_batches_for_training_are_the_same_for_any_number_of_hosts_and_threads():
+def test_batches_do_not_depend_on_hosts_or_threads():
     train = mask_transforms.make_transform("affine_crop", 16, MEAN, STD, train=True)
 
     def batches(**options):
@@ -288,7 +288,7 @@ def test_batches_for_training_are_the_same_for_any_number_of_hosts_and_threads()
             np.testing.assert_array_equal(np.concatenate(parts), values)
 
 
-def test_batches_for_evaluation_keep_what_the_original_size_takes():
+def test_evaluation_batches_keep_the_geometry():
     prepare = mask_transforms.make_transform("affine_crop", 24, MEAN, STD, train=False)
     scenes, position = Scenes(), 0
     total = np.zeros((4, 4), np.int64)

@@ -25,7 +25,7 @@ def indices(rng):
     return rng.choice([0, 1, 7, 255], (5, 6)).astype(np.uint8)
 
 
-def test_palette_and_single_channel_masks_give_their_indices(indices):
+def test_masks_give_their_indices(indices):
     wide = Image.fromarray(indices.astype(np.uint16))
     for image in (palette_picture(indices), Image.fromarray(indices), wide):
         found = masks.decode_mask(encoded(image))
@@ -46,7 +46,7 @@ def test_masks_without_indices_are_refused(indices):
         masks.decode_mask(encoded(Image.fromarray(np.full((2, 2), 300, np.uint16))))
 
 
-def test_a_pair_that_can_be_used_says_its_size_and_indices(tmp_path, indices):
+def test_usable_pairs_give_size_and_indices(tmp_path, indices):
     Image.new("RGB", (6, 5)).save(tmp_path / "a.jpg")
     palette_picture(indices).save(tmp_path / "a.png")
     (size, found), reason = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")
@@ -65,7 +65,7 @@ def test_a_pair_that_can_be_used_says_its_size_and_indices(tmp_path, indices):
         (lambda at, i: Image.new("L", (6, 5), 21).save(at / "a.png"), "holds 21, .* 0 to 20"),
     ],
 )
-def test_a_pair_that_cannot_be_used_is_named_with_the_reason(tmp_path, indices, damage, reason):
+def test_unusable_pairs_have_a_reason(tmp_path, indices, damage, reason):
     Image.new("RGB", (6, 5)).save(tmp_path / "a.jpg")
     palette_picture(indices).save(tmp_path / "a.png")
     damage(tmp_path, indices)
@@ -75,13 +75,6 @@ def test_a_pair_that_cannot_be_used_is_named_with_the_reason(tmp_path, indices, 
     ((file, why),) = checked.skipped
     assert file == "a.jpg"
     assert re.search(reason, why), why
-
-
-def test_a_truncated_mask_is_found(tmp_path, rng):
-    Image.new("RGB", (64, 64)).save(tmp_path / "a.jpg")
-    Image.fromarray(rng.integers(0, 20, (64, 64), np.uint8)).save(tmp_path / "a.png")
-    (tmp_path / "a.png").write_bytes((tmp_path / "a.png").read_bytes()[:600])
-    assert masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")[0] is None
 
 
 def test_pictures_are_stratified_by_their_rarest_class():
@@ -102,7 +95,7 @@ def test_a_few_pictures_are_one_stratum():
     assert masks.compute_strata(present).tolist() == [6] * 6
 
 
-def test_what_a_split_lacks_is_said():
+def test_absent_classes_are_noted():
     present = np.zeros((2, 255), bool)
     present[:, [0, 2]] = True
     checked = masks.CheckedPairs(masks.Pairs([], []), set(), present, [])

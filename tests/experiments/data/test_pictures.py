@@ -75,7 +75,7 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
     np.testing.assert_array_equal(picture[..., 0], wide >> 8)
 
 
-def test_a_mask_is_as_large_as_the_upright_picture(tmp_path):
+def test_mask_must_match_the_upright_picture(tmp_path):
     COLOUR.save(tmp_path / "a.jpg", exif=rotated(6))
     Image.new("L", (4, 6)).save(tmp_path / "a.png")
     ((size, _), _) = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")
@@ -87,7 +87,7 @@ def test_a_mask_is_as_large_as_the_upright_picture(tmp_path):
     )
 
 
-def test_a_file_that_goes_bad_during_a_run_is_named(pets):
+def test_file_damaged_during_a_run_is_named(pets):
     train = data.load(pets, 0).splits["train"]
     first = train.source.paths[int(train.indices[0])]
     first.write_bytes(first.read_bytes()[:-30])
@@ -98,7 +98,7 @@ def test_a_file_that_goes_bad_during_a_run_is_named(pets):
         train[0]
 
 
-def test_a_file_that_goes_bad_is_named_through_the_pipeline(pets, tmp_path):
+def test_pipeline_names_a_missing_file(pets, tmp_path):
     train = data.load(pets, 0).splits["train"]
     make = transforms.make_transform("none", 8, (0.5,), (0.25,), train=True)
     batches = pipeline.train_batches(train, make, batch_size=4, seed=0)
@@ -111,7 +111,7 @@ def test_a_file_that_goes_bad_is_named_through_the_pipeline(pets, tmp_path):
     batches.close()
 
 
-def test_links_that_lead_back_are_followed_once(make_config, tmp_path):
+def test_circular_links_are_followed_once(make_config, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "pets" / name / "more").mkdir(parents=True)
         for number in range(10):
@@ -124,7 +124,7 @@ def test_links_that_lead_back_are_followed_once(make_config, tmp_path):
     assert sum(len(split) for split in pets.splits.values()) == 21
 
 
-def test_names_that_are_not_utf8_are_used_or_named(pets, tmp_path):
+def test_names_that_are_not_utf8(pets, tmp_path):
     odd = os.fsencode(tmp_path / "pets" / "cat") + b"/caf\xe9.png"
     with open(odd, "wb") as file:
         file.write(encoded(COLOUR))

@@ -96,7 +96,7 @@ SKIPPED = {
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("name", USED)
-def test_an_odd_picture_is_used_upright_as_rgb(tmp_path, name):
+def test_odd_pictures_are_used_upright_as_rgb(tmp_path, name):
     content, shape = USED[name]
     (tmp_path / name).write_bytes(content)
     assert pictures.check_picture(tmp_path / name) == (shape, "")
@@ -105,19 +105,19 @@ def test_an_odd_picture_is_used_upright_as_rgb(tmp_path, name):
     assert pictures.decode_picture(content, channels=1).shape == (*shape, 1)
 
 
-def test_all_sixteen_bit_formats_are_scaled_and_not_clipped():
+def test_sixteen_bit_formats_are_scaled():
     for name in ("16 bit.png", "16 bit.tif", "16 bit.pgm"):
         picture = pictures.decode_picture(USED[name][0])
         np.testing.assert_array_equal(picture[..., 0], np.asarray(WIDE) >> 8, name)
 
 
-def test_of_an_animation_the_first_frame_counts():
+def test_first_frame_of_animations():
     for name in ("animated.gif", "animated.webp", "animated.png", "pages.tif"):
         assert abs(int(pictures.decode_picture(USED[name][0])[0, 0, 0]) - 100) <= 2, name
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_a_picture_is_turned_as_pillow_would_turn_it(orientation):
+def test_exif_orientations(orientation):
     content = encoded(COLOUR, exif=rotated(orientation))
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
@@ -126,7 +126,7 @@ def test_a_picture_is_turned_as_pillow_would_turn_it(orientation):
 
 @pytest.mark.parametrize("name", SKIPPED)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-def test_a_bad_picture_is_skipped_with_the_reason(tmp_path, name):
+def test_bad_pictures_have_a_reason(tmp_path, name):
     content, says = SKIPPED[name]
     (tmp_path / name).write_bytes(content)
     size, reason = pictures.check_picture(tmp_path / name)
@@ -136,7 +136,7 @@ def test_a_bad_picture_is_skipped_with_the_reason(tmp_path, name):
         pictures.decode_picture(content)
 
 
-def test_all_of_them_in_one_folder_are_used_or_listed(make_config, tmp_path, capfd):
+def test_all_kinds_in_one_folder(make_config, tmp_path, capfd):
     for folder, kinds in (("odd", USED), ("plain", {}), ("bad", SKIPPED)):
         (tmp_path / "all" / folder).mkdir(parents=True)
         for name, (content, _) in kinds.items():
@@ -160,7 +160,7 @@ def test_all_of_them_in_one_folder_are_used_or_listed(make_config, tmp_path, cap
 
 
 @pytest.mark.parametrize("augment", ["none", "affine", "shift", "crop_flip", "resized_crop"])
-def test_pictures_of_any_shape_become_the_networks_square(augment, rng):
+def test_pictures_of_any_shape_become_squares(augment, rng):
     for shape in ((1, 20_000), (20_000, 1), (1, 1), (3, 400), (4, 6)):
         example = {"inputs": noise(*shape, 3), "label": np.int32(0)}
         for train in (True, False):
@@ -169,7 +169,7 @@ def test_pictures_of_any_shape_become_the_networks_square(augment, rng):
             assert inputs.shape == (16, 16, 3) and np.isfinite(inputs).all()
 
 
-def test_the_middle_of_a_long_picture_is_what_scaling_it_whole_would_give():
+def test_crop_of_a_long_picture():
     for height, width in ((2, 90), (90, 2), (40, 300), (300, 41)):
         picture = noise(height, width, 3)
         scale = 16 / min(height, width)
@@ -180,7 +180,7 @@ def test_the_middle_of_a_long_picture_is_what_scaling_it_whole_would_give():
 
 
 @pytest.mark.parametrize("augment", mask_transforms.AUGMENTATIONS)
-def test_pairs_of_any_shape_become_the_networks_square(augment, rng):
+def test_pairs_of_any_shape_become_squares(augment, rng):
     for shape in ((1, 20_000), (20_000, 1), (1, 1), (4, 6)):
         example = {"inputs": noise(*shape, 3), "label": np.zeros(shape, np.uint8)}
         for train in (True, False):
@@ -204,7 +204,7 @@ def test_pairs_of_any_shape_become_the_networks_square(augment, rng):
         (animated("PNG"), "RGB colours"),
     ],
 )
-def test_a_bad_mask_is_skipped_with_the_reason(tmp_path, content, says):
+def test_bad_masks_have_a_reason(tmp_path, content, says):
     COLOUR.save(tmp_path / "a.jpg")
     (tmp_path / "a.png").write_bytes(content)
     seen, reason = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")

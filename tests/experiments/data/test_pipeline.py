@@ -45,13 +45,13 @@ def side_by_side(hosts):
     ]
 
 
-def test_batches_have_the_promised_form(source):
+def test_shapes_and_types_of_batches(source):
     batch = train(source, 1)[0]
     assert batch["inputs"].shape == (BATCH, 6, 6, 1) and batch["inputs"].dtype == np.float32
     assert batch["label"].shape == (BATCH,) and batch["label"].dtype == np.int32
 
 
-def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(source):
+def test_epochs_are_shuffled_and_complete(source):
     labels = np.concatenate([batch["label"] for batch in train(source, 2 * COUNT)])
     epochs = labels[: 2 * COUNT].reshape(2, COUNT)
     for epoch in epochs:
@@ -59,7 +59,7 @@ def test_an_epoch_holds_every_example_once_and_the_next_is_shuffled_anew(source)
     assert not np.array_equal(*epochs)
 
 
-def test_it_is_known_which_examples_are_in_a_batch(source):
+def test_train_records_are_those_of_the_batch(source):
     for step, batch in enumerate(train(source)):
         np.testing.assert_array_equal(
             pipeline.train_records(COUNT, BATCH, seed=7, step=step), batch["label"]
@@ -67,13 +67,13 @@ def test_it_is_known_which_examples_are_in_a_batch(source):
 
 
 @pytest.mark.parametrize("hosts", [2, 4])
-def test_the_number_of_hosts_changes_nothing(source, hosts):
+def test_hosts_change_nothing(source, hosts):
     parts = [train(source, process_index=h, process_count=hosts) for h in range(hosts)]
     assert_equal(side_by_side(parts), train(source))
 
 
 @pytest.mark.parametrize("start", [1, 4])
-def test_a_restart_continues_with_the_very_next_batch(source, start):
+def test_restart_continues_with_the_next_batch(source, start):
     assert_equal(train(source, 6 - start, start_step=start), train(source)[start:])
     halves = [
         train(source, 3, start_step=start, process_index=h, process_count=2) for h in range(2)
@@ -85,14 +85,14 @@ def test_the_seed_decides(source):
     assert not np.array_equal(train(source, 1)[0]["label"], train(source, 1, seed=8)[0]["label"])
 
 
-def test_a_source_smaller_than_a_batch_is_gone_through_again(source):
+def test_small_sources_repeat_within_a_batch(source):
     few = Arrays(source.inputs[:3], source.labels[:3])
     labels = train(few, 1)[0]["label"]
     assert sorted(labels[:3]) == [0, 1, 2] and len(labels) == BATCH
 
 
 @pytest.mark.parametrize("hosts", [1, 2])
-def test_evaluation_sees_every_example_once_in_batches_of_one_shape(source, hosts):
+def test_evaluation_sees_every_example_once(source, hosts):
     parts = [
         list(
             pipeline.eval_batches(
@@ -110,7 +110,7 @@ def test_evaluation_sees_every_example_once_in_batches_of_one_shape(source, host
     assert all(batch["inputs"].shape == (BATCH, 6, 6, 1) for batch in whole)
 
 
-def test_batches_that_cannot_be_are_refused(source):
+def test_impossible_batches_are_refused(source):
     with pytest.raises(UserError, match=r"batch size 8.*3 host"):
         train(source, process_count=3)
     with pytest.raises(UserError, match="no examples"):

@@ -59,14 +59,14 @@ def test_folders_are_classes_and_windows_are_pictures(birds, opened):
     assert sum(map(len, found.splits.values())) == 2 * 6 * 2
 
 
-def test_windows_of_a_recording_stay_in_one_split_which_is_written_down(birds, opened):
+def test_recordings_stay_in_one_split(birds, opened):
     found = opened(birds)
     files = {split: files_of(source) for split, source in found.splits.items()}
     assert not files["train"] & files["test"] and not files["train"] & files["validation"]
     assert {file: split for split in files for file in files[split]} == dict(found.assignment)
 
 
-def test_a_recording_under_two_names_is_noticed_in_two_splits(birds, opened, tmp_path):
+def test_copied_recordings_are_noticed(birds, opened, tmp_path):
     for number, name in enumerate(["a", "b", "c", "d"]):
         for kind in ("faller", "riser"):
             target = tmp_path / "some" / kind / f"{name}.wav"
@@ -86,7 +86,7 @@ def test_a_recording_under_two_names_is_noticed_in_two_splits(birds, opened, tmp
     assert "faller/b.wav @ 0.0 s is faller/a.wav @ 0.0 s)" in note
 
 
-def test_the_seed_decides_the_splits_and_a_table_wins(birds, opened, tmp_path):
+def test_seed_or_table_decides_the_splits(birds, opened, tmp_path):
     one, other = (opened(birds, seed=seed) for seed in (0, 1))
     assert dict(one.assignment) != dict(other.assignment)
     with (tmp_path / "splits.csv").open("w", newline="") as file:
@@ -95,7 +95,7 @@ def test_the_seed_decides_the_splits_and_a_table_wins(birds, opened, tmp_path):
     assert dict(again.assignment) == dict(one.assignment)
 
 
-def test_a_table_that_leaves_a_recording_out_is_answered(birds, opened, tmp_path):
+def test_incomplete_split_table_is_refused(birds, opened, tmp_path):
     (tmp_path / "splits.csv").write_text("file,split\nriser/riser-001.wav,train\n")
     with pytest.raises(
         UserError, match=r"splits.csv: faller/faller-001.wav has no split there, nor"
@@ -103,7 +103,7 @@ def test_a_table_that_leaves_a_recording_out_is_answered(birds, opened, tmp_path
         opened(birds, splits=str(tmp_path / "splits.csv"))
 
 
-def test_a_site_is_not_divided(birds, opened):
+def test_sites_stay_in_one_split(birds, opened):
     found = opened(birds, group_pattern=r"-00([123])?")
     together = {split for file, split in found.assignment if file.endswith("-001.wav")}
     assert len(together) == 1
@@ -122,16 +122,14 @@ def test_labels_may_be_in_names(birds, opened, tmp_path):
     ]
 
 
-def test_of_many_classes_some_can_be_chosen(birds, opened):
+def test_classes_can_be_chosen(birds, opened):
     found = opened(birds, data={"classes": "riser"})
     assert found.classes == ["riser"] and len(found.assignment) == 6
     with pytest.raises(UserError, match="there is no raiser; did you mean 'riser'"):
         opened(birds, data={"classes": "raiser"})
 
 
-def test_of_several_classes_at_once_the_other_recordings_say_that_a_chosen_one_is_not_there(
-    birds, long, opened
-):
+def test_other_recordings_are_negative_for_chosen_classes(birds, long, opened):
     for folder, exhaustive in ((birds, False), (long, True)):
         audio = {"labels": "multi", "exhaustive": exhaustive}
         found = opened(folder, data={"classes": "riser"}, **audio)
@@ -139,7 +137,7 @@ def test_of_several_classes_at_once_the_other_recordings_say_that_a_chosen_one_i
         assert {float(example["label"][0]) for example in found.splits["train"]} == {0.0, 1.0}
 
 
-def test_silent_and_broken_recordings_are_left_out_and_listed(birds, opened, tmp_path):
+def test_silent_and_broken_recordings_are_skipped(birds, opened, tmp_path):
     folder = tmp_path / "some"
     for path in birds.rglob("*.wav"):
         target = folder / path.relative_to(birds)
@@ -161,7 +159,7 @@ def test_annotations_label_the_windows_they_overlap(long, opened):
     assert set(np.unique(labels)) == {0.0, 1.0} and labels.any(axis=0).all()
 
 
-def test_what_is_not_annotated_is_not_known(long, opened, tmp_path):
+def test_unannotated_classes_are_unknown(long, opened, tmp_path):
     with pytest.raises(UserError, match=r"--config\.audio\.exhaustive=True"):
         opened(long, labels="multi")
     rows = [("file", "start", "end", "label", "label_type")]
@@ -179,7 +177,7 @@ def test_what_is_not_annotated_is_not_known(long, opened, tmp_path):
     }
 
 
-def test_recordings_are_dealt_out_by_what_their_windows_have(long, opened, tmp_path):
+def test_splits_balance_the_labels_of_windows(long, opened, tmp_path):
     """Of each class one recording has a window of its own; in the others both sound at once."""
     rows = [("file", "start", "end", "label")]
     for number in range(1, 7):
@@ -193,7 +191,7 @@ def test_recordings_are_dealt_out_by_what_their_windows_have(long, opened, tmp_p
     assert found.classes == ["owl", "wren"]
 
 
-def test_a_pattern_goes_before_tables_that_lie_about(birds, opened, tmp_path):
+def test_pattern_takes_precedence_over_tables(birds, opened, tmp_path):
     for path in birds.rglob("*.wav"):
         target = tmp_path / "some" / path.relative_to(birds)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -206,18 +204,18 @@ def test_a_pattern_goes_before_tables_that_lie_about(birds, opened, tmp_path):
     assert found.classes == ["faller", "riser"] and len(found.assignment) == 12
 
 
-def test_a_column_that_tables_lack_is_named(long, opened):
+def test_missing_label_column_is_named(long, opened):
     with pytest.raises(UserError, match=r"none .* long-001\.Table.*txt: it has no column call\."):
         opened(long, label_column="call")
 
 
-def test_one_window_around_each_annotation(long, opened):
+def test_windows_around_annotations(long, opened):
     found = opened(long, labels="multi", exhaustive=True, windows="annotations")
     examples = [example for source in found.splits.values() for example in source]
     assert examples and all(example["label"].any() for example in examples)
 
 
-def test_windows_around_annotations_stay_within_their_recording(long, opened, tmp_path):
+def test_windows_around_annotations_stay_inside(long, opened, tmp_path):
     rows = ["file,start,end,label"]
     for number in range(1, 7):
         for start, end in ((0, 0.2), (1.9, 2.1), (3.7, 9), (5, 6)):
@@ -238,12 +236,12 @@ def test_windows_around_annotations_stay_within_their_recording(long, opened, tm
     assert len(found.skipped) == 6  # what begins behind the end
 
 
-def test_without_labels_all_windows_are_taken(birds, opened):
+def test_unlabelled_windows(birds, opened):
     found = opened(birds, labels="none")
     assert found.classes == [] and sum(map(len, found.splits.values())) == 2 * 6 * 2
 
 
-def test_what_is_missing_is_said(tmp_path, opened, birds):
+def test_missing_recordings_and_labels_are_explained(tmp_path, opened, birds):
     with pytest.raises(UserError, match="There is no recording below"):
         (tmp_path / "empty").mkdir()
         opened(tmp_path / "empty")
@@ -278,7 +276,7 @@ def config(birds, tmp_path):
     return config
 
 
-def test_more_pictures_are_trained_on_and_never_tested_on(config, tmp_path):
+def test_extra_pictures_are_only_trained_on(config, tmp_path):
     generated(tmp_path / "gen", config)
     real = load(config.data, 0, config.audio)
     both = extra.add_pictures(real, config.data, config.audio)
@@ -291,9 +289,7 @@ def test_more_pictures_are_trained_on_and_never_tested_on(config, tmp_path):
     check_skipped(both, config.data.max_skipped)
 
 
-def test_recordings_that_pictures_were_made_after_are_not_tested_on_without_a_word(
-    config, tmp_path
-):
+def test_leaking_extra_pictures_are_noted(config, tmp_path):
     generated(tmp_path / "gen", config)
     description = json.loads((tmp_path / "gen" / "generated.json").read_text())
     (tmp_path / "gen" / "generated.json").write_text(
@@ -309,13 +305,13 @@ def test_recordings_that_pictures_were_made_after_are_not_tested_on_without_a_wo
         assert ("recordings of test" in notes) != fair
 
 
-def test_more_pictures_are_for_data_with_classes(config):
+def test_extra_pictures_need_classes(config):
     config.audio.labels = "none"
     with pytest.raises(UserError, match="pictures or recordings that have classes"):
         extra.add_pictures(load(config.data, 0, config.audio), config.data, config.audio)
 
 
-def test_pictures_of_other_settings_or_classes_are_refused(config, tmp_path):
+def test_extra_pictures_of_other_settings_are_refused(config, tmp_path):
     dataset = load(config.data, 0, config.audio)
     with pytest.raises(UserError, match="is not a folder"):
         extra.add_pictures(dataset, config.data, config.audio)

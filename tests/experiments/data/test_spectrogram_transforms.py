@@ -9,7 +9,7 @@ def picture(rng):
     return rng.integers(1, 256, (24, 40, 1), np.uint8)
 
 
-def test_masks_blacken_stripes_of_time_and_of_frequency(picture, rng):
+def test_masks_blacken_stripes(picture, rng):
     masked = st.random_masks(picture, rng, number=2, share=0.5)
     black = masked[..., 0] == 0
     rows, columns = black.all(axis=1), black.all(axis=0)
@@ -19,7 +19,7 @@ def test_masks_blacken_stripes_of_time_and_of_frequency(picture, rng):
     assert rows.sum() <= 24 and columns.sum() <= 40 and black.any()
 
 
-def test_a_window_that_begins_elsewhere_loses_nothing(picture):
+def test_time_wrap_loses_nothing(picture):
     moved = [st.random_time_wrap(picture, np.random.default_rng(i), 0.1) for i in range(20)]
     offsets = {
         next(o for o in range(-4, 5) if np.array_equal(np.roll(picture, o, 1), m)) for m in moved
@@ -35,12 +35,12 @@ def test_noise_adds_its_power(rng):
     assert st.add_noise(loud, rng, 60.0, 60.0) == pytest.approx(0, abs=0.01)
 
 
-def test_nothing_asked_for_changes_nothing(picture, rng):
+def test_zero_limits_change_nothing(picture, rng):
     still = st.Distort(80.0, masks=0, mask_share=0.0, noise=0.0, gain=0.0, shift=0.0)
     np.testing.assert_array_equal(still(picture, rng), picture)
 
 
-def test_gain_is_the_same_everywhere_but_at_the_ends(picture):
+def test_gain(picture):
     louder = st.Distort(80.0, masks=0, mask_share=0.0, noise=0.0, gain=6.0, shift=0.0)
     found = set()
     for seed in range(8):
@@ -51,7 +51,7 @@ def test_gain_is_the_same_everywhere_but_at_the_ends(picture):
     assert len(found) > 4 and min(found) < 0 < max(found)
 
 
-def test_the_generator_decides_it_all(picture):
+def test_generator_decides_the_distortion(picture):
     distort = st.Distort(80.0, 2, 0.2, 20.0, 6.0, 0.1)
     one, again = (distort(picture, np.random.default_rng(5)) for _ in range(2))
     np.testing.assert_array_equal(one, again)

@@ -15,39 +15,39 @@ def inputs(source):
     return [int(source[i]["inputs"]) for i in range(len(source))]
 
 
-def test_a_stratified_split_keeps_the_proportions_and_every_example():
+def test_stratified_split_keeps_the_proportions():
     labels = np.repeat([0, 1, 2], [50, 30, 20])
     rest, part, notes = splits.split_stratified(labels, 0.2, seed=3)
     assert np.bincount(labels[part]).tolist() == [10, 6, 4]
     assert sorted([*rest, *part]) == list(range(100)) and not notes
 
 
-def test_a_lonely_example_stays_in_train_and_is_said():
+def test_single_examples_stay_in_train():
     labels = np.array([0] * 10 + [1] * 10 + [2])
     rest, _, notes = splits.split_stratified(labels, 0.2, seed=0)
     assert 20 in rest and "only one example" in notes[0]
 
 
-def test_a_share_smaller_than_the_number_of_classes_is_raised_and_said():
+def test_small_shares_are_raised():
     rest, part, notes = splits.split_stratified(np.repeat(np.arange(10), 4), 0.05, seed=0)
     assert (len(rest), len(part)) == (30, 10) and "10 examples instead of 2" in notes[0]
 
 
-def test_a_limit_keeps_the_proportions():
+def test_limit_keeps_the_proportions():
     labels = np.repeat([0, 1, 2], [60, 30, 1])
     kept = splits.limit_stratified(labels, 9, seed=0)
     assert np.bincount(labels[kept]).tolist() == [6, 3]
     assert len(splits.limit_stratified(labels, 0, seed=0)) == 91
 
 
-def test_shares_are_of_the_pool_as_it_was_found(make_config):
+def test_shares_are_of_the_whole_pool(make_config):
     parts, notes = splits.make_splits("set", make_config(), 0, train=pool([0, 1] * 50))
     assert [len(parts[s]) for s in ("train", "validation", "test")] == [70, 10, 20]
     seen = sorted(value for part in parts.values() for value in inputs(part))
     assert seen == list(range(100)) and len(notes) == 2
 
 
-def test_own_splits_are_left_alone_and_limits_are_said(make_config):
+def test_own_splits_are_kept(make_config):
     parts, notes = splits.make_splits(
         "set", make_config(limit=6), 0, train=pool([0, 1] * 20), test=pool([0, 1] * 4)
     )
@@ -55,7 +55,7 @@ def test_own_splits_are_left_alone_and_limits_are_said(make_config):
     assert sum("config.data.limit" in note for note in notes) == 2
 
 
-def test_no_share_means_the_train_split_itself_and_is_said(make_config):
+def test_no_share_uses_the_train_split(make_config):
     parts, notes = splits.make_splits(
         "set", make_config(validation=0.0), 0, train=pool([0, 1] * 5), test=pool([0, 1])
     )

@@ -60,7 +60,7 @@ def load(make_config, tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_a_prepared_set(load, tmp_path, mode):
+def test_prepared_set(load, tmp_path, mode):
     channels = len(mode)
     prepare(tmp_path, mode=mode)
     for source in (tmp_path, tmp_path / "toy" / "1.0.0"):
@@ -83,13 +83,13 @@ def test_a_split_without_labels_is_not_used(load, tmp_path):
     assert len(toy.splits["test"]) == 4 and "The test split has no labels" in toy.notes[0]
 
 
-def test_missing_splits_are_carved(load, tmp_path):
+def test_missing_splits_are_taken_from_train(load, tmp_path):
     prepare(tmp_path, sizes={"train": 20, "validation": 4})
     toy = load()
     assert [len(toy.splits[s]) for s in ("train", "validation", "test")] == [16, 4, 4]
 
 
-def test_a_set_that_is_not_prepared_says_how(load, tmp_path):
+def test_unprepared_set_is_explained(load, tmp_path):
     with pytest.raises(UserError) as error:
         load(variant="cifar10")
     assert "tfds build cifar10 --file_format=array_record" in str(error.value)
@@ -115,7 +115,7 @@ def test_a_format_that_needs_tensorflow_is_refused(load, tmp_path):
         load()
 
 
-def test_features_of_other_peoples_code_are_refused_before_it_runs(load, tmp_path, monkeypatch):
+def test_third_party_features_are_refused(load, tmp_path, monkeypatch):
     prepare(tmp_path)
     (tmp_path / "code" / "strange").mkdir(parents=True)
     mark = tmp_path / "it ran"
@@ -133,7 +133,7 @@ def test_features_of_other_peoples_code_are_refused_before_it_runs(load, tmp_pat
     assert not mark.exists()
 
 
-def test_a_record_that_is_no_picture_is_named(load, tmp_path):
+def test_undecodable_record_is_named(load, tmp_path):
     def generate(self, size):
         for i, example in Toy._generate_examples(self, size):
             yield i, example | ({"image": b"no picture"} if size == 6 else {})

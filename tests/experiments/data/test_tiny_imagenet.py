@@ -91,7 +91,7 @@ def test_zip_and_folders_read_alike(load, files, tmp_path, kind):
             assert abs(int(example["inputs"][0, 0, 0]) - 60 * (example["label"] + 1)) <= 3
 
 
-def test_it_is_prepared_once_and_a_changed_source_again(load, files, tmp_path, capsys):
+def test_preparation_is_reused_until_the_source_changes(load, files, tmp_path, capsys):
     source = write_zip(tmp_path / "a.zip", files)
     first = load(source)
     assert "(once)" in capsys.readouterr().out
@@ -122,9 +122,7 @@ def test_it_is_prepared_once_and_a_changed_source_again(load, files, tmp_path, c
         ),
     ],
 )
-def test_incomplete_files_are_refused_before_anything_is_written(
-    load, files, tmp_path, change, message
-):
+def test_incomplete_files_are_refused(load, files, tmp_path, change, message):
     change(files)
     with pytest.raises(UserError, match=message) as error:
         load(write_zip(tmp_path / "a.zip", files))
@@ -178,13 +176,13 @@ def test_two_processes_may_prepare_at_once(load, files, tmp_path, monkeypatch):
     assert len(load(source).splits["test"]) == 6
 
 
-def test_a_folder_that_cannot_be_written_is_said(load, files, tmp_path):
+def test_unwritable_folder_is_reported(load, files, tmp_path):
     (tmp_path / "prepared").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"could not be prepared in .*--config\.data\.dir"):
         load(write_zip(tmp_path / "a.zip", files))
 
 
-def test_copies_are_found_when_it_is_prepared(load, files, tmp_path):
+def test_copies_are_noticed(load, files, tmp_path):
     for number, name in enumerate(sorted(name for name in files if name.endswith(".JPEG"))):
         files[name] = jpeg(10 * number)
     files["val/images/val_10.JPEG"] = files["train/n02/images/n02_3.JPEG"]
@@ -196,14 +194,14 @@ def test_copies_are_found_when_it_is_prepared(load, files, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["wnids.txt", "words.txt", "val/val_annotations.txt"])
-def test_a_list_that_is_no_text_is_named(load, files, tmp_path, name):
+def test_undecodable_list_is_named(load, files, tmp_path, name):
     files[name] = b"\xff\xfe\x00" * 5
     with pytest.raises(UserError, match=rf"{name} of .*a\.zip cannot be read"):
         load(write_zip(tmp_path / "a.zip", files))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])
-def test_a_set_without_a_usable_picture_is_refused(load, files, tmp_path, split):
+def test_no_usable_picture_is_refused(load, files, tmp_path, split):
     for name in files:
         if name.startswith(f"{split}/") and name.endswith(".JPEG"):
             files[name] = b""
@@ -218,7 +216,7 @@ def test_members_that_point_outside_are_never_written(load, files, tmp_path):
     assert not list(tmp_path.parent.glob("escaped*")) and not list(tmp_path.rglob("escaped*"))
 
 
-def test_a_download_is_whole_or_not_there(check_download, load, files, tmp_path):
+def test_download(check_download, load, files, tmp_path):
     check_download(tiny_imagenet, load, write_zip(tmp_path / "a.zip", files).read_bytes())
 
 

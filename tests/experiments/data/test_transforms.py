@@ -18,12 +18,12 @@ def picture(height=12, width=20, channels=3):
 
 
 @pytest.mark.parametrize("shape", [(12, 20, 3), (20, 12, 1), (8, 8, 3), (5, 4, 1)])
-def test_fit_makes_a_square(shape):
+def test_crop_to_square_gives_squares(shape):
     assert transforms.crop_to_square(picture(*shape), 8).shape == (8, 8, shape[2])
     assert transforms.crop_to_square(picture(*shape), 0).shape == shape
 
 
-def test_fit_crops_the_middle():
+def test_crop_to_square_crops_the_middle():
     wide = np.zeros((8, 16, 1), np.uint8)
     wide[:, 4:12] = 200
     assert (transforms.crop_to_square(wide, 8) == 200).all()
@@ -35,7 +35,7 @@ def test_normalise_is_float32_and_exact():
     np.testing.assert_allclose(out[0, 0], [1.0, 1.5, 2.0])
 
 
-def test_a_mean_for_other_channels_is_refused():
+def test_mean_for_other_channels_is_refused():
     with pytest.raises(UserError, match=r"mean has 3 values.*1 channel"):
         transforms.normalise(picture(channels=1), (0.5, 0.5, 0.5), 1.0)
 
@@ -93,7 +93,7 @@ def test_evaluation_leaves_series_as_they_are():
     np.testing.assert_array_equal(out["inputs"], series)
 
 
-def test_the_wrong_augmentation_is_said(rng):
+def test_unknown_augmentation_is_refused(rng):
     with pytest.raises(UserError, match=r"'flip'.*crop_flip"):
         transforms.make_transform("flip", 0, 0.0, 1.0, train=True)
     for_pictures = transforms.make_transform("crop_flip", 0, 0.0, 1.0, train=True)
@@ -104,6 +104,6 @@ def test_the_wrong_augmentation_is_said(rng):
         for_series({"inputs": picture(), "label": 0}, rng)
 
 
-def test_transforms_can_be_sent_to_other_processes():
+def test_transforms_can_be_pickled():
     train = transforms.make_transform("shift", 8, [0.5], [0.5], train=True)
     assert pickle.loads(pickle.dumps(train)) == train

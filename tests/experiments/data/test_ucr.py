@@ -46,7 +46,7 @@ def test_tables_of_2018_and_2015(load, tmp_path, suffix, separator):
     assert any("All series were z-normalised" in note for note in toy.notes)
 
 
-def test_the_set_is_found_by_name_in_the_archive(load, tmp_path, make_config):
+def test_set_is_found_by_name(load, tmp_path, make_config):
     write(tmp_path / "Toy")
     write(tmp_path / "Other", "Other")
     assert load(variant="toy").name == "Toy"
@@ -58,7 +58,7 @@ def test_the_set_is_found_by_name_in_the_archive(load, tmp_path, make_config):
     assert data.load(make_config(name="ucr", variant="Toy"), 0).name == "Toy"
 
 
-def test_a_missing_set_names_the_places_and_the_two_ways(load, tmp_path):
+def test_missing_set_is_explained(load, tmp_path):
     write(tmp_path / "Toy")
     with pytest.raises(UserError) as error:
         load(variant="Tooy")
@@ -86,7 +86,7 @@ def test_labels_of_any_kind(load, tmp_path, given, classes, expected):
     assert toy.classes == classes and labels(toy) == labels(toy, "test") == expected
 
 
-def test_a_label_unseen_in_training_is_named_with_its_line(load, tmp_path):
+def test_unseen_label_is_named_with_its_line(load, tmp_path):
     write(tmp_path, test=["2,1,2,3,4", "7,1,2,3,4"])
     with pytest.raises(UserError, match=r"Toy_TEST\.tsv, line 2: the label '7'"):
         load()
@@ -99,13 +99,13 @@ def test_one_class_is_refused(load, tmp_path):
 
 
 @pytest.mark.parametrize("missing", ["NaN", "?", ""])
-def test_gaps_are_interpolated_and_said(load, tmp_path, missing):
+def test_gaps_are_interpolated(load, tmp_path, missing):
     toy = load(write(tmp_path, train=[f"2,1,{missing},3,4", "10,1,2,3,4"]))
     np.testing.assert_allclose(series(toy)[0, :, 0], Z, rtol=1e-6)
     assert "1 missing values in 1 series were filled by linear interpolation." in toy.notes
 
 
-def test_unequal_lengths_are_padded_after_normalising_and_said(load, tmp_path):
+def test_short_series_are_padded_after_normalising(load, tmp_path):
     toy = load(write(tmp_path, train=["2,1,2,3,4,NaN,NaN", "10,1,2,3,4,5,6"], test=["2,1,2,3,4"]))
     assert toy.shape == (6, 1)
     np.testing.assert_allclose(series(toy)[0, :, 0], [*Z, 0, 0], rtol=1e-6)
@@ -147,7 +147,7 @@ def test_bad_rows_are_named_by_file_and_line(load, tmp_path, row, message):
 
 
 @pytest.mark.parametrize("label", ["", "?", "NaN"])
-def test_a_series_without_a_label_is_skipped_and_listed(load, tmp_path, label):
+def test_series_without_a_label_are_skipped(load, tmp_path, label):
     rows = ["2,1,2,3,4", f"{label},1,2,3,4", "10,1,2,3,4"]
     toy = load(write(tmp_path, train=rows, test=rows))
     assert toy.classes == ["2", "10"] and labels(toy) == labels(toy, "test") == [0, 1]
@@ -162,14 +162,6 @@ def test_a_file_that_is_no_table_is_named(load, tmp_path, content):
     write(tmp_path)
     (tmp_path / "Toy_TRAIN.tsv").write_bytes(content)
     with pytest.raises(UserError, match=r"Toy_TRAIN\.tsv (holds no series|cannot be read)"):
-        load()
-
-
-def test_a_file_that_was_cut_off_is_named_by_its_last_line(load, tmp_path):
-    write(tmp_path)
-    whole = (tmp_path / "Toy_TRAIN.tsv").read_bytes()
-    (tmp_path / "Toy_TRAIN.tsv").write_bytes(whole[:-5])
-    with pytest.raises(UserError, match=r"Toy_TRAIN\.tsv, line 4 has 3 columns"):
         load()
 
 
@@ -194,7 +186,7 @@ def test_ts_files(load, tmp_path):
     np.testing.assert_allclose(series(toy)[1, :, 0], Z[::-1], rtol=1e-6)
 
 
-def test_ts_dimensions_are_channels_and_lengths_may_differ(load, tmp_path):
+def test_ts_channels_and_lengths(load, tmp_path):
     write_ts(tmp_path, ["1,2,3,4:4,3,2,1:up", "1,2:2,1:down"], ["@equalLength false"])
     toy = load()
     assert toy.shape == (4, 2)
