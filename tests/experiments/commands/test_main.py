@@ -60,106 +60,67 @@ def refused(command):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "Which experiment? Give --config=experiments/configs/odconv.py"),
+        ([], "Which experiment?"),
         (["--config=experiments/configs/odcon.py"], "did you mean 'odconv'?"),
         (["--config=experiments/configs/odconv"], "did you mean 'odconv'?"),
         (["--config", "experiments/configs/odcon.py"], "did you mean 'odconv'?"),
-        (["--config=nowhere/odconv.py"], "There is no config nowhere/odconv.py"),
-        (["--config=experiments/configs/common"], "There is no config"),
-        (["--config=experiments/configs/__init__.py"], "is not a config"),
-        (["--config="], "There is no config"),
+        (["--config=nowhere/odconv.py"], "no config nowhere/odconv.py"),
+        (["--config=experiments/configs/common"], "no config"),
+        (["--config=experiments/configs/__init__.py"], "not a config"),
+        (["--config="], "no config"),
         (["--config=experiments/configs/odconv.py:digts"], "did you mean 'digits'?"),
         (["--config=experiments/configs/odconv.py:ucr,nme=x"], "did you mean 'name='?"),
-        ([CONFIG, "--workdr=x"], "There is no flag --workdr; did you mean '--workdir'?"),
-        ([CONFIG, "--qqqqqq=x"], "There is no flag --qqqqqq; --help lists the flags."),
-        ([CONFIG, "stray"], "'stray' is not a flag; flags are written --name=value."),
+        ([CONFIG, "--workdr=x"], "did you mean '--workdir'?"),
+        ([CONFIG, "--qqqqqq=x"], "no flag --qqqqqq"),
+        ([CONFIG, "stray"], "'stray' is not a flag"),
         ([CONFIG, "--distributed=perhaps"], "distributed=perhaps"),
+        ([CONFIG, "--heartbeat=1"], "2 seconds"),
+        ([CONFIG, "--profile=3"], "--profile=50,60"),
+        ([CONFIG, "--distributed"], "no cluster"),
     ],
 )
-def test_a_mistake_in_the_flags_is_answered_in_one_line(refused, words, says):
+def test_a_wrong_flag_is_answered_in_one_line(refused, words, says):
     assert says in refused(*words)
 
 
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        (
-            "optimzer.learning_rate=1",
-            "--config has no setting 'optimzer'; did you mean 'optimizer'?",
-        ),
-        (
-            "optimizer.learning_rte=1",
-            "--config.optimizer has no setting 'learning_rte'; did you mean 'learning_rate'?",
-        ),
-        (
-            "conv.num_kernel=3",
-            "--config.conv has no setting 'num_kernel'; did you mean 'num_kernels'?",
-        ),
-        ("optimizer.zzz=1", "there are betas, clip, learning_rate, name, schedule,"),
-        ("epochs.more=1", "--config.epochs is one setting and holds no others"),
-        (
-            "optimizer=adam",
-            "--config.optimizer is a group of settings: betas, clip, learning_rate, name",
-        ),
-        ("epochs=abc", "--config.epochs=abc is not a whole number, such as 2."),
-        ("epochs=1.5", "--config.epochs=1.5 is not a whole number, such as 2."),
-        ("optimizer.learning_rate=fast", "learning_rate=fast is not a number, such as 0.003."),
-        ("tensorboard=perhaps", "--config.tensorboard=perhaps is not true or false"),
+        ("optimzer.learning_rate=1", "did you mean 'optimizer'?"),
+        ("optimizer.learning_rte=1", "did you mean 'learning_rate'?"),
+        ("conv.num_kernel=3", "did you mean 'num_kernels'?"),
+        ("optimizer.zzz=1", "there are betas, clip"),
+        ("epochs.more=1", "one setting"),
+        ("optimizer=adam", "group of settings"),
+        ("epochs=1.5", "not a whole number"),
+        ("optimizer.learning_rate=fast", "not a number"),
+        ("tensorboard=perhaps", "not true or false"),
+        ("conv.name=odcnv", "did you mean 'odconv'?"),
+        ("model.width=0", "1 or more"),
+        ("optimizer.learning_rate=nan", "more than 0"),
+        ("batch_size=6", "multiple of 4"),
     ],
 )
-def test_an_override_of_no_setting_or_of_the_wrong_kind_is_answered(refused, override, says):
-    assert says in refused(CONFIG, f"--config.{override}")
-
-
-@pytest.mark.parametrize(
-    ("override", "says"),
-    [
-        ("conv.name=odcnv", "--config.conv.name=odcnv does not exist; did you mean 'odconv'?"),
-        ("model.depth=17", "--config.model.depth=17: choose one of 6, 10, 18, 34, 50."),
-        ("model.stem=big", "--config.model.stem=big: choose one of imagenet, small."),
-        ("model.width=0", "--config.model.width=0: choose 1 or more."),
-        ("model.dropout=1", "--config.model.dropout=1.0: choose less than 1."),
-        ("augment=flip", "--config.augment=flip: did you mean 'crop_flip'?"),
-        ("augment=xyzzy", "--config.augment=xyzzy: there are none, affine"),
-        ("optimizer.name=admm", "--config.optimizer.name=admm: did you mean 'adam'?"),
-        ("dtype=float33", "--config.dtype=float33: did you mean 'float32'?"),
-        ("batch_size=0", "--config.batch_size=0: choose 1 or more."),
-        ("batch_size=6", "does not divide among 4 devices; choose a multiple of 4."),
-        ("epochs=0", "--config.epochs=0: choose 1 or more."),
-        ("log_every=0", "--config.log_every=0: choose 1 or more."),
-        ("checkpoint_every=0", "--config.checkpoint_every=0: choose 1 or more."),
-        ("optimizer.learning_rate=-1", "learning_rate=-1.0: choose more than 0."),
-        ("optimizer.learning_rate=nan", "learning_rate=nan: choose more than 0."),
-        ("optimizer.learning_rate=inf", "learning_rate=inf: choose more than 0."),
-        ("temperature.start=0", "--config.temperature.start=0.0: choose more than 0."),
-        ("data.validation=1", "--config.data.validation=1.0: choose less than 1."),
-        ("data.limit=-5", "--config.data.limit=-5: choose 0 or more."),
-        ("seed=-1", "--config.seed=-1: choose 0 or more."),
-        ("task=clasification", "--config.task=clasification: "),
-    ],
-)
-def test_a_value_that_makes_no_sense_is_answered_before_anything_is_made(
-    refused, override, says, tmp_path
-):
+def test_a_wrong_setting_is_answered_before_anything_is_written(refused, override, says, tmp_path):
     assert says in refused(CONFIG, f"--config.{override}")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("dataset", ["folder", "ucr", "ucr,name=Adiac", "tiny_imagenet"])
-def test_data_that_are_not_there_are_answered_with_where_they_were_looked_for(refused, dataset):
+def test_missing_data_are_answered_with_their_place(refused, dataset):
     line = refused(
         f"--config=experiments/configs/odconv.py:{dataset}", "--config.data.source=/nowhere"
     )
     assert "/nowhere" in line and "--config.data.source=" in line
 
 
-def test_a_workdir_that_is_a_file_is_answered(refused, tmp_path):
+def test_a_workdir_cannot_be_a_file(refused, tmp_path):
     (tmp_path / "file").write_text("")
     line = refused(CONFIG, f"--workdir={tmp_path / 'file'}")
     assert f"The workdir {tmp_path / 'file'} cannot be used" in line
 
 
-def test_a_workdir_of_other_settings_is_answered_with_what_differs(refused, tmp_path):
+def test_a_workdir_of_other_settings_is_refused(refused, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints" / "4").mkdir(parents=True)
     config = odconv.get_config("smoke")
@@ -173,7 +134,7 @@ def test_a_workdir_of_other_settings_is_answered_with_what_differs(refused, tmp_
     assert json.loads((run / "config.json").read_text())["epochs"] == 7
 
 
-def test_a_workdir_from_before_a_setting_existed_is_continued_where_it_has_its_default(tmp_path):
+def test_a_setting_newer_than_the_run_counts_as_its_default(tmp_path):
     config = odconv.get_config("smoke")
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     older = config.to_dict()
@@ -185,26 +146,21 @@ def test_a_workdir_from_before_a_setting_existed_is_continued_where_it_has_its_d
         check_or_write_config(tmp_path, config)
 
 
-def test_a_damaged_config_file_is_answered(refused, tmp_path):
+def test_a_damaged_config_json_is_refused(refused, tmp_path):
     run = tmp_path / "run"
     (run / "checkpoints" / "4").mkdir(parents=True)
     (run / "config.json").write_text("{")
     assert "config.json is damaged" in refused(CONFIG)
 
 
-def test_a_mistyped_setting_can_be_corrected_in_the_same_workdir(refused):
+def test_a_setting_can_be_corrected_before_the_first_checkpoint(refused):
     missing = "--config=experiments/configs/odconv.py:folder"
     for epochs in (3, 4):
         line = refused(missing, "--config.data.source=/nowhere", f"--config.epochs={epochs}")
         assert "other settings" not in line
 
 
-def test_without_a_cluster_distributed_says_what_it_is_for(refused):
-    line = refused(CONFIG, "--distributed")
-    assert "--distributed finds no cluster" in line
-
-
-def test_the_place_among_several_processes_reaches_jax(command, monkeypatch):
+def test_the_flags_of_processes_reach_jax(command, monkeypatch):
     calls = []
     monkeypatch.setattr(
         jax.distributed, "initialize", lambda *place, **times: calls.append((*place, times))
@@ -236,7 +192,7 @@ def test_the_flags_reach_the_run(command, monkeypatch, tmp_path):
     assert (static.name, static.epochs, usual) == ("base", 120, Path("runs/base-adiac"))
 
 
-def test_the_compilation_cache_of_the_person_is_respected(command, monkeypatch, tmp_path):
+def test_a_compilation_cache_that_is_set_is_kept(command, monkeypatch, tmp_path):
     monkeypatch.setattr(loop, "train", lambda config, workdir, **_: None)
     jax.config.update("jax_compilation_cache_dir", None)
     command(CONFIG)
@@ -246,22 +202,22 @@ def test_the_compilation_cache_of_the_person_is_respected(command, monkeypatch, 
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "theirs")
 
 
-def test_an_error_of_ours_keeps_its_traceback(command, monkeypatch):
+def test_a_programming_error_keeps_its_traceback(command, monkeypatch):
     def broken(config, workdir, **_):
-        raise KeyError("ours")
+        raise KeyError("a bug")
 
     monkeypatch.setattr(loop, "train", broken)
-    with pytest.raises(KeyError, match="ours"):
+    with pytest.raises(KeyError, match="a bug"):
         command(CONFIG)
 
 
-def test_debug_shows_the_traceback_of_a_mistake(command):
+def test_debug_shows_a_traceback(command):
     code, _, err = command(CONFIG, "--config.batch_size=0", "--debug")
     assert code == 2 and "Traceback" in err
     assert err.splitlines()[-1].startswith("error: --config.batch_size=0")
 
 
-def test_ctrl_c_says_how_to_continue(command, monkeypatch):
+def test_ctrl_c_tells_how_to_continue(command, monkeypatch):
     def interrupted(config, workdir, **_):
         raise KeyboardInterrupt
 

@@ -127,7 +127,9 @@ def test_an_interrupted_odconv_run_continues_bit_for_bit(
     assert_same_run(workdir, finished[0])
 
 
-def test_an_interrupted_static_run_with_averages_continues_bit_for_bit(programs, no_figures, tmp_path):
+def test_an_interrupted_static_run_with_averages_continues_bit_for_bit(
+    programs, no_figures, tmp_path
+):
     config = small(base, **AVERAGE)
     train(config, tmp_path / "whole", programs)
     with interrupted_before(5):
