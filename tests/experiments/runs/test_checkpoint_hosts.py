@@ -1,4 +1,4 @@
-"""Two hosts come to the same checkpoint, though only one of them meets the damage."""
+"""Two hosts agree on a checkpoint though only one of them meets the damage."""
 
 import json
 import os
@@ -7,7 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import experiments
+
+pytestmark = pytest.mark.process
 
 HOST = """
 import json, sys
@@ -22,8 +26,8 @@ jax.distributed.initialize(address, 2, rank)
 
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
-from experiments.checkpoint import Checkpoints
-from experiments.sharding import AXIS, make_mesh
+from experiments.runs.checkpoints import Checkpoints
+from experiments.train.sharding import AXIS, make_mesh
 
 rows = NamedSharding(make_mesh(), P(AXIS))
 numbers = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
