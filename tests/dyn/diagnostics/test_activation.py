@@ -10,7 +10,7 @@ import pytest
 from layer_cases import filled, random_input
 
 from dyn.diagnostics import class_activation, layer_outputs
-from dyn.layers import ODConv, PixelDynamicConv
+from dyn.layers import ODConv
 from dyn.models import BasicBlock, ResNet
 
 
@@ -126,7 +126,7 @@ def small_resnet(conv):
 
 
 def test_the_map_of_an_input_does_not_depend_on_the_others():
-    net, variables, x = small_resnet(partial(PixelDynamicConv, num_kernels=2))
+    net, variables, x = small_resnet(nn.Conv)
     compute = compile_activation(net, "stage2_block1")
     maps = compute(variables, x, jnp.array([0, 2]))
     assert maps.shape == (2, 4, 4)
