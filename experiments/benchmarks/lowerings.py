@@ -72,7 +72,7 @@ class Case(NamedTuple):
 
     @property
     def tap_attention(self) -> bool:
-        """Whether the taps of the kernel are weighted."""
+        """True if the taps of the kernel are weighted."""
         return self.kernels > 0 and self.size > 1 and not self.pixelwise
 
     @property

@@ -202,7 +202,7 @@ def compute_signed_rank_p(differences: Sequence[float]) -> float:
     Args:
         differences: of at least one pair.
     """
-    # Differences of the same hundredths are tied, whatever the last digits of the subtractions.
+    # Rounding makes differences tied that are equal but for the error of the subtractions.
     rounded = np.round(np.asarray(differences, np.float64), 10)
     if not rounded.any():
         return 1.0

@@ -57,8 +57,8 @@ class KernelUse:
 def measure_layers(model: nn.Module, variables: Mapping[str, Any], inputs: Any) -> list[LayerCost]:
     """Returns the cost of each layer of a model that computes something, in order.
 
-    A layer is an outermost submodule with multiply-adds that has parameters of its own or attention; a block
-    of layers is not a layer.
+    A layer is an outermost submodule with multiply-adds that has its own parameters or attention; a block of
+    layers is not a layer.
 
     Args:
         model: applied to `(variables, inputs)`.

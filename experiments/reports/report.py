@@ -219,8 +219,8 @@ def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
         "a single run has none."
     )
     yield (
-        "A seed decides the initial parameters and the order of the examples and, if a data set has no test "
-        "split of its own, which examples are tested: runs are compared seed by seed"
+        "A seed decides the initial parameters and the order of the examples. If a data set comes without a "
+        "test split, it also decides which examples are tested: runs are compared seed by seed"
         f"{' and fold by fold' if has_folds else ''}."
     )
     if gaps:
