@@ -82,16 +82,10 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
         if not file.exists() or not _has_results(workdir):
             files.write_json(file, config.to_dict())
             return
-        recorded = json.loads(file.read_text())
+        old = _flatten_config(restore_config(files.read_json_object(file)))
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
-    if not isinstance(recorded, dict):
-        raise UserError(f"{file} holds no settings of a run; choose another --workdir.")
-    try:
-        old = _flatten_config(restore_config(recorded))
-    except AttributeError as error:
+    except (AttributeError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
     new = _flatten_config(config)
     # Of other tasks and data it is enough to name the settings that this config has. A field that a layer's
