@@ -19,6 +19,7 @@ from pathlib import Path
 import jax
 from ml_collections import ConfigDict
 
+from experiments.configs.shared.assemble import complete_config
 from experiments.core import cli
 from experiments.core.config_file import find_setting
 from experiments.core.errors import UserError
@@ -51,11 +52,10 @@ def main(
     # Imported late, so that a mistake in the flags is answered at once.
     from experiments.train.loop import train
     from experiments.train.profile import parse_steps
-    from experiments.train.validate import resolve_config
 
-    resolved = resolve_config(config)
+    completed = complete_config(config)
     for path in cli.list_overrides(sys.argv):  # another flag may have made a setting meaningless
-        find_setting(resolved, path)
+        find_setting(completed, path)
     folder = Path(workdir or f"runs/{config.name}-{config.dataset.lower()}").expanduser()
     train(config, folder, profile=parse_steps(profile.split(",") if profile else []))
 

@@ -125,21 +125,21 @@ def parse_command_line(
     known = flags.FlagValues()
     known.set_gnu_getopt(True)  # words and flags in any order
     flags.DEFINE_bool("debug", False, "", flag_values=known)
-    config = None
     # A `config: str` is a flag like any other.
     takes_config = "config" in parameters and parameters["config"].annotation is not str
+    for name, parameter in parameters.items():
+        is_config = takes_config and name == "config"
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not is_config:
+            _define_flag(name, parameter, known)
+    for name in flags.FLAGS:  # of libraries, and of commands that define their own
+        flag = flags.FLAGS[name]
+        if name == flag.name and name not in known:  # another name is the flag's short one
+            known[name] = flag
+    config = None
     try:
         argv = known.read_flags_from_files(list(argv), force_gnu=True)
         if takes_config:
             argv, config = _define_config(argv, known)
-        for name, parameter in parameters.items():
-            is_config = takes_config and name == "config"
-            if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not is_config:
-                _define_flag(name, parameter, known)
-        for name in flags.FLAGS:  # of libraries, and of commands that define their own
-            flag = flags.FLAGS[name]
-            if name == flag.name and name not in known:  # another name is the flag's short one
-                known[name] = flag
         words = known(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(known), n=1)

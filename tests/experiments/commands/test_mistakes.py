@@ -1,7 +1,5 @@
-"""Settings that do not go together, files that are not what they should be, studies, real processes."""
+"""Settings that do not fit each other or the data, damaged files, and studies that cannot be run."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -17,72 +15,36 @@ from experiments.train import program
 
 ROOT = Path(command.__file__).parents[1]
 ODCONV = "--config=experiments/configs/odconv.py:smoke"
-MIXED_UP = {
-    "a recipe for series on pictures": ([ODCONV, "--config.augment=series"], "not for pictures"),
-    "gates of a network without gates": ([ODCONV, "--config.adapt_gates=True"], "with gates"),
-    "a network for series on pictures": (
-        ["--config=experiments/configs/net1.py:digits,smoke", "--config.augment=none"],
-        "net1 is for series",
-    ),
-    "kernels to rotate in series": (
-        ["--config=experiments/configs/rotated.py:adiac,smoke", "--config.data.source={ucr}"],
+# Words and a part of the answer; these are found before the data are read.
+RELATIONS = [
+    ([ODCONV, "--config.augment=series"], "not for pictures"),
+    ([ODCONV, "--config.adapt_gates=True"], "with gates"),
+    ([ODCONV, "--config.data.name=folder"], "two data sets"),
+    ([ODCONV, "--config.dataset=tiny_imagenet"], "two data sets"),
+    ([ODCONV, "--config.task=segmentation"], "digits is for classification"),
+    ([ODCONV, "--config.accumulate=3"], "multiple of 12"),
+    ([ODCONV, "--config.data.classes=3,3"], "twice"),
+    (["--config=experiments/configs/base.py", "--config.model.context=block"], "no context"),
+    (["--config=experiments/configs/base.py:audio", "--config.audio.labels=multi"], "takes class"),
+]
+DATA = [
+    (["--config=experiments/configs/net1.py:digits,smoke"], "net1 is for series"),
+    ([ODCONV, "--config.batch_size=128"], "more than the 64"),
+    ([ODCONV, "--config.data.fold=10"], "fold"),
+    ([ODCONV, "--config.data.fold=0", "--config.data.folds=100000"], "folds"),
+    ([ODCONV, "--config.data.validation=0.6", "--config.data.test=0.5"], "leave nothing"),
+    ([ODCONV, "--config.model.width=65536"], "GB on each device"),
+    ([ODCONV, "--config.epochs=2000000000"], "an epoch has"),
+    ([ODCONV, "--config.init_from=/nowhere"], "/nowhere holds no run"),
+    ([ODCONV, "--workdir=" + "x" * 400], "too long"),
+    (
+        [
+            *("--config=experiments/configs/rotated.py:adiac,smoke", "--config.data.source={ucr}"),
+            "--config.augment=none",
+        ],
         "square 2-D kernel",
     ),
-    "mixed pictures of a segmentation": (
-        ["--config=experiments/configs/base.py:voc2012", "--config.mixing.cutmix=1"],
-        "--config.mixing.cutmix would do nothing: it is for classification.",
-    ),
-    "a head of a classification": (
-        [ODCONV, "--config.head.name=deeplabv3plus"],
-        "--config.head.name would do nothing: it is for segmentation.",
-    ),
-    "a plateau of a cosine": ([ODCONV, "--config.plateau.patience=3"], "schedule=plateau"),
-    "kernels of a network that takes others": (
-        ["--config=experiments/configs/net1.py:adiac", "--config.model.width=3"],
-        "net1 takes --config.series",
-    ),
-    "a temperature of nothing": (
-        ["--config=experiments/configs/base.py", "--config.temperature.start=3"],
-        "--config.conv.name=conv has no temperature",
-    ),
-    "a context of a static convolution": (
-        ["--config=experiments/configs/base.py", "--config.model.context=block"],
-        "looks at no context",
-    ),
-    "data for which the config is not": ([ODCONV, "--config.data.name=folder"], "two data sets"),
-    "a label of other data": ([ODCONV, "--config.dataset=tiny_imagenet"], "two data sets"),
-    "a set of one set": (["--config=experiments/configs/base.py:digits,name=Beef"], "one digits"),
-    "another task": ([ODCONV, "--config.task=segmentation"], "digits is for classification"),
-    "a batch of more than all examples": (
-        [ODCONV, "--config.batch_size=128"],
-        "--config.batch_size=128 is more than the 64 examples",
-    ),
-    "a fold that is not there": ([ODCONV, "--config.data.fold=10"], "fold"),
-    "more folds than examples": (
-        [ODCONV, "--config.data.fold=0", "--config.data.folds=100000"],
-        "folds",
-    ),
-    "microbatches that do not divide": ([ODCONV, "--config.accumulate=3"], "multiple of 12"),
-    "one class": ([ODCONV, "--config.data.classes=3,3"], "twice"),
-    "nothing left to train on": (
-        [ODCONV, "--config.data.validation=0.6", "--config.data.test=0.5"],
-        "leave nothing to train on",
-    ),
-    "a network larger than memory": ([ODCONV, "--config.model.width=65536"], "GB on each device"),
-    "more steps than can be counted": ([ODCONV, "--config.epochs=2000000000"], "an epoch has"),
-    "a start from no run": (
-        [ODCONV, "--config.init_from=/nowhere"],
-        "--config.init_from=/nowhere holds no run that has come to a checkpoint",
-    ),
-    "a folder for a config": (["--config=experiments/configs"], "There is no config"),
-    "a name that no file system takes": ([ODCONV, "--workdir=" + "x" * 400], "too long"),
-    "a config with too long a name": (["--config=" + "x" * 400 + ".py"], "There is no config"),
-    "two configs": ([ODCONV, "--config=experiments/configs/base.py"], "--config is given twice"),
-    "a file of flags that is not there": ([ODCONV, "--flagfile=/nowhere"], "/nowhere"),
-    "a flag twice": ([ODCONV, "--config.epochs=1", "--config.epochs=x"], "not a whole number"),
-    "a flag without a value": ([ODCONV, "--config.epochs"], "epochs"),
-    "a config without a name": ([ODCONV, "--config.name="], "name"),
-}
+]
 
 
 @pytest.fixture(scope="module")
@@ -97,11 +59,14 @@ def toy(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("case", MIXED_UP)
-def test_settings_that_do_not_go_together_are_answered(ask, case, toy):
-    words, says = MIXED_UP[case]
-    answer = ask(*(word.replace("{ucr}", str(toy)) for word in words))
-    assert answer is None if says is None else says in answer
+@pytest.mark.parametrize(("words", "says"), RELATIONS)
+def test_settings_that_do_not_fit_are_refused(ask, words, says):
+    assert says in (ask(*words, deep=False) or "")
+
+
+@pytest.mark.parametrize(("words", "says"), DATA)
+def test_settings_that_do_not_fit_the_data_are_refused(ask, words, says, toy):
+    assert says in (ask(*(word.replace("{ucr}", str(toy)) for word in words)) or "")
 
 
 def write(path, content):
@@ -110,28 +75,6 @@ def write(path, content):
 
 
 FILES = {
-    "a config that is no Python": (
-        lambda tmp: write(tmp / "c.py", b"def get_config(:"),
-        "config",
-        "c.py",
-    ),
-    "a config of bytes": (lambda tmp: write(tmp / "c.py", b"\xff\x00"), "config", "c.py"),
-    "a config that imports nothing there is": (
-        lambda tmp: write(tmp / "c.py", b"import nowhere_to_be_found"),
-        "config",
-        "nowhere_to_be_found",
-    ),
-    "a config that fails": (
-        lambda tmp: write(tmp / "c.py", b"def get_config(argument=''):\n    return 1 / 0"),
-        "config",
-        "division by zero",
-    ),
-    "a config that is none": (
-        lambda tmp: write(tmp / "c.py", b"def get_config(argument=''):\n    return 1"),
-        "config",
-        "get_config",
-    ),
-    "a folder for a config": (lambda tmp: (tmp / "c.py").mkdir(), "config", "There is no config"),
     "a summary that is cut off": (
         lambda tmp: write(tmp / "run/summary.json", b'{"te'),
         "workdir",
@@ -184,8 +127,6 @@ def test_files_that_are_not_what_they_should_be_are_named(ask, case, tmp_path):
     prepare, kind, says = FILES[case]
     prepare(tmp_path)
     match kind:
-        case "config":
-            answer = ask(f"--config={tmp_path / 'c.py'}")
         case "workdir":
             answer = ask(ODCONV)
         case "below":
@@ -200,39 +141,32 @@ def test_files_that_are_not_what_they_should_be_are_named(ask, case, tmp_path):
 
 
 STUDY = [
-    (["--override=epochs"], "write KEY=VALUE"),
-    (["--override=epochs=True"], "--override=epochs=True: it is not a whole number, such as"),
-    (["--override=epochs=1.5"], "--override=epochs=1.5: it is not a whole number"),
-    (["--override=epochs=[1]"], "--override=epochs=[1]: it is not a whole number"),
-    (["--override=epochs=None"], "--override=epochs=None: it is not a whole number"),
-    (["--override=epochs="], "--override=epochs=: it is not a whole number"),
+    (["--override=epochs"], "KEY=VALUE"),
+    (["--override=epochs=1.5"], "not a whole number"),
+    (["--override=epochs=None"], "not a whole number"),
     (["--override=epochs=" + "9" * 5000], "epochs"),
     (["--override=epochs=" + "(" * 5000], "epochs"),
     (["--override=optimizer.learning_rate=" + "9" * 400], "learning_rate=inf"),
-    (["--override=optimizer=adam"], "--override=optimizer: it is a group of fields: betas, clip, "),
-    (["--override=optimizer.lerning_rate=1"], "did you mean 'learning_rate'?"),
-    (["--override=epochs.x=1"], "has no such field"),
-    (["--override==1"], "has no such field"),
-    (["--override=head.name=fcn"], "would do nothing: it is for segmentation"),
+    (["--override=optimizer=adam"], "group of settings"),
+    (["--override=optimizer.lerning_rate=1"], "'learning_rate'"),
+    (["--override=epochs.x=1"], "one setting"),
+    (["--override==1"], "no setting"),
+    (["--override=head.name=fcn"], "no setting 'head'"),
     (["--override=conv.num_kernels=0", "--configs=odconv"], "num_kernels=0"),
-    (["--source=/nowhere"], "digits come with scikit-learn"),
-    (["--configs="], "name one or more configs"),
+    (["--source=/nowhere"], "no setting 'source'"),
+    (["--configs="], "name one or more"),
     (["--configs=base,base"], "each of them once"),
-    (["--configs=bas"], "did you mean 'base'?"),
-    (["--configs=../main"], "there is no config"),
+    (["--configs=../main"], "no config"),
     (["--configs=net1_dynamic"], "add net1 to --configs"),
     (["--configs=net1"], "net1 is for series"),
-    (["--dataset=digts"], "did you mean 'digits'?"),
+    (["--dataset=digts"], "'digits'"),
     (["--dataset=folder", "--source=/nowhere"], "/nowhere"),
     (["--seeds=0"], "seeds"),
-    (["--seeds=1000000000"], "seeds"),
     (["--folds=-1"], "folds"),
     (["--folds=1"], "folds"),
-    (["--folds=100000"], "folds"),
     (["--control=perhaps"], "control"),
-    (["--seed=3"], "did you mean '--seeds'?"),
+    (["--seed=3"], "'--seeds'"),
     (["stray"], "'stray' is not a flag"),
-    (["--workdir={tmp}/file"], "cannot be used"),
     (["--workdir={tmp}/file/below"], "cannot be used"),
 ]
 
@@ -262,30 +196,3 @@ def test_classes_of_a_study_are_a_text_though_they_look_like_numbers():
     assert config.data.classes == "0,1" and config.epochs == 3
     wide = study.load_config("base", "digits", "", {"normalise.mean": "[0.1]", "average": "1"})
     assert wide.normalise.mean == (0.1,) and wide.average == 1.0
-
-
-@pytest.mark.parametrize(
-    ("words", "says"),
-    [
-        (["main", ODCONV, "--config.epochs=None", "--debug"], "whole number"),
-        (["study", "--configs=bas"], "did you mean 'base'?"),
-        (["report", "/nowhere"], "There is no folder /nowhere"),
-        (["report", "{runs}", "--out={runs}/file"], "cannot be written"),
-        (["report", "{runs}", "--out"], "out"),
-        (["benchmarks.train_step", "--layers=odcnv"], "did you mean 'odconv'?"),
-    ],
-)
-def test_a_real_process_ends_with_2_and_says_what_is_wrong(words, says, tmp_path, the_line):
-    write(tmp_path / "file", b"")
-    write(tmp_path / "run" / "error.txt", b"out of luck")
-    module, *words = (word.replace("{runs}", str(tmp_path)) for word in words)
-    done = subprocess.run(
-        [sys.executable, "-m", f"experiments.{module}", *words],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2 and done.stdout == ""
-    *trace, line = done.stderr.splitlines(keepends=True)
-    assert says in the_line(line)
-    assert bool(trace) == ("--debug" in words)

@@ -87,27 +87,6 @@ def test_odconv_differs_from_its_static_twin_in_the_convolution_alone(argument):
     assert {key.split(".")[0] for key in differing} == {"name", "conv", "temperature"}
 
 
-@pytest.mark.usefixtures("standard_promotion")
-@pytest.mark.parametrize("name", NAMES)
-def test_the_loss_of_a_config_can_be_traced(name):
-    config = load(name).get_config("smoke")
-    task, classes = make_task(config), 3
-    shape = {"digits": (8, 8, 1), "ucr": (176, 1)}.get(config.data.name)
-    label = (classes,) if config.task == "tagging" else ()
-    if shape is None:
-        channels = 1 if config.audio.colour == "grey" else 3
-        shape = (config.audio.height or 128, config.audio.width or 64, channels)
-    batch = {
-        "inputs": jax.ShapeDtypeStruct((4, *shape), jnp.float32),
-        "label": jax.ShapeDtypeStruct((4, *label), jnp.float32 if label else jnp.int32),
-    }
-    model = task.make_model(classes, spatial_axes=len(shape) - 1)
-    key = jax.random.key(0)
-    variables = jax.eval_shape(lambda x: model.init(key, x, train=False), batch["inputs"])
-    loss, _ = jax.eval_shape(lambda v, b: task.compute_loss(model, v, b, key), variables, batch)
-    assert loss.shape == () and loss.dtype == jnp.float32
-
-
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
