@@ -249,23 +249,3 @@ def _explain_value(config: ConfigDict | None, known: flags.FlagValues, message: 
 def _is_distributed() -> bool:
     """Returns whether this process is one of several that JAX has connected."""
     return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
-
-
-# Until all commands use `run_command`.
-WORKDIR = flags.DEFINE_string("workdir", "", "")
-
-
-def without_words(argv: list[str]) -> tuple[list[str], list[str]]:
-    """Separates the words of a command line from its flags."""
-    name, *rest = argv
-    words = [word for word in rest if not word.startswith("-")]
-    return [name, *(word for word in rest if word.startswith("-"))], words
-
-
-def leave(code: int) -> None:
-    """Ends the process with an exit code."""
-    if code in (INTERRUPTED, TERMINATED):
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
-    sys.exit(code)

@@ -17,7 +17,6 @@ ROOT = Path(command.__file__).parents[1]
 ODCONV = "--config=experiments/configs/odconv.py:smoke"
 # Words and a part of the answer; these are found before the data are read.
 RELATIONS = [
-    ([ODCONV, "--config.augment=series"], "not for pictures"),
     ([ODCONV, "--config.adapt_gates=True"], "with gates"),
     ([ODCONV, "--config.data.name=folder"], "two data sets"),
     ([ODCONV, "--config.dataset=tiny_imagenet"], "two data sets"),
@@ -28,6 +27,7 @@ RELATIONS = [
     (["--config=experiments/configs/base.py:audio", "--config.audio.labels=multi"], "takes class"),
 ]
 DATA = [
+    ([ODCONV, "--config.augment=series"], "not for pictures"),
     (["--config=experiments/configs/net1.py:digits,smoke"], "net1 is for series"),
     ([ODCONV, "--config.batch_size=128"], "more than the 64"),
     ([ODCONV, "--config.data.fold=10"], "fold"),
