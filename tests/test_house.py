@@ -1,4 +1,4 @@
-"""Rules of the house that can be checked mechanically: the direction of imports, and how docstrings begin."""
+"""Rules of the house that a program can check: the direction of imports, and the openings of docstrings."""
 
 import ast
 import re
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A folder imports only from lower floors and from itself. Files at the root of experiments/ are the top floor.
+# A folder imports only from lower floors and from itself. The root of experiments/ is the top floor.
 FLOORS = {
     "core": 0,
     "configs": 1,

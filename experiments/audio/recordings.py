@@ -115,7 +115,7 @@ def _stream_mono(
     recording: Recording, channel: str, report: Callable[[str], None]
 ) -> Iterator[np.ndarray]:
     """Yields one channel as float32 `[n]` at the file's own rate."""
-    LibsndfileError = require_library("soundfile").LibsndfileError
+    decoding_error = require_library("soundfile").LibsndfileError
     index = _parse_channel(channel)
     with _open(recording.path) as file:
         _check_header(file.frames, file.samplerate)
@@ -127,7 +127,7 @@ def _stream_mono(
         while frames < file.frames:
             try:
                 block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-            except LibsndfileError as error:
+            except decoding_error as error:
                 if not frames:
                     raise Unreadable(f"nothing can be read: {_describe_error(error)}") from error
                 break

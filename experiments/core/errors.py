@@ -16,6 +16,6 @@ def suggest_nearest(word: str, known: Iterable[str]) -> str:
 
 
 def describe_kind(example: object) -> str:
-    """Describes the kind of value that a setting takes, such as `a whole number, such as 5.`"""
+    """Describes the kind of value that a setting takes, for error messages."""
     kinds = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
     return f"{kinds.get(type(example), f'a {type(example).__name__}')}, such as {example}."

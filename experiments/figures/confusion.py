@@ -22,7 +22,9 @@ from experiments.figures.style import (
 
 
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLike) -> None:
-    """Draws a confusion matrix. (scikit-learn's display has no names that fit, and needs pyplot.)
+    """Draws a confusion matrix.
+
+    scikit-learn's display does not shorten names, and needs pyplot.
 
     Args:
         matrix: `[C, C]` counts, rows are the truth, columns the predictions.

@@ -1,3 +1,3 @@
-"""What pytest does not look into for doctests."""
+"""Excludes a file from doctests."""
 
 collect_ignore = ["torch_references.py"]  # needs torch, and is run by hand

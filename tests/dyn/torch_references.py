@@ -101,7 +101,7 @@ class Excite(nn.Module):
 
 
 class Latent(nn.Module):
-    """What DCD's convolutions and its classifier share."""
+    """The parts shared by DCD's convolutions and its classifier."""
 
     def decompose(self, context, squeezed, latent, outputs):
         self.latent = latent

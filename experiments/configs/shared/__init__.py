@@ -1,1 +1,1 @@
-"""What the configs are made of: the table of settings, the data sets' recipes, and changes by words."""
+"""Building blocks of the configs: the table of settings, the recipes of data sets, and overrides."""

@@ -1,4 +1,4 @@
-"""What a data set, the strong recipe and a smoke run change of the settings' defaults."""
+"""Changes of the settings' defaults: by each data set, by the strong recipe and by a smoke run."""
 
 from typing import Any
 

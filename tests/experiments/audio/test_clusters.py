@@ -1,4 +1,4 @@
-"""How clusters are scored, against the definition item by item; and what periods and labels names give."""
+"""Scores of clusters against the definition, item by item; periods and labels from names."""
 
 import datetime
 

@@ -58,7 +58,7 @@ def ordinary_promotion():
 
 @pytest.fixture(autouse=True)
 def without_maps(monkeypatch):
-    """What is kept for reports takes as long to compile as all else, and has tests of its own."""
+    """Leaves out the maps for reports, which take as long to compile as the rest and have their own tests."""
     monkeypatch.setattr(maps, "save_maps", lambda *_: None)
 
 

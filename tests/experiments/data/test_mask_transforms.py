@@ -203,7 +203,7 @@ def test_ignored_pixels_stay_ignored():
 
 
 def test_crops_come_from_everywhere():
-    """What is cut from a zoomed picture, and where a small one is put, is a matter of chance."""
+    """The cut of a zoomed picture and the place of a small one are random."""
     places = []
     for seed in range(60):
         rng = np.random.default_rng(seed)

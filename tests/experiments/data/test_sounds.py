@@ -178,7 +178,7 @@ def test_unannotated_classes_are_unknown(long, opened, tmp_path):
 
 
 def test_splits_balance_the_labels_of_windows(long, opened, tmp_path):
-    """Of each class one recording has a window of its own; in the others both sound at once."""
+    """One recording of each class has a window to itself; in the others both sound at once."""
     rows = [("file", "start", "end", "label")]
     for number in range(1, 7):
         alone = {1: ["wren"], 2: ["owl"]}.get(number, ["wren", "owl"])
