@@ -203,8 +203,8 @@ def _train(
         step=step,
         progress=progress,
         # Flax counts from the evaluation after the last good one.
-        stopping=EarlyStopping(
-            patience=config.early_stopping.patience - 1, **(progress["early_stopping"] or {})
+        stopping=EarlyStopping(patience=config.early_stopping.patience - 1).replace(
+            **(progress["early_stopping"] or {})
         ),
         started=started - progress["seconds"],
         log=log,

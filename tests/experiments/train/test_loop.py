@@ -18,7 +18,12 @@ pytestmark = pytest.mark.usefixtures("compiled_once")
 FIGURES = {"curves.png", "confusion.png", "predictions.png", "attention.png"}
 FIGURES |= {"pr_curves.png", "mistakes.png"}
 MEASURED = {"top5", "precision", "recall", "f1", "top1_error", "top5_error"}
-AVERAGE = {"average": 0.9}
+# Everything that a run may lose when it is interrupted.
+STATEFUL = {
+    "average": 0.9,
+    "optimizer.schedule": "plateau",
+    "early_stopping.patience": 3,
+}
 
 
 @pytest.fixture(scope="module")
@@ -127,12 +132,14 @@ def test_an_interrupted_odconv_run_continues_bit_for_bit(
     assert_same_run(workdir, finished[0])
 
 
-def test_an_interrupted_static_run_with_averages_continues_bit_for_bit(
+def test_an_interrupted_static_run_with_all_that_has_a_state_continues_bit_for_bit(
     programs, no_figures, tmp_path
 ):
-    config = small(base, **AVERAGE)
+    config = small(base, **STATEFUL)
     train(config, tmp_path / "whole", programs)
-    with interrupted_before(5):
+    with interrupted_before(7):
         train(config, tmp_path / "run", programs)
     train(config, tmp_path / "run", programs)
+    progress = tmp_path / "run" / "checkpoints" / "8" / "progress" / "metadata"
+    assert json.loads(progress.read_text())["early_stopping"]["best_metric"] < 10
     assert_same_run(tmp_path / "run", tmp_path / "whole")
