@@ -24,6 +24,7 @@ from experiments.configs.shared.assemble import (
 from experiments.configs.shared.settings import LAYER_SECTIONS, Kind, list_paths
 from experiments.core.config_file import list_configs
 from experiments.core.errors import UserError
+from experiments.runs.folder import check_or_write_config
 from experiments.tasks import make_task
 from experiments.train.validate import resolve_config
 
@@ -184,6 +185,18 @@ def test_the_config_of_an_old_run_is_restored():
     # A setting that is younger than the run.
     del saved["average"], saved["model"]["context"]
     assert restore_config(saved).to_dict() == wanted.to_dict()
+
+
+def test_an_old_run_continues_with_the_same_settings_alone(tmp_path):
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    (tmp_path / "config.json").write_text(OLD_CONFIG.read_text())
+    config = load("hard").get_config("smoke")
+    check_or_write_config(tmp_path, config)
+    config.temperature.start = 3.0
+    with pytest.raises(UserError, match=r"other settings: temperature\.start was 1\.0"):
+        check_or_write_config(tmp_path, config)
+    with pytest.raises(UserError, match=r"conv\.num_kernels was 4 and is now None"):
+        check_or_write_config(tmp_path, base.get_config("smoke"))
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "acgan", "reconstruction"])
