@@ -7,12 +7,12 @@ import pytest
 from small_runs import change
 
 from dyn.diagnostics import count_parameters
-from experiments import study
 from experiments.configs import base, common, dcd
 from experiments.core.errors import UserError
 from experiments.tasks import make_task
 from experiments.tasks.backbone import make_network
 from experiments.train.banner import describe_network
+from experiments.train.control import count_config_parameters
 from experiments.train.validate import resolve_config
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -70,10 +70,10 @@ def test_parameters_are_as_published(network, static, dynamic):
 
 def test_a_width_of_64_is_as_published():
     config = config_of("mobilenet_v2", "folder")
-    assert study.parameters_of(config) == 3_504_872 - 990 * 1281
+    assert count_config_parameters(config) == 3_504_872 - 990 * 1281
     assert describe_network(config) == "MobileNetV2, 1 times as wide as published"
     config = config_of("vgg16", "folder")
-    assert study.parameters_of(config) == 138_357_544 - 990 * 4097
+    assert count_config_parameters(config) == 138_357_544 - 990 * 4097
     assert describe_network(config) == "VGG-16, width 64"
 
 
