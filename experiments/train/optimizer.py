@@ -43,15 +43,22 @@ def count_steps(config: ConfigDict, num_examples: int) -> StepCounts:
     """Counts the steps of a run on `num_examples` training examples."""
     per_epoch = math.ceil(num_examples / config.batch_size)
     total = per_epoch * config.epochs
+    # Configs of layers without a temperature, auxiliary losses or a head lack the section.
+    annealing, ramp, head_only = (
+        per_epoch * config[section][name] if section in config else 0
+        for section, name in (
+            ("temperature", "epochs"),
+            ("auxiliary", "epochs"),
+            ("stages", "head_epochs"),
+        )
+    )
     return StepCounts(
         per_epoch=per_epoch,
         total=min(total, config.steps) if config.steps else total,
-        annealing=per_epoch * config.temperature.epochs if "temperature" in config else 0,
-        auxiliary_ramp=per_epoch * config.auxiliary.epochs if "auxiliary" in config else 0,
+        annealing=annealing,
+        auxiliary_ramp=ramp,
         # On top of a random network a head alone would learn nothing useful.
-        head_only=per_epoch * config.stages.head_epochs
-        if config.init_from and "stages" in config
-        else 0,
+        head_only=head_only if config.init_from else 0,
     )
 
 

@@ -109,7 +109,8 @@ class StepSettings:
 
 def make_settings(config: ConfigDict, steps: StepCounts) -> StepSettings:
     """Returns the settings of a training step."""
-    of_layers: dict[str, Any] = {}  # of those that have a temperature, or losses of their own
+    # Only some layers have a temperature or auxiliary losses; configs of others lack the section.
+    of_layers: dict[str, Any] = {}
     if "temperature" in config:
         of_layers["temperature"] = TEMPERATURES[config.temperature.schedule]
         of_layers["start_temperature"] = config.temperature.start
