@@ -87,16 +87,17 @@ def define_indices(names: list[str], rate: int) -> list[tuple[str, str, str]]:
     Packages compute indices of the same name differently, so that the numbers are meaningless without this.
     """
     maad = f"scikit-maad {importlib.metadata.version('scikit-maad')}"
-    how = f"{rate} Hz, Hann frames of {N_FFT} with {N_FFT // 2} overlap, power spectral density"
+    settings = (
+        f"{rate} Hz, Hann frames of {N_FFT} with {N_FFT // 2} overlap, power spectral density"
+    )
     bands = f"low {_BANDS[0]}, middle {_BANDS[1]} Hz, high from {min(10_000, 0.45 * rate):g} Hz"
+    functions = f"{maad}, features.all_temporal_alpha_indices and .all_spectral_alpha_indices"
+    alpha_settings = f"{settings}; {bands}; the other settings are the package's defaults"
     rows = [
-        (f"{name} per bin", f"{maad}, {definition}", how) for name, definition in PER_BIN.items()
+        (f"{name} per bin", f"{maad}, {definition}", settings)
+        for name, definition in PER_BIN.items()
     ]
-    return rows + [
-        (name, f"{maad}, features.all_temporal_alpha_indices and .all_spectral_alpha_indices",
-         f"{how}; {bands}; the other settings are the package's defaults")
-        for name in names
-    ]  # fmt: skip
+    return rows + [(name, functions, alpha_settings) for name in names]
 
 
 def compute_cepstra(samples: np.ndarray, rate: int) -> np.ndarray:

@@ -172,10 +172,10 @@ def test_too_many_unusable_recordings_are_refused(save, rng, prepare):
         save(f"good/{number}.wav", noise(rng))
     with pytest.raises(UserError) as caught:
         prepare()
-    said = str(caught.value)
-    assert said.startswith("7 of 13 recordings cannot be used, such as 0.wav (no frames); 1.wav")
-    assert "4.wav" in said and "5.wav" not in said
-    assert said.endswith("or allow more with --config.data.max_skipped=SHARE.")
+    message = str(caught.value)
+    assert message.startswith("7 of 13 recordings cannot be used, such as 0.wav (no frames); 1.wav")
+    assert "4.wav" in message and "5.wav" not in message
+    assert message.endswith("or allow more with --config.data.max_skipped=SHARE.")
     assert len(prepare(max_skipped=0.6).usable) == 6
     save("good/6.wav", noise(rng))
     assert len(prepare().usable) == 7

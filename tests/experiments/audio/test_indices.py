@@ -25,7 +25,7 @@ def test_spectral_indices(tone):
     named = dict(zip(indices.PER_BIN, found.reshape(8, 256), strict=True))
     bin_of_tone = round(3000 / (RATE / 512))
     assert named["ENRf"].argmax() == bin_of_tone
-    # What comes and goes is complex, and what stays is not.
+    # Intermittent sounds are complex, and steady ones are not.
     steady = np.sin(2 * np.pi * 3000 * np.arange(RATE) / RATE).astype(np.float32)
     complexity = indices.compute_spectral_indices(steady, RATE).reshape(8, 256)[
         list(indices.PER_BIN).index("ACI")

@@ -56,7 +56,7 @@ def test_classes_can_be_told_apart(tmp_path, audio):
         blocks = recordings.stream_samples(recordings.probe_recording(path), 32000)
         window = next(windows.cut_grid(blocks, 32000, 2.0, 1.0))
         levels = spectrograms.compute_spectrogram(window.samples, settings).astype(np.float32)
-        # How loud each pitch ever is: the plainest description that sees the pitch range alone.
+        # Maximum loudness of each pitch: a simple description of the range of pitches.
         pictures.append(np.sort(levels, axis=1)[:, -20:].mean(axis=1))
         labels.append(path.parent.name)
     pictures, labels = np.array(pictures), np.array(labels)

@@ -1,4 +1,4 @@
-"""Hostile archives: nothing is written outside, and no more is unpacked than was looked at."""
+"""Hostile archives: nothing is written outside, and sizes are limited."""
 
 import os
 import stat

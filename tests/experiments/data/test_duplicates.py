@@ -21,7 +21,7 @@ def write(folder, values):
         (folder / f"{number}.png").write_bytes(png(value))
 
 
-def said(dataset):
+def find_notes(dataset):
     return [note for note in dataset.notes if "with the same content" in note]
 
 
@@ -33,20 +33,20 @@ def test_copied_files_are_noticed(make_config, tmp_path):
     write(root / "test" / "dog", (150, 107))
     (root / "test" / "cat" / "copy.png").write_bytes(png(3))
     pets = data.load(make_config(name="folder", source=root, validation=0.0), 0)
-    (note, other) = said(pets)
+    (note, other) = find_notes(pets)
     assert note.startswith("2 of the 5 examples of test are also in train")
     assert "test/cat/copy.png is train/cat/3.png" in note
     assert other.startswith("2 of the 5 examples of test are also in validation")  # which is train
     (root / "test" / "cat" / "copy.png").unlink()
     (root / "test" / "dog" / "1.png").unlink()
-    assert not said(data.load(make_config(name="folder", source=root, validation=0.0), 0))
+    assert not find_notes(data.load(make_config(name="folder", source=root, validation=0.0), 0))
 
 
 def test_copies_in_our_own_splits_are_noticed(make_config, tmp_path):
     write(tmp_path / "pets" / "cat", [7] * 10)
     write(tmp_path / "pets" / "dog", range(100, 110))
     pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
-    assert [note.partition(",")[0] for note in said(pets)] == [
+    assert [note.partition(",")[0] for note in find_notes(pets)] == [
         "1 of the 2 examples of validation are also in train",
         "2 of the 4 examples of test are also in train",
         "2 of the 4 examples of test are also in validation",
@@ -61,7 +61,7 @@ def test_copied_pictures_with_masks_are_noticed(make_config, tmp_path):
             mask = Image.fromarray(np.array([[0] * 3 + [1 + number % 2] * 3] * 4, np.uint8))
             mask.save(tmp_path / "streets" / split / "masks" / f"{number}.png")
     streets = data.load(make_config(name="mask_folder", source=tmp_path / "streets"), 0)
-    (note,) = said(streets)
+    (note,) = find_notes(streets)
     assert "test/images/1.png is train/images/5.png" in note
 
 
@@ -70,7 +70,7 @@ def test_copied_series_are_noticed(make_config, tmp_path):
     (tmp_path / "Toy_TRAIN.tsv").write_text("\n".join(rows))
     (tmp_path / "Toy_TEST.tsv").write_text("2\t4.0\t2.00\t1e0\t0\n1\t7\t7\t2\t1\n")
     toy = data.load(make_config(name="ucr", source=tmp_path, validation=0.0), 0)
-    assert "Toy_TEST.tsv, line 1 is Toy_TRAIN.tsv, line 2)" in said(toy)[0]
+    assert "Toy_TEST.tsv, line 1 is Toy_TRAIN.tsv, line 2)" in find_notes(toy)[0]
 
 
 def test_copied_tfds_records_are_noticed(make_config, tmp_path):
@@ -94,7 +94,7 @@ def test_copied_tfds_records_are_noticed(make_config, tmp_path):
 
     Pets(data_dir=tmp_path, file_format="array_record").download_and_prepare()
     pets = data.load(make_config(name="tfds", source=tmp_path, variant="pets", validation=0.0), 0)
-    assert said(pets)[0].startswith("1 of the 20 examples of test are also in train")
+    assert find_notes(pets)[0].startswith("1 of the 20 examples of test are also in train")
 
 
 def test_copies_in_folds_are_noticed(make_config, tmp_path):
@@ -102,10 +102,11 @@ def test_copies_in_folds_are_noticed(make_config, tmp_path):
     write(tmp_path / "pets" / "dog", range(100, 110))
     write(tmp_path / "pets" / "fox", [200] * 10)
     fields = {"name": "folder", "source": tmp_path / "pets", "validation": 0.0, "folds": 10}
-    counts = [
-        sum(" test are also in train" in note for note in said(data.load(make_config(**given), 0)))
-        for given in ({**fields, "fold": fold, "classes": "cat,dog"} for fold in range(10))
-    ]
+    counts = []
+    for fold in range(10):
+        config = make_config(**fields, fold=fold, classes="cat,dog")
+        notes = find_notes(data.load(config, 0))
+        counts.append(sum(" test are also in train" in note for note in notes))
     assert sum(counts) == 2  # The two copies are in two folds, and each meets the other once.
 
 

@@ -11,12 +11,14 @@ LABELS = [name[0] for name in NAMES]
 
 def test_groups_stay_in_one_split():
     sites = groups.find_groups(NAMES, r"(\w/site\d)")
-    dealt, _ = groups.assign_splits(sites, LABELS, validation=0.2, test=0.2, seed=3)
+    assigned, _ = groups.assign_splits(sites, LABELS, validation=0.2, test=0.2, seed=3)
     for site in set(sites):
-        assert len({split for split, mine in zip(dealt, sites, strict=True) if mine == site}) == 1
-    assert [dealt.count(split) for split in splits.NAMES] == [12, 4, 4]
+        assert (
+            len({split for split, mine in zip(assigned, sites, strict=True) if mine == site}) == 1
+        )
+    assert [assigned.count(split) for split in splits.NAMES] == [12, 4, 4]
     for split in splits.NAMES:  # of each class a share
-        assert {label for label, mine in zip(LABELS, dealt, strict=True) if mine == split} == {
+        assert {label for label, mine in zip(LABELS, assigned, strict=True) if mine == split} == {
             "a",
             "b",
         }
@@ -24,8 +26,8 @@ def test_groups_stay_in_one_split():
 
 def test_recordings_are_groups_without_a_pattern():
     assert groups.find_groups(NAMES, "") == NAMES
-    dealt, _ = groups.assign_splits(NAMES, LABELS, validation=0.0, test=0.5, seed=0)
-    assert dealt.count("test") == 10 and dealt.count("validation") == 0
+    assigned, _ = groups.assign_splits(NAMES, LABELS, validation=0.0, test=0.5, seed=0)
+    assert assigned.count("test") == 10 and assigned.count("validation") == 0
 
 
 def test_unmatched_names_are_groups():
@@ -33,8 +35,8 @@ def test_unmatched_names_are_groups():
 
 
 def test_class_of_one_group_is_trained_on():
-    dealt, notes = groups.assign_splits(["1", "2", "3", "4", "5"], "aaaab", 0.0, 0.4, seed=0)
-    assert dealt[4] == "train" and dealt.count("test") == 2
+    assigned, notes = groups.assign_splits(["1", "2", "3", "4", "5"], "aaaab", 0.0, 0.4, seed=0)
+    assert assigned[4] == "train" and assigned.count("test") == 2
     assert any("only one example" in note for note in notes)
 
 

@@ -1,4 +1,4 @@
-"""Processes killed for real in the middle of unpacking or preparing: the next one finds nothing half done."""
+"""Processes that are killed while they unpack or prepare: the next one starts from whole files."""
 
 import io
 import signal
@@ -15,7 +15,7 @@ from experiments import data
 
 pytestmark = pytest.mark.process
 
-# Dies when it reads the file of that number, as by kill -9.
+# Kills itself when it reads the file with this number.
 DIES = """
 import os, signal, sys
 from ml_collections import ConfigDict

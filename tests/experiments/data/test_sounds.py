@@ -233,7 +233,7 @@ def test_windows_around_annotations_stay_inside(long, opened, tmp_path):
     assert set(names_of(found.splits["train"])) == {
         f"long-{number:03d}.wav @ {start} s" for number in range(1, 7) for start in (0.0, 1.8, 3.5)
     }
-    assert len(found.skipped) == 6  # what begins behind the end
+    assert len(found.skipped) == 6  # annotations that begin after the end
 
 
 def test_unlabelled_windows(birds, opened):

@@ -13,7 +13,7 @@ def test_masks_blacken_stripes(picture, rng):
     masked = st.random_masks(picture, rng, number=2, share=0.5)
     black = masked[..., 0] == 0
     rows, columns = black.all(axis=1), black.all(axis=0)
-    # What is black is in a stripe that goes all the way, and nothing else has changed.
+    # Black points form whole stripes, and nothing else has changed.
     np.testing.assert_array_equal(black, rows[:, None] | columns[None])
     np.testing.assert_array_equal(masked[~black], picture[~black])
     assert rows.sum() <= 24 and columns.sum() <= 40 and black.any()

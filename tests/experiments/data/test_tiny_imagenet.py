@@ -155,7 +155,7 @@ def test_an_interrupted_preparation_leaves_nothing(load, files, tmp_path, monkey
     assert not list((tmp_path / "prepared").rglob("dataset_info.json"))
     (version,) = (tmp_path / "prepared" / "tiny_imagenet").iterdir()
     assert len(load(source).splits["test"]) == 6
-    # What a kill leaves behind is swept away once it is old.
+    # Leftovers of a killed preparation are deleted once they are old.
     (version / "incomplete.X_1.1.0").mkdir()
     os.utime(version / "incomplete.X_1.1.0", (0, 0))
     (version / "incomplete.Y_1.1.0").mkdir()

@@ -127,8 +127,10 @@ def test_unusable_pictures_are_skipped(load, files, tmp_path):
 
 def test_absent_classes_are_noted(load, files, tmp_path):
     notes = load(write_folder(tmp_path, files)).notes
-    (said,) = [note for note in notes if note.startswith("test has no pixel of bird, boat")]
-    assert "aeroplane" not in said and "background" not in said
+    (note_on_classes,) = [
+        note for note in notes if note.startswith("test has no pixel of bird, boat")
+    ]
+    assert "aeroplane" not in note_on_classes and "background" not in note_on_classes
 
 
 def test_needed_files_are_unpacked_once(load, files, tmp_path, capsys):
