@@ -70,7 +70,10 @@ def output_shape(spatial, size, axes):
 
 def dynamic_conv(inputs, kernels, mix, taps, axes, groups):
     """Sums x[b, read(p, t)] taps[b, t] sum_k mix[b, (p,) k] W_k[t] over taps t: `y[b, p]`."""
-    inputs, kernels = np.asarray(inputs, np.float64), np.asarray(kernels, np.float64)
+    inputs, kernels, mix, taps = (
+        None if array is None else np.asarray(array, np.float64)
+        for array in (inputs, kernels, mix, taps)
+    )
     size, features = kernels.shape[1:-2], kernels.shape[-1]
     reads = [
         axis_reads(n, k, **axis) for n, k, axis in zip(inputs.shape[1:-1], size, axes, strict=True)
@@ -81,13 +84,13 @@ def dynamic_conv(inputs, kernels, mix, taps, axes, groups):
         for position in np.ndindex(*out):
             weights = np.ones(1)
             if mix is not None:
-                weights = np.asarray(mix[b] if mix.ndim == 2 else mix[b][position], np.float64)
+                weights = mix[b] if mix.ndim == 2 else mix[b][position]
             for tap in np.ndindex(*size):
                 place = tuple(r[p][t] for r, p, t in zip(reads, position, tap, strict=True))
                 if None in place:
                     continue
                 kernel = np.tensordot(weights, kernels[(slice(None), *tap)], 1)  # [i, O]
-                scale = 1.0 if taps is None else float(taps[b][tap])
+                scale = 1.0 if taps is None else taps[b][tap]
                 xs = np.split(inputs[(b, *place)], groups)
                 ws = np.split(kernel, groups, axis=1)
                 y[(b, *position)] += scale * np.concatenate(

@@ -8,6 +8,7 @@ import numpy as np
 import oracle
 import pytest
 from convolution_cases import CASES, assert_lowerings_agree, compute_lowerings, random_arrays
+from layer_cases import assert_trees_close
 
 from dyn.ops import LOWERINGS, dynamic_conv, explain, lowerings
 from dyn.ops.geometry import resolve_geometry
@@ -148,31 +149,27 @@ def test_numpy_integers_are_accepted():
     np.testing.assert_array_equal(y, want)
 
 
-@pytest.mark.parametrize(("limit", "number"), [(1, 6), (2 * 1656, 3), (4 * 1656, 2), (10**6, 1)])
-def test_samples_are_cut_into_equal_chunks_that_fit(monkeypatch, rng, limit, number):
-    monkeypatch.setattr(lowerings, "CHUNK_BYTES", limit)
-    args = (rng.normal(size=s) for s in ((6, 4, 5, 2), (3, 3, 3, 2, 3), (6, 3), (6, 3, 3)))
-    args = tuple(jnp.asarray(a, jnp.float32) for a in args)
+def test_samples_are_cut_into_equal_chunks_that_fit(monkeypatch, rng):
     geometry = resolve_geometry((4, 5), (3, 3))
+    # Each sample has 20 x 9 x 2 numbers of patches and 54 of its kernel.
+    for limit, number in ((1, 6), (4 * 1656, 2), (10**6, 1), (2 * 1656, 3)):
+        monkeypatch.setattr(lowerings, "CHUNK_BYTES", limit)
+        chunks = [lowerings.num_chunks(n, (3, 3, 2, 3), geometry, itemsize=4) for n in (6, 7, 0)]
+        assert chunks[0] == number and chunks[1] in (1, 7) and chunks[2] == 1
 
-    def num_chunks(batch):  # each sample has 20 x 9 x 2 numbers of patches and 54 of its kernel
-        return lowerings.num_chunks(batch, (3, 3, 2, 3), geometry, itemsize=4)
-
-    assert num_chunks(6) == number
-    assert num_chunks(7) in (1, 7)
-    assert num_chunks(0) == 1
+    shapes = (6, 4, 5, 2), (3, 3, 3, 2, 3), (6, 3), (6, 3, 3)
+    args = tuple(jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
 
     def loss(lowering):
         return lambda args: jnp.sum(lowering(*args, geometry, None) ** 3)
 
-    (value, gradients), (want, wanted) = jax.jit(
+    in_chunks, at_once = jax.jit(
         lambda args: [
             jax.value_and_grad(loss(lowering))(args)
             for lowering in (lowerings.convolve_by_samples, lowerings.convolve_by_patches)
         ]
     )(args)
-    np.testing.assert_allclose(value, want, rtol=1e-5)
-    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), gradients, wanted)
+    assert_trees_close(in_chunks, at_once, rtol=1e-4, atol=1e-4)
 
 
 def test_samples_keep_only_their_inputs_for_the_backward_pass():
