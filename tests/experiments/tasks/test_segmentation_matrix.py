@@ -13,11 +13,11 @@ pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("standard_promotion")]
 TINY = {"model.width": 4, "batch_size": 4, "epochs": 1, "image_size": 16, "log_every": 1}
 
 
-@pytest.mark.parametrize("head", ["fcn", "deeplabv3plus"])
+@pytest.mark.parametrize("head", [{"name": "fcn"}, {"name": "deeplabv3plus", "features": 8}])
 def test_a_run_leaves_its_figures(head, squares, tmp_path):
-    fields = {"head.name": head} if head == "fcn" else {"head": {"name": head, "features": 8}}
-    config = make_config(squares)
-    config.update(fields) if head != "fcn" else config.update_from_flattened_dict(fields)
+    config = odconv.get_config("mask_folder,smoke")
+    config.update_from_flattened_dict({**TINY, "data.source": str(squares)})
+    config.head = head
     summary = train(config, tmp_path)
     assert summary["metric"] == "miou" and set(summary["test"]["iou"]) == {"ground", "square"}
     assert 0 <= summary["test"]["miou"] <= 1 and np.isfinite(summary["test"]["loss"])
@@ -27,9 +27,3 @@ def test_a_run_leaves_its_figures(head, squares, tmp_path):
     assert (tmp_path / "samples.npz").exists()
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["split"] == "test" and "iou" in rows[-1]
-
-
-def make_config(folder):
-    config = odconv.get_config("mask_folder,smoke")
-    config.update_from_flattened_dict({**TINY, "data.source": str(folder)})
-    return config
