@@ -33,7 +33,7 @@ from experiments.runs.log import MetricLog
 from experiments.tasks import Results, Task, make_task
 from experiments.train.bad_step import explain_bad_evaluation, explain_bad_step
 from experiments.train.banner import describe_result, describe_start, scalar_metrics
-from experiments.train.initialise import initialise_from, read_trained_weights
+from experiments.train.initialise import TrainedWeights, initialise_from, read_trained_weights
 from experiments.train.interrupts import Stopped, explain_lost_process, handle_signals
 from experiments.train.memory import explain_out_of_memory
 from experiments.train.optimizer import StepCounts, count_steps
@@ -44,7 +44,6 @@ from experiments.train.step import TrainState
 from experiments.train.validate import check_data_fit, resolve_config
 
 Variables = Mapping[str, Any]
-NEW_PROGRESS = {"seconds": 0.0, "best": None, "early_stopping": None}
 
 
 def train(
@@ -170,17 +169,9 @@ def _train(
     program = find_program(programs, config, task, num_classes, steps, train_example, eval_example)
 
     # ---------------------------------------------------------------- restore
-    restored = checkpoints.restore_latest(program.state_shape)
-    step, state, progress = restored or (0, program.create_state(config.seed), dict(NEW_PROGRESS))
-    notes = [
-        f"compiled in {program.cost['compile_seconds']:.1f} s; "
-        f"{program.cost['xla_flops_per_step'] / 1e9:.2f} GFLOP per step by XLA's count"
-    ]
-    if trained:
-        inputs = eval_example["inputs"]
-        state, note = initialise_from(state, trained, config, num_classes, inputs)
-        state = jax.device_put(state, shardings_of(program.state_shape))
-        notes.append(note)
+    step, state, progress, notes = restore_or_start(
+        checkpoints, program, config, trained, num_classes, eval_example["inputs"]
+    )
     print_facts(
         f"{config.name} on {dataset.name}",
         describe_start(config, dataset, program.cost, workdir, step, steps),
@@ -215,6 +206,38 @@ def _train(
 
     # ---------------------------------------------------------------- test
     return test(run, step_seconds)
+
+
+def restore_or_start(
+    checkpoints: Checkpoints,
+    program: Program,
+    config: ConfigDict,
+    trained: TrainedWeights | None,
+    num_classes: int,
+    inputs: np.ndarray,
+) -> tuple[int, TrainState, dict[str, Any], list[str]]:
+    """Restores the latest checkpoint, or makes a new state: (step, state, progress, notes to show).
+
+    Args:
+        checkpoints: the run's.
+        program: gives the state's shapes and shardings.
+        config: the experiment.
+        trained: weights for a new state; None initialises it at random.
+        num_classes: the data's.
+        inputs: those of one example; only their shape matters.
+    """
+    notes = [
+        f"compiled in {program.cost['compile_seconds']:.1f} s; "
+        f"{program.cost['xla_flops_per_step'] / 1e9:.2f} GFLOP per step by XLA's count"
+    ]
+    if restored := checkpoints.restore_latest(program.state_shape):
+        return *restored, notes
+    state = program.create_state(config.seed)
+    if trained:
+        state, note = initialise_from(state, trained, config, num_classes, inputs)
+        state = jax.device_put(state, shardings_of(program.state_shape))
+        notes.append(note)
+    return 0, state, {"seconds": 0.0, "best": None, "early_stopping": None}, notes
 
 
 def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str]) -> float | None:

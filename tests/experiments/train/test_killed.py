@@ -109,7 +109,7 @@ def run_with_kills(workdir, cache, moments, seed, **changes):
                 while process.poll() is None and not reached():
                     time.sleep(0.001)
                 process.kill()
-            errors = process.communicate(timeout=120)[1].decode()
+            errors = process.communicate(timeout=600)[1].decode()
         finally:
             process.kill()
         assert process.returncode == (-9 if moment else 0), errors
