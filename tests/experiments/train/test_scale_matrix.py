@@ -12,14 +12,12 @@ from small_runs import change, interrupted_before
 
 from dyn.diagnostics import count_parameters
 from experiments.configs import base, common
-from experiments.core.errors import UserError
 from experiments.runs.checkpoints import Checkpoints
 from experiments.tasks import make_task
 from experiments.train.loop import train
 from experiments.train.optimizer import StepCounts
 from experiments.train.program import compile_program
 from experiments.train.step import cut_batch
-from experiments.train.validate import resolve_config
 
 pytestmark = pytest.mark.matrix
 
@@ -222,24 +220,6 @@ def test_memory_falls_with_the_number_of_microbatches_and_work_stays():
     assert held[1] < 0.4 * held[0]
     flops = [built.cost["xla_flops_per_step"] for built in (whole, parts)]
     assert flops[1] == pytest.approx(flops[0], rel=0.02)
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        (
-            {"batch_size": 24, "accumulate": 4},
-            "--config.batch_size=24 does not divide among 4 devices in 4 microbatches "
-            "(--config.accumulate); choose a multiple of 16.",
-        ),
-        ({"batch_size": 6}, "=6 does not divide among 4 devices; choose a multiple of 4."),
-        ({"accumulate": 0}, "--config.accumulate=0: choose 1 or more."),
-    ],
-)
-def test_a_batch_that_cannot_be_cut_is_answered(changes, says):
-    with pytest.raises(UserError, match=re.escape(says)):
-        resolve_config(config_of(changes))
-    resolve_config(config_of({"batch_size": 16, "accumulate": 4}))
 
 
 # ---------------------------------------------------------------- the whole loop
