@@ -17,7 +17,10 @@ PICTURE = np.zeros((32, 32, 3), np.float32)
 
 
 def start_from_file(path, num_classes=5, inputs=PICTURE, task="classification", **changes):
-    config = config_with(**LIKE_TORCH | {"task": task} | changes)
+    like_torch = dict(LIKE_TORCH)
+    if "model.network" in changes:  # only a ResNet has a depth
+        del like_torch["model.depth"]
+    config = config_with(**like_torch | {"task": task} | changes)
     model = make_task(config).make_model(num_classes, spatial_axes=2)
     _, state, words = start_from(path, config, num_classes, inputs, scale=0.0)
     return model, {"params": state.params, "batch_stats": state.batch_stats}, words
