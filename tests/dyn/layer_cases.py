@@ -12,21 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn.layers import (
-    CBAM,
-    CondConv,
-    DCDConv,
-    DCDDense,
-    DynamicConv,
-    FDConv,
-    GatedConv,
-    ODConv,
-    PixelDynamicConv,
-    RotatedConv,
-    SpectralNormConv,
-    SqueezeExcite,
-    WarehouseConv,
-)
+from dyn import layers
 from dyn.layers.dcd_conv import bin_averages
 
 
@@ -103,49 +89,53 @@ class Case:
 
 
 CONVOLUTIONS = {
-    "ODConv": Case(partial(ODConv, num_kernels=2), temperature=True, statistics=True),
-    "DynamicConv": Case(partial(DynamicConv, num_kernels=2), temperature=True),
-    "CondConv": Case(partial(CondConv, num_kernels=2)),
+    "ODConv": Case(partial(layers.ODConv, num_kernels=2), temperature=True, statistics=True),
+    "DynamicConv": Case(partial(layers.DynamicConv, num_kernels=2), temperature=True),
+    "CondConv": Case(partial(layers.CondConv, num_kernels=2)),
     "DCDConv": Case(
-        DCDConv, looks_at=lambda x: bin_averages(x, 2, jnp.dtype(jnp.float32)), statistics=True
+        layers.DCDConv,
+        looks_at=lambda x: bin_averages(x, 2, jnp.dtype(jnp.float32)),
+        statistics=True,
     ),
-    "WarehouseConv": Case(partial(WarehouseConv, in_ratio=0.5), statistics=True),
-    "FDConv": Case(partial(FDConv, num_kernels=3, local=False), temperature=True, statistics=True),
-    "FDConv, local": Case(partial(FDConv, num_kernels=3), temperature=True, statistics=True),
+    "WarehouseConv": Case(partial(layers.WarehouseConv, in_ratio=0.5), statistics=True),
+    "FDConv": Case(
+        partial(layers.FDConv, num_kernels=3, local=False), temperature=True, statistics=True
+    ),
+    "FDConv, local": Case(partial(layers.FDConv, num_kernels=3), temperature=True, statistics=True),
     "PixelDynamicConv": Case(
-        partial(PixelDynamicConv, num_kernels=2), looks_at=lambda x: x, temperature=True
+        partial(layers.PixelDynamicConv, num_kernels=2), looks_at=lambda x: x, temperature=True
     ),
-    "GatedConv, kernels": Case(GatedConv, temperature=True),
-    "GatedConv, filters": Case(partial(GatedConv, granularity="filter"), temperature=True),
-    "GatedConv, slices": Case(partial(GatedConv, granularity="slice"), temperature=True),
+    "GatedConv, kernels": Case(layers.GatedConv, temperature=True),
+    "GatedConv, filters": Case(partial(layers.GatedConv, granularity="filter"), temperature=True),
+    "GatedConv, slices": Case(partial(layers.GatedConv, granularity="slice"), temperature=True),
     "RotatedConv, mixture": Case(
-        partial(RotatedConv, rotations=3), temperature=True, statistics=True
+        partial(layers.RotatedConv, rotations=3), temperature=True, statistics=True
     ),
     # With one kernel, the context would be ignored.
     "RotatedConv, max": Case(
-        partial(RotatedConv, rotations=3, pooling="max", num_kernels=2),
+        partial(layers.RotatedConv, rotations=3, pooling="max", num_kernels=2),
         temperature=True,
         statistics=True,
     ),
     "SpectralNormConv": Case(
-        partial(SpectralNormConv, num_kernels=2), temperature=True, statistics=True
+        partial(layers.SpectralNormConv, num_kernels=2), temperature=True, statistics=True
     ),
 }
 
 LAYERS = {
     **CONVOLUTIONS,
     "SqueezeExcite": Case(
-        partial(SqueezeExcite, reduction=0.5, spatial_axes=2), args=(), shape=(4, 6, 5, 8)
+        partial(layers.SqueezeExcite, reduction=0.5, spatial_axes=2), args=(), shape=(4, 6, 5, 8)
     ),
     "CBAM": Case(
-        partial(CBAM, reduction=0.5, kernel_size=3, spatial_axes=2),
+        partial(layers.CBAM, reduction=0.5, kernel_size=3, spatial_axes=2),
         args=(),
         shape=(4, 6, 5, 8),
         looks_at=None,
         statistics=True,
     ),
     "DCDDense": Case(
-        partial(DCDDense, latent=3, squeezed=5),
+        partial(layers.DCDDense, latent=3, squeezed=5),
         args=(6,),
         shape=(4, 9),
         looks_at=lambda x: x,

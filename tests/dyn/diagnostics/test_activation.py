@@ -86,20 +86,6 @@ class Linear(nn.Module):
         return nn.Dense(4, name="head")(x.mean((1, 2)))
 
 
-def test_a_linear_classifier_of_averages_has_its_weighted_features():
-    net, x = Linear(), random_input(2, 5, 3, 2)
-    variables = filled(net, x)
-    params = variables["params"]
-    features = np.einsum("bhwi,io->bhwo", x, params["features"]["kernel"][0, 0])
-    features += params["features"]["bias"]
-    compute = compile_activation(net, "features")
-    for classes in ([0, 3], [2, 2]):
-        sums = np.einsum("bhwc,cb->bhw", features, params["head"]["kernel"][:, classes])
-        # dy / dA is the classifier's weight over the 15 positions, at each of them.
-        maps = compute(variables, x, jnp.array(classes))
-        np.testing.assert_allclose(maps, np.maximum(sums, 0) / 15, rtol=1e-5, atol=1e-6)
-
-
 class Pixels(nn.Module):
     """Classifies each pixel."""
 

@@ -10,8 +10,8 @@ from jax import lax
 from layer_cases import init_shapes
 
 from dyn.diagnostics import count_macs, count_parameters, layer_costs
-from dyn.layers import ODConv
-from dyn.models import FCN, BasicBlock, ResNet
+from dyn.layers import CondConv, FDConv, ODConv, PixelDynamicConv, SqueezeExcite
+from dyn.models import FCN, BasicBlock, Net2, ResNet
 from dyn.ops import LOWERINGS, dynamic_conv
 
 
@@ -159,7 +159,21 @@ def test_a_gradient_counts_three_times(lowering):
     assert macs == 3 * CONVOLUTION + 2 * MIXING + 2 * ATTENTION + again
 
 
-def assert_costs_add_up(model, x):
+Small = partial(ResNet, (1, 1), BasicBlock, num_classes=10, width=8, stem="small")
+MODELS = {
+    "odconv": Small(conv=partial(ODConv, num_kernels=4)),
+    "fdconv": Small(conv=partial(FDConv, num_kernels=4)),
+    "one context per block": Small(conv=CondConv, context="block"),
+    "pixels": Small(conv=partial(PixelDynamicConv, num_kernels=2), context="carried_pixels"),
+    "squeeze-excite": Small(attention=SqueezeExcite),
+    "segmentation": FCN(num_classes=5, backbone=partial(Small, num_classes=None)),
+    "series": Net2(num_classes=4),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_costs_of_layers_add_up_to_those_of_the_model(name):
+    model, x = MODELS[name], shape(2, 40, 1) if name == "series" else shape(2, 16, 16, 3)
     variables = init_shapes(model, x)
     costs = layer_costs(model, variables, x)
     total = costs.pop("")
@@ -170,25 +184,14 @@ def assert_costs_add_up(model, x):
     assert sum(cost.parameters for cost in outermost) == total.parameters
     # A segmentation head resizes its logits outside of submodules.
     inside = sum(cost.macs for cost in outermost)
-    assert inside < total.macs if isinstance(model, FCN) else inside == total.macs
+    assert inside < total.macs if name == "segmentation" else inside == total.macs
     paths = list(costs)
     for path in paths:
         parent = path.rpartition("/")[0]
         assert not parent or paths.index(parent) < paths.index(path)
         assert not parent or costs[path].macs <= costs[parent].macs
-    return costs, total
-
-
-def test_costs_of_layers_add_up_to_those_of_the_model():
-    conv = partial(ODConv, num_kernels=4)
-    fields = {"num_classes": 10, "width": 8, "stem": "small", "conv": conv}
-    costs, _ = assert_costs_add_up(ResNet((1, 1), BasicBlock, **fields), shape(2, 8, 8, 3))
-    layer, attention = costs["stage1_block1/conv1"], costs["stage1_block1/conv1/attention"]
-    assert layer.output == (2, 8, 8, 8)
-    assert layer.macs - attention.macs == 2 * (8 * 8 + 4) * 9 * 8 * 8
-    assert layer.parameters - attention.parameters == 4 * 9 * 8 * 8
-
-
-def test_costs_of_a_segmentation_head_add_up():
-    backbone = partial(ResNet, (1,), BasicBlock, num_classes=None, width=8)
-    assert_costs_add_up(FCN(num_classes=5, backbone=backbone), shape(2, 32, 32, 3))
+    if name == "odconv":
+        layer, attention = costs["stage1_block1/conv1"], costs["stage1_block1/conv1/attention"]
+        assert layer.output == (2, 16, 16, 8)
+        assert layer.macs - attention.macs == 2 * (16 * 16 + 4) * 9 * 8 * 8
+        assert layer.parameters - attention.parameters == 4 * 9 * 8 * 8

@@ -3,13 +3,10 @@
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 from torch_networks import (
     NETWORKS,
-    REFERENCES,
     assert_torchs_logits,
     network,
     variable_shapes,
@@ -41,33 +38,3 @@ def test_a_dynamic_network_starts_with_torchs_static_logits():
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), variable_shapes(net))
     variables = warm_start(fresh, twin, key=jax.random.key(1))
     assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), "seresnet")
-
-
-def test_the_comparison_notices_a_wrong_layout():
-    """Kernels and matrices transposed, norms' scales and variances reversed."""
-    net = network("odconv50")
-    variables = from_torch(variable_shapes(net), weights_of("odconv50")).variables
-    apply = jax.jit(net.apply)
-    flat = traverse_util.flatten_dict(variables, sep="/")
-    block = "params/stage2_block1"
-    for path, turn in (
-        (f"{block}/conv2/kernel", lambda a: a.swapaxes(1, 2)),  # taps
-        (f"{block}/conv2/kernel", lambda a: a[::-1]),  # candidates
-        (f"{block}/conv2/kernel", lambda a: a.swapaxes(3, 4)),  # features
-        (f"{block}/conv2/attention/spatial/bias", lambda a: a[::-1]),
-        (f"{block}/norm2/scale", lambda a: a[::-1]),
-        ("batch_stats/stage2_block1/norm2/var", lambda a: a[::-1]),
-    ):
-        changed = traverse_util.unflatten_dict(
-            {**flat, path: jnp.asarray(turn(flat[path]))}, sep="/"
-        )
-        logits = apply(changed, pictures())
-        assert np.abs(logits - np.asarray(REFERENCES["odconv50"]["logits"])).max() > 5e-4, path
-
-
-@pytest.mark.parametrize(
-    ("name", "other"), [("resnet18", "resnet34"), ("odconv18", "resnet18"), ("dcd", "condconv")]
-)
-def test_weights_of_another_network_are_refused(name, other):
-    with pytest.raises(ValueError, match=r"\d+ (missing|without a counterpart)"):
-        from_torch(variable_shapes(network(name)), weights_of(other))

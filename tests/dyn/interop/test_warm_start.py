@@ -13,21 +13,8 @@ from flax.traverse_util import flatten_dict
 from layer_cases import filled, init_shapes, random_input, shapes_of
 from warm_starts import assert_same, initialised
 
+from dyn import layers
 from dyn.interop import candidate_kernels, warm_start
-from dyn.layers import (
-    CBAM,
-    CondConv,
-    DCDConv,
-    DCDDense,
-    DynamicConv,
-    FDConv,
-    GatedConv,
-    ODConv,
-    PixelDynamicConv,
-    SpectralNormConv,
-    WarehouseConv,
-    share_kernels,
-)
 from dyn.models import BasicBlock, Net1, Net2, ResNet
 from dyn.schedules import set_temperature
 
@@ -43,7 +30,7 @@ def warm_series_net(conv, noise, network=Net1):
     return net, warm_start(initialised(net, SERIES), trained, noise=noise, key=KEY), trained
 
 
-@pytest.mark.parametrize("conv", [DynamicConv, ODConv])
+@pytest.mark.parametrize("conv", [layers.DynamicConv, layers.ODConv])
 def test_computes_the_same_at_any_temperature(conv):
     net, variables, trained = warm_series_net(conv, 0.5, Net2)
     assert shapes_of(variables) == shapes_of(init_shapes(net, SERIES))
@@ -61,11 +48,11 @@ PICTURES = random_input(4, 8, 8, 2)
 def test_networks_with_adjusted_layers_compute_the_same(name):
     warehouses = None
     if name == "CBAM":
-        net = STATIC.copy(attention=partial(CBAM, reduction=0.5))
+        net = STATIC.copy(attention=partial(layers.CBAM, reduction=0.5))
     elif name == "SpectralNormConv":
-        net = STATIC.copy(conv=partial(SpectralNormConv, num_kernels=2))
+        net = STATIC.copy(conv=partial(layers.SpectralNormConv, num_kernels=2))
     else:
-        net = share_kernels(
+        net = layers.share_kernels(
             lambda conv: STATIC.copy(conv=conv), PICTURES, cell_ratio=2.5, in_ratio=0.5
         )
         warehouses = net.conv
@@ -79,7 +66,7 @@ def test_networks_with_adjusted_layers_compute_the_same(name):
 
 
 def test_copies_statistics_and_layers_that_stay_static():
-    net = STATIC.copy(conv=partial(ODConv, num_kernels=2))
+    net = STATIC.copy(conv=partial(layers.ODConv, num_kernels=2))
     trained = filled(STATIC, PICTURES)
     variables = warm_start(initialised(net, PICTURES), trained, noise=0.3, key=KEY)
     flat = flatten_dict(variables)
@@ -103,7 +90,7 @@ def test_copies_statistics_and_layers_that_stay_static():
 
 def test_only_the_heads_of_the_attention_change():
     static = Net1(**Small)
-    fresh = filled(static.copy(conv=ODConv), SERIES)  # another number everywhere
+    fresh = filled(static.copy(conv=layers.ODConv), SERIES)  # another number everywhere
     variables = warm_start(fresh, filled(static, SERIES, seed=7), noise=0)
     before = flatten_dict(fresh, sep="/")
     heads = ("channel/kernel", "filter/kernel", "spatial/kernel", "attention/kernel/kernel")
@@ -116,7 +103,10 @@ def test_only_the_heads_of_the_attention_change():
 
 def test_candidates_lie_around_the_kernel_at_the_distance_of_the_noise():
     x = random_input(2, 16, 32)
-    trained, fresh = filled(nn.Conv(8, (9,)), x), filled(DynamicConv(8, (9,), num_kernels=4), x)
+    trained, fresh = (
+        filled(nn.Conv(8, (9,)), x),
+        filled(layers.DynamicConv(8, (9,), num_kernels=4), x),
+    )
     trained["params"]["kernel"] = trained["params"]["kernel"] * np.float32([*range(8)])
     start = partial(warm_start, fresh, trained, noise=0.2)
     variables = start(key=KEY)
@@ -137,7 +127,7 @@ def test_layers_of_one_shape_get_different_noise():
     static = Net2(**Small)
     trained = filled(static, x)
     trained["params"]["conv2"] = trained["params"]["conv1"]
-    params = warm_start(filled(static.copy(conv=DynamicConv), x), trained, key=KEY)["params"]
+    params = warm_start(filled(static.copy(conv=layers.DynamicConv), x), trained, key=KEY)["params"]
     assert not np.allclose(params["conv1"]["kernel"], params["conv2"]["kernel"], atol=1e-3)
 
 
@@ -155,12 +145,12 @@ def gradient_of(net):
 
 def test_attention_learns_only_from_different_candidates():
     """Ten steps of descent: without noise the layer is still a static convolution."""
-    net, _, _ = warm_series_net(DynamicConv, 0.0)
+    net, _, _ = warm_series_net(layers.DynamicConv, 0.0)
     gradient = gradient_of(net)
     apply = jax.jit(partial(net.apply, mutable=["intermediates"]))
 
     def spread_after_training(noise):
-        _, variables, _ = warm_series_net(DynamicConv, noise)
+        _, variables, _ = warm_series_net(layers.DynamicConv, noise)
         params = variables["params"]
         head = gradient(params, variables)["conv1"]["attention"]["kernel"]["kernel"]
         for _ in range(10):
@@ -178,7 +168,7 @@ def test_attention_learns_only_from_different_candidates():
 
 
 def test_odconv_learns_with_frozen_candidates_and_without_noise():
-    net, variables, _ = warm_series_net(ODConv, 0.0)
+    net, variables, _ = warm_series_net(layers.ODConv, 0.0)
     params, gradient = variables["params"], gradient_of(net)
     assert (
         float(jnp.abs(gradient(params, variables)["conv1"]["attention"]["kernel"]["kernel"]).max())
@@ -207,9 +197,17 @@ def test_odconv_learns_with_frozen_candidates_and_without_noise():
 @pytest.mark.parametrize(
     ("conv", "kernel"),
     [
-        *((conv, "kernel") for conv in (DynamicConv, ODConv, CondConv, PixelDynamicConv)),
-        *((conv, "kernel") for conv in (GatedConv, DCDConv)),
-        (partial(FDConv, num_kernels=2), "spectrum"),
+        *(
+            (conv, "kernel")
+            for conv in (
+                layers.DynamicConv,
+                layers.ODConv,
+                layers.CondConv,
+                layers.PixelDynamicConv,
+            )
+        ),
+        *((conv, "kernel") for conv in (layers.GatedConv, layers.DCDConv)),
+        (partial(layers.FDConv, num_kernels=2), "spectrum"),
     ],
 )
 def test_candidate_kernels_are_those_of_dynamic_layers(conv, kernel):
@@ -224,14 +222,17 @@ def test_candidate_kernels_are_those_of_dynamic_layers(conv, kernel):
 
 def test_static_layers_and_dynamic_classifiers_are_no_candidates():
     # `attention` is also the name of a block's last layer, here next to a static conv1.
-    net = STATIC.copy(dense=DCDDense, attention=lambda name: nn.Dense(4, name=name))
+    net = STATIC.copy(dense=layers.DCDDense, attention=lambda name: nn.Dense(4, name=name))
     params = init_shapes(net, PICTURES)["params"]
     assert {"attention", "conv1"} < set(params["stage1_block1"]) and "attention" in params["head"]
     assert not any(jax.tree.leaves(candidate_kernels(params)))
 
 
 def test_takes_frozen_dicts_and_empty_collections():
-    trained, fresh = filled(Net1(**Small), SERIES), filled(Net1(**Small, conv=DynamicConv), SERIES)
+    trained, fresh = (
+        filled(Net1(**Small), SERIES),
+        filled(Net1(**Small, conv=layers.DynamicConv), SERIES),
+    )
     plain = warm_start(fresh, trained, noise=0)
     wrapped = warm_start(
         flax.core.freeze({**fresh, "batch_stats": {}}),
@@ -243,7 +244,7 @@ def test_takes_frozen_dicts_and_empty_collections():
 
 
 def test_can_be_compiled():
-    _, variables, trained = warm_series_net(ODConv, 0.2)
+    _, variables, trained = warm_series_net(layers.ODConv, 0.2)
     compiled = jax.jit(partial(warm_start, noise=0.2))(variables, trained, key=KEY)
     for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(compiled), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
@@ -258,7 +259,7 @@ class RoutedElsewhere(nn.Module):
     @nn.compact
     def __call__(self, x):
         router = nn.Dense(3, name="router")
-        return CondConv(4, (3,), num_kernels=3, router=router, name="conv1")(x)
+        return layers.CondConv(4, (3,), num_kernels=3, router=router, name="conv1")(x)
 
 
 class Static(nn.Module):
@@ -270,19 +271,23 @@ class Static(nn.Module):
 @pytest.mark.parametrize(
     ("dynamic", "static", "message"),
     [
-        (Net1(**Small, conv=DynamicConv), Net2(**Small), "params/conv2/bias.* not in the dynamic"),
         (
-            Net1(**Small, conv=DynamicConv),
+            Net1(**Small, conv=layers.DynamicConv),
+            Net2(**Small),
+            "params/conv2/bias.* not in the dynamic",
+        ),
+        (
+            Net1(**Small, conv=layers.DynamicConv),
             Net1(**Small | {"kernel_size": 3}),
             r"conv1/kernel has shape \(3, 1, 4\) .* params/conv1/kernel of shape \(4, 5, 1, 4\)",
         ),
         (
-            Net1(**Small, conv=partial(FDConv, num_kernels=2)),
+            Net1(**Small, conv=partial(layers.FDConv, num_kernels=2)),
             Net1(**Small | {"kernel_size": 3}),
             r"conv1/kernel has shape \(3, 1, 4\) .* params/conv1/spectrum of shape \(4, 3, 2\)",
         ),
         (
-            Net1(**Small, conv=partial(WarehouseConv, cell_ratio=0.5)),
+            Net1(**Small, conv=partial(layers.WarehouseConv, cell_ratio=0.5)),
             Net1(**Small),
             "conv1/warehouse/cells has 2 cells, too few for the 5 blocks",
         ),
@@ -295,7 +300,10 @@ def test_variables_that_do_not_fit_are_errors(dynamic, static, message):
 
 
 def test_missing_layers_keys_and_variables_are_errors():
-    dynamic, static = filled(Net2(**Small, conv=ODConv), SERIES), filled(Net2(**Small), SERIES)
+    dynamic, static = (
+        filled(Net2(**Small, conv=layers.ODConv), SERIES),
+        filled(Net2(**Small), SERIES),
+    )
     with pytest.raises(ValueError, match="needs a key"):
         warm_start(dynamic, static)
     with pytest.raises(ValueError, match="noise=-1"):

@@ -10,24 +10,8 @@ import pytest
 from layer_cases import filled, init_shapes, random_input, shapes_of
 from warm_starts import assert_same, initialised
 
+from dyn import layers
 from dyn.interop import warm_start
-from dyn.layers import (
-    CBAM,
-    CondConv,
-    DCDConv,
-    DCDDense,
-    DynamicConv,
-    FDConv,
-    GatedConv,
-    ODConv,
-    PixelDynamicConv,
-    RotatedConv,
-    SpectralNormConv,
-    SqueezeExcite,
-    WarehouseConv,
-    Warehouses,
-    share_kernels,
-)
 from dyn.models import BasicBlock, Bottleneck, ResNet
 from dyn.schedules import set_blend, set_temperature
 
@@ -39,23 +23,23 @@ KEY = jax.random.key(5)
 @pytest.mark.parametrize(
     "layer",
     [
-        partial(DynamicConv, num_kernels=3),
-        partial(DynamicConv, num_kernels=1),
-        partial(DynamicConv, num_kernels=3, use_bias=False),
-        partial(ODConv, num_kernels=3),
-        partial(ODConv, num_kernels=1, attention_norm="layer", use_bias=False),
-        partial(ODConv, kernel_size=(1, 1)),  # without attention over positions
-        partial(ODConv, features=6, feature_group_count=6),  # without attention over filters
-        partial(ODConv, feature_group_count=2, attention_norm="none"),
-        partial(PixelDynamicConv, num_kernels=3),
-        partial(CondConv, num_kernels=3),
-        partial(GatedConv, num_kernels=3),
-        partial(GatedConv, num_kernels=3, static=True),
-        partial(GatedConv, granularity="filter"),
-        partial(GatedConv, granularity="slice"),
-        partial(DCDConv),
-        partial(FDConv, num_kernels=3),
-        partial(FDConv, num_kernels=3, local=False),
+        partial(layers.DynamicConv, num_kernels=3),
+        partial(layers.DynamicConv, num_kernels=1),
+        partial(layers.DynamicConv, num_kernels=3, use_bias=False),
+        partial(layers.ODConv, num_kernels=3),
+        partial(layers.ODConv, num_kernels=1, attention_norm="layer", use_bias=False),
+        partial(layers.ODConv, kernel_size=(1, 1)),  # without attention over positions
+        partial(layers.ODConv, features=6, feature_group_count=6),  # without attention over filters
+        partial(layers.ODConv, feature_group_count=2, attention_norm="none"),
+        partial(layers.PixelDynamicConv, num_kernels=3),
+        partial(layers.CondConv, num_kernels=3),
+        partial(layers.GatedConv, num_kernels=3),
+        partial(layers.GatedConv, num_kernels=3, static=True),
+        partial(layers.GatedConv, granularity="filter"),
+        partial(layers.GatedConv, granularity="slice"),
+        partial(layers.DCDConv),
+        partial(layers.FDConv, num_kernels=3),
+        partial(layers.FDConv, num_kernels=3, local=False),
     ],
 )
 def test_every_layer_starts_as_the_static_one(layer):
@@ -82,40 +66,42 @@ def trained():
 
 
 def shared(**fields):
-    return share_kernels(lambda conv: STATIC.copy(conv=conv, shortcut=conv), X, **fields)
+    return layers.share_kernels(lambda conv: STATIC.copy(conv=conv, shortcut=conv), X, **fields)
 
 
 NETWORKS = {
-    "DynamicConv": STATIC.copy(conv=partial(DynamicConv, num_kernels=3)),
-    "ODConv": STATIC.copy(conv=partial(ODConv, num_kernels=3)),
-    "CondConv": STATIC.copy(conv=partial(CondConv, num_kernels=3), context="block"),
-    "PixelDynamicConv": STATIC.copy(conv=partial(PixelDynamicConv, num_kernels=3)),
-    "GatedConv, kernels": STATIC.copy(conv=partial(GatedConv, num_kernels=3)),
-    "GatedConv, filters": STATIC.copy(conv=partial(GatedConv, granularity="filter")),
-    "DCDConv, DCDDense": STATIC.copy(conv=DCDConv, dense=partial(DCDDense, latent=4)),
-    "FDConv": STATIC.copy(conv=partial(FDConv, num_kernels=3)),
-    "KernelRepresentation": STATIC.copy(conv=partial(ODConv, num_kernels=2), context="carried"),
+    "DynamicConv": STATIC.copy(conv=partial(layers.DynamicConv, num_kernels=3)),
+    "ODConv": STATIC.copy(conv=partial(layers.ODConv, num_kernels=3)),
+    "CondConv": STATIC.copy(conv=partial(layers.CondConv, num_kernels=3), context="block"),
+    "PixelDynamicConv": STATIC.copy(conv=partial(layers.PixelDynamicConv, num_kernels=3)),
+    "GatedConv, kernels": STATIC.copy(conv=partial(layers.GatedConv, num_kernels=3)),
+    "GatedConv, filters": STATIC.copy(conv=partial(layers.GatedConv, granularity="filter")),
+    "DCDConv, DCDDense": STATIC.copy(conv=layers.DCDConv, dense=partial(layers.DCDDense, latent=4)),
+    "FDConv": STATIC.copy(conv=partial(layers.FDConv, num_kernels=3)),
+    "KernelRepresentation": STATIC.copy(
+        conv=partial(layers.ODConv, num_kernels=2), context="carried"
+    ),
     "KernelRepresentation, pixels": STATIC.copy(
-        conv=partial(PixelDynamicConv, num_kernels=2), context="carried_pixels"
+        conv=partial(layers.PixelDynamicConv, num_kernels=2), context="carried_pixels"
     ),
-    "SqueezeExcite": STATIC.copy(attention=partial(SqueezeExcite, reduction=0.5)),
-    "CBAM": STATIC.copy(attention=partial(CBAM, reduction=0.5)),
-    "CBAM without a norm": STATIC.copy(attention=partial(CBAM, spatial_norm="none")),
+    "SqueezeExcite": STATIC.copy(attention=partial(layers.SqueezeExcite, reduction=0.5)),
+    "CBAM": STATIC.copy(attention=partial(layers.CBAM, reduction=0.5)),
+    "CBAM without a norm": STATIC.copy(attention=partial(layers.CBAM, spatial_norm="none")),
     "ODConv, shortcuts too, and CBAM": STATIC.copy(
-        conv=partial(ODConv, num_kernels=2),
-        shortcut=partial(ODConv, num_kernels=2),
-        attention=CBAM,
+        conv=partial(layers.ODConv, num_kernels=2),
+        shortcut=partial(layers.ODConv, num_kernels=2),
+        attention=layers.CBAM,
     ),
-    "SpectralNormConv": STATIC.copy(conv=SpectralNormConv),
-    "SpectralNormConv, K = 3": STATIC.copy(conv=partial(SpectralNormConv, num_kernels=3)),
-    "WarehouseConv": STATIC.copy(conv=WarehouseConv),
+    "SpectralNormConv": STATIC.copy(conv=layers.SpectralNormConv),
+    "SpectralNormConv, K = 3": STATIC.copy(conv=partial(layers.SpectralNormConv, num_kernels=3)),
+    "WarehouseConv": STATIC.copy(conv=layers.WarehouseConv),
     "WarehouseConv, shared": shared(),
     "WarehouseConv, shared, 2": shared(cell_ratio=2.5, in_ratio=0.5),
 }
 
 
 def started(net, trained, **fields):
-    warehouses = net.conv if isinstance(net.conv, Warehouses) else None
+    warehouses = net.conv if isinstance(net.conv, layers.Warehouses) else None
     fresh = initialised(net, X)
     variables = warm_start(fresh, trained, key=KEY, noise=0.3, warehouses=warehouses, **fields)
     assert shapes_of(variables) == shapes_of(fresh)
@@ -176,7 +162,7 @@ def test_temperature_matters_only_to_the_noise_of_spectral_norms(trained):
 def test_a_bottlenecks_gates_are_undone_by_its_third_norm():
     static = STATIC.copy(block=Bottleneck, stage_sizes=(1,))
     variables = filled(static, X)
-    net = static.copy(attention=CBAM)
+    net = static.copy(attention=layers.CBAM)
     warm = started(net, variables)
     block, before = warm["params"]["stage1_block1"], variables["params"]["stage1_block1"]
     np.testing.assert_array_equal(block["norm3"]["scale"], 4 * before["norm3"]["scale"])
@@ -186,9 +172,9 @@ def test_a_bottlenecks_gates_are_undone_by_its_third_norm():
 
 
 def test_gates_of_the_trained_network_are_copied():
-    static = STATIC.copy(attention=SqueezeExcite)
+    static = STATIC.copy(attention=layers.SqueezeExcite)
     variables = filled(static, X)
-    warm = started(static.copy(conv=partial(ODConv, num_kernels=2)), variables)
+    warm = started(static.copy(conv=partial(layers.ODConv, num_kernels=2)), variables)
     block, before = warm["params"]["stage1_block1"], variables["params"]["stage1_block1"]
     np.testing.assert_array_equal(block["norm2"]["scale"], before["norm2"]["scale"])
     for name in ("reduce", "expand"):
@@ -198,10 +184,10 @@ def test_gates_of_the_trained_network_are_copied():
 
 def test_rotated_kernels_start_equal_only_if_they_are_1x1(trained):
     static, expected = trained
-    net = STATIC.copy(conv=RotatedConv)
+    net = STATIC.copy(conv=layers.RotatedConv)
     logits = jax.jit(net.apply)(started(net, static), X)
     assert float(jnp.abs(logits - expected).max()) > 0.1
-    one, turned = nn.Conv(4, (1, 1)), RotatedConv(4, (1, 1), num_kernels=3)
+    one, turned = nn.Conv(4, (1, 1)), layers.RotatedConv(4, (1, 1), num_kernels=3)
     variables = filled(one, X)
     fresh = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), init_shapes(turned, X))
     fresh["attention"] = {}

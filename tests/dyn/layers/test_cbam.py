@@ -142,15 +142,6 @@ def test_parameters(norm, more):
 # Gradients, dtypes and errors.
 
 
-def test_keeps_the_dtype_and_weighs_in_float32():
-    x = random_input(2, 5, 5, 8).astype(jnp.bfloat16)
-    layer = CBAM()
-    apply = jax.jit(partial(layer.apply, mutable=["intermediates", "batch_stats"]))
-    y, state = apply(filled(layer, x), x)
-    assert y.dtype == jnp.bfloat16 and y.shape == x.shape
-    assert {w.dtype for w in jax.tree.leaves(state["intermediates"])} == {jnp.dtype("float32")}
-
-
 @pytest.mark.parametrize(
     ("layer", "shape", "dtype", "message"),
     [

@@ -3,7 +3,6 @@
 import math
 from functools import partial
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -236,20 +235,6 @@ def test_starts_as_the_authors_networks_do():
 
 
 # The dense layer in the place of flax's.
-
-
-def test_dense_takes_the_place_of_flax_dense():
-    """With filters weighed one and no way out of the latent space, it has the same numbers."""
-    x = random_input(2, 3, 9)
-    layer = DCDDense(4)
-    params = filled(layer, x)["params"]
-    params["expand"]["kernel"] *= 0
-    params["attention"]["filter"]["kernel"] *= 0
-    statistics = filled(layer, x)["batch_stats"]
-    got = jax.jit(layer.apply)({"params": params, "batch_stats": statistics}, x)
-    static = {name: params[name] for name in ("kernel", "bias")}
-    want = nn.Dense(4).apply({"params": static}, x)
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_batch_statistics_of_one_position_are_refused():

@@ -12,7 +12,6 @@ import pytest
 from layer_cases import assert_published, filled, random_input, sines
 
 from dyn.layers.dynamic_conv import DynamicConv
-from dyn.schedules import set_temperature
 
 # Parity with a re-implementation, by numbers published with the formulas: all arrays are sines.
 
@@ -75,28 +74,6 @@ def test_follows_the_formulas(name):
     np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
     (sown,) = state["intermediates"]["attention"]["weights"]
     np.testing.assert_allclose(sown["kernel"], mix, rtol=1e-12)
-
-
-def test_biases_are_mixed_and_not_shared():
-    """With kernels of zeros the output is the mixture of the biases, another for each sample."""
-    x = 5 * random_input(3, 4, 4, 2)
-    layer = DynamicConv(5, (3, 3), num_kernels=3)
-    variables = set_temperature(filled(layer, x), 0.1)
-    variables["params"]["kernel"] *= 0.0
-    y = np.asarray(jax.jit(layer.apply)(variables, x))
-    want = mix_by_numpy(variables, np.asarray(x).mean((1, 2))) @ variables["params"]["bias"]
-    np.testing.assert_allclose(y, np.broadcast_to(want[:, None, None], y.shape), rtol=1e-5)
-    assert np.ptp(want, axis=0).min() > 1e-3
-
-
-def test_a_high_temperature_makes_the_mixture_uniform():
-    x = random_input(3, 5, 5, 4)
-    layer = DynamicConv(6, (3, 3), num_kernels=4)
-    variables = set_temperature(filled(layer, x), 1e6)
-    params = variables["params"]
-    static = {name: np.asarray(params[name]).mean(0) for name in ("kernel", "bias")}
-    want = nn.Conv(6, (3, 3)).apply({"params": static}, x)
-    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
 
 
 def test_one_kernel_is_a_static_convolution():

@@ -47,15 +47,6 @@ def test_fourier_weights_round_trip():
             np.testing.assert_allclose(back, [kernel, 2 * kernel], rtol=0, atol=1e-14)
 
 
-def test_the_matrix_is_filters_and_rows_by_channels_and_columns():
-    kernel = np.asarray(random_input(3, 2, 4, 5))
-    torch = kernel.transpose(3, 2, 0, 1)  # (O, I, kh, kw)
-    matrix = torch.transpose(0, 2, 1, 3).reshape(5 * 3, 4 * 2)
-    f = np.fft.rfft2(matrix) / np.sqrt(matrix.size)
-    want = np.stack([f.real, f.imag], -1)
-    np.testing.assert_allclose(kernel_to_spectrum(jnp.asarray(kernel)), want, atol=1e-6)
-
-
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("num_groups", [1, 3, 5])
 def test_groups_partition_the_spectrum_from_low_to_high(shape, num_groups):
@@ -126,16 +117,6 @@ def test_equals_the_static_convolution_at_initialisation(name, local):
 
     for got in compute(variables):
         np.testing.assert_allclose(got, want, rtol=2e-5, atol=2e-5)
-
-
-def test_with_the_authors_filter_head_it_would_not():
-    x = random_input(3, 6, 5, 4)
-    layer = FDConv(16, (3, 3), num_kernels=3)
-    variables = jax.jit(layer.init)(jax.random.key(0), x)
-    before = jax.jit(layer.apply)(variables, x)
-    variables["params"]["attention"]["filter"]["kernel"] = 0.25 * random_input(16, 16)
-    after = jax.jit(layer.apply)(variables, x)
-    assert np.linalg.norm(after - before) > 0.01 * np.linalg.norm(before)
 
 
 def test_the_kernel_is_initialised_as_a_static_one():

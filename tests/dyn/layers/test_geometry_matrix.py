@@ -1,4 +1,4 @@
-"""Layers in geometries of their own, with masks, and in every lowering."""
+"""Layers in geometries of their own, and with masks."""
 
 import functools
 
@@ -8,8 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from layer_cases import CONVOLUTIONS, filled, random_input
-
-from dyn.ops import LOWERINGS
 
 pytestmark = pytest.mark.matrix
 
@@ -129,36 +127,3 @@ def test_a_mask_hides_weights(name):
         assert np.abs(kernel[mask == 1]).min() > 0
     else:
         np.testing.assert_allclose(kernel, params["kernel"] * mask, rtol=1e-4, atol=1e-5)
-
-
-# Lowerings that a method does not support; `test_protocol` has the errors.
-REFUSED = {
-    "ODConv": {"outputs"},
-    "WarehouseConv": {"outputs", "shared"},
-    "FDConv": {"outputs"},
-    "FDConv, local": {"outputs", "shared"},
-    "GatedConv, slices": {"outputs", "shared"},
-    "PixelDynamicConv": {"reference", "taps", "patches", "samples"},
-}
-LOWERED = [
-    (name, (3, 3), lowering)
-    for name in CONVOLUTIONS
-    for lowering in LOWERINGS
-    if name != "DCDConv" and lowering not in REFUSED.get(name, ())
-]
-# A pointwise kernel has no tap attention, so that all lowerings support it.
-LOWERED += [(name, (1, 1), lowering) for name in ("ODConv", "FDConv") for lowering in LOWERINGS]
-
-
-@functools.cache
-def lowered(name, size, lowering):
-    layer = CONVOLUTIONS[name].layer(6, size, strides=2, lowering=lowering)
-    x = random_input(3, 6, 5, 4)
-    # Not compiled as a whole, so that the parts in common are compiled only once.
-    return layer.apply(filled(layer, x), x)
-
-
-@pytest.mark.parametrize(("name", "size", "lowering"), LOWERED)
-def test_every_lowering_gives_the_same_numbers(name, size, lowering):
-    y = lowered(name, size, lowering)
-    np.testing.assert_allclose(y, lowered(name, size, "auto"), rtol=1e-4, atol=1e-5)

@@ -5,10 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import assert_learns, filled, random_input, shapes_of
+from layer_cases import filled, random_input, shapes_of
 
 from dyn.layers.kernel_representation import KernelRepresentation, append_state
-from dyn.layers.pixel_conv import PixelDynamicConv
 
 D = 8
 
@@ -100,20 +99,3 @@ def test_shapes_that_do_not_fit_are_refused():
         layer.init(jax.random.key(0), x, jnp.ones((3, D)), layer="conv")
     with pytest.raises(ValueError, match="spatial_axes=2"):
         layer.init(jax.random.key(0), x[0, 0], layer="conv")
-
-
-def test_appended_to_features_it_is_a_pixel_wise_context():
-    class Net(nn.Module):
-        @nn.compact
-        def __call__(self, x):
-            representation, h = KernelRepresentation(D, spatial_axes=1, name="representation"), None
-            for name in ("conv1", "conv2"):
-                h = representation(x, h, layer=name)
-                conv = PixelDynamicConv(6, (3,), 2, lowering="outputs", name=name)
-                x = conv(x, context=append_state(x, h))
-            return x
-
-    x = random_input(2, 8, 3)
-    params = jax.jit(Net().init)(jax.random.key(0), x)["params"]
-    loss = jax.jit(jax.grad(lambda p: jnp.sum(Net().apply({"params": p}, x) ** 2)))
-    assert_learns(loss(params)["representation"])

@@ -79,13 +79,6 @@ def test_published_parity_vector():
         assert_published(net, variables, x, sums, entries.get(blend))
 
 
-def test_the_vector_s_blocks_start_with_cells_9_to_26():
-    warehouse = Warehouse((KernelShape((3, 3), 4, 4), KernelShape((3, 3), 4, 8)))
-    assert warehouse.num_cells == 27
-    assert warehouse.assignment(0) == tuple(range(9))
-    assert warehouse.assignment(1) == tuple(range(9, 27))
-
-
 # The formulas in numpy.
 
 
@@ -149,19 +142,6 @@ def test_follows_the_formulas(name, blend):
         want = numpy_oracle.convolve(x, kernels, np.eye(len(x)), **geometry)
         want = want + np.asarray(variables["params"]["bias"])
     np.testing.assert_allclose(y, want, rtol=1e-9, atol=1e-11)
-
-
-def test_at_blend_one_it_is_the_static_convolution_of_the_assigned_cells():
-    layer = WarehouseConv(8, (3, 3), in_ratio=0.5)
-    x = random_input(3, 5, 5, 4)
-    variables = set_blend(filled(layer, x), 1.0)
-    cells = np.asarray(variables["params"]["warehouse"]["cells"])  # [18, 2, 8], taps first
-    static = {
-        "kernel": jnp.asarray(cells.reshape(3, 3, 4, 8)),
-        "bias": variables["params"]["bias"],
-    }
-    want = jax.jit(nn.Conv(8, (3, 3)).apply)({"params": static}, x)
-    np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
 
 
 # Cells: how many, which ones, how initialised.

@@ -1,14 +1,13 @@
-"""ODConv against published numbers, an independent computation, and `nn.Conv`."""
+"""ODConv against published numbers and an independent computation."""
 
 import math
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpy_oracle
 import pytest
 from layer_cases import assert_published, filled, random_input, sines
-from od_conv_oracle import attention_by_numpy, od_conv_by_definition
 
 from dyn.layers import ODConv
 from dyn.schedules import set_temperature
@@ -89,12 +88,64 @@ def test_published_parity_vector(name):
 # The formulas in numpy.
 
 
+def attention_by_numpy(variables, context, kernel_size, norm="batch", statistics=None):
+    """Returns the weights (channel, filter, spatial, kernel) of section 3.2, None without a head."""
+    params = variables["params"]["attention"]
+    t = float(variables["attention"]["attention"]["temperature"])
+    z = np.asarray(context) @ np.asarray(params["squeeze"]["kernel"])
+    if norm != "none":
+        if norm == "layer":
+            mean, var = z.mean(1, keepdims=True), z.var(1, keepdims=True)
+        elif statistics == "batch":
+            mean, var = z.mean(0), z.var(0)
+        else:
+            running = variables["batch_stats"]["attention"]["norm"]
+            mean, var = np.asarray(running["mean"]), np.asarray(running["var"])
+        z = (z - mean) / np.sqrt(var + 1e-5)
+        z = z * np.asarray(params["norm"]["scale"]) + np.asarray(params["norm"]["bias"])
+    z = np.maximum(z, 0)
+
+    def logits(name):
+        return (z @ np.asarray(params[name]["kernel"]) + np.asarray(params[name]["bias"])) / t
+
+    def sigmoid(name):
+        return 1 / (1 + np.exp(-logits(name))) if name in params else None
+
+    spatial, kernel = sigmoid("spatial"), None
+    if spatial is not None:
+        spatial = spatial.reshape(-1, *kernel_size)
+    if "kernel" in params:
+        kernel = np.exp(logits("kernel"))
+        kernel = kernel / kernel.sum(1, keepdims=True)
+    return sigmoid("channel"), sigmoid("filter"), spatial, kernel
+
+
+def od_conv_by_definition(variables, x, weights, **geometry):
+    """Computes ODConv from its attention's weights."""
+    channel, filters, spatial, mix = weights
+    params = variables["params"]
+    everywhere = (slice(None), *(None,) * (x.ndim - 2))
+    x = np.asarray(x) * channel[everywhere]
+    y = numpy_oracle.convolve(x, params["kernel"], mix, spatial, **geometry)
+    y = y if filters is None else y * filters[everywhere]
+    return y + np.asarray(params["bias"])
+
+
 @pytest.mark.parametrize(
-    ("case", "norm"), [("usual", "batch"), ("depthwise", "layer"), ("pointwise", "none")]
+    ("case", "norm"),
+    [
+        ("usual", "batch"),
+        ("groups", "batch"),
+        ("depthwise", "layer"),
+        ("depthwise, multiplied", "batch"),
+        ("pointwise", "none"),
+    ],
 )
 def test_follows_the_formulas(case, norm):
     fields = {
         "usual": dict(features=6, kernel_size=(3, 2), strides=2, num_kernels=3),
+        "groups": dict(features=6, kernel_size=(3, 3), feature_group_count=2),
+        "depthwise, multiplied": dict(features=8, kernel_size=(3, 3), feature_group_count=4),
         "depthwise": dict(features=4, kernel_size=(3, 3), feature_group_count=4, num_kernels=1),
         "pointwise": dict(features=6, kernel_size=(1, 1), num_kernels=2),
     }[case]
@@ -112,53 +163,6 @@ def test_follows_the_formulas(case, norm):
 
 
 # Kernels of a different form.
-FORMS = {
-    "groups": dict(x=(3, 6, 5, 4), kernel_size=(3, 2), strides=(2, 3), feature_group_count=2),
-    "depthwise, multiplied": dict(x=(3, 6, 5, 3), kernel_size=(3, 3), feature_group_count=3),
-    "one kernel": dict(x=(3, 9, 4), kernel_size=3, num_kernels=1, use_bias=False),
-}
-
-
-@pytest.mark.parametrize("name", FORMS)
-def test_is_flax_conv_once_attention_is_constant(name):
-    """With zero head kernels attention is sigmoid(b / T) or softmax(b / T), whatever the input.
-
-    The layer is then a convolution with the kernel a_f a_s a_c sum_k a_w[k] W_k.
-    """
-    fields = dict(FORMS[name])
-    x = random_input(*fields.pop("x"))
-    num_kernels = fields.pop("num_kernels", 2)
-    conv = nn.Conv(6, **fields)
-    layer = ODConv(6, **fields, num_kernels=num_kernels)
-    variables = set_temperature(filled(layer, x), 2.0)
-    params = variables["params"]
-    heads = [n for n in params["attention"] if n in ("channel", "filter", "spatial", "kernel")]
-    for head in heads:
-        params["attention"][head]["kernel"] *= 0.0
-
-    bias = {head: np.asarray(params["attention"][head]["bias"]) / 2.0 for head in heads}
-    weight = {head: 1 / (1 + np.exp(-b)) for head, b in bias.items()}
-    kernels = np.asarray(params["kernel"])
-    size, (i, o) = kernels.shape[1:-2], kernels.shape[-2:]
-    groups = fields.get("feature_group_count", 1)
-    mix = np.exp(bias["kernel"]) / np.exp(bias["kernel"]).sum() if num_kernels > 1 else np.ones(1)
-    kernel = np.einsum("k,k...->...", mix, kernels)
-    if "spatial" in weight:
-        kernel = kernel * weight["spatial"].reshape(*size, 1, 1)
-    if "filter" in weight:
-        kernel = kernel * weight["filter"]
-    # Output o belongs to group o // (O / G), whose inputs are the I / G channels from there.
-    of_output = np.repeat(weight["channel"].reshape(groups, i), o // groups, axis=0)
-    kernel = kernel * of_output.T
-
-    static = {"kernel": jnp.asarray(kernel, jnp.float32)}
-    if layer.use_bias:
-        static["bias"] = params["bias"]
-    got, want = jax.jit(lambda v, s: (layer.apply(v, x), conv.apply(s, x)))(
-        variables, {"params": static}
-    )
-    assert got.shape == want.shape and got.dtype == want.dtype
-    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 # Context, temperature and statistics.

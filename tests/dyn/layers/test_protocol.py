@@ -191,6 +191,15 @@ def test_bfloat16_inputs_promote_with_float32_parameters_as_in_flax_conv(name):
     assert dynamic.dtype == static.dtype == jnp.float32
 
 
+@pytest.mark.parametrize("name", ["SqueezeExcite", "CBAM"])
+def test_gates_keep_the_dtype_and_weigh_in_float32(name):
+    layer, variables, x, *_ = compiled_case(name)
+    apply = partial(layer.apply, mutable=["intermediates"])
+    y, state = jax.eval_shape(apply, variables, x.astype(jnp.bfloat16))
+    assert y.dtype == jnp.bfloat16 and y.shape == x.shape
+    assert {w.dtype for w in jax.tree.leaves(state["intermediates"])} == {jnp.dtype("float32")}
+
+
 # Errors.
 
 
@@ -203,10 +212,6 @@ ERRORS = {
         (dict(kernel_size=(3, 3)), (5, 4), r"\(5, 4\)"),
         (dict(kernel_size=(3, 3, 3, 3)), (2, 5, 5, 5, 5, 4), "1, 2 or 3"),
         (dict(padding="SAMME"), PICTURES, "unknown"),
-        (dict(padding="CAUSAL"), PICTURES, "1-D"),
-        (dict(padding=[(1, 1)]), PICTURES, "1 entries"),
-        (dict(strides=(2, 2, 2)), PICTURES, "strides="),
-        (dict(input_dilation=2), PICTURES, "ambiguous"),
     ],
     # All but DCDConv, which takes neither groups nor masks.
     "grouped": [

@@ -9,21 +9,8 @@ import jax.numpy as jnp
 import pytest
 from layer_cases import init_shapes
 
+from dyn import layers
 from dyn.diagnostics import count_parameters
-from dyn.layers import (
-    CBAM,
-    CondConv,
-    DCDConv,
-    DCDDense,
-    DynamicConv,
-    FDConv,
-    GatedConv,
-    ODConv,
-    PixelDynamicConv,
-    RotatedConv,
-    SqueezeExcite,
-    share_kernels,
-)
 from dyn.models import ResNet18, ResNet50
 
 pytestmark = pytest.mark.matrix
@@ -38,7 +25,7 @@ def count(conv):
 
 def test_dynamic_conv():
     """45,471,092 with all 3x3 convolutions of the blocks dynamic and the three 1x1 shortcuts too."""
-    conv = partial(DynamicConv, num_kernels=4, use_bias=False)
+    conv = partial(layers.DynamicConv, num_kernels=4, use_bias=False)
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     blocks = count_parameters(init_shapes(ResNet18(num_classes=1000, conv=conv), x)["params"])
     for i in (64, 128, 256):
@@ -50,7 +37,7 @@ def test_dynamic_conv():
 
 def test_cond_conv():
     """K kernels for each of the sixteen, and a routing (I + 1) K for each."""
-    net = ResNet18(num_classes=1000, conv=partial(CondConv, num_kernels=8))
+    net = ResNet18(num_classes=1000, conv=partial(layers.CondConv, num_kernels=8))
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     inputs = [64] * 5 + [128] * 4 + [256] * 4 + [512] * 3
     want = 11_689_512 + 7 * 10_985_472 + sum((i + 1) * 8 for i in inputs)
@@ -67,18 +54,18 @@ def test_cond_conv():
 )
 def test_dcd_conv(network, pool, num_classes, parameters):
     """Every convolution of the residual branches, none of the shortcuts, and the classifier."""
-    net = network(num_classes=num_classes, conv=partial(DCDConv, pool=pool))
+    net = network(num_classes=num_classes, conv=partial(layers.DCDConv, pool=pool))
     params = init_shapes(net, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))["params"]
     static = params.pop("head")["kernel"]
     features = jax.ShapeDtypeStruct((2, static.shape[0]), jnp.float32)
-    head = init_shapes(DCDDense(num_classes), features)["params"]
+    head = init_shapes(layers.DCDDense(num_classes), features)["params"]
     assert head["kernel"].shape == static.shape
     assert count_parameters(params) + count_parameters(head) == parameters
 
 
 def test_fd_conv():
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
-    net = ResNet18(num_classes=10, conv=FDConv)
+    net = ResNet18(num_classes=10, conv=layers.FDConv)
     params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]
     # (512 * 3) rows of 512 * 3 // 2 + 1 complex numbers.
     assert params["stage4_block2"]["conv2"]["spectrum"].shape == (1536, 769, 2)
@@ -90,11 +77,11 @@ def test_gated_conv():
         (i, o) for n in (128, 256, 512) for i, o in [(n // 2, n), (n, n), (n, n), (n, n)]
     ]
     slices = sum(i * o for i, o in convs)
-    assert count(partial(GatedConv, granularity="slice", static=True)) == static + slices
+    assert count(partial(layers.GatedConv, granularity="slice", static=True)) == static + slices
     heads = sum((i + 1) * o for i, o in convs)
-    assert count(partial(GatedConv, granularity="filter")) == static + heads
+    assert count(partial(layers.GatedConv, granularity="filter")) == static + heads
     kernels = sum(9 * i * o + 2 * (i + 1) for i, o in convs)
-    assert count(partial(GatedConv, num_kernels=2)) == static + kernels
+    assert count(partial(layers.GatedConv, num_kernels=2)) == static + kernels
 
 
 def test_pixel_conv():
@@ -104,7 +91,7 @@ def test_pixel_conv():
     for i, o in itertools.pairwise(widths):
         squeezed = max(i // 4, 16)
         gained += 9 * i * o + squeezed * i + squeezed * 2 + 2
-    assert count(partial(PixelDynamicConv, num_kernels=2)) == count(nn.Conv) + gained
+    assert count(partial(layers.PixelDynamicConv, num_kernels=2)) == count(nn.Conv) + gained
 
 
 def test_rotated_conv():
@@ -112,24 +99,24 @@ def test_rotated_conv():
     inputs = [64] * 4 + [64, 128, 128, 128, 128, 256, 256, 256, 256, 512, 512, 512]
     squeezed = [max(i // 16, 16) for i in inputs]
     generators = sum(i * d + 2 * d + (d + 1) * 8 for i, d in zip(inputs, squeezed, strict=True))
-    assert count(partial(RotatedConv, rotations=8)) == static + generators
+    assert count(partial(layers.RotatedConv, rotations=8)) == static + generators
     # Orientations share one kernel: a pooled layer has no more parameters than a static one.
-    assert count(partial(RotatedConv, rotations=8, pooling="max")) == static
+    assert count(partial(layers.RotatedConv, rotations=8, pooling="max")) == static
     scores = 2 * 2 * (64 + 128 + 256 + 512)
-    assert count(partial(RotatedConv, rotations=8, pooling="attention")) == static + scores
+    assert count(partial(layers.RotatedConv, rotations=8, pooling="attention")) == static + scores
 
 
 def test_squeeze_excite():
     """11,689,512 + 2 sum of 2 C^2 / 16 + C / 16 + C over the stages: the 11.78 million of the field."""
     attention = {
         c: count_parameters(
-            init_shapes(SqueezeExcite(), jax.ShapeDtypeStruct((2, 4, 4, c), jnp.float32))
+            init_shapes(layers.SqueezeExcite(), jax.ShapeDtypeStruct((2, 4, 4, c), jnp.float32))
         )
         for c in (64, 128, 256, 512)
     }
     assert attention == {c: 2 * c * c // 16 + c // 16 + c for c in attention}
     by_formula = 11_689_512 + 2 * sum(attention.values())
-    net = ResNet18(num_classes=1000, attention=SqueezeExcite)
+    net = ResNet18(num_classes=1000, attention=layers.SqueezeExcite)
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     params = init_shapes(net, x)["params"]
     assert count_parameters(params) == by_formula == 11_778_592
@@ -137,7 +124,7 @@ def test_squeeze_excite():
 
 def test_cbam():
     """11,779,392: 2 C^2 / 16 + C / 16 + C + 7 * 7 * 2 + 2 for each of two blocks of four widths."""
-    net = ResNet18(num_classes=1000, attention=CBAM)
+    net = ResNet18(num_classes=1000, attention=layers.CBAM)
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     per_block = sum(2 * c * c // 16 + c // 16 + c + 98 + 2 for c in (64, 128, 256, 512))
     assert (
@@ -161,7 +148,7 @@ def test_warehouse_conv(ratios, parameters):
     def network(conv):
         return ResNet18(num_classes=1000, conv=conv, shortcut=conv)
 
-    net = share_kernels(network, x, **ratios)
+    net = layers.share_kernels(network, x, **ratios)
     params = init_shapes(net, x)["params"]
     assert count_parameters(params) == parameters
     if ratios == {"cell_ratio": 1}:
@@ -187,7 +174,7 @@ def test_warehouse_conv(ratios, parameters):
 
 def test_kernel_representation():
     """d (initial) + 2 d (norm) + (2d + 1) d (hidden) + (d + 1) d (update) + d sum of the I_l."""
-    d, conv = 8, partial(ODConv, num_kernels=1)
+    d, conv = 8, partial(layers.ODConv, num_kernels=1)
     net = ResNet18(num_classes=5, conv=conv, context="carried", representation=d)
     x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(net.init, jax.random.key(0), x)["params"]["representation"]

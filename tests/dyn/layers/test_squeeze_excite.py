@@ -46,14 +46,6 @@ def test_parameters(channels, squeezed):
     }
 
 
-def test_keeps_the_dtype_and_weighs_in_float32():
-    x = random_input(2, 5, 5, 8).astype(jnp.bfloat16)
-    layer = SqueezeExcite()
-    y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(filled(layer, x), x)
-    assert y.dtype == jnp.bfloat16 and y.shape == x.shape
-    assert state["intermediates"]["weights"][0]["channel"].dtype == jnp.float32
-
-
 @pytest.mark.parametrize(
     ("layer", "args", "message"),
     [

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
 from layer_cases import filled, init_shapes, random_input, shapes_of
 
 from dyn.diagnostics import count_macs, count_parameters
 from dyn.layers import DynamicConv, ODConv
+from dyn.layers.kernel_representation import KernelRepresentation, append_state
 from dyn.models import BasicBlock, Bottleneck, ResNet, ResNet18
 
 TinyResNet = partial(
@@ -78,81 +78,19 @@ def test_shortcuts_are_static_unless_requested():
         assert shapes_of(params)["stage2_block1/downsample_conv/kernel"] == shape
 
 
-# Numbers
+# Numbers; `test_torch_weights` compares whole networks with torch's.
 
 
-def convolve(x, kernel, strides, padding):
-    axes = "DHW"[-(x.ndim - 2) :]
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        (strides,) * len(axes),
-        [(padding, padding)] * len(axes),
-        dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
-    )
-
-
-def normalize(x, variables, name):
-    params, statistics = variables["params"][name], variables["batch_stats"][name]
-    x = (x - statistics["mean"]) / jnp.sqrt(statistics["var"] + 1e-5)
-    return x * params["scale"] + params["bias"]
-
-
-@pytest.mark.parametrize(
-    ("block", "axes", "branch"),
-    [(BasicBlock, 1, ((2, 1), (1, 1))), (Bottleneck, 2, ((1, 0), (2, 1), (1, 0)))],
-)
-def test_strided_block_pads_and_strides_as_torch(block, axes, branch):
-    """torch pads both ends by one; 'SAME' would pad a strided even axis at its end alone."""
-    static = partial(nn.Conv, use_bias=False)
-    norm = partial(nn.BatchNorm, use_running_average=True, epsilon=1e-5)
-    net = block(features=2, strides=2, conv=static, shortcut=static, norm=norm)
-    x = random_input(2, *(6,) * axes, 3)
+def test_small_stem_and_head():
+    net = ResNet((), BasicBlock, num_classes=3, width=4, stem="small", spatial_axes=1)
+    x = random_input(2, 12, 2)
     variables = filled(net, x)
-
-    @jax.jit
-    def compute(variables, x):
-        y = x
-        for n, (strides, padding) in enumerate(branch, 1):
-            kernel = variables["params"][f"conv{n}"]["kernel"]
-            y = normalize(convolve(y, kernel, strides, padding), variables, f"norm{n}")
-            y = nn.relu(y) if n < len(branch) else y
-        short = convolve(x, variables["params"]["downsample_conv"]["kernel"], 2, 0)
-        expected = nn.relu(y + normalize(short, variables, "downsample_norm"))
-        return net.apply(variables, x)[0], expected
-
-    y, expected = compute(variables, x)
-    assert y.shape == (2, *(3,) * axes, 2 if block is BasicBlock else 8)
-    np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize(("stem", "axes"), [("imagenet", 2), ("small", 1)])
-def test_stem_and_head(stem, axes):
-    """The axes are 12 long and 6 before the max pooling: 'SAME' would pad neither on both ends alike."""
-    net = ResNet((), BasicBlock, num_classes=3, width=4, stem=stem, spatial_axes=axes)
-    x = random_input(2, *(12,) * axes, 2)
-    variables = filled(net, x)
-
-    @jax.jit
-    def compute(variables, x):
-        y, kernel = x, variables["params"]["stem_conv"]["kernel"]
-        if stem == "imagenet":
-            y = nn.relu(normalize(convolve(y, kernel, 2, 3), variables, "stem_norm"))
-            # torch's max pooling: 3 wide, stride 2, one more on both ends that never wins.
-            y = jnp.pad(y, [(0, 0), *[(1, 1)] * axes, (0, 0)], constant_values=-jnp.inf)
-            for axis in range(1, axes + 1):
-                n = (y.shape[axis] - 3) // 2 + 1
-                thirds = [lax.slice_in_dim(y, t, t + 2 * n - 1, 2, axis) for t in range(3)]
-                y = jnp.max(jnp.stack(thirds), axis=0)
-        else:
-            y = nn.relu(normalize(convolve(y, kernel, 1, 1), variables, "stem_norm"))
-        head = variables["params"]["head"]
-        expected = y.mean(tuple(range(1, axes + 1))) @ head["kernel"] + head["bias"]
-        return net.apply(variables, x), expected
-
-    size = 7 if stem == "imagenet" else 3
-    assert variables["params"]["stem_conv"]["kernel"].shape == (*(size,) * axes, 2, 4)
-    np.testing.assert_allclose(*compute(variables, x), rtol=1e-4, atol=1e-5)
+    params, statistics = variables["params"], variables["batch_stats"]["stem_norm"]
+    y = nn.Conv(4, (3,), padding=1, use_bias=False).apply({"params": params["stem_conv"]}, x)
+    norm = nn.BatchNorm(use_running_average=True, epsilon=1e-5)
+    y = nn.relu(norm.apply({"params": params["stem_norm"], "batch_stats": statistics}, y))
+    expected = y.mean(1) @ params["head"]["kernel"] + params["head"]["bias"]
+    np.testing.assert_allclose(jax.jit(net.apply)(variables, x), expected, rtol=1e-4, atol=1e-5)
 
 
 # Contexts
@@ -210,23 +148,13 @@ def test_context_block_is_the_mean_of_the_block_input():
 def test_carried_state_is_updated_before_each_convolution(block, context):
     net = TinyResNet(block=block, conv=Spy, context=context, representation=5)
     variables, calls = spied_inputs(net, random_input(2, 8, 8, 3))
-    params = jax.tree.map(np.asarray, variables["params"]["representation"])
-    state = np.broadcast_to(params["initial"], (2, 5))
+    representation = KernelRepresentation(5)
+    params, state = {"params": variables["params"]["representation"]}, None
     for path in sorted(calls):  # stage, block, conv: in the order of the names
         x, got = calls[path]
-        contribution = params["contribution_" + path.replace("/", "_")]["kernel"]
-        variance = state.var(-1, keepdims=True)
-        history = (state - state.mean(-1, keepdims=True)) / np.sqrt(variance + 1e-5)
-        history = history * params["norm"]["scale"] + params["norm"]["bias"]
-        z = np.concatenate([history, np.asarray(x).mean((1, 2)) @ contribution], axis=-1)
-        z = np.maximum(z @ params["hidden"]["kernel"] + params["hidden"]["bias"], 0)
-        state = state + z @ params["update"]["kernel"] + params["update"]["bias"]
-        if context == "carried":
-            np.testing.assert_allclose(got, state, rtol=1e-4, atol=1e-5)
-        else:
-            np.testing.assert_array_equal(got[..., :-5], x)
-            at_each_pixel = np.broadcast_to(state[:, None, None], (*x.shape[:-1], 5))
-            np.testing.assert_allclose(got[..., -5:], at_each_pixel, rtol=1e-4, atol=1e-5)
+        state = representation.apply(params, x, state, layer=path.replace("/", "_"))
+        want = state if context == "carried" else append_state(x, state)
+        np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
 
 
 # Features and output stride

@@ -1,8 +1,7 @@
 """Any convolution is that of the definition or refused, for thousands of examples."""
 
 import pytest
-from any_convolution import check_convolution, convolutions
-from any_geometry import LONG
+from any_convolution import LONG, check_convolution, convolutions
 from hypothesis import given
 
 pytestmark = pytest.mark.long

@@ -1,8 +1,7 @@
 """Any convolution is that of the definition or refused, for 200 examples."""
 
 import pytest
-from any_convolution import check_convolution, convolutions
-from any_geometry import QUICK
+from any_convolution import QUICK, check_convolution, convolutions
 from hypothesis import given
 
 pytestmark = pytest.mark.matrix

@@ -19,12 +19,6 @@ def test_gradients_are_those_of_the_loop_over_samples(name):
         assert_lowerings_agree(results, jnp.float64, 1e-10)
 
 
-@pytest.mark.parametrize("name", ["2d taps", "2d groups", "2d pixel-wise"])
-def test_gradients_in_float32(name):
-    results = compute_lowerings(name, jnp.float32, gradients=True)
-    assert_lowerings_agree(results, jnp.float32, 1e-4)
-
-
 @pytest.mark.parametrize(
     "name",
     [
