@@ -6,16 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from experiments.figures.style import (
-    FAINT,
-    INK,
-    get_colormap,
-    new_figure,
-    save_figure,
-    set_class_ticks,
-    shorten,
-    style_axes,
-)
+from experiments.figures import style
 
 
 def draw_attention_by_class(
@@ -30,48 +21,31 @@ def draw_attention_by_class(
         path: the PNG to write.
     """
     tables = {name: np.asarray(table).astype(np.float32) for name, table in attention.items()}
-    lines = math.ceil(len(tables) / 8)
-    columns = math.ceil(len(tables) / lines)
+    columns, lines = min(len(tables), 8), math.ceil(len(tables) / 8)
     height = min(max(0.17 * len(classes), 1.5), 3.4 if lines <= 2 else 2.2)
-    width = 1.45
     top = max(np.nanmax(table, initial=0.0) for table in tables.values()) or 1.0
-    figure = new_figure(
-        max(columns * width + 2.2, 6.5),
-        lines * (height + 0.75) + 1.1,
-        "How the kernels were mixed: mean attention per class",
-        _make_caption(tables.values()),
-    )
-    panels = figure.subplots(lines, columns, squeeze=False)
-    for axes in panels.ravel()[len(tables) :]:
-        axes.axis("off")
-    for index, (name, table) in enumerate(tables.items()):
-        axes = panels.ravel()[index]
-        image = axes.imshow(
-            table,
-            aspect="auto",
-            cmap=get_colormap("viridis"),
-            vmin=0,
-            vmax=top,
-            interpolation="nearest",
-        )
-        style_axes(axes, grid=False, frame=True)
-        title = f"{shorten(name, keep_end=True)}\nspread {compute_spread(table):.3f}"
-        axes.set_title(title, fontsize=7.5, color=INK)
+    title = "How the kernels were mixed: mean attention per class"
+    caption = _make_caption(tables.values())
+    figure, panels = style.make_grid(len(tables), columns, 1.8, height + 0.85, title, caption)
+    colours = style.get_colormap("viridis")
+    for index, (axes, (name, table)) in enumerate(zip(panels, tables.items(), strict=True)):
+        image = axes.imshow(table, aspect="auto", cmap=colours, vmin=0, vmax=top)
+        style.style_axes(axes, grid=False, frame=True)
+        title = f"{style.shorten(name, keep_end=True)}\nspread {compute_spread(table):.3f}"
+        axes.set_title(title, fontsize=7.5, color=style.INK)
         kernels = table.shape[1]
         ticks = np.unique(np.linspace(0, kernels - 1, min(kernels, 6)).round().astype(int))
         axes.set_xticks(ticks, [str(tick + 1) for tick in ticks])
         axes.tick_params(axis="x", labelsize=7)
         if index % columns == 0:
-            set_class_ticks(axes.yaxis, classes, height)
+            style.set_class_ticks(axes.yaxis, classes, height)
         else:
             axes.set_yticks([])
         if index + columns >= len(tables):
-            axes.set_xlabel("kernel", fontsize=8, color=FAINT)
-    bar = figure.colorbar(image, ax=panels, fraction=0.02, pad=0.01, aspect=8 * lines * height)
-    bar.set_label("attention", fontsize=8.5, color=INK)
-    bar.ax.tick_params(labelsize=8, colors=FAINT, length=2)
-    bar.outline.set_visible(False)
-    save_figure(figure, path)
+            axes.set_xlabel("kernel", fontsize=8, color=style.FAINT)
+    bar = style.add_colorbar(image, panels, fraction=0.02, pad=0.01, aspect=8 * lines * height)
+    bar.set_label("attention", fontsize=8.5, color=style.INK)
+    style.save_figure(figure, path)
 
 
 def compute_spread(table: np.ndarray) -> float:

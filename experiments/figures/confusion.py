@@ -8,23 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import PercentFormatter
 
-from experiments.figures.style import (
-    FAINT,
-    INK,
-    MOST_NUMBERED,
-    get_colormap,
-    new_figure,
-    save_figure,
-    set_class_ticks,
-    shorten,
-    style_axes,
-)
+from experiments.figures import style
 
 
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLike) -> None:
     """Draws a confusion matrix.
 
-    scikit-learn's display does not shorten names, and needs pyplot.
+    scikit-learn's display does not style.shorten names, and needs pyplot.
 
     Args:
         matrix: `[C, C]` counts, rows are the truth, columns the predictions.
@@ -41,33 +31,33 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.Pa
     caption = "Colour: share of a row, that is of the examples of one true class."
     if (totals == 0).any():
         caption += " Grey rows: classes without an example."
-    numbered = number <= MOST_NUMBERED
+    numbered = number <= style.MOST_NUMBERED
     if numbered:
         size = max(4.6, 0.42 * number + 1.6)
-        figure = new_figure(size + 0.9, size + 0.3, title, caption)
+        figure = style.new_figure(size + 0.9, size + 0.3, title, caption)
         axes = figure.subplots()
     else:
         size, beside = 7.6, 3.9
-        figure = new_figure(size + 0.9 + beside, size + 0.3, title, caption)
+        figure = style.new_figure(size + 0.9 + beside, size + 0.3, title, caption)
         axes, right = figure.subplots(1, 2, width_ratios=[size, beside])
         _list_worst_pairs(right, matrix, classes)
     # With many classes the mistakes are faint: the root lifts them.
     norm = PowerNorm(1.0 if numbered else 0.5, vmin=0, vmax=1)
-    image = axes.imshow(shares, cmap=get_colormap("Blues"), norm=norm, interpolation="nearest")
-    style_axes(axes, xlabel="prediction", ylabel="truth", grid=False, frame=True)
-    set_class_ticks(axes.yaxis, classes, size - 1.6)
-    set_class_ticks(axes.xaxis, classes, size - 1.6)
-    longest = max(len(shorten(name)) for name in classes)
+    image = axes.imshow(
+        shares, cmap=style.get_colormap("Blues"), norm=norm, interpolation="nearest"
+    )
+    style.style_axes(axes, xlabel="prediction", ylabel="truth", grid=False, frame=True)
+    style.set_class_ticks(axes.yaxis, classes, size - 1.6)
+    style.set_class_ticks(axes.xaxis, classes, size - 1.6)
+    longest = max(len(style.shorten(name)) for name in classes)
     fits_horizontally = numbered and longest * 0.08 < (size - 1.6) / number
     axes.tick_params(axis="x", rotation=0 if fits_horizontally else 90)
-    bar = figure.colorbar(image, ax=axes, fraction=0.04, pad=0.02, aspect=30)
+    bar = style.add_colorbar(image, axes, fraction=0.04, pad=0.02, aspect=30)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     bar.set_ticks([0, 0.25, 0.5, 0.75, 1] if numbered else [0, 0.05, 0.25, 0.5, 1])
-    bar.ax.tick_params(labelsize=8, colors=FAINT, length=2)
-    bar.outline.set_visible(False)
     if numbered:
         _write_counts(axes, matrix, shares)
-    save_figure(figure, path)
+    style.save_figure(figure, path)
 
 
 def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray) -> None:
@@ -81,7 +71,7 @@ def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray) -> None:
                 text,
                 ha="center",
                 va="center",
-                color="white" if shares[row, column] > 0.5 else INK,
+                color="white" if shares[row, column] > 0.5 else style.INK,
                 fontsize=9 if len(text) < 4 else 7,
             )
 
@@ -97,12 +87,12 @@ def _list_worst_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) ->
         truth, guess = np.unravel_index(flat, mistakes.shape)
         if mistakes[truth, guess]:
             count = f"{int(mistakes[truth, guess])} of {int(totals[truth])}"
-            names = f"{shorten(classes[truth], 20)} → {shorten(classes[guess], 20)}"
+            names = f"{style.shorten(classes[truth], 20)} → {style.shorten(classes[guess], 20)}"
             pairs.append(f"{count:>9}   {names}")
     present = np.flatnonzero(totals)
     recalls = np.diag(matrix)[present] / totals[present]
     hardest = [
-        f"{recalls[index]:>9.0%}   {shorten(classes[present[index]], 34)}"
+        f"{recalls[index]:>9.0%}   {style.shorten(classes[present[index]], 34)}"
         for index in np.argsort(recalls, kind="stable")[:10]
     ]
     headings = {heading, "Classes recognised least"}
@@ -115,7 +105,7 @@ def _list_worst_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) ->
             text,
             transform=axes.transAxes,
             va="top",
-            color=INK,
+            color=style.INK,
             fontsize=9 if text in headings else 8,
             fontweight="bold" if text in headings else "normal",
         )

@@ -6,18 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from experiments.figures.style import (
-    BEST,
-    INK,
-    TRAIN,
-    VALIDATION,
-    WRONG,
-    new_figure,
-    save_figure,
-    style_axes,
-)
+from experiments.figures import style
 
 
 def draw_training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> None:
@@ -37,9 +28,10 @@ def draw_training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> No
     has_schedules = any(row.get(name) for row in train for name in ("learning_rate", "temperature"))
     if has_schedules:
         heights, height = [*heights, 0.55], height + 1.6
-    figure = new_figure(7.5, height, "Training")
-    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)
-    panels = panels[:, 0]
+    figure = style.new_figure(7.5, height, "Training")
+    panels = figure.subplots(len(heights), 1, sharex=True, height_ratios=heights, squeeze=False)[
+        :, 0
+    ]
 
     best = _find_best(validation)
     for axes, name in zip(panels, names, strict=False):
@@ -50,18 +42,16 @@ def draw_training_curves(rows: Sequence[Mapping], path: str | os.PathLike) -> No
         panels[1].set_ylim(top=min(1.02, panels[1].get_ylim()[1]))
     if has_schedules:
         _draw_schedules(panels[-1], train)
-    panels[-1].set_xlabel("step", fontsize=9.5)
-    panels[-1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    panels[-1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
-    save_figure(figure, path)
+    style.label_steps(panels[-1])
+    style.save_figure(figure, path)
 
 
-def plot_metric(axes: Axes, rows: Sequence[Mapping], name: str, **style) -> None:
+def plot_metric(axes: Axes, rows: Sequence[Mapping], name: str, **options) -> None:
     """Plots one metric over the steps; None leaves a gap, and nothing is plotted if no row has it."""
     rows = [row for row in rows if name in row]
     if rows:
         values = [math.nan if row[name] is None else row[name] for row in rows]
-        axes.plot([row["step"] for row in rows], values, **style)
+        axes.plot([row["step"] for row in rows], values, **options)
 
 
 def limit_losses(axes: Axes) -> None:
@@ -94,35 +84,27 @@ def _draw_metric(
     best: Mapping | None,
 ) -> None:
     """Draws one metric of both splits and marks the best evaluation."""
-    style_axes(axes, ylabel=name)
+    style.style_axes(axes, ylabel=name)
     # Rows of training are single batches: thin, because they are noisy.
-    plot_metric(axes, train, name, color=TRAIN, linewidth=0.9, label="train")
-    marker = "o" if len(validation) <= 40 else None
-    plot_metric(
-        axes,
-        validation,
-        name,
-        color=VALIDATION,
-        linewidth=1.8,
-        marker=marker,
-        markersize=3.5,
-        label="validation",
-    )
+    plot_metric(axes, train, name, color=style.TRAIN, linewidth=0.9, label="train")
+    dots = {"marker": "o", "markersize": 3.5} if len(validation) <= 40 else {}
+    line = {"color": style.VALIDATION, "linewidth": 1.8, "label": "validation"}
+    plot_metric(axes, validation, name, **line, **dots)
     if best is not None:
-        axes.axvline(best["step"], color=BEST, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
+        axes.axvline(best["step"], color=style.BEST, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         if best.get(name) is not None:
             label = f"best: {best[name]:.4f} at step {best['step']:,}"
-            axes.plot(best["step"], best[name], "o", color=BEST, markersize=7, label=label)
+            axes.plot(best["step"], best[name], "o", color=style.BEST, markersize=7, label=label)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", fontsize=8.5, framealpha=1, edgecolor="none")
 
 
 def _draw_schedules(axes: Axes, train: Sequence[Mapping]) -> None:
     """Draws the learning rate (left, logarithmic) and the temperature (right) in one small panel."""
-    style_axes(axes, ylabel="learning rate")
+    style.style_axes(axes, ylabel="learning rate")
     rates = [row for row in train if (row.get("learning_rate") or 0) > 0]
     if rates:
-        plot_metric(axes, rates, "learning_rate", color=INK, linewidth=1.4)
+        plot_metric(axes, rates, "learning_rate", color=style.INK, linewidth=1.4)
         axes.set_yscale("log")
         low, high = axes.dataLim.intervaly
         # Whole decades around the values, so that there is always a labelled tick.
@@ -133,10 +115,10 @@ def _draw_schedules(axes: Axes, train: Sequence[Mapping]) -> None:
     temperatures = [row for row in train if row.get("temperature") is not None]
     if temperatures:
         right = axes.twinx()
-        style_axes(right, ylabel="temperature", grid=False)
+        style.style_axes(right, ylabel="temperature", grid=False)
         right.spines["right"].set_visible(True)
-        plot_metric(right, temperatures, "temperature", color=WRONG, linewidth=1.4)
+        plot_metric(right, temperatures, "temperature", color=style.WRONG, linewidth=1.4)
         right.set_ylim(0, 1.1 * max(row["temperature"] for row in temperatures))
         right.yaxis.set_major_locator(MaxNLocator(4))
-        right.yaxis.label.set_color(WRONG)
-        right.tick_params(axis="y", colors=WRONG)
+        right.yaxis.label.set_color(style.WRONG)
+        right.tick_params(axis="y", colors=style.WRONG)

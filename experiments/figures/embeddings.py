@@ -7,15 +7,8 @@ import matplotlib
 import numpy as np
 from matplotlib.lines import Line2D
 
-from experiments.figures.style import (
-    FAINT,
-    INK,
-    get_colormap,
-    new_figure,
-    save_figure,
-    shorten,
-    style_axes,
-)
+from experiments.audio.clusters import standardise
+from experiments.figures import style
 
 MAX_POINTS = 2_000  # of a map
 MARKERS = "os^Dv<>ph*XP"
@@ -39,15 +32,19 @@ def draw_tsne(
     """
     if len(codes) < 5:
         return
+    from sklearn.manifold import TSNE  # takes a second to import
+
     drawn = np.arange(len(codes))
     if len(codes) > MAX_POINTS:
         drawn = np.sort(np.random.default_rng(seed).choice(len(codes), MAX_POINTS, replace=False))
     perplexity = min(30.0, (len(drawn) - 1) / 3)
-    points = _compute_tsne(codes, drawn, perplexity, seed)
+    # Not 'pca': codes that are all alike have no components.
+    tsne = TSNE(perplexity=perplexity, init="random", random_state=seed, method="barnes_hut")
+    points = tsne.fit_transform(standardise(codes)[drawn])
     names = sorted({labels[index] for index in drawn})
     marker_of = {name: MARKERS[number % len(MARKERS)] for number, name in enumerate(names)}
     caption = f"t-SNE of {len(drawn):,} codes, perplexity {perplexity:.0f}; far apart says little."
-    figure = new_figure(7.5, 6.4, "Codes, by cluster (colour) and label (marker)", caption)
+    figure = style.new_figure(7.5, 6.4, "Codes, by cluster (colour) and label (marker)", caption)
     axes = figure.subplots()
     colours = _make_colours(int(clusters.max()) + 1)
     shown_clusters, shown_labels = clusters[drawn], np.array([labels[index] for index in drawn])
@@ -61,27 +58,19 @@ def draw_tsne(
             linewidths=0,
             alpha=0.85,
         )
-    style_axes(axes, grid=False, frame=True)
+    style.style_axes(axes, grid=False, frame=True)
     axes.set_xticks([])
     axes.set_yticks([])
     if names != [""]:
-        style = {"linestyle": "", "color": FAINT}
+        options = {"linestyle": "", "color": style.FAINT}
         handles = [
-            Line2D([], [], marker=marker_of[name], label=shorten(name or "no label"), **style)
+            Line2D(
+                [], [], marker=marker_of[name], label=style.shorten(name or "no label"), **options
+            )
             for name in names[:24]
         ]
         figure.legend(handles=handles, loc="outside right upper", fontsize=8, frameon=False)
-    save_figure(figure, path)
-
-
-def _compute_tsne(codes: np.ndarray, drawn: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
-    from sklearn.manifold import TSNE
-
-    from experiments.audio.clusters import standardise
-
-    # Not 'pca': codes that are all alike have no components.
-    tsne = TSNE(perplexity=perplexity, init="random", random_state=seed, method="barnes_hut")
-    return tsne.fit_transform(standardise(codes)[drawn])
+    style.save_figure(figure, path)
 
 
 def draw_hours(hours: np.ndarray, clusters: np.ndarray, path: str | os.PathLike) -> None:
@@ -97,22 +86,21 @@ def draw_hours(hours: np.ndarray, clusters: np.ndarray, path: str | os.PathLike)
     np.add.at(counts, (clusters, hours.astype(int) % 24), 1)
     total = counts.sum(axis=0)
     shares = np.where(total > 0, counts / np.maximum(total, 1), np.nan)
-    figure = new_figure(
+    figure = style.new_figure(
         7.5,
-        min(0.28 * number, 12)
-        + 2.0,  # no more: of thousands of clusters, matplotlib cannot write the picture
+        min(0.28 * number, 12) + 2.0,  # matplotlib cannot write a picture of thousands of clusters
         "Clusters by the hour of the day",
         "The share of each hour's windows. Hours without recordings are grey.",
     )
     axes = figure.subplots()
     image = axes.imshow(
-        shares, aspect="auto", cmap=get_colormap("viridis"), vmin=0, vmax=np.nanmax(shares)
+        shares, aspect="auto", cmap=style.get_colormap("viridis"), vmin=0, vmax=np.nanmax(shares)
     )
-    style_axes(axes, xlabel="hour", ylabel="cluster", grid=False)
+    style.style_axes(axes, xlabel="hour", ylabel="cluster", grid=False)
     axes.set_xticks(range(0, 24, 3))
     axes.set_yticks(range(0, number, max(1, number // 20)))
-    figure.colorbar(image, ax=axes, shrink=0.9).ax.tick_params(labelsize=8)
-    save_figure(figure, path)
+    style.add_colorbar(image, axes, shrink=0.9)
+    style.save_figure(figure, path)
 
 
 def draw_comparison(
@@ -129,7 +117,7 @@ def draw_comparison(
     """
     kinds = list(scores)
     measures = list(next(iter(scores.values())))
-    figure = new_figure(
+    figure = style.new_figure(
         8.5,
         4.0,
         "Which features find the labels",
@@ -141,19 +129,16 @@ def draw_comparison(
         means, spreads = zip(*scores[kind].values(), strict=True)
         places = np.arange(len(measures)) + (number - (len(kinds) - 1) / 2) * width
         left.bar(places, means, width, yerr=spreads, color=colours[number], label=kind, capsize=2)
-        right.barh(kind, seconds[kind], color=colours[number])
-    left.set_xticks(range(len(measures)), [{"f": "F"}.get(name, name) for name in measures])
+        bar = right.barh(kind, seconds[kind], color=colours[number])
+        right.bar_label(bar, fmt=" {:.3g}", fontsize=8, color=style.INK)
+    left.set_xticks(range(len(measures)), ["F" if name == "f" else name for name in measures])
     left.set_ylim(0, 1)
     left.legend(fontsize=8, frameon=False, ncols=2)
-    style_axes(left)
+    style.style_axes(left)
     right.invert_yaxis()
-    for number, kind in enumerate(kinds):
-        right.text(
-            seconds[kind], number, f" {seconds[kind]:.3g}", va="center", fontsize=8, color=INK
-        )
     right.margins(x=0.25)
-    style_axes(right, xlabel="seconds")
-    save_figure(figure, path)
+    style.style_axes(right, xlabel="seconds")
+    style.save_figure(figure, path)
 
 
 def _make_colours(number: int) -> list:

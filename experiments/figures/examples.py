@@ -1,54 +1,20 @@
 """Grids of examples: pictures or series with their true class and the predicted one."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 
 from experiments.data.dataset import Source
 from experiments.data.views import flatten
-from experiments.figures.style import (
-    FAINT,
-    INK,
-    LINE,
-    VALIDATION,
-    WRONG,
-    escape,
-    new_figure,
-    save_figure,
-    shorten,
-)
+from experiments.figures import style
 
 LETTER = 0.065  # inches, of the text above a panel
 
 
-def new_grid(
-    number: int, columns: int, width: float, height: float, title: str, caption: str
-) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with a number of panels, and the panels.
-
-    Args:
-        number: of panels.
-        columns: the most panels in a row.
-        width: of a panel with its margin, inches.
-        height: of a panel with its texts and margin, inches.
-        title: of the figure.
-        caption: below it.
-    """
-    columns = min(columns, number)
-    rows = math.ceil(number / columns)
-    figure = new_figure(max(columns * width + 0.2, 4.5), rows * height + 0.9, title, caption)
-    panels = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in panels[number:]:
-        axes.axis("off")
-    return figure, list(panels[:number])
-
-
 def draw_example(
-    axes: Axes, example: np.ndarray, frame_color: str = LINE, frame_width: float = 0.8
+    axes: Axes, example: np.ndarray, frame_color: str = style.LINE, frame_width: float = 0.8
 ) -> None:
     """Draws a picture `[H, W, C]` or a series `[L, C]`, of any range, into a panel."""
     example = np.nan_to_num(np.asarray(example, np.float32))
@@ -60,7 +26,9 @@ def draw_example(
         axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
     else:
         for channel in example.T:
-            axes.plot(channel, linewidth=1.0, color=VALIDATION if len(example.T) == 1 else None)
+            axes.plot(
+                channel, linewidth=1.0, color=style.VALIDATION if len(example.T) == 1 else None
+            )
         axes.margins(x=0.01, y=0.08)
     for spine in axes.spines.values():
         spine.set_color(frame_color)
@@ -125,7 +93,7 @@ def draw_predictions(
     remark = "All of these are right."
     if wrong.any():
         remark = f"Orange: {wrong.sum()} wrong ones, shown first; their share here is not the error rate."
-    figure, panels = new_grid(
+    figure, panels = style.make_grid(
         len(inputs),
         columns,
         width + 0.2,
@@ -135,16 +103,18 @@ def draw_predictions(
     )
     for index, axes in enumerate(panels):
         if wrong[index]:
-            draw_example(axes, inputs[index], frame_color=WRONG, frame_width=2.2)
+            draw_example(axes, inputs[index], frame_color=style.WRONG, frame_width=2.2)
         else:
             draw_example(axes, inputs[index])
         truth, guess = names[index]
-        text = f"{shorten(truth, letters)}\n→ {shorten(guess, letters - 3)}"
+        text = f"{style.shorten(truth, letters)}\n→ {style.shorten(guess, letters - 3)}"
         if one_line:
-            text = f"{escape(truth)} → {escape(guess)}"
+            text = f"{style.escape(truth)} → {style.escape(guess)}"
         text += f"\np={probabilities[index]:.2f}"
-        axes.set_title(text, fontsize=7.5, pad=4.5, color=WRONG if wrong[index] else INK)
-    save_figure(figure, path)
+        axes.set_title(
+            text, fontsize=7.5, pad=4.5, color=style.WRONG if wrong[index] else style.INK
+        )
+    style.save_figure(figure, path)
 
 
 def find_mistakes(labels: np.ndarray, scores: np.ndarray, n: int = 24) -> list[tuple[int, int]]:
@@ -206,24 +176,28 @@ def draw_mistakes(
     """
     title = "The worst mistakes"
     if not mistakes:
-        save_figure(new_figure(4.5, 1.2, title, "There are none: all are right."), path)
+        style.save_figure(style.new_figure(4.5, 1.2, title, "There are none: all are right."), path)
         return
     height, width = 1.5, 2.7
     if inputs[0].ndim == 3:
         width = height * min(max(inputs[0].shape[1] / inputs[0].shape[0], 1.1), 2.2)
     caption = "True class → prediction, and its probability; the most confident mistakes first."
     columns = int(13 / width)
-    figure, panels = new_grid(len(mistakes), columns, width + 0.15, height + 0.75, title, caption)
+    figure, panels = style.make_grid(
+        len(mistakes), columns, width + 0.15, height + 0.75, title, caption
+    )
     letters = int(width / LETTER)
     for axes, picture, name, (index, number) in zip(panels, inputs, names, mistakes, strict=True):
         draw_example(axes, picture)
         truth, guess = _describe_mistake(labels[index], number, classes)
-        text = f"{shorten(truth, letters)}\n→ {shorten(guess, letters - 3)}"
+        text = f"{style.shorten(truth, letters)}\n→ {style.shorten(guess, letters - 3)}"
         text += f"\np={scores[index, number]:.2f}"
-        axes.set_title(text, fontsize=7.5, pad=4.5, color=WRONG)
+        axes.set_title(text, fontsize=7.5, pad=4.5, color=style.WRONG)
         # The end of a name tells it from its neighbours.
-        axes.set_xlabel(shorten(name, letters, keep_end=True), fontsize=6.5, color=FAINT)
-    save_figure(figure, path)
+        axes.set_xlabel(
+            style.shorten(name, letters, keep_end=True), fontsize=6.5, color=style.FAINT
+        )
+    style.save_figure(figure, path)
 
 
 def _describe_mistake(label: np.ndarray, number: int, classes: Sequence[str]) -> tuple[str, str]:

@@ -4,30 +4,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 
+from experiments.figures import style
 from experiments.figures.curves import limit_losses, plot_metric
-from experiments.figures.style import (
-    BEST,
-    FAINT,
-    INK,
-    TRAIN,
-    VALIDATION,
-    WRONG,
-    new_figure,
-    save_figure,
-    shorten,
-    style_axes,
-)
 
 MAX_CLASSES = 20  # rows of samples
 
-CURVES = {"g": ("generator", WRONG), "d": ("discriminator", VALIDATION)}
+CURVES = {"g": ("generator", style.WRONG), "d": ("discriminator", style.VALIDATION)}
 SHARES = {
-    "d_real": ("real pictures called real", VALIDATION),
-    "d_fake": ("generated ones called generated", WRONG),
-    "aux_real": ("real pictures' class named", BEST),
-    "aux_fake": ("generated ones' class named", TRAIN),
+    "d_real": ("real pictures called real", style.VALIDATION),
+    "d_fake": ("generated ones called generated", style.WRONG),
+    "aux_real": ("real pictures' class named", style.BEST),
+    "aux_fake": ("generated ones' class named", style.TRAIN),
 }
 
 
@@ -54,19 +43,19 @@ def draw_samples(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, 
             sheet[y : y + height, x : x + width] = picture
 
     inches = 1.1 / height
-    figure = new_figure(
+    figure = style.new_figure(
         max(4.5, sheet.shape[1] * inches + 1.6), sheet.shape[0] * inches + 1.2, title
     )
     axes = figure.subplots()
     grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if channels == 1 else {}
     axes.imshow(sheet.squeeze(-1) if grey else sheet, **grey)
-    axes.set_yticks([y + height / 2 for y in top], [shorten(name, 18) for name in rows])
+    axes.set_yticks([y + height / 2 for y in top], [style.shorten(name, 18) for name in rows])
     axes.set_xticks([left[0], left[num_real]], ["real", "generated"], ha="left")
-    axes.tick_params(length=0, labelsize=9, colors=FAINT, top=True, labeltop=True)
+    axes.tick_params(length=0, labelsize=9, colors=style.FAINT, top=True, labeltop=True)
     axes.tick_params(axis="x", bottom=False, labelbottom=False)
-    axes.tick_params(axis="y", colors=INK)
+    axes.tick_params(axis="y", colors=style.INK)
     axes.set_frame_on(False)
-    save_figure(figure, path)
+    style.save_figure(figure, path)
 
 
 def draw_losses(rows: Sequence[Mapping], path: Path) -> None:
@@ -79,7 +68,7 @@ def draw_losses(rows: Sequence[Mapping], path: Path) -> None:
     train, validation = (
         [row for row in rows if row.get("split") == split] for split in ("train", "validation")
     )
-    figure = new_figure(
+    figure = style.new_figure(
         7.5,
         6.6,
         "Generator against discriminator",
@@ -87,8 +76,8 @@ def draw_losses(rows: Sequence[Mapping], path: Path) -> None:
         "teaches the generator nothing.",
     )
     above, below = figure.subplots(2, 1, sharex=True)
-    style_axes(above, ylabel="loss")
-    style_axes(below, xlabel="step", ylabel="share")
+    style.style_axes(above, ylabel="loss")
+    style.style_axes(below, ylabel="share")
     for axes, names in ((above, CURVES), (below, SHARES)):
         for name, (label, colour) in names.items():
             plot_metric(axes, train, name, color=colour, linewidth=1.0, label=label)
@@ -103,5 +92,5 @@ def draw_losses(rows: Sequence[Mapping], path: Path) -> None:
     below.set_ylim(-0.02, 1.34)
     below.set_yticks(np.linspace(0, 1, 5))
     below.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    below.xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    save_figure(figure, path)
+    style.label_steps(below)
+    style.save_figure(figure, path)

@@ -8,18 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
-from experiments.figures.style import (
-    INK,
-    LINE,
-    PALETTE,
-    TRAIN,
-    new_figure,
-    save_figure,
-    shorten,
-    style_axes,
-)
+from experiments.figures import style
 
-COLOURS = (*PALETTE, TRAIN)  # of the classes that are named; the others are grey
+COLOURS = (*style.PALETTE, style.TRAIN)  # of the classes that are named; the others are grey
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -65,25 +56,25 @@ def draw_pr_curves(
         caption += f" {empty} of {len(curves)} classes have no example here."
     mean = np.mean([curves[number].average_precision for number in order]) if order else math.nan
     title = f"Precision and recall: mean average precision {mean:.3f}"
-    figure = new_figure(8.4, 5.6, title, caption)
+    figure = style.new_figure(8.4, 5.6, title, caption)
     axes = figure.subplots()
-    style_axes(axes, xlabel="recall", ylabel="precision")
+    style.style_axes(axes, xlabel="recall", ylabel="precision")
     if pooled:
         label = f"all together: AP {pooled.average_precision:.3f}"
-        _plot_curve(axes, pooled, color=INK, linewidth=2.2, label=label, zorder=3)
+        _plot_curve(axes, pooled, color=style.INK, linewidth=2.2, label=label, zorder=3)
     for number in order:
         if number not in named:
-            _plot_curve(axes, curves[number], color=LINE, linewidth=0.6, zorder=1)
+            _plot_curve(axes, curves[number], color=style.LINE, linewidth=0.6, zorder=1)
     for colour, number in zip(COLOURS, named, strict=False):
-        label = f"{shorten(classes[number])}: AP {curves[number].average_precision:.3f}"
+        label = f"{style.shorten(classes[number])}: AP {curves[number].average_precision:.3f}"
         _plot_curve(axes, curves[number], color=colour, linewidth=1.2, label=label, zorder=2)
     axes.set(xlim=(0, 1.01), ylim=(0, 1.02))
     if order:
         axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), fontsize=8, frameon=False)
-    save_figure(figure, path)
+    style.save_figure(figure, path)
 
 
-def _plot_curve(axes: Axes, curve: PRCurve, **style) -> None:
+def _plot_curve(axes: Axes, curve: PRCurve, **options) -> None:
     """Plots at most a thousand points of a curve: no more can be told apart."""
     at = np.unique(np.linspace(0, curve.recall.size - 1, 1000).round().astype(int))
-    axes.plot(curve.recall[at], curve.precision[at], drawstyle="steps-post", **style)
+    axes.plot(curve.recall[at], curve.precision[at], drawstyle="steps-post", **options)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from experiments.figures.style import INK, escape, new_figure, save_figure
+from experiments.figures import style
 
 
 def draw_reconstructions(
@@ -27,18 +27,18 @@ def draw_reconstructions(
         path: the PNG to write.
     """
     errors = np.abs(outputs - inputs).mean(axis=-1)
-    figure = new_figure(1.35 * max(len(inputs), 4) + 0.5, 5.4, title, caption)
+    figure = style.new_figure(1.35 * max(len(inputs), 4) + 0.5, 5.4, title, caption)
     rows = figure.subplots(3, len(inputs), squeeze=False)
     for axes, name in zip(rows[0], names, strict=True):
-        axes.set_title(escape(name), fontsize=8.5, color=INK)
+        axes.set_title(style.escape(name), fontsize=8.5, color=style.INK)
     for row, label, pictures in zip(
         rows, ("input", "output", "absolute error"), (inputs, outputs, errors), strict=True
     ):
-        row[0].set_ylabel(label, fontsize=9.5, color=INK)
+        row[0].set_ylabel(label, fontsize=9.5, color=style.INK)
         cmap, top = ("inferno", errors.max()) if pictures is errors else ("gray", 1.0)
         for axes, picture in zip(row, pictures, strict=True):
             if picture.shape[-1] == 1:
                 picture = picture[..., 0]
             axes.imshow(np.clip(picture, 0, 1), cmap=cmap, vmin=0, vmax=top)
             axes.set(xticks=[], yticks=[])
-    save_figure(figure, path)
+    style.save_figure(figure, path)

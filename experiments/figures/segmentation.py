@@ -7,59 +7,54 @@ import numpy as np
 from matplotlib.patches import Patch
 
 from experiments.data.masks import IGNORE
-from experiments.figures.style import (
-    FAINT,
-    INK,
-    VALIDATION,
-    new_figure,
-    paint_mask,
-    save_figure,
-    shorten,
-    style_axes,
-)
+from experiments.figures import style
 
 
 def draw_samples(
     images: Sequence[np.ndarray],
     truths: Sequence[np.ndarray],
-    predictions: Sequence[np.ndarray],
+    predictions: Mapping[str, Sequence[np.ndarray]],
     classes: Sequence[str],
     path: str | os.PathLike,
 ) -> None:
-    """Draws pictures with their masks in VOC's colours.
+    """Draws pictures beside their true and their predicted masks, in VOC's colours.
 
     Args:
         images: uint8 `[H, W, 3]`, of any sizes.
         truths: integers `[H, W]`, 255 for pixels that are not counted.
-        predictions: integers `[H, W]`.
+        predictions: the title of each column to its masks, integers `[H, W]`.
         classes: the names.
         path: the PNG to write.
     """
-    figure = new_figure(
-        3 * 2.3 + 0.4,
-        len(images) * 1.75 + 1.6,
-        "Test pictures (what does not count is pale)",
+    rows, columns = len(images), len(predictions) + 2
+    width = min(max(9.6 / columns, 0.95), 2.2)
+    heights = [image.shape[0] / image.shape[1] for image in images]
+    masks = list(zip(truths, *predictions.values(), strict=True))
+    seen = sorted({int(n) for row in masks for mask in row for n in np.unique(mask)} - {IGNORE})
+    figure = style.new_figure(
+        columns * width + 1.7,
+        max(width * sum(heights) + 1.2, 0.2 * len(seen) + 1.0),
+        "Segmented test pictures",
+        "Pale borders in the truth are not scored.",
     )
-    panels = figure.subplots(len(images), 3, squeeze=False)
-    for axes, title in zip(panels[0], ("picture", "truth", "prediction"), strict=True):
-        axes.set_title(title, fontsize=9.5, color=INK)
-    for row, image, truth, prediction in zip(panels, images, truths, predictions, strict=True):
-        shown = (image, paint_mask(truth), paint_mask(prediction))
-        for axes, picture in zip(row, shown, strict=True):
+    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
+    for axes, title in zip(panels[0], ["picture", "truth", *predictions], strict=True):
+        axes.set_title(style.shorten(title, 18), fontsize=9.5, color=style.INK)
+    for row, image, its_masks in zip(panels, images, masks, strict=True):
+        for axes, picture in zip(row, [image, *map(style.paint_mask, its_masks)], strict=True):
             axes.imshow(picture, interpolation="nearest")
             axes.axis("off")
-    present = np.unique(np.concatenate([np.ravel(mask) for mask in (*truths, *predictions)]))
+    names = dict(enumerate(classes))
     patches = [
         Patch(
-            facecolor=paint_mask(np.array(number)) / 255,
-            edgecolor=FAINT,
-            label=shorten(classes[number]),
+            facecolor=style.paint_mask(np.array(number)) / 255,
+            edgecolor=style.FAINT,
+            label=style.shorten(names.get(number, f"class {number}")),
         )
-        for number in present
-        if number != IGNORE
+        for number in seen
     ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=6, fontsize=8, frameon=False)
-    save_figure(figure, path)
+    figure.legend(handles=patches, loc="outside right upper", fontsize=9, frameon=False)
+    style.save_figure(figure, path)
 
 
 def draw_iou(iou: Mapping[str, float | None], path: str | os.PathLike) -> None:
@@ -75,14 +70,14 @@ def draw_iou(iou: Mapping[str, float | None], path: str | os.PathLike) -> None:
     caption = "Intersection over union of all pixels of the test split."
     if absent:
         caption += f" Not present, and not in the mean: {', '.join(absent)}."
-    figure = new_figure(
+    figure = style.new_figure(
         6.5, 0.22 * max(len(present), 3) + 1.5, f"IoU by class: mean {mean:.3f}", caption
     )
     axes = figure.subplots()
     names = sorted(present, key=present.get)
     lengths = [present[name] for name in names]
-    axes.barh([shorten(name) for name in names], lengths, color=VALIDATION)
-    axes.axvline(mean, color=FAINT, linewidth=1, linestyle="--")
-    style_axes(axes, xlabel="IoU")
+    axes.barh([style.shorten(name) for name in names], lengths, color=style.VALIDATION)
+    axes.axvline(mean, color=style.FAINT, linewidth=1, linestyle="--")
+    style.style_axes(axes, xlabel="IoU")
     axes.set_xlim(0, 1)
-    save_figure(figure, path)
+    style.save_figure(figure, path)

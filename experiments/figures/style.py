@@ -10,8 +10,11 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from experiments.core.files import replace_file
 
@@ -54,6 +57,43 @@ def style_axes(
     if grid:
         axes.grid(color="#e8e8e8", linewidth=0.7)
         axes.set_axisbelow(True)
+
+
+def make_grid(
+    number: int, columns: int, width: float, height: float, title: str, caption: str
+) -> tuple[Figure, list[Axes]]:
+    """Returns a figure with a number of panels, and the panels.
+
+    Args:
+        number: of panels.
+        columns: the most panels in a row.
+        width: of a panel with its margin, inches.
+        height: of a panel with its texts and margin, inches.
+        title: of the figure.
+        caption: below it.
+    """
+    columns = min(columns, number)
+    rows = math.ceil(number / columns)
+    figure = new_figure(max(columns * width + 0.2, 4.5), rows * height + 0.9, title, caption)
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in panels[number:]:
+        axes.axis("off")
+    return figure, list(panels[:number])
+
+
+def add_colorbar(image: AxesImage, axes: Axes | Sequence[Axes], **options) -> Colorbar:
+    """Adds a plain colour bar beside one panel or several; `options` are those of matplotlib."""
+    bar = image.get_figure().colorbar(image, ax=axes, **options)
+    bar.ax.tick_params(labelsize=8, colors=FAINT, length=2)
+    bar.outline.set_visible(False)
+    return bar
+
+
+def label_steps(axes: Axes) -> None:
+    """Labels the horizontal axis with steps: whole numbers in groups of three digits."""
+    axes.set_xlabel("step", fontsize=9.5, color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
 
 
 def set_class_ticks(axis: Axis, classes: Sequence[str], inches: float) -> None:
@@ -107,13 +147,7 @@ def make_voc_palette() -> np.ndarray:
 
 
 def paint_mask(mask: np.ndarray) -> np.ndarray:
-    """Returns class numbers in their VOC colours.
-
-    Args:
-        mask: `[..., H, W]` integers, 0 to 255.
-
-    Returns:
-        uint8 `[..., H, W, 3]`.
+    """Returns class numbers `[..., H, W]` in their VOC colours, uint8 `[..., H, W, 3]`.
 
     Raises:
         ValueError: if a number is not an integer from 0 to 255.

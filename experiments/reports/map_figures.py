@@ -14,23 +14,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from PIL import Image
 
-from experiments.data.masks import IGNORE
+from experiments.figures import style
 from experiments.figures.examples import draw_example
-from experiments.figures.style import (
-    FAINT,
-    INK,
-    LINE,
-    PALETTE,
-    WRONG,
-    get_colormap,
-    new_figure,
-    paint_mask,
-    save_figure,
-    shorten,
-    style_axes,
-)
+from experiments.figures.segmentation import draw_samples
 from experiments.runs.artifacts import MIN_POSITIONS, Maps, Samples
 
 WIDTH = 9.6  # of a figure in inches, unless panels would become smaller than a thumbnail
@@ -40,14 +27,11 @@ MAX_COLUMNS = 32  # of a heat map of kernels or gates
 
 
 def draw_attention_maps(maps: Mapping[str, Maps], path: str | os.PathLike) -> bool:
-    """Draws the class activation of all configs over the same test examples.
+    """Draws the class activation of all configs over the same test examples; False if there is none.
 
     Args:
         maps: label of each config to its maps; all of the same inputs.
         path: the PNG to write.
-
-    Returns:
-        Whether it was drawn: it is not if no config has an activation.
     """
     maps = {label: one for label, one in maps.items() if one.activation.size}
     if not maps:
@@ -67,15 +51,15 @@ def draw_attention_maps(maps: Mapping[str, Maps], path: str | os.PathLike) -> bo
     )
     _draw_inputs(panels[:, 0], first)
     for column, (label, one) in enumerate(maps.items(), start=1):
-        panels[0, column].set_title(shorten(label, 18), fontsize=9.5, color=INK)
+        panels[0, column].set_title(style.shorten(label, 18), fontsize=9.5, color=style.INK)
         for row, axes in enumerate(panels[:, column]):
             _draw_activation(axes, one.inputs[row], one.activation[row])
             wrong = one.predictions[row] != one.labels[row]
             _draw_frame(axes, wrong)
             if wrong:
-                guess = shorten(one.classes[one.predictions[row]], 14)
-                axes.set_xlabel(f"→ {guess}", fontsize=8, color=WRONG, labelpad=2)
-    save_figure(figure, path)
+                guess = style.shorten(one.classes[one.predictions[row]], 14)
+                axes.set_xlabel(f"→ {guess}", fontsize=8, color=style.WRONG, labelpad=2)
+    style.save_figure(figure, path)
     return True
 
 
@@ -86,7 +70,7 @@ def _make_grid(
     pictures = len(shape) == 3
     width = min(max(WIDTH / columns, 0.95), 1.55 if pictures else 2.6)
     height = width * min(max(shape[0] / shape[1], 0.5), 1.5) + 0.16 if pictures else 0.95
-    figure = new_figure(
+    figure = style.new_figure(
         max(columns * width + 0.6 + legend, 5.0), rows * height + 1.25, title, caption
     )
     return figure, figure.subplots(rows, columns, squeeze=False)
@@ -94,16 +78,16 @@ def _make_grid(
 
 def _draw_inputs(panels: Sequence[Axes], maps: Maps) -> None:
     """Draws the examples themselves into the first column, with their classes."""
-    panels[0].set_title("input", fontsize=9.5, color=INK)
+    panels[0].set_title("input", fontsize=9.5, color=style.INK)
     for axes, example, label in zip(panels, maps.inputs, maps.labels, strict=False):
         draw_example(axes, example)
-        axes.set_ylabel(shorten(maps.classes[label], 14), fontsize=9, color=INK)
+        axes.set_ylabel(style.shorten(maps.classes[label], 14), fontsize=9, color=style.INK)
 
 
 def _draw_frame(axes: Axes, wrong: bool = False) -> None:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
-        spine.set_color(WRONG if wrong else LINE)
+        spine.set_color(style.WRONG if wrong else style.LINE)
         spine.set_linewidth(2.0 if wrong else 0.8)
 
 
@@ -111,9 +95,20 @@ def _draw_activation(axes: Axes, example: np.ndarray, activation: np.ndarray) ->
     """Draws an example with its activation: as colours over a picture, or along the line of a series."""
     heat = activation / (activation.max() or 1.0)
     if example.ndim == 3:
-        grey = example.mean(axis=-1, keepdims=True)
-        draw_example(axes, grey)
-        _overlay_heat(axes, heat, example.shape[:2])
+        draw_example(axes, example.mean(axis=-1, keepdims=True))
+        # The stronger the heat is, the less of the picture shines through. The map starts at 25 %.
+        height, width = example.shape[:2]
+        extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+        heat = heat.astype(np.float32)
+        axes.imshow(
+            heat,
+            cmap=HEAT,
+            vmin=-0.36,
+            vmax=1.07,
+            alpha=0.85 * heat,
+            extent=extent,
+            interpolation="bilinear",
+        )
         return
     length = len(example)
     middles = (np.arange(len(heat)) + 0.5) * length / len(heat) - 0.5
@@ -129,38 +124,24 @@ def _draw_activation(axes: Axes, example: np.ndarray, activation: np.ndarray) ->
     axes.margins(x=0.01, y=0.1)
 
 
-def _overlay_heat(axes: Axes, heat: np.ndarray, shape: Sequence[int]) -> None:
-    """Draws heat over a picture: the stronger it is, the less of the picture shines through."""
-    height, width = shape
-    size = (max(width, 128), max(height, 128))
-    smooth = Image.fromarray(heat.astype(np.float32)).resize(size, Image.Resampling.BILINEAR)
-    smooth = np.clip(np.asarray(smooth), 0, 1)
-    colour = HEAT(0.25 + 0.7 * smooth)
-    colour[..., 3] = 0.85 * smooth
-    axes.imshow(colour, extent=(-0.5, width - 0.5, height - 0.5, -0.5), interpolation="nearest")
-
-
 def draw_mixtures(maps: Mapping[str, Maps], path: str | os.PathLike) -> bool:
-    """Draws how often each gate is on, and the mean weight of each kernel, in every layer of each config.
+    """Draws the mean weight of each kernel, or how often each gate is on; False if no kernels are mixed.
 
     Args:
         maps: label of each config to its maps.
         path: the PNG to write.
-
-    Returns:
-        Whether it was drawn: it is not if no config mixes kernels.
     """
     tables = {label: one.mixtures for label, one in maps.items() if one.mixtures}
     if not tables:
         return False
-    columns = min(len(tables), 3)
-    lines = math.ceil(len(tables) / columns)
     most = max(len(layers) for layers in tables.values())
     counts = sorted({int(m["count"]) for layers in tables.values() for m in layers.values()})
     number = f"{counts[-1]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    figure = new_figure(
-        3.4 * columns + 0.4,
-        lines * (0.19 * most + 0.75) + 1.5,
+    figure, panels = style.make_grid(
+        len(tables),
+        3,
+        3.5,
+        0.19 * most + 1.2,
         "Mixture of kernels in each layer",
         f"Over {number} test examples. Hard gates: colour is the share of examples for which a gate is on; "
         "on, off: gates that are so for all examples; free: gates that depend on the input. Other mixtures: "
@@ -168,12 +149,9 @@ def draw_mixtures(maps: Mapping[str, Maps], path: str | os.PathLike) -> bool:
         "deviation over the examples (0: the same mixture for all); dead: kernels that are never used. Of "
         f"more than {MAX_COLUMNS} kernels or gates only some are shown, in order of size.",
     )
-    panels = figure.subplots(lines, columns, squeeze=False).ravel()
-    for axes in panels[len(tables) :]:
-        axes.axis("off")
-    for axes, (label, layers) in zip(panels, tables.items(), strict=False):
+    for axes, (label, layers) in zip(panels, tables.items(), strict=True):
         _draw_mixture_panel(axes, label, layers)
-    save_figure(figure, path)
+    style.save_figure(figure, path)
     return True
 
 
@@ -190,27 +168,22 @@ def _draw_mixture_panel(
         table[row, : len(values)] = values
         axes.annotate(
             _count_gates(mixture["on"]) if hard else _describe_mixture(mixture), (1.03, row),
-            va="center", fontsize=7, color=INK, xycoords=("axes fraction", "data"),
+            va="center", fontsize=7, color=style.INK, xycoords=("axes fraction", "data"),
         )  # fmt: skip
     top = 1.0 if hard else max(float(np.nanmax(table)), 1e-9)
-    picture = axes.imshow(
-        table, aspect="auto", cmap=get_colormap("viridis"), vmin=min(0.0, float(np.nanmin(table))), vmax=top,
-        interpolation="nearest",
-    )  # fmt: skip
-    style_axes(axes, grid=False, frame=True)
-    heading = f"{shorten(label)}: mean weights"
+    bottom = min(0.0, float(np.nanmin(table)))
+    colours = style.get_colormap("viridis")
+    picture = axes.imshow(table, aspect="auto", cmap=colours, vmin=bottom, vmax=top)
+    style.style_axes(axes, grid=False, frame=True)
+    heading = f"{style.shorten(label)}: mean weights"
     if hard:
         gates = np.concatenate([mixture["on"] for mixture in layers.values()])
-        heading = f"{shorten(label)}: share on\n(in all: {_count_gates(gates)})"
-    axes.set_title(heading, fontsize=9.5, color=INK)
+        heading = f"{style.shorten(label)}: share on\n(in all: {_count_gates(gates)})"
+    axes.set_title(heading, fontsize=9.5, color=style.INK)
     axes.set_yticks(range(len(layers)), [_shorten_path(name) for name in layers])
     axes.tick_params(labelsize=7)
     axes.set_xticks([])
-    bar = axes.figure.colorbar(
-        picture, ax=axes, location="bottom", fraction=0.03, pad=0.03, aspect=25
-    )
-    bar.ax.tick_params(labelsize=7, colors=FAINT, length=2)
-    bar.outline.set_visible(False)
+    style.add_colorbar(picture, axes, location="bottom", fraction=0.03, pad=0.03, aspect=25)
 
 
 def _count_gates(on: np.ndarray) -> str:
@@ -227,18 +200,15 @@ def _describe_mixture(mixture: Mapping[str, np.ndarray]) -> str:
 def _shorten_path(name: str, letters: int = 20) -> str:
     """Returns a layer's path in few letters: `stage1_block2/conv1` becomes `1.2/conv1`."""
     name = name.replace("stage", "").replace("_block", ".") or "layer"
-    return shorten(name, letters, keep_end=True)
+    return style.shorten(name, letters, keep_end=True)
 
 
 def draw_pixel_attention(maps: Mapping[str, Maps], path: str | os.PathLike) -> bool:
-    """Draws the dominant kernel at each position, and the weights of spatial attention.
+    """Draws the dominant kernel at each position, and spatial attention; False if no attention varies.
 
     Args:
         maps: label of each config to its maps; all of the same inputs.
         path: the PNG to write.
-
-    Returns:
-        Whether it was drawn: it is not if no config has attention that varies over positions.
     """
     chosen = [
         (label, layer, weights)
@@ -264,7 +234,7 @@ def draw_pixel_attention(maps: Mapping[str, Maps], path: str | os.PathLike) -> b
     _draw_inputs(panels[:, 0], first)
     for column, (label, layer, weights) in enumerate(chosen, start=1):
         panels[0, column].set_title(
-            f"{shorten(label, 16)}\n{_shorten_path(layer, 16)}", fontsize=8.5, color=INK
+            f"{style.shorten(label, 16)}\n{_shorten_path(layer, 16)}", fontsize=8.5, color=style.INK
         )
         for row, axes in enumerate(panels[:, column]):
             _draw_positions(axes, first.inputs[row], weights[row].astype(np.float32))
@@ -274,7 +244,7 @@ def draw_pixel_attention(maps: Mapping[str, Maps], path: str | os.PathLike) -> b
             for number, colour in enumerate(_list_kernel_colours(kernels), start=1)
         ]
         figure.legend(handles=patches[:16], loc="outside right upper", fontsize=9, frameon=False)
-    save_figure(figure, path)
+    style.save_figure(figure, path)
     return True
 
 
@@ -316,55 +286,27 @@ def _draw_positions(axes: Axes, example: np.ndarray, weights: np.ndarray) -> Non
         low, high = example.min() - 0.1, example.max() + 0.1
         extent = (-0.5, len(example) - 0.5, low, high)
         axes.imshow(picture[None], aspect="auto", extent=extent, interpolation="nearest")
-        axes.plot(example, linewidth=1.1, color=INK)
+        axes.plot(example, linewidth=1.1, color=style.INK)
     _draw_frame(axes)
 
 
 def _list_kernel_colours(number: int) -> np.ndarray:
     """Returns a colour for each kernel, `[number, 3]`; they repeat after the palette's last."""
-    return np.array([matplotlib.colors.to_rgb(PALETTE[k % len(PALETTE)]) for k in range(number)])
+    return np.array(
+        [matplotlib.colors.to_rgb(style.PALETTE[k % len(style.PALETTE)]) for k in range(number)]
+    )
 
 
 def draw_segmentation_samples(samples: Mapping[str, Samples], path: str | os.PathLike) -> bool:
-    """Draws test pictures, their true masks and the prediction of each config in VOC's colours.
+    """Draws the same test pictures, their masks and each config's predictions; False if there are none.
 
     Args:
-        samples: label of each config to its predictions; all of the same pictures.
+        samples: label of each config to its predictions.
         path: the PNG to write.
-
-    Returns:
-        Whether it was drawn: it is not if there are no pictures.
     """
     first = next(iter(samples.values()), None)
     if first is None or not first.images:
         return False
-    rows, columns = min(len(first.images), 6), len(samples) + 2
-    width = min(max(WIDTH / columns, 0.95), 2.2)
-    heights = [image.shape[0] / image.shape[1] for image in first.images[:rows]]
-    masks = [*first.truths, *(mask for one in samples.values() for mask in one.predictions)]
-    seen = sorted({int(number) for mask in masks for number in np.unique(mask)} - {IGNORE})
-    figure = new_figure(
-        columns * width + 1.7,
-        max(width * sum(heights) + 1.2, 0.2 * len(seen) + 1.0),
-        "Segmented test pictures",
-        "Pale borders in the truth are not scored.",
-    )
-    panels = figure.subplots(rows, columns, squeeze=False, height_ratios=heights)
-    for axes, title in zip(panels[0], ["picture", "truth", *samples], strict=True):
-        axes.set_title(shorten(title, 18), fontsize=9.5, color=INK)
-    for row, line in enumerate(panels):
-        masks = [first.truths[row], *(one.predictions[row] for one in samples.values())]
-        for axes, picture in zip(line, [first.images[row], *map(paint_mask, masks)], strict=True):
-            axes.imshow(picture, interpolation="nearest")
-            _draw_frame(axes)
-    names = dict(enumerate(first.classes))
-    patches = [
-        Patch(
-            facecolor=paint_mask(np.array(number)) / 255, edgecolor=FAINT,
-            label=shorten(names.get(number, f"class {number}")),
-        )
-        for number in seen
-    ]  # fmt: skip
-    figure.legend(handles=patches, loc="outside right upper", fontsize=9, frameon=False)
-    save_figure(figure, path)
+    predictions = {label: one.predictions[:6] for label, one in samples.items()}
+    draw_samples(first.images[:6], first.truths[:6], predictions, first.classes, path)
     return True

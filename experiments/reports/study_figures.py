@@ -1,157 +1,89 @@
 """Draws the figures of a comparison: the metric against multiply-adds, curves, every run."""
 
 import itertools
-import math
 import os
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.text import Annotation
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, StrMethodFormatter
-from matplotlib.transforms import Bbox
+from matplotlib.ticker import LogLocator, MaxNLocator
 
 from experiments.core.errors import UserError
+from experiments.figures import style
 from experiments.figures.curves import limit_losses
-from experiments.figures.style import (
-    FAINT,
-    INK,
-    PALETTE,
-    escape,
-    new_figure,
-    save_figure,
-    shorten,
-    style_axes,
-)
 from experiments.reports.comparison import PERCENT, ConfigResults, DatasetComparison
-from experiments.reports.tables import (
-    format_mean,
-    format_si,
-    name_metric,
-    name_unit,
-)
+from experiments.reports.tables import format_mean, format_si, name_metric, name_unit
 
 BASELINE = "#444444"
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)))
+LINES = (
+    ("-", "o"),
+    ((0, (5, 2)), "s"),
+    ((0, (1, 1.5)), "^"),
+)  # styles of lines, with their markers
 
 
-def choose_styles(comparison: DatasetComparison) -> dict[str, tuple[str, Any]]:
-    """Returns a colour and a line style for each config: first all colours, then all with dashes."""
-    styles = itertools.cycle(itertools.product(DASHES, (BASELINE, *PALETTE)))
+def choose_styles(comparison: DatasetComparison) -> dict[str, tuple[str, Any, str]]:
+    """Returns colour, line style and marker of each config; the line styles change after the last colour."""
+    styles = itertools.cycle(itertools.product(LINES, (BASELINE, *style.PALETTE)))
     return {
-        results.config: (colour, dash)
-        for results, (dash, colour) in zip(comparison.results, styles, strict=False)
+        results.config: (colour, dash, marker)
+        for results, ((dash, marker), colour) in zip(comparison.results, styles, strict=False)
     }
 
 
 def draw_accuracy_against_macs(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
-    """Draws the metric that ranks against the multiply-adds of one example.
-
-    Args:
-        comparison: the configs to draw.
-        path: the PNG to write.
-
-    Returns:
-        Whether it was drawn: it is not if no config's multiply-adds are known.
-    """
+    """Draws the metric that ranks against the multiply-adds of an example; False if none are known."""
     metric = comparison.metric
     shown = [results for results in comparison.results if (results.costs["macs"] or 0) > 0]
     if not shown:
         return False
     name = name_metric(metric, metric)
-    figure = new_figure(
-        7.2,
+    figure = style.new_figure(
+        8.6,
         4.6,
-        f"{_capitalize(name)} against multiply-adds: {escape(comparison.dataset)}",
+        f"Test {name} against multiply-adds: {style.escape(comparison.dataset)}",
         f"Points: mean over {comparison.replicates} of the test {name}. Bars: standard deviation, of two "
         "runs or more.",
     )
     axes = figure.subplots()
-    style_axes(axes, "multiply-adds of one example", f"test {name}{name_unit(metric)}")
+    style.style_axes(axes, "multiply-adds of one example", f"test {name}{name_unit(metric)}")
     axes.set_xscale("log")
     styles = choose_styles(comparison)
     factor = 100 if metric in PERCENT else 1
-    points = []
     for results in shown:
         value = results.metrics[metric]
-        x, y, sd = results.costs["macs"], factor * value.mean, factor * (value.sd or 0)
+        sd = None if value.sd is None else factor * value.sd
+        colour, _, marker = styles[results.config]
         axes.errorbar(
-            x, y, yerr=None if value.sd is None else sd, fmt="o", color=styles[results.config][0],
-            markersize=7, capsize=3, elinewidth=1.2,
+            results.costs["macs"], factor * value.mean, yerr=sd, fmt=marker, color=colour, markersize=7,
+            capsize=3, elinewidth=1.2, label=style.shorten(results.label),
         )  # fmt: skip
-        points.append((x, y, sd))
-    low, high = min(x for x, *_ in points), max(x for x, *_ in points)
+    costs = [results.costs["macs"] for results in shown]
+    low, high = min(costs), max(costs)
     margin = max(high / low, 1.2) ** 0.2
     axes.set_xlim(low / margin, high * margin)
     axes.margins(y=0.14)
     # Within a decade, round numbers are better ticks than powers of ten.
     several_decades = high / low > 10
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if several_decades else MaxNLocator(6))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: format_si(value)))
+    axes.xaxis.set_major_formatter(lambda value, _: format_si(value))
     axes.minorticks_off()
-    _label_points(axes, points, [shorten(results.label) for results in shown])
-    save_figure(figure, path)
+    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
+    style.save_figure(figure, path)
     return True
 
 
-def _label_points(
-    axes: Axes, points: Sequence[tuple[float, float, float]], labels: Sequence[str]
-) -> None:
-    """Writes labels beside their points, where they touch neither points nor each other."""
-    figure = axes.figure
-    figure.draw_without_rendering()  # lays the figure out: positions are final from here on
-    renderer, frame = figure.canvas.get_renderer(), axes.get_window_extent()
-    taken = []
-    for x, y, sd in points:
-        low, high = axes.transData.transform([(x, y - sd), (x, y + sd)])
-        taken.append(Bbox([low - 6, high + 6]))
-    for (x, y, _), label in sorted(zip(points, labels, strict=True)):
-        for distance, (across, up) in itertools.product(
-            (9, 18, 30, 44), ((1, 0), (-1, 0), (1, 1), (-1, 1), (1, -1), (-1, -1), (0, 1), (0, -1))
-        ):
-            text = _write_label(axes, label, (x, y), (distance * across, distance * up))
-            box = text.get_window_extent(renderer)
-            free = not any(box.overlaps(other) for other in taken)
-            if free and frame.containsx(box.x0) and frame.containsx(box.x1) and (
-                frame.containsy(box.y0) and frame.containsy(box.y1)
-            ):  # fmt: skip
-                break
-            text.remove()
-        else:
-            box = _write_label(axes, label, (x, y), (9, 0)).get_window_extent(renderer)
-        taken.append(box)
-
-
-def _write_label(
-    axes: Axes, label: str, point: tuple[float, float], offset: tuple[float, float]
-) -> Annotation:
-    across, up = offset
-    far = math.hypot(across, up) > 15
-    return axes.annotate(
-        label, point, offset, textcoords="offset points", fontsize=9, color=INK, in_layout=False,
-        ha="left" if across > 0 else "right" if across < 0 else "center",
-        va="bottom" if up > 0 else "top" if up < 0 else "center",
-        arrowprops={"arrowstyle": "-", "color": FAINT, "linewidth": 0.6} if far else None,
-    )  # fmt: skip
-
-
 def draw_curves(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
-    """Draws the metric that ranks and the loss of the validation split over the steps.
+    """Draws metric and loss of the validation split over the steps; False if no run was validated.
 
-    Args:
-        comparison: the configs to draw; runs with a damaged log are left out.
-        path: the PNG to write.
-
-    Returns:
-        Whether it was drawn: it is not if no run has been validated.
+    Runs with a damaged log are left out.
     """
     metric = comparison.metric
     name = name_metric(metric, metric)
-    figure = new_figure(
+    figure = style.new_figure(
         8.6,
         6.0,
-        f"Validation: {escape(comparison.dataset)}",
+        f"Validation: {style.escape(comparison.dataset)}",
         f"Lines: mean over {comparison.replicates}; bands: one standard deviation to either side. After a "
         "run has stopped early, mean and deviation are those of the others.",
     )
@@ -159,25 +91,25 @@ def draw_curves(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
     styles = choose_styles(comparison)
     for axes, quantity in zip(panels, (metric, "loss"), strict=True):
         factor = 100 if quantity in PERCENT else 1
-        style_axes(axes, ylabel=f"{name if quantity == metric else 'loss'}{name_unit(quantity)}")
+        style.style_axes(
+            axes, ylabel=f"{name if quantity == metric else 'loss'}{name_unit(quantity)}"
+        )
         for results in comparison.results:
-            colour, dash = styles[results.config]
+            colour, dash, _ = styles[results.config]
             steps, mean, sd = _mean_curve(results, quantity)
             axes.plot(
                 steps, factor * mean, color=colour, linestyle=dash, linewidth=1.7,
-                marker="o" if len(steps) < 4 else None, markersize=4, label=shorten(results.label),
+                marker="o" if len(steps) < 4 else None, markersize=4, label=style.shorten(results.label),
             )  # fmt: skip
             low, high = factor * (mean - sd), factor * (mean + sd)
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
     if not any(len(line.get_xdata()) for line in panels[0].lines):
         return False
     limit_losses(panels[1])
-    panels[1].set_xlabel("step", fontsize=9.5)
-    panels[1].xaxis.set_major_locator(MaxNLocator(8, integer=True))
-    panels[1].xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    style.label_steps(panels[1])
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)
-    save_figure(figure, path)
+    style.save_figure(figure, path)
     return True
 
 
@@ -199,15 +131,7 @@ def _mean_curve(results: ConfigResults, quantity: str) -> tuple[np.ndarray, np.n
 
 
 def draw_runs(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
-    """Draws the test metric and the test loss of every fold or seed as bars, and their means as lines.
-
-    Args:
-        comparison: the configs to draw.
-        path: the PNG to write.
-
-    Returns:
-        Whether it was drawn: it is not if no config has two runs.
-    """
+    """Draws test metric and loss of every run as bars, means as lines; False if no config has two runs."""
     if max(len(results.runs) for results in comparison.results) < 2:
         return False
     quantities = [comparison.metric]
@@ -222,13 +146,15 @@ def draw_runs(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
     if any(_first_tick(comparison, quantity) > 0 for quantity in quantities):
         caption += " The axis does not begin at zero."
     height = 2.6 * len(quantities) + 1.2
-    figure = new_figure(width, height, f"Every run: {escape(comparison.dataset)}", caption)
+    figure = style.new_figure(
+        width, height, f"Every run: {style.escape(comparison.dataset)}", caption
+    )
     panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
     for axes, quantity in zip(panels, quantities, strict=True):
         name = name_metric(quantity, comparison.metric)
-        style_axes(axes, ylabel=f"{name}{name_unit(quantity)}")
+        style.style_axes(axes, ylabel=f"{name}{name_unit(quantity)}")
         _draw_bars(axes, comparison, quantity, width)
-    save_figure(figure, path)
+    style.save_figure(figure, path)
     return True
 
 
@@ -247,7 +173,7 @@ def _draw_bars(axes: Axes, comparison: DatasetComparison, quantity: str, width: 
     styles = choose_styles(comparison)
     middles, left, highest = [], 0.0, 0.0
     for results in comparison.results:
-        colour, _ = styles[results.config]
+        colour, *_ = styles[results.config]
         places = left + np.arange(len(results.runs))
         values = np.array([factor * (run.test_metric(quantity) or 0.0) for run in results.runs])
         middles.append((left + places[-1]) / 2)
@@ -259,7 +185,7 @@ def _draw_bars(axes: Axes, comparison: DatasetComparison, quantity: str, width: 
             axes.annotate(
                 format_mean(value, quantity).replace(" ± ", "\n± "),
                 (middles[-1], max(values.max(), mean)), (0, 3), textcoords="offset points",
-                ha="center", va="bottom", fontsize=8, color=INK,
+                ha="center", va="bottom", fontsize=8, color=style.INK,
             )  # fmt: skip
         left = places[-1] + 2.0
     bottom = factor * _first_tick(comparison, quantity)
@@ -268,15 +194,10 @@ def _draw_bars(axes: Axes, comparison: DatasetComparison, quantity: str, width: 
         axes.set_yticks([tick for tick in axes.get_yticks() if bottom <= tick <= 100])
     axes.set_xlim(-1.0, left - 1.0)
     axes.grid(axis="x", visible=False)
-    labels = [shorten(results.label) for results in comparison.results]
+    labels = [style.shorten(results.label) for results in comparison.results]
     letters = max(len(results.label) for results in comparison.results) * len(labels)
     horizontal = letters * 0.09 < width - 1
     axes.set_xticks(
         middles, labels, rotation=0 if horizontal else 35, ha="center" if horizontal else "right",
         rotation_mode="anchor",
     )  # fmt: skip
-
-
-def _capitalize(text: str) -> str:
-    """Returns the text with a capital, unless it is an abbreviation such as mIoU."""
-    return text.capitalize() if text.islower() else text

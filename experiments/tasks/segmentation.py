@@ -161,7 +161,7 @@ class Segmentation(Task):
             for index in shown
         ]
         figures, classes = results.workdir / "figures", results.dataset.classes
-        draw_samples(images, truths, predictions, classes, figures / "samples.png")
+        draw_samples(images, truths, {"prediction": predictions}, classes, figures / "samples.png")
         save_samples(results.workdir / "samples.npz", images, truths, predictions, classes)
         draw_iou(results.metrics["iou"], figures / "iou.png")
 

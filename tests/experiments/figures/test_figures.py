@@ -85,7 +85,8 @@ def test_pr_curves(size_of, tmp_path, classes):
 def test_segmentation(size_of, tmp_path, rng):
     images = [rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)] * 2
     truths = [rng.integers(0, 3, (20, 30)), np.full((20, 30), 255)]
-    segmentation.draw_samples(images, truths, truths[:1] * 2, NAMES, tmp_path / "samples.png")
+    predictions = {"prediction": truths[:1] * 2}
+    segmentation.draw_samples(images, truths, predictions, NAMES, tmp_path / "samples.png")
     segmentation.draw_iou({"a": 0.5, "b": 0.7, "c": None}, tmp_path / "iou.png")
     for name in ("samples.png", "iou.png"):
         size_of(tmp_path / name)
