@@ -18,22 +18,9 @@ in the papers' code. Both networks have the same parameters and compute the same
 and the median of the rounds' ratios counts. Writes `against_torch-<size>.json` and `.png`; with
 `--keep_memory` their names end in `-keep_memory`.
 
-Where PyTorch's time goes on a CPU: GNU's malloc returns large blocks to the system when they are freed, and
-PyTorch allocates its kernels, gigabytes of them, again in every step. Page faults take most of the step. So
-there are two fair comparisons: with a plain installation of torch, and with `--keep_memory`. Seconds of
-PyTorch's step on two cores, medians of three (torch 2.13.0):
-
-                        static    K = 1    K = 4
-    64 px, batch 32     0.19      4.12     11.51
-      keep_memory       0.18      1.13      3.75 (2.33 after many steps)
-    224 px, batch 16    1.16      3.66      6.94
-      keep_memory       0.99      1.51      3.59 (1.90 after many steps)
-
-Neither side loses by taking turns. At 64 px and batch 16, PyTorch's static step takes 0.12 to 0.13 s in
-turn with ours and 0.11 to 0.13 s alone; its ODConv with one kernel takes 2.3 to 2.6 s and 2.0 to 2.3 s. The
-cause is page faults again: it takes 2.3 s in turn with a pause, too. Ours take as long in turn as alone.
-With OMP_WAIT_POLICY=passive, which keeps GNU's OpenMP from spinning between steps, PyTorch's static step is
-slower (0.14 to 0.15 s) and ours no faster, so it is not set here.
+GNU's malloc returns large blocks to the system when they are freed, and PyTorch allocates its kernels,
+gigabytes of them, again in every step: page faults take most of its step on a CPU. So there are two fair
+comparisons: with a plain installation of torch, and with `--keep_memory`.
 """
 
 import ctypes

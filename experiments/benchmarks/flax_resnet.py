@@ -10,15 +10,7 @@ import jax.numpy as jnp
 
 
 class FlaxResNet(nn.Module):
-    """ResNet-18 or ResNet-50 with `nn.Conv` and `nn.max_pool`, written without this library.
-
-    Attributes:
-        stage_sizes: the number of blocks in each stage.
-        bottleneck: whether blocks are those of ResNet-50.
-        num_classes: the number of classes.
-        width: the number of features of the first stage.
-        dtype: the dtype of the computation.
-    """
+    """ResNet-18, or ResNet-50 with bottlenecks, of `nn.Conv` and `nn.max_pool`, without this library."""
 
     stage_sizes: Sequence[int] = (2, 2, 2, 2)
     bottleneck: bool = False
@@ -30,13 +22,8 @@ class FlaxResNet(nn.Module):
     def __call__(self, x: jax.Array, train: bool = False) -> jax.Array:
         """Returns the logits of pictures `[B, H, W, 3]`."""
         conv = partial(nn.Conv, use_bias=False, dtype=self.dtype)
-        norm = partial(
-            nn.BatchNorm,
-            use_running_average=not train,
-            momentum=0.9,
-            epsilon=1e-5,
-            dtype=self.dtype,
-        )
+        statistics = {"use_running_average": not train, "momentum": 0.9, "epsilon": 1e-5}
+        norm = partial(nn.BatchNorm, **statistics, dtype=self.dtype)
         x = nn.relu(norm()(conv(self.width, (7, 7), 2, padding=3)(x)))
         x = nn.max_pool(x, (3, 3), (2, 2), padding=((1, 1), (1, 1)))
         for stage, blocks in enumerate(self.stage_sizes):

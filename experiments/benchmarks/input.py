@@ -60,9 +60,8 @@ def main() -> None:
     names = SETS.value or (QUICK_SETS if QUICK.value else synthetic.SETS)
     for name in names:
         if name not in synthetic.SETS:
-            raise UserError(
-                f"--sets: there is no data set {name}{suggest_nearest(name, synthetic.SETS)}"
-            )
+            hint = suggest_nearest(name, synthetic.SETS)
+            raise UserError(f"--sets: there is no data set {name}{hint}")
     path = results.make_folder() / "input"
     machine = timing.describe_machine()
     count, seconds = (128, 0.3) if QUICK.value else (512, 2.0)
@@ -113,21 +112,16 @@ def load_synthetic(name: str, root: Path, count: int) -> tuple[ConfigDict, Datas
 def measure_pipeline(
     config: ConfigDict, dataset: Dataset, programs: Programs, seconds: float
 ) -> dict[str, Any]:
-    """Measures the rates of a pipeline and of the training step that it feeds.
+    """Returns a row of the results: the rates of a pipeline and of the training step that it feeds.
 
     Args:
         config: the experiment.
         dataset: its data.
         programs: compiled programs, which are reused and added to.
         seconds: the shortest duration of each measurement of a round.
-
-    Returns:
-        `examples` (the number of training examples), `inputs` (the shape of one), `batch` (the batch size),
-        `compile_seconds`, the medians `input_per_second` and `training_per_second`, and the medians of each
-        round's ratios `times_a_step` and `step_fed`.
     """
     task = make_task(config)
-    transform = {train: task.make_transform(train=train) for train in (True, False)}
+    transform = task.make_transform(train=True)
     source = dataset.splits["train"]
     program = find_program(
         programs,
@@ -135,22 +129,21 @@ def measure_pipeline(
         task,
         len(dataset.classes),
         count_steps(config, len(source)),
-        transform[True](source[0], np.random.default_rng(0)),
-        transform[False](source[0]),
+        transform(source[0], np.random.default_rng(0)),
+        task.make_transform(train=False)(source[0]),
     )
     train = make_train_function(program, config.seed)
 
     def batches() -> Any:
-        return contextlib.closing(
-            pipeline.train_batches(
-                source,
-                transform[True],
-                batch_size=config.batch_size,
-                seed=config.seed,
-                num_threads=config.input.threads,
-                num_workers=config.input.workers,
-            )
+        fresh = pipeline.train_batches(
+            source,
+            transform,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            num_threads=config.input.threads,
+            num_workers=config.input.workers,
         )
+        return contextlib.closing(fresh)
 
     # Prefetched batches would count as if they had cost nothing, so that many are skipped.
     prefetched = 2 * max(1, config.input.threads)

@@ -35,9 +35,7 @@ from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.core import cli
 from experiments.core.errors import UserError
 
-FIT = flags.DEFINE_bool(
-    "fit", False, "Whether the planner's constants are fitted to this platform."
-)
+FIT = flags.DEFINE_bool("fit", False, "Whether the planner's constants are fitted.")
 CASES = flags.DEFINE_list("cases", [], "Parts of the names of cases; all cases without it.")
 
 TOLERANCE = 1.15  # times the best lowering
@@ -78,11 +76,8 @@ class Case(NamedTuple):
     @property
     def arguments(self) -> dict[str, Any]:
         """The arguments of `dynamic_conv` that say how the kernel slides."""
-        return {
-            "strides": self.stride,
-            "padding": self.size // 2,
-            "feature_group_count": self.groups,
-        }
+        sliding = {"strides": self.stride, "padding": self.size // 2}
+        return {**sliding, "feature_group_count": self.groups}
 
     def make_arrays(self) -> tuple[Any, ...]:
         """Returns `(inputs, kernels, mix or None, taps or None)`."""
@@ -99,10 +94,6 @@ class Case(NamedTuple):
         if self.tap_attention:
             taps = jax.nn.sigmoid(jax.random.normal(keys[3], (self.batch, *size)))
         return x, w, mix, taps
-
-    def count_work(self, lowering: str) -> Work:
-        """Returns the work of a lowering, as the planner counts it."""
-        return count_work(lowering, self.problem)
 
     @property
     def geometry(self) -> Geometry:
@@ -180,15 +171,12 @@ def list_cases() -> list[Case]:
 
 def main() -> None:
     """Prints a row for each case as soon as it has been measured."""
-    cases = [
-        c for c in list_cases() if not CASES.value or any(part in str(c) for part in CASES.value)
-    ]
+    parts = CASES.value or [""]
+    cases = [case for case in list_cases() if any(part in str(case) for part in parts)]
     if not cases:
-        raise UserError(
-            f"--cases={','.join(CASES.value)}: no name of a case contains any of these."
-        )
+        raise UserError(f"--cases={','.join(parts)}: no name of a case contains any of these.")
     if QUICK.value:
-        cases = [c for c in cases if sum(c.count_work("patches")[:3]) < 2.5e9]
+        cases = [c for c in cases if sum(count_work("patches", c.problem)[:3]) < 2.5e9]
     path, machine = results.make_folder() / "lowerings", timing.describe_machine()
     on = f"{machine['devices']} x {machine['device']}, {DTYPE.value}"
     print(f"forward and backward on {on}, milliseconds\n")
@@ -196,10 +184,8 @@ def main() -> None:
     rows: dict[str, dict[str, Any]] = {}
     for case in cases:
         rows[str(case)] = row = measure_case(case)
-        cells = "".join(
-            f"{1e3 * row['training'][n]:9.2f}" if n in row["training"] else f"{'-':>9}"
-            for n in NAMES
-        )
+        times = row["training"]
+        cells = "".join(f"{1e3 * times[n]:9.2f}" if n in times else f"{'-':>9}" for n in NAMES)
         print(
             f"{case!s:36}{cells}  {row['auto']:8}{row['regret']['training']:8.2f}"
             f"{row['regret']['forward']:16.2f}",
@@ -227,23 +213,23 @@ def measure_case(case: Case) -> dict[str, Any]:
     """Returns the fastest run of every lowering that supports the case, and `auto` relative to the best."""
     arrays = case.make_arrays()
 
-    def steps(training: bool) -> dict[str, Callable[[], Any]]:
-        def step(lowering: str) -> Callable[[], Any]:
-            def forward(arrays: Any) -> jax.Array:
-                x, w, mix, taps = arrays
-                return dynamic_conv(x, w, mix, taps=taps, lowering=lowering, **case.arguments)
+    def make_step(lowering: str, phase: str) -> Callable[[], Any]:
+        def forward(arrays: Any) -> jax.Array:
+            x, w, mix, taps = arrays
+            return dynamic_conv(x, w, mix, taps=taps, lowering=lowering, **case.arguments)
 
-            def loss(arrays: Any) -> jax.Array:
-                return jnp.sum(forward(arrays).astype(jnp.float32) ** 2)
+        def loss(arrays: Any) -> jax.Array:
+            return jnp.sum(forward(arrays).astype(jnp.float32) ** 2)
 
-            compiled = jax.jit(jax.grad(loss) if training else forward).lower(arrays).compile()
-            return lambda: jax.block_until_ready(compiled(arrays))
+        function = jax.grad(loss) if phase == "training" else forward
+        compiled = jax.jit(function).lower(arrays).compile()
+        return lambda: jax.block_until_ready(compiled(arrays))
 
-        return {name: step(name) for name in NAMES if not why_unsupported(name, case.problem)}
-
+    supported = [name for name in NAMES if not why_unsupported(name, case.problem)]
     seconds = {}
-    for phase, training in (("forward", False), ("training", True)):
-        timed = timing.time_alternately(steps(training), RUNS.value)
+    for phase in ("forward", "training"):
+        steps = {name: make_step(name, phase) for name in supported}
+        timed = timing.time_alternately(steps, RUNS.value)
         seconds[phase] = {name: min(runs) for name, runs in timed.items()}
     chosen = plan(case.problem).choice
     regret = {phase: times[chosen] / min(times.values()) for phase, times in seconds.items()}
@@ -258,7 +244,9 @@ def fit_prices(cases: list[Case], measured: list[dict[str, float]]) -> str:
     case. Then single prices are changed as long as that improves the choices.
     """
     seconds = np.array([[row.get(name, np.inf) for name in NAMES] for row in measured])
-    amounts = np.array([[case.count_work(name) for name in NAMES] for case in cases], float)
+    amounts = np.array(
+        [[count_work(name, case.problem) for name in NAMES] for case in cases], float
+    )
     best = seconds.min(axis=1)
     prices = np.zeros(amounts.shape[1:])
     for i in range(len(NAMES)):

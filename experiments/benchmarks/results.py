@@ -38,21 +38,13 @@ def write_results(
     line: float,
     more_is_better: bool,
 ) -> None:
-    """Writes `<path>.json` and `<path>.png`, and prints their paths.
+    """Writes numbers to `<path>.json` and a plot of ratios to `<path>.png`, and prints their paths.
 
-    Args:
-        path: without a suffix.
-        numbers: the content of the JSON file.
-        ratios: by name, shown as bars, the first on top.
-        title: of the plot.
-        caption: below the plot: what was measured, on which machine.
-        axis: the label of the axis of ratios.
-        line: the ratio that separates good bars from others.
-        more_is_better: whether ratios above the line are the good ones.
+    The bars are in the order of `ratios`, which `axis` describes. Those on the good side of `line` have
+    another colour: above it if more is better, else below.
     """
     files.write_json(f"{path}.json", numbers)
-    names = list(ratios)[::-1]
-    values = [ratios[name] for name in names]
+    names, values = list(ratios), list(ratios.values())
     good = [value >= line if more_is_better else value <= line for value in values]
     figure = style.new_figure(7, 1.2 + 0.32 * len(names), title, caption)
     axes = figure.subplots()
@@ -68,6 +60,7 @@ def write_results(
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.15)
+    axes.invert_yaxis()
     style.style_axes(axes, axis)
     style.save_figure(figure, f"{path}.png")
     print(f"\n{path}.json\n{path}.png")

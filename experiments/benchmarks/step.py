@@ -25,13 +25,7 @@ LEARNING_RATE = 1e-3
 
 def list_settings() -> dict[str, Any]:
     """Returns the flags of a step, for a benchmark's JSON."""
-    return {
-        "size": SIZE.value,
-        "batch": BATCH.value,
-        "width": WIDTH.value,
-        "dtype": DTYPE.value,
-        "runs": RUNS.value,
-    }
+    return {flag.name: flag.value for flag in (SIZE, BATCH, WIDTH, DTYPE, RUNS)}
 
 
 class TrainingStep:

@@ -33,11 +33,7 @@ def time_alternately(steps: Mapping[str, Callable[[], Any]], runs: int) -> dict[
 
 
 def compute_ratio(mine: Sequence[float], theirs: Sequence[float]) -> float:
-    """Returns the median over the rounds of `time_alternately` of mine divided by theirs.
-
-    Raises:
-        ValueError: if they do not have the same number of rounds.
-    """
+    """Returns the median over the rounds of `time_alternately` of mine divided by theirs."""
     return statistics.median(a / b for a, b in zip(mine, theirs, strict=True))
 
 
@@ -45,12 +41,6 @@ def describe_machine() -> dict[str, Any]:
     """Describes the machine, for a benchmark's JSON.
 
     Call it before the first step, so that the load average is that of other processes.
-
-    Returns:
-        `platform` and `device` (JAX's), `devices` (their number), `cores` (usable by this process), `cpu`
-        (its model; '' if unknown), `load_average` (of the last minute; None if unknown), `glibc_tunables`
-        (settings of GNU's malloc in the environment), `system`, and the `versions` of Python, jax, jaxlib
-        and numpy.
     """
     first = jax.devices()[0]
     versions = {name: metadata.version(name) for name in ("jax", "jaxlib", "numpy")}
@@ -58,7 +48,7 @@ def describe_machine() -> dict[str, Any]:
         "platform": first.platform,
         "device": first.device_kind,
         "devices": jax.device_count(),
-        "cores": count_usable_cores(),
+        "cores": count_usable_cores(),  # of this process
         "cpu": _name_cpu(),
         "load_average": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         "glibc_tunables": os.environ.get("GLIBC_TUNABLES", ""),

@@ -65,9 +65,7 @@ class ODAttention(nn.Module):
         self.spatial = nn.Linear(hidden, 9)
         self.kernel = nn.Linear(hidden, num_kernels) if num_kernels > 1 else None
 
-    def forward(
-        self, context: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
+    def forward(self, context: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """Returns weights `[B, I]`, `[B, O]`, `[B, 9]`, and `[B, K]` or None."""
         z = functional.relu(self.norm(self.squeeze(context)))
         mix = None if self.kernel is None else self.kernel(z).softmax(dim=1)
@@ -128,22 +126,10 @@ class ResNet18(nn.Module):
 
 
 class TorchStep:
-    """Forward pass, backward pass and Adam's update of a network on one batch, as `TrainingStep` is for ours.
-
-    Attributes:
-        parameters: the number of the network's parameters.
-    """
+    """Forward pass, backward pass and Adam's update of a network, as `TrainingStep` is for ours."""
 
     def __init__(self, network: nn.Module, device: str, dtype: str, batch: int, size: int):
-        """Moves the network and a batch to the device.
-
-        Args:
-            network: the network to train.
-            device: 'cpu' or 'cuda'.
-            dtype: 'float32', or 'bfloat16' for torch's autocast to it.
-            batch: pictures per step.
-            size: side of a picture in pixels.
-        """
+        """Moves the network and a batch of pictures of a size to the device; bfloat16 is torch's autocast."""
         self._network = network.to(device).train()
         self._x = torch.randn(batch, 3, size, size, device=device)
         self._labels = torch.arange(batch, device=device) % CLASSES

@@ -35,7 +35,6 @@ from experiments.core.errors import UserError, describe_kind
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM
 STOPPED = "stopped; the same command continues from the last checkpoint"
 _HELP = ("--help", "-h", "-help")
-_LONGEST_WORD = 160
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 _DEFINITIONS = {
     bool: flags.DEFINE_bool,
@@ -47,11 +46,7 @@ _DEFINITIONS = {
 
 
 def run_command(
-    main: Callable[..., None],
-    usage: str | None,
-    *,
-    failure: str = "",
-    stopped: str = STOPPED,
+    main: Callable[..., None], usage: str | None, *, failure: str = "", stopped: str = STOPPED
 ) -> NoReturn:
     """Runs a command with the words of the command line, and ends the process.
 
@@ -111,16 +106,7 @@ def run(
 def parse_command_line(
     main: Callable[..., None], argv: Sequence[str], usage: str = ""
 ) -> tuple[list[str], dict[str, Any]]:
-    """Returns the words and the flags of a command line, as `main` takes them.
-
-    Args:
-        main: the command, see above.
-        argv: the name of the program, and everything after it.
-        usage: the command's docstring.
-
-    Raises:
-        UserError: if the command line is none that `main` takes.
-    """
+    """Returns the words and the flags of a command line, as `main` takes them, or raises UserError."""
     parameters = inspect.signature(main, eval_str=True).parameters
     known = flags.FlagValues()
     known.set_gnu_getopt(True)  # words and flags in any order
@@ -175,9 +161,7 @@ def keep_compiled() -> None:
 
 def join_lines(text: str) -> str:
     """Returns a message in one line, with the middle of very long words left out."""
-    half = _LONGEST_WORD // 2
-    words = (w if len(w) <= _LONGEST_WORD else f"{w[:half]}...{w[-half:]}" for w in text.split())
-    return " ".join(words)
+    return " ".join(w if len(w) <= 160 else f"{w[:80]}...{w[-80:]}" for w in text.split())
 
 
 def _define_flag(name: str, parameter: inspect.Parameter, known: flags.FlagValues) -> None:
@@ -192,11 +176,9 @@ def _define_flag(name: str, parameter: inspect.Parameter, known: flags.FlagValue
 def _define_config(
     argv: Sequence[str], known: flags.FlagValues
 ) -> tuple[list[str], ConfigDict | None]:
-    """Loads the file of `--config` and defines a flag for each setting that is overridden.
+    """Loads the file of `--config`, if there is one, and defines a flag for each overridden setting.
 
-    Returns:
-        The command line without `--config`, and the config, which parsing the command line changes; None
-        where the command line names no file.
+    Returns the command line without `--config`, and the config, which parsing the command line changes.
     """
     places = [i for i, word in enumerate(argv) if i and re.match(r"--?config(=|$)", word)]
     if not places:

@@ -14,10 +14,7 @@ SHARED = "common"  # in a folder of configs the file that the others are made fr
 
 
 def load_config_file(place: str) -> ConfigDict:
-    """Runs a config file once, and returns what its `get_config` returns.
-
-    Args:
-        place: the file, and after a colon the argument of `get_config`.
+    """Runs a config file `FILE[:ARGUMENT]` once, and returns what its `get_config` returns.
 
     Raises:
         UserError: if there is no such file, or it fails.
@@ -52,12 +49,7 @@ def list_configs(folder: Path) -> list[str]:
 
 
 def find_setting(config: ConfigDict, path: str, flag: str = "--config.") -> object:
-    """Returns the value at a dotted path.
-
-    Args:
-        config: the settings.
-        path: such as `optimizer.learning_rate`.
-        flag: what the user wrote before the path, for the message.
+    """Returns the value at a dotted path, such as `optimizer.learning_rate`; messages begin with `flag`.
 
     Raises:
         UserError: if there is no such setting, or the path names a group of settings.

@@ -1,6 +1,5 @@
 """The terminal during a run: a progress bar, a row per evaluation, and tables of facts."""
 
-import math
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -29,12 +28,12 @@ class Progress:
     def __init__(
         self, total_steps: int, start_step: int = 0, quiet: bool = False, unit: str = "step"
     ):
-        """Prepares the bar; nothing is printed before `with`.
+        """Prepares the bar; nothing is printed before `with`, and nothing at all if `quiet`.
 
         Args:
             total_steps: the step at which the run is done.
             start_step: the step that it continues from.
-            quiet: print nothing at all (every process but the first).
+            quiet: true for every process but the first.
             unit: what is counted, in the singular.
         """
         self._unit = unit
@@ -71,10 +70,8 @@ class Progress:
     def update(self, step: int, loss: object = None) -> None:
         """Records that `step` steps are finished.
 
-        Args:
-            step: the number of finished steps.
-            loss: a scalar, or None if it is unknown. One that is still on the device is fetched only when it
-                is shown, so that calling this at every step costs nothing.
+        A loss that is still on the device is fetched only when it is shown, so that calling this at every
+        step costs nothing.
         """
         if self._quiet:
             return
@@ -100,10 +97,7 @@ class Progress:
     def row(self, step: int, metrics: Mapping[str, object]) -> None:
         """Prints one row of the table of evaluations; the header comes with the first row.
 
-        Args:
-            step: the number of finished steps.
-            metrics: name to scalar (None is shown as a dash) or text. The first row fixes the columns; a
-                metric that appears later is written after them with its name.
+        The first row fixes the columns; a metric that appears later is written after them with its name.
         """
         if self._quiet:
             return
@@ -146,30 +140,27 @@ class Progress:
 
 
 def print_facts(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False) -> None:
-    """Prints a title and one fact a line, name and value.
+    """Prints a title and one fact a line, name and value; nothing if `quiet`.
 
-    Args:
-        title: the line above.
-        rows: names and values. A long value continues on the next line, but a word (a path) is never broken,
-            so that it can be copied.
-        quiet: print nothing at all (every process but the first).
+    A long value continues on the next line, but a word (a path) is never broken, so that it can be copied.
     """
     if quiet:
         return
     console = Console()
     margin = max((len(name) for name, _ in rows), default=0) + 4
     # A log file has no width to keep to.
-    width = max(console.width - margin, 24) if console.is_terminal else 10**6
+    width = max(console.width, margin + 24) if console.is_terminal else 10**6
+    wrapper = textwrap.TextWrapper(
+        width, subsequent_indent=" " * margin, break_long_words=False, break_on_hyphens=False
+    )
     _print_line(console, Text(title, style="bold cyan"))
     for name, value in rows:
-        lines = []
+        wrapper.initial_indent = f"  {name}".ljust(margin)
         for line in str(value).splitlines() or [""]:
-            lines += textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [
-                ""
-            ]
-        for number, line in enumerate(lines):
-            head = f"  {name if number == 0 else ''}".ljust(margin)
-            _print_line(console, Text.assemble((head, "dim"), line))
+            text = Text(wrapper.fill(line) or wrapper.initial_indent)
+            text.stylize("dim", 0, margin)
+            _print_line(console, text)
+            wrapper.initial_indent = wrapper.subsequent_indent
 
 
 def print_result(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False) -> None:
@@ -180,29 +171,17 @@ def print_result(title: str, rows: Sequence[tuple[str, str]], quiet: bool = Fals
 
 
 def format_value(value: object) -> str:
-    """Formats a scalar in few characters, with as many digits as a comparison needs.
-
-    Args:
-        value: a number (Python, NumPy or JAX), text, or None.
-
-    Returns:
-        Whole numbers as they are, other numbers with four decimals (fewer for large ones, an exponent for
-        tiny ones), text unchanged, a dash for None.
-    """
+    """Formats a scalar of Python, NumPy or JAX with few digits; None is a dash, text stays as it is."""
     if value is None:
         return "-"
     if hasattr(value, "item"):
         value = value.item()  # a scalar of NumPy or JAX
     if isinstance(value, str | bool | int):
         return str(value)
-    number = float(value)
-    size = abs(number)
-    if not math.isfinite(number):
-        return str(number)
+    size = abs(value)
     if size >= 1e5 or 0 < size < 1e-3:
-        return f"{number:.1e}"
-    decimals = 4 if size < 10 else 2 if size < 1000 else 0
-    return f"{number:.{decimals}f}"
+        return f"{value:.1e}"
+    return f"{value:.{4 if size < 10 else 2 if size < 1000 else 0}f}"
 
 
 def format_seconds(seconds: float) -> str:

@@ -23,10 +23,9 @@ def describe_differences(
         missing: stands for a value that one side lacks.
         limit: the largest number of differences to spell out; the rest are counted.
     """
-    names = list({**old, **new}) if names is None else names
     phrases = [
         template.format(name=name, old=old.get(name, missing), new=new.get(name, missing))
-        for name in names
+        for name in ({**old, **new} if names is None else names)
         if old.get(name, missing) != new.get(name, missing)
     ]
     if limit is not None and len(phrases) > limit:

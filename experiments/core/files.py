@@ -27,23 +27,12 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, obj: object) -> None:
-    """Writes a JSON file (`summary.json`, `config.json`).
-
-    Args:
-      path: the file; its folder is created where it is missing.
-      obj: dictionaries, lists and scalars (Python, numpy or jax). Keys keep their order; NaN
-        and infinity become null; what JSON does not know (a path, a type) becomes its `str`.
-    """
+    """Writes a JSON file such as `summary.json` of what `to_json` takes; its folder is created."""
     write_text(path, json.dumps(to_json(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads a JSON file that holds one object, such as `summary.json`.
-
-    Raises:
-      OSError: if the file cannot be read.
-      ValueError: if it is not JSON, or holds something other than an object.
-    """
+    """Reads a JSON file that holds one object; anything else is a ValueError."""
     value = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise ValueError("it holds no JSON object")
@@ -76,22 +65,13 @@ def append_csv(
     overwrite: bool = False,
     dialect: str | type[csv.Dialect] = "excel",
 ) -> Iterator[Callable[[Iterable[Sequence[object]]], None]]:
-    """Writes a table of comma-separated values while it is being made.
+    """Yields a function that appends rows to a table of comma-separated values.
 
     The file begins to exist with the first rows, and each call hands its rows to the system: what was made
     before a crash is there.
 
-    Args:
-      path: the file; its folder is created where it is missing.
-      header: names of the columns.
-      overwrite: whether a file that is there may be replaced.
-      dialect: of the module csv.
-
-    Yields:
-      A function that appends rows.
-
     Raises:
-      FileExistsError: with the first rows, if there is such a file that may not be replaced.
+        FileExistsError: with the first rows, if the file exists and `overwrite` is false.
     """
     with contextlib.ExitStack() as stack:
         file = table = None
@@ -113,16 +93,9 @@ def append_csv(
 def write_skipped(
     workdir: str | os.PathLike, skipped: Sequence[tuple[str | os.PathLike, str]]
 ) -> Path | None:
-    """Writes `skipped.csv`: which files of a data set were left out, and why.
+    """Writes files that were left out, and the reasons, to `skipped.csv`, and returns its path.
 
-    One from before goes where nothing is skipped any more.
-
-    Args:
-      workdir: the folder of the run.
-      skipped: file and reason, one pair per file.
-
-    Returns:
-      The path of the table, or None where nothing was skipped and nothing is written.
+    If there are none, an earlier table is removed, and None is returned.
     """
     path = Path(workdir) / "skipped.csv"
     if not skipped:
@@ -133,14 +106,9 @@ def write_skipped(
 
 
 def to_json(value: object) -> object:
-    """The nearest thing that JSON can say.
+    """Converts scalars, arrays and containers of Python, NumPy and JAX to what JSON knows.
 
-    Args:
-      value: Python, numpy or jax scalars and arrays, and dictionaries, lists, tuples and sets
-        of them. Anything else becomes its `str`.
-
-    Returns:
-      Python's own dict, list, str, bool, int, float and None. NaN and infinity become None.
+    NaN and infinity become None, and other objects, such as paths and types, their `str`.
     """
     if value is None or isinstance(value, bool | str):
         return value
@@ -159,13 +127,9 @@ def to_json(value: object) -> object:
 
 @contextlib.contextmanager
 def replace_file(path: str | os.PathLike) -> Iterator[Path]:
-    """A temporary file that takes the place of `path` at the end: all of it, or nothing.
+    """Yields a temporary path to write to, which replaces `path` at the end; its folder is created.
 
-    Args:
-      path: the file to write or to replace; its folder is created where it is missing.
-
-    Yields:
-      The path to write to. On an exception it is removed and `path` stays as it was.
+    On an exception the temporary file is removed, and `path` stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -62,19 +62,15 @@ def style_axes(
 def make_grid(
     number: int, columns: int, width: float, height: float, title: str, caption: str
 ) -> tuple[Figure, list[Axes]]:
-    """Returns a figure with a number of panels, and the panels.
+    """Returns a figure with a number of panels, at most `columns` in a row, and the panels.
 
-    Args:
-        number: of panels.
-        columns: the most panels in a row.
-        width: of a panel with its margin, inches.
-        height: of a panel with its texts and margin, inches.
-        title: of the figure.
-        caption: below it.
+    Width and height are those of a panel with its texts and margin, in inches.
     """
     columns = min(columns, number)
     rows = math.ceil(number / columns)
-    figure = new_figure(max(columns * width + 0.2, 4.5), rows * height + 0.9, title, caption)
+    # Wide enough for the title, too.
+    total_width = max(columns * width + 0.2, 0.12 * len(title), 4.5)
+    figure = new_figure(total_width, rows * height + 0.9, title, caption)
     panels = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in panels[number:]:
         axes.axis("off")
@@ -110,13 +106,7 @@ def get_colormap(name: str) -> Colormap:
 
 
 def shorten(text: str, letters: int = 22, keep_end: bool = False) -> str:
-    """Returns a text of at most `letters` letters, escaped for matplotlib.
-
-    Args:
-        text: the text.
-        letters: the most that are left.
-        keep_end: whether the beginning is cut off instead of the end, as for paths.
-    """
+    """Returns a text of at most `letters` letters, escaped for matplotlib, without its end or beginning."""
     text = str(text)
     if len(text) > letters:
         text = f"…{text[1 - letters :]}" if keep_end else f"{text[: letters - 1]}…"

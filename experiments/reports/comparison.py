@@ -36,14 +36,7 @@ class MeanDeviation:
 
 @dataclasses.dataclass(frozen=True)
 class PairedDifference:
-    """The difference of a config to its baseline, over the seeds or folds that both have.
-
-    Attributes:
-        baseline: the config that it is compared with.
-        mean: the mean difference of the metric.
-        p: of the two-sided Wilcoxon signed-rank test of the differences.
-        n: the number of pairs.
-    """
+    """The mean difference to a baseline over n seeds or folds, and p of the two-sided signed-rank test."""
 
     baseline: str
     mean: float
@@ -56,10 +49,8 @@ class ConfigResults:
     """The results of a config on a data set.
 
     Attributes:
-        config: the name of the config.
-        label: its name in tables and figures, unique on this data set.
-        runs: its finished runs, by fold and seed.
-        metrics: test metric to its mean and deviation over the runs.
+        label: the name in tables and figures, unique on this data set.
+        runs: the finished runs, by fold and seed.
         difference: to the baseline; None for the baseline itself, and without a seed or fold in common.
         costs: each of `COSTS` to its median over the runs; None if no run has it.
         iou: class to its mean intersection over union; None for a class that is in none of the runs. Empty
@@ -79,12 +70,9 @@ class ConfigResults:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class DatasetComparison:
-    """All configs on one data set.
+    """All configs on one data set, whose runs are ranked by the same test metric.
 
-    Attributes:
-        dataset: the name of the data set.
-        metric: the test metric that runs are ranked by.
-        results: baselines first, then the study's other configs in its order, then the rest by name.
+    `results` has the baselines first, then the study's other configs in its order, then the rest by name.
     """
 
     dataset: str
@@ -99,21 +87,15 @@ class DatasetComparison:
     @property
     def replicates(self) -> str:
         """The kind of replicates that the runs of a config are: 'seeds', 'folds' or 'folds and seeds'."""
-        has_folds = any(run.fold is not None for run in self.runs)
-        has_seeds = len({run.seed for run in self.runs}) > 1
-        if has_folds:
-            return "folds and seeds" if has_seeds else "folds"
-        return "seeds"
+        if all(run.fold is None for run in self.runs):
+            return "seeds"
+        return "folds and seeds" if len({run.seed for run in self.runs}) > 1 else "folds"
 
 
 def compare_runs(runs: Iterable[Run]) -> list[DatasetComparison]:
-    """Groups finished runs by data set and config.
+    """Returns a comparison for each data set, by name; for each metric, if runs on a data set differ in it.
 
-    Args:
-        runs: of any data sets; no two of one data set, config, fold and seed.
-
-    Returns:
-        A comparison for each data set, by name; for each metric, if runs on a data set differ in it.
+    No two runs may have the same data set, config, fold and seed.
     """
     groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
     for run in runs:
@@ -174,13 +156,7 @@ def summarize(values: Sequence[float]) -> MeanDeviation:
 def compare_pairs(
     runs: Sequence[Run], baseline: Sequence[Run], metric: str
 ) -> PairedDifference | None:
-    """Compares two configs over the folds and seeds that both have; None if there are none.
-
-    Args:
-        runs: the runs of the one config.
-        baseline: the runs of the other.
-        metric: the test metric to compare.
-    """
+    """Compares a metric of two configs over the folds and seeds that both have; None if there are none."""
     theirs = {run.fold_and_seed: run.test_metric(metric) for run in baseline}
     differences = [
         run.test_metric(metric) - theirs[run.fold_and_seed]
@@ -198,9 +174,6 @@ def compute_signed_rank_p(differences: Sequence[float]) -> float:
 
     Differences of zero are left out, as in Wilcoxon's paper. p is exact for up to 50 pairs, and for up to 13
     if differences are tied; beyond that it is the normal approximation.
-
-    Args:
-        differences: of at least one pair.
     """
     # Rounding makes differences tied that are equal but for the error of the subtractions.
     rounded = np.round(np.asarray(differences, np.float64), 10)
@@ -219,11 +192,8 @@ def _median(values: Iterable[float | None]) -> float | None:
 
 
 def _mean_iou(runs: Sequence[Run]) -> dict[str, float | None]:
-    tables = [run.summary["test"].get("iou") for run in runs]
-    tables = [table for table in tables if isinstance(table, Mapping)]
-    means = {}
-    for name in {name: None for table in tables for name in table}:
-        values = [finite_or_none(table.get(name)) for table in tables]
-        known = [value for value in values if value is not None]
-        means[name] = statistics.fmean(known) if known else None
-    return means
+    values: dict[str, list[float]] = {}
+    for run in runs:
+        for name, iou in (run.summary["test"].get("iou") or {}).items():
+            values.setdefault(name, []).extend([] if finite_or_none(iou) is None else [iou])
+    return {name: statistics.fmean(known) if known else None for name, known in values.items()}

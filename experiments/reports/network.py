@@ -11,7 +11,7 @@ from flax import traverse_util
 from dyn.diagnostics import Cost, kernel_similarity, layer_costs
 
 CONSTANT_SPREAD = (
-    0.02  # below this share of the mean weight, a mixture does not depend on the input
+    0.02  # of a mixture that does not depend on the input, as a share of the mean weight
 )
 SIMILAR_COSINE = 0.95  # above this cosine, two kernels are nearly the same
 ATTENTION_MODULES = ("attention", "routing", "local")
@@ -58,12 +58,7 @@ def measure_layers(model: nn.Module, variables: Mapping[str, Any], inputs: Any) 
     """Returns the cost of each layer of a model that computes something, in order.
 
     A layer is an outermost submodule with multiply-adds that has its own parameters or attention; a block of
-    layers is not a layer.
-
-    Args:
-        model: applied to `(variables, inputs)`.
-        variables: of the model, arrays or their shapes.
-        inputs: one example or its shape, `[1, ...]`.
+    layers is not a layer. `inputs` is one example or its shape, `[1, ...]`.
     """
     costs = layer_costs(model, variables, inputs)
     leaves = traverse_util.flatten_dict(dict(variables["params"]))
@@ -88,9 +83,7 @@ def measure_kernel_use(
 ) -> list[KernelUse]:
     """Returns the use of the kernels of each layer that mixes several.
 
-    Args:
-        mixtures: layer to the statistics that a run's `maps.npz` has of its mixtures.
-        params: the parameters of the network.
+    `mixtures` maps layers to the statistics of their mixtures, as in `artifacts.Maps`.
     """
     leaves = traverse_util.flatten_dict(dict(params))
     uses = []
@@ -118,13 +111,7 @@ def measure_kernel_use(
 def list_findings(
     layers: Sequence[LayerCost], uses: Sequence[KernelUse], network: Cost
 ) -> list[str]:
-    """Returns sentences on what is notable about a network.
-
-    Args:
-        layers: the costs of its layers.
-        uses: the use of the kernels of its layers.
-        network: the cost of the whole network.
-    """
+    """Returns sentences on what is notable about a network; `network` is the cost of all of it."""
     findings = [_describe_largest(layers, network)]
     if any(layer.attention.macs for layer in layers):
         macs = sum(layer.attention.macs for layer in layers) / network.macs

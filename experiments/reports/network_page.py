@@ -74,15 +74,16 @@ def write_page(
     if summary is None:
         raise UserError(f"{run} is not the folder of a finished run, which has a summary.json.")
     layers = measure_layers(model, variables, jax.ShapeDtypeStruct((1, *shape), np.float32))
-    maps = {}
+    maps, uses = {}, []
     if (run / "maps.npz").exists():
-        maps[summary["config"]] = load_maps(run / "maps.npz")
-    mixtures = maps[summary["config"]].mixtures if maps else {}
-    uses = measure_kernel_use(mixtures, variables["params"])
+        loaded = load_maps(run / "maps.npz")
+        maps = {summary["config"]: loaded}
+        uses = measure_kernel_use(loaded.mixtures, variables["params"])
     findings = list_findings(layers, uses, Cost(summary["parameters"], summary["macs"], ()))
     with tempfile.TemporaryDirectory() as folder:
-        figures = [*_draw_figures(Path(folder), layers, uses, maps), *_list_run_figures(run)]
-        embedded = [_embed_figure(title, path) for title, path in figures]
+        figures = _draw_figures(Path(folder), layers, uses, maps)
+        figures |= {title: run / "figures" / f"{name}.png" for name, title in RUN_FIGURES.items()}
+        embedded = [_embed_figure(title, path) for title, path in figures.items() if path.exists()]
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         title=html.escape(f"{summary['config']} on {summary['dataset']}"),
         facts=_render_table((), _list_facts(run, summary, shape, classes)),
@@ -96,30 +97,20 @@ def write_page(
 
 
 def _draw_figures(
-    folder: Path,
-    layers: Sequence[LayerCost],
-    uses: Sequence[KernelUse],
-    maps: Mapping[str, Any],
-) -> list[tuple[str, Path]]:
-    """Draws the figures that have something to show, and returns their titles and files."""
-    network_figures.draw_costs(layers, folder / "costs.png")
-    drawn = [("Cost of each layer", folder / "costs.png")]
-    optional = {
+    folder: Path, layers: Sequence[LayerCost], uses: Sequence[KernelUse], maps: Mapping[str, Any]
+) -> dict[str, Path]:
+    """Draws the figures that have something to show; returns the file of each title, drawn or not."""
+    drawers = {
+        "Cost of each layer": partial(network_figures.draw_costs, layers),
         "Mixture of kernels": partial(map_figures.draw_mixtures, maps),
         "Similarity of kernels": partial(network_figures.draw_similarities, uses),
         "Evidence for the true class": partial(map_figures.draw_attention_maps, maps),
         "Attention over positions": partial(map_figures.draw_pixel_attention, maps),
     }
-    for number, (title, draw) in enumerate(optional.items()):
-        path = folder / f"{number}.png"
-        if draw(path):
-            drawn.append((title, path))
-    return drawn
-
-
-def _list_run_figures(run: Path) -> list[tuple[str, Path]]:
-    paths = {title: run / "figures" / f"{name}.png" for name, title in RUN_FIGURES.items()}
-    return [(title, path) for title, path in paths.items() if path.exists()]
+    paths = {title: folder / f"{title}.png" for title in drawers}
+    for title, draw in drawers.items():
+        draw(paths[title])
+    return paths
 
 
 def _embed_figure(title: str, path: Path) -> str:

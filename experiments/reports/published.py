@@ -10,13 +10,7 @@ from typing import Any
 
 @dataclasses.dataclass(frozen=True)
 class Published:
-    """A published result.
-
-    Attributes:
-        mean: of the metric, 0 to 1.
-        sd: its standard deviation over folds; None for a single number.
-        flops: as published; None if they are not.
-    """
+    """A published mean of the metric, 0 to 1, its deviation over folds, and FLOPs; None if not published."""
 
     mean: float
     sd: float | None = None
@@ -57,10 +51,7 @@ _OTHER_RESULTS = {
 def find_published(dataset: str, config: str, settings: Mapping[str, Any]) -> Published | None:
     """Returns the study's result for a config on a data set; None if it has none.
 
-    Args:
-        dataset: the name of the data set.
-        config: the name of the config.
-        settings: of a run; for series they tell which network it has.
+    For series, the settings of a run tell its network.
     """
     if _normalize(dataset) != "adiac":
         return _STUDY.get(_normalize(dataset), {}).get(config)

@@ -1,5 +1,6 @@
 """Lists the settings of runs: the recipe that all configs share, and what each changes of its baseline."""
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -56,11 +57,8 @@ def make_changes_table(comparison: DatasetComparison) -> Table | None:
         mine, theirs = flatten_settings(results.runs[0]), flatten_settings(baseline.runs[0])
         if baseline is results or not mine or not theirs:
             continue
-        changes = [
-            f"{name}={_format(mine[name])}"
-            for name in _list_differing(mine, theirs)
-            if name in mine
-        ]
+        differing = _list_differing(mine, theirs)
+        changes = [f"{name}={_format(mine[name])}" for name in differing if name in mine]
         rows.append([results.label, baseline.label, ", ".join(changes) or "nothing"])
     title = f"{comparison.dataset}: what each config changes"
     headings = ["config", "baseline", "changed settings"]
@@ -70,14 +68,9 @@ def make_changes_table(comparison: DatasetComparison) -> Table | None:
 def list_inconsistent(results: ConfigResults) -> list[str]:
     """Lists the settings in which the runs of one config differ, though they are averaged."""
     # Each seed has its own files: it only matters whether there are any.
-    settings = [
-        {
-            name: bool(value) if name in _FILES_PER_RUN else value
-            for name, value in flatten_settings(run).items()
-        }
-        for run in results.runs
-        if run.settings
-    ]
+    settings = [flatten_settings(run) for run in results.runs if run.settings]
+    for name, other in itertools.product(_FILES_PER_RUN, settings):
+        other[name] = bool(other.get(name))
     return sorted({n for other in settings[1:] for n in _list_differing(settings[0], other)})
 
 

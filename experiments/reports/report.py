@@ -20,15 +20,11 @@ Saved = TypeVar("Saved", artifacts.Maps, artifacts.Samples)
 def write_report(
     folders: Iterable[str | os.PathLike], out: str | os.PathLike | None = None
 ) -> Path:
-    """Compares all runs at and below some folders, and writes the report.
+    """Compares all runs at and below some folders, writes the report, and returns the path of `report.md`.
 
     Args:
         folders: the folders of the runs.
         out: the folder of the report; None for the folder that contains all of `folders`.
-
-    Returns:
-        The path of `report.md`. Beside it are `report.csv` (a row per config), `runs.csv` (a row per run),
-        `report.tex` and `figures`.
 
     Raises:
         UserError: if there are no runs, or the report would go into the folder of a run.
@@ -49,8 +45,7 @@ def write_report(
     for comparison, folder in zip(comparisons, _name_figure_folders(comparisons), strict=True):
         lines += _write_section(comparison, place, folder)
     if excluded:
-        names = [os.path.relpath(run.folder, place) for run in excluded]
-        table = tables.make_excluded_table(excluded, names)
+        table = tables.make_excluded_table(excluded, place)
         lines += [f"## {table.title}", "", tables.render_markdown(table), ""]
     if comparisons:
         lines += ["## How the numbers were made", ""]
@@ -58,9 +53,7 @@ def write_report(
     files.write_text(place / "report.md", "\n".join(lines))
     files.write_text(place / "report.tex", _render_latex(comparisons))
     files.write_csv(place / "report.csv", *tables.list_config_records(comparisons))
-    header, records = tables.list_run_records(comparisons)
-    records = [[*record[:-1], os.path.relpath(record[-1], place)] for record in records]
-    files.write_csv(place / "runs.csv", header, records)
+    files.write_csv(place / "runs.csv", *tables.list_run_records(comparisons, place))
     return place / "report.md"
 
 
@@ -91,10 +84,7 @@ def _name_figure_folders(comparisons: Sequence[DatasetComparison]) -> list[Path]
 def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> list[str]:
     """Draws the figures of a data set, and returns its section of the report in Markdown.
 
-    Args:
-        comparison: the configs on the data set.
-        place: the folder of the report.
-        folder: the folder of the figures, as seen from there.
+    `folder` is the folder of the figures, as seen from the report's folder `place`.
     """
     lines = [f"## {comparison.dataset}", "", *_show(tables.make_results_table(comparison))]
     if text := published.describe_published(comparison.dataset):
@@ -102,9 +92,8 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
 
     def draw(name: str, draw_figure: Callable[..., bool], content: Any) -> list[str]:
         path = folder / f"{name}.png"
-        if not draw_figure(content, place / path):
-            return []
-        return [f"![{name.replace('_', ' ')}]({path.as_posix()})", ""]
+        is_drawn = draw_figure(content, place / path)
+        return [f"![{name.replace('_', ' ')}]({path.as_posix()})", ""] if is_drawn else []
 
     lines += draw("accuracy_against_macs", study_figures.draw_accuracy_against_macs, comparison)
     lines += _show(tables.make_cost_table(comparison))
@@ -134,19 +123,13 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
 
 
 def _show(table: tables.Table | None) -> list[str]:
-    if table is None:
-        return []
-    return [f"**{table.title}**", "", tables.render_markdown(table), ""]
+    return [f"**{table.title}**", "", tables.render_markdown(table), ""] if table else []
 
 
 def _load_comparable(
     comparison: DatasetComparison, name: str, load: Callable[[Path], Saved], place: Path
 ) -> tuple[dict[str, Saved], list[str]]:
-    """Loads what one run of each config has saved about the same test examples.
-
-    Returns:
-        By the label of the config what its run has saved, and remarks on what cannot be shown.
-    """
+    """Returns what a run of each config saved of the same test examples, by label, and remarks on others."""
     by_label = {}
     for results in comparison.results:
         runs = {run.fold_and_seed: run for run in results.runs if (run.folder / name).exists()}
@@ -155,7 +138,7 @@ def _load_comparable(
     # If the seed decides which examples are tested, only runs of one seed have seen the same ones.
     common = set.intersection(*map(set, by_label.values())) if by_label else set()
     comparable: dict[str, Saved] = {}
-    remarks = []
+    first, remarks = None, []
     for label, runs in by_label.items():
         run = runs[min(common or runs)]
         try:
@@ -163,19 +146,13 @@ def _load_comparable(
         except UserError as error:
             remarks.append(f"{label}: {_shorten_path(error, run, place)}")
             continue
-        if comparable and not _have_same_inputs(next(iter(comparable.values())), saved):
-            remarks.append(f"{label}: {name} of {run.replicate} shows other examples; left out.")
-        else:
+        examples = saved.inputs if isinstance(saved, artifacts.Maps) else saved.images
+        first = examples if first is None else first
+        if len(examples) == len(first) and all(map(np.array_equal, examples, first)):
             comparable[label] = saved
+        else:
+            remarks.append(f"{label}: {name} of {run.replicate} shows other examples; left out.")
     return comparable, remarks
-
-
-def _have_same_inputs(one: Saved, other: Saved) -> bool:
-    mine, theirs = (
-        saved.inputs if isinstance(saved, artifacts.Maps) else saved.images
-        for saved in (one, other)
-    )
-    return len(mine) == len(theirs) and all(map(np.array_equal, mine, theirs))
 
 
 def _shorten_path(error: UserError, run: Run, place: Path) -> str:
@@ -237,7 +214,13 @@ def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
     )
     devices = {", ".join(map(str, run.summary.get("devices") or ["unknown"])) for run in runs}
     yield f"Devices: {'; '.join(sorted(devices))}."
-    yield f"Versions: {'; or '.join(sorted({_describe_versions(run) for run in runs}))}."
+    versions = set()
+    for run in runs:
+        known = run.summary.get("versions") or {"unknown": ""}
+        versions.add(
+            ", ".join(f"{package} {version}".strip() for package, version in known.items())
+        )
+    yield f"Versions: {'; or '.join(sorted(versions))}."
 
 
 def _describe_test(fewest_pairs: int, has_folds: bool) -> Iterator[str]:
@@ -252,13 +235,6 @@ def _describe_test(fewest_pairs: int, has_folds: bool) -> Iterator[str]:
         )
     if has_folds:
         yield "Folds share training examples, so their p is somewhat too small."
-
-
-def _describe_versions(run: Run) -> str:
-    versions = run.summary.get("versions")
-    if not isinstance(versions, dict) or not versions:
-        return "unknown"
-    return ", ".join(f"{package} {version}" for package, version in versions.items())
 
 
 def _render_latex(comparisons: Sequence[DatasetComparison]) -> str:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from experiments.reports.comparison import (
@@ -75,14 +77,9 @@ def make_results_table(comparison: DatasetComparison) -> Table:
 def _select_metrics(comparison: DatasetComparison) -> list[str]:
     """Returns the metric that ranks, then the other shares that any config has."""
     known = {name for results in comparison.results for name in results.metrics}
-    if not any(_is_audio(run) for run in comparison.runs):
+    if all((run.settings.get("data") or {}).get("name") != "audio" for run in comparison.runs):
         known.discard("f1")  # always measured, but informative where classes differ much in size
     return [comparison.metric, *(n for n in PERCENT if n in known and n != comparison.metric)]
-
-
-def _is_audio(run: Run) -> bool:
-    data = run.settings.get("data")
-    return isinstance(data, dict) and data.get("name") == "audio"
 
 
 def make_cost_table(comparison: DatasetComparison) -> Table:
@@ -95,19 +92,12 @@ def make_cost_table(comparison: DatasetComparison) -> Table:
     for results in comparison.results:
         cost = results.costs
         step = cost["step_seconds"]
-        rows.append(
-            [
-                results.label,
-                format_si(cost["parameters"]),
-                format_si(cost["macs"]),
-                format_si(cost["xla_flops_per_step"]),
-                _format_batch_size(results),
-                format_significant(None if step is None else 1e3 * step),
-                format_significant(cost["examples_per_second"]),
-                format_significant(cost["seconds"]),
-                format_significant(cost["compile_seconds"]),
-            ]
-        )
+        cells = [results.label]
+        cells += [format_si(cost[name]) for name in ("parameters", "macs", "xla_flops_per_step")]
+        cells += [_format_batch_size(results)]
+        cells += [format_significant(None if step is None else 1e3 * step)]
+        times = ("examples_per_second", "seconds", "compile_seconds")
+        rows.append([*cells, *(format_significant(cost[name]) for name in times)])
     return Table(f"{comparison.dataset}: costs", headings, rows)
 
 
@@ -126,7 +116,10 @@ def make_iou_table(comparison: DatasetComparison) -> Table | None:
     if not measured:
         return None
     classes = {name: None for results in measured for name in results.iou}
-    rows = [[name, *(format_share(r.iou.get(name)) for r in measured)] for name in classes]
+    rows = []
+    for name in classes:
+        shares = [results.iou.get(name) for results in measured]
+        rows.append([name, *(MISSING if iou is None else f"{100 * iou:.1f}" for iou in shares)])
     means = [format_metric(r.metrics[comparison.metric].mean, comparison.metric) for r in measured]
     rows.append([name_metric(comparison.metric, comparison.metric), *means])
     return Table(
@@ -165,11 +158,11 @@ def _format_run(run: Run | None, metric: str) -> str:
     return cell if loss is None else f"{cell} ({loss:.3f})"
 
 
-def make_excluded_table(excluded: Sequence[ExcludedRun], folders: Sequence[str]) -> Table:
-    """Returns the runs that are in no other table, with their `folders` as the report names them."""
+def make_excluded_table(excluded: Sequence[ExcludedRun], place: Path) -> Table:
+    """Returns the runs that are in no other table, with their folders as seen from `place`."""
     rows = [
-        [folder, run.config, run.dataset, run.reason]
-        for folder, run in zip(folders, excluded, strict=True)
+        [os.path.relpath(run.folder, place), run.config, run.dataset, run.reason]
+        for run in excluded
     ]
     return Table("Runs that are in no table", ["run", "config", "data set", "why"], rows, words=4)
 
@@ -192,11 +185,6 @@ def format_metric(value: float | None, metric: str) -> str:
     if value is None:
         return MISSING
     return f"{100 * value:.2f}" if metric in PERCENT else f"{value:.4f}"
-
-
-def format_share(value: float | None) -> str:
-    """Formats a share in percent; None is a class that is in neither truth nor prediction."""
-    return MISSING if value is None else f"{100 * value:.1f}"
 
 
 def format_mean(value: MeanDeviation | None, metric: str) -> str:
@@ -323,8 +311,10 @@ def list_config_records(
     return header, rows
 
 
-def list_run_records(comparisons: Sequence[DatasetComparison]) -> tuple[list[str], list[list[Any]]]:
-    """Returns header and rows of `runs.csv`: one row per run, numbers unrounded."""
+def list_run_records(
+    comparisons: Sequence[DatasetComparison], place: Path
+) -> tuple[list[str], list[list[Any]]]:
+    """Returns header and rows of `runs.csv`: one row per run, numbers unrounded, folders from `place`."""
     metrics = _list_test_metrics(comparisons)
     header = ["dataset", "config", "fold", "seed", *metrics, "best_step", "steps", *COSTS, "folder"]
     rows = []
@@ -334,13 +324,12 @@ def list_run_records(comparisons: Sequence[DatasetComparison]) -> tuple[list[str
         row += [run.test_metric(name) for name in metrics]
         row += [finite_or_none(best.get("step")) if isinstance(best, dict) else None]
         row += [run.summary_number(name) for name in ("steps", *COSTS)]
-        rows.append([*row, run.folder])
+        rows.append([*row, os.path.relpath(run.folder, place)])
     return header, rows
 
 
 def _list_test_metrics(comparisons: Sequence[DatasetComparison]) -> list[str]:
     """Lists every test metric that some run has as a number, in the order of first occurrence."""
-    tests = [run.summary["test"] for comparison in comparisons for run in comparison.runs]
-    return list(
-        {name: None for test in tests for name in test if finite_or_none(test[name]) is not None}
-    )
+    runs = [run for comparison in comparisons for run in comparison.runs]
+    names = {name: None for run in runs for name in run.summary["test"]}
+    return [name for name in names if any(run.test_metric(name) is not None for run in runs)]

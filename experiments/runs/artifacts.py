@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from PIL import Image
+from scipy import special
 
 from dyn.diagnostics import attention_statistics, class_activation, layer_outputs, sown_weights
 from experiments.core.compilation import quick_compile_options
@@ -86,12 +87,11 @@ def save_maps(
     lowered = jax.jit(partial(_run_network, model, layer)).lower(*arguments)
     outputs = jax.device_get(lowered.compile(quick_compile_options())(*arguments))
     logits = outputs["logits"].astype(np.float32)
-    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
     arrays = {
         "inputs": inputs.astype(np.float32),
         "labels": labels[chosen].astype(np.int64),
         "predictions": logits.argmax(axis=-1),
-        "probabilities": exponentials.max(axis=-1) / exponentials.sum(axis=-1),
+        "probabilities": special.softmax(logits, axis=-1).max(axis=-1),
         "classes": np.array([str(name) for name in classes]),
         "layer": np.array(layer),
         "activation": outputs["activation"],
@@ -108,12 +108,7 @@ def save_maps(
 def choose_examples(labels: Array, number: int) -> Array:
     """Returns the indices of the first example of classes spread evenly over all; then of second examples.
 
-    Args:
-        labels: `[all]` integers.
-        number: the number of examples to choose.
-
-    Returns:
-        `[min(number, all)]` different indices, sorted by class.
+    They are `[min(number, all)]` different indices for labels `[all]`, sorted by class.
     """
     present = np.unique(labels)
     evenly = np.linspace(0, len(present) - 1, min(number, len(present))).round().astype(int)
@@ -131,11 +126,8 @@ def find_activation_layer(model: nn.Module, variables: Any, inputs: Array) -> st
     Only the outermost submodules with such outputs count: the stages' blocks of a ResNet.
     """
     outputs = layer_outputs(model, variables, inputs)
-    wide = [
-        name
-        for name, shape in outputs.items()
-        if len(shape) == inputs.ndim and min(shape[1:-1]) >= MIN_POSITIONS
-    ]
+    shapes = {name: shape for name, shape in outputs.items() if len(shape) == inputs.ndim}
+    wide = [name for name, shape in shapes.items() if min(shape[1:-1]) >= MIN_POSITIONS]
     depth = min((name.count("/") for name in wide), default=0)
     return next((name for name in reversed(wide) if name.count("/") == depth), "")
 
@@ -210,16 +202,11 @@ def save_samples(
     images: Sequence[Array],
     truths: Sequence[Array],
     predictions: Sequence[Array],
-    classes: Sequence[str] = (),
+    classes: Sequence[str],
 ) -> None:
-    """Writes segmented test pictures at a small size; `load_samples` reads them.
+    """Writes segmented test pictures at a small size to `samples.npz`; `load_samples` reads them.
 
-    Args:
-        path: the file, `samples.npz` in the run's folder.
-        images: uint8 `[H, W, 3]`, of any sizes.
-        truths: integers `[H, W]`, 255 at pixels that do not count.
-        predictions: integers `[H, W]`.
-        classes: the names of the classes.
+    Images are uint8 `[H, W, 3]`, of any sizes; masks are integers `[H, W]`, 255 at pixels that do not count.
     """
     arrays = {"classes": np.array([str(name) for name in classes], dtype=str)}
     triples = zip(images, truths, predictions, strict=True)
@@ -238,11 +225,9 @@ def load_samples(path: str | os.PathLike) -> Samples:
     """
     arrays = _read_arrays(path, ["classes"])
     number = sum(key.startswith("images/") for key in arrays)
+    names = ("images", "truths", "predictions")
     try:
-        parts = {
-            part: [arrays[f"{part}/{index}"] for index in range(number)]
-            for part in ("images", "truths", "predictions")
-        }
+        parts = {name: [arrays[f"{name}/{index}"] for index in range(number)] for name in names}
     except KeyError as error:
         raise UserError(f"{path} is damaged: it has no {error}.") from error
     return Samples(**parts, classes=arrays["classes"].tolist())
@@ -263,11 +248,7 @@ def _write_arrays(path: str | os.PathLike, arrays: Mapping[str, Array]) -> None:
 
 
 def _read_arrays(path: str | os.PathLike, needed: Sequence[str]) -> dict[str, Any]:
-    """Reads all arrays of a file.
-
-    Raises:
-        UserError: if it cannot be read, or lacks an array that is needed.
-    """
+    """Reads all arrays of a file, or raises UserError if it cannot be read or lacks a needed one."""
     try:
         with np.load(path, allow_pickle=False) as file:
             archives.check_zip(file.zip)

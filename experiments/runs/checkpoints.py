@@ -41,18 +41,14 @@ class Checkpoints:
     """
 
     def __init__(self, directory: Path, metric: str | None = "accuracy"):
-        """Opens or creates the folder.
-
-        Args:
-            directory: the folder of the checkpoints.
-            metric: the metric that ranks evaluations; see `rank_evaluation`.
-        """
+        """Opens or creates the folder; `metric` ranks evaluations, see `rank_evaluation`."""
         self.rank = functools.partial(rank_evaluation, metric=metric)
         self._directory = directory.absolute()
         # Orbax logs warnings about what is meant here (checkpoints without metrics, waiting for the one
         # before) and tracebacks of errors that it also raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         set_aside_without_metrics(self._directory)
+        best = policies.BestN(get_metric_fn=self.rank, n=2, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self._directory,
             options=ocp.CheckpointManagerOptions(
@@ -63,14 +59,7 @@ class Checkpoints:
                 cleanup_tmp_directories=True,
                 # Runs on one host, after all have written and before the folder gets its final name.
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
-                preservation_policy=policies.AnyPreservationPolicy(
-                    [
-                        policies.LatestN(2),
-                        policies.BestN(
-                            get_metric_fn=self.rank, n=2, keep_checkpoints_without_metrics=False
-                        ),
-                    ]
-                ),
+                preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
             ),
         )
 
@@ -123,11 +112,8 @@ class Checkpoints:
         """Turns an error in writing into one sentence; one in the background surfaces a checkpoint later."""
         try:
             yield
-        except (
-            OSError,
-            RuntimeError,
-            ValueError,
-        ) as error:  # tensorstore raises ValueError for a full disk
+        # tensorstore raises ValueError for a full disk.
+        except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"A checkpoint cannot be written to {self._directory} ({describe_cause(error)}). The earlier "
                 "checkpoints are intact: make room or the folder writable, and give the same command again."
@@ -205,11 +191,7 @@ class Checkpoints:
         return state, json.loads((folder / "progress" / "metadata").read_text())
 
     def wait(self) -> None:
-        """Waits until everything is written.
-
-        Raises:
-            UserError: if something could not be written.
-        """
+        """Waits until everything is written; a failure is a UserError."""
         with self._explain_write_errors():
             self._manager.wait_until_finished()
 
@@ -230,16 +212,10 @@ def check_structure(folder: Path, like: Any) -> None:
     except Exception:  # a damaged checkpoint is reported when it is read
         return
     new = list_shapes(like)
-    parameters_first = sorted(
-        {**old, **new}, key=lambda name: (not name.startswith("params/"), name)
-    )
+    parameters_first = sorted({*old, *new}, key=lambda n: (not n.startswith("params/"), n))
+    template = "{name} is {old} there and {new} here"
     differences = describe_differences(
-        old,
-        new,
-        template="{name} is {old} there and {new} here",
-        names=parameters_first,
-        missing="missing",
-        limit=3,
+        old, new, template=template, names=parameters_first, missing="missing", limit=3
     )
     if old and differences:
         raise UserError(
@@ -270,11 +246,9 @@ def _stored_form(leaf: Any) -> Any:
 
 
 def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """Reads parts of a checkpoint's state as NumPy arrays, whatever devices it was saved on.
+    """Reads the named parts of a checkpoint's state as NumPy arrays, whatever devices it was saved on.
 
-    Args:
-        folder: the checkpoint.
-        names: the parts to read; those that the state lacks are left out.
+    Parts that the state lacks are left out.
 
     Raises:
         ValueError: if a file is missing or differs from its checksum.
@@ -283,11 +257,8 @@ def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
         raise ValueError(f"{file} is damaged: it differs from its checksum")
     structure = read_structure(folder / "state")
     tree = {name: part for name, part in structure.items() if name in names}
-    arguments = jax.tree.map(
-        lambda _: ocp.RestoreArgs(restore_type=np.ndarray),
-        tree,
-        is_leaf=lambda x: hasattr(x, "shape"),
-    )
+    as_numpy = ocp.RestoreArgs(restore_type=np.ndarray)
+    arguments = jax.tree.map(lambda _: as_numpy, tree, is_leaf=lambda x: hasattr(x, "shape"))
     return ocp.PyTreeCheckpointHandler().restore(
         folder / "state",
         args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=True),
@@ -314,9 +285,7 @@ def with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
 def read_best_step(workdir: Path, flag: str = "") -> int:
     """Returns the step of a run's best evaluation, or else that of its newest checkpoint.
 
-    Args:
-        workdir: the run's folder.
-        flag: the flag that named the folder, for messages.
+    Messages begin with `flag`, which named the folder.
 
     Raises:
         UserError: if the folder holds no run with a checkpoint.
@@ -339,14 +308,9 @@ def read_best_step(workdir: Path, flag: str = "") -> int:
 
 
 def restore_best_variables(workdir: Path, flag: str = "") -> dict[str, Any]:
-    """Reads `params`, `batch_stats` and `attention` of a run's best evaluation.
+    """Reads `params`, `batch_stats` and `attention` of a run's best evaluation, as they were evaluated.
 
-    Args:
-        workdir: the run's folder.
-        flag: the flag that named the folder, for messages.
-
-    Returns:
-        The collections as they were evaluated: averaged parameters if the run keeps an average.
+    If the run keeps an average, the parameters are the averaged ones. Messages begin with `flag`.
 
     Raises:
         UserError: if the folder holds no run, or its checkpoint cannot be read.

@@ -27,8 +27,6 @@ class Run:
         folder: the run's workdir.
         config: the name of its config.
         label: the name of its config in tables and figures.
-        dataset: the name of its data set.
-        seed: the run's seed.
         fold: the fold that it was tested on; None for the data set's own splits.
         baseline: the config that it is compared with.
         metric: the test metric that runs are ranked by.
@@ -59,11 +57,7 @@ class Run:
 
     @functools.cached_property
     def log(self) -> list[dict[str, Any]]:
-        """The rows of `metrics.jsonl`.
-
-        Raises:
-            UserError: if the file is damaged.
-        """
+        """The rows of `metrics.jsonl`; a damaged one is a UserError."""
         return read_rows(self.folder / METRICS_FILE)
 
     def test_metric(self, name: str) -> float | None:
@@ -77,14 +71,7 @@ class Run:
 
 @dataclasses.dataclass(frozen=True)
 class ExcludedRun:
-    """A run that cannot be compared.
-
-    Attributes:
-        folder: the run's workdir.
-        config: the name of its config, as far as it is known.
-        dataset: the name of its data set, as far as it is known.
-        reason: the reason, in words.
-    """
+    """A run that cannot be compared, for a reason in words; config and data set as far as they are known."""
 
     folder: Path
     config: str
@@ -93,15 +80,10 @@ class ExcludedRun:
 
 
 def find_runs(folders: Iterable[str | os.PathLike]) -> tuple[list[Run], list[ExcludedRun]]:
-    """Reads all runs at and below some folders.
+    """Reads all runs at and below some folders: the finished ones, and those that cannot be compared.
 
-    Of several finished runs of one config, data set, fold and seed, the one that finished last counts.
-
-    Args:
-        folders: the folders to search. Folders inside a run's are not searched.
-
-    Returns:
-        The finished runs, and those that cannot be compared, both by data set, config, fold and seed.
+    Both are sorted by data set and config. Of several finished runs of one config, data set, fold and seed,
+    the one that finished last counts. Folders inside a run's are not searched.
 
     Raises:
         UserError: if one of the folders does not exist.
@@ -115,7 +97,8 @@ def find_runs(folders: Iterable[str | os.PathLike]) -> tuple[list[Run], list[Exc
             continue
         key = (run.dataset, run.config, run.fold_and_seed)
         if key in runs:
-            older, run = sorted((runs[key], run), key=_finish_time)
+            both = (runs[key], run)
+            older, run = sorted(both, key=lambda one: (one.folder / "summary.json").stat().st_mtime)
             newer = "/".join(run.folder.parts[-2:])
             reason = f"finished before {newer}, a run of the same config and {run.replicate}"
             excluded.append(ExcludedRun(older.folder, older.config, older.dataset, reason))
@@ -143,8 +126,7 @@ def read_run(folder: Path) -> Run | ExcludedRun:
     try:
         summary = read_json_object(file)
     except (OSError, ValueError) as error:
-        reason = f"{file.name} cannot be read: {error}"
-        return ExcludedRun(folder, config, dataset, reason)
+        return ExcludedRun(folder, config, dataset, f"{file.name} cannot be read: {error}")
 
     test = summary.get("test")
     test = test if isinstance(test, Mapping) else {}
@@ -186,10 +168,6 @@ def _list_run_folders(start: Path) -> Iterator[Path]:
         if set(RUN_FILES) & set(files):
             yield Path(folder)
             subfolders.clear()
-
-
-def _finish_time(run: Run) -> float:
-    return (run.folder / "summary.json").stat().st_mtime
 
 
 def _explain_unfinished(folder: Path) -> str:

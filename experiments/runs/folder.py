@@ -3,11 +3,10 @@
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import platform
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -26,15 +25,9 @@ from experiments.core.files import to_json
 
 # Settings that change where a run reads and what it shows, but not what it computes.
 FREE_SETTINGS = {
-    "data.source",
-    "data.dir",
-    "data.max_skipped",
-    "input.threads",
-    "input.workers",
-    "tensorboard",
-    "wandb",
+    "data.source", "data.dir", "data.max_skipped", "input.threads", "input.workers", "tensorboard", "wandb",
     "shard_parameters",  # a checkpoint fits either way
-}
+}  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -91,12 +84,9 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
     # Of other tasks and data it is enough to name the settings that this config has. A field that a layer's
     # section does not have is one that the layer's default applies to.
     sections = {name.partition(".")[0] for name in new}
-    compared = [
-        name
-        for name in {**old, **new}
-        if name not in FREE_SETTINGS
-        and (name in new or name.partition(".")[0] in sections & {*LAYER_SECTIONS})
-    ]
+    sections &= {*LAYER_SECTIONS}
+    names = [n for n in {**old, **new} if n in new or n.partition(".")[0] in sections]
+    compared = [name for name in names if name not in FREE_SETTINGS]
     if differences := describe_differences(old, new, names=compared):
         raise UserError(
             f"{workdir} holds a run with other settings: {differences}. Choose another --workdir for the new "
@@ -146,8 +136,4 @@ def _has_results(workdir: Path) -> bool:
 
 def _flatten_config(config: ConfigDict) -> dict[str, Any]:
     """Returns the settings by their dotted names, as a JSON file holds them."""
-    return _flatten(json.loads(json.dumps(to_json(config.to_dict()))))
-
-
-def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
-    return flax.traverse_util.flatten_dict(dict(tree), sep=".")
+    return flax.traverse_util.flatten_dict(to_json(config.to_dict()), sep=".")

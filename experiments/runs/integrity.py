@@ -55,11 +55,9 @@ def read_checksums(folder: Path) -> dict[str, int]:
 
 
 def find_damaged_file(folder: Path, below: str = "") -> Path | None:
-    """Returns the first file that is missing or differs from its checksum, or None.
+    """Returns the first file below a part of a checkpoint that is missing or differs from its checksum.
 
-    Args:
-        folder: the checkpoint. One without checksums has no damaged file.
-        below: the part of the checkpoint to look at, such as `metrics/`; '' for all of it.
+    A checkpoint without checksums has no damaged file.
     """
     for name, checksum in read_checksums(folder).items():
         file = folder / name

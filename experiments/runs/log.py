@@ -26,8 +26,8 @@ class MetricLog:
 
         Args:
             workdir: the run's folder; created if it is missing.
-            resume_step: the step that the run continues from. Rows of later steps and a torn last line are
-                dropped; rows of this step stay. -1 begins an empty log.
+            resume_step: the step that the run continues from. Rows of later steps are dropped, rows of this
+                step stay. -1 begins an empty log.
             writers: receive the same scalars.
 
         Raises:
@@ -37,23 +37,17 @@ class MetricLog:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.exists():
             # The test row has the best step but comes last: a continued run writes it again.
-            kept = [
-                row
-                for row in read_rows(self.path)
-                if row["step"] <= resume_step and row.get("split") != "test"
-            ]
+            rows = [row for row in read_rows(self.path) if row["step"] <= resume_step]
+            kept = [row for row in rows if row.get("split") != "test"]
             with replace_file(self.path) as temporary:
                 temporary.write_text("".join(map(_format_line, kept)), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)
         self._writers = list(writers)
 
     def write(self, step: int, split: str, metrics: Mapping[str, object]) -> None:
-        """Appends one row.
+        """Appends one row of a split: 'train', 'validation' or 'test'.
 
-        Args:
-            step: the number of finished training steps.
-            split: 'train', 'validation' or 'test'.
-            metrics: name to scalar (Python, NumPy or JAX). NaN and infinity, which JSON lacks, become null.
+        Metrics are scalars of Python, NumPy or JAX. NaN and infinity, which JSON lacks, become null.
 
         Raises:
             ValueError: if a metric is called `step` or `split`.
@@ -63,11 +57,7 @@ class MetricLog:
         values = {name: to_json(value) for name, value in metrics.items()}
         self._file.write(_format_line({"step": int(step), "split": split, **values}))
         # bool is an int, but not a curve; None and lists are no curves either.
-        scalars = {
-            f"{split}/{name}": value
-            for name, value in values.items()
-            if isinstance(value, int | float)
-        }
+        scalars = {f"{split}/{n}": v for n, v in values.items() if isinstance(v, int | float)}
         for writer in self._writers:
             writer.write(int(step), scalars)
 
@@ -82,16 +72,12 @@ class MetricLog:
             self._writers.pop().close()
 
 
-def read_rows(path: str | os.PathLike) -> list[dict]:
-    """Reads a `metrics.jsonl`: one dictionary per line, without a torn last line.
-
-    Args:
-        path: the file. A missing one has no rows.
+def read_rows(path: Path) -> list[dict]:
+    """Reads a `metrics.jsonl`: one dictionary per line, without a torn last line; none if it is missing.
 
     Raises:
         UserError: if a line other than the last is not a JSON object with a `step`.
     """
-    path = Path(path)
     if not path.exists():
         return []
     # A power cut can leave bytes that are not text: such a line is torn, not fatal.

@@ -22,10 +22,7 @@ def write_weights(
 ) -> None:
     """Writes the arrays `params/...`, `batch_stats/...` and `attention/...`, and the metadata as JSON.
 
-    Args:
-        path: the file.
-        variables: the collections of a network.
-        metadata: `config`, `classes`, `shape` and `versions` of the network.
+    The metadata are `config`, `classes`, `shape` and `versions` of the network.
     """
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     # Not `ascontiguousarray`, which makes vectors of scalars.

@@ -3,21 +3,11 @@
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
-
-
-class Writer(Protocol):
-    """Something that draws curves."""
-
-    def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Adds a point to each curve."""
-
-    def close(self) -> None:
-        """Flushes what is still in memory."""
 
 
 class TensorBoardWriter:
@@ -44,11 +34,7 @@ class WandbWriter:
     """Writes to a run of Weights & Biases, to the same one again for the same workdir."""
 
     def __init__(self, workdir: Path, project: str, config: Mapping[str, Any]):
-        """Starts or resumes the run.
-
-        Raises:
-            UserError: if wandb is not installed.
-        """
+        """Starts or resumes the run."""
         try:
             import wandb  # pyrefly: ignore
         except ImportError as error:
@@ -59,14 +45,8 @@ class WandbWriter:
         id_file.parent.mkdir(parents=True, exist_ok=True)
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(8))
-        self._run = wandb.init(
-            project=project,
-            name=workdir.name,
-            id=id_file.read_text(),
-            resume="allow",
-            dir=str(workdir),
-            config=dict(config),
-        )
+        run = {"name": workdir.name, "id": id_file.read_text(), "resume": "allow"}
+        self._run = wandb.init(project=project, dir=str(workdir), config=dict(config), **run)
         # wandb's own step count may not go back, and the step of a run that continues does.
         self._run.define_metric("*", step_metric="step")
 
@@ -77,6 +57,9 @@ class WandbWriter:
     def close(self) -> None:
         """Ends the run of Weights & Biases."""
         self._run.finish()
+
+
+Writer = TensorBoardWriter | WandbWriter
 
 
 def open_writers(config: ConfigDict, workdir: Path, start_step: int) -> list[Writer]:

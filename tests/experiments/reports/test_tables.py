@@ -1,4 +1,5 @@
 import json
+from pathlib import Path
 
 import pytest
 
@@ -137,7 +138,7 @@ def test_csv_records(two_configs):
     assert [record["runs"] for record in records] == [3, 2]
     assert records[1]["accuracy_mean"] == pytest.approx(0.95) and records[1]["pairs"] == 2
     assert records[1]["macs"] is None and records[0]["p"] is None
-    header, rows = tables.list_run_records([two_configs])
+    header, rows = tables.list_run_records([two_configs], Path.cwd())
     records = [dict(zip(header, row, strict=True)) for row in rows]
     assert [(r["config"], r["seed"], r["accuracy"]) for r in records][-2:] == [
         ("odconv", 1, 0.95),
