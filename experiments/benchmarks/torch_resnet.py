@@ -24,9 +24,8 @@ def make_static_conv(inputs: int, outputs: int, stride: int) -> nn.Module:
 class ODConv(nn.Module):
     """A 3x3 ODConv that folds the batch into the groups of one convolution, at temperature 1.
 
-    Each example has its own kernel: a batch of B examples becomes one example with B groups and B times the
-    channels, `[1, B * I, H, W]`, and the kernels become `[B * O, I, 3, 3]`. As in the papers' code, they are
-    the sum over the product `[B, K, O, I, 3, 3]` of all attentions and all candidates.
+    A batch of B examples becomes one example with B groups, `[1, B * I, H, W]`, and the kernels become
+    `[B * O, I, 3, 3]`. As in the papers' code, they are the sum over the product `[B, K, O, I, 3, 3]`.
 
     Li, Zhou, Yao: Omni-Dimensional Dynamic Convolution. ICLR 2022, equation 3.
     """

@@ -15,8 +15,7 @@ def draw_attention_by_class(
     """Draws how the candidate kernels were mixed: a heat map of mean attention per layer.
 
     Args:
-        attention: layer name to mean attention `[C, K]`; a row of NaN is a class without examples. At least
-            one layer.
+        attention: layer name to mean attention `[C, K]`; a row of NaN is a class without examples.
         classes: C names.
         path: the PNG to write.
     """

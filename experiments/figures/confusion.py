@@ -65,15 +65,9 @@ def _write_counts(axes: Axes, matrix: np.ndarray, shares: np.ndarray) -> None:
     for (row, column), count in np.ndenumerate(matrix):
         if count:
             text = f"{int(count)}"
-            axes.text(
-                column,
-                row,
-                text,
-                ha="center",
-                va="center",
-                color="white" if shares[row, column] > 0.5 else style.INK,
-                fontsize=9 if len(text) < 4 else 7,
-            )
+            colour = "white" if shares[row, column] > 0.5 else style.INK
+            size = 9 if len(text) < 4 else 7
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=size)
 
 
 def _list_worst_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) -> None:
@@ -99,13 +93,8 @@ def _list_worst_pairs(axes: Axes, matrix: np.ndarray, classes: Sequence[str]) ->
     lines = [heading, *(pairs or ["none"]), "", "Classes recognised least", *hardest]
     step = 1 / max(len(lines), 28)
     for position, text in enumerate(lines):
-        axes.text(
-            0.0,
-            1 - position * step,
-            text,
-            transform=axes.transAxes,
-            va="top",
-            color=style.INK,
-            fontsize=9 if text in headings else 8,
-            fontweight="bold" if text in headings else "normal",
-        )
+        look = {"fontsize": 8}
+        if text in headings:
+            look = {"fontsize": 9, "fontweight": "bold"}
+        place = (0.0, 1 - position * step)
+        axes.text(*place, text, transform=axes.transAxes, va="top", color=style.INK, **look)

@@ -108,9 +108,8 @@ def _draw_schedules(axes: Axes, train: Sequence[Mapping]) -> None:
         axes.set_yscale("log")
         low, high = axes.dataLim.intervaly
         # Whole decades around the values, so that there is always a labelled tick.
-        axes.set_ylim(
-            10 ** math.floor(math.log10(low) - 0.1), 10 ** math.ceil(math.log10(high) + 0.1)
-        )
+        bottom, top = math.floor(math.log10(low) - 0.1), math.ceil(math.log10(high) + 0.1)
+        axes.set_ylim(10**bottom, 10**top)
         axes.minorticks_off()
     temperatures = [row for row in train if row.get("temperature") is not None]
     if temperatures:

@@ -50,17 +50,11 @@ def draw_tsne(
     shown_clusters, shown_labels = clusters[drawn], np.array([labels[index] for index in drawn])
     for name in names:
         selected = shown_labels == name
-        axes.scatter(
-            *points[selected].T,
-            c=[colours[cluster] for cluster in shown_clusters[selected]],
-            marker=marker_of[name],
-            s=16,
-            linewidths=0,
-            alpha=0.85,
-        )
+        shades = [colours[cluster] for cluster in shown_clusters[selected]]
+        look = {"marker": marker_of[name], "s": 16, "linewidths": 0, "alpha": 0.85}
+        axes.scatter(*points[selected].T, c=shades, **look)
     style.style_axes(axes, grid=False, frame=True)
-    axes.set_xticks([])
-    axes.set_yticks([])
+    axes.set(xticks=[], yticks=[])
     if names != [""]:
         options = {"linestyle": "", "color": style.FAINT}
         handles = [
@@ -74,13 +68,7 @@ def draw_tsne(
 
 
 def draw_hours(hours: np.ndarray, clusters: np.ndarray, path: str | os.PathLike) -> None:
-    """Draws the share of each hour's windows that each cluster has.
-
-    Args:
-        hours: `[N]`, 0 to 24.
-        clusters: `[N]`.
-        path: the PNG to write.
-    """
+    """Draws the share of each hour's windows, at hours `[N]` from 0 to 24, that each cluster `[N]` has."""
     number = int(clusters.max()) + 1
     counts = np.zeros((number, 24))
     np.add.at(counts, (clusters, hours.astype(int) % 24), 1)
@@ -108,12 +96,9 @@ def draw_comparison(
     seconds: Mapping[str, float],
     path: str | os.PathLike,
 ) -> None:
-    """Draws how well clusters of several kinds of features agree with the labels, and what they cost.
+    """Draws how well clusters of several kinds of features agree with the labels, and their seconds.
 
-    Args:
-        scores: kind to measure to (mean, standard deviation).
-        seconds: kind to the time that computing the features took.
-        path: the PNG to write.
+    The scores are, by kind and measure, a mean and a standard deviation.
     """
     kinds = list(scores)
     measures = list(next(iter(scores.values())))

@@ -44,17 +44,7 @@ def scale_to_unit(picture: np.ndarray) -> np.ndarray:
 def choose_examples(
     labels: np.ndarray, predictions: np.ndarray, n: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Returns which examples to show: wrong ones first, at most half of them while right ones are left.
-
-    Args:
-        labels: `[N]`, the truth.
-        predictions: `[N]`.
-        n: the number to choose.
-        rng: draws them.
-
-    Returns:
-        min(n, N) different indices.
-    """
+    """Returns min(n, N) indices to show: wrong ones first, at most half of them while right ones are left."""
     wrong = np.asarray(labels) != np.asarray(predictions)
     mistakes, hits = (rng.permutation(np.flatnonzero(part)) for part in (wrong, ~wrong))
     n = min(n, wrong.size)
@@ -102,10 +92,8 @@ def draw_predictions(
         f"True class → prediction, p: its probability. {remark}",
     )
     for index, axes in enumerate(panels):
-        if wrong[index]:
-            draw_example(axes, inputs[index], frame_color=style.WRONG, frame_width=2.2)
-        else:
-            draw_example(axes, inputs[index])
+        frame = {"frame_color": style.WRONG, "frame_width": 2.2} if wrong[index] else {}
+        draw_example(axes, inputs[index], **frame)
         truth, guess = names[index]
         text = f"{style.shorten(truth, letters)}\n→ {style.shorten(guess, letters - 3)}"
         if one_line:
@@ -118,16 +106,13 @@ def draw_predictions(
 
 
 def find_mistakes(labels: np.ndarray, scores: np.ndarray, n: int = 24) -> list[tuple[int, int]]:
-    """Returns the worst mistakes: predictions that are wrong, with the highest probability first.
+    """Returns the worst mistakes: pairs of an example and the class wrongly predicted or wrongly missed.
 
     Args:
         labels: int `[N]`, or float `[N, C]`, NaN where unknown. With several labels per example, mistakes are
             scores more than 0.5 off, and the furthest off come first.
-        scores: `[N, C]`, 0 to 1.
+        scores: `[N, C]`, 0 to 1; of single labels, the highest wrong ones come first.
         n: the most that are returned.
-
-    Returns:
-        Pairs of an example and the class that was wrongly predicted, or wrongly not predicted.
     """
     scores = np.nan_to_num(np.asarray(scores, np.float32))
     labels = np.asarray(labels)

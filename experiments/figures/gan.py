@@ -59,15 +59,9 @@ def draw_samples(rows: Mapping[str, tuple[np.ndarray, np.ndarray]], title: str, 
 
 
 def draw_losses(rows: Sequence[Mapping], path: Path) -> None:
-    """Draws both losses and the discriminator's four accuracies over the steps.
-
-    Args:
-        rows: of `metrics.jsonl`.
-        path: the PNG to write.
-    """
-    train, validation = (
-        [row for row in rows if row.get("split") == split] for split in ("train", "validation")
-    )
+    """Draws both losses and the discriminator's four accuracies over the steps of `metrics.jsonl`."""
+    train = [row for row in rows if row.get("split") == "train"]
+    validation = [row for row in rows if row.get("split") == "validation"]
     figure = style.new_figure(
         7.5,
         6.6,
@@ -78,12 +72,11 @@ def draw_losses(rows: Sequence[Mapping], path: Path) -> None:
     above, below = figure.subplots(2, 1, sharex=True)
     style.style_axes(above, ylabel="loss")
     style.style_axes(below, ylabel="share")
+    dots = {"linestyle": "", "marker": "o", "markersize": 3.5}
     for axes, names in ((above, CURVES), (below, SHARES)):
         for name, (label, colour) in names.items():
             plot_metric(axes, train, name, color=colour, linewidth=1.0, label=label)
-            plot_metric(
-                axes, validation, name, color=colour, linestyle="", marker="o", markersize=3.5
-            )
+            plot_metric(axes, validation, name, color=colour, **dots)
     if train:
         above.legend(loc="best", fontsize=8.5, framealpha=1, edgecolor="none")
         # Above the curves, which fill the panel.

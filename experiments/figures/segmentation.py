@@ -58,12 +58,7 @@ def draw_samples(
 
 
 def draw_iou(iou: Mapping[str, float | None], path: str | os.PathLike) -> None:
-    """Draws the intersection over union of each class, the best first.
-
-    Args:
-        iou: class name to IoU; None for a class that is in neither truth nor prediction.
-        path: the PNG to write.
-    """
+    """Draws the IoU of each class, the best first; None is a class in neither truth nor prediction."""
     present = {name: value for name, value in iou.items() if value is not None}
     absent = [name for name in iou if name not in present]
     mean = float(np.mean(list(present.values()))) if present else float("nan")
