@@ -12,15 +12,10 @@ from experiments.figures import style
 
 
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLike) -> None:
-    """Draws a confusion matrix.
+    """Draws a confusion matrix `[C, C]` of counts; rows are the truth, columns the predictions.
 
-    scikit-learn's display does not style.shorten names, and needs pyplot.
-
-    Args:
-        matrix: `[C, C]` counts, rows are the truth, columns the predictions.
-        classes: C names.
-        path: the PNG to write. Up to 20 classes have their counts in the cells; with more classes, the pairs
-            that are confused most often are listed beside the matrix.
+    Up to 20 classes have their counts in the cells; with more classes, the pairs that are confused most
+    often are listed beside the matrix. scikit-learn's display does not shorten names, and needs pyplot.
     """
     matrix = np.asarray(matrix)
     number = len(classes)
