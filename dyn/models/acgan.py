@@ -56,9 +56,11 @@ class ACGAN(nn.Module):
         >>> pictures = jnp.zeros((2, 32, 32, 1))
         >>> variables = jax.jit(net.init)(jax.random.key(0), pictures)
         >>> noise, labels = jax.random.normal(jax.random.key(1), (2, 8)), jnp.array([0, 2])
-        >>> net.apply(variables, noise, labels, (32, 32, 1), method="generate").shape
+        >>> generate = lambda v, *args: net.apply(v, *args, (32, 32, 1), method="generate")
+        >>> jax.jit(generate)(variables, noise, labels).shape
         (2, 32, 32, 1)
-        >>> real, label = net.apply(variables, pictures, method="discriminate")
+        >>> discriminate = lambda v, x: net.apply(v, x, method="discriminate")
+        >>> real, label = jax.jit(discriminate)(variables, pictures)
         >>> real.shape, label.shape
         ((2,), (2, 3))
     """

@@ -70,7 +70,7 @@ class ResNet(nn.Module):
         >>> net = ResNet18(num_classes=10, width=8, stem="small", conv=partial(ODConv, num_kernels=2))
         >>> x = jnp.ones((2, 8, 8, 3))
         >>> variables = jax.jit(net.init)(jax.random.key(0), x)
-        >>> net.apply(variables, x).shape
+        >>> jax.jit(net.apply)(variables, x).shape
         (2, 10)
     """
 

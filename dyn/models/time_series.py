@@ -57,7 +57,7 @@ class SeriesNet(nn.Module):
         >>> net = Net2(num_classes=37, conv=partial(DynamicConv, num_kernels=4), context="series")
         >>> x = jnp.ones((2, 176, 1))
         >>> variables = jax.jit(net.init)(jax.random.key(0), x)
-        >>> net.apply(variables, x).shape
+        >>> jax.jit(net.apply)(variables, x).shape
         (2, 37)
     """
 
