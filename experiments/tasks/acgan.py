@@ -11,7 +11,6 @@ and one optimizer, which treats every parameter by itself, makes both updates. (
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -82,12 +81,7 @@ class Generation(Task):
         return build_with_conv(self.config, build, spatial_axes)
 
     def compute_loss(
-        self,
-        model: ACGAN,
-        variables: Variables,
-        batch: Batch,
-        rng: Array,
-        head_only: bool = False,
+        self, model: ACGAN, variables: Variables, batch: Batch, rng: Array, head_only: bool
     ) -> Loss:
         """Returns the sum of the generator's and the discriminator's loss.
 
@@ -189,29 +183,18 @@ class Generation(Task):
         del model, variables
         return {"labels": batch["label"]}
 
-    def draw_progress(
-        self,
-        model: ACGAN,
-        variables: Variables,
-        dataset: Dataset,
-        workdir: Path,
-        step: int,
-        seed: int,
-    ) -> list[str]:
+    def draw_progress(self, results: Results, step: int) -> list[str]:
         """Draws real and generated pictures side by side, and returns warnings."""
-        path = workdir / "figures" / f"samples_{step:06d}.png"
-        real, fake = self._draw_samples(
-            model, variables, dataset, seed, f"Samples at step {step:,}", path
-        )
-        rows = [row for row in read_rows(workdir / METRICS_FILE) if row["step"] <= step]
+        title = f"Samples at step {step:,}"
+        real, fake = self._draw_samples(results, title, f"samples_{step:06d}.png")
+        rows = [row for row in read_rows(results.workdir / METRICS_FILE) if row["step"] <= step]
         return list_warnings(rows, measure_diversity(real), measure_diversity(fake))
 
     def draw_figures(self, results: Results) -> None:
         """Draws samples of the trained generator, and both networks' progress over the run."""
-        model, dataset, folder = results.model, results.dataset, results.workdir / "figures"
-        path = folder / "samples.png"
-        self._draw_samples(model, results.variables, dataset, results.seed, "Samples", path)
-        draw_losses(read_rows(results.workdir / METRICS_FILE), folder / "gan.png")
+        self._draw_samples(results, "Samples", "samples.png")
+        figure = results.workdir / "figures" / "gan.png"
+        draw_losses(read_rows(results.workdir / METRICS_FILE), figure)
 
     def predict(self, model: ACGAN, variables: Variables, inputs: Array) -> Array:
         """Raises a UserError: a GAN makes pictures and predicts nothing."""
@@ -220,46 +203,30 @@ class Generation(Task):
         )
 
     def _draw_samples(
-        self,
-        model: ACGAN,
-        variables: Variables,
-        dataset: Dataset,
-        seed: int,
-        title: str,
-        path: Path,
+        self, results: Results, title: str, name: str
     ) -> tuple[dict[int, np.ndarray], dict[int, np.ndarray]]:
         """Draws samples, and returns more pictures, real and generated, by class number."""
-        real = choose_real(
-            dataset.splits["train"],
-            self.make_transform(train=False),
-            range(min(len(dataset.classes), MAX_CLASSES)),
-            COMPARED,
-            seed,
-        )
+        dataset, model, seed = results.dataset, results.model, results.seed
+        classes, transform = dataset.classes[:MAX_CLASSES], self.make_transform(train=False)
+        train = dataset.splits["train"]
+        real = choose_real(train, transform, range(len(classes)), COMPARED, seed)
         shape = next(iter(real.values())).shape[1:]
         labels = np.repeat(np.array(list(real), np.int32), COMPARED)
         noise = draw_noise(seed, labels, np.tile(np.arange(COMPARED), len(real)), model.latent)
         # On this host alone: the others do not call this.
-        variables = jax.device_get(dict(variables))
+        variables = jax.device_get(dict(results.variables))
         made = generate_pictures(model, variables, noise, labels, shape, self.config.batch_size)
         fake = dict(zip(real, made.reshape(len(real), COMPARED, *shape), strict=True))
-        rows = {
-            dataset.classes[label]: (real[label][:REAL], fake[label][:GENERATED]) for label in real
-        }
-        draw_samples(rows, title, path)
+        rows = {classes[label]: (real[label][:REAL], fake[label][:GENERATED]) for label in real}
+        draw_samples(rows, title, results.workdir / "figures" / name)
         return real, fake
 
 
 def judge_logits(logits: tuple[Array, Array], labels: Array, real: bool) -> dict[str, Array]:
     """Returns the discriminator's losses on pictures, and whether it is right, `[B]` each.
 
-    Args:
-        logits: of being real, `[B]`, and of the classes, `[B, C]`.
-        labels: `[B]`.
-        real: the right answer.
-
-    Returns:
-        `real` and `label` (cross-entropies), `right` and `named` (1 if reality and class are recognised).
+    `real` and `label` are cross-entropies, `right` and `named` 1 if reality and class are recognised. The
+    logits are of being real, `[B]`, and of the classes, `[B, C]`.
     """
     reality, classes = (values.astype(float32_or_wider(values)) for values in logits)
     target = jnp.full_like(reality, real)
@@ -300,13 +267,7 @@ def roll_and_cut(pictures: Array, rng: Array) -> Array:
 
 
 def list_warnings(rows: Sequence[Mapping[str, Any]], real: float, generated: float) -> list[str]:
-    """Returns a sentence for everything that looks wrong.
-
-    Args:
-        rows: of `metrics.jsonl`, up to now.
-        real: diversity of real pictures.
-        generated: diversity of generated pictures.
-    """
+    """Returns a sentence for everything wrong with the rows of `metrics.jsonl` and the diversities."""
     warnings = []
     train = [row for row in rows if row.get("split") == "train" and row.get("d_real") is not None]
     if train and train[-1]["step"] - train[0]["step"] >= CONFIDENT_STEPS:

@@ -1,8 +1,9 @@
-"""Makes networks from configs: the convolution, the attention after a block, the network."""
+"""Makes networks from configs, and applies them in training."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from dyn import layers, models
 from experiments.core.errors import UserError, suggest_nearest
+from experiments.tasks.task import Array, Variables
 
 # The parts of a config that `make_network` uses.
 NETWORK_SECTIONS = ("model", "conv", "attention", "classifier", "dtype")
@@ -85,12 +87,8 @@ def build_with_conv(
 ) -> nn.Module:
     """Returns the network that `build` makes of the convolution of `config.conv`.
 
-    Args:
-        config: its `conv` names the layer and its fields.
-        build: takes a convolution and returns a network.
-        spatial_axes: of the inputs.
-        share: with warehouses, maps a layer's path to the name of the warehouse that it shares; None for one
-            warehouse per stage of a residual network.
+    With warehouses, `share` maps a layer's path to the name of the warehouse that it shares; None is for one
+    warehouse per stage of a residual network.
 
     Raises:
         UserError: if the layer or a field of it does not exist.
@@ -158,3 +156,20 @@ def make_layer(
                 f"--config.{section}.{field}: {name} has no such field{suggest_nearest(field, names)}"
             )
     return partial(known[name], **fields)
+
+
+def apply_in_training(
+    model: nn.Module, variables: Variables, inputs: Array, rng: Array, head_only: bool = False
+) -> tuple[Array, dict[str, Any]]:
+    """Returns the outputs for a batch, float32, and the variable collections that changed."""
+    outputs, changed = model.apply(
+        variables,
+        inputs,
+        train=True,
+        # Networks for series do not take the argument.
+        **({"head_only": True} if head_only else {}),
+        # Layers with norms of their own leave the running averages alone where these cannot change.
+        mutable=["losses"] if head_only else ["batch_stats", "losses"],
+        rngs={"dropout": rng},
+    )
+    return outputs.astype(jnp.float32), dict(changed)

@@ -18,10 +18,17 @@ from experiments.data import Dataset, transforms
 from experiments.figures.confusion import draw_confusion
 from experiments.figures.examples import choose_examples, draw_predictions
 from experiments.runs.artifacts import save_maps
-from experiments.tasks.backbone import CONVS, NETWORK_SECTIONS, NETWORKS, make_layer, make_network
-from experiments.tasks.classifier import apply_in_training, draw_classifier, inspect_classifier
+from experiments.tasks.backbone import (
+    CONVS,
+    NETWORK_SECTIONS,
+    NETWORKS,
+    apply_in_training,
+    make_layer,
+    make_network,
+)
+from experiments.tasks.classifier import draw_classifier, inspect_classifier
 from experiments.tasks.metrics import add_sums, compute_means, sum_classification
-from experiments.tasks.mixing import mix_examples
+from experiments.tasks.mixing import mix_examples, smooth_classes
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
 SERIES_NETS = {"net1": models.Net1, "net2": models.Net2}
@@ -53,18 +60,13 @@ class Classification(Task):
         )
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        batch: Batch,
-        rng: Array,
-        head_only: bool = False,
+        self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
     ) -> Loss:
         """Returns the mean cross-entropy of a batch, which may be mixed (see `mixing`)."""
         drop, draw = jax.random.split(rng)
-        inputs, targets = mix_examples(
-            self.config.mixing, batch["inputs"], batch["label"], model.num_classes, draw
-        )
+        mixing = self.config.mixing
+        targets = smooth_classes(batch["label"], model.num_classes, mixing.label_smoothing)
+        inputs, targets = mix_examples(mixing, batch["inputs"], targets, draw)
         logits, changed = apply_in_training(model, variables, inputs, drop, head_only)
         value = optax.losses.softmax_cross_entropy(logits, targets).mean()
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))

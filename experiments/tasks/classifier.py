@@ -13,24 +13,7 @@ from experiments.data import Dataset
 from experiments.figures.attention import draw_attention_by_class
 from experiments.figures.examples import draw_mistakes, find_mistakes, find_names
 from experiments.tasks.per_class import write_per_class
-from experiments.tasks.task import Array, Batch, Transform, Variables
-
-
-def apply_in_training(
-    model: nn.Module, variables: Variables, inputs: Array, rng: Array, head_only: bool
-) -> tuple[Array, dict[str, Any]]:
-    """Returns the logits of a batch, float32, and the variable collections that changed."""
-    logits, changed = model.apply(
-        variables,
-        inputs,
-        train=True,
-        # Networks for series do not take the argument.
-        **({"head_only": True} if head_only else {}),
-        # Layers with norms of their own leave the running averages alone where these cannot change.
-        mutable=["losses"] if head_only else ["batch_stats", "losses"],
-        rngs={"dropout": rng},
-    )
-    return logits.astype(jnp.float32), dict(changed)
+from experiments.tasks.task import Batch, Transform, Variables
 
 
 def inspect_classifier(model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
@@ -62,9 +45,7 @@ def draw_classifier(
         labels: of the test split, int `[N]`, or float `[N, C]`, NaN where unknown.
         probabilities: `[N, C]`.
         mixtures: layer to `[N, K]`; empty without dynamic layers.
-        dataset: what was tested on.
-        transform: of evaluation.
-        workdir: the run's folder.
+        dataset, transform, workdir: of the run, in evaluation.
         threshold: from which probability on a label is predicted, where examples may have several.
     """
     classes, source = list(dataset.classes), dataset.splits["test"]
@@ -89,12 +70,9 @@ def draw_classifier(
 
 
 def average_by_class(weights: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:
-    """Returns the mean mixture of each class, `[C, K]`; NaN for a class without examples.
+    """Returns the mean of weights `[N, K]` over each class, `[C, K]`; NaN for a class without examples.
 
-    Args:
-        weights: `[N, K]`.
-        labels: int `[N]`, or float `[N, C]`, where an example counts for each of its labels.
-        num_classes: C.
+    The labels are int `[N]`, or float `[N, C]`, where an example counts for each of its labels.
     """
     if labels.ndim == 2:
         examples, labels = np.nonzero(labels > 0.5)

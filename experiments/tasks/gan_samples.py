@@ -33,14 +33,6 @@ def generate_pictures(
     """Returns generated pictures as they are stored, uint8 `[N, H, W, C]`.
 
     All batches have one shape, so that the generator is compiled once.
-
-    Args:
-        model: both networks.
-        variables: theirs.
-        noise: `[N, latent]`.
-        labels: `[N]`.
-        shape: of a picture, `(H, W, C)`.
-        batch_size: pictures that are made at once.
     """
     batches = [np.zeros((0, *shape), np.uint8)]
     for start in range(0, len(noise), batch_size):
@@ -54,14 +46,7 @@ def generate_pictures(
 
 
 def draw_noise(seed: int, labels: np.ndarray, numbers: np.ndarray, latent: int) -> np.ndarray:
-    """Returns the noise of pictures, `[N, latent]`; each depends on its own arguments alone.
-
-    Args:
-        seed: of them all.
-        labels: `[N]`.
-        numbers: `[N]`, index of each picture within its label.
-        latent: size of the noise.
-    """
+    """Returns the noise of pictures, `[N, latent]`; each depends on its own label and number alone."""
     noise = np.zeros((len(labels), latent), np.float32)
     for index, (label, number) in enumerate(zip(labels, numbers, strict=True)):
         rng = np.random.default_rng((seed, int(label), int(number)))
@@ -83,15 +68,8 @@ def choose_real(
 ) -> dict[int, np.ndarray]:
     """Returns a few real pictures of each class, `[n, H, W, C]` uint8, by class number.
 
-    A bounded number of examples is read, so there may be fewer pictures of a rare class; a class that does
-    not occur among these examples is left out.
-
-    Args:
-        source: examples with one label each.
-        transform: prepares them for the networks.
-        classes: class numbers.
-        number: the most pictures of a class.
-        seed: decides which.
+    A bounded number of examples is read, so there may be fewer than `number` pictures of a rare class; a
+    class that does not occur among these examples is left out.
     """
     pictures: dict[int, list[np.ndarray]] = {label: [] for label in classes}
     order = np.random.default_rng(seed).permutation(len(source))

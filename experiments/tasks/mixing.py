@@ -1,4 +1,4 @@
-"""Mixing of classified examples on the device: mixup, CutMix and smoothed labels."""
+"""Mixing of examples on the device: mixup, CutMix and smoothed labels."""
 
 from typing import Any
 
@@ -10,33 +10,13 @@ Array = jax.Array
 
 
 def mix_examples(
-    mixing: ConfigDict, inputs: Array, labels: Array, num_classes: int, rng: Array
-) -> tuple[Array, Array]:
-    """Returns the mixed examples of a batch.
-
-    If both mixup and CutMix are on, each batch is mixed by one of them, drawn with equal probability.
-
-    Args:
-        mixing: `mixup` and `cutmix` are the alphas of their Beta distributions, 0 for none; `label_smoothing`
-            is the share of each target that all classes have in common.
-        inputs: `[B, *spatial, C]`.
-        labels: `[B]`.
-        num_classes: number of classes.
-        rng: decides the mixture.
-
-    Returns:
-        The inputs, and targets `[B, num_classes]` that sum to one.
-    """
-    smoothing = mixing.label_smoothing
-    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
-    targets = targets * (1 - smoothing) + smoothing / num_classes
-    return mix_targets(mixing, inputs, targets, rng)
-
-
-def mix_targets(
     mixing: ConfigDict, inputs: Array, targets: Array, rng: Array
 ) -> tuple[Array, Array]:
-    """Returns mixed examples with targets `[B, num_classes]`, without smoothing; NaN stays NaN."""
+    """Returns the mixed examples of a batch with targets `[B, num_classes]`; NaN stays NaN.
+
+    `mixing.mixup` and `.cutmix` are the alphas of their Beta distributions, 0 for none. If both are on, each
+    batch is mixed by one of them, drawn with equal probability.
+    """
     ways: list[Any] = []
     if mixing.mixup:
         ways.append(lambda key: mixup(inputs, targets, mixing.mixup, key))
@@ -46,6 +26,12 @@ def mix_targets(
         return inputs, targets
     choose, draw = jax.random.split(rng)
     return jax.lax.switch(jax.random.randint(choose, (), 0, len(ways)), ways, draw)
+
+
+def smooth_classes(labels: Array, num_classes: int, smoothing: float) -> Array:
+    """Returns targets `[B, num_classes]` that sum to one; all classes share `smoothing` of each."""
+    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+    return targets * (1 - smoothing) + smoothing / num_classes
 
 
 def mixup(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Array, Array]:

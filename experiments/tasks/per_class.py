@@ -11,16 +11,8 @@ from experiments.core import files
 from experiments.figures.pr_curves import PRCurve, draw_pr_curves
 from experiments.tasks.metrics import compute_precision_recall_f1
 
-HEADER = (
-    "label",
-    "n",
-    "precision",
-    "recall",
-    "f1",
-    "average_precision",
-    "best_threshold",
-    "f1_at_best",
-)
+MEASURES = ("precision", "recall", "f1")
+HEADER = ("label", "n", *MEASURES, "average_precision", "best_threshold", "f1_at_best")
 MAX_POOLED = 20_000_000  # pairs of an example and a class, whose scores are sorted together
 
 
@@ -29,9 +21,7 @@ def split_by_class(
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yields for each class, of the examples with a known label: whether they belong to it, and their scores.
 
-    Args:
-        labels: int `[N]`, or float `[N, C]`, 1 and 0, NaN where unknown.
-        scores: `[N, C]`.
+    The labels are int `[N]`, or float `[N, C]`, 1 and 0, NaN where unknown; the scores `[N, C]`.
     """
     for number in range(scores.shape[1]):
         if labels.ndim == 1:
@@ -42,12 +32,7 @@ def split_by_class(
 
 
 def compute_pr_curve(truth: np.ndarray, scores: np.ndarray) -> PRCurve | None:
-    """Returns precision and recall at every threshold; None if no example belongs to the class.
-
-    Args:
-        truth: bool `[N]`.
-        scores: `[N]`.
-    """
+    """Returns precision and recall at every threshold; None if no example belongs to the class."""
     if not truth.any():
         return None
     precision, recall, thresholds = precision_recall_curve(truth, scores)
@@ -99,7 +84,7 @@ def write_per_class(
     measured = compute_precision_recall_f1(*np.array(counts).T)
     rows = []
     for number, (name, curve) in enumerate(zip(classes, curves, strict=True)):
-        values = [float(measured[key][number]) for key in ("precision", "recall", "f1")]
+        values = [float(measured[key][number]) for key in MEASURES]
         if curve:
             values += [curve.average_precision, *find_best_threshold(curve)]
         else:

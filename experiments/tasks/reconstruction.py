@@ -17,7 +17,7 @@ from dyn import layers, models
 from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.figures.reconstruction import draw_reconstructions
-from experiments.tasks.backbone import CONVS, make_layer
+from experiments.tasks.backbone import CONVS, apply_in_training, make_layer
 from experiments.tasks.classification import Classification
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
@@ -58,21 +58,13 @@ class Reconstruction(Task):
         )
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        batch: Batch,
-        rng: Array,
-        head_only: bool = False,
+        self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
     ) -> Loss:
         """Returns the mean squared error of a batch."""
         del head_only  # `validate` refuses it
-        inputs = batch["inputs"]
-        outputs, changed = model.apply(
-            variables, inputs, train=True, mutable=["batch_stats", "losses"], rngs={"dropout": rng}
-        )
-        value = jnp.mean(compute_squared_errors(inputs, outputs))
-        return value, ({"loss": value}, dict(changed))
+        outputs, changed = apply_in_training(model, variables, batch["inputs"], rng)
+        value = jnp.mean(compute_squared_errors(batch["inputs"], outputs))
+        return value, ({"loss": value}, changed)
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns what a batch adds to the error, and the range of each feature of its codes."""
@@ -109,10 +101,9 @@ class Reconstruction(Task):
         """Returns the test error of always answering with the mean training picture."""
         transform = self.make_transform(train=False)
         train, test = dataset.splits["train"], dataset.splits["test"]
-        mean = np.zeros(())
-        for index in range(len(train)):
-            mean = mean + transform(train[index])["inputs"].astype(np.float64)
-        mean = mean / len(train)
+        mean = sum(
+            transform(train[index])["inputs"].astype(np.float64) for index in range(len(train))
+        ) / len(train)
         errors = [
             np.mean(np.square(transform(test[index])["inputs"] - mean))
             for index in range(len(test))

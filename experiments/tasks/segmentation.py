@@ -16,7 +16,13 @@ from experiments.data import Dataset, Example, mask_transforms
 from experiments.data.masks import IGNORE
 from experiments.figures.segmentation import draw_iou, draw_samples
 from experiments.runs.artifacts import save_samples
-from experiments.tasks.backbone import NETWORK_SECTIONS, build_with_conv, make_backbone, make_layer
+from experiments.tasks.backbone import (
+    NETWORK_SECTIONS,
+    apply_in_training,
+    build_with_conv,
+    make_backbone,
+    make_layer,
+)
 from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Transform, Variables
 
@@ -61,26 +67,15 @@ class Segmentation(Task):
         )
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        batch: Batch,
-        rng: Array,
-        head_only: bool = False,
+        self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
     ) -> Loss:
         """Returns the mean cross-entropy of the pixels that are not 255."""
         del head_only  # `validate` refuses it
-        logits, changed = model.apply(
-            variables,
-            batch["inputs"],
-            train=True,
-            mutable=["batch_stats", "losses"],
-            rngs={"dropout": rng},
-        )
+        logits, changed = apply_in_training(model, variables, batch["inputs"], rng)
         total, hits, count = sum_pixels(logits, batch["label"], self.config.mixing.label_smoothing)
         count = jnp.maximum(count, 1.0)  # all pixels of a crop may be 255
         value = total / count
-        return value, ({"loss": value, "accuracy": hits / count}, dict(changed))
+        return value, ({"loss": value, "accuracy": hits / count}, changed)
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns the predicted class of each pixel, and what the batch adds to the loss."""
@@ -116,16 +111,11 @@ class Segmentation(Task):
                     matrix += count_pixels(source[index]["label"], restored, len(classes))
                     index += 1
         scores = compute_scores(matrix)
-        return {
-            "loss": total / max(count, 1.0),
-            "miou": scores.miou,
-            "accuracy": scores.pixel_accuracy,
-            "mean_accuracy": scores.mean_accuracy,
-            "iou": {
-                name: None if np.isnan(iou) else float(iou)
-                for name, iou in zip(classes, scores.iou, strict=True)
-            },
+        iou = {
+            name: None if np.isnan(value) else float(value)
+            for name, value in zip(classes, scores["iou"], strict=True)
         }
+        return {"loss": total / max(count, 1.0), **scores, "iou": iou}
 
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
         """Returns the predicted class of each pixel."""
@@ -169,10 +159,7 @@ class Segmentation(Task):
 def sum_pixels(logits: Array, labels: Array, smoothing: float = 0.0) -> tuple[Array, Array, Array]:
     """Returns sums over the pixels that are not 255: their cross-entropy, hits and number.
 
-    Args:
-        logits: `[B, H, W, C]`.
-        labels: `[B, H, W]` integers.
-        smoothing: share of each target that all classes have in common.
+    The logits are `[B, H, W, C]`, the labels `[B, H, W]`; all classes have the share `smoothing` in common.
     """
     counts = labels != IGNORE
     targets = jax.nn.one_hot(jnp.where(counts, labels, 0), logits.shape[-1], dtype=jnp.float32)

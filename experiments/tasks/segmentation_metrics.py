@@ -1,27 +1,10 @@
 """Metrics of a segmentation, from one confusion matrix over all pixels of a split."""
 
-import dataclasses
+from typing import Any
 
 import numpy as np
 
 from experiments.data.masks import IGNORE
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Scores:
-    """Metrics of a segmentation.
-
-    Attributes:
-        miou: mean of `iou` over the classes that are present in truth or prediction.
-        iou: float64 `[C]`, TP / (TP + FP + FN) of each class; NaN where that is 0 / 0.
-        pixel_accuracy: share of the counted pixels that are right.
-        mean_accuracy: mean recall over the classes that are present in the truth.
-    """
-
-    miou: float
-    iou: np.ndarray
-    pixel_accuracy: float
-    mean_accuracy: float
 
 
 def count_pixels(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> np.ndarray:
@@ -30,10 +13,7 @@ def count_pixels(labels: np.ndarray, predictions: np.ndarray, num_classes: int) 
     Args:
         labels: integers of any shape, the truth; 255 is not counted.
         predictions: integers of the same shape; those of pixels that are not counted may be anything.
-        num_classes: C; all other labels and predictions are 0 to C-1.
-
-    Returns:
-        `[C, C]` int64: rows are the truth, columns the predictions.
+        num_classes: C. The matrix is `[C, C]`: rows are the truth, columns the predictions.
 
     Raises:
         ValueError: if a class is out of range.
@@ -45,7 +25,7 @@ def count_pixels(labels: np.ndarray, predictions: np.ndarray, num_classes: int) 
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def compute_scores(matrix: np.ndarray) -> Scores:
+def compute_scores(matrix: np.ndarray) -> dict[str, Any]:
     """Returns the metrics that follow from the confusion matrix of a whole split.
 
     A class is present if TP + FP + FN > 0: it occurs in the truth or in the predictions. Classes that are not
@@ -54,6 +34,11 @@ def compute_scores(matrix: np.ndarray) -> Scores:
 
     Args:
         matrix: `[C, C]` counts, rows the truth and columns the predictions.
+
+    Returns:
+        `iou`, float64 `[C]`, TP / (TP + FP + FN) of each class, NaN where that is 0 / 0; `miou`, its mean
+        over the classes that are present; `accuracy`, the share of the counted pixels that are right; and
+        `mean_accuracy`, the mean recall over the classes that are present in the truth.
     """
     matrix = np.asarray(matrix, np.float64)
     hits = np.diag(matrix)
@@ -61,8 +46,13 @@ def compute_scores(matrix: np.ndarray) -> Scores:
     with np.errstate(invalid="ignore"):  # 0 / 0 is NaN
         iou = hits / (actual + predicted - hits)
         recall = hits / actual
-        pixel_accuracy = float(np.divide(hits.sum(), matrix.sum()))
-    return Scores(_average_present(iou), iou, pixel_accuracy, _average_present(recall))
+        accuracy = float(np.divide(hits.sum(), matrix.sum()))
+    return {
+        "miou": _average_present(iou),
+        "accuracy": accuracy,
+        "mean_accuracy": _average_present(recall),
+        "iou": iou,
+    }
 
 
 def _average_present(values: np.ndarray) -> float:

@@ -17,10 +17,10 @@ import optax
 from scipy.special import expit
 
 from experiments.data import Dataset
-from experiments.tasks.backbone import NETWORK_SECTIONS, make_network
+from experiments.tasks.backbone import NETWORK_SECTIONS, apply_in_training, make_network
 from experiments.tasks.classification import Classification
-from experiments.tasks.classifier import apply_in_training, draw_classifier, inspect_classifier
-from experiments.tasks.mixing import mix_targets
+from experiments.tasks.classifier import draw_classifier, inspect_classifier
+from experiments.tasks.mixing import mix_examples
 from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
@@ -37,19 +37,14 @@ class Tagging(Task):
         return make_network(self.config, num_classes, spatial_axes)
 
     def compute_loss(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        batch: Batch,
-        rng: Array,
-        head_only: bool = False,
+        self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
     ) -> Loss:
         """Returns the masked cross-entropy of a batch; a mixed entry is known if both of its parts are."""
         drop, draw = jax.random.split(rng)
         targets = make_targets(batch["label"], model.num_classes)
         smoothing = self.config.mixing.label_smoothing
         targets = targets * (1 - smoothing) + smoothing / 2
-        inputs, targets = mix_targets(self.config.mixing, batch["inputs"], targets, draw)
+        inputs, targets = mix_examples(self.config.mixing, batch["inputs"], targets, draw)
         logits, changed = apply_in_training(model, variables, inputs, drop, head_only)
         value = compute_masked_cross_entropy(logits, targets, self.config.tagging.norm)
         return value, ({"loss": value}, changed)

@@ -23,25 +23,25 @@ Loss = tuple[Array, tuple[dict[str, Array], dict[str, Any]]]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Results:
-    """A trained network and its results on the test split.
+    """A network, the run that trains it, and its results on a split.
 
     Attributes:
         model: the network.
-        variables: of the best evaluation.
-        inspected: what `Task.inspect_batch` returned for all examples of the split, without padding.
-        metrics: of the split.
-        dataset: what was trained and tested on.
+        variables: as they were evaluated; in the end those of the best evaluation.
+        dataset: what is trained and tested on.
         workdir: the run's folder.
         seed: decides which examples are shown.
+        metrics: of the split: during training validation, in the end test.
+        inspected: what `Task.inspect_batch` returned for all test examples, without padding.
     """
 
     model: nn.Module
     variables: Variables
-    inspected: Mapping[str, Any]
-    metrics: Mapping[str, Any]
     dataset: Dataset
     workdir: Path
     seed: int
+    metrics: Mapping[str, Any]
+    inspected: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -74,11 +74,7 @@ class Task(Protocol):
 
     @abstractmethod
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
-        """Returns the network, without parameters.
-
-        Args:
-            num_classes: C.
-            spatial_axes: 1 for series, 2 for pictures.
+        """Returns the network, without parameters; `spatial_axes` is 1 for series, 2 for pictures.
 
         Raises:
             UserError: if the config names a layer, a field or a value that does not exist or does not fit.
@@ -87,11 +83,8 @@ class Task(Protocol):
     def make_transform(self, train: bool) -> Transform:
         """Returns the picklable function that turns a stored example into the network's.
 
+        In training it augments and is called with (example, random generator), otherwise with (example).
         By default, examples are pictures, series or spectrograms with one label or with several.
-
-        Args:
-            train: whether it augments. If so it is called with (example, random generator), otherwise with
-                (example) alone.
         """
         if self.is_audio:
             return spectrogram_transforms.make_transform(self.config, train)
@@ -102,18 +95,13 @@ class Task(Protocol):
 
     @abstractmethod
     def compute_loss(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        batch: Batch,
-        rng: Array,
-        head_only: bool = False,
+        self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
     ) -> Loss:
         """Returns the mean loss of a training batch. Traced by JAX.
 
         Args:
             model: the network.
-            variables: its `params`, `batch_stats` and `attention`.
+            variables: its `params`, `batch_stats` and `attention`; the same holds below.
             batch: `inputs [B, *spatial, channels]` and `label`.
             rng: decides dropout and everything else that is drawn.
             head_only: whether only the module `head` trains and all below it runs as in inference; for
@@ -128,10 +116,7 @@ class Task(Protocol):
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns what `compute_metrics` needs to know about a batch. Traced by JAX.
 
-        Args:
-            model: the network.
-            variables: its `params`, `batch_stats` and `attention`.
-            batch: a training batch without augmentation, and `mask [B]`: 0 for padding, which must not count.
+        The batch is not augmented, and has a `mask [B]`: 0 for padding, which must not count.
         """
 
     @abstractmethod
@@ -140,39 +125,19 @@ class Task(Protocol):
     ) -> dict[str, Any]:
         """Returns the metrics of a split, `loss` and `metric` among them.
 
-        Args:
-            sums: results of `sum_metrics` for all batches of the split, in order.
-            dataset: holds the split and the names of the classes.
-            split: its name.
+        `sums` are the results of `sum_metrics` for all batches of the split, in order.
         """
 
     @abstractmethod
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
-        """Returns what `draw_figures` needs of each example of a batch, `[B, ...]` each. Traced by JAX.
-
-        Args:
-            model: the network.
-            variables: its `params`, `batch_stats` and `attention`.
-            batch: as for `sum_metrics`.
-        """
+        """Returns what `draw_figures` needs of each example of a batch, `[B, ...]` each. Traced by JAX."""
 
     @abstractmethod
     def predict(self, model: nn.Module, variables: Variables, inputs: Array) -> Array:
-        """Returns the prediction for each input, `[B, ...]`. Traced by JAX.
-
-        Args:
-            model: the network.
-            variables: its `params`, `batch_stats` and `attention`.
-            inputs: `[B, *spatial, channels]`.
-        """
+        """Returns the predictions, `[B, ...]`, for inputs `[B, *spatial, channels]`. Traced by JAX."""
 
     def postprocess(self, prediction: np.ndarray, example: Example) -> np.ndarray:
-        """Returns the final prediction for one example; by default the prediction itself.
-
-        Args:
-            prediction: one row of `predict`.
-            example: the example as `make_transform(train=False)` returned it.
-        """
+        """Returns the final prediction for one transformed example; by default its row of `predict`."""
         del example
         return prediction
 
@@ -185,27 +150,7 @@ class Task(Protocol):
     def draw_figures(self, results: Results) -> None:
         """Draws a finished run's figures into `workdir/figures` and writes its tables beside them."""
 
-    def draw_progress(
-        self,
-        model: nn.Module,
-        variables: Variables,
-        dataset: Dataset,
-        workdir: Path,
-        step: int,
-        seed: int,
-    ) -> list[str]:
-        """Draws the state of training after an evaluation; by default nothing.
-
-        Args:
-            model: the network.
-            variables: as they are evaluated.
-            dataset: what is trained on.
-            workdir: the run's folder.
-            step: of the evaluation.
-            seed: decides which examples are shown.
-
-        Returns:
-            A warning, one sentence, for everything that looks wrong.
-        """
-        del model, variables, dataset, workdir, step, seed
+    def draw_progress(self, results: Results, step: int) -> list[str]:
+        """Draws the state of training after an evaluation, and returns warnings; by default nothing."""
+        del results, step
         return []

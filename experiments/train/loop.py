@@ -405,10 +405,10 @@ def validate_and_save(run: TrainingRun, bar: Progress) -> None:
     # All hosts take part: parameters may be sharded over them.
     variables = run.program.replicate(run.state.eval_variables)
     if run.log:
-        model, seed = run.program.model, run.config.seed
-        for warning in run.task.draw_progress(
-            model, variables, run.dataset, run.workdir, run.step, seed
-        ):
+        results = Results(
+            run.program.model, variables, run.dataset, run.workdir, run.config.seed, metrics
+        )
+        for warning in run.task.draw_progress(results, run.step):
             bar.say(warning)
 
 
@@ -440,7 +440,7 @@ def test(run: TrainingRun, step_seconds: float | None) -> dict[str, Any]:
         draw_training_curves(run.log.rows(), workdir / "figures" / "curves.png")
         seed = run.config.seed
         task.draw_figures(
-            Results(program.model, variables, inspected, metrics, run.dataset, workdir, seed)
+            Results(program.model, variables, run.dataset, workdir, seed, metrics, inspected)
         )
         result = describe_result(summary, workdir)
         title = f"{run.config.name} on {run.dataset.name}, seed {seed}\n"

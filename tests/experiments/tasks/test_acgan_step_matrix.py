@@ -55,7 +55,7 @@ def test_a_step_is_that_of_two_optimizers_in_the_published_order():
             def value(params):
                 seen = {**variables, "params": params}
                 batch = {"inputs": real, "label": labels}
-                return make_task(config).compute_loss(net, seen, batch, key)
+                return make_task(config).compute_loss(net, seen, batch, key, False)
 
             gradients, (metrics, changed) = jax.grad(value, has_aux=True)(variables["params"])
             updates, state = one.update(gradients, state, variables["params"])

@@ -28,7 +28,8 @@ def test_a_network_takes_every_convolution(network, name, monkeypatch):
     batch = {"inputs": np.zeros((8, 8, 8, 1), np.float32), "label": np.zeros(8, np.int32)}
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x), batch["inputs"])
     loss, (_, changed) = jax.eval_shape(
-        lambda variables: task.compute_loss(model, variables, batch, jax.random.key(0)), shapes
+        lambda variables: task.compute_loss(model, variables, batch, jax.random.key(0), False),
+        shapes,
     )
     assert loss.shape == () and loss.dtype == jnp.float32
     statistics = shapes.get("batch_stats", {})

@@ -91,7 +91,7 @@ def test_a_crop_without_labels_has_no_loss_and_finite_gradients(squares):
     variables = model.init(jax.random.key(0), batch["inputs"])
 
     def loss(variables):
-        return task.compute_loss(model, variables, batch, jax.random.key(1))[0]
+        return task.compute_loss(model, variables, batch, jax.random.key(1), False)[0]
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(variables)
     assert float(value) == 0

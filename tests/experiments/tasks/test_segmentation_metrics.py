@@ -26,38 +26,38 @@ def test_a_small_case_by_hand():
     np.testing.assert_array_equal(matrix, [[2, 1, 0, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]])
     found = compute_scores(matrix)
     # Both: 2 right, 1 taken for the other, 1 of the other taken for it.
-    np.testing.assert_array_equal(found.iou, [2 / 4, 2 / 4, np.nan, np.nan])
-    assert found.miou == 0.5
-    assert found.pixel_accuracy == pytest.approx(4 / 6)
-    assert found.mean_accuracy == pytest.approx((2 / 3 + 2 / 3) / 2)
+    np.testing.assert_array_equal(found["iou"], [2 / 4, 2 / 4, np.nan, np.nan])
+    assert found["miou"] == 0.5
+    assert found["accuracy"] == pytest.approx(4 / 6)
+    assert found["mean_accuracy"] == pytest.approx((2 / 3 + 2 / 3) / 2)
 
 
 def test_a_class_that_is_only_predicted_counts_with_zero():
     # Truth: 3 of class 0, 1 of class 1. Prediction: one pixel of class 0 is called 2.
     found = compute_scores(count_pixels([0, 0, 0, 1], [0, 0, 2, 1], 4))
-    np.testing.assert_array_equal(found.iou, [2 / 3, 1, 0, np.nan])
-    assert found.miou == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert found.pixel_accuracy == 0.75
+    np.testing.assert_array_equal(found["iou"], [2 / 3, 1, 0, np.nan])
+    assert found["miou"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert found["accuracy"] == 0.75
     # Class 2 is not in the truth: there was nothing of it to find.
-    assert found.mean_accuracy == pytest.approx((2 / 3 + 1) / 2)
+    assert found["mean_accuracy"] == pytest.approx((2 / 3 + 1) / 2)
 
 
 def test_a_class_that_is_never_found_counts_with_zero():
     found = compute_scores(count_pixels([0, 1], [0, 0], 2))
-    np.testing.assert_array_equal(found.iou, [0.5, 0])
-    assert (found.miou, found.mean_accuracy) == (0.25, 0.5)
+    np.testing.assert_array_equal(found["iou"], [0.5, 0])
+    assert (found["miou"], found["mean_accuracy"]) == (0.25, 0.5)
 
 
 def test_the_truth_as_its_own_prediction_is_perfect(batch):
     labels, _ = batch
     found = compute_scores(count_pixels(labels, np.where(labels == 255, 0, labels), 9))
-    assert (found.miou, found.pixel_accuracy, found.mean_accuracy) == (1.0, 1.0, 1.0)
-    np.testing.assert_array_equal(found.iou, [1] * 4 + [np.nan] * 5)
+    assert (found["miou"], found["accuracy"], found["mean_accuracy"]) == (1.0, 1.0, 1.0)
+    np.testing.assert_array_equal(found["iou"], [1] * 4 + [np.nan] * 5)
 
 
 def test_nothing_to_count_is_not_a_number():
     found = compute_scores(count_pixels(np.full((2, 2), 255), np.zeros((2, 2), int), 3))
-    assert np.isnan([found.miou, found.pixel_accuracy, found.mean_accuracy, *found.iou]).all()
+    assert np.isnan([found["miou"], found["accuracy"], found["mean_accuracy"], *found["iou"]]).all()
 
 
 def test_ignored_pixels_change_nothing_whatever_is_predicted_there(batch):
@@ -75,8 +75,8 @@ def test_one_matrix_over_the_split_is_not_the_mean_over_pictures():
         (np.array([0, 1, 1, 1]), np.array([0, 0, 0, 0])),
     ]
     matrices = [count_pixels(truth, prediction, 2) for truth, prediction in pictures]
-    over_split = compute_scores(sum(matrices)).miou
-    over_pictures = np.mean([compute_scores(matrix).miou for matrix in matrices])
+    over_split = compute_scores(sum(matrices))["miou"]
+    over_pictures = np.mean([compute_scores(matrix)["miou"] for matrix in matrices])
     # Class 0: 91 right, 3 wrongly called 0. Class 1: 10 right, 3 missed.
     assert over_split == pytest.approx((91 / 94 + 10 / 13) / 2)
     assert over_pictures == pytest.approx((1 + (1 / 4 + 0) / 2) / 2)

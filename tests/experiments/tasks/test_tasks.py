@@ -61,7 +61,8 @@ def prepare(config):
 def test_the_loss_of_every_config_is_traced(name):
     task, model, shapes, batch = prepare(get_config(name, "smoke"))
     loss, (metrics, changed) = jax.eval_shape(
-        lambda variables: task.compute_loss(model, variables, batch, jax.random.key(1)), shapes
+        lambda variables: task.compute_loss(model, variables, batch, jax.random.key(1), False),
+        shapes,
     )
     assert loss.shape == () and loss.dtype == jnp.float32
     assert metrics["loss"].shape == () and set(changed) <= {"batch_stats", "losses", "params"}
@@ -134,7 +135,7 @@ def test_a_task_draws_its_figures(name, tmp_path, rng, monkeypatch):
         }
     dataset = Dataset("", {"test": source, "train": source}, ("a", "b", "c"), ())
     metrics = {"iou": {"a": 0.5, "b": None, "c": 1.0}}
-    task.draw_figures(Results(None, {}, inspected, metrics, dataset, tmp_path, seed=0))
+    task.draw_figures(Results(None, {}, dataset, tmp_path, 0, metrics, inspected))
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == FIGURES[name]
     tables = {path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".npz")}
     assert (
