@@ -19,24 +19,12 @@ from experiments.load import load
 from experiments.reports.network_page import write_page
 
 
-def inspect(run: str | Path, out: str | Path = "") -> Path:
-    """Writes the page about the network of a finished run, and returns its path.
-
-    Args:
-        run: the workdir of the run.
-        out: the file to write; '' for `inspect.html` in the workdir.
-
-    Raises:
-        UserError: if there is no finished run, or `out` is a folder.
-    """
-    trained = load(run)
-    folder = Path(run).expanduser()
-    return write_page(folder, trained.model, trained.variables, trained.shape, trained.classes, out)
-
-
 def main(run: str, *, out: str = "") -> None:
     """Makes the page of a run, and prints its path."""
-    print_result("finished", [("page", str(inspect(run, out)))])
+    trained = load(run)
+    folder = Path(run).expanduser()
+    path = write_page(folder, trained.model, trained.variables, trained.shape, trained.classes, out)
+    print_result("finished", [("page", str(path))])
 
 
 if __name__ == "__main__":

@@ -48,7 +48,11 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
     # Here, because the environment for ONNX files has no orbax that fits.
     from experiments.runs.checkpoints import restore_best_variables
 
-    config = _read_config(source / "config.json")
+    file = source / "config.json"
+    try:
+        config = restore_config(files.read_json_object(file))
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{file} cannot be read: {error}.") from error
     if config.task == "acgan" and not generator:
         raise UserError(
             f"{source} is the run of a GAN, which predicts nothing: generate pictures with "
@@ -58,13 +62,6 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
     if classes is None or not shape:  # Unlabelled data has an empty list of classes.
         classes, shape = _read_classes_and_shape(source, config)
     return Trained(config, list(classes), tuple(shape), restore_best_variables(source), source)
-
-
-def _read_config(file: Path) -> ConfigDict:
-    try:
-        return restore_config(files.read_json_object(file))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: {error}.") from error
 
 
 def _read_classes_and_shape(folder: Path, config: ConfigDict) -> tuple[list[str], tuple[int, ...]]:

@@ -63,17 +63,7 @@ def main(
 def join_processes(
     address: str | None, number: int | None, index: int | None, heartbeat: int
 ) -> None:
-    """Joins the other processes, before JAX is asked for its devices.
-
-    Args:
-        address: where process 0 listens; None asks the cluster, as for the next two.
-        number: the number of processes.
-        index: this process, from 0.
-        heartbeat: seconds without a sign after which a process is lost, and the others end.
-
-    Raises:
-        UserError: if there is no cluster.
-    """
+    """Joins the other processes before JAX lists its devices; None lets the cluster decide."""
     try:
         jax.distributed.initialize(address, number, index, heartbeat_timeout_seconds=heartbeat)
     except (RuntimeError, TypeError, ValueError) as error:

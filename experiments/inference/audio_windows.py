@@ -18,12 +18,7 @@ Prepare = Callable[[np.ndarray], Example]
 
 @dataclasses.dataclass(eq=False)
 class OpenRecording:
-    """A recording that is being read.
-
-    Attributes:
-        file: the file.
-        note: a flaw of a recording that can be used, complete once all of it is read; '' if there is none.
-    """
+    """A recording that is being read; its `note` names a flaw, and is complete once all of it is read."""
 
     file: File
     note: str = ""
@@ -32,9 +27,7 @@ class OpenRecording:
 def make_audio_settings(audio: ConfigDict, hop: float = 0.0) -> ConfigDict:
     """Returns a run's settings of sound for recordings of any length, whose ends are kept.
 
-    Args:
-        audio: the settings.
-        hop: seconds from one window to the next; 0 for the run's.
+    `hop` is the seconds from one window to the next; 0 for the run's.
     """
     audio = audio.copy_and_resolve_references()
     audio.hop = hop or audio.hop
@@ -45,13 +38,7 @@ def make_audio_settings(audio: ConfigDict, hop: float = 0.0) -> ConfigDict:
 def cut_samples(
     samples: np.ndarray, rate: int, audio: ConfigDict, prepare: Prepare
 ) -> Iterator[tuple[Interval, Example]]:
-    """Yields the windows of a sound and their examples.
-
-    Args:
-        samples: floats `[n]`.
-        rate: samples per second.
-        audio: made by `make_audio_settings`.
-        prepare: makes the examples.
+    """Yields the windows of samples `[n]` and their examples; `audio` is of `make_audio_settings`.
 
     Raises:
         ValueError: if the samples are invalid.
@@ -71,12 +58,7 @@ def cut_samples(
         [samples], audio.sample_rate, audio.seconds, audio.hop, audio.pad
     ):
         place = Interval(window.start, window.end, window.silent)
-        yield place, prepare_window(window, audio, prepare)
-
-
-def prepare_window(window: windows.Window, audio: ConfigDict, prepare: Prepare) -> Example:
-    """Returns the example of a window."""
-    return prepare(spectrograms.compute_spectrogram(window.samples, audio))
+        yield place, prepare(spectrograms.compute_spectrogram(window.samples, audio))
 
 
 def prepare_windows(
@@ -88,12 +70,7 @@ def prepare_windows(
 ) -> Iterator[tuple[tuple[OpenRecording, Interval], Example]]:
     """Yields the windows of recordings and their examples; threads prepare a few ahead.
 
-    Args:
-        files: the recordings.
-        audio: made by `make_audio_settings`.
-        prepare: makes the examples.
-        skip: called with each file that has no window, and the reason.
-        say: called once if recordings can be used but lack high frequencies.
+    See `read_windows` for the arguments.
     """
 
     def prepare_one(
@@ -101,7 +78,8 @@ def prepare_windows(
     ) -> tuple[tuple[OpenRecording, Interval], Example]:
         recording, window = item
         place = Interval(window.start, window.end, window.silent)
-        return (recording, place), prepare_window(window, audio, prepare)
+        example = prepare(spectrograms.compute_spectrogram(window.samples, audio))
+        return (recording, place), example
 
     return prefetch_map(prepare_one, read_windows(files, audio, skip, say), THREADS)
 
@@ -112,9 +90,13 @@ def read_windows(
     skip: Callable[[File, str], None],
     say: Callable[[str], None],
 ) -> Iterator[tuple[OpenRecording, windows.Window]]:
-    """Yields the windows of recordings with their samples; see `prepare_windows`.
+    """Yields the windows of recordings with their samples; of one that breaks off, those before the break.
 
-    Of a recording that breaks off, yields the windows before the break.
+    Args:
+        files: the recordings.
+        audio: made by `make_audio_settings`.
+        skip: called with each file that has no window, and the reason.
+        say: called once if recordings can be used but lack high frequencies.
     """
     warned = False
     for file in files:

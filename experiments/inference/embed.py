@@ -1,5 +1,6 @@
 """Embeds files: writes their codes, clusters of these, figures and, for recordings, a comparison."""
 
+import heapq
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ from experiments.inference.embeddings import (
     label_files,
     read_pieces,
 )
-from experiments.inference.files import expand_paths, track_progress
+from experiments.inference.files import check_inputs, expand_paths, track_progress
 from experiments.inference.indices import IndexComparison
 from experiments.inference.trained import Trained
 
@@ -43,20 +44,10 @@ def embed(
     clusters: int = 0,
     batch_size: int = 0,
     overwrite: bool = False,
-    quiet: bool = False,
 ) -> tuple[int, int]:
     """Writes the codes of files, clusters of these, and figures.
 
-    Args:
-        trained: the network.
-        paths: files and folders.
-        out: the folder for everything.
-        compare: whether to compute acoustic indices and cepstra too.
-        labels: 'folder', 'period' or a CSV; '' for folders if there are several, or else periods.
-        clusters: the number of clusters; 0 for the number of labels, or 8.
-        batch_size: examples at once; 0 for the run's.
-        overwrite: whether to replace what an earlier call wrote to `out`.
-        quiet: whether to print nothing.
+    The options are the flags of `experiments.embed`.
 
     Returns:
         The number of pieces that got codes, and of files that could not be used.
@@ -65,27 +56,30 @@ def embed(
         UserError: if a path does not exist, `out` does, or most of the files cannot be used.
     """
     out = Path(out).expanduser()
-    _check(trained, paths, out, compare, clusters, batch_size, overwrite)
+    check_inputs(paths, batch_size)
+    _check(trained, out, compare, clusters, overwrite)
     inputs = list(expand_paths(paths, (out,), SUFFIXES if trained.is_audio else ()))
     if not inputs:
         kind = "recording" if trained.is_audio else "file"
         raise UserError(f"There is no {kind} in {', '.join(map(str, paths))}.")
     clock, skipped = Clock(), []
     comparison = IndexComparison(trained.config.audio.sample_rate) if compare else None
-    sample = ReservoirSample(RECONSTRUCTIONS)
+    rng, sample = np.random.default_rng(0), []
 
     def observe(pieces: Iterator[Piece]) -> Iterator[Piece]:
         for piece in pieces:
             if comparison:
                 comparison.add(piece, clock)
             if not piece.silent:
-                sample.add(piece)
+                # Those with the largest random numbers are a uniform sample of the stream.
+                sample.append((rng.random(), piece))
+                sample[:] = heapq.nlargest(RECONSTRUCTIONS, sample, key=lambda drawn: drawn[0])
             yield piece
 
     def skip(name: str, reason: str) -> None:
         skipped.append((name, reason))
 
-    with Progress(len(inputs), quiet=quiet, unit="file") as progress:
+    with Progress(len(inputs), unit="file") as progress:
         pieces = read_pieces(trained, track_progress(inputs, progress), skip, progress.say, clock)
         embedded = embed_pieces(trained, observe(pieces), batch_size, clock)
         progress.update(len(inputs))
@@ -97,8 +91,8 @@ def embed(
     _write_tables(out, embedded, names, numbers)
     _draw_clusters(out, embedded, names, numbers)
     (out / "reconstructions.png").unlink(missing_ok=True)
-    if trained.config.task == "reconstruction" and sample.kept:
-        _draw_sample(out, trained, sample.kept)
+    if trained.config.task == "reconstruction" and sample:
+        _draw_sample(out, trained, [piece for _, piece in sample])
     rows = [
         ("embedded", f"{len(embedded.files):,}"),
         ("numbers per code", f"{embedded.codes.shape[1]:,}"),
@@ -109,19 +103,11 @@ def embed(
         rows += comparison.write(out, embedded, names, clock)
     if skipped:
         rows.append(("skipped", f"{len(skipped):,}, listed in {out / 'skipped.csv'}"))
-    print_result("finished", [*rows, ("folder", str(out))], quiet=quiet)
+    print_result("finished", [*rows, ("folder", str(out))])
     return len(embedded.files), len(skipped)
 
 
-def _check(
-    trained: Trained,
-    paths: Sequence[str],
-    out: Path,
-    compare: bool,
-    clusters: int,
-    batch_size: int,
-    overwrite: bool,
-) -> None:
+def _check(trained: Trained, out: Path, compare: bool, clusters: int, overwrite: bool) -> None:
     """Raises a UserError for the first invalid argument."""
     task = trained.config.task
     if task not in _TASKS:
@@ -130,8 +116,6 @@ def _check(
         )
     if compare and not trained.is_audio:
         raise UserError(f"--compare is for recordings, and {trained.source} saw pictures.")
-    if not paths:
-        raise UserError("Nothing to embed: give files or folders after the run.")
     if out.is_file():
         raise UserError(f"--out={out} is a file: give a folder.")
     if (out / "embeddings.npz").exists() and not overwrite:
@@ -140,8 +124,6 @@ def _check(
         )
     if clusters < 0 or clusters == 1:
         raise UserError(f"--clusters={clusters}: choose 2 or more.")
-    if batch_size < 0:
-        raise UserError(f"--batch_size={batch_size}: choose 1 or more, or 0 for the run's.")
 
 
 def _check_usable(total: int, skipped: Sequence[tuple[str, str]], embedded: Embedded) -> None:
@@ -153,23 +135,6 @@ def _check_usable(total: int, skipped: Sequence[tuple[str, str]], embedded: Embe
         f"{len(skipped):,} of {total:,} files cannot be used ({first}); skipped.csv in --out lists them "
         "all. Leave them out."
     )
-
-
-class ReservoirSample:
-    """A uniform random sample of a stream of unknown length."""
-
-    def __init__(self, size: int, seed: int = 0):
-        self.kept: list[Piece] = []
-        self._size, self._seen = size, 0
-        self._rng = np.random.default_rng(seed)
-
-    def add(self, piece: Piece) -> None:
-        """Takes the next piece of the stream into account."""
-        self._seen += 1
-        if len(self.kept) < self._size:
-            self.kept.append(piece)
-        elif (place := int(self._rng.integers(self._seen))) < self._size:
-            self.kept[place] = piece
 
 
 def _find_clusters(embedded: Embedded, labels: Sequence[str], number: int) -> np.ndarray:
@@ -195,15 +160,7 @@ def _write_tables(
         "silent": embedded.silent,
     }
     files.write_arrays(out / "embeddings.npz", arrays)
-    columns, places = ["file"], [[name] for name in embedded.files]
-    if not np.isnan(embedded.starts).all():
-        columns = ["file", "start_s", "end_s", "silent"]
-        places = [
-            [name, f"{start:.3f}", f"{end:.3f}", int(silent)]
-            for name, start, end, silent in zip(
-                embedded.files, embedded.starts, embedded.ends, embedded.silent, strict=True
-            )
-        ]
+    columns, places = embedded.locate()
     files.write_csv(
         out / "embeddings.csv",
         [*columns, *(f"code_{number}" for number in range(embedded.codes.shape[1]))],

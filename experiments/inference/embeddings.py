@@ -10,11 +10,11 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from experiments.audio import times
+from experiments.audio import spectrograms, times
 from experiments.core.errors import UserError
 from experiments.data import Example
 from experiments.data.reading import File
-from experiments.inference.audio_windows import make_audio_settings, prepare_window, read_windows
+from experiments.inference.audio_windows import make_audio_settings, read_windows
 from experiments.inference.files import read_items
 from experiments.inference.trained import Trained
 
@@ -69,6 +69,15 @@ class Embedded:
     ends: np.ndarray
     silent: np.ndarray
 
+    def locate(self) -> tuple[list[str], list[list[object]]]:
+        """Returns the columns that locate a piece in a table, and their cells; a picture has only a file."""
+        if np.isnan(self.starts).all():
+            return ["file"], [[name] for name in self.files]
+        rows = zip(self.files, self.starts, self.ends, self.silent, strict=True)
+        return ["file", "start_s", "end_s", "silent"], [
+            [name, f"{start:.3f}", f"{end:.3f}", int(silent)] for name, start, end, silent in rows
+        ]
+
 
 def read_pieces(
     trained: Trained,
@@ -79,14 +88,8 @@ def read_pieces(
 ) -> Iterator[Piece]:
     """Yields the pieces of all files, in order.
 
-    Of a recording that breaks off, yields the windows before the break.
-
-    Args:
-        trained: the network.
-        files: the files, in the order in which they are read.
-        skip: called with the name of each file that cannot be used, and the reason.
-        say: called with remarks about files that can be used.
-        clock: gets the seconds that `spectrograms` take.
+    Calls `skip` with the name of each file that cannot be used and the reason, and `say` with remarks about
+    the others. The clock gets the seconds that `spectrograms` take.
     """
     if not trained.is_audio:
         for item in read_items(trained, files):
@@ -101,7 +104,7 @@ def read_pieces(
     for recording, window in windows:
         name = recording.file.name
         with clock.measure("spectrograms"):
-            example = prepare_window(window, audio, trained.prepare)
+            example = trained.prepare(spectrograms.compute_spectrogram(window.samples, audio))
         if recording.note and name not in noted:
             noted.add(name)
             say(f"{name}: {recording.note}")
@@ -113,14 +116,7 @@ def embed_pieces(
 ) -> Embedded:
     """Returns the codes of all pieces; holds no more than a batch of the pieces.
 
-    Args:
-        trained: the network.
-        pieces: the pieces.
-        batch_size: pieces at once; 0 for the run's.
-        clock: gets the seconds that the `network` takes, without compilation.
-
-    Raises:
-        UserError: if the network has no features.
+    The clock gets the seconds that the `network` takes, without compilation.
     """
     places: list[tuple[str, float, float, bool]] = []
     codes: list[np.ndarray] = []

@@ -31,12 +31,7 @@ def export(
 ) -> Path:
     """Writes a trained network to a file, and returns its path.
 
-    Args:
-        trained: the network.
-        file_format: one of `FORMATS`.
-        out: the file; '' for `export/model.<file_format>` in the run's workdir.
-        platforms: of StableHLO.
-        overwrite: whether to replace an existing file.
+    The options are the flags of `experiments.export`.
 
     Raises:
         UserError: if the file exists, or the format cannot express the network.
@@ -110,6 +105,13 @@ def describe_export(trained: Trained) -> dict[str, Any]:
         size = "the shorter side brought to the size, the middle square cut out"
     else:
         size = "missing values interpolated, shorter ones padded with zeros after normalising"
+    classes = len(trained.classes)
+    softmax = "logits: a softmax over the last axis gives probabilities"
+    shape, values = {
+        "reconstruction": (trained.shape, "0 to 1: the reconstructed picture"),
+        "segmentation": ([*trained.shape[:2], classes], softmax),
+        "tagging": ([classes], "logits: a sigmoid of each gives its probability"),
+    }.get(trained.config.task, ([classes], softmax))
     inputs = {
         "shape": ["batch", *trained.shape],
         "dtype": "uint8" if pictures else "float32",
@@ -127,26 +129,9 @@ def describe_export(trained: Trained) -> dict[str, Any]:
     return {
         "task": trained.config.task,
         "inputs": inputs,
-        "outputs": {"dtype": "float32", **_describe_outputs(trained)},
+        "outputs": {"dtype": "float32", "shape": ["batch", *shape], "values": values},
         "classes": list(trained.classes),
         "config": trained.config.name,
         "dataset": trained.config.dataset,
         "versions": list_versions(),
     }
-
-
-def _describe_outputs(trained: Trained) -> dict[str, Any]:
-    """Returns the shape and the meaning of the outputs."""
-    classes = len(trained.classes)
-    softmax = "logits: a softmax over the last axis gives probabilities"
-    match trained.config.task:
-        case "reconstruction":
-            values = "0 to 1: the reconstructed picture"
-            return {"shape": ["batch", *trained.shape], "values": values}
-        case "tagging":
-            values = "logits: a sigmoid of each gives its probability"
-            return {"shape": ["batch", classes], "values": values}
-        case "segmentation":
-            return {"shape": ["batch", *trained.shape[:2], classes], "values": softmax}
-        case _:
-            return {"shape": ["batch", classes], "values": softmax}

@@ -16,13 +16,9 @@ from experiments.inference.trained import Trained
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One example of a file, or the reason why there is none.
+    """One example of a file as the network sees it, or the reason why there is none.
 
-    Attributes:
-        file: the file.
-        position: the values of `list_position_columns`.
-        example: as the network sees it; None if it cannot be used.
-        reason: why it cannot be used.
+    The `position` has the values of `list_position_columns`.
     """
 
     file: File
@@ -41,10 +37,7 @@ def expand_paths(
 ) -> Iterator[File]:
     """Yields the files among `paths`, and those in the folders among them, without listing all first.
 
-    Args:
-        paths: files and folders.
-        exclude: files and folders inside those folders to leave out, such as this command's output.
-        suffixes: the file types to take from those folders, in lower case; by default all.
+    From folders, takes the files with `suffixes` (lower case; by default all files), but nothing in `exclude`.
 
     Raises:
         UserError: if a path does not exist.
@@ -72,6 +65,14 @@ def _make_unique(name: str, taken: set[str]) -> str:
         unique = f"{Path(name).stem}-{number}{Path(name).suffix}"
     taken.add(unique)
     return unique
+
+
+def check_inputs(paths: Sequence[str], batch_size: int) -> None:
+    """Raises a UserError if there are no paths, or the batch size is invalid."""
+    if not paths:
+        raise UserError("Nothing to read: give files or folders after the run.")
+    if batch_size < 0:
+        raise UserError(f"--batch_size={batch_size}: choose 1 or more, or 0 for the run's.")
 
 
 def track_progress(files: Iterable[File], progress: Progress) -> Iterator[File]:

@@ -32,23 +32,12 @@ def generate(
     classifier: Trained | None = None,
     overwrite: bool = False,
     reuse: bool = False,
-    quiet: bool = False,
 ) -> Path:
     """Writes pictures of each class, and returns their folder.
 
-    A picture depends on the seed, its class and its number only.
-
-    Args:
-        trained: the network of a GAN run.
-        out: the folder; '' for `generated` in the run's workdir.
-        per_class: pictures of each class.
-        seed: decides the noise.
-        classes: the names of the classes; by default all.
-        batch_size: pictures at once; 0 for the run's.
-        classifier: judges the pictures, if there is one; see `judge`.
-        overwrite: whether to replace what an earlier call generated.
-        reuse: whether the same pictures may exist already; true if there is a classifier to judge them.
-        quiet: whether to print nothing.
+    A picture depends on the seed, its class and its number only. The options are the flags of
+    `experiments.generate`, but for `classifier`, which judges the pictures, and `reuse`: whether the same
+    pictures may exist already, as they may if they are judged.
 
     Raises:
         UserError: if the run is not a GAN's, has no such class, or the folder exists.
@@ -69,7 +58,7 @@ def generate(
     description = _describe(trained, seed, per_class, names)
     counts = _count_finished(folder, description, overwrite, reuse or classifier is not None)
     missing = [name for name in names if counts.get(name) != per_class]
-    with Progress(per_class * len(missing), quiet=quiet, unit="picture") as progress:
+    with Progress(per_class * len(missing), unit="picture") as progress:
         for position, name in enumerate(missing):
             done = position * per_class
             _write_class(trained, folder, name, description, batch_size, progress, done)
@@ -77,13 +66,10 @@ def generate(
             complete = per_class if name == missing[-1] else 0
             state = {**description, "per_class": complete, "counts": counts}
             files.write_json(folder / DESCRIPTION, state)
-    rows = [
-        ("pictures", f"{per_class * len(names):,} of {len(names)} classes"),
-        ("in", str(folder)),
-    ]
-    print_result("finished", rows, quiet=quiet)
+    pictures = f"{per_class * len(names):,} of {len(names)} classes"
+    print_result("finished", [("pictures", pictures), ("in", str(folder))])
     if classifier:
-        judge(classifier, folder, quiet=quiet)
+        judge(classifier, folder)
     return folder
 
 

@@ -20,7 +20,6 @@ class IndexComparison:
     """Measures windows of sound without a network, and compares the results with their codes."""
 
     def __init__(self, rate: int):
-        """Takes the samples per second of all windows."""
         self._rate = rate
         self._spectral: list[np.ndarray] = []
         self._cepstra: list[np.ndarray] = []
@@ -31,31 +30,22 @@ class IndexComparison:
         if piece.silent or piece.samples is None:
             self._alpha.append({})
             return
+        measures = (
+            ("spectral indices", indices.compute_spectral_indices, self._spectral),
+            ("alpha indices", indices.compute_alpha_indices, self._alpha),
+            ("cepstra", indices.compute_cepstra, self._cepstra),
+        )
         if not self._spectral:  # The first call loads libraries, which is not to be timed.
-            for measure in (
-                indices.compute_spectral_indices,
-                indices.compute_alpha_indices,
-                indices.compute_cepstra,
-            ):
+            for _, measure, _ in measures:
                 measure(piece.samples, self._rate)
-        with clock.measure("spectral indices"):
-            self._spectral.append(indices.compute_spectral_indices(piece.samples, self._rate))
-        with clock.measure("alpha indices"):
-            self._alpha.append(indices.compute_alpha_indices(piece.samples, self._rate))
-        with clock.measure("cepstra"):
-            self._cepstra.append(indices.compute_cepstra(piece.samples, self._rate))
+        for activity, measure, results in measures:
+            with clock.measure(activity):
+                results.append(measure(piece.samples, self._rate))
 
     def write(
         self, out: Path, embedded: Embedded, labels: Sequence[str], clock: Clock
     ) -> list[tuple[str, str]]:
-        """Writes the tables and the figure, and returns rows that summarise them.
-
-        Args:
-            out: the folder.
-            embedded: the codes of the same windows.
-            labels: of each window; '' for none.
-            clock: the seconds that everything took.
-        """
+        """Writes the tables and the figure of the windows, and returns rows that summarise them."""
         heard = np.flatnonzero(~embedded.silent)
         names = list(next((row for row in self._alpha if row), {}))
         alpha = np.array(
@@ -100,15 +90,9 @@ class IndexComparison:
         def format_cells(row: np.ndarray) -> list[str | None]:
             return [None if np.isnan(value) else f"{value:.6g}" for value in row]
 
-        places = zip(embedded.files, embedded.starts, embedded.ends, embedded.silent, strict=True)
-        files.write_csv(
-            out / "indices.csv",
-            ["file", "start_s", "end_s", "silent", *names],
-            (
-                [file, f"{start:.3f}", f"{end:.3f}", int(silent), *format_cells(row)]
-                for (file, start, end, silent), row in zip(places, alpha, strict=True)
-            ),
-        )
+        columns, places = embedded.locate()
+        cells = ([*place, *format_cells(row)] for place, row in zip(places, alpha, strict=True))
+        files.write_csv(out / "indices.csv", [*columns, *names], cells)
         heard = ~embedded.silent
         number = {file: n for n, file in enumerate(dict.fromkeys(embedded.files))}
         owners = np.array([number[file] for file in embedded.files])[heard]
@@ -123,11 +107,8 @@ class IndexComparison:
             ["file", "windows", *names],
             ([file, windows, *format_cells(mean)] for file, windows, mean in means),
         )
-        files.write_csv(
-            out / "definitions.csv",
-            ["index", "definition", "settings"],
-            indices.define_indices(names, self._rate),
-        )
+        definitions = indices.define_indices(names, self._rate)
+        files.write_csv(out / "definitions.csv", ["index", "definition", "settings"], definitions)
         arrays = {
             "spectral": spectral,
             "names": np.array(list(indices.PER_BIN)),

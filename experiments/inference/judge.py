@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from scipy.special import rel_entr
 
 from experiments import data
 from experiments.audio.spectrograms import SETTINGS, remove_colours
@@ -26,31 +27,19 @@ SPLITS = 10
 
 
 class Judged(NamedTuple):
-    """The outputs of a classifier for N pictures.
-
-    Attributes:
-        probabilities: `[N, C]`.
-        features: `[N, d]`.
-        labels: int `[N]`.
-    """
+    """The outputs of a classifier for N pictures: `[N, C]`, `[N, d]` and int `[N]`."""
 
     probabilities: np.ndarray
     features: np.ndarray
     labels: np.ndarray
 
 
-def compute_inception_score(
-    probabilities: np.ndarray, splits: int = SPLITS, seed: int = 0
-) -> tuple[float, float]:
+def compute_inception_score(probabilities: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
     """Returns the Inception Score, exp(mean of KL(p(y|x) || p(y))): (mean, std) over splits.
 
     It is 1 for a classifier that cannot tell the pictures apart, and at most the number of classes. A split
-    stays a little below that, because its classes are never equally frequent.
-
-    Args:
-        probabilities: of the classes for each picture, `[N, C]`.
-        splits: the number of splits.
-        seed: decides which picture is in which split.
+    stays a little below that, because its classes are never equally frequent. Pictures, `[N, C]`
+    probabilities of classes, are split at random.
 
     Example:
         >>> import numpy as np
@@ -58,28 +47,21 @@ def compute_inception_score(
         >>> compute_inception_score(np.eye(4)[np.arange(400) % 4], splits=1)
         (4.0, 0.0)
     """
-    p = np.asarray(probabilities, np.float64)
-    p = np.random.default_rng(seed).permutation(p)
-    scores = []
-    for part in np.array_split(p, min(splits, len(p))):
-        mean = part.mean(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            terms = np.where(part > 0, part * np.log(part / mean), 0.0)
-        scores.append(np.exp(terms.sum(axis=1).mean()))
+    p = np.random.default_rng(0).permutation(np.asarray(probabilities, np.float64))
+    scores = [
+        np.exp(rel_entr(part, part.mean(axis=0)).sum(axis=1).mean())
+        for part in np.array_split(p, min(splits, len(p)))
+    ]
     return float(np.round(np.mean(scores), 12)), float(np.round(np.std(scores), 12))
 
 
 def compute_frechet_distance(one: np.ndarray, other: np.ndarray) -> float:
-    """Returns the squared Frechet distance of two sets, as of normal distributions with their moments.
+    """Returns the squared Frechet distance of vectors `[N, d]` and `[M, d]`, taken as normally distributed.
 
         |m1 - m2|^2 + tr C1 + tr C2 - 2 tr (C1 C2)^1/2
 
     It means little for fewer than some 2 d vectors: the covariances do not have full rank, and two draws of
     one distribution seem far apart.
-
-    Args:
-        one: `[N, d]`.
-        other: `[M, d]`.
 
     Example:
         >>> import numpy as np
@@ -103,15 +85,10 @@ def check_judge(classifier: Trained) -> None:
         raise UserError(f"--judge={classifier.source} is not a classifier's run: give one.")
 
 
-def judge(classifier: Trained, folder: str | Path, *, quiet: bool = False) -> dict[str, Any]:
+def judge(classifier: Trained, folder: Path) -> dict[str, Any]:
     """Compares generated pictures with real ones in the eyes of a classifier, and writes `quality.json`.
 
     The real pictures are the test split of the classifier's data, restricted to the generated classes.
-
-    Args:
-        classifier: the network of a classification run.
-        folder: the output of `experiments.generate`; `quality.json` goes there.
-        quiet: whether to print nothing.
 
     Returns:
         The contents of `quality.json`: numbers of pictures, `inception_score`, `frechet_classifier_distance`
@@ -121,7 +98,6 @@ def judge(classifier: Trained, folder: str | Path, *, quiet: bool = False) -> di
         UserError: if the run is not a classifier's, or was trained on another kind of pictures.
     """
     check_judge(classifier)
-    folder = Path(folder)
     description = _read_description(folder)
     _check_same_kind(classifier, description)
     known, names = list(classifier.classes), list(description["counts"])
@@ -142,7 +118,7 @@ def judge(classifier: Trained, folder: str | Path, *, quiet: bool = False) -> di
         **_compare(generated, real, len(known)),
     }
     files.write_json(folder / "quality.json", quality)
-    print_result(f"judged by {classifier.source}", _summarise(quality, folder), quiet=quiet)
+    print_result(f"judged by {classifier.source}", _summarise(quality, folder))
     return quality
 
 
@@ -173,11 +149,9 @@ def _check_same_kind(classifier: Trained, description: Mapping[str, Any]) -> Non
         )
     if not classifier.is_audio:
         return
+    audio, template = config.audio.to_dict(), "{name} is {new} and not {old}"
     differences = describe_differences(
-        description["audio"],
-        config.audio.to_dict(),
-        template="{name} is {new} and not {old}",
-        names=SETTINGS,
+        description["audio"], audio, template=template, names=SETTINGS
     )
     if differences:
         raise UserError(

@@ -30,9 +30,7 @@ def check_installed() -> None:
 def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeStruct) -> bytes:
     """Converts a function of batches of any size, and compares its numbers with onnxruntime's.
 
-    Args:
-        function: from an array `[B, ...]` to another.
-        example: shape and dtype of one example, without B.
+    `example` is the shape and dtype of one example, without B.
 
     Raises:
         UserError: if jax2onnx cannot convert the function, or the result gives other numbers.

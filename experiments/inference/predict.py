@@ -1,6 +1,7 @@
 """Predicts classes for files: tables of probabilities, masks, or detections in recordings."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from experiments.data import Example
 from experiments.figures.style import make_voc_palette
 from experiments.inference.files import (
     Item,
+    check_inputs,
     expand_paths,
     list_position_columns,
     read_items,
@@ -23,23 +25,15 @@ from experiments.inference.recordings import predict_recordings
 from experiments.inference.trained import Trained
 
 Rows = Iterator[Sequence[object]]
-OUT = "predictions.csv"
-TOP = 5
 
 
 def predict(
-    trained: Trained, paths: Sequence[str], out: str | Path | None = None, **options: Any
+    trained: Trained, paths: Sequence[str], out: str | Path | None = None, **flags: Any
 ) -> tuple[int, int]:
     """Writes the predictions of a finished run's network for files.
 
-    Any number of files takes the same memory: rows are written as they are made.
-
-    Args:
-        trained: the network.
-        paths: files and folders.
-        out: the table; for recordings a folder. None for `predictions.csv` or `predictions`.
-        options: of `predict_files` or, for a run on recordings, of `predict_recordings`. None stands for the
-            default.
+    Any number of files takes the same memory: rows are written as they are made. The options are the flags of
+    `experiments.predict`, for pictures and series or for recordings; None stands for the default.
 
     Returns:
         The number of examples (for recordings, of files) that were predicted, and of those that could not be
@@ -54,9 +48,7 @@ def predict(
         raise UserError(
             f"{run} predicts no classes; python -m experiments.embed {run} writes its codes."
         )
-    options = {name: value for name, value in options.items() if value is not None}
-    if out is not None:
-        options["out"] = out
+    options = {name: flag for name, flag in {"out": out, **flags}.items() if flag is not None}
     if trained.is_audio:
         if "top" in options:
             raise UserError(f"--top is not for runs on recordings such as {run}: give --threshold.")
@@ -70,35 +62,25 @@ def predict(
 def predict_files(
     trained: Trained,
     paths: Sequence[str],
-    out: str | Path = OUT,
+    out: str | Path = "predictions.csv",
     *,
-    top: int = TOP,
+    top: int = 5,
     batch_size: int = 0,
     overwrite: bool = False,
-    quiet: bool = False,
 ) -> tuple[int, int]:
-    """Writes the predictions for pictures or series; see `predict`.
-
-    Args:
-        trained: the network.
-        paths: files and folders.
-        out: the table.
-        top: the number of classes per example, the most probable first.
-        batch_size: examples at once; 0 for the run's.
-        overwrite: whether to replace what an earlier call wrote to `out`.
-        quiet: whether to print nothing.
-    """
+    """Writes the predictions for pictures or series; see `predict`."""
     out = Path(out).expanduser()
     masks, skipped_file = out.with_suffix(""), out.with_suffix(".skipped.csv")
     segments = trained.config.task == "segmentation"
-    _check(paths, out, masks, segments, top, batch_size, overwrite)
+    check_inputs(paths, batch_size)
+    _check(out, masks, segments, top, overwrite)
     positions = list_position_columns(trained)
     if segments:
         header = ["file", "mask", "label", "pixels", "share"]
-        make_rows = _make_mask_writer(trained, masks)
+        make_rows = partial(_write_mask, trained.classes, masks)
     else:
         header = ["file", *positions, "rank", "label", "probability"]
-        make_rows = _make_ranker(trained, top)
+        make_rows = partial(_rank_classes, trained.classes, top)
 
     outputs = (out, skipped_file, masks)
     total = sum(1 for _ in expand_paths(paths, outputs))
@@ -109,7 +91,7 @@ def predict_files(
     with (
         files.append_csv(out, header, overwrite) as append,
         files.append_csv(skipped_file, ["file", *positions, "reason"], True) as append_skipped,
-        Progress(total, quiet=quiet, unit="file") as progress,
+        Progress(total, unit="file") as progress,
     ):
 
         def usable_examples() -> Iterator[tuple[Item, Example]]:
@@ -133,23 +115,13 @@ def predict_files(
         rows.append(("masks", str(masks)))
     if skipped:
         rows.append(("skipped", f"{skipped:,}, listed in {skipped_file}"))
-    print_result("finished", rows, quiet=quiet)
+    print_result("finished", rows)
     return predicted, skipped
 
 
-def _check(
-    paths: Sequence[str],
-    out: Path,
-    masks: Path,
-    segments: bool,
-    top: int,
-    batch_size: int,
-    overwrite: bool,
-) -> None:
+def _check(out: Path, masks: Path, segments: bool, top: int, overwrite: bool) -> None:
     """Raises a UserError for the first invalid argument."""
     otherwise = "choose another --out, or give --overwrite."
-    if not paths:
-        raise UserError("Nothing to predict: give files or folders after the run.")
     if out.suffix != ".csv":
         raise UserError(f"--out={out}: give a file that ends in .csv.")
     if out.is_dir() or (out.exists() and not overwrite):
@@ -160,41 +132,29 @@ def _check(
         raise UserError(f"{masks}, the folder for the masks, exists: {otherwise}")
     if top < 1:
         raise UserError(f"--top={top}: choose 1 or more.")
-    if batch_size < 0:
-        raise UserError(f"--batch_size={batch_size}: choose 1 or more, or 0 for the run's.")
 
 
-def _make_ranker(trained: Trained, top: int) -> Callable[[Item, np.ndarray], Rows]:
-    """Returns a function that makes an example's rows: one per class, the most probable first.
+def _rank_classes(classes: Sequence[str], top: int, item: Item, probabilities: np.ndarray) -> Rows:
+    """Yields an example's rows: one per class, the most probable first.
 
     A row per rank, rather than columns for all ranks, can be filtered, joined and plotted as it is.
     """
-
-    def make_rows(item: Item, probabilities: np.ndarray) -> Rows:
-        # Stable, so that the first of equal classes wins, as in argmax.
-        order = np.argsort(-probabilities, kind="stable")[:top]
-        for rank, number in enumerate(order, 1):
-            label, share = trained.classes[number], f"{probabilities[number]:.6f}"
-            yield item.file.path, *item.position, rank, label, share
-
-    return make_rows
+    # Stable, so that the first of equal classes wins, as in argmax.
+    for rank, number in enumerate(np.argsort(-probabilities, kind="stable")[:top], 1):
+        share = f"{probabilities[number]:.6f}"
+        yield item.file.path, *item.position, rank, classes[number], share
 
 
-def _make_mask_writer(trained: Trained, folder: Path) -> Callable[[Item, np.ndarray], Rows]:
-    """Returns a function that writes a mask as a palette PNG and makes its rows, one per class."""
-    palette = make_voc_palette().ravel().tolist()
-
-    def make_rows(item: Item, mask: np.ndarray) -> Rows:
-        # Keeps the suffix: a.jpg and a.png may lie side by side.
-        path = folder / f"{item.file.name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        image = Image.fromarray(mask)
-        image.putpalette(palette)
-        image.save(path)
-        pixels = np.bincount(mask.ravel(), minlength=len(trained.classes))
-        for number in np.argsort(-pixels, kind="stable"):
-            if pixels[number]:
-                share = f"{pixels[number] / mask.size:.6f}"
-                yield item.file.path, path, trained.classes[number], pixels[number], share
-
-    return make_rows
+def _write_mask(classes: Sequence[str], folder: Path, item: Item, mask: np.ndarray) -> Rows:
+    """Writes a mask as a palette PNG, and yields its rows, one per class."""
+    # Keeps the suffix: a.jpg and a.png may lie side by side.
+    path = folder / f"{item.file.name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = Image.fromarray(mask)
+    image.putpalette(make_voc_palette().ravel().tolist())
+    image.save(path)
+    pixels = np.bincount(mask.ravel(), minlength=len(classes))
+    for number in np.argsort(-pixels, kind="stable"):
+        if pixels[number]:
+            share = f"{pixels[number] / mask.size:.6f}"
+            yield item.file.path, path, classes[number], pixels[number], share

@@ -3,8 +3,8 @@
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -16,16 +16,14 @@ from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.data.reading import File
 from experiments.inference.audio_windows import OpenRecording, make_audio_settings, prepare_windows
-from experiments.inference.files import expand_paths, track_progress
+from experiments.inference.files import check_inputs, expand_paths, track_progress
 from experiments.inference.trained import Trained
 
 Append = Callable[[Iterable[Sequence[object]]], None]
 """Appends rows to a table."""
 
 OUT = "predictions"
-THRESHOLD = 0.5
 _TASKS = ("classification", "tagging")
-_TABLES = ("predictions.csv", "per_file.csv")
 
 
 def predict_recordings(
@@ -33,27 +31,14 @@ def predict_recordings(
     paths: Sequence[str],
     out: str | Path = OUT,
     *,
-    threshold: float = THRESHOLD,
+    threshold: float = 0.5,
     all_scores: bool = False,
     merge: int = 1,
     hop: float = 0.0,
     batch_size: int = 0,
     overwrite: bool = False,
-    quiet: bool = False,
 ) -> tuple[int, int]:
-    """Writes the classes that a network detects in recordings.
-
-    Args:
-        trained: the network of a run on recordings.
-        paths: files, and folders whose sound files are taken.
-        out: the folder for the tables.
-        threshold: the lowest score that is written.
-        all_scores: whether `predictions.csv` has all scores of all windows instead.
-        merge: the largest number of consecutive windows with one label that share a row (their mean score).
-        hop: seconds from one window to the next; 0 for the run's.
-        batch_size: windows at once; 0 for the run's.
-        overwrite: whether to replace what an earlier call wrote to `out`.
-        quiet: whether to print nothing.
+    """Writes the classes that a network detects in recordings; the options are of `experiments.predict`.
 
     Returns:
         The number of recordings that were used, and of files that could not be used.
@@ -63,7 +48,8 @@ def predict_recordings(
             predictions for the others are written.
     """
     out = Path(out).expanduser()
-    _check(trained, paths, out, threshold, merge, hop, batch_size)
+    check_inputs(paths, batch_size)
+    _check(trained, out, threshold, merge, hop)
     total = sum(1 for _ in expand_paths(paths, suffixes=recordings.SUFFIXES))
     if not total:
         raise UserError(f"There is no sound file in {', '.join(map(str, paths))}.")
@@ -73,11 +59,14 @@ def predict_recordings(
     multilabel = trained.config.task == "tagging"
     skipped = noted = used = 0
     reasons: list[str] = []
+    columns = ["silent", *trained.classes] if all_scores else ["label", "score", "silent"]
+    parts = (f"{name}_{part}" for name in trained.classes for part in ("max", "mean_top2"))
+    append_csv = partial(files.append_csv, overwrite=True)  # `_remove_earlier` has checked
     with (
-        _append_csv(out / "predictions.csv", _make_header(trained, all_scores)) as append,
-        _append_csv(out / "per_file.csv", _make_summary_header(trained)) as append_summary,
-        _append_csv(out / "skipped.csv", ["file", "reason"]) as append_skipped,
-        Progress(total, quiet=quiet, unit="file") as progress,
+        append_csv(out / "predictions.csv", ["file", "start_s", "end_s", *columns]) as append,
+        append_csv(out / "per_file.csv", ["file", "windows", "note", *parts]) as append_summary,
+        append_csv(out / "skipped.csv", ["file", "reason"]) as append_skipped,
+        Progress(total, unit="file") as progress,
     ):
 
         def skip(file: File, reason: str) -> None:
@@ -118,27 +107,27 @@ def predict_recordings(
             f"{skipped:,} of {total:,} files cannot be used, such as {'; '.join(reasons)}. "
             f"{out / 'skipped.csv'} has all reasons. {rest}"
         )
-    print_result("finished", _summarise(out, used, noted, skipped), quiet=quiet)
+    rows = [
+        ("recordings", f"{used:,}"),
+        ("predictions", str(out / "predictions.csv")),
+        ("per file", str(out / "per_file.csv")),
+        ("for Raven", str(out / f"NAME{RAVEN_SUFFIX}")),
+    ]
+    if noted:
+        rows.append(("in part", f"{noted:,}, noted in {out / 'per_file.csv'}"))
+    if skipped:
+        rows.append(("skipped", f"{skipped:,}, listed in {out / 'skipped.csv'}"))
+    print_result("finished", rows)
     return used, skipped
 
 
-def _check(
-    trained: Trained,
-    paths: Sequence[str],
-    out: Path,
-    threshold: float,
-    merge: int,
-    hop: float,
-    batch_size: int,
-) -> None:
+def _check(trained: Trained, out: Path, threshold: float, merge: int, hop: float) -> None:
     """Raises a UserError for the first invalid argument."""
     if trained.config.task not in _TASKS:
         raise UserError(
             f"{trained.source} is a run of {trained.config.task}, which cannot label recordings: give a run "
             f"of {' or '.join(_TASKS)}."
         )
-    if not paths:
-        raise UserError("Nothing to predict: give recordings or folders after the run.")
     if out.is_file() or out.suffix == ".csv":
         raise UserError(f"--out={out}: for recordings give a folder, such as {OUT}/.")
     if not 0 <= threshold <= 1:
@@ -147,13 +136,12 @@ def _check(
         raise UserError(f"--merge={merge}: choose 1 or more; 1 merges nothing.")
     if hop and not 1 / trained.config.audio.sample_rate <= hop < math.inf:
         raise UserError(f"--hop={hop}: choose a number of seconds above 0.")
-    if batch_size < 0:
-        raise UserError(f"--batch_size={batch_size}: choose 1 or more, or 0 for the run's.")
 
 
 def _remove_earlier(out: Path, overwrite: bool) -> None:
     """Removes the output of an earlier command: its tables for Raven may be of other recordings."""
-    earlier = [out / name for name in _TABLES if (out / name).exists()]
+    tables = (out / "predictions.csv", out / "per_file.csv")
+    earlier = [table for table in tables if table.exists()]
     if earlier and not overwrite:
         raise UserError(f"{earlier[0]} exists: choose another --out, or give --overwrite.")
     if out.is_dir() and overwrite:
@@ -172,8 +160,7 @@ class _BestScores:
 
     def add(self, scores: np.ndarray) -> None:
         self.windows += 1
-        low, high = self._two
-        self._two = np.stack([np.maximum(low, np.minimum(high, scores)), np.maximum(high, scores)])
+        self._two = np.sort([*self._two, scores], axis=0)[1:]
 
     def summary(self) -> np.ndarray:
         """Returns the highest score of each class and the mean of its two highest, alternating, `[2 C]`."""
@@ -196,40 +183,12 @@ def _score_windows(
         yield window, scores
 
 
-def _make_header(trained: Trained, all_scores: bool) -> list[str]:
-    columns = ["silent", *trained.classes] if all_scores else ["label", "score", "silent"]
-    return ["file", "start_s", "end_s", *columns]
-
-
-def _make_summary_header(trained: Trained) -> list[str]:
-    parts = (f"{name}_{part}" for name in trained.classes for part in ("max", "mean_top2"))
-    return ["file", "windows", "note", *parts]
-
-
 def _format_times(place: Interval | detections.Detection) -> tuple[str, str]:
     return f"{place.start:.3f}", f"{place.end:.3f}"
 
 
 def _format_scores(scores: np.ndarray) -> Iterator[str]:
     return (f"{score:.6f}" for score in scores)
-
-
-def _summarise(out: Path, used: int, noted: int, skipped: int) -> list[tuple[str, str]]:
-    rows = [
-        ("recordings", f"{used:,}"),
-        ("predictions", str(out / "predictions.csv")),
-        ("per file", str(out / "per_file.csv")),
-        ("for Raven", str(out / f"NAME{RAVEN_SUFFIX}")),
-    ]
-    if noted:
-        rows.append(("in part", f"{noted:,}, noted in {out / 'per_file.csv'}"))
-    if skipped:
-        rows.append(("skipped", f"{skipped:,}, listed in {out / 'skipped.csv'}"))
-    return rows
-
-
-def _append_csv(path: Path, header: Sequence[str]) -> Any:
-    return files.append_csv(path, header, overwrite=True)  # `_remove_earlier` has checked.
 
 
 def _find_frequency_band(audio: ConfigDict) -> tuple[float, float]:

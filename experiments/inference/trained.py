@@ -175,13 +175,8 @@ class Trained:
     ) -> Iterator[Outputs[Key]]:
         """Yields the outputs of the network for each batch of examples, in order.
 
-        Takes no more than a batch of the examples at once. The last batch is padded, so that all have one
-        shape and the network is compiled once.
-
-        Args:
-            examples: any key, and the example that `prepare` returned.
-            batch_size: 0 for the run's.
-            with_features: whether to return the features of each example too.
+        Takes no more than a batch of the examples at once: pairs of any key and what `prepare` returned. The
+        last batch is padded, so that all have one shape and the network is compiled once.
 
         Raises:
             UserError: if there are no features: the network has no module named head.
@@ -210,11 +205,22 @@ class Trained:
         self, with_features: bool, variables: Mapping[str, Any], inputs: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns predictions and features of a batch. Traced by JAX."""
-        predict = functools.partial(self.task.predict, self.model)
-        if with_features and self.config.task != "reconstruction":
-            return predict_with_features(predict, variables, inputs)
-        predictions = predict(variables, inputs)
-        return predictions, predictions if with_features else jnp.zeros((len(inputs), 0))
+        features = []
+
+        def keep_head_inputs(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
+            if context.module.name == "head" and context.method_name == "__call__":
+                features.append(args[0])
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(keep_head_inputs):
+            predictions = self.task.predict(self.model, variables, inputs)
+        if not with_features:
+            return predictions, jnp.zeros((len(inputs), 0))
+        if self.config.task == "reconstruction":
+            return predictions, predictions
+        if not features:
+            raise UserError("The network has no features: it has no module named head.")
+        return predictions, features[-1].reshape(len(inputs), -1).astype(jnp.float32)
 
     @functools.cached_property
     def _programs(self) -> dict[tuple[tuple[int, ...], bool], Any]:
@@ -242,30 +248,3 @@ class Trained:
         # Missing values at the end are padding if there is one channel; several channels may differ.
         series = Series(0, "", list(raw.astype(np.float64).T), padded=raw.shape[-1] == 1)
         return prepare_like_training(series, self.shape)
-
-
-def predict_with_features(
-    predict: Callable[..., jax.Array], variables: Mapping[str, Any], inputs: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns the predictions of a network, and what enters its module `head`: float32 `[B, D]`.
-
-    Args:
-        predict: from (variables, inputs) to predictions.
-        variables: the network's.
-        inputs: `[B, ...]`.
-
-    Raises:
-        UserError: if there is no module named head.
-    """
-    features = []
-
-    def keep_head_inputs(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
-        if context.module.name == "head" and context.method_name == "__call__":
-            features.append(args[0])
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(keep_head_inputs):
-        predictions = predict(variables, inputs)
-    if not features:
-        raise UserError("The network has no features: it has no module named head.")
-    return predictions, features[-1].reshape(len(inputs), -1).astype(jnp.float32)

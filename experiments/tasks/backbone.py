@@ -49,9 +49,6 @@ def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.
     """Returns the network that `config.model`, `.conv`, `.attention` and `.classifier` describe.
 
     With `config.model.hidden` it is a `Classifier` over the network's features.
-
-    Raises:
-        UserError: if a layer or a field of it does not exist.
     """
     backbone = partial(make_backbone(config), spatial_axes=spatial_axes)
     ends = {
@@ -89,9 +86,6 @@ def build_with_conv(
 
     With warehouses, `share` maps a layer's path to the name of the warehouse that it shares; None is for one
     warehouse per stage of a residual network.
-
-    Raises:
-        UserError: if the layer or a field of it does not exist.
     """
     conv = make_layer(config, "conv", CONVS)
     if conv.func is not layers.WarehouseConv:
@@ -107,11 +101,7 @@ def _find_stage(path: tuple[str, ...]) -> str:
 
 
 def make_backbone(config: ConfigDict) -> partial:
-    """Returns a network that lacks its end and its convolutions.
-
-    Raises:
-        UserError: if a layer or a field of it does not exist.
-    """
+    """Returns a network that lacks its end and its convolutions."""
     fields = {"stem": config.model.stem, "dtype": jnp.dtype(config.dtype)}
     if config.model.network == "vgg16":
         return partial(models.VGG16, width=config.model.width, **fields)

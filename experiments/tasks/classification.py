@@ -115,7 +115,7 @@ class Classification(Task):
             classes,
             workdir / "figures" / "predictions.png",
         )
-        draw_classifier(labels, probabilities, mixtures, dataset, transform, workdir)
+        draw_classifier(results, probabilities, transform)
         save_maps(
             workdir / "maps.npz",
             results.model,

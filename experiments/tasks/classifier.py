@@ -1,7 +1,5 @@
 """Parts that classification and tagging share: networks that return a logit for each class."""
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -9,11 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn.diagnostics import sown_weights
-from experiments.data import Dataset
 from experiments.figures.attention import draw_attention_by_class
 from experiments.figures.examples import draw_mistakes, find_mistakes, find_names
 from experiments.tasks.per_class import write_per_class
-from experiments.tasks.task import Batch, Transform, Variables
+from experiments.tasks.task import Batch, Results, Transform, Variables
 
 
 def inspect_classifier(model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
@@ -31,23 +28,14 @@ def inspect_classifier(model: nn.Module, variables: Variables, batch: Batch) -> 
 
 
 def draw_classifier(
-    labels: np.ndarray,
-    probabilities: np.ndarray,
-    mixtures: Mapping[str, np.ndarray],
-    dataset: Dataset,
-    transform: Transform,
-    workdir: Path,
-    threshold: float = 0.5,
+    results: Results, probabilities: np.ndarray, transform: Transform, threshold: float = 0.5
 ) -> None:
     """Writes the metrics of each class, and draws the worst mistakes and the attention of each layer.
 
-    Args:
-        labels: of the test split, int `[N]`, or float `[N, C]`, NaN where unknown.
-        probabilities: `[N, C]`.
-        mixtures: layer to `[N, K]`; empty without dynamic layers.
-        dataset, transform, workdir: of the run, in evaluation.
-        threshold: from which probability on a label is predicted, where examples may have several.
+    Where examples may have several labels, those are predicted whose probability reaches the threshold.
     """
+    dataset, workdir = results.dataset, results.workdir
+    labels, mixtures = results.inspected["labels"], results.inspected["mixtures"]
     classes, source = list(dataset.classes), dataset.splits["test"]
     write_per_class(workdir, classes, labels, probabilities, threshold)
     mistakes = find_mistakes(labels, probabilities)

@@ -63,10 +63,7 @@ def add_sums(sums: Iterable[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
 
 
 def compute_means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """Returns the metrics that follow from sums over one or many batches.
-
-    Args:
-        sums: results of `sum_classification`, added up; `count` is not zero.
+    """Returns the metrics that follow from results of `sum_classification`, added up.
 
     Returns:
         `loss`, `accuracy`, `top5`, the means over the classes that have examples of `precision`, `recall` and
@@ -87,12 +84,7 @@ def compute_means(sums: Mapping[str, np.ndarray]) -> dict[str, float]:
 def compute_precision_recall_f1(
     hits: np.ndarray, predicted: np.ndarray, actual: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Returns how well each class is recognised.
-
-    Args:
-        hits: `[C]`, the examples of a class that were taken for it.
-        predicted: `[C]`, all examples that were taken for it.
-        actual: `[C]`, all examples of it.
+    """Returns how well each class is recognised, from the counts of `sum_classification`.
 
     Returns:
         `precision` = hits / predicted, `recall` = hits / actual and `f1` = 2 hits / (predicted + actual),

@@ -119,11 +119,8 @@ class Segmentation(Task):
 
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
         """Returns the predicted class of each pixel."""
-        logits = model.apply(variables, batch["inputs"], train=False)
-        return {
-            "predictions": jnp.argmax(logits, axis=-1).astype(jnp.uint8),
-            "geometry": batch["geometry"],
-        }
+        predictions = self.predict(model, variables, batch["inputs"])
+        return {"predictions": predictions, "geometry": batch["geometry"]}
 
     def predict(self, model: nn.Module, variables: Variables, inputs: Array) -> Array:
         """Returns the class of each pixel, uint8 `[B, S, S]`."""

@@ -67,15 +67,10 @@ class Tagging(Task):
             np.concatenate([batch[name] for batch in batches])[real]
             for name in ("logits", "labels")
         )
-        return {
-            "loss": compute_masked_loss(labels, logits, self.config.tagging.norm),
-            **compute_scores(
-                labels,
-                expit(logits.astype(np.float64)),
-                dataset.classes,
-                self.config.tagging.threshold,
-            ),
-        }
+        loss = compute_masked_loss(labels, logits, self.config.tagging.norm)
+        probabilities, threshold = expit(logits.astype(np.float64)), self.config.tagging.threshold
+        scores = compute_scores(labels, probabilities, dataset.classes, threshold)
+        return {"loss": loss, **scores}
 
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
         """Returns labels, logits and mixtures; see `inspect_classifier`."""
@@ -88,15 +83,8 @@ class Tagging(Task):
 
     def draw_figures(self, results: Results) -> None:
         """Draws mistakes, curves and attention, and writes the metrics of each class."""
-        draw_classifier(
-            results.inspected["labels"],
-            expit(results.inspected["logits"]),
-            results.inspected["mixtures"],
-            results.dataset,
-            self.make_transform(train=False),
-            results.workdir,
-            self.config.tagging.threshold,
-        )
+        probabilities, transform = expit(results.inspected["logits"]), self.make_transform(False)
+        draw_classifier(results, probabilities, transform, self.config.tagging.threshold)
 
 
 def make_targets(labels: Array, num_classes: int) -> Array:

@@ -33,11 +33,7 @@ def compute_scores(
 
     AP = sum over the thresholds of (R_n - R_(n-1)) P_n, scikit-learn's average precision.
 
-    Args:
-        labels: `[N, C]`.
-        probabilities: `[N, C]`; NaN counts as 0.
-        classes: C names.
-        threshold: labels with this probability or more are predicted.
+    Labels with a probability that reaches the threshold are predicted; NaN counts as 0.
 
     Returns:
         `map`, the mean AP of the classes; `total_ap`, that of all entries together. `precision`, `recall` and

@@ -89,7 +89,7 @@ def test_pictures_become_codes_clusters_and_figures(coder, album, tmp_path, caps
 def test_mistakes_are_explained(coder, album, tmp_path, monkeypatch, paths, options, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=message):
-        embed(coder, paths, "out", quiet=True, **options)
+        embed(coder, paths, "out", **options)
 
 
 def test_output_is_replaced_only_with_overwrite(coder, album, tmp_path):
@@ -97,7 +97,7 @@ def test_output_is_replaced_only_with_overwrite(coder, album, tmp_path):
     (out / "inside").mkdir(parents=True)
     (out / "embeddings.npz").write_bytes(b"mine")
     with pytest.raises(UserError, match=r"embeddings\.npz exists.*--overwrite"):
-        embed(coder, [str(album)], out, quiet=True)
+        embed(coder, [str(album)], out)
     assert (out / "embeddings.npz").read_bytes() == b"mine"
-    embed(coder, [str(album / "a")], out, overwrite=True, quiet=True)
+    embed(coder, [str(album / "a")], out, overwrite=True)
     assert len(np.load(out / "embeddings.npz")["codes"]) == 3

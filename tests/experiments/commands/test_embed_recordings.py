@@ -53,7 +53,7 @@ def read_table(path):
 
 def test_recordings_are_compared_by_codes_indices_and_cepstra(coder, recordings, tmp_path):
     out = tmp_path / "out"
-    assert embed(coder, [str(recordings)], out, compare=True, quiet=True) == (24, 1)
+    assert embed(coder, [str(recordings)], out, compare=True) == (24, 1)
     expected = {"embeddings.npz", "embeddings.csv", "clusters.csv", "tsne.png", "day.png"}
     expected |= {"reconstructions.png", "skipped.csv", "indices.csv", "indices_per_file.csv"}
     expected |= {"indices.npz", "definitions.csv", "timing.csv", "compare.csv", "compare.png"}

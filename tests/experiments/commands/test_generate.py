@@ -55,7 +55,7 @@ def test_pictures_of_each_class_depend_on_nothing_else(gan, tmp_path):
     assert about["per_class"] == 3 and about["counts"] == dict.fromkeys(DIGITS, 3)
     assert about["run"] == str(gan.source) and about["audio"] == {}  # of recordings only
 
-    options = {"classes": ["3"], "quiet": True}
+    options = {"classes": ["3"]}
     some = read_pictures(generate(gan, tmp_path / "some", per_class=5, batch_size=2, **options))
     assert list(some) == [f"3/0000{n}.png" for n in range(5)]
     for name in ("3/00000.png", "3/00002.png"):
@@ -66,13 +66,13 @@ def test_pictures_of_each_class_depend_on_nothing_else(gan, tmp_path):
 
 
 def test_pictures_are_replaced_only_with_overwrite_and_other_files_never(gan, tmp_path):
-    folder, options = tmp_path / "gen", {"per_class": 2, "classes": ["1", "4"], "quiet": True}
+    folder, options = tmp_path / "gen", {"per_class": 2, "classes": ["1", "4"]}
     generate(gan, folder, **options)
     before = read_pictures(folder)
     with pytest.raises(UserError, match=r"exists.*--overwrite"):
         generate(gan, folder, **options)
     generate(gan, folder, **options, reuse=True)
-    generate(gan, folder, per_class=1, classes=["4"], overwrite=True, quiet=True)
+    generate(gan, folder, per_class=1, classes=["4"], overwrite=True)
     assert list(read_pictures(folder)) == ["4/00000.png"]
     np.testing.assert_array_equal(read_pictures(folder)["4/00000.png"], before["4/00000.png"])
     recordings = tmp_path / "recordings"
@@ -84,7 +84,7 @@ def test_pictures_are_replaced_only_with_overwrite_and_other_files_never(gan, tm
 
 
 def test_a_stopped_command_continues_with_the_first_unfinished_class(gan, tmp_path, monkeypatch):
-    options = {"per_class": 2, "classes": ["0", "1", "2"], "quiet": True}
+    options = {"per_class": 2, "classes": ["0", "1", "2"]}
     expected = read_pictures(generate(gan, tmp_path / "whole", **options))
     real, calls = module.generate_pictures, []
 
@@ -107,9 +107,9 @@ def test_a_stopped_command_continues_with_the_first_unfinished_class(gan, tmp_pa
 
 def test_pictures_that_exist_can_be_judged(gan, tmp_path, monkeypatch):
     judged = []
-    monkeypatch.setattr(module, "judge", lambda *args, quiet: judged.append(args))
+    monkeypatch.setattr(module, "judge", lambda *args: judged.append(args))
     classifier = Trained(config_with(), DIGITS, (8, 8, 1), {})
-    options = {"per_class": 1, "classes": ["1"], "classifier": classifier, "quiet": True}
+    options = {"per_class": 1, "classes": ["1"], "classifier": classifier}
     for _ in range(2):
         folder = generate(gan, tmp_path / "gen", **options)
     assert judged == [(classifier, folder)] * 2

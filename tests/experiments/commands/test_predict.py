@@ -82,7 +82,7 @@ def test_a_table_is_replaced_only_with_overwrite(trained, album, tmp_path):
     # A table inside the folder that is read is not read itself.
     inside = album / "p.csv"
     for _ in range(2):
-        predict(trained, [str(album)], inside, top=99, overwrite=True, quiet=True)
+        predict(trained, [str(album)], inside, top=99, overwrite=True)
     assert len(read_table(inside)) == 3 * 7
     assert len(read_table(album / "p.skipped.csv")) == 2
 

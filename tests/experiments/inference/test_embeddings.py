@@ -1,4 +1,4 @@
-"""Embeddings: windows of recordings, labels of files, samples of a stream, and means of indices."""
+"""Embeddings: windows of recordings, labels of files, and means of indices."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,6 @@ from finished_runs import config_with
 
 from experiments.core.errors import UserError
 from experiments.data.reading import File
-from experiments.inference.embed import ReservoirSample
 from experiments.inference.embeddings import Clock, embed_pieces, label_files, read_pieces
 from experiments.inference.indices import _average_groups
 from experiments.inference.trained import Trained
@@ -59,16 +58,6 @@ def test_labels_are_folders_periods_or_a_table(tmp_path):
             label_files(source, names)
     with pytest.raises(UserError, match="no file has a time"):
         label_files("period", ["x.wav"])
-
-
-def test_a_sample_of_a_stream_is_uniform():
-    counts = np.zeros(6)
-    for seed in range(300):
-        sample = ReservoirSample(2, seed)
-        for piece in range(6):
-            sample.add(piece)
-        counts[sample.kept] += 1
-    assert counts.sum() == 600 and counts.min() > 70
 
 
 def test_the_mean_of_a_file_is_over_the_windows_that_have_an_index():

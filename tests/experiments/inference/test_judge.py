@@ -79,7 +79,7 @@ def test_the_frechet_distance_is_that_of_the_formula_and_large_for_few_vectors()
 
 
 def test_generated_and_real_pictures_are_compared(classifier, folder):
-    quality = judge(classifier, folder, quiet=True)
+    quality = judge(classifier, folder)
     assert json.loads((folder / "quality.json").read_text()) == quality
     assert quality["judge"] == "judge" and quality["generated"] == 40 and quality["real"] == 32
     score, distance = quality["inception_score"], quality["frechet_classifier_distance"]

@@ -133,7 +133,7 @@ def test_windows_above_the_threshold_become_rows(trained, field, tmp_path, capsy
 
 def test_tables_for_raven_are_read_back(trained, field, tmp_path):
     out = tmp_path / "out"
-    predict(trained, [str(field)], out, threshold=0.4, hop=0.3, quiet=True)
+    predict(trained, [str(field)], out, threshold=0.4, hop=0.3)
     rows = read_table(out / "predictions.csv")
     for name, path in (("a/1", "a/1.wav"), ("b/1", "b/1.FLAC"), ("b/1.wav", "b/1.wav")):
         read, wrong = annotations.read_raven_table(out / f"{name}.dyn.selections.txt", path)
@@ -151,7 +151,7 @@ def test_tagging_writes_all_labels_that_reach_the_threshold(tmp_path, rng):
     places, scores = trained.sounds(sound, RATE)
     # Between two scores: those of another batch differ in the last digits.
     threshold = float(np.sort(scores.ravel())[[9, 10]].mean())
-    predict(trained, [str(tmp_path / "one.wav")], out, threshold=threshold, quiet=True)
+    predict(trained, [str(tmp_path / "one.wav")], out, threshold=threshold)
     rows = [(row["start_s"], row["label"]) for row in read_table(out / "predictions.csv")]
     assert rows == [
         (f"{start:.3f}", CLASSES[number])
@@ -164,7 +164,7 @@ def test_tagging_writes_all_labels_that_reach_the_threshold(tmp_path, rng):
 
 def test_all_scores_are_a_matrix(trained, field, tmp_path):
     out, path = tmp_path / "out", field / "a" / "1.wav"
-    predict(trained, [str(path)], out, threshold=1.0, all_scores=True, hop=1.0, quiet=True)
+    predict(trained, [str(path)], out, threshold=1.0, all_scores=True, hop=1.0)
     rows = read_table(out / "predictions.csv")
     assert list(rows[0]) == ["file", "start_s", "end_s", "silent", *CLASSES]
     assert [(row["start_s"], row["silent"]) for row in rows] == [
@@ -181,11 +181,11 @@ def test_all_scores_are_a_matrix(trained, field, tmp_path):
 
 def test_earlier_tables_are_replaced_only_with_overwrite(trained, field, tmp_path):
     out = tmp_path / "out"
-    predict(trained, [str(field / "a")], out, threshold=1.0, quiet=True)
+    predict(trained, [str(field / "a")], out, threshold=1.0)
     assert read_table(out / "predictions.csv") == []  # A header alone protects, too.
     with pytest.raises(UserError, match=r"predictions\.csv exists.*--overwrite"):
         predict(trained, [str(field / "b")], out)
-    predict(trained, [str(field / "b" / "1.wav")], out, overwrite=True, merge=2, quiet=True)
+    predict(trained, [str(field / "b" / "1.wav")], out, overwrite=True, merge=2)
     assert [path.name for path in out.rglob("*.txt")] == ["1.dyn.selections.txt"]
     assert not (out / "skipped.csv").exists()
 
@@ -257,8 +257,8 @@ def test_a_failed_command_does_not_stop_the_next(trained, field, tmp_path):
     out, bad = tmp_path / "out", field / "b" / "empty.wav"
     for _ in range(2):
         with pytest.raises(UserError, match=r"skipped\.csv has all reasons"):
-            predict(trained, [str(bad)], out, quiet=True)
-    assert predict(trained, [str(field / "a")], out, quiet=True) == (1, 0)
+            predict(trained, [str(bad)], out)
+    assert predict(trained, [str(field / "a")], out) == (1, 0)
     assert not (out / "skipped.csv").exists()
 
 
@@ -266,7 +266,7 @@ def test_if_most_files_cannot_be_used_the_rest_is_kept(trained, field, tmp_path)
     for number in range(7):
         (field / "b" / f"bad-{number}.wav").write_text("no sound")
     with pytest.raises(UserError, match=r"8 of 11 files .*b/bad-0") as caught:
-        predict(trained, [str(field)], tmp_path / "out", quiet=True)
+        predict(trained, [str(field)], tmp_path / "out")
     assert "b/bad-4" in str(caught.value) and "b/bad-5" not in str(caught.value)
     assert len(read_table(tmp_path / "out" / "per_file.csv")) == 3
 
@@ -290,7 +290,7 @@ def test_a_long_recording_takes_no_more_memory_than_a_short_one(trained, tmp_pat
         path = tmp_path / f"{seconds}.wav"
         soundfile.write(path, rng.normal(0, 0.1, seconds * RATE), RATE)
         tracemalloc.start()
-        predict(trained, [str(path)], tmp_path / "out", threshold=0.0, overwrite=True, quiet=True)
+        predict(trained, [str(path)], tmp_path / "out", threshold=0.0, overwrite=True)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert len(read_table(tmp_path / "out" / "predictions.csv")) == 399
@@ -308,7 +308,7 @@ def test_predictions_before_an_interruption_are_written(trained, field, tmp_path
 
     monkeypatch.setattr(Trained, "predict_batches", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        predict(trained, [str(field)], out, threshold=0.0, batch_size=3, quiet=True)
+        predict(trained, [str(field)], out, threshold=0.0, batch_size=3)
     assert len(read_table(out / "predictions.csv")) == 5  # The last waits for its successor.
     assert len(read_raven(out / "a" / "1.dyn.selections.txt")) == 5
 

@@ -126,14 +126,12 @@ def test_the_head_alone_changes_no_statistics():
     x, label = jnp.zeros((4, 8, 8, 1)), jnp.zeros((4, 4))
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), x, train=False))
 
-    def loss(variables, **stage):
-        batch = {"inputs": x, "label": label}
-        return make_task(config).compute_loss(model, variables, batch, jax.random.key(1), **stage)[
-            1
-        ]
+    def loss(head_only, variables):
+        batch, rng = {"inputs": x, "label": label}, jax.random.key(1)
+        return make_task(config).compute_loss(model, variables, batch, rng, head_only)[1]
 
-    metrics, changed = jax.eval_shape(loss, variables)
-    alone, untouched = jax.eval_shape(partial(loss, head_only=True), variables)
+    metrics, changed = jax.eval_shape(partial(loss, False), variables)
+    alone, untouched = jax.eval_shape(partial(loss, True), variables)
     assert metrics == alone and "batch_stats" in changed and "batch_stats" not in untouched
 
 
