@@ -54,14 +54,7 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """The codes of N pieces.
-
-    Attributes:
-        codes: float32 `[N, D]`.
-        files: of each piece.
-        starts, ends: in seconds, float64 `[N]`; NaN for pictures.
-        silent: bool `[N]`.
-    """
+    """The codes of N pieces, float32 `[N, D]`, and what is known about each, as in `Piece`."""
 
     codes: np.ndarray
     files: Sequence[str]
@@ -133,11 +126,9 @@ def embed_pieces(
 def label_files(source: str, names: Sequence[str]) -> list[str]:
     """Returns a label for each file name; '' where there is none.
 
-    Args:
-        source: 'folder', the file's folder; 'period', the period of the day by the time in the file's name; a
-            CSV with the columns `file` and `label`, whose files are paths like `names`, or bare names; '' for
-            folders if there are several, or else periods.
-        names: paths below the folder that the user wrote.
+    The source is 'folder', the file's folder; 'period', the period of the day by the time in the file's name;
+    a CSV with the columns `file` and `label`, whose files are paths like `names`, or bare names; or '' for
+    folders if there are several, and else periods.
 
     Raises:
         UserError: if the table cannot be read, or has a label for none of the files.

@@ -37,7 +37,7 @@ def expand_paths(
 ) -> Iterator[File]:
     """Yields the files among `paths`, and those in the folders among them, without listing all first.
 
-    From folders, takes the files with `suffixes` (lower case; by default all files), but nothing in `exclude`.
+    From folders, takes files with `suffixes` (lower case; by default all files), but none in `exclude`.
 
     Raises:
         UserError: if a path does not exist.

@@ -1,5 +1,6 @@
 """Finished runs that nobody has trained: random parameters, and what a run leaves beside them."""
 
+import csv
 import json
 
 import jax
@@ -9,6 +10,11 @@ from small_runs import change
 from experiments.configs import common
 from experiments.runs.checkpoints import Checkpoints
 from experiments.tasks import TASKS, make_task
+
+
+def read_table(path, **options):
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file, **options))
 
 
 def config_with(argument="smoke", **changes):

@@ -1,10 +1,9 @@
 """Embedding recordings, and comparing the codes with acoustic indices and cepstra."""
 
-import csv
-
 import numpy as np
 import pytest
-from finished_runs import write_finished
+from finished_runs import read_table, write_finished
+from small_runs import change
 
 from experiments.configs import soundscape_autoencoder
 from experiments.inference.embed import embed
@@ -20,11 +19,9 @@ def coder(tmp_path):
     """The network of a finished autoencoder of windows of half a second."""
     audio = {"sample_rate": 8000, "seconds": 0.5, "hop": 0.5, "n_fft": 64, "step": 100}
     audio |= {"height": 16, "width": 16}
-    config = soundscape_autoencoder.get_config("songs,smoke")
-    with config.unlocked():
-        settings = {f"audio.{name}": value for name, value in audio.items()}
-        settings |= {"autoencoder.widths": (4, 3), "batch_size": 4}
-        config.update_from_flattened_dict(settings)
+    settings = {f"audio.{name}": value for name, value in audio.items()}
+    settings |= {"autoencoder.widths": (4, 3), "batch_size": 4}
+    config = change(soundscape_autoencoder.get_config("songs,smoke"), settings)
     write_finished(tmp_path / "run", config, (), (16, 16, 3))
     return load(tmp_path / "run")
 
@@ -44,11 +41,6 @@ def recordings(tmp_path, rng):
     (root / "site_20240501_000000.wav").write_bytes(b"no sound")
     (root / "notes.txt").write_text("not meant")
     return root
-
-
-def read_table(path):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def test_recordings_are_compared_by_codes_indices_and_cepstra(coder, recordings, tmp_path):

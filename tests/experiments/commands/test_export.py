@@ -15,7 +15,6 @@ from experiments.inference.export import (
     describe_export,
     export,
     make_example_struct,
-    make_logits_fn,
 )
 from experiments.inference.trained import Trained
 from experiments.load import load
@@ -63,7 +62,6 @@ def test_safetensors_come_back_as_the_same_network(trained):
 
     back = load(path)
     jax.tree.map(np.testing.assert_array_equal, dict(trained.variables), dict(back.variables))
-    assert jax.tree.map(np.shape, trained.variables) == jax.tree.map(np.shape, back.variables)
     assert back.config.to_dict() == trained.config.to_dict()
     assert (back.classes, back.shape) == (trained.classes, trained.shape)
 
@@ -124,8 +122,3 @@ def test_a_network_that_jax2onnx_cannot_convert_is_refused(tmp_path):
     write_finished(tmp_path, config_with(conv={"name": "fdconv"}), "abc", (8, 8, 1))
     with pytest.raises(UserError, match="jax2onnx cannot convert this network: NotImplemented"):
         export(load(tmp_path), "onnx")
-
-
-def test_logits_are_float32_of_uint8_pictures(trained):
-    logits = jax.eval_shape(make_logits_fn(trained), jax.ShapeDtypeStruct((2, 8, 8, 1), np.uint8))
-    assert logits.shape == (2, 3) and logits.dtype == np.float32

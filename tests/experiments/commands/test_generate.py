@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from finished_runs import config_with, write_finished
 from PIL import Image
+from small_runs import change
 
 from experiments import generate as command
 from experiments.configs import dr_acgan
@@ -26,10 +27,8 @@ DIGITS = [str(label) for label in range(10)]
 def gan(tmp_path_factory):
     """The networks of a GAN of digits that nobody has trained."""
     folder = tmp_path_factory.mktemp("gan") / "run"
-    config = dr_acgan.get_config("digits,smoke")
-    with config.unlocked():
-        settings = {"gan.widths": (8, 4, 4, 4), "gan.latent": 6, "image_size": 16, "batch_size": 8}
-        config.update_from_flattened_dict(settings)
+    settings = {"gan.widths": (8, 4, 4, 4), "gan.latent": 6, "image_size": 16, "batch_size": 8}
+    config = change(dr_acgan.get_config("digits,smoke"), settings)
     with jax.numpy_dtype_promotion("standard"):
         write_finished(folder, config, DIGITS, (16, 16, 1))
         return load(folder, generator=True)
@@ -115,24 +114,15 @@ def test_pictures_that_exist_can_be_judged(gan, tmp_path, monkeypatch):
     assert judged == [(classifier, folder)] * 2
 
 
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"per_class": 0}, "--per_class=0"),
-        ({"classes": ["12"]}, "--classes=12"),
-        ({"seed": -1}, "negative"),
-    ],
-)
-def test_mistakes_are_explained(gan, tmp_path, options, message):
-    with pytest.raises(UserError, match=message):
-        generate(gan, tmp_path / "gen", **{"per_class": 1, **options})
-    assert not (tmp_path / "gen").exists()
-
-
-def test_only_a_gan_generates_and_only_a_classifier_judges(gan, tmp_path):
+def test_mistakes_are_explained(gan, tmp_path):
     classifier = Trained(config_with(), "ab", (8, 8, 1), {})
-    with pytest.raises(UserError, match="generates no pictures"):
-        generate(classifier, tmp_path / "gen")
-    with pytest.raises(UserError, match="not a classifier's run"):
-        generate(gan, tmp_path / "gen", classifier=gan)
+    for trained, options, message in (
+        (gan, {"per_class": 0}, "--per_class=0"),
+        (gan, {"classes": ["12"]}, "--classes=12"),
+        (gan, {"seed": -1}, "negative"),
+        (gan, {"classifier": gan}, "not a classifier's run"),
+        (classifier, {}, "generates no pictures"),
+    ):
+        with pytest.raises(UserError, match=message):
+            generate(trained, tmp_path / "gen", **options)
     assert not (tmp_path / "gen").exists()

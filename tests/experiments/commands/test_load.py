@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from finished_runs import config_with, write_finished
 
-from experiments import embed, export, generate, predict
+from experiments import embed, export, generate, inspect, predict
 from experiments.configs import dr_acgan
 from experiments.core import cli
 from experiments.core.errors import UserError
@@ -29,15 +29,13 @@ def test_an_old_run_has_its_classes_from_its_maps(tmp_path):
     assert old.classes == ["x", "y", "z"] and old.shape == new.shape
 
 
-def test_a_folder_without_a_finished_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="no finished run"):
-        load(tmp_path)
+def test_a_run_without_a_config_is_refused(tmp_path):
     (tmp_path / "summary.json").write_text("{}")
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         load(tmp_path)
 
 
-@pytest.mark.parametrize("command", [embed, export, generate, predict])
+@pytest.mark.parametrize("command", [embed, export, generate, inspect, predict])
 def test_a_missing_run_is_one_line_and_exit_code_2(command, tmp_path, capsys, the_line):
     words = [command.__name__, str(tmp_path / "nowhere")]
     assert cli.run(command.main, words, command.__doc__) == 2

@@ -1,11 +1,10 @@
 """Predicting masks with the network of a segmentation run."""
 
-import csv
 from pathlib import Path
 
 import numpy as np
 import pytest
-from finished_runs import config_with, write_finished
+from finished_runs import config_with, read_table, write_finished
 from PIL import Image
 
 from experiments.core.errors import UserError
@@ -26,8 +25,7 @@ def test_a_segmentation_run_writes_masks_and_the_area_of_each_class(tmp_path, rn
         Image.fromarray(rng.integers(0, 256, (*size, 3), np.uint8)).save(album / name)
     assert predict(trained, [str(album)], out) == (3, 0)
 
-    with open(out, encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(out)
     assert list(rows[0]) == ["file", "mask", "label", "pixels", "share"]
     for name, size in sizes.items():
         mine = [row for row in rows if row["file"] == str(album / name)]

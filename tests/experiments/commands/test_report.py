@@ -9,9 +9,3 @@ def test_report(tmp_path, write_run, capsys):
     assert cli.run(report.main, words, report.__doc__) == 0
     assert capsys.readouterr().out.strip() == str(out / "report.md")
     assert (out / "report.md").exists()
-
-
-def test_mistakes(tmp_path, capsys):
-    assert cli.run(report.main, ["report"], report.__doc__) == 2
-    assert cli.run(report.main, ["report", str(tmp_path)], report.__doc__) == 2
-    assert "no runs" in capsys.readouterr().err

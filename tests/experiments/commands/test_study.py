@@ -35,17 +35,35 @@ def test_study(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("word", "fragment"),
+    ("words", "fragment"),
     [
-        ("--configs=odcon", "odconv"),
-        ("--configs=base,base", "each of them once"),
-        ("--override=epoch=3", "epochs"),
-        ("--override=epochs=x", "whole number"),
-        ("--override=epochs", "KEY=VALUE"),
-        ("--sweep=epochs=5,5", "once"),
-        ("--seeds=0", "--seeds"),
+        (["--configs="], "name one or more"),
+        (["--configs=base,base"], "each of them once"),
+        (["--configs=odcon"], "odconv"),
+        (["--configs=../main"], "no config"),
+        (["--override=epochs"], "KEY=VALUE"),
+        (["--override==1"], "no setting"),
+        (["--override=epoch=3"], "epochs"),
+        (["--override=epochs=1.5"], "not a whole number"),
+        (["--override=epochs=" + "9" * 5000], "epochs"),
+        (["--override=optimizer=adam"], "group of settings"),
+        (["--override=optimizer.lerning_rate=1"], "'learning_rate'"),
+        (["--override=epochs.x=1"], "one setting"),
+        (["--override=head.name=fcn"], "no setting 'head'"),
+        (["--sweep=epochs=5,5"], "once"),
+        (["--source=/nowhere"], "no setting 'source'"),
+        (["--dataset=digts"], "'digits'"),
+        (["--seeds=0"], "--seeds"),
+        (["--folds=-1"], "folds"),
     ],
 )
-def test_mistakes(trained, capsys, word, fragment):
-    assert cli.run(study.main, ["study", word], study.__doc__) == 2
-    assert fragment in capsys.readouterr().err and trained == []
+def test_mistakes(trained, capsys, the_line, words, fragment):
+    assert cli.run(study.main, ["study", *words], study.__doc__) == 2
+    assert fragment in the_line(capsys.readouterr().err) and trained == []
+
+
+def test_values_are_read_as_the_setting_s_type():
+    config = study.load_config("base", "digits", "", {"data.classes": "0,1", "epochs": "3"})
+    assert config.data.classes == "0,1" and config.epochs == 3
+    wide = study.load_config("base", "digits", "", {"normalise.mean": "[0.1]", "average": "1"})
+    assert wide.normalise.mean == (0.1,) and wide.average == 1.0

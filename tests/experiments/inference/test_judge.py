@@ -78,8 +78,11 @@ def test_the_frechet_distance_is_that_of_the_formula_and_large_for_few_vectors()
     assert abs(compute_frechet_distance(x, x)) < 1e-8
 
 
-def test_generated_and_real_pictures_are_compared(classifier, folder):
+def test_generated_and_real_pictures_are_compared(classifier, folder, capsys):
     quality = judge(classifier, folder)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Inception Score" in out and "at most 10" in out
+    assert "between real pictures" in out and "unreliable" not in out
     assert json.loads((folder / "quality.json").read_text()) == quality
     assert quality["judge"] == "judge" and quality["generated"] == 40 and quality["real"] == 32
     score, distance = quality["inception_score"], quality["frechet_classifier_distance"]
@@ -89,6 +92,10 @@ def test_generated_and_real_pictures_are_compared(classifier, folder):
     assert distance["value"] > distance["floor"]["value"] > 0
     recognised = quality["recognised"]
     assert 0 <= recognised["share"] <= 1 and recognised["chance"] == 0.1
+    for path in folder.glob("*/0000[1-3].png"):
+        path.unlink()
+    judge(classifier, folder)
+    assert "unreliable: n < 2 x 8 features" in " ".join(capsys.readouterr().out.split())
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from finished_runs import config_with
+from finished_runs import config_with, read_table
 
 from experiments.audio import annotations, raven
 from experiments.core.errors import UserError
@@ -67,11 +67,6 @@ def field(tmp_path, rng):
     (root / "b" / "1.Table.1.selections.txt").write_text("not meant")
     (root / "b" / "empty.wav").touch()
     return root
-
-
-def read_table(path, **options):
-    with open(path, encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file, **options))
 
 
 def read_raven(path):
@@ -222,7 +217,7 @@ def test_windows_before_the_break_of_a_recording_are_kept(trained, field, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"paths": []}, "Nothing to predict"),
+        ({"paths": []}, "Nothing to read"),
         ({"paths": ["nowhere"]}, "no file or folder nowhere"),
         ({"paths": ["."]}, r"no sound file in \."),
         ({"paths": ["notes.wav"]}, r"1 of 1 files .*notes\.wav \(not a "),

@@ -43,6 +43,7 @@ def test_failed_runs(tmp_path, monkeypatch, capsys):
     ("name", "dataset", "folds", "fragment"),
     [
         ("net1_dynamic", "adiac", 0, "add net1 to --configs"),
+        ("base", "digits", 1, "folds"),
         ("birdsong_classifier", "songs", 3, "fold"),
     ],
 )
