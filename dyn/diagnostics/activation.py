@@ -78,7 +78,8 @@ def class_activation(
             logits, state = model.apply(
                 variables, inputs, capture_intermediates=is_layer, mutable=["intermediates"]
             )
-        captured = traverse_util.flatten_dict(dict(state.get("intermediates", {})))
+        intermediates: Any = state.get("intermediates", {})
+        captured: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(intermediates))
         outputs = captured.get((*layer.split("/"), "__call__"), ())
         if len(outputs) != 1:
             raise ValueError(

@@ -35,7 +35,8 @@ def sown_weights(intermediates: Mapping[str, Any]) -> dict[str, dict[str, Array]
     """
     layers: dict[str, dict[str, Array]] = {}
     # A layer sows a dictionary; Flax wraps it in a tuple.
-    for path, values in traverse_util.flatten_dict(dict(intermediates)).items():
+    sown: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(dict(intermediates))
+    for path, values in sown.items():
         if path[-1] == "weights" and isinstance(values[0], Mapping):
             # The weights of a convolution are sown by its submodule `attention`.
             parents = path[:-2] if path[-2:-1] == ("attention",) else path[:-1]

@@ -77,7 +77,8 @@ def layer_costs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, Cost
     outputs = layer_outputs(model, variables, inputs)
     outputs[""] = jax.tree.leaves(jax.eval_shape(model.apply, variables, inputs))[0].shape
     parameters, macs = Counter[str](), Counter[str]()
-    for path, value in traverse_util.flatten_dict(dict(variables["params"]), sep="/").items():
+    leaves: dict[str, Any] = traverse_util.flatten_dict(dict(variables["params"]), sep="/")
+    for path, value in leaves.items():
         for module in _enclosing_modules(path, outputs):
             parameters[module] += math.prod(value.shape)
     jaxpr = jax.make_jaxpr(model.apply)(variables, inputs).jaxpr
@@ -120,7 +121,8 @@ def _enclosing_modules(path: str, modules: Mapping[str, Any]) -> list[str]:
 def _macs_by_scope(jaxpr: jex_core.Jaxpr, outer: str = "") -> Counter[str]:
     """Counts multiply-adds by named scope, its parts from the outer to the inner joined by `/`."""
     total = Counter[str]()
-    for eqn in jaxpr.eqns:
+    eqns: list[Any] = jaxpr.eqns  # JAX's annotations give an `aval` no shape.
+    for eqn in eqns:
         name, inputs = eqn.primitive.name, [v.aval.shape for v in eqn.invars if hasattr(v, "aval")]
         outputs = [v.aval.shape for v in eqn.outvars]
         scope = "/".join(filter(None, (outer, str(eqn.source_info.name_stack))))

@@ -29,7 +29,7 @@ def layer_outputs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, tu
         >>> layer_outputs(net, net.init(jax.random.key(0), x), x)
         {'layers_0': (1, 5, 5, 8), 'layers_2': (1, 5, 5, 2)}
     """
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
 
     def record(function: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
         result = function(*args, **kwargs)

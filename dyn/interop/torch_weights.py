@@ -205,7 +205,7 @@ def from_torch(
     """
     table = SOURCES[source_of(weights)] if names is None else names
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
-    targets = {
+    targets: dict[str, Any] = {
         path: leaf for path, leaf in flat.items() if path.startswith(("params/", "batch_stats/"))
     }
     kept = sorted(path for path in targets if _is_below(path.partition("/")[2], without))

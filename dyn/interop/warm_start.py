@@ -116,7 +116,9 @@ def warm_start(
         raise ValueError(
             'pass the variables of both networks, {"params": ..., ...}, not parameters.'
         )
-    started = traverse_util.flatten_dict(dict(dynamic_variables), keep_empty_nodes=True)
+    started: dict[tuple[str, ...], Any] = traverse_util.flatten_dict(
+        dict(dynamic_variables), keep_empty_nodes=True
+    )
     trained = traverse_util.flatten_dict(dict(static_variables))
     layers = dict(_find_layers(dynamic_variables["params"], ("params",)))
     cells, held = fill_warehouses(started, trained, warehouses)
@@ -130,7 +132,7 @@ def warm_start(
         transform = path[-1] == "kernel" and "spectrum" in layer
         target = (*path[:-1], "spectrum") if transform else path
         old = started.get(target)
-        if not hasattr(old, "shape"):
+        if old is None or not hasattr(old, "shape"):
             raise ValueError(
                 f"{'/'.join(path)}, of shape {value.shape} in the static network, is not in the dynamic "
                 f"one{_SAME_MODEL}"
@@ -139,7 +141,7 @@ def warm_start(
             new = kernel_to_spectrum(value) if transform else value
         elif len(old.shape) == len(value.shape) + 1 and old.shape[1:] == value.shape:
             copies = jnp.broadcast_to(value, old.shape)
-            if path[-1] == "kernel" and noise and len(copies) > 1:
+            if path[-1] == "kernel" and noise and key is not None and len(copies) > 1:
                 copies = copies + noise * _make_noise(jax.random.fold_in(key, number), copies)
             new = copies * _neutral_scale(layer, len(copies), path)
         else:

@@ -132,7 +132,7 @@ class FDConv(ConvLayer):
         def weigh(kernel: Array, taps: Array | None, neighbours: Array | None) -> Array:
             if taps is not None:
                 kernel = kernel * taps[..., None, None]
-            if neighbours is not None:
+            if neighbours is not None and local_kernel is not None:
                 # Local weights are as large as the kernels, and made only when these are.
                 kernel = kernel * local_weights(neighbours, local_kernel, shape)
             return kernel.astype(x.dtype)

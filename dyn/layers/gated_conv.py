@@ -288,7 +288,7 @@ def density_loss(gates: Any, density: float) -> Array:
         density: rho.
     """
     leaves = jax.tree.leaves(gates)
-    mean = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
+    mean: Any = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
     return (mean - density) ** 2
 
 

@@ -60,7 +60,8 @@ class Warehouses(nn.Module):
     @nn.nowrap
     def __call__(self, *args: Any, **fields: Any) -> WarehouseConv:
         """Makes a convolution from `nn.Conv`'s arguments."""
-        return WarehouseConv(*args, **{**self.fields, **fields, "warehouse": self})
+        merged: dict[str, Any] = {**self.fields, **fields, "warehouse": self}
+        return WarehouseConv(*args, **merged)
 
     def find(self, path: tuple[str, ...], _place: int, /) -> tuple[Warehouse, int]:
         """Returns the warehouse of the convolution at a path, and its place there, from the plan.

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 
 
-def float32_or_wider(*arrays: jax.Array) -> jnp.dtype:
+def float32_or_wider(*arrays: jax.Array | jax.ShapeDtypeStruct) -> jnp.dtype:
     """Returns float32, or the wider dtype that it promotes to with the arrays' dtypes.
 
     Attention loses too much precision in bfloat16.

@@ -10,6 +10,7 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -251,13 +252,13 @@ def _resolve_padding(
     )
 
 
-def _pairs(padding: int | Sequence[int | tuple[int, int]], rank: int) -> list[tuple[int, int]]:
+def _pairs(padding: Any, rank: int) -> list[tuple[int, int]]:
     """Returns a pair of numbers for each axis."""
     numbers = _whole_numbers(padding, rank)
     if numbers is not None:
         return [(number, number) for number in numbers]
     try:
-        pairs = [_whole_numbers(pair, 2) for pair in padding]
+        pairs: list[Any] = [_whole_numbers(pair, 2) for pair in padding]
     except TypeError:  # not even a sequence
         pairs = [None] * rank
     if len(pairs) != rank:
@@ -270,7 +271,7 @@ def _pairs(padding: int | Sequence[int | tuple[int, int]], rank: int) -> list[tu
     return pairs
 
 
-def _whole_numbers(value: object, length: int) -> tuple[int, ...] | None:
+def _whole_numbers(value: Any, length: int) -> tuple[int, ...] | None:
     """Returns `length` whole numbers, from one for all or a sequence; None if the value is neither."""
     try:
         return (operator.index(value),) * length

@@ -11,6 +11,7 @@ letters are those of `geometry`.
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,6 +35,7 @@ def mix_kernels(kernels: Array, mix: Array | None, taps: Array | None) -> Array:
     """
     dtype = float32_or_wider(*(a for a in (kernels, mix, taps) if a is not None))
     if mix is None:
+        assert taps is not None  # at least one of them is there
         # Also a product, because its gradient sums over samples much faster than that of a broadcast.
         mix = jnp.ones((taps.shape[0], 1), dtype)
     flat = kernels.astype(dtype).reshape(kernels.shape[0], math.prod(kernels.shape[1:]))
@@ -260,10 +262,11 @@ def _convolve_depthwise(inputs: Array, kernels: Array, geometry: Geometry) -> Ar
     kernels = kernels.reshape(
         kernels.shape[0], geometry.taps, *(1,) * geometry.rank, kernels.shape[-1]
     )
-    return sum(
+    total: Any = sum(
         (x if multiplier == 1 else jnp.repeat(x, multiplier, axis=-1)) * kernels[:, t]
         for t, x in enumerate(geometry.shift_inputs(inputs))
     )
+    return total
 
 
 def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
@@ -299,4 +302,5 @@ def _mix_outputs(y: Sequence[Array], mix: Array) -> Array:
     mix = mix.astype(y[0].dtype).reshape(
         mix.shape[0], *(mix.shape[1:-1] or (1,) * (y[0].ndim - 2)), mix.shape[-1]
     )
-    return sum(y_k * mix[..., k, None] for k, y_k in enumerate(y))
+    total: Any = sum(y_k * mix[..., k, None] for k, y_k in enumerate(y))
+    return total

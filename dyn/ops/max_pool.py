@@ -97,7 +97,9 @@ def _max_pool(inputs: Array, geometry: Geometry) -> Array:
 
 
 @_max_pool.defjvp
-def _max_pool_tangent(geometry: Geometry, primals: tuple, tangents: tuple) -> tuple[Array, Array]:
+def _max_pool_tangent(
+    geometry: Geometry, primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
     y, first = _find_maxima(*primals, geometry)
     terms = [
         jnp.where(first == t, tangent, jnp.zeros_like(tangent))

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from experiments.core import digests
 from experiments.core.errors import UserError
-from experiments.data import archives, downloads, paths, pictures, splits
+from experiments.data import archives, paths, pictures, splits
 from experiments.data.dataset import Dataset, Example
 
 OFFICIAL_TRAIN, OFFICIAL_VAL = 100_000, 10_000
@@ -327,6 +327,8 @@ def download_zip(data_dir: Path) -> Path:
     Raises:
         UserError: if it cannot be downloaded, or the server sends another file.
     """
+    from experiments.data import downloads  # Needs pooch, which reading does not.
+
     try:
         return downloads.download_file(URL, MD5, data_dir / "downloads" / ZIP, SIZE)
     except downloads.DownloadError as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
-from experiments.data import archives, downloads, masks, paths, splits
+from experiments.data import archives, masks, paths, splits
 from experiments.data.dataset import Dataset
 
 CLASSES = (
@@ -130,6 +130,8 @@ def find_root(source: Path | None, data_dir: Path) -> Path:
         UserError: if nothing is there, or something else.
     """
     if source is None:
+        from experiments.data import downloads  # Needs pooch, which reading does not.
+
         try:
             tar = downloads.download_file(URL, MD5, data_dir / "downloads" / TAR, SIZE)
         except downloads.DownloadError as error:
