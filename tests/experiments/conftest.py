@@ -12,6 +12,7 @@ import jax
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from PIL import Image
 
 
 @pytest.fixture(scope="module")
@@ -88,6 +89,21 @@ def write_run(tmp_path):
         return folder
 
     return write
+
+
+@pytest.fixture
+def size_of():
+    """Returns a function: width and height of a PNG in inches; it fails if nothing is drawn."""
+
+    from experiments.figures.style import DPI
+
+    def measure(path):
+        with Image.open(path) as image:
+            assert image.format == "PNG"
+            assert len(image.convert("RGB").getcolors(2**24)) > 10
+            return tuple(side / DPI for side in image.size)
+
+    return measure
 
 
 class Compiles(Exception):

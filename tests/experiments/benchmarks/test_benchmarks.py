@@ -85,17 +85,6 @@ def test_flax_resnet_has_our_number_of_parameters(depth, parameters):
     assert count_parameters(variables["params"]) == parameters
 
 
-def test_cases_have_every_kind_of_layer():
-    cases = lowerings.list_cases()
-    assert len(set(map(str, cases))) == len(cases) >= 24
-    assert {case.kernels for case in cases} == {0, 1, 4, 8}
-    assert {1, 8, 32, 128} <= {case.batch for case in cases}
-    assert {len(case.spatial) for case in cases} == {1, 2}
-    assert {case.stride for case in cases} == {1, 2}
-    assert any(case.groups == case.inputs for case in cases)
-    assert any(case.size == 1 for case in cases)
-
-
 def test_first_batches_do_not_count(monkeypatch):
     now = 0.0
 

@@ -1,14 +1,12 @@
 """A trained network from Python: the numbers of evaluation, whatever the sizes of pictures and batches."""
 
 import dataclasses
-import json
 
 import jax
 import numpy as np
 import pytest
 from finished_runs import config_with, write_finished
 
-from experiments.configs.shared.assemble import restore_config
 from experiments.core.errors import UserError
 from experiments.data import transforms, ucr
 from experiments.data.ucr import Series
@@ -108,11 +106,3 @@ def test_series_are_filled_normalised_and_padded_as_in_training(tmp_path, rng):
         trained([np.zeros(25)])
     with pytest.raises(ValueError, match="no values"):
         trained([np.full(3, np.nan)])
-
-
-def test_settings_are_restored_and_new_ones_have_defaults():
-    config = config_with(**ODCONV)
-    settings = json.loads(json.dumps(config.to_dict()))
-    assert restore_config(settings).to_dict() == config.to_dict()
-    del settings["loss_scale"], settings["model"]["context"]
-    assert restore_config(settings).to_dict() == config.to_dict()

@@ -1,17 +1,8 @@
 import numpy as np
 import pytest
-from PIL import Image
 
-from experiments.figures import style
 from experiments.reports import map_figures
 from experiments.runs import artifacts
-
-
-def measure_figure(path):
-    """Returns width and height in inches; fails if the figure is empty."""
-    with Image.open(path) as image:
-        assert len(image.convert("RGB").getcolors(2**24)) > 10
-        return tuple(side / style.DPI for side in image.size)
 
 
 def make_maps(rng, shape, spatial, weights=()):
@@ -47,7 +38,7 @@ def make_spatial_weights(rng, positions):
     [((8, 24, 3), (4, 12), (4, 12)), ((40, 1), (5,), (40,))],
     ids=["pictures", "series"],
 )
-def test_maps_of_pictures_and_series(tmp_path, rng, shape, spatial, positions):
+def test_maps_of_pictures_and_series(size_of, tmp_path, rng, shape, spatial, positions):
     base = make_maps(rng, shape, spatial)
     base.inputs[0] = 3.0  # a constant picture cannot be scaled by its range
     base.activation[1] = 0.0  # no place supports the class
@@ -61,7 +52,7 @@ def test_maps_of_pictures_and_series(tmp_path, rng, shape, spatial, positions):
     ):  # fmt: skip
         path = tmp_path / f"{draw.__name__}.png"
         assert draw(maps, path)
-        width, height = measure_figure(path)
+        width, height = size_of(path)
         assert 4 < width < 13 and 2 < height < 12
     assert not map_figures.draw_pixel_attention({"base": base}, tmp_path / "none.png")
 
@@ -83,22 +74,11 @@ def test_attention_over_taps_is_not_over_positions(rng):
     assert map_figures._choose_layers(maps) == []
 
 
-def test_first_middle_and_last_layer(rng):
-    maps = make_maps(rng, (8, 8, 1), (4, 4), make_pixel_weights(rng, (8, 8)))
-    layers = [layer for layer, _ in map_figures._choose_layers(maps)]
-    assert layers == ["layer0", "layer2", "layer4"]
-
-
-def test_segmented_pictures_of_several_sizes(tmp_path, rng):
+def test_segmented_pictures_of_several_sizes(size_of, tmp_path, rng):
     images = [rng.integers(0, 256, (*side, 3), np.uint8) for side in ((20, 30), (40, 30))]
     masks = [rng.choice(np.array([0, 1, 255], np.uint8), image.shape[:2]) for image in images]
     samples = artifacts.Samples(images, masks, [mask % 2 for mask in masks], ["background"])
     path = tmp_path / "samples.png"
     assert map_figures.draw_segmentation_samples({"base": samples, "hard": samples}, path)
-    width, height = measure_figure(path)
+    width, height = size_of(path)
     assert 5 < width < 12 and 3 < height < 12
-
-
-def test_gates_are_counted():
-    on = np.array([1.0, 0.0, 0.5, 0.2, 1.0])
-    assert map_figures._count_gates(on) == "on 2, off 1, free 2"

@@ -1,8 +1,6 @@
 import numpy as np
 import pytest
-from PIL import Image
 
-from experiments.figures import style
 from experiments.reports import study_figures
 from experiments.reports.comparison import compare_runs
 from experiments.runs.find import read_run
@@ -11,14 +9,6 @@ from experiments.runs.find import read_run
 def compare(folders):
     (comparison,) = compare_runs([read_run(folder) for folder in folders])
     return comparison
-
-
-def measure_figure(path):
-    """Returns width and height in inches; fails if the figure is empty."""
-    with Image.open(path) as image:
-        assert image.format == "PNG"
-        assert len(image.convert("RGB").getcolors(2**24)) > 10
-        return tuple(side / style.DPI for side in image.size)
 
 
 @pytest.fixture
@@ -32,7 +22,7 @@ def comparison(write_run):
     )
 
 
-def test_twelve_configs_fit_on_a_page(tmp_path, comparison):
+def test_twelve_configs_fit_on_a_page(size_of, tmp_path, comparison):
     figures = {
         study_figures.draw_accuracy_against_macs: (8.6, 4.6),
         study_figures.draw_curves: (8.6, 6.0),
@@ -41,7 +31,7 @@ def test_twelve_configs_fit_on_a_page(tmp_path, comparison):
     for draw, size in figures.items():
         path = tmp_path / draw.__name__ / "figure.png"
         assert draw(comparison, path)
-        np.testing.assert_allclose(measure_figure(path), size, atol=0.02)
+        np.testing.assert_allclose(size_of(path), size, atol=0.02)
         assert len(list(path.parent.iterdir())) == 1  # no temporary file is left
 
 

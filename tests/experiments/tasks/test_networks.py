@@ -2,15 +2,12 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 from small_runs import change
 
-from dyn.diagnostics import count_parameters
-from experiments.configs import base, common, dcd
+from experiments.configs import common
 from experiments.core.errors import UserError
 from experiments.tasks import make_task
-from experiments.tasks.backbone import make_network
 from experiments.train.banner import describe_network
 from experiments.train.control import count_config_parameters
 from experiments.train.validate import resolve_config
@@ -49,23 +46,6 @@ def test_a_backbone_shares_its_warehouses_by_stage():
     config.conv = {"name": "warehouse"}
     _, variables = variables_of(config)
     assert set(variables["params"]["backbone"]["conv"]) == {"stage1", "stage2"}
-
-
-@pytest.mark.parametrize(
-    ("network", "static", "dynamic"),
-    [("resnet", 11_185_233, 14_136_141), ("vgg16", 134_330_193, 135_076_177)],
-)
-def test_parameters_are_as_published(network, static, dynamic):
-    for config_file, wanted in ((base, static), (dcd, dynamic)):
-        config = config_file.get_config("folder")
-        config.model.network = network
-        if config_file is dcd:
-            config.conv = {"name": "dcd", "pool": 1 if network == "vgg16" else 2}
-            config.classifier = {"name": "dcd"}
-        net = make_network(config, num_classes=17, spatial_axes=2)
-        x = np.zeros((1, 32, 32, 3), np.float32)
-        shapes = jax.eval_shape(lambda x, net=net: net.init(jax.random.key(0), x), x)
-        assert count_parameters(shapes["params"]) == wanted
 
 
 def test_a_width_of_64_is_as_published():

@@ -55,19 +55,9 @@ def test_padding_adds_no_error_and_dead_features_are_counted(rng):
     assert found["dead_features"] == int((np.ptp(codes[:3], axis=0) == 0).sum()) >= 4
 
 
-def test_the_recipe_takes_recordings_and_the_smoke_run_is_small():
-    full = soundscape_autoencoder.get_config()
-    assert (full.epochs, full.optimizer.schedule) == (30, "cosine")
-    assert (full.audio.sample_rate, full.audio.seconds, full.audio.n_fft) == (22_050, 1.0, 256)
-    smoke = soundscape_autoencoder.get_config("smoke")
-    assert smoke.autoencoder.widths == (16, 32, 64, 6) and smoke.epochs == 1
-
-
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"autoencoder.pooling": "max"}, "choose one of implicit, explicit"),
-        ({"autoencoder.widths": ()}, "widths"),
         ({"normalise.mean": (0.5,)}, "from 0 to 1"),
         ({"conv.name": "warehouse"}, "an autoencoder has none"),
     ],

@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
+from small_runs import change
 
 from experiments import data
 from experiments.configs import species_multilabel
@@ -48,17 +49,10 @@ def blots(monkeypatch):
     return dataset
 
 
-def small(**changes):
-    config = species_multilabel.get_config("digits,smoke")
-    with config.unlocked():
-        config.update_from_flattened_dict(
-            {"model.width": 4, "model.stem": "small", "optimizer.learning_rate": 1e-2} | changes
-        )
-    return config
-
-
 def test_it_learns_from_incomplete_labels(blots, tmp_path):
-    config = small(epochs=12, **{"mixing.mixup": 0.2, "model.dropout": 0.1})
+    settings = {"model.width": 4, "model.stem": "small", "optimizer.learning_rate": 1e-2}
+    settings |= {"epochs": 12, "mixing.mixup": 0.2, "model.dropout": 0.1}
+    config = change(species_multilabel.get_config("digits,smoke"), settings)
     summary = train(config, tmp_path)
     test = summary["test"]
     assert summary["metric"] == "map" and summary["best"]["map"] > 0.9
