@@ -13,74 +13,44 @@ from dyn.ops.dynamic_conv import check_arguments
 from dyn.ops.geometry import resolve_geometry
 from dyn.ops.lowerings import why_unsupported
 
-CASES = {
-    "2d": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=3),
-    "2d taps": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=3, taps=True),
-    "2d one kernel, taps": dict(spatial=(5, 4), size=(3, 2), i=2, o=3, k=1, mix=None, taps=True),
-    "2d one kernel, nothing": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=1, mix=None),
-    "2d one weighed kernel": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=1),
-    "2d pointwise": dict(spatial=(5, 4), size=(1, 1), i=2, o=3, k=2, taps=True),
-    "2d strided": dict(spatial=(6, 5), size=(3, 3), i=2, o=3, k=2, taps=True, strides=(2, 3)),
+# Unless a case says otherwise: two kernels 3x3, from two to three features, for pictures of 5x4.
+USUAL = dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=2)
+CHANGES = {
+    "2d": dict(k=3),
+    "2d taps": dict(k=3, taps=True),
+    "2d one kernel, taps": dict(size=(3, 2), k=1, mix=None, taps=True),
+    "2d one kernel, nothing": dict(k=1, mix=None),
+    "2d one weighed kernel": dict(k=1),
+    "2d pointwise": dict(size=(1, 1), taps=True),
+    "2d strided": dict(spatial=(6, 5), taps=True, strides=(2, 3)),
     "2d valid, dilated": dict(
-        spatial=(7, 6),
-        size=(3, 2),
-        i=2,
-        o=3,
-        k=2,
-        taps=True,
-        padding="VALID",
-        kernel_dilation=(2, 3),
+        spatial=(7, 6), size=(3, 2), taps=True, padding="VALID", kernel_dilation=(2, 3)
     ),
     "2d same, strided, dilated": dict(
-        spatial=(7, 6), size=(3, 2), i=2, o=3, k=2, taps=True, strides=2, kernel_dilation=2
+        spatial=(7, 6), size=(3, 2), taps=True, strides=2, kernel_dilation=2
     ),
     "2d input dilated": dict(
-        spatial=(4, 3),
-        size=(3, 3),
-        i=2,
-        o=3,
-        k=2,
-        taps=True,
-        input_dilation=(2, 3),
-        padding=[(1, 1), (0, 3)],
-        strides=2,
+        spatial=(4, 3), taps=True, input_dilation=(2, 3), padding=[(1, 1), (0, 3)], strides=2
     ),
-    "2d pairs": dict(
-        spatial=(5, 4), size=(3, 3), i=2, o=3, k=2, taps=True, padding=[(0, 2), (3, 1)], strides=2
-    ),
-    "2d cropping": dict(
-        spatial=(7, 6), size=(3, 3), i=2, o=3, k=2, taps=True, padding=[(-1, 1), (1, -2)]
-    ),
-    "2d number": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=2, padding=2),
-    "2d circular": dict(
-        spatial=(5, 4), size=(3, 2), i=2, o=3, k=2, taps=True, padding="CIRCULAR", strides=2
-    ),
-    "2d reflect": dict(
-        spatial=(5, 6), size=(3, 2), i=2, o=3, k=2, padding="REFLECT", kernel_dilation=2
-    ),
-    "2d fewer positions than features": dict(
-        spatial=(2, 2), size=(3, 3), i=2, o=13, k=3, taps=True, strides=2
-    ),
-    "2d groups": dict(spatial=(5, 4), size=(3, 3), i=4, o=6, k=3, groups=2, taps=True),
-    "2d depthwise": dict(spatial=(5, 4), size=(3, 3), i=4, o=4, k=3, groups=4, taps=True),
-    "2d depthwise, multiplied": dict(
-        spatial=(5, 4), size=(3, 3), i=3, o=6, k=2, groups=3, taps=True
-    ),
-    "2d depthwise, one kernel": dict(
-        spatial=(5, 4), size=(3, 3), i=4, o=4, k=1, groups=4, mix=None, taps=True
-    ),
-    "2d pixel-wise": dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=3, mix="pixel", strides=2),
-    "2d pixel-wise, taps, groups": dict(
-        spatial=(5, 4), size=(3, 3), i=2, o=4, k=3, groups=2, mix="pixel", taps=True
-    ),
-    "1d causal": dict(
-        spatial=(9,), size=(3,), i=2, o=3, k=2, taps=True, padding="CAUSAL", kernel_dilation=2
-    ),
-    "1d pixel-wise": dict(spatial=(6,), size=(3,), i=2, o=3, k=2, mix="pixel"),
-    "1d same, even kernel": dict(spatial=(9,), size=(4,), i=2, o=3, k=2, strides=2),
-    "3d": dict(spatial=(4, 3, 3), size=(2, 3, 2), i=2, o=3, k=2, taps=True, strides=(2, 1, 2)),
-    "3d pixel-wise": dict(spatial=(2, 3, 2), size=(1, 2, 2), i=2, o=2, k=2, mix="pixel"),
+    "2d pairs": dict(taps=True, padding=[(0, 2), (3, 1)], strides=2),
+    "2d cropping": dict(spatial=(7, 6), taps=True, padding=[(-1, 1), (1, -2)]),
+    "2d number": dict(padding=2),
+    "2d circular": dict(size=(3, 2), taps=True, padding="CIRCULAR", strides=2),
+    "2d reflect": dict(spatial=(5, 6), size=(3, 2), padding="REFLECT", kernel_dilation=2),
+    "2d fewer positions than features": dict(spatial=(2, 2), o=13, k=3, taps=True, strides=2),
+    "2d groups": dict(i=4, o=6, k=3, groups=2, taps=True),
+    "2d depthwise": dict(i=4, o=4, k=3, groups=4, taps=True),
+    "2d depthwise, multiplied": dict(i=3, o=6, groups=3, taps=True),
+    "2d depthwise, one kernel": dict(i=4, o=4, k=1, groups=4, mix=None, taps=True),
+    "2d pixel-wise": dict(k=3, mix="pixel", strides=2),
+    "2d pixel-wise, taps, groups": dict(o=4, k=3, groups=2, mix="pixel", taps=True),
+    "1d causal": dict(spatial=(9,), size=(3,), taps=True, padding="CAUSAL", kernel_dilation=2),
+    "1d pixel-wise": dict(spatial=(6,), size=(3,), mix="pixel"),
+    "1d same, even kernel": dict(spatial=(9,), size=(4,), strides=2),
+    "3d": dict(spatial=(4, 3, 3), size=(2, 3, 2), taps=True, strides=(2, 1, 2)),
+    "3d pixel-wise": dict(spatial=(2, 3, 2), size=(1, 2, 2), o=2, mix="pixel"),
 }
+CASES = {name: USUAL | changes for name, changes in CHANGES.items()}
 DESCRIPTION = ("spatial", "size", "i", "o", "k", "groups", "batch", "taps", "mix")
 
 

@@ -21,13 +21,6 @@ def test_temperature_falls_linearly_to_one():
     assert float(linear_temperature(0, 30.0, 0)) == 1.0
 
 
-@pytest.mark.parametrize("dtype", [jnp.int32, jnp.uint32, jnp.float32])
-def test_step_may_be_traced(dtype):
-    schedule = jax.jit(partial(linear_temperature, start=30.0, steps=10))
-    temperature = schedule(jnp.asarray(5, dtype))
-    assert temperature.dtype == jnp.float32 and temperature == 15.5
-
-
 @pytest.fixture
 def variables():
     shapes = init_shapes(

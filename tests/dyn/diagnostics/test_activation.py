@@ -111,17 +111,6 @@ def small_resnet(conv):
     return net, filled(net, x), x
 
 
-def test_the_map_of_an_input_does_not_depend_on_the_others():
-    net, variables, x = small_resnet(nn.Conv)
-    compute = compile_activation(net, "stage2_block1")
-    maps = compute(variables, x, jnp.array([0, 2]))
-    assert maps.shape == (2, 4, 4)
-    assert np.all(maps >= 0) and np.all(np.isfinite(maps))
-    others = compute(variables, x.at[0].add(1.0), jnp.array([1, 2]))
-    np.testing.assert_allclose(maps[1], others[1], rtol=1e-4, atol=1e-6)
-    assert not np.allclose(maps[0], others[0], rtol=1e-2)
-
-
 def test_maps_of_a_half_precision_network_are_in_float32():
     net, x = Linear(), random_input(1, 5, 3, 2, dtype=jnp.bfloat16)
     variables = filled(net, x, dtype=jnp.bfloat16)

@@ -3,6 +3,7 @@
 import base64
 import json
 import sys
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from dyn.interop import read_weights
 
 REFERENCES = Path(torch_zip.__file__).with_name("torch_references.json")
 WEIGHTS = {"conv.weight": np.arange(24.0).reshape(2, 3, 2, 2), "conv.bias": np.ones(2)}
+NAMES = r"builtins\.eval|argparse\.Namespace|posix\.system|torch\.load|instruction (INST|EXT1)"
 
 
 def test_reads_a_checkpoint_written_by_torch(tmp_path):
@@ -95,8 +97,13 @@ def test_executes_nothing(tmp_path):
         ({"w": tensor("0", (100,), (1,))}, "w reaches beyond"),
         ({"w": tensor("0", (1 << 20, 1 << 20), (0, 0))}, "bytes"),
         ({"w": integer(3)}, "w are not tensors"),
+        ({"w": tensor("0", (2,), (1,), 23)}, "w reaches beyond"),
+        ({"w": tensor("0", (2,), (1,), -3)}, "w reaches beyond"),
+        ({"w": tensor("0", (2,), (-1,), 5)}, "call"),
+        ({"w": tensor("7", (2,), (1,))}, "the numbers of w are missing"),
+        ({"w": tensor("0", (2,), (1,), 0, "QInt8Storage")}, "torch.QInt8Storage"),
     ],
-    ids=["beyond its numbers", "huge", "no tensor"],
+    ids="beyond,huge,no tensor,after,before,steps back,missing,unknown kind".split(","),
 )
 def test_impossible_tensors_are_refused(tmp_path, entries, message):
     path = save(tmp_path / "net.pth", WEIGHTS, entries)
@@ -110,3 +117,60 @@ def test_files_of_another_kind_are_named(tmp_path):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"net\.pth .*{message}"):
             read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        b"cbuiltins\neval\n" + sequence([text("1")]) + b"R",
+        b"cargparse\nNamespace\n",
+        b"cargparse\nNamespace\n)\x81",
+        b"(" + text("true") + b"iposix\nsystem\n",
+        text("posix") + text("system") + b"\x93",
+        b"ctorch\nload\n" + sequence([text("net.pth")]) + b"R",
+        b"\x82\x01",
+    ],
+    ids=["builtin", "name", "object", "instance", "stack", "torch", "extension"],
+)
+def test_other_names_and_instructions_are_refused(tmp_path, call):
+    path = save(tmp_path / "net.pth", WEIGHTS, {"evil": call})
+    with pytest.raises(ValueError, match=rf"net\.pth cannot be read: it.* ({NAMES})"):
+        read_weights(path)
+
+
+@pytest.mark.parametrize(
+    "pickled",
+    [
+        b"",
+        b"garbage",
+        *(b"\x80\x02" + rest for rest in (b"", b"}", b".", b"h\x05.", b")R.", b"].", b"tu.")),
+        b"\x80\x02" + text("x")[:-1],
+        b"\x80\x02X\x01\x00\x00\x00\xff.",
+    ],
+)
+def test_damaged_pickles_are_refused(tmp_path, pickled):
+    path = save(tmp_path / "net.pth", {}, data=pickled)
+    with pytest.raises(ValueError, match=r"net\.pth cannot be read: "):
+        read_weights(path)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    whole = save(tmp_path / "net.pth", WEIGHTS).read_bytes()
+    at = whole.index(np.float32(5).tobytes())
+    compressed = save(tmp_path / "small.pth", WEIGHTS, compression=zipfile.ZIP_DEFLATED)
+    other = tmp_path / "other.zip"
+    with zipfile.ZipFile(other, "w") as archive:
+        archive.writestr("a.txt", "a")
+    for content, message in (
+        (whole[: len(whole) // 2], "not a file of weights"),
+        (whole[:at] + b"\1" + whole[at + 1 :], "is damaged: Bad CRC"),
+        (b"\xff\0\0\0\0\0\0\0{", "is damaged"),
+        (other.read_bytes(), "torch.save did not write"),
+        (compressed.read_bytes(), "compressed data"),
+    ):
+        path = tmp_path / "damaged.pth"
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=rf"damaged\.pth .*{message}"):
+            read_weights(path)
+    with pytest.raises(FileNotFoundError):
+        read_weights(tmp_path / "none.pth")

@@ -70,14 +70,8 @@ def shared(**fields):
 
 
 NETWORKS = {
-    "DynamicConv": STATIC.copy(conv=partial(layers.DynamicConv, num_kernels=3)),
-    "ODConv": STATIC.copy(conv=partial(layers.ODConv, num_kernels=3)),
     "CondConv": STATIC.copy(conv=partial(layers.CondConv, num_kernels=3), context="block"),
-    "PixelDynamicConv": STATIC.copy(conv=partial(layers.PixelDynamicConv, num_kernels=3)),
-    "GatedConv, kernels": STATIC.copy(conv=partial(layers.GatedConv, num_kernels=3)),
-    "GatedConv, filters": STATIC.copy(conv=partial(layers.GatedConv, granularity="filter")),
     "DCDConv, DCDDense": STATIC.copy(conv=layers.DCDConv, dense=partial(layers.DCDDense, latent=4)),
-    "FDConv": STATIC.copy(conv=partial(layers.FDConv, num_kernels=3)),
     "KernelRepresentation": STATIC.copy(
         conv=partial(layers.ODConv, num_kernels=2), context="carried"
     ),

@@ -1,4 +1,4 @@
-"""The norm inside attention, for layers whose papers have none."""
+"""The layer norm inside attention."""
 
 from functools import partial
 
@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from layer_cases import filled, random_input
 
-from dyn.layers import DCDConv, DCDDense, DynamicConv, GatedConv, SpectralNormConv
+from dyn.layers import DCDConv, DCDDense, DynamicConv, GatedConv, ODConv, SpectralNormConv
 
 LAYERS = {
+    "ODConv": (partial(ODConv, 6, (3, 3), num_kernels=3), (4, 5, 5, 4)),
     "DynamicConv": (partial(DynamicConv, 6, (3, 3), num_kernels=3), (4, 5, 5, 4)),
     "SpectralNormConv": (partial(SpectralNormConv, 6, (3, 3), num_kernels=3), (4, 5, 5, 4)),
     "GatedConv": (partial(GatedConv, 6, (3, 3), granularity="filter"), (4, 5, 5, 4)),
@@ -29,7 +30,7 @@ def test_the_layer_norm_normalises_the_squeezed_vector(name):
     """Without it, and with a vector normalised by hand, the attention is the same."""
     make, shape = LAYERS[name]
     x, context = random_input(*shape), random_input(shape[0], 7, seed=2)
-    normed, plain = make(attention_norm="layer"), make()
+    normed, plain = make(attention_norm="layer"), make(attention_norm="none")
     variables = filled(normed, x, context)
     attention = {**variables["params"]["attention"]}
     scale, bias = (attention["norm"][key] for key in ("scale", "bias"))

@@ -1,16 +1,14 @@
-"""ODConv against published numbers and an independent computation."""
+"""ODConv against published numbers, and its statistics in training."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpy_oracle
 import pytest
 from layer_cases import assert_published, filled, random_input, sines
 
 from dyn.layers import ODConv
-from dyn.schedules import set_temperature
 
 # Parity with the authors' code, by numbers published with the formulas: all arrays are sines.
 
@@ -85,112 +83,22 @@ def test_published_parity_vector(name):
     assert_published(layer, variables, x, sums, entries)
 
 
-# The formulas in numpy.
-
-
-def attention_by_numpy(variables, context, kernel_size, norm="batch", statistics=None):
-    """Returns the weights (channel, filter, spatial, kernel) of section 3.2, None without a head."""
-    params = variables["params"]["attention"]
-    t = float(variables["attention"]["attention"]["temperature"])
-    z = np.asarray(context) @ np.asarray(params["squeeze"]["kernel"])
-    if norm != "none":
-        if norm == "layer":
-            mean, var = z.mean(1, keepdims=True), z.var(1, keepdims=True)
-        elif statistics == "batch":
-            mean, var = z.mean(0), z.var(0)
-        else:
-            running = variables["batch_stats"]["attention"]["norm"]
-            mean, var = np.asarray(running["mean"]), np.asarray(running["var"])
-        z = (z - mean) / np.sqrt(var + 1e-5)
-        z = z * np.asarray(params["norm"]["scale"]) + np.asarray(params["norm"]["bias"])
-    z = np.maximum(z, 0)
-
-    def logits(name):
-        return (z @ np.asarray(params[name]["kernel"]) + np.asarray(params[name]["bias"])) / t
-
-    def sigmoid(name):
-        return 1 / (1 + np.exp(-logits(name))) if name in params else None
-
-    spatial, kernel = sigmoid("spatial"), None
-    if spatial is not None:
-        spatial = spatial.reshape(-1, *kernel_size)
-    if "kernel" in params:
-        kernel = np.exp(logits("kernel"))
-        kernel = kernel / kernel.sum(1, keepdims=True)
-    return sigmoid("channel"), sigmoid("filter"), spatial, kernel
-
-
-def od_conv_by_definition(variables, x, weights, **geometry):
-    """Computes ODConv from its attention's weights."""
-    channel, filters, spatial, mix = weights
-    params = variables["params"]
-    everywhere = (slice(None), *(None,) * (x.ndim - 2))
-    x = np.asarray(x) * channel[everywhere]
-    y = numpy_oracle.convolve(x, params["kernel"], mix, spatial, **geometry)
-    y = y if filters is None else y * filters[everywhere]
-    return y + np.asarray(params["bias"])
-
-
-@pytest.mark.parametrize(
-    ("case", "norm"),
-    [
-        ("usual", "batch"),
-        ("groups", "batch"),
-        ("depthwise", "layer"),
-        ("depthwise, multiplied", "batch"),
-        ("pointwise", "none"),
-    ],
-)
-def test_follows_the_formulas(case, norm):
-    fields = {
-        "usual": dict(features=6, kernel_size=(3, 2), strides=2, num_kernels=3),
-        "groups": dict(features=6, kernel_size=(3, 3), feature_group_count=2),
-        "depthwise, multiplied": dict(features=8, kernel_size=(3, 3), feature_group_count=4),
-        "depthwise": dict(features=4, kernel_size=(3, 3), feature_group_count=4, num_kernels=1),
-        "pointwise": dict(features=6, kernel_size=(1, 1), num_kernels=2),
-    }[case]
-    layer = ODConv(**fields, attention_norm=norm, param_dtype=jnp.float64)
-    with jax.enable_x64(True):
-        x = random_input(3, 5, 4, 4, dtype=np.float64)
-        variables = set_temperature(filled(layer, x, dtype=np.float64), 1.7)
-        # flax's LayerNorm needs promotion in float64.
-        with jax.numpy_dtype_promotion("standard" if norm == "layer" else "strict"):
-            y = jax.jit(layer.apply)(variables, x)
-        weights = attention_by_numpy(variables, np.asarray(x).mean((1, 2)), layer.kernel_size, norm)
-        window = dict(strides=layer.strides, feature_group_count=layer.feature_group_count)
-        want = od_conv_by_definition(variables, x, weights, **window)
-    np.testing.assert_allclose(y, want, rtol=1e-10, atol=1e-12)
-
-
-# Kernels of a different form.
-
-
-# Context, temperature and statistics.
-
-
-def test_batch_statistics_are_used_exactly_when_they_are_mutable():
+def test_training_uses_and_updates_the_statistics_of_the_batch():
     x = random_input(5, 5, 5, 4)
     layer = ODConv(6, (3, 3), num_kernels=2)
     variables = filled(layer, x)
-    context = np.asarray(x).mean((1, 2))
-    running = od_conv_by_definition(
-        variables, x, attention_by_numpy(variables, context, (3, 3), statistics="running")
-    )
-    batch = od_conv_by_definition(
-        variables, x, attention_by_numpy(variables, context, (3, 3), statistics="batch")
-    )
-    assert np.abs(running - batch).max() > 0.01
+    z = np.asarray(x).mean((1, 2)) @ variables["params"]["attention"]["squeeze"]["kernel"]
+    batch = {"mean": z.mean(0), "var": z.var(0)}
 
     @jax.jit
     def compute(variables):
-        return layer.apply(variables, x), layer.apply(variables, x, mutable=["batch_stats"])
+        known = {**variables, "batch_stats": {"attention": {"norm": batch}}}
+        return layer.apply(variables, x, mutable=["batch_stats"]), layer.apply(known, x)
 
-    inference, (y, state) = compute(variables)
-    np.testing.assert_allclose(inference, running, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(y, batch, rtol=1e-4, atol=1e-5)
-    # torch's momentum 0.1 is flax's 0.9.
-    z = context @ np.asarray(variables["params"]["attention"]["squeeze"]["kernel"])
+    (y, state), want = compute(variables)
+    np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-5)
+    assert np.abs(y - layer.apply(variables, x)).max() > 0.01
     before = variables["batch_stats"]["attention"]["norm"]
     after = state["batch_stats"]["attention"]["norm"]
-    for name, now in (("mean", z.mean(0)), ("var", z.var(0))):
+    for name, now in batch.items():  # torch's momentum 0.1 is flax's 0.9
         np.testing.assert_allclose(after[name], 0.9 * before[name] + 0.1 * now, rtol=1e-4)

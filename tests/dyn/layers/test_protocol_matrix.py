@@ -25,14 +25,6 @@ pytestmark = pytest.mark.matrix
 WITH_DTYPE = [name for name in LAYERS if name not in ("SqueezeExcite", "CBAM")]
 
 
-@pytest.mark.parametrize("name", [name for name, case in LAYERS.items() if case.temperature])
-def test_a_temperature_may_be_traced(name):
-    _, variables, x, apply, *_ = compiled_case(name)
-    want = apply(set_temperature(variables, 30.0), x)
-    inside = jax.jit(lambda v, t, x: apply(set_temperature(v, t), x))
-    np.testing.assert_allclose(inside(variables, jnp.float32(30), x), want, rtol=1e-5, atol=1e-6)
-
-
 @pytest.mark.parametrize("name", LAYERS)
 def test_temperature_is_one_without_its_collection(name):
     layer, variables, x, apply, *_ = compiled_case(name)

@@ -5,7 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
-from sharded_steps import BATCH, CASES, gathers, layer_gradient, shardings, train_step_text
+from sharded_steps import BATCH, CASES, gathers, large, layer_gradient, shardings, train_step_text
 
 from dyn.layers import ODConv
 from dyn.models import Bottleneck
@@ -20,6 +20,15 @@ def test_the_gradient_of_no_layer_gathers(name):
     text = layer_gradient(name, devices=4).as_text()
     assert "all-reduce" in text
     assert not gathers(text)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_four_devices_share_the_work(name):
+    """With inputs large enough for other lowerings."""
+    alone, shared = (layer_gradient(name, devices, large(name)) for devices in (1, 4))
+    assert "all-reduce" in shared.as_text() and not gathers(shared.as_text())
+    flops = [compiled.cost_analysis()["flops"] for compiled in (alone, shared)]
+    assert flops[1] == pytest.approx(flops[0] / 4, rel=0.02)
 
 
 # One block, which has a strided and an unstrided convolution.

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import filled, init_shapes, random_input, shapes_of
+from layer_cases import assert_learns, filled, init_shapes, random_input, shapes_of
 
 from dyn.layers import DCDConv, DCDDense, ODConv
 from dyn.models import VGG, VGG16, BasicBlock, Classifier, MobileNetV2, ResNet, mobilenet
@@ -110,5 +110,4 @@ def test_gradient_reaches_all_parameters(name, few_stages):
         seen = {**variables, "params": params}
         return jnp.sum(jnp.sin(net.apply(seen, x, train=True, mutable=["batch_stats"])[0]))
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
-        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+    assert_learns(gradient(variables["params"]))

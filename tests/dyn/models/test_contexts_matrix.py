@@ -4,9 +4,8 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from layer_cases import filled, random_input
+from layer_cases import assert_learns, filled, random_input
 
 from dyn.layers import CondConv, ODConv, PixelDynamicConv
 from dyn.models import BasicBlock, Bottleneck, ResNet
@@ -36,5 +35,4 @@ def test_gradient_reaches_all_parameters(block, conv, context):
         seen = {**variables, "params": params}
         return jnp.sum(net.apply(seen, x, train=True, mutable=["batch_stats"])[0] ** 2)
 
-    for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
-        assert np.isfinite(leaf).all() and np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+    assert_learns(gradient(variables["params"]))

@@ -278,15 +278,6 @@ def test_computes_in_bfloat16_and_returns_logits_in_float32(head):
     assert len(inside) > 4 and logits.dtype == jnp.float32
 
 
-def test_bfloat16_is_close_to_float32():
-    """Numbers are rounded to 8 bits, 0.4 percent, in each of about ten steps."""
-    net, x = FCN(num_classes=4, backbone=Thinned), random_input(2, 8, 8, 3)
-    half, variables = net.copy(dtype=jnp.bfloat16), filled(net, x)
-    compute = jax.jit(lambda v: (half.apply(v, x), net.apply(v, x)))
-    rounded, exact = compute(variables)
-    assert np.abs(rounded - exact).max() < 0.05 * np.abs(exact).max()
-
-
 def test_backbone_computes_in_the_dtype_of_the_head_or_its_own():
     def dtype_inside(own=None, dtype=None):
         x, backbone = picture(2, 16, 16, 3), partial(OneStage, dtype=own)

@@ -114,18 +114,10 @@ def test_in_a_file_each_fact_is_one_line(capsys):
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (None, "-"),
-        (7, "7"),
-        (np.int64(7), "7"),
-        ("cat", "cat"),
-        (0.0, "0.0000"),
-        (0.98765, "0.9877"),
-        (jnp.float32(30), "30.00"),
-        (12345.6, "12346"),
-        (3e-4, "3.0e-04"),
-        (float("nan"), "nan"),
+        (None, "-"), (7, "7"), (np.int64(7), "7"), ("cat", "cat"), (0.0, "0.0000"), (0.98765, "0.9877"),
+        (jnp.float32(30), "30.00"), (12345.6, "12346"), (3e-4, "3.0e-04"), (float("nan"), "nan"),
     ],
-)
+)  # fmt: skip
 def test_values_are_short(value, text):
     assert format_value(value) == text
 

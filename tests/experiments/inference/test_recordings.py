@@ -109,21 +109,12 @@ def test_windows_above_the_threshold_become_rows(trained, field, tmp_path, capsy
     output = capsys.readouterr().out
     assert "3" in output and f"1, listed in {out / 'skipped.csv'}" in output
 
-    # The same intervals for Raven, one table per recording.
+    # The same rows for Raven, one table per recording; the next test compares their intervals.
     names = ("a/1", "b/1", "b/1.wav")
     tables = [read_raven(out / f"{name}.dyn.selections.txt") for name in names]
-    assert len(list(out.rglob("*.txt"))) == 3
-    assert list(tables[0][0]) == list(raven.COLUMNS)
-    for table in tables:
-        assert [row["Selection"] for row in table] == [str(n) for n in range(1, len(table) + 1)]
-    selections = [row for table in tables for row in table]
-    for selection, row in zip(selections, rows, strict=True):
-        for theirs, ours in (("Begin Path", "file"), ("Label", "label"), ("Score", "score")):
-            assert selection[theirs] == row[ours]
-        # The table of predictions is rounded to milliseconds.
-        for theirs, ours in (("Begin Time (s)", "start_s"), ("End Time (s)", "end_s")):
-            assert float(selection[theirs]) == pytest.approx(float(row[ours]), abs=5e-4)
-        assert (selection["Low Freq (Hz)"], selection["High Freq (Hz)"]) == ("0.0", "4000.0")
+    assert len(list(out.rglob("*.txt"))) == 3 and list(tables[0][0]) == list(raven.COLUMNS)
+    selections = [(row["Begin Path"], row["Score"]) for table in tables for row in table]
+    assert selections == [(row["file"], row["score"]) for row in rows]
 
 
 def test_tables_for_raven_are_read_back(trained, field, tmp_path):

@@ -3,6 +3,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import change
 
 from experiments.configs import base
 from experiments.data import load
@@ -11,18 +12,12 @@ from experiments.tasks import make_task, segmentation
 TINY = {"model.width": 4, "batch_size": 4, "epochs": 1, "image_size": 16, "log_every": 1}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def ordinary_promotion():
-    """Optax does not pass strict promotion."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
+pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 
 def small(config_file, folder, **changes):
     config = config_file.get_config("mask_folder,smoke")
-    with config.unlocked():
-        config.update_from_flattened_dict({**TINY, "data.source": str(folder), **changes})
-    return config
+    return change(config, {**TINY, "data.source": str(folder), **changes})
 
 
 def outputs_of(dataset, config, predict):
