@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,13 @@ FLOORS = {
     "train": 5,
     "inference": 5,
 }
+# The rooms of dyn/ above each room, which it must not import, and libraries that a function may import.
+ABOVE = {
+    "ops": ("layers", "nnx", "models", "schedules", "diagnostics", "interop"),
+    "layers": ("nnx", "models", "schedules", "diagnostics", "interop"),
+    "models": ("interop",),
+}
+OPTIONAL = {"interop": {"safetensors"}}
 COMMANDS = {
     *(
         "main",
@@ -72,6 +80,20 @@ def test_imports_run_down():
             if there != here and floor >= FLOORS.get(here, len(FLOORS) + 1):
                 wrong.append(f"{path.relative_to(ROOT)} -> {module}")
     assert wrong == []
+
+
+def test_the_library_imports_what_its_rooms_may():
+    """It imports jax, flax and numpy only, and no room above."""
+    for path, tree in parsed_files("dyn"):
+        room = path.relative_to(ROOT / "dyn").parts[0]
+        modules = set(imported_modules(tree))
+        libraries = {module.partition(".")[0] for module in modules} - sys.stdlib_module_names
+        allowed = {"dyn", "jax", "numpy"} | ({"flax"} if room != "ops" else set())
+        assert libraries <= allowed | OPTIONAL.get(room, set()), path
+        above = tuple(f"dyn.{name}" for name in ABOVE.get(room, ()))
+        assert not any(module.startswith(above) for module in modules if above), path
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        assert not any(node.level for node in imports), f"{path}: relative import"
 
 
 def test_training_imports_no_reporting():

@@ -1,4 +1,4 @@
-"""Layers of every method and networks of every layer that start as the trained static ones."""
+"""Layers that start as the trained static one, and networks that need more than the layers alone."""
 
 from functools import partial
 

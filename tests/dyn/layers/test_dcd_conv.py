@@ -234,7 +234,7 @@ def test_starts_as_the_authors_networks_do():
         assert 0.9 * bound < np.abs(linear["kernel"]).max() <= bound
 
 
-# The dense layer in the place of flax's.
+# Errors.
 
 
 def test_batch_statistics_of_one_position_are_refused():

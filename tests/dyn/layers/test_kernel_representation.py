@@ -1,4 +1,4 @@
-"""KernelRepresentation: its formula and gradients, alone and as the context of layers."""
+"""KernelRepresentation: its formula and its gradients."""
 
 import flax.linen as nn
 import jax

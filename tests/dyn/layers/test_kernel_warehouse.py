@@ -1,4 +1,4 @@
-"""WarehouseConv against published numbers, an independent computation, and static convolutions."""
+"""WarehouseConv against published numbers and an independent computation; its cells and its blend."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""No layer and no lowering that 'auto' may choose gathers a batch sharded over four devices."""
+"""No layer and no lowering that 'auto' may choose gathers a batch over four devices, which share the work."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""SqueezeExcite against an independent computation."""
+"""SqueezeExcite against an independent computation, and inputs that it and CBAM refuse."""
 
 from functools import partial
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from layer_cases import filled, init_shapes, random_input, shapes_of
 
-from dyn.layers.squeeze_excite import SqueezeExcite
+from dyn.layers import CBAM, SqueezeExcite
 
 
 def weights_by_numpy(variables, context):
@@ -51,6 +51,9 @@ def test_parameters(channels, squeezed):
     [
         (SqueezeExcite(), (jnp.ones((2, 5, 5, 8), int),), "floating point"),
         (SqueezeExcite(), (jnp.ones((2, 8)),), "more axes"),
+        (CBAM(), (jnp.ones((2, 5, 5, 8), int),), "floating point"),
+        (CBAM(), (jnp.ones((2, 8)),), "more axes"),
+        (CBAM(spatial_norm="layer"), (jnp.ones((2, 5, 8)),), "write 'batch' or 'none'"),
         (SqueezeExcite(spatial_axes=3), (jnp.ones((5, 5, 8)),), "3 or more axes"),
         (SqueezeExcite(), (jnp.ones((2, 5, 8)), jnp.ones((3, 4))), r"batch axes \(2,\)"),
     ],

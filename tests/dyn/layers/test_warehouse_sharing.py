@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import filled, init_shapes, random_input, shapes_of
+from layer_cases import init_shapes, random_input, shapes_of
 
 from dyn.layers import KernelShape, Warehouse, WarehouseConv, Warehouses, by_stage, share_kernels
 from dyn.models import BasicBlock, ResNet
@@ -29,24 +29,10 @@ class Nested(nn.Module):
         return self.network(x, train)
 
 
-def test_a_small_nested_resnet_trains_all_its_cells():
-    x = random_input(4, 8, 8, 3)
-    net = Nested(small_resnet(x, lowering="taps"))
-    variables = filled(net, x)
-    assert set(variables["params"]["network"]["conv"]) == {"stage1", "stage2"}
-
-    @jax.jit
-    def gradient(params):
-        def loss(params):
-            logits, _ = net.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
-            return jnp.mean(nn.log_softmax(logits)[:, 0] ** 2)
-
-        return jax.grad(loss)(params)
-
-    for path, g in jax.tree_util.tree_leaves_with_path(gradient(variables["params"])):
-        assert np.isfinite(g).all(), jax.tree_util.keystr(path)
-        if path[-1].key == "cells":
-            assert (np.abs(g).max((1, 2)) > 0).all()
+def test_a_nested_network_shares_by_stage():
+    x = jax.ShapeDtypeStruct((4, 8, 8, 3), jnp.float32)
+    params = init_shapes(Nested(small_resnet(x)), x)["params"]
+    assert set(params["network"]["conv"]) == {"stage1", "stage2"}
 
 
 def test_the_gradient_of_shared_cells_is_the_sum_over_layers():

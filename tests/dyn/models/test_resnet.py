@@ -1,4 +1,4 @@
-"""Residual networks: published sizes, padding, contexts, and training."""
+"""Residual networks: published sizes, contexts, features, and training."""
 
 from functools import partial
 

@@ -2,13 +2,6 @@ import json
 from types import SimpleNamespace
 
 from experiments.reports import recipes
-from experiments.reports.comparison import compare_runs
-from experiments.runs.find import read_run
-
-
-def compare(*folders):
-    (comparison,) = compare_runs([read_run(folder) for folder in folders])
-    return comparison
 
 
 def change_settings(folder, **changes):
@@ -17,13 +10,13 @@ def change_settings(folder, **changes):
     return folder
 
 
-def test_recipe_and_changes(write_run):
+def test_recipe_and_changes(compare, write_run):
     comparison = compare(*(write_run(name) for name in ("base", "odconv")))
     assert recipes.make_changes_table(comparison).rows == [["odconv", "base", "conv.name=odconv"]]
     assert recipes.describe_recipe(comparison.results[0]) == "batch_size=32, conv.name=base"
 
 
-def test_runs_with_other_settings_are_inconsistent(write_run):
+def test_runs_with_other_settings_are_inconsistent(compare, write_run):
     comparison = compare(write_run("odconv"), write_run("odconv", seed=1))
     assert recipes.list_inconsistent(comparison.results[0]) == []
     comparison = compare(
@@ -46,7 +39,7 @@ def test_files_of_each_seed_are_consistent():
     assert recipes.list_inconsistent(other) == ["data.extra_train"]
 
 
-def test_unknown_settings(write_run):
+def test_unknown_settings(compare, write_run):
     folder = write_run("odconv")
     (folder / "config.json").write_text("{")
     comparison = compare(folder)

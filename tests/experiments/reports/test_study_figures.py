@@ -2,23 +2,20 @@ import numpy as np
 import pytest
 
 from experiments.reports import study_figures
-from experiments.reports.comparison import compare_runs
-from experiments.runs.find import read_run
-
-
-def compare(folders):
-    (comparison,) = compare_runs([read_run(folder) for folder in folders])
-    return comparison
 
 
 @pytest.fixture
-def comparison(write_run):
+def comparison(compare, write_run):
     """Twelve configs with three seeds each, of about the same accuracy and cost."""
     names = ["base", *(f"with a long name {n}" for n in range(11))]
     return compare(
-        write_run(name, 0.9 + number / 500 + seed / 200, seed, macs=10_000_000 + 300_000 * number)
-        for number, name in enumerate(names)
-        for seed in range(3)
+        *(
+            write_run(
+                name, 0.9 + number / 500 + seed / 200, seed, macs=10_000_000 + 300_000 * number
+            )
+            for number, name in enumerate(names)
+            for seed in range(3)
+        )
     )
 
 
@@ -35,10 +32,22 @@ def test_twelve_configs_fit_on_a_page(size_of, tmp_path, comparison):
         assert len(list(path.parent.iterdir())) == 1  # no temporary file is left
 
 
-def test_nothing_to_draw(tmp_path, write_run):
+def test_labels_do_not_overlap(tmp_path, comparison, monkeypatch):
+    figures = []
+    monkeypatch.setattr(study_figures, "save_figure", lambda figure, path: figures.append(figure))
+    study_figures.draw_accuracy_against_macs(comparison, tmp_path / "figure.png")
+    (axes,) = figures[0].axes
+    renderer = figures[0].canvas.get_renderer()
+    labels = [text for text in axes.texts if isinstance(text, Annotation)]
+    assert len(labels) == 12
+    boxes = [label.get_window_extent(renderer) for label in labels]
+    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+def test_nothing_to_draw(compare, tmp_path, write_run):
     folder = write_run(without=["macs"])
     (folder / "metrics.jsonl").write_text('{"step": 1}\n{"damaged\n{"step": 2}\n')
-    comparison = compare([folder])
+    comparison = compare(folder)
     for draw in (
         study_figures.draw_accuracy_against_macs, study_figures.draw_curves, study_figures.draw_runs,
     ):  # fmt: skip
@@ -46,7 +55,7 @@ def test_nothing_to_draw(tmp_path, write_run):
     assert not (tmp_path / "figure.png").exists()
 
 
-def test_mean_curve_of_the_runs_that_still_run(write_run):
+def test_mean_curve_of_the_runs_that_still_run(compare, write_run):
     logs = [
         '{"step": 10, "split": "validation", "accuracy": 0.5}\n',
         '{"step": 10, "split": "validation", "accuracy": 0.7}\n',
@@ -57,7 +66,7 @@ def test_mean_curve_of_the_runs_that_still_run(write_run):
     folders = [write_run(seed=seed) for seed in range(3)]
     for folder, text in zip(folders, logs, strict=True):
         (folder / "metrics.jsonl").write_text(text)
-    steps, mean, sd = study_figures._mean_curve(compare(folders).results[0], "accuracy")
+    steps, mean, sd = study_figures._mean_curve(compare(*folders).results[0], "accuracy")
     assert steps.tolist() == [10, 20]
     np.testing.assert_allclose(mean, [0.6, 0.9])
     np.testing.assert_allclose(sd, [np.std([0.5, 0.7], ddof=1), 0])

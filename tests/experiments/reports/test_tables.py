@@ -4,17 +4,11 @@ from pathlib import Path
 import pytest
 
 from experiments.reports import tables
-from experiments.reports.comparison import MeanDeviation, PairedDifference, compare_runs
-from experiments.runs.find import read_run
-
-
-def compare(*folders):
-    (comparison,) = compare_runs([read_run(folder) for folder in folders])
-    return comparison
+from experiments.reports.comparison import MeanDeviation, PairedDifference
 
 
 @pytest.fixture
-def two_configs(write_run):
+def two_configs(compare, write_run):
     """Three runs of one config, and two of another, without the fields that earlier versions lacked."""
     base = [write_run("base", 0.9 + seed / 100, seed, test={"top5": 1.0}) for seed in range(3)]
     unknown = "macs", "step_seconds", "examples_per_second", "batch_size", "xla_flops_per_step"
@@ -36,7 +30,7 @@ def test_results_table(two_configs):
 
 
 @pytest.mark.parametrize(("data", "shown"), [("digits", False), ("audio", True)])
-def test_f1_is_shown_for_recordings(write_run, data, shown):
+def test_f1_is_shown_for_recordings(compare, write_run, data, shown):
     folder = write_run(test={"top5": 1.0, "precision": 0.5, "f1": 0.75})
     settings = json.loads((folder / "config.json").read_text())
     settings["data"]["name"] = data
@@ -54,7 +48,7 @@ def test_unknown_costs_are_dashes(two_configs):
     assert rows[1][1:] == ["1.23 M", "-", "-", "32", "-", "-", "60.0", "1.50"]
 
 
-def test_published_column(write_run):
+def test_published_column(compare, write_run):
     names = ("base", "odconv", "cbam")
     found = compare(*(write_run(name, dataset="tiny_imagenet") for name in names))
     table = tables.make_results_table(found)
@@ -62,7 +56,7 @@ def test_published_column(write_run):
     assert [row[-1] for row in table.rows] == ["65.2 (1.5 GFLOPs)", "73.4 (2.3 GFLOPs)", "-"]
 
 
-def test_several_baselines_are_named(write_run):
+def test_several_baselines_are_named(compare, write_run):
     baselines = {"base": "base", "net1": "net1", "hard": "base", "net1_dynamic": "net1"}
     found = compare(
         *(
@@ -77,7 +71,7 @@ def test_several_baselines_are_named(write_run):
     }  # fmt: skip
 
 
-def test_segmentation_names_and_iou_table(write_run):
+def test_segmentation_names_and_iou_table(compare, write_run):
     test = {"accuracy": 0.8, "miou": 0.4, "iou": {"cat": 0.25, "train": None}}
     found = compare(*(write_run(name, metric="miou", test=test) for name in ("base", "hard")))
     assert tables.make_results_table(found).headings[2:4] == ["mIoU, %", "pixel accuracy, %"]
@@ -86,7 +80,7 @@ def test_segmentation_names_and_iou_table(write_run):
     assert table.rows == [["cat", "25.0", "25.0"], ["train", "-", "-"], ["mIoU", "40.00", "40.00"]]
 
 
-def test_runs_table(two_configs, write_run):
+def test_runs_table(compare, two_configs, write_run):
     table = tables.make_runs_table(two_configs)
     assert [row[0] for row in table.rows] == ["seed 0", "seed 1", "seed 2"]
     assert table.rows[0][1:] == ["90.00 (0.500)", "-"]

@@ -175,14 +175,6 @@ def test_a_checkpoint_that_was_cut_off_is_not_seen(opened, tmp_path, kept):
     assert kept() == [1, 2]
 
 
-def tear(folder):
-    """Cuts every file of a checkpoint's arrays in half."""
-    files = [path for path in (folder / "state").rglob("*") if path.is_file()]
-    assert files
-    for file in files:
-        file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-
-
 NETWORK = {"params": {"weights": jnp.arange(6.0).reshape(2, 3)}}
 
 
@@ -207,6 +199,14 @@ def test_instead_of_a_damaged_checkpoint_the_one_before_is_read(opened, kept, tm
 
 def truncate(file):
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def tear(folder):
+    """Truncates every file of a checkpoint's arrays."""
+    files = [path for path in (folder / "state").rglob("*") if path.is_file()]
+    assert files
+    for file in files:
+        truncate(file)
 
 
 def empty(file):
