@@ -208,11 +208,6 @@ def test_windows_before_the_break_of_a_recording_are_kept(trained, field, tmp_pa
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-<<<<<<< HEAD
-        ({"paths": []}, "Nothing to read"),
-        ({"paths": ["nowhere"]}, "no file or folder nowhere"),
-=======
->>>>>>> f35332d (Tests: one oracle for convolutions, imports of dyn beside those of experiments, one comparison of runs)
         ({"paths": ["."]}, r"no sound file in \."),
         ({"paths": ["notes.wav"]}, r"1 of 1 files .*notes\.wav \(not a "),
         ({"out": "p.csv"}, "give a folder"),
@@ -241,7 +236,6 @@ def test_runs_without_classes_cannot_label_recordings(trained, tmp_path):
         predict_recordings(dataclasses.replace(trained, config=config), ["."], tmp_path / "out")
 
 
-<<<<<<< HEAD
 def test_a_failed_command_does_not_stop_the_next(trained, field, tmp_path):
     out, bad = tmp_path / "out", field / "b" / "empty.wav"
     for _ in range(2):
@@ -251,8 +245,6 @@ def test_a_failed_command_does_not_stop_the_next(trained, field, tmp_path):
     assert not (out / "skipped.csv").exists()
 
 
-=======
->>>>>>> f35332d (Tests: one oracle for convolutions, imports of dyn beside those of experiments, one comparison of runs)
 def test_if_most_files_cannot_be_used_the_rest_is_kept(trained, field, tmp_path):
     for number in range(7):
         (field / "b" / f"bad-{number}.wav").write_text("no sound")

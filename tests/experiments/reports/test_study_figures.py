@@ -32,18 +32,6 @@ def test_twelve_configs_fit_on_a_page(size_of, tmp_path, comparison):
         assert len(list(path.parent.iterdir())) == 1  # no temporary file is left
 
 
-def test_labels_do_not_overlap(tmp_path, comparison, monkeypatch):
-    figures = []
-    monkeypatch.setattr(study_figures, "save_figure", lambda figure, path: figures.append(figure))
-    study_figures.draw_accuracy_against_macs(comparison, tmp_path / "figure.png")
-    (axes,) = figures[0].axes
-    renderer = figures[0].canvas.get_renderer()
-    labels = [text for text in axes.texts if isinstance(text, Annotation)]
-    assert len(labels) == 12
-    boxes = [label.get_window_extent(renderer) for label in labels]
-    assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
-
-
 def test_nothing_to_draw(compare, tmp_path, write_run):
     folder = write_run(without=["macs"])
     (folder / "metrics.jsonl").write_text('{"step": 1}\n{"damaged\n{"step": 2}\n')
