@@ -1,11 +1,17 @@
-"""Gradients and train steps, compiled for a batch that is sharded over a number of devices."""
+"""Gradients and train steps, compiled for a batch that is sharded over a number of devices.
+
+As a program, on eight devices, it prints a report on every layer compiled for one, four and eight of them.
+"""
+
+import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from layer_cases import LAYERS, Case, init_shapes
 
-from dyn.layers import Conv
+from dyn.layers import Conv, ODConv
 from dyn.models import BasicBlock, ResNet
 
 BATCH = 8
@@ -49,7 +55,7 @@ def layer_gradient(name, devices, shape=None):
     return step.lower(params, others, x).compile()
 
 
-def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1)):
+def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1), devices=4):
     """Returns the compiled text of a train step of a tiny ResNet with a sharded batch."""
     net = ResNet(stage_sizes, block, num_classes=3, width=8, stem="small", conv=conv)
     x = jax.ShapeDtypeStruct((BATCH, 16, 16, 3), jnp.float32)
@@ -69,7 +75,7 @@ def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1)):
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
         return {**variables, **state, "params": params}, value
 
-    replicated, batch = shardings()
+    replicated, batch = shardings(devices)
     step = jax.jit(
         train_step,
         in_shardings=(replicated, batch, batch),
@@ -88,3 +94,22 @@ def large(name):
     """Returns the shape of an input much larger than the parameters, whose work all devices repeat."""
     shape = CASES[name][0].shape
     return (256, *(32,) * (len(shape) - 2), shape[-1])
+
+
+def report():
+    """Returns for each layer the FLOPs per device by number of devices, and the lines that gather."""
+    results = {}
+    for name in CASES:
+        compiled = {n: layer_gradient(name, n, large(name)) for n in (1, 4, 8)}
+        results[name] = {
+            "flops": {n: step.cost_analysis()["flops"] for n, step in compiled.items()},
+            "reduces": [n for n, step in compiled.items() if "all-reduce" in step.as_text()],
+            "gathers": [line for step in compiled.values() for line in gathers(step.as_text())],
+        }
+    text = train_step_text(partial(ODConv, num_kernels=4), devices=8)
+    results["network"] = {"reduces": "all-reduce" in text, "gathers": gathers(text)}
+    return results
+
+
+if __name__ == "__main__":
+    print(json.dumps(report()))
