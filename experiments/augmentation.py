@@ -25,7 +25,7 @@ from experiments.core.errors import UserError
 from experiments.inference.generate import generate
 from experiments.load import load
 from experiments.reports.report import write_report
-from experiments.train.augmentation import refuse_decided, train_augmentations
+from experiments.train.augmentation import reject_fixed_settings, train_augmentations
 from experiments.train.grid import load_config
 
 
@@ -50,7 +50,7 @@ def main(
     gan_changes = dict(split_override(text, "--gan_override") for text in gan_override)
     classifier = load_config(config, dataset, source, changes)
     gan = load_config("dr_acgan", dataset, source, gan_changes, "--gan_override")
-    refuse_decided(changes)
+    reject_fixed_settings(changes)
 
     def write_pictures(run: Path, out: Path, seed: int) -> None:
         generate(load(run, generator=True), out, per_class=per_class, seed=seed, reuse=True)

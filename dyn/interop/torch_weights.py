@@ -203,7 +203,7 @@ def from_torch(
         >>> left_out, kept
         (('bn1.num_batches_tracked', 'fc.weight', 'fc.bias'), ('params/head/bias', 'params/head/kernel'))
     """
-    table = SOURCES[source_of(weights)] if names is None else names
+    table = SOURCES[detect_source(weights)] if names is None else names
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     targets: dict[str, Any] = {
         path: leaf for path, leaf in flat.items() if path.startswith(("params/", "batch_stats/"))
@@ -249,7 +249,7 @@ def from_torch(
     return Imported(imported, tuple(left_out), tuple(kept))
 
 
-def source_of(weights: Iterable[str]) -> str:
+def detect_source(weights: Iterable[str]) -> str:
     """Returns the source in `SOURCES` that matches most of these names; the first if several do."""
     named = dict.fromkeys(weights)
 
@@ -262,7 +262,7 @@ def source_of(weights: Iterable[str]) -> str:
 
 def num_classes(weights: Mapping[str, np.ndarray]) -> int | None:
     """Returns the number of classes of the weights' head; None if they have no head."""
-    for _, layer, leaf, value in _match_layers(weights, SOURCES[source_of(weights)]):
+    for _, layer, leaf, value in _match_layers(weights, SOURCES[detect_source(weights)]):
         if (layer, leaf) == ("head", "bias"):
             return len(value)
     return None

@@ -135,7 +135,7 @@ class DCDConv(ConvLayer):
         pointwise = dataclasses.replace(
             geometry, size=ones, kernel_dilation=ones, padding=tuple(padding)
         )
-        return pointwise.shift_inputs(geometry.extend(x))[0]
+        return pointwise.shift_inputs(geometry.pad_edges(x))[0]
 
     def _check_fields(self) -> None:
         if self.feature_group_count != 1:

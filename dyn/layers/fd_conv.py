@@ -167,7 +167,9 @@ class FDConv(ConvLayer):
 
             def transform(mix: Array, *weights: Array | None) -> Array:
                 w = mix[:, groups]
-                return weigh(self.apply_mask(_kernel(w * real, w * imaginary, shape)), *weights)
+                return weigh(
+                    self.apply_mask(_kernel_from_parts(w * real, w * imaginary, shape)), *weights
+                )
 
             return self.convolve_samples(x, transform, weights, "samples")
 
@@ -177,10 +179,10 @@ class FDConv(ConvLayer):
             mix, taps, _ = weights
             return self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
 
-        def mix_candidates(mix: Array, *weights: Array | None) -> Array:
+        def mix_and_scale(mix: Array, *weights: Array | None) -> Array:
             return weigh(mix_kernels(candidates, mix, None), *weights)
 
-        return self.convolve_samples(x, mix_candidates, weights, self.lowering)
+        return self.convolve_samples(x, mix_and_scale, weights, self.lowering)
 
     def fourier_weights(self, x: Array) -> Array:
         """Returns the parameter `spectrum`, `[R, C // 2 + 1, 2]`, in float32 or wider."""
@@ -221,7 +223,7 @@ class FrequencyAttention(ODAttention):
         """Turns logits into independent weights from zero to two."""
         return 2 * nn.sigmoid(logits)
 
-    def mix_candidates(self, logits: Callable[[str, int], Array]) -> Array:
+    def weight_candidates(self, logits: Callable[[str, int], Array]) -> Array:
         """Returns independent weights of the groups of frequencies."""
         return self.gate(logits("kernel", self.num_kernels))
 
@@ -293,20 +295,20 @@ def kernel_to_spectrum(kernel: Array) -> Array:
     and, within each, the first kernel axis; its C columns are the input channels and the other kernel axes.
     (The only axis of a 1-D kernel is in the columns.)
     """
-    f = jnp.fft.rfft2(_matrix(kernel), norm="ortho")
+    f = jnp.fft.rfft2(_kernel_to_matrix(kernel), norm="ortho")
     return jnp.stack([f.real, f.imag], axis=-1)
 
 
 def spectrum_to_kernel(spectrum: Array, shape: Sequence[int]) -> Array:
     """Inverts `kernel_to_spectrum`: `[..., R, C // 2 + 1, 2]` to `[..., *shape]`."""
-    return _kernel(spectrum[..., 0], spectrum[..., 1], shape)
+    return _kernel_from_parts(spectrum[..., 0], spectrum[..., 1], shape)
 
 
-def _kernel(real: Array, imaginary: Array, shape: Sequence[int]) -> Array:
+def _kernel_from_parts(real: Array, imaginary: Array, shape: Sequence[int]) -> Array:
     f = jax.lax.complex(real, imaginary)
     matrix = jnp.fft.irfft2(f, s=_matrix_shape(shape), norm="ortho")
     *size, i, o = shape
-    first, rest = _split(size)
+    first, rest = _row_column_taps(size)
     leading = matrix.shape[:-2]
     kernel = matrix.reshape(*leading, o, first, i, rest)
     kernel = jnp.moveaxis(kernel, (-4, -2), (-1, -2))  # [..., first, rest, i, O]
@@ -350,18 +352,18 @@ def frequency_groups(shape: Sequence[int], num_groups: int) -> np.ndarray:
     return groups.reshape(radius.shape)
 
 
-def _split(size: Sequence[int]) -> tuple[int, int]:
+def _row_column_taps(size: Sequence[int]) -> tuple[int, int]:
     """Returns the numbers of kernel positions in the rows and in the columns of the matrix."""
     return (1, size[0]) if len(size) == 1 else (size[0], math.prod(size[1:]))
 
 
 def _matrix_shape(shape: Sequence[int]) -> tuple[int, int]:
     *size, i, o = shape
-    first, rest = _split(size)
+    first, rest = _row_column_taps(size)
     return o * first, i * rest
 
 
-def _matrix(kernel: Array) -> Array:
+def _kernel_to_matrix(kernel: Array) -> Array:
     *size, i, o = kernel.shape
-    first, rest = _split(size)
+    first, rest = _row_column_taps(size)
     return kernel.reshape(first, rest, i, o).transpose(3, 0, 2, 1).reshape(o * first, i * rest)

@@ -103,7 +103,7 @@ class Warehouse(nn.Module):
         """Returns itself and the place: a convolution at any path may use it."""
         return self, place
 
-    def blocks(self, place: int) -> tuple[int, int, int]:
+    def count_blocks(self, place: int) -> tuple[int, int, int]:
         """Returns the number of taps and of blocks along output and input features of a kernel."""
         kernel, (i, o) = self.kernels[place], self.cell
         return math.prod(kernel.size), kernel.features // o, kernel.in_features // i
@@ -118,9 +118,9 @@ class Warehouse(nn.Module):
     @property
     def _counts(self) -> list[int]:
         """Number of blocks of each kernel."""
-        return [math.prod(self.blocks(place)) for place in range(len(self.kernels))]
+        return [math.prod(self.count_blocks(place)) for place in range(len(self.kernels))]
 
-    def assignment(self, place: int) -> tuple[int, ...]:
+    def initial_cells(self, place: int) -> tuple[int, ...]:
         """Returns the cell that each block of a kernel starts with; n stands for the cell of zeros.
 
         With a ratio of at least one, blocks take cells in order, floor(ratio) apart. Below one, with
@@ -233,12 +233,12 @@ class WarehouseConv(ConvLayer):
         x, batch = self.flatten_inputs(inputs)
         warehouse, place = self.find_warehouse(x)
         cells = warehouse()
-        taps, out_blocks, in_blocks = warehouse.blocks(place)
+        taps, out_blocks, in_blocks = warehouse.count_blocks(place)
         dtype = float32_or_wider(x, cells)
         context = self.flatten_context(context, x, batch)
         mix = WarehouseAttention(
             num_cells=warehouse.num_cells,
-            assignment=warehouse.assignment(place),
+            assignment=warehouse.initial_cells(place),
             **self.attention_fields(context.shape[-1], dtype),
         )(context)
 

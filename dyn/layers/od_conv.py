@@ -117,17 +117,17 @@ class ODAttention(AttentionBranch):
         """Weighs channels, filters, kernel positions and candidate kernels."""
         z, temperature = self.squeeze_context(context), self.read_temperature()
 
-        def logits(name: str, features: int) -> Array:
-            return self.apply_head(name, z, features) / temperature
+        def compute_logits(name: str, size: int) -> Array:
+            return self.apply_head(name, z, size) / temperature
 
-        channels = self.gate(logits("channel", self.in_features))
+        channels = self.gate(compute_logits("channel", self.in_features))
         filters = taps = None
         if not self.groups == self.in_features == self.features:  # not depthwise
-            filters = self.gate(logits("filter", self.features))
+            filters = self.gate(compute_logits("filter", self.features))
         if any(k > 1 for k in self.kernel_size):
-            taps = self.gate(logits("spatial", math.prod(self.kernel_size)))
+            taps = self.gate(compute_logits("spatial", math.prod(self.kernel_size)))
             taps = taps.reshape(-1, *self.kernel_size)
-        mix = self.mix_candidates(logits)
+        mix = self.weight_candidates(compute_logits)
         self.sow_weights(channel=channels, filter=filters, spatial=taps, kernel=mix)
         return channels, filters, taps, mix
 
@@ -135,7 +135,7 @@ class ODAttention(AttentionBranch):
         """Turns logits into independent weights."""
         return nn.sigmoid(logits)
 
-    def mix_candidates(self, logits: Callable[[str, int], Array]) -> Array | None:
+    def weight_candidates(self, logits: Callable[[str, int], Array]) -> Array | None:
         """Returns weights of the candidate kernels that sum to one; None for K = 1."""
         if self.num_kernels == 1:
             return None

@@ -150,7 +150,7 @@ def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bo
             f"output's {out}: it must lie on one of them."
         )
     # A padding that repeats inputs repeats the context, too.
-    context = geometry.extend(context)
+    context = geometry.pad_edges(context)
     for axis in range(geometry.rank):
         reach = (geometry.size[axis] - 1) * geometry.kernel_dilation[axis]
         start = np.arange(out[axis]) * geometry.strides[axis] - geometry.padding[axis][0]

@@ -105,7 +105,7 @@ def convolve_with_geometry(
     # Handle empty outputs here, once for all lowerings.
     if any(isinstance(n, int) and n == 0 for n in out[:-1]):
         return jnp.zeros(out, inputs.dtype)
-    inputs = geometry.extend(inputs)
+    inputs = geometry.pad_edges(inputs)
     return _dynamic_conv(
         inputs, kernels, mix, taps, channels, filters, geometry, lowering, precision
     )

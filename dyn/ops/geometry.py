@@ -25,7 +25,7 @@ class Geometry:
     """Geometry of a convolution in plain numbers; hashable, to be a static argument of `jax.jit`.
 
     Attributes:
-        spatial: spatial shape of the input, after `extend`.
+        spatial: spatial shape of the input, after `pad_edges`.
         size: kernel size along each spatial axis.
         strides: step along each spatial axis.
         padding: zeros to add `(before, after)` each spatial axis, after `input_dilation`.
@@ -72,7 +72,7 @@ class Geometry:
         """Number of output positions, P."""
         return math.prod(self.out)
 
-    def extend(self, inputs: Array) -> Array:
+    def pad_edges(self, inputs: Array) -> Array:
         """Repeats inputs at the edges for the paddings that are not zeros ('CIRCULAR', 'REFLECT')."""
         if self.mode is None:
             return inputs
@@ -223,7 +223,7 @@ def _resolve_padding(
     """Returns `(padding, extension, mode)` of a `Geometry`."""
     rank = len(reach)
     if not isinstance(padding, str):
-        return _pairs(padding, rank), (), None
+        return _padding_pairs(padding, rank), (), None
     name = padding.upper()
     if max(input_dilation) > 1 and name != "VALID":
         raise ValueError(
@@ -252,7 +252,7 @@ def _resolve_padding(
     )
 
 
-def _pairs(padding: Any, rank: int) -> list[tuple[int, int]]:
+def _padding_pairs(padding: Any, rank: int) -> list[tuple[int, int]]:
     """Returns a pair of numbers for each axis."""
     numbers = _whole_numbers(padding, rank)
     if numbers is not None:

@@ -31,7 +31,7 @@ def max_pool(
         Array([1., 3., 5.], dtype=float32)
     """
     geometry = resolve_geometry(inputs.shape[1:-1], size, strides, padding)
-    return _max_pool(geometry.extend(inputs), geometry)
+    return _max_pool(geometry.pad_edges(inputs), geometry)
 
 
 def max_pool_with_argmax(

@@ -67,7 +67,7 @@ def compute_spectrogram(samples: np.ndarray, audio: ConfigDict) -> np.ndarray:
     if peak == 0 or (samples == samples[0]).all():
         return np.zeros((height, width), np.uint8)
     # Levels are relative to the maximum; dividing keeps squares from overflowing or vanishing.
-    power = _power(samples / peak, settings)
+    power = _compute_power(samples / peak, settings)
     loudest = power.max()
     if loudest <= 0:
         return np.zeros((height, width), np.uint8)
@@ -157,7 +157,7 @@ def _make_magma_tree() -> scipy.spatial.cKDTree:
 
 def _resolve_settings(audio: ConfigDict) -> _Settings:
     settings = _Settings(*(getattr(audio, name) for name in _Settings._fields))
-    _check(settings)
+    _check_settings(settings)
     high = settings.high or settings.sample_rate / 2
     low = settings.low
     if settings.picture == "wavelet":
@@ -166,7 +166,7 @@ def _resolve_settings(audio: ConfigDict) -> _Settings:
 
 
 @functools.lru_cache(maxsize=16)
-def _check(settings: _Settings) -> None:
+def _check_settings(settings: _Settings) -> None:
     """Raises a UserError for the first invalid setting."""
 
     def refuse(name: str, remedy: str):
@@ -240,7 +240,7 @@ def _select_bins(settings: _Settings) -> np.ndarray:
     return kept
 
 
-def _power(samples: np.ndarray, settings: _Settings) -> np.ndarray:
+def _compute_power(samples: np.ndarray, settings: _Settings) -> np.ndarray:
     """Returns the power of each point, float32 `[rows, columns]`, before resizing."""
     if settings.picture == "wavelet":
         columns = settings.width or _count_columns(settings)

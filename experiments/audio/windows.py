@@ -46,7 +46,7 @@ def cut_grid(
         [(0.0, 2.0), (1.5, 3.5), (3.0, 5.0)]
     """
     step = _count_samples(hop, rate, "hop")
-    return _cut(blocks, rate, seconds, itertools.count(0, step), pad, every=False)
+    return _cut_windows(blocks, rate, seconds, itertools.count(0, step), pad, every=False)
 
 
 def cut_at(
@@ -63,10 +63,10 @@ def cut_at(
         starts: in seconds; a negative start becomes 0, and one after the end gets no window.
     """
     samples = sorted(max(0, round(start * rate)) for start in starts)
-    return _cut(blocks, rate, seconds, iter(samples), pad, every=True)
+    return _cut_windows(blocks, rate, seconds, iter(samples), pad, every=True)
 
 
-def _cut(
+def _cut_windows(
     blocks: Iterable[np.ndarray],
     rate: int,
     seconds: float,

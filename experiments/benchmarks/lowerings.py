@@ -259,7 +259,7 @@ def fit_prices(cases: list[Case], measured: list[dict[str, float]]) -> str:
         rows = amounts[able, i] / scale / took[:, None] * weight[:, None]
         prices[i] = nnls(rows, weight)[0] / scale
 
-    def regret(prices: np.ndarray) -> float:
+    def mean_log_slowdown(prices: np.ndarray) -> float:
         expected = np.where(np.isfinite(seconds), (amounts * prices).sum(axis=-1), np.inf)
         chosen = np.take_along_axis(seconds, expected.argmin(axis=1)[:, None], axis=1)[:, 0]
         return float(np.log(chosen / best).mean())
@@ -268,9 +268,11 @@ def fit_prices(cases: list[Case], measured: list[dict[str, float]]) -> str:
         for factor in (0.7, 0.8, 0.9, 1.1, 1.25, 1.4):
             moved = prices.copy()
             moved[place] *= factor
-            if regret(moved) < regret(prices) - 1e-6:
+            if mean_log_slowdown(moved) < mean_log_slowdown(prices) - 1e-6:
                 prices = moved
-    lines = [f"fitted: {np.exp(regret(prices)):.3f} times the best, in the geometric mean"]
+    lines = [
+        f"fitted: {np.exp(mean_log_slowdown(prices)):.3f} times the best, in the geometric mean"
+    ]
     for name, row in zip(NAMES, prices, strict=True):
         named = [f"{kind}={v:.2g}" for kind, v in zip(Work._fields, row, strict=True) if v]
         lines.append(f'"{name}": Work({", ".join(named)}),')

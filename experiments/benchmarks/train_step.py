@@ -53,24 +53,24 @@ def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
         # The shapes of the kernels do not depend on the size of the input.
         return layers.share_kernels(network, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32))
 
-    def of(layer: Callable[..., nn.Module], **fields: Any) -> partial:
+    def resnet_with(layer: Callable[..., nn.Module], **fields: Any) -> partial:
         return partial(resnet, conv=partial(layer, **fields))
 
     four_kernels = {"num_kernels": 4}
     return {
         FLAX: partial(make_flax_resnet, depth),
-        "Conv": of(layers.Conv),
-        "odconv_k1": of(layers.ODConv, num_kernels=1),
-        "odconv": of(layers.ODConv, **four_kernels),
-        "dyconv": of(layers.DynamicConv, **four_kernels),
-        "condconv": partial(of(layers.CondConv), context="block"),
-        "dcd": partial(of(layers.DCDConv), dense=layers.DCDDense),
+        "Conv": resnet_with(layers.Conv),
+        "odconv_k1": resnet_with(layers.ODConv, num_kernels=1),
+        "odconv": resnet_with(layers.ODConv, **four_kernels),
+        "dyconv": resnet_with(layers.DynamicConv, **four_kernels),
+        "condconv": partial(resnet_with(layers.CondConv), context="block"),
+        "dcd": partial(resnet_with(layers.DCDConv), dense=layers.DCDDense),
         "warehouse": warehouse,
-        "fdconv": of(layers.FDConv),
-        "pixel": of(layers.PixelDynamicConv, **four_kernels),
-        "gated": of(layers.GatedConv, **four_kernels),
-        "rotated": of(layers.RotatedConv),
-        "spectral_norm": of(layers.SpectralNormConv, **four_kernels),
+        "fdconv": resnet_with(layers.FDConv),
+        "pixel": resnet_with(layers.PixelDynamicConv, **four_kernels),
+        "gated": resnet_with(layers.GatedConv, **four_kernels),
+        "rotated": resnet_with(layers.RotatedConv),
+        "spectral_norm": resnet_with(layers.SpectralNormConv, **four_kernels),
         "squeeze_excite": partial(resnet, attention=layers.SqueezeExcite),
         "cbam": partial(resnet, attention=layers.CBAM),
     }

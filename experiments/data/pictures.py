@@ -86,7 +86,7 @@ def decode_picture(file: bytes | str | Path, channels: int = 3) -> np.ndarray:
     with open_picture(file) as image:
         _check_mode(image)
         turn = _UPRIGHT.get(_orientation(image))
-        upright = _rgb(image if turn is None else image.transpose(turn))
+        upright = _convert_to_rgb(image if turn is None else image.transpose(turn))
         return np.asarray(upright) if channels == 3 else np.asarray(upright.convert("L"))[..., None]
 
 
@@ -176,7 +176,7 @@ def _check_mode(image: Image.Image) -> None:
         )
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith(
         "I"
     ):  # Pillow's own conversion of 16 bits would clip instead of scaling.

@@ -57,7 +57,7 @@ def embed(
     """
     out = Path(out).expanduser()
     check_inputs(paths, batch_size)
-    _check(trained, out, compare, clusters, overwrite)
+    _check_arguments(trained, out, compare, clusters, overwrite)
     inputs = list(expand_paths(paths, (out,), SUFFIXES if trained.is_audio else ()))
     if not inputs:
         kind = "recording" if trained.is_audio else "file"
@@ -107,7 +107,9 @@ def embed(
     return len(embedded.files), len(skipped)
 
 
-def _check(trained: Trained, out: Path, compare: bool, clusters: int, overwrite: bool) -> None:
+def _check_arguments(
+    trained: Trained, out: Path, compare: bool, clusters: int, overwrite: bool
+) -> None:
     """Raises a UserError for the first invalid argument."""
     task = trained.config.task
     if task not in _TASKS:

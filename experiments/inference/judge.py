@@ -115,7 +115,7 @@ def judge(classifier: Trained, folder: Path) -> dict[str, Any]:
     quality = {
         "judge": str(classifier.source),
         "folder": str(folder),
-        **_compare(generated, real, len(known)),
+        **_measure_quality(generated, real, len(known)),
     }
     files.write_json(folder / "quality.json", quality)
     print_result(f"judged by {classifier.source}", _summarise(quality, folder))
@@ -204,7 +204,7 @@ def _judge_pictures(classifier: Trained, examples: Iterable[tuple[int, Example]]
     )
 
 
-def _compare(generated: Judged, real: Judged, classes: int) -> dict[str, Any]:
+def _measure_quality(generated: Judged, real: Judged, classes: int) -> dict[str, Any]:
     """Returns all measures of generated and of real pictures."""
     scores = {}
     for name, judged in (("generated", generated), ("real", real)):

@@ -73,7 +73,7 @@ def predict_files(
     masks, skipped_file = out.with_suffix(""), out.with_suffix(".skipped.csv")
     segments = trained.config.task == "segmentation"
     check_inputs(paths, batch_size)
-    _check(out, masks, segments, top, overwrite)
+    _check_arguments(out, masks, segments, top, overwrite)
     positions = list_position_columns(trained)
     if segments:
         header = ["file", "mask", "label", "pixels", "share"]
@@ -119,7 +119,7 @@ def predict_files(
     return predicted, skipped
 
 
-def _check(out: Path, masks: Path, segments: bool, top: int, overwrite: bool) -> None:
+def _check_arguments(out: Path, masks: Path, segments: bool, top: int, overwrite: bool) -> None:
     """Raises a UserError for the first invalid argument."""
     otherwise = "choose another --out, or give --overwrite."
     if out.suffix != ".csv":

@@ -49,7 +49,7 @@ def predict_recordings(
     """
     out = Path(out).expanduser()
     check_inputs(paths, batch_size)
-    _check(trained, out, threshold, merge, hop)
+    _check_arguments(trained, out, threshold, merge, hop)
     total = sum(1 for _ in expand_paths(paths, suffixes=recordings.SUFFIXES))
     if not total:
         raise UserError(f"There is no sound file in {', '.join(map(str, paths))}.")
@@ -121,7 +121,7 @@ def predict_recordings(
     return used, skipped
 
 
-def _check(trained: Trained, out: Path, threshold: float, merge: int, hop: float) -> None:
+def _check_arguments(trained: Trained, out: Path, threshold: float, merge: int, hop: float) -> None:
     """Raises a UserError for the first invalid argument."""
     if trained.config.task not in _TASKS:
         raise UserError(

@@ -129,7 +129,10 @@ def _summarize_configs(by_config: Mapping[str, list[Run]], metric: str) -> list[
                 runs=runs,
                 metrics=_summarize_metrics(runs),
                 difference=difference,
-                costs={name: _median(run.summary_number(name) for run in runs) for name in COSTS},
+                costs={
+                    name: _median_of_known(run.summary_number(name) for run in runs)
+                    for name in COSTS
+                },
                 iou=_mean_iou(runs),
                 published=find_published(runs[0].dataset, config, runs[0].settings),
             )
@@ -182,7 +185,7 @@ def compute_signed_rank_p(differences: Sequence[float]) -> float:
     return float(stats.wilcoxon(rounded[rounded != 0]).pvalue)
 
 
-def _median(values: Iterable[float | None]) -> float | None:
+def _median_of_known(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     if not known:
         return None

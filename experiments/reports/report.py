@@ -86,7 +86,11 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
 
     `folder` is the folder of the figures, as seen from the report's folder `place`.
     """
-    lines = [f"## {comparison.dataset}", "", *_show(tables.make_results_table(comparison))]
+    lines = [
+        f"## {comparison.dataset}",
+        "",
+        *_render_titled_table(tables.make_results_table(comparison)),
+    ]
     if text := published.describe_published(comparison.dataset):
         lines += [text, ""]
 
@@ -96,9 +100,9 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
         return [f"![{name.replace('_', ' ')}]({path.as_posix()})", ""] if is_drawn else []
 
     lines += draw("accuracy_against_macs", study_figures.draw_accuracy_against_macs, comparison)
-    lines += _show(tables.make_cost_table(comparison))
-    lines += _show(tables.make_iou_table(comparison))
-    lines += _show(tables.make_runs_table(comparison))
+    lines += _render_titled_table(tables.make_cost_table(comparison))
+    lines += _render_titled_table(tables.make_iou_table(comparison))
+    lines += _render_titled_table(tables.make_runs_table(comparison))
     lines += draw("per_run", study_figures.draw_runs, comparison)
     lines += draw("curves", study_figures.draw_curves, comparison)
     maps, left_out = _load_comparable(comparison, "maps.npz", artifacts.load_maps, place)
@@ -113,7 +117,7 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
     first = comparison.results[0]
     if recipe := recipes.describe_recipe(first):
         lines += [f"**Recipe** of {first.label}: {recipe}.", ""]
-    lines += _show(recipes.make_changes_table(comparison))
+    lines += _render_titled_table(recipes.make_changes_table(comparison))
     if commands := recipes.list_commands(comparison.results):
         lines += ["Commands of the first run of each config:", ""]
         lines += [*(f"    {command}" for command in commands), ""]
@@ -122,7 +126,7 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
     return lines
 
 
-def _show(table: tables.Table | None) -> list[str]:
+def _render_titled_table(table: tables.Table | None) -> list[str]:
     return [f"**{table.title}**", "", tables.render_markdown(table), ""] if table else []
 
 

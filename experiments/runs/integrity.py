@@ -82,7 +82,7 @@ def restore_or_set_aside(folder: Path, restore: Callable[[], Value]) -> Value | 
             value = restore()
     except Exception as caught:  # readers of torn files raise whatever they come across
         error = caught
-    outcome = max_over_hosts(_judge(folder, damaged_file, error))
+    outcome = max_over_hosts(_classify_read(folder, damaged_file, error))
     if outcome == Outcome.READ:
         return value
     reason = describe_cause(error) if error else "it differs from its checksum"
@@ -134,7 +134,7 @@ def warn(text: str) -> None:
     print(f"warning: {text}.", file=sys.stderr)
 
 
-def _judge(folder: Path, damaged_file: Path | None, error: Exception | None) -> Outcome:
+def _classify_read(folder: Path, damaged_file: Path | None, error: Exception | None) -> Outcome:
     if damaged_file:
         return Outcome.DAMAGED
     if error is None:

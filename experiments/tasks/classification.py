@@ -31,7 +31,7 @@ from experiments.tasks.metrics import add_sums, compute_means, sum_classificatio
 from experiments.tasks.mixing import mix_examples, smooth_classes
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
-SERIES_NETS = {"net1": models.Net1, "net2": models.Net2}
+SERIES_NETWORKS = {"net1": models.Net1, "net2": models.Net2}
 
 
 class Classification(Task):
@@ -46,12 +46,12 @@ class Classification(Task):
         network = self.config.model.network
         if network in NETWORKS:
             return make_network(self.config, num_classes, spatial_axes)
-        if network not in SERIES_NETS:
-            choices = (*NETWORKS, *SERIES_NETS)
+        if network not in SERIES_NETWORKS:
+            choices = (*NETWORKS, *SERIES_NETWORKS)
             raise UserError(
                 f"--config.model.network={network}: choose one of {', '.join(choices)}."
             )
-        return SERIES_NETS[network](
+        return SERIES_NETWORKS[network](
             num_classes=num_classes,
             conv=make_layer(self.config, "conv", CONVS),
             dropout=self.config.model.dropout,
@@ -63,14 +63,14 @@ class Classification(Task):
         self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
     ) -> Loss:
         """Returns the mean cross-entropy of a batch, which may be mixed (see `mixing`)."""
-        drop, draw = jax.random.split(rng)
+        dropout_rng, mixing_rng = jax.random.split(rng)
         mixing = self.config.mixing
         targets = smooth_classes(batch["label"], model.num_classes, mixing.label_smoothing)
-        inputs, targets = mix_examples(mixing, batch["inputs"], targets, draw)
-        logits, changed = apply_in_training(model, variables, inputs, drop, head_only)
-        value = optax.losses.softmax_cross_entropy(logits, targets).mean()
+        inputs, targets = mix_examples(mixing, batch["inputs"], targets, mixing_rng)
+        logits, changed = apply_in_training(model, variables, inputs, dropout_rng, head_only)
+        loss = optax.losses.softmax_cross_entropy(logits, targets).mean()
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))
-        return value, ({"loss": value, "accuracy": accuracy}, changed)
+        return loss, ({"loss": loss, "accuracy": accuracy}, changed)
 
     def compute_metrics(
         self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str

@@ -72,7 +72,9 @@ def train_augmentations(
         steps = 0
         for name in AUGMENTATIONS:
             print(f"\nseed {seed}: {name}", flush=True)
-            config = _configure(_set_seed(classifier, seed), name, run / "splits.csv", pictures)
+            config = _make_classifier_config(
+                _set_seed(classifier, seed), name, run / "splits.csv", pictures
+            )
             # More pictures make longer epochs, so runs of equal epochs would not be comparable.
             config.steps = steps or config.steps
             planned = PlannedRun(config, workdir / name / f"seed{seed}")
@@ -89,7 +91,7 @@ def train_augmentations(
     return [workdir / name for name in AUGMENTATIONS]
 
 
-def refuse_decided(paths: Iterable[str]) -> None:
+def reject_fixed_settings(paths: Iterable[str]) -> None:
     """Refuses settings of the classifiers that the comparison itself decides.
 
     Raises:
@@ -123,7 +125,9 @@ def _set_seed(config: ConfigDict, seed: int) -> ConfigDict:
     return one
 
 
-def _configure(config: ConfigDict, name: str, splits: Path, pictures: Path) -> ConfigDict:
+def _make_classifier_config(
+    config: ConfigDict, name: str, splits: Path, pictures: Path
+) -> ConfigDict:
     """Turns a classifier's config into that of one of `AUGMENTATIONS`."""
     augmentation = AUGMENTATIONS[name]
     with config.unlocked():

@@ -67,7 +67,7 @@ def explain_bad_step(
 
     batch = make_batch(0, 1)
     records = pipeline.train_records(len(source), batch_size, seed, step)
-    place = _keep(workdir / FOLDER, state, {**batch, "records": records})
+    place = _save_bad_step(workdir / FOLDER, state, {**batch, "records": records})
     local = make_batch(jax.process_index(), jax.process_count())
     loss = float(program.train_step(state, program.shard_batch(local))[1]["loss"])
     symptom = (
@@ -77,14 +77,14 @@ def explain_bad_step(
     )
     more = ", ..." if len(records) > SHOWN_RECORDS else ""
     return UserError(
-        f"{symptom} at step {step + 1}, whose batch is the examples {_listed(records)}{more} of the training "
-        f"split{_describe_bad_inputs(records, batch['inputs'])}. {place} {ADVICE}"
+        f"{symptom} at step {step + 1}, whose batch is the examples {_join_positions(records)}{more} of the "
+        f"training split{_describe_bad_inputs(records, batch['inputs'])}. {place} {ADVICE}"
     )
 
 
 def explain_bad_evaluation(workdir: Path, state: TrainState, loss: float) -> UserError:
     """Returns the error for a validation loss that is not finite although those of the steps were."""
-    place = _keep(workdir / FOLDER, state)
+    place = _save_bad_step(workdir / FOLDER, state)
     return UserError(f"The validation loss is {loss} at step {int(state.step)}. {place} {ADVICE}")
 
 
@@ -94,14 +94,16 @@ def _describe_bad_inputs(records: np.ndarray, inputs: np.ndarray) -> str:
         for record, values in zip(records, inputs, strict=True)
         if not np.isfinite(values).all()
     ]
-    return f"; the inputs of {_listed(bad)} are not finite" if bad else ""
+    return f"; the inputs of {_join_positions(bad)} are not finite" if bad else ""
 
 
-def _listed(records: np.ndarray | list[int]) -> str:
+def _join_positions(records: np.ndarray | list[int]) -> str:
     return ", ".join(str(int(record)) for record in records[:SHOWN_RECORDS])
 
 
-def _keep(folder: Path, state: TrainState, batch: dict[str, np.ndarray] | None = None) -> str:
+def _save_bad_step(
+    folder: Path, state: TrainState, batch: dict[str, np.ndarray] | None = None
+) -> str:
     """Writes a state, and a batch if there is one; returns the sentence that says where they are."""
     try:
         if jax.process_index() == 0:

@@ -14,8 +14,8 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from dyn.interop import from_torch, read_weights, warm_start
+from dyn.interop.torch_weights import detect_source
 from dyn.interop.torch_weights import num_classes as num_classes_of
-from dyn.interop.torch_weights import source_of
 from dyn.layers import Warehouses
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
@@ -220,7 +220,7 @@ def _read_torch_file(
         theirs = read_weights(path)
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"--config.init_from: {error}") from error
-    source, classes = source_of(theirs), num_classes_of(theirs)
+    source, classes = detect_source(theirs), num_classes_of(theirs)
     twin = _static_twin(config, theirs) if source in _STATIC else config
     shapes = _variable_shapes(twin, classes or num_classes, inputs)
     has_backbone = "backbone" in shapes["params"]

@@ -205,7 +205,7 @@ def _train(
     step_seconds = run_steps(run, profile, notes)
 
     # ---------------------------------------------------------------- test
-    return test(run, step_seconds)
+    return test_best_checkpoint(run, step_seconds)
 
 
 def restore_or_start(
@@ -284,7 +284,7 @@ def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str])
                 timer.restart(run.step)
             elif run.step % config.checkpoint_every == 0 or signal:
                 check_finite_state(run)
-                save(run)
+                save_checkpoint(run)
                 timer.restart(run.step)
             if signal and run.step < total:
                 run.checkpoints.wait()
@@ -332,7 +332,7 @@ def make_train_batches(run: TrainingRun) -> Iterator[pipeline.Batch]:
     )
 
 
-def map_split(
+def run_over_split(
     run: TrainingRun, step: Callable[..., dict[str, Any]], variables: Variables, split: str
 ) -> Iterator[dict[str, Any]]:
     """Yields `step(variables, batch)` of each batch of a split, on the host; padding is masked."""
@@ -349,13 +349,13 @@ def map_split(
 
 def evaluate(run: TrainingRun, variables: Variables, split: str) -> dict[str, Any]:
     """Returns the metrics of a split."""
-    sums = map_split(run, run.program.eval_step, variables, split)
+    sums = run_over_split(run, run.program.eval_step, variables, split)
     return run.task.compute_metrics(sums, run.dataset, split)
 
 
 def inspect_examples(run: TrainingRun, variables: Variables, split: str) -> dict[str, Any]:
     """Returns what the figures show of each example of a split, in order."""
-    parts = list(map_split(run, run.program.inspect_step, variables, split))
+    parts = list(run_over_split(run, run.program.inspect_step, variables, split))
     joined = jax.tree.map(lambda *values: np.concatenate(values), *parts)
     is_real = joined.pop("mask") > 0
     return jax.tree.map(lambda values: values[is_real], joined)
@@ -367,7 +367,7 @@ def write_row(run: TrainingRun, step: int, split: str, metrics: Mapping[str, flo
         run.log.write(step, split, metrics)
 
 
-def save(run: TrainingRun, metrics: dict[str, float] | None = None) -> None:
+def save_checkpoint(run: TrainingRun, metrics: dict[str, float] | None = None) -> None:
     """Starts writing a checkpoint; one with metrics takes part in the choice of the best."""
     run.progress["seconds"] = run.seconds
     run.checkpoints.save(run.step, run.state, run.progress, metrics)
@@ -400,7 +400,7 @@ def validate_and_save(run: TrainingRun, bar: Progress) -> None:
     rank, best = run.checkpoints.rank, run.progress["best"]
     if best is None or rank(metrics) >= rank(best):
         run.progress["best"] = {"step": run.step, **metrics}
-    save(run, metrics)
+    save_checkpoint(run, metrics)
     bar.row(run.step, scalar_metrics(metrics))
     # All hosts take part: parameters may be sharded over them.
     variables = run.program.replicate(run.state.eval_variables)
@@ -422,7 +422,7 @@ def adapt_to_loss(run: TrainingRun, loss: float) -> None:
         run.progress["early_stopping"] = dataclasses.asdict(run.stopping)
 
 
-def test(run: TrainingRun, step_seconds: float | None) -> dict[str, Any]:
+def test_best_checkpoint(run: TrainingRun, step_seconds: float | None) -> dict[str, Any]:
     """Tests the best checkpoint, draws the figures, and writes and returns the summary."""
     program, task, workdir = run.program, run.task, run.workdir
     sha256 = hash_parameters(program.replicate(run.state.params))

@@ -74,11 +74,13 @@ def make_schedule(config: ConfigDict, steps: StepCounts) -> optax.Schedule:
     warmup = round(config.optimizer.warmup_epochs * steps.per_epoch)
     if steps.head_only:
         rate_of_all = config.stages.learning_rate or rate
-        falling = _falling(config.optimizer.schedule, rate_of_all, steps.total - steps.head_only)
+        decay = _make_decay_schedule(
+            config.optimizer.schedule, rate_of_all, steps.total - steps.head_only
+        )
         boundary = max(steps.head_only - warmup, 0)
-        after = optax.join_schedules([optax.constant_schedule(rate), falling], [boundary])
+        after = optax.join_schedules([optax.constant_schedule(rate), decay], [boundary])
     else:
-        after = _falling(config.optimizer.schedule, rate, steps.total - warmup)
+        after = _make_decay_schedule(config.optimizer.schedule, rate, steps.total - warmup)
     if not warmup:
         return after
     # Counted from 1: from 0, the first step would do nothing.
@@ -87,7 +89,7 @@ def make_schedule(config: ConfigDict, steps: StepCounts) -> optax.Schedule:
     )
 
 
-def _falling(name: str, rate: float, steps: int) -> optax.Schedule:
+def _make_decay_schedule(name: str, rate: float, steps: int) -> optax.Schedule:
     steps = max(steps, 1)
     match name:
         case "cosine":

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from optax.contrib import ReduceLROnPlateauState
 
 from dyn.diagnostics import count_macs, count_parameters
+from experiments.core.compilation import quick_compile_options
 from experiments.core.errors import UserError
 from experiments.data import Example
 from experiments.runs.checkpoints import with_sharding
@@ -264,8 +265,5 @@ def _compile_train_step(
 
 def _run_once(create: Callable[[Any], TrainState], shardings: Any, seed: int) -> TrainState:
     """Runs the initialisation of a state, compiled quickly."""
-    # On a CPU, optimising what runs once would take half a minute.
-    quick = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-    options = quick if jax.default_backend() == "cpu" else None
     lowered = jax.jit(create, out_shardings=shardings).lower(jax.ShapeDtypeStruct((), np.uint32))
-    return lowered.compile(options)(np.uint32(seed))
+    return lowered.compile(quick_compile_options())(np.uint32(seed))

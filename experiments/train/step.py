@@ -85,7 +85,7 @@ class StepSettings:
         start_temperature: the temperature of the first step.
         steps: numbers of steps of the run's phases.
         auxiliary_weight: the final weight of the losses that layers sow.
-        average: the decay of the parameters' moving average; 0 keeps none.
+        average_decay: the decay of the parameters' moving average; 0 keeps none.
         num_microbatches: the parts that a batch is cut into.
         start_scale: the first factor of the loss.
         grow_scale_every: the finite steps after which the factor doubles; 0 keeps it.
@@ -96,7 +96,7 @@ class StepSettings:
     temperature: Callable[..., jax.Array] = TEMPERATURES["linear"]
     start_temperature: float = 1.0
     auxiliary_weight: float = 1.0
-    average: float = 0.0
+    average_decay: float = 0.0
     num_microbatches: int = 1
     start_scale: float = 1.0
     grow_scale_every: int = 0
@@ -120,7 +120,7 @@ def make_settings(config: ConfigDict, steps: StepCounts) -> StepSettings:
         schedule=make_schedule(config, steps),
         steps=steps,
         **of_layers,
-        average=config.average,
+        average_decay=config.average,
         num_microbatches=config.accumulate,
         start_scale=config.loss_scale.start,
         grow_scale_every=config.loss_scale.grow_every,
@@ -155,7 +155,7 @@ def create_state(
         batch_stats=variables.get("batch_stats", {}),
         attention=variables.get("attention", {}),
         # Copies, because a step gives away the memory of its arguments.
-        average=jax.tree.map(jnp.copy, params) if settings.average else {},
+        average=jax.tree.map(jnp.copy, params) if settings.average_decay else {},
         opt_state=optimizer.init(params),
         plateau=plateau.init(params),
         loss_scale=make_loss_scale(settings.start_scale),
@@ -249,7 +249,7 @@ def train_step(
         "params": params,
         "batch_stats": batch_stats,
         "attention": attention,
-        "average": update_average(state, params, settings.average),
+        "average": update_average(state, params, settings.average_decay),
         "opt_state": opt_state,
     }
     old = {name: getattr(state, name) for name in new}
@@ -366,7 +366,9 @@ def accumulate_gradients(
     if num_microbatches == 1:
         return compute(params, batch_stats, batch, rng)
 
-    def add(carried: tuple[Any, Any], part: tuple[jax.Array, Batch]) -> tuple[Any, Metrics]:
+    def accumulate_microbatch(
+        carried: tuple[Any, Any], part: tuple[jax.Array, Batch]
+    ) -> tuple[Any, Metrics]:
         total, batch_stats = carried
         index, microbatch = part
         key = jax.random.fold_in(rng, index)
@@ -375,7 +377,7 @@ def accumulate_gradients(
 
     start = jax.tree.map(jnp.zeros_like, params), batch_stats
     parts = jnp.arange(num_microbatches), cut_batch(batch, num_microbatches)
-    (total, batch_stats), metrics = jax.lax.scan(add, start, parts)
+    (total, batch_stats), metrics = jax.lax.scan(accumulate_microbatch, start, parts)
     gradients = jax.tree.map(lambda leaf: leaf / num_microbatches, total)
     return gradients, (jax.tree.map(lambda rows: rows.mean(axis=0), metrics), batch_stats)
 
@@ -387,10 +389,10 @@ def cut_batch(batch: Batch, number: int) -> Batch:
     to fetch microbatches of neighbours from the other devices.
     """
 
-    def cut(values: jax.Array) -> jax.Array:
+    def interleave_examples(values: jax.Array) -> jax.Array:
         return jnp.swapaxes(values.reshape(-1, number, *values.shape[1:]), 0, 1)
 
-    return jax.tree.map(cut, dict(batch))
+    return jax.tree.map(interleave_examples, dict(batch))
 
 
 def update_params(
@@ -424,7 +426,7 @@ def eval_step(
     sharding: ParameterSharding | None = None,
 ) -> dict[str, jax.Array]:
     """Returns what a batch adds to the metrics of its split; masked examples add nothing."""
-    return task.sum_metrics(model, _gathered(variables, sharding), batch)
+    return task.sum_metrics(model, _gather_params(variables, sharding), batch)
 
 
 def inspect_step(
@@ -436,10 +438,12 @@ def inspect_step(
     sharding: ParameterSharding | None = None,
 ) -> dict[str, Any]:
     """Returns what the figures of a run show of each example of a batch, and the batch's mask."""
-    seen = task.inspect_batch(model, _gathered(variables, sharding), batch)
+    seen = task.inspect_batch(model, _gather_params(variables, sharding), batch)
     return {**seen, "mask": batch["mask"]}
 
 
-def _gathered(variables: Mapping[str, Any], sharding: ParameterSharding | None) -> dict[str, Any]:
+def _gather_params(
+    variables: Mapping[str, Any], sharding: ParameterSharding | None
+) -> dict[str, Any]:
     params = variables["params"]
     return {**variables, "params": sharding.gather(params) if sharding else params}

@@ -43,7 +43,7 @@ def complete_config(config: ConfigDict) -> ConfigDict:
     Raises:
         UserError: for a setting that no experiment has.
     """
-    kind = Kind.of(config)
+    kind = Kind.from_config(config)
     values = dict(list_paths(make_config(kind, DATASETS.get(kind.data, {}))))
     for path, value in list_paths(config):
         if path in values or _is_layer_field(path, values):
@@ -61,7 +61,7 @@ def restore_config(saved: Mapping[str, Any]) -> ConfigDict:
     A setting that is younger than the run has its default. A setting that the experiment does not have, such
     as that of another task, is left out.
     """
-    values = dict(list_paths(make_config(Kind.of(saved))))
+    values = dict(list_paths(make_config(Kind.from_config(saved))))
     for path, value in list_paths(saved):
         if path in values or _is_layer_field(path, values):
             values[path] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
@@ -73,7 +73,7 @@ def drop_unused(saved: Mapping[str, Any]) -> dict[str, Any]:
 
     Versions before the sections wrote the settings of all tasks and data into every run.
     """
-    used = select_settings(Kind.of(saved))
+    used = select_settings(Kind.from_config(saved))
     unused = KNOWN - used.keys()
     return {
         name: {key: v for key, v in value.items() if f"{name}.{key}" not in unused}

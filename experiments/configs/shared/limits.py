@@ -23,7 +23,7 @@ def check_limits(config: ConfigDict) -> None:
     Raises:
         UserError: names the first value that is not allowed, and what is.
     """
-    settings = select_settings(Kind.of(config))
+    settings = select_settings(Kind.from_config(config))
     for path, value in list_paths(config):
         if value is None:
             raise UserError(f"--config.{path}=None: it needs a value.")
@@ -34,7 +34,9 @@ def check_limits(config: ConfigDict) -> None:
         elif isinstance(value, tuple | list):
             _check_entries(path, value, setting)
         elif setting.allowed and not _lies_in(value, setting.allowed):
-            raise UserError(f"--config.{path}={value}: choose {_describe(setting.allowed)}.")
+            raise UserError(
+                f"--config.{path}={value}: choose {_describe_interval(setting.allowed)}."
+            )
         _check_32_bits(path, value)
 
 
@@ -56,7 +58,7 @@ def _check_entries(path: str, values: tuple | list, setting: Setting) -> None:
     if not right:
         number = " or ".join(map(str, setting.lengths))
         entries = f"{number} value(s)" if number else "one or more values"
-        limits = f", each {_describe(str(setting.allowed))}" if setting.allowed else ""
+        limits = f", each {_describe_interval(str(setting.allowed))}" if setting.allowed else ""
         raise UserError(
             f"--config.{path}={values}: give {entries}{limits}, such as {setting.default}."
         )
@@ -64,15 +66,15 @@ def _check_entries(path: str, values: tuple | list, setting: Setting) -> None:
 
 def _lies_in(value: float, interval: str) -> bool:
     """Returns whether a number lies in an interval such as `[0, 1)`; a NaN lies in none."""
-    low, high = _ends(interval)
+    low, high = _parse_interval(interval)
     above = low <= value if interval[0] == "[" else low < value
     below = value <= high if interval[-1] == "]" else value < high
     return above and below
 
 
-def _describe(interval: str) -> str:
+def _describe_interval(interval: str) -> str:
     """Describes an interval, such as `0 or more`."""
-    low, high = (f"{end:g}" if abs(end) < 1e6 else str(end) for end in _ends(interval))
+    low, high = (f"{end:g}" if abs(end) < 1e6 else str(end) for end in _parse_interval(interval))
     low = "" if low == "-inf" else f"{low} or more" if interval[0] == "[" else f"more than {low}"
     high = (
         "" if high == "inf" else f"{high} or less" if interval[-1] == "]" else f"less than {high}"
@@ -80,7 +82,7 @@ def _describe(interval: str) -> str:
     return " and ".join(filter(None, (low, high))) or "a finite number"
 
 
-def _ends(interval: str) -> tuple[float, float]:
+def _parse_interval(interval: str) -> tuple[float, float]:
     low, high = interval[1:-1].split(",")
     return float(low), float(high)
 

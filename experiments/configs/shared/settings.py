@@ -279,7 +279,7 @@ class Kind:
     conv: str = "conv"
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Kind":
+    def from_config(cls, config: Mapping[str, Any]) -> "Kind":
         """Reads the choices from a config, or from the settings of an old run."""
         return cls(
             task=config.get("task", cls.task),

@@ -7,13 +7,13 @@ from torch_networks import assert_torchs_logits, network, variable_shapes, weigh
 from torch_numbers import pictures
 
 from dyn.interop import from_torch
-from dyn.interop.torch_weights import num_classes, source_of
+from dyn.interop.torch_weights import detect_source, num_classes
 from dyn.models import BasicBlock, ResNet
 
 
 def test_odconv_bottlenecks_have_torchs_logits():
     weights, net = weights_of("odconv50"), network("odconv50")
-    assert source_of(weights) == "odconv" and num_classes(weights) == 5
+    assert detect_source(weights) == "odconv" and num_classes(weights) == 5
     variables, left_out, kept = from_torch(variable_shapes(net), weights)
     assert left_out == tuple(key for key in weights if key.endswith("num_batches_tracked"))
     assert kept == ()
@@ -23,7 +23,7 @@ def test_odconv_bottlenecks_have_torchs_logits():
 def test_the_prefix_of_several_devices_is_ignored():
     weights = weights_of("odconv50")
     prefixed = {f"module.{key}": value for key, value in weights.items()}
-    assert source_of(prefixed) == "odconv"
+    assert detect_source(prefixed) == "odconv"
     shapes = variable_shapes(network("odconv50"))
     both = (from_torch(shapes, w).variables for w in (weights, prefixed))
     jax.tree.map(np.testing.assert_array_equal, *both)

@@ -15,7 +15,7 @@ from torch_networks import (
 from torch_numbers import pictures
 
 from dyn.interop import from_torch, warm_start
-from dyn.interop.torch_weights import num_classes, source_of
+from dyn.interop.torch_weights import detect_source, num_classes
 from dyn.layers import ODConv
 
 pytestmark = pytest.mark.matrix
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.matrix
 @pytest.mark.parametrize("name", [name for name in NETWORKS if name != "odconv50"])
 def test_has_torchs_logits(name):
     weights, net = weights_of(name), network(name)
-    assert source_of(weights) == NETWORKS[name][0] and num_classes(weights) == 5
+    assert detect_source(weights) == NETWORKS[name][0] and num_classes(weights) == 5
     variables, left_out, kept = from_torch(variable_shapes(net), weights)
     assert left_out == tuple(key for key in weights if key.endswith("num_batches_tracked"))
     assert kept == ()

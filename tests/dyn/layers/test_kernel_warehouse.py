@@ -135,7 +135,7 @@ def test_follows_the_formulas(name, blend):
             (8 // cells.shape[2], i // cells.shape[1]),
             cells,
             blend,
-            warehouse.assignment(0),
+            warehouse.initial_cells(0),
         )
         fields = ("strides", "padding", "feature_group_count")
         geometry = {name: getattr(layer, name) for name in fields}
@@ -151,21 +151,21 @@ def test_ratios_of_two_and_a_half_assign_as_in_the_paper_s_code():
     kernels = (KernelShape((3,), 4, 8), KernelShape((3,), 8, 8))
     twice = Warehouse(kernels, cell_ratio=2)
     assert twice.cell == (4, 8) and twice.num_cells == 18
-    assert twice.assignment(0) == (0, 2, 4)
-    assert twice.assignment(1) == (6, 8, 10, 12, 14, 16)
+    assert twice.initial_cells(0) == (0, 2, 4)
+    assert twice.initial_cells(1) == (6, 8, 10, 12, 14, 16)
     half = Warehouse((KernelShape((3, 3), 4, 4),) * 4, cell_ratio=0.5)
     zero = half.num_cells
     assert zero == 18
-    assert half.assignment(0) == (0, zero, zero, 1, 2, zero, zero, 3, 4)
-    assert half.assignment(1) == (5, zero, zero, 6, 7, zero, zero, 8, 9)
+    assert half.initial_cells(0) == (0, zero, zero, 1, 2, zero, zero, 3, 4)
+    assert half.initial_cells(1) == (5, zero, zero, 6, 7, zero, zero, 8, 9)
     # Odd numbers of blocks ask for more than half of them: the count starts again.
-    assert half.assignment(3) == (15, zero, zero, 16, 17, zero, zero, 0, 1)
+    assert half.initial_cells(3) == (15, zero, zero, 16, 17, zero, zero, 0, 1)
 
 
 def test_every_cell_is_some_block_s_first_at_ratio_one():
     kernels = tuple(KernelShape((3, 3), i, o) for i, o in ((4, 4), (4, 8), (8, 12)))
     warehouse = Warehouse(kernels)
-    taken = [cell for place in range(3) for cell in warehouse.assignment(place)]
+    taken = [cell for place in range(3) for cell in warehouse.initial_cells(place)]
     assert taken == list(range(warehouse.num_cells))
 
 

@@ -9,7 +9,7 @@ from experiments.configs.shared.settings import SECTIONS, Setting, list_paths
 from experiments.core.errors import UserError
 from experiments.data import NAMES
 from experiments.tasks import TASKS, backbone, segmentation
-from experiments.tasks.classification import SERIES_NETS
+from experiments.tasks.classification import SERIES_NETWORKS
 from experiments.train.optimizer import OPTIMIZERS, SCHEDULES, TEMPERATURES
 
 TABLE = dict(list_paths(SECTIONS))
@@ -22,7 +22,7 @@ def test_choices_are_those_of_the_code_that_takes_them():
         "optimizer.name": OPTIMIZERS,
         "optimizer.schedule": SCHEDULES,
         "temperature.schedule": TEMPERATURES,
-        "model.network": (*backbone.NETWORKS, *SERIES_NETS),
+        "model.network": (*backbone.NETWORKS, *SERIES_NETWORKS),
         "model.depth": backbone.RESNETS,
         "head.name": segmentation.HEADS,
         "autoencoder.pooling": autoencoder.POOLINGS,

@@ -6,7 +6,7 @@ import pytest
 
 from experiments.core.errors import UserError
 from experiments.train import augmentation
-from experiments.train.augmentation import AUGMENTATIONS, refuse_decided, train_augmentations
+from experiments.train.augmentation import AUGMENTATIONS, reject_fixed_settings, train_augmentations
 from experiments.train.grid import load_config
 
 
@@ -79,5 +79,5 @@ def test_failed_runs(planned, tmp_path):
 @pytest.mark.parametrize("path", ["audio.height", "data.limit", "augment", "optimizer.schedule"])
 def test_settings_that_the_comparison_decides_are_refused(path):
     with pytest.raises(UserError, match=path):
-        refuse_decided([path])
-    refuse_decided(["epochs", "audio.colour", "mixing.label_smoothing", "steps"])
+        reject_fixed_settings([path])
+    reject_fixed_settings(["epochs", "audio.colour", "mixing.label_smoothing", "steps"])

@@ -180,7 +180,7 @@ def test_microbatches_take_their_examples_in_turns():
 
 
 def test_the_average_follows_the_parameters():
-    state, step = make(settings_of(average=0.999))
+    state, step = make(settings_of(average_decay=0.999))
     after, _ = step(state, batch())
     # Its first decay is 1 / 10.
     expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, state.params, after.params)
