@@ -87,9 +87,6 @@ def read_annotations(
             negative or uncertain), low, high and split; '' for the Raven tables next to the recordings.
         label_column: the column of the labels; '' for the first of Species, Annotation, label and Common
             Name.
-
-    Raises:
-        UserError: if the CSV file cannot be read, or lacks a column.
     """
     folder, names = Path(folder), list(names)
     if source:
@@ -114,9 +111,7 @@ def find_raven_tables(
 ) -> list[Path]:
     """Returns the Raven tables of X.wav: X.Table.1.selections.txt and the like, X.selections.txt and X.txt.
 
-    Args:
-        recording: the sound file.
-        texts: the sorted names in its folder that end in .txt; None to list them.
+    `texts` are the sorted names in its folder that end in .txt; None lists them.
     """
     recording = Path(recording)
     texts = _list_texts(recording.parent) if texts is None else texts
@@ -138,17 +133,9 @@ def find_raven_tables(
 def read_raven_table(
     path: str | os.PathLike, file: str, label_column: str = ""
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
-    """Reads a Raven selection table.
+    """Returns the annotations of a tab-separated Raven table, and origin and reason for each unusable line.
 
-    Raven writes a selection once for each view; it is read once.
-
-    Args:
-        path: the table, tab-separated.
-        file: the recording's name.
-        label_column: as in `read_annotations`.
-
-    Returns:
-        The annotations, and origin and reason for each unusable line.
+    Raven writes a selection once for each view; it is read once. `file` is the recording's name.
     """
     path = Path(path)
     try:
@@ -203,11 +190,7 @@ def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotatio
 def clip_annotations(
     annotations: Iterable[Annotation], seconds: Mapping[str, float]
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
-    """Clips annotations at the ends of their recordings.
-
-    Args:
-        annotations: annotations of any recordings.
-        seconds: length of each recording.
+    """Clips annotations at the ends of their recordings, whose lengths are `seconds`.
 
     Returns:
         The annotations that begin within their recording, and origin and reason for the others.
@@ -224,15 +207,7 @@ def clip_annotations(
 
 
 def compile_pattern(pattern: str, setting: str) -> re.Pattern | None:
-    """Returns the compiled regular expression of a setting, or None for an empty one.
-
-    Args:
-        pattern: the regular expression; its first group is what counts.
-        setting: name of the setting below `--config.audio`, for error messages.
-
-    Raises:
-        UserError: if the pattern is invalid or has no group.
-    """
+    """Returns the regular expression, with a group, of a setting below `--config.audio`; None for ''."""
     if not pattern:
         return None
     try:
@@ -255,9 +230,6 @@ def extract_label(name: str, pattern: str = "") -> str | None:
     Args:
         name: its path below the data folder, with forward slashes.
         pattern: a regular expression whose first group is the label; '' for the first folder.
-
-    Raises:
-        UserError: if the pattern is invalid, or has no group.
 
     Example:
         >>> extract_label("wren/2019/a.wav"), extract_label("wren 3.wav", r"(\\w+) \\d")
@@ -292,22 +264,16 @@ def parse_labels(text: str, no_class: Sequence[str]) -> tuple[tuple[str, ...], t
 def write_raven_table(
     path: str | os.PathLike,
     annotations: Sequence[Annotation],
-    scores: Sequence[float] | None = None,
-    recording: str | os.PathLike = "",
+    recording: str | os.PathLike,
 ) -> None:
     """Writes a Raven selection table, which `read_raven_table` reads back to the same intervals.
 
-    Args:
-        path: the table.
-        annotations: the selections.
-        scores: score of each selection.
-        recording: the sound file, for Raven to open.
+    Raven opens the sound file `recording` with it.
     """
     lines = [raven.COLUMNS]
-    for number, one in enumerate(annotations):
-        score = None if scores is None else scores[number]
+    for number, one in enumerate(annotations, 1):
         place = (one.start, one.end, one.low, one.high)
-        lines.append(raven.make_row(number + 1, *place, one.label, score, str(recording)))
+        lines.append(raven.make_row(number, *place, one.label, None, str(recording)))
     write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
 

@@ -58,11 +58,7 @@ class Spectrograms:
 
     @property
     def levels(self) -> np.ndarray:
-        """The spectrograms, uint8 `[n, H, W]`, memory-mapped.
-
-        Raises:
-            UserError: if they do not exist any more.
-        """
+        """The spectrograms, uint8 `[n, H, W]`, memory-mapped."""
         shape = (len(self), *self.shape)
         try:
             # np.load parses the header with Python's compiler, which in Python 3.11 fails at times while
@@ -106,16 +102,12 @@ def prepare_spectrograms(
     the libraries get new spectrograms.
 
     Args:
-        paths: the recordings.
-        names: their names for messages.
+        paths, names: the recordings, and their names for messages.
         audio: the audio section of the configuration.
         folder: the folder of the cache, for all settings.
         starts: start of each window of each recording in seconds; None for one every `audio.hop`.
         max_skipped: the share of the recordings that may be unusable.
         quiet: whether to show no progress.
-
-    Raises:
-        UserError: if too many recordings cannot be used, a setting is invalid, or a library is not installed.
     """
     spectrograms.check_settings(audio)
     settings_folder = Path(folder) / _make_settings_key(audio)

@@ -54,12 +54,7 @@ def compute_purity(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> 
 
         purity = sum_c max_l |c & l| / N
 
-    Args:
-        labels: label of each of N items.
-        clusters: cluster of each item.
-
-    Raises:
-        ValueError: if there are no items, or labels and clusters differ in number.
+    Arguments as for `compute_b_cubed`.
 
     Example:
         >>> round(compute_purity("001122", "000111"), 4)
@@ -71,17 +66,11 @@ def compute_purity(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> 
 
 def _count_items(labels: Sequence[Hashable], clusters: Sequence[Hashable]) -> np.ndarray:
     """Returns the number of items per label and cluster, float64 `[labels, clusters]`."""
+    from sklearn.metrics.cluster import contingency_matrix
+
     if len(labels) != len(clusters) or not len(labels):
         raise ValueError(f"{len(labels)} labels, but {len(clusters)} clusters")
-    rows, columns = (_number_names(names) for names in (labels, clusters))
-    both = np.zeros((max(rows) + 1, max(columns) + 1))
-    np.add.at(both, (rows, columns), 1)
-    return both
-
-
-def _number_names(names: Sequence[Hashable]) -> list[int]:
-    numbers: dict[Hashable, int] = {}
-    return [numbers.setdefault(name, len(numbers)) for name in names]
+    return contingency_matrix(list(labels), list(clusters), dtype=np.float64)
 
 
 def standardise(codes: np.ndarray) -> np.ndarray:
@@ -126,24 +115,16 @@ def cluster_codes(codes: np.ndarray, number: int, seed: int = 0) -> np.ndarray:
     return nearest
 
 
-def score_subsets(
-    labels: Sequence[Hashable], codes: np.ndarray, draws: int = DRAWS, seed: int = 0
-) -> dict[str, tuple[float, float]]:
+def score_subsets(labels: Sequence[Hashable], codes: np.ndarray) -> dict[str, tuple[float, float]]:
     """Returns mean and standard deviation of B-cubed and purity over clusterings of random subsets.
 
     Each draw takes half of the items, at most 1,000, without replacement; `cluster_codes` makes as many
-    clusters of them as they have labels. The draws depend only on the seed and the number of items, so that
-    different kinds of codes are compared on the same items.
-
-    Args:
-        labels: label of each of N items.
-        codes: floats `[N, D]`.
-        draws: number of subsets.
-        seed: decides the subsets.
+    clusters of them as they have labels. The draws depend only on the number of items, so that different
+    kinds of codes, floats `[N, D]`, are compared on the same items.
     """
-    rng, scores = np.random.default_rng(seed), []
+    rng, scores = np.random.default_rng(0), []
     size = min(max(round(SHARE * len(labels)), 2), MAX_DRAWN, len(labels))
-    for _ in range(draws):
+    for _ in range(DRAWS):
         drawn = rng.choice(len(labels), size, replace=False)
         names = [labels[index] for index in drawn]
         clusters = cluster_codes(codes[drawn], len(set(names)))

@@ -54,14 +54,9 @@ class Detection:
     def extend(self, window: Interval, score: float) -> "Detection":
         """Returns the detection with one more window."""
         windows = self.windows + 1
-        return Detection(
-            self.number,
-            self.start,
-            window.end,
-            self.score + (score - self.score) / windows,
-            self.silent and window.silent,
-            windows,
-        )
+        mean = self.score + (score - self.score) / windows
+        silent = self.silent and window.silent
+        return dataclasses.replace(self, end=window.end, score=mean, silent=silent, windows=windows)
 
 
 def select_classes(scores: np.ndarray, threshold: float, several: bool) -> dict[int, float]:
@@ -124,8 +119,7 @@ def open_raven_table(
     Args:
         path: the table; an existing one is replaced.
         recording: the sound file, for Raven to open.
-        low: lowest frequency of all selections in Hz.
-        high: highest frequency of all selections in Hz.
+        low, high: lowest and highest frequency of all selections in Hz.
 
     Yields:
         A function that appends a label and its detection.

@@ -34,12 +34,7 @@ def compute_spectrum(samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.nda
 
 
 def compute_spectral_indices(samples: np.ndarray, rate: int) -> np.ndarray:
-    """Returns the indices of `PER_BIN`, one after another, float32 `[8 * 256]`.
-
-    Args:
-        samples: floats `[n]`, not silent.
-        rate: samples per second.
-    """
+    """Returns the indices of `PER_BIN`, float32 `[2048]`, of a window that is not silent."""
     features, sound = require_library("maad.features"), require_library("maad.sound")
     power, _, _ = compute_spectrum(samples, rate)
     with _silence_warnings():
@@ -59,14 +54,9 @@ def compute_spectral_indices(samples: np.ndarray, rate: int) -> np.ndarray:
 
 
 def compute_alpha_indices(samples: np.ndarray, rate: int) -> dict[str, float]:
-    """Returns scikit-maad's alpha indices of a window, 16 of its waveform and 44 of its spectrum.
+    """Returns scikit-maad's alpha indices of a window by name, 16 of its waveform and 44 of its spectrum.
 
-    Args:
-        samples: floats `[n]`, not silent.
-        rate: samples per second.
-
-    Returns:
-        The value of each index by name, NaN if it is undefined.
+    The window is not silent. NaN means that an index is undefined.
     """
     features = require_library("maad.features")
     power, times, frequencies = compute_spectrum(samples, rate)
@@ -103,14 +93,8 @@ def define_indices(names: list[str], rate: int) -> list[tuple[str, str, str]]:
 def compute_cepstra(samples: np.ndarray, rate: int) -> np.ndarray:
     """Returns 13 mel-frequency cepstral coefficients of each frame of 25 ms, every 10 ms, from 26 mel bands.
 
-    Time varies fastest. A second has 99 frames; the last one is padded with zeros.
-
-    Args:
-        samples: floats `[n]`.
-        rate: samples per second.
-
-    Returns:
-        float32 `[13 * frames]`.
+    The result is float32 `[13 * frames]`, so time varies fastest. A second has 99 frames; the last one is
+    padded with zeros.
     """
     frame, step = round(0.025 * rate), round(0.01 * rate)
     frames = 1 + -(-max(len(samples) - frame, 0) // step)

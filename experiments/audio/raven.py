@@ -30,13 +30,7 @@ def make_row(
 ) -> list[str]:
     """Returns the cells of a selection; times and frequencies are read back as the same numbers.
 
-    Args:
-        number: number of the selection, from 1.
-        start, end: in seconds.
-        low, high: in Hz; None if unknown.
-        label: its label.
-        score: score of the detection; None for an annotation by a person.
-        recording: the sound file, for Raven to open.
+    `number` counts from 1; unknown frequencies are None, and so is the score of an annotation by a person.
     """
     numbers = (_format_exactly(value) for value in (start, end, low, high))
     formatted_score = "" if score is None else f"{score:.6f}"

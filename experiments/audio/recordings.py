@@ -60,15 +60,9 @@ def list_recordings(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
 
 
 def probe_recording(path: str | os.PathLike, name: str = "") -> Recording:
-    """Reads the header of a sound file.
+    """Reads the header of a sound file; raises `Unreadable` if it cannot be used.
 
-    Args:
-        path: the file.
-        name: its name; '' for its path.
-
-    Raises:
-        Unreadable: if the file cannot be used.
-        UserError: if soundfile is not installed.
+    Without a `name` it goes by its path.
     """
     path = pathlib.Path(path)
     with _open(path) as file:
@@ -103,7 +97,6 @@ def stream_samples(
 
     Raises:
         Unreadable: if nothing can be read, the channel does not exist, or a sample is NaN or infinite.
-        UserError: if a library is not installed, or the channel is not a number.
     """
     resample = _make_resampler(recording.rate, rate)
     for block in _stream_mono(recording, channel, report):
@@ -175,11 +168,7 @@ def _make_resampler(
 
 
 def _open(path: pathlib.Path):
-    """Opens a `soundfile.SoundFile`.
-
-    Raises:
-        Unreadable: if it is not a sound file.
-    """
+    """Opens a `soundfile.SoundFile`; raises `Unreadable` if it is not a sound file."""
     soundfile = require_library("soundfile")
     try:
         status = os.stat(path)

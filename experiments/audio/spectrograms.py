@@ -57,9 +57,6 @@ def compute_spectrogram(samples: np.ndarray, audio: ConfigDict) -> np.ndarray:
 
     Returns:
         uint8 `[H, W]`; row 0 is the highest frequency. Silence is 0 everywhere.
-
-    Raises:
-        UserError: if a setting is invalid, or a library is not installed.
     """
     settings = _resolve_settings(audio)
     height, width = _compute_shape(settings)
@@ -78,11 +75,7 @@ def compute_spectrogram(samples: np.ndarray, audio: ConfigDict) -> np.ndarray:
 
 
 def compute_shape(audio: ConfigDict) -> tuple[int, int]:
-    """Returns the height and width of the spectrograms.
-
-    Raises:
-        UserError: if a setting is invalid.
-    """
+    """Returns the height and width of the spectrograms."""
     return _compute_shape(_resolve_settings(audio))
 
 
@@ -124,14 +117,9 @@ def apply_colours(levels: np.ndarray, colour: str) -> np.ndarray:
 
 
 def remove_colours(picture: np.ndarray, colour: str) -> np.ndarray:
-    """Returns the levels of colours; colours that no level has, from a generator, get the nearest level.
+    """Returns the levels `[..., H, W]` of colours from `apply_colours`.
 
-    Args:
-        picture: uint8 `[..., H, W, C]`.
-        colour: as in `apply_colours`.
-
-    Returns:
-        uint8 `[..., H, W]`.
+    Colours that no level has, from a generator, get the nearest level.
     """
     match colour:
         case "grey":
@@ -190,10 +178,7 @@ def _check_settings(settings: _Settings) -> None:
         refuse("seconds", "a window needs at least one sample.")
     half = settings.sample_rate / 2
     if not 0 <= settings.high <= half:
-        refuse(
-            "high",
-            f"choose at most {half:g} Hz, half of the sample rate.",
-        )
+        refuse("high", f"choose at most {half:g} Hz, half of the sample rate.")
     if not 0 <= settings.low < (settings.high or half):
         refuse("low", f"choose less than the highest frequency, {settings.high or half:g} Hz.")
 

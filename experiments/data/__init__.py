@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import importlib
 import types
 from pathlib import Path
 
@@ -32,18 +33,11 @@ def load_for_training(
     """Loads a data set, adds the extra training pictures and checks that batches can be made of it.
 
     Args:
-        config: the data section of the configuration; see `load`. In addition `extra_train` (a folder of
-            more pictures to train on, '' for none) and `max_skipped` (the share of the files that may be
-            unusable).
-        seed: decides which examples are set aside.
-        audio: the audio section, for recordings.
+        config, seed, audio: as for `load`; the data section has in addition `extra_train` (a folder of more
+            pictures to train on, '' for none) and `max_skipped` (the share of files that may be unusable).
         image_size: side in pixels to which pictures are resized; 0 keeps their size.
         workdir: the folder of the run, which gets `skipped.csv` and, for recordings, `splits.csv`; None
             writes nothing, for all hosts but the first.
-
-    Raises:
-        UserError: as `load`; if too many files had to be skipped, the extra pictures do not fit the data
-            set, or pictures of different sizes would not be resized.
     """
     dataset = load(config, seed, audio)
     listed = None
@@ -79,12 +73,9 @@ def load(config: ConfigDict, seed: int, audio: ConfigDict | None = None) -> Data
     Raises:
         UserError: if the name is unknown, or the data is missing or unusable.
     """
-    if config.name == "audio":
-        from experiments.data import sounds
-
-        dataset = sounds.load(config, audio, seed)
-    else:
-        dataset = _import_reader(config.name).load(config, seed)
+    reader = _import_reader(config.name)
+    recordings = (audio,) if config.name == "audio" else ()
+    dataset = reader.load(config, *recordings, seed)
     if config.get("fold", -1) >= 0:
         pool = folds.pool_splits(dataset)
         # The folds are the same for every seed, because runs are compared fold by fold.
@@ -98,13 +89,7 @@ def load(config: ConfigDict, seed: int, audio: ConfigDict | None = None) -> Data
 
 
 def check_skipped(dataset: Dataset, max_skipped: float, listed: Path | None = None) -> None:
-    """Raises a UserError if a larger share of the files than `max_skipped` had to be skipped.
-
-    Args:
-        dataset: the data set.
-        max_skipped: the largest share of unusable files, 0 to 1.
-        listed: the file that lists the skipped files, for the message.
-    """
+    """Raises a UserError, which names the list `listed`, if more than a share of the files were skipped."""
     bases = {id(base): base for split in dataset.splits.values() for base in flatten(split)[0]}
     skipped = len(dataset.skipped)
     total = skipped + sum(len(base) for base in bases.values())
@@ -127,28 +112,18 @@ def check_sizes(dataset: Dataset, image_size: int) -> None:
 
 
 def _import_reader(name: str) -> types.ModuleType:
-    """Imports the module that reads a data set, so that no data set waits for another one's libraries."""
-    match name:
-        case "digits":
-            from experiments.data import digits as reader
-        case "tiny_imagenet":
-            from experiments.data import tiny_imagenet as reader
-        case "voc2012":
-            from experiments.data import voc2012 as reader
-        case "ucr":
-            from experiments.data import ucr as reader
-        case "folder":
-            from experiments.data import folder as reader
-        case "mask_folder":
-            from experiments.data import mask_folder as reader
-        case "tfds":
-            from experiments.data import tfds_catalogue as reader
-        case unknown:
-            raise UserError(
-                f"--config.data.name: there is no data set {unknown}"
-                f"{suggest_nearest(str(unknown).lower(), NAMES)}"
-            )
-    return reader
+    """Imports the module that reads a data set, so that no data set waits for another one's libraries.
+
+    Its `load(config, seed)` takes the arguments of `load`, and raises a UserError for files that are missing
+    or unusable.
+    """
+    if name not in NAMES:
+        raise UserError(
+            f"--config.data.name: there is no data set {name}"
+            f"{suggest_nearest(str(name).lower(), NAMES)}"
+        )
+    module = {"tfds": "tfds_catalogue", "audio": "sounds"}.get(name, name)
+    return importlib.import_module(f"experiments.data.{module}")
 
 
 def _select_classes(dataset: Dataset, names: list[str]) -> Dataset:

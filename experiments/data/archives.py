@@ -35,11 +35,7 @@ class ArchiveError(Exception):
 
 
 def list_zip(archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]:
-    """Returns the files of a zip by name.
-
-    Raises:
-        ArchiveError: if they are too large together.
-    """
+    """Returns the files of a zip by name; raises an ArchiveError if they are too large together."""
     files = {info.filename: info for info in archive.infolist() if not info.is_dir()}
     _check_total(sum(info.file_size for info in files.values()))
     return files
@@ -88,12 +84,7 @@ def iterate_tar(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def read_tar(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """Returns the content of a plain file of a tar.
-
-    Raises:
-        ArchiveError: if it is too large.
-        EOFError: if it ends early.
-    """
+    """Returns the content of a plain file of a tar; raises an EOFError if it ends early."""
     _check_file(member.name, member.size)
     file = archive.extractfile(member)
     content = file.read() if file else b""

@@ -10,13 +10,7 @@ from experiments.data.views import Arrays
 
 
 def load(config: ConfigDict, seed: int) -> Dataset:
-    """Returns the digits as uint8 pictures of 8 by 8 pixels and one channel.
-
-    Args:
-        config: the data section of the configuration; `validation` and `test` are shares of the whole
-            (0.1 and 0.2 leave 70 % to train on).
-        seed: decides the stratified splits.
-    """
+    """Returns the digits as uint8 pictures of 8 by 8 pixels and one channel."""
     bunch = load_digits()
     # Levels 0..16 are scaled to 0..255 without loss.
     pictures = np.round(bunch.images * (255 / 16)).astype(np.uint8)[..., None]

@@ -48,11 +48,6 @@ def add_pictures(dataset: Dataset, config: ConfigDict, audio: ConfigDict | None 
 
     The folder holds one folder per class. Validation and test stay as they are.
 
-    Args:
-        dataset: the data set.
-        config: the data section of the configuration.
-        audio: the audio section, for recordings.
-
     Raises:
         UserError: if the folder does not exist, its pictures have another kind, size or class than the data
             set, or the data set does not consist of pictures with classes.

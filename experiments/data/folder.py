@@ -1,6 +1,5 @@
 """The user's own pictures: `root/<split>/<class>/*`, or `root/<class>/*` to be split here."""
 
-import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -40,25 +39,10 @@ class _PictureFiles:
         return {"inputs": pictures.read_picture(path, path), "label": self.labels[index]}
 
 
-@dataclasses.dataclass(frozen=True)
-class _CheckedPicture:
-    """Size `(H, W)` of a usable picture and digest of its content."""
-
-    size: tuple[int, int]
-    digest: int
-
-
 def load(config: ConfigDict, seed: int) -> Dataset:
-    """Returns the pictures of a folder, one class per subfolder, as uint8 RGB.
+    """Returns the pictures of the folder `source`, one class per subfolder, as uint8 RGB.
 
     Every file is opened once to check that it can be used; the unusable ones are in `skipped`.
-
-    Args:
-        config: the data section of the configuration; `source` is the folder.
-        seed: decides the splits that the folder does not have.
-
-    Raises:
-        UserError: if the folder has another layout or too few pictures.
     """
     root = paths.get_source_path(config)
     if root is None:
@@ -70,7 +54,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     files = [
         path for classes in listed.values() for members in classes.values() for path in members
     ]
-    checked, skipped = _check_files(root, files)
+    checked, skipped = pictures.check_all(root, files, _check_file)
     usable = {
         split: {
             name: [path for path in members if path in checked] for name, members in classes.items()
@@ -95,11 +79,10 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         if not len(pool.labels):
             raise UserError(f"{folders[split]} has no usable pictures; add some or remove it.")
     parts, split_notes = splits.make_splits(root.name, config, seed, **pools)
-    sizes = {picture.size for picture in checked.values()}
-    height, width = sizes.pop() if len(sizes) == 1 else (0, 0)
-    if not height:
-        notes.append("The pictures differ in size; --config.image_size resizes them to one.")
-    return Dataset(root.name, parts, classes, (height, width, 3), notes + split_notes, skipped)
+    shape = pictures.get_common_shape({size for size, _ in checked.values()})
+    if not shape[0]:
+        notes.append(pictures.DIFFERENT_SIZES)
+    return Dataset(root.name, parts, classes, shape, notes + split_notes, skipped)
 
 
 def _find_split_folders(root: Path) -> dict[str, Path]:
@@ -169,32 +152,17 @@ def _join_names(folder: Path, root: Path, names: Sequence[str]) -> str:
     return ", ".join(str((folder / name).relative_to(root)) for name in names)
 
 
-def _check_files(
-    root: Path, files: Sequence[Path]
-) -> tuple[dict[Path, _CheckedPicture], list[tuple[str, str]]]:
-    """Returns the usable pictures, and path and reason of the others."""
-    usable, skipped = {}, []
-    with pictures.silence_pillow(), concurrent.futures.ThreadPoolExecutor() as pool:
-        for path, (picture, reason) in zip(files, pool.map(_check_file, files), strict=True):
-            if picture is None:
-                skipped.append((str(path.relative_to(root)), reason))
-            else:
-                usable[path] = picture
-    return usable, skipped
-
-
-def _check_file(path: Path) -> tuple[_CheckedPicture | None, str]:
+def _check_file(path: Path) -> tuple[tuple[tuple[int, int], int] | None, str]:
+    """Returns the size `(H, W)` of a picture and the digest of its content, or the reason to skip it."""
     size, reason = pictures.check_picture(path)
-    if size is None:
-        return None, reason
-    return _CheckedPicture(size, digests.compute_file_digest(path)), ""
+    return (size, digests.compute_file_digest(path)) if size else None, reason
 
 
 def _make_pool(
     root: Path,
     files: ClassFiles,
     classes: Sequence[str],
-    checked: Mapping[Path, _CheckedPicture],
+    checked: Mapping[Path, tuple[tuple[int, int], int]],
 ) -> splits.Pool:
     members = [(path, label) for label, name in enumerate(classes) for path in files.get(name, ())]
     in_order = [path for path, _ in members]
@@ -202,7 +170,7 @@ def _make_pool(
     source = _PictureFiles(
         in_order,
         labels,
-        [checked[path].digest for path in in_order],
+        [checked[path][1] for path in in_order],
         [str(path.relative_to(root)) for path in in_order],
     )
     return splits.Pool(source, labels)

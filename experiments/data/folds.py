@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sklearn.model_selection import StratifiedKFold
 
 from experiments.core.errors import UserError
-from experiments.core.files import replace_file
+from experiments.core.files import write_csv
 from experiments.data import splits
 from experiments.data.dataset import Dataset, Source
 from experiments.data.views import Chain, Subset
@@ -72,11 +72,6 @@ def assign_folds(labels: np.ndarray, folds: int, seed: int) -> tuple[np.ndarray,
 
     The sizes of the folds differ by at most one, too.
 
-    Args:
-        labels: `[N]` class numbers.
-        folds: number of folds.
-        seed: decides the assignment.
-
     Returns:
         The fold of each example, `[N]`, from 0, and notes on anything unusual.
 
@@ -121,16 +116,8 @@ def make_fold_dataset(
     """Returns the data set whose test split is one fold and whose train split are the others.
 
     The folds' sizes may differ by one example, and so may the train splits'; therefore
-    `ceil(len(train) / batch_size)` may differ, too.
-
-    Args:
-        dataset: the data set as it was loaded.
-        pool: its pooled examples.
-        assignment: the fold of each example, `[N]`.
-        fold: the fold to test on.
-        config: the data section of the configuration: `validation` is the share of the other folds to set
-            aside (0: validation is the train split itself), `limit` the maximum number of examples per split.
-        seed: decides what is set aside.
+    `ceil(len(train) / batch_size)` may differ, too. The share `validation` of the other folds is set aside
+    (0: validation is the train split itself).
 
     Raises:
         UserError: if the fold does not exist, or there are too few examples to set some aside.
@@ -159,37 +146,16 @@ def make_fold_dataset(
 def write_folds(
     path: str | os.PathLike, pool: PooledSplits, assignment: np.ndarray, classes: Sequence[str]
 ) -> None:
-    """Writes the fold of each example to `folds.csv`, atomically.
-
-    Args:
-        path: the file; one row per example, in the order of the pool.
-        pool: the examples.
-        assignment: the fold of each example, `[N]`.
-        classes: the name of each class.
-    """
+    """Writes one row per example to `folds.csv`, in the order of the pool, atomically."""
     rows = zip(_make_rows(pool, classes), assignment.tolist(), strict=True)
-    with (
-        replace_file(path) as temporary,
-        open(temporary, "w", encoding="utf-8", newline="") as file,
-    ):
-        table = csv.writer(file)
-        table.writerow(COLUMNS)
-        table.writerows([*row, fold] for row, fold in rows)
+    write_csv(path, COLUMNS, ([*row, fold] for row, fold in rows))
 
 
 def read_folds(path: str | os.PathLike, pool: PooledSplits, classes: Sequence[str]) -> np.ndarray:
-    """Reads what `write_folds` has written, and checks that the examples are still the same.
-
-    Args:
-        path: the file.
-        pool: the examples as they are now.
-        classes: the name of each class.
-
-    Returns:
-        The fold of each example, `[N]`.
+    """Reads the fold of each example, `[N]`, that `write_folds` has written.
 
     Raises:
-        UserError: if the file cannot be read, or belongs to other examples.
+        UserError: if the file cannot be read, or belongs to other examples than those of the pool.
     """
     try:
         with open(path, encoding="utf-8", newline="") as file:

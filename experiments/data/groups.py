@@ -15,13 +15,8 @@ from experiments.data import splits
 def find_groups(names: Sequence[str], pattern: str) -> list[str]:
     """Returns the group of each recording, such as the site in its name.
 
-    Args:
-        names: the recordings' paths.
-        pattern: a regular expression whose first group is the recording's group. Recordings that do not
-            match, or all of them for '', are each a group of their own.
-
-    Raises:
-        UserError: if the pattern is invalid.
+    It is the first group of the regular expression `pattern`. Recordings that do not match, or all of them
+    for '', are each a group of their own.
     """
     expression = compile_pattern(pattern, "group_pattern")
     if expression is None:
@@ -47,8 +42,7 @@ def assign_splits(
     Args:
         groups: the group of each recording.
         labels: the label of each recording that is balanced over the splits.
-        validation: share of the groups; 0 for none.
-        test: share of the groups; 0 for none.
+        validation, test: shares of the groups; 0 for none.
         seed: decides which groups.
 
     Returns:
@@ -101,11 +95,7 @@ def read_splits(path: Path) -> dict[str, str]:
 
 
 def check_splits(split_of: Mapping[str, str], path: object) -> dict[str, str]:
-    """Returns the same table with the splits under their usual names.
-
-    Args:
-        split_of: the split of each file.
-        path: the file that the table is from, for the error message.
+    """Returns the table of the file `path` with the splits under their usual names.
 
     Raises:
         UserError: for a split that does not exist.

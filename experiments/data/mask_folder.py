@@ -6,7 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
-from experiments.data import masks, paths, splits
+from experiments.data import masks, paths, pictures, splits
 from experiments.data.dataset import Dataset
 
 IMAGES = ("images", "imgs", "pictures", "jpegimages")
@@ -22,22 +22,13 @@ Pair = tuple[Path, Path]
 
 
 def load(config: ConfigDict, seed: int) -> Dataset:
-    """Returns the pictures of a folder with their masks.
+    """Returns the pictures of the folder `source` with their masks.
 
     The classes are the lines of `classes.txt` in the folder, the first one for index 0. Without that file
     they are the numbers from 0 to the highest index in the masks. Index 255 means no class. Every pair is
-    read once to check that it can be used; the unusable ones are in `skipped`.
-
-    Args:
-        config: the data section of the configuration; `source` is the folder.
-        seed: decides the splits that the folder does not have, stratified by the rarest class of each
-            picture.
-
-    Returns:
-        The data set; examples are `inputs`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`.
-
-    Raises:
-        UserError: if the folder has another layout or too few pairs.
+    read once to check that it can be used; the unusable ones are in `skipped`. Splits that the folder does
+    not have are stratified by the rarest class of each picture. Examples are `inputs`, uint8 `[H, W, 3]`,
+    and `label`, uint8 `[H, W]`.
     """
     root = paths.get_source_path(config)
     if root is None:
@@ -67,7 +58,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         )
     pools = {split: part.make_pool() for split, part in checked.items()}
     parts, split_notes = splits.make_splits(root.name, config, seed, **pools)
-    shape = masks.get_common_shape(set().union(*(part.sizes for part in checked.values())))
+    shape = pictures.get_common_shape(set().union(*(part.sizes for part in checked.values())))
     notes = []
     if skipped:
         notes.append(f"{len(skipped):,} files could not be used and were skipped.")
@@ -76,7 +67,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
             f"There is no classes.txt: classes are 0 to {highest}, the highest index in the masks."
         )
     if not shape[0]:
-        notes.append("The pictures differ in size; --config.image_size resizes them to one.")
+        notes.append(pictures.DIFFERENT_SIZES)
     notes += masks.describe_absent_classes(checked, classes)
     return Dataset(root.name, parts, classes, shape, notes + split_notes, skipped)
 

@@ -89,17 +89,14 @@ def random_affine_crop(
     They are mirrored from left to right with a probability of one half, rotated by up to 15 degrees, and
     zoomed by 0.8 to 1.2 from the size that `pad_to_square` would give them, so that objects have about the
     size that they have in evaluation. If the result is larger than the square, a random part is cut out; if
-    it is smaller, it lies at a random position.
+    it is smaller, it lies at a random position; the area around it has the colour `fill` and the label 255.
 
     Args:
         picture: uint8 `[H, W, 3]`.
         mask: uint8 `[H, W]`.
-        size: side S of the square; 0 keeps H and W.
-        fill: colour of the area outside the picture, which has the label 255.
+        size: side of the square; 0 keeps H and W.
+        fill: colour of the area outside the picture.
         rng: source of randomness.
-
-    Returns:
-        uint8 `[S, S, 3]` and `[S, S]`.
     """
     mirrored = rng.random() < 0.5
     angle = np.deg2rad(rng.uniform(-_ROTATION, _ROTATION))
@@ -132,13 +129,7 @@ def random_brightness(picture: np.ndarray, rng: np.random.Generator) -> np.ndarr
 
 @dataclasses.dataclass(frozen=True)
 class PreparePair(transforms.Prepare):
-    """Prepares a picture and its mask for evaluation, without randomness.
-
-    Attributes:
-        image_size: side of the square that pictures are fitted into; 0 keeps their size.
-        mean: mean of the pictures on the scale 0..1; one number or one per channel.
-        std: their standard deviation; one number or one per channel.
-    """
+    """Prepares a picture and its mask for evaluation: fits them into a square of `image_size`."""
 
     def __call__(self, example: Example) -> Example:
         """Returns float32 `inputs` `[S, S, 3]`, int32 `label` `[S, S]` and int32 `geometry` `[4]`.
@@ -199,20 +190,9 @@ def make_transform(
 ) -> AugmentPair | PreparePair:
     """Returns the callable that turns stored pictures with masks into the network's inputs.
 
-    Args:
-        augment: `none`, or `affine_crop`: mirror, rotate, zoom, crop and brightness.
-        image_size: side S of the square that pictures are fitted into; 0 keeps their size, if all have the
-            same.
-        mean: mean of the pictures on the scale 0..1; also the colour of the area outside of them.
-        std: their standard deviation.
-        train: whether the callable augments.
-
-    Returns:
-        A picklable function of `(example, generator)` for training; otherwise of `(example)`, which adds the
-        `geometry` for `restore_size`.
-
-    Raises:
-        UserError: if the augmentation does not exist.
+    Arguments as for `transforms.make_transform`; `augment` is `none`, or `affine_crop`: mirror, rotate, zoom,
+    crop and brightness. Pictures are fitted into the square of `image_size`, and `mean` is also the colour of
+    the area outside of them. For evaluation, the callable adds the `geometry` for `restore_size`.
     """
     transforms.check_augmentation(augment, AUGMENTATIONS, " for pictures with masks")
     prepare = PreparePair(image_size, transforms.to_python(mean), transforms.to_python(std))

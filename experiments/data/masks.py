@@ -1,6 +1,5 @@
 """Pictures with a class for every pixel: reads their masks and checks pairs of a picture and a mask."""
 
-import concurrent.futures
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -77,9 +76,6 @@ def decode_mask(file: bytes | str | Path) -> np.ndarray:
     Args:
         file: the encoded bytes, or the path of a file that holds them.
 
-    Returns:
-        uint8 `[H, W]`.
-
     Raises:
         OSError, SyntaxError: from Pillow, if the picture cannot be decoded.
         ValueError: from Pillow, or if it has colours instead of indices, or an index outside 0 to 255.
@@ -99,12 +95,7 @@ def decode_mask(file: bytes | str | Path) -> np.ndarray:
 def check_pair(
     picture: Path, mask: Path, num_classes: int = IGNORE
 ) -> tuple[tuple[tuple[int, int], np.ndarray] | None, str]:
-    """Checks that a pair can be used; decodes the whole mask.
-
-    Args:
-        picture: the picture's file.
-        mask: the mask's file.
-        num_classes: classes are numbered from 0 up to but not including this.
+    """Checks that a pair can be used, with class numbers below `num_classes`; decodes the whole mask.
 
     Returns:
         `(((height, width), indices), '')`, the indices without 255 and ascending, or `(None, reason)` if
@@ -131,39 +122,25 @@ def check_pair(
 def check_pairs(
     root: Path, pairs: Sequence[tuple[Path, Path]], num_classes: int = IGNORE
 ) -> CheckedPairs:
-    """Reads every pair once and keeps the usable ones.
+    """Reads every pair of files below `root` once and keeps the usable ones, as `check_pair` decides."""
+    masks_of = dict(pairs)
 
-    Args:
-        root: the folder that the names of skipped files are relative to.
-        pairs: `(picture, mask)` files.
-        num_classes: classes are numbered from 0 up to but not including this.
-    """
+    def check(picture: Path):
+        seen, reason = check_pair(picture, masks_of[picture], num_classes)
+        return (*seen, digests.compute_file_digest(picture)) if seen else None, reason
 
-    def check(pair: tuple[Path, Path]):
-        seen, reason = check_pair(*pair, num_classes)
-        return seen, digests.compute_file_digest(pair[0]) if seen else 0, reason
-
-    kept, sizes, present, kept_digests, skipped = [], set(), [], [], []
-    with pictures.silence_pillow(), concurrent.futures.ThreadPoolExecutor() as pool:
-        for pair, (seen, digest, reason) in zip(pairs, pool.map(check, pairs), strict=True):
-            if seen is None:
-                skipped.append((str(pair[0].relative_to(root)), reason))
-                continue
-            size, indices = seen
-            kept.append(pair)
-            sizes.add(size)
-            present.append(np.isin(np.arange(IGNORE), indices))
-            kept_digests.append(digest)
-    files = [picture for picture, _ in kept]
+    usable, skipped = pictures.check_all(root, list(masks_of), check)
     return CheckedPairs(
         Pairs(
-            files,
-            [mask for _, mask in kept],
-            kept_digests,
-            [str(picture.relative_to(root)) for picture in files],
+            list(usable),
+            [masks_of[picture] for picture in usable],
+            [digest for _, _, digest in usable.values()],
+            [str(picture.relative_to(root)) for picture in usable],
         ),
-        sizes,
-        np.array(present, dtype=bool).reshape(len(kept), IGNORE),
+        {size for size, _, _ in usable.values()},
+        np.array(
+            [np.isin(np.arange(IGNORE), indices) for _, indices, _ in usable.values()], dtype=bool
+        ).reshape(len(usable), IGNORE),
         skipped,
     )
 
@@ -174,10 +151,7 @@ def compute_strata(present: np.ndarray) -> np.ndarray:
     A picture has several classes, and most have the background. The rarest one (in the fewest pictures; for
     ties, the lower number) characterises it best: splitting it in proportion splits every class about in
     proportion. Strata of fewer than 10 pictures could not give a tenth of themselves and are merged into
-    one.
-
-    Args:
-        present: bool `[N, C]`, the classes that occur in each picture; each picture has at least one.
+    one. `present`, bool `[N, C]`, tells the classes of each picture, at least one.
 
     Returns:
         int32 `[N]`: class numbers, and C for the merged strata.
@@ -186,11 +160,6 @@ def compute_strata(present: np.ndarray) -> np.ndarray:
     labels = np.where(present, counts, len(present) + 1).argmin(axis=1).astype(np.int32)
     sizes = np.bincount(labels, minlength=present.shape[1])
     return np.where(sizes[labels] < _SMALLEST_STRATUM, present.shape[1], labels).astype(np.int32)
-
-
-def get_common_shape(sizes: set[tuple[int, int]]) -> tuple[int, int, int]:
-    """Returns `(H, W, 3)`; H and W are 0 if pictures differ in size."""
-    return (*next(iter(sizes)), 3) if len(sizes) == 1 else (0, 0, 3)
 
 
 def describe_absent_classes(checked: dict[str, CheckedPairs], classes: Sequence[str]) -> list[str]:

@@ -1,12 +1,14 @@
 """Reads picture files of many formats with Pillow as uint8 RGB."""
 
+import concurrent.futures
 import contextlib
 import io
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -16,20 +18,11 @@ from experiments.core.errors import UserError
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused. As RGB this is a quarter of a gigabyte; Pillow warns from there on."""
 
+DIFFERENT_SIZES = "The pictures differ in size; --config.image_size resizes them to one."
+"""Note for the start of a run."""
+
 # Other formats are refused. For PostScript, a programming language, Pillow would run Ghostscript.
-FORMATS = (
-    "AVIF",
-    "BMP",
-    "GIF",
-    "JPEG",
-    "JPEG2000",
-    "MPO",
-    "PNG",
-    "PPM",
-    "TGA",
-    "TIFF",
-    "WEBP",
-)
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B")
 _UPRIGHT = {
@@ -91,15 +84,9 @@ def decode_picture(file: bytes | str | Path, channels: int = 3) -> np.ndarray:
 
 
 def read_picture(file: bytes | str | Path, name: object, channels: int = 3) -> np.ndarray:
-    """Decodes a picture that was readable when the run began.
+    """Decodes a picture like `decode_picture`; raises a UserError that names it if that fails.
 
-    Args:
-        file: the encoded bytes, or the path of a file that holds them.
-        name: name of the picture for the error message.
-        channels: 3 for RGB, 1 for grey.
-
-    Raises:
-        UserError: if it cannot be read any more.
+    For a picture that was readable when the run began.
     """
     try:
         return decode_picture(file, channels)
@@ -117,9 +104,6 @@ def describe_unreadable(name: object, error: Exception) -> str:
 
 def check_picture(path: str | Path) -> tuple[tuple[int, int] | None, str]:
     """Checks that a picture can be used, with as little decoding as possible.
-
-    Args:
-        path: the picture's file.
 
     Returns:
         `((height, width), '')` of the upright picture, or `(None, reason)` if it cannot be used.
@@ -149,6 +133,34 @@ def silence_pillow() -> Iterator[None]:
         warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         yield
+
+
+def check_all(
+    root: Path, files: Sequence[Path], check: Callable[[Path], tuple[Any | None, str]]
+) -> tuple[dict[Path, Any], list[tuple[str, str]]]:
+    """Checks many files with threads.
+
+    Args:
+        root: the folder that the names of skipped files are relative to.
+        files: the files.
+        check: returns what is known of a usable file, and None and a reason for another one.
+
+    Returns:
+        The results of the usable files, in the order of `files`, and name and reason of the others.
+    """
+    usable, skipped = {}, []
+    with silence_pillow(), concurrent.futures.ThreadPoolExecutor() as pool:
+        for path, (seen, reason) in zip(files, pool.map(check, files), strict=True):
+            if seen is None:
+                skipped.append((str(path.relative_to(root)), reason))
+            else:
+                usable[path] = seen
+    return usable, skipped
+
+
+def get_common_shape(sizes: set[tuple[int, int]]) -> tuple[int, int, int]:
+    """Returns `(H, W, 3)`; H and W are 0 if pictures differ in size."""
+    return (*next(iter(sizes)), 3) if len(sizes) == 1 else (0, 0, 3)
 
 
 def describe_error(error: Exception) -> str:

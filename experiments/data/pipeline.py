@@ -69,14 +69,7 @@ def train_batches(
 
 
 def train_records(examples: int, batch_size: int, seed: int, step: int) -> np.ndarray:
-    """Returns the positions of the examples in global batch `step` of `train_batches`.
-
-    Args:
-        examples: number of training examples.
-        batch_size: number of examples in a global batch.
-        seed: the seed of the run.
-        step: number of the batch.
-    """
+    """Returns the positions of the examples in global batch `step` of `train_batches`."""
     order = _shuffle(range(examples), seed)
     return np.array([order[step * batch_size + place] for place in range(batch_size)])
 
@@ -96,20 +89,11 @@ def eval_batches(
 ) -> grain.DatasetIterator[Batch]:
     """Returns an iterator over all examples in order, once, in batches of one shape.
 
-    Args:
-        source: the examples.
-        transform: maps an example to the network's inputs.
-        batch_size: number of examples in a global batch; each host gets its share.
-        num_threads: number of batches that are prepared at once.
-        process_index: index of this host.
-        process_count: number of hosts.
+    Arguments as for `train_batches`; `transform` maps an example alone.
 
     Returns:
         An iterator of `{'inputs': [b, ...], 'label': [b], 'mask': [b]}`, with the same number of batches on
         every host. `mask` is 1.0 for an example and 0.0 for the copies that fill the last batch.
-
-    Raises:
-        UserError: if the source is empty or the batch cannot be divided among the hosts.
     """
     local = _divide_batch(source, batch_size, process_count)
     count = len(source)

@@ -51,16 +51,7 @@ class LabelTable:
 
 
 def read_labels(root: Path, names: Sequence[str], audio: ConfigDict) -> LabelTable:
-    """Reads the labels of recordings.
-
-    Args:
-        root: the folder of the recordings.
-        names: their paths below it.
-        audio: the audio section of the configuration.
-
-    Raises:
-        UserError: if a CSV or a pattern is invalid.
-    """
+    """Reads the labels of the recordings below `root` whose paths there are `names`."""
     if audio.labels == "none":
         return LabelTable({name: RecordingLabels() for name in names})
     if audio.label_pattern and not audio.annotations:  # The pattern takes precedence over tables.
@@ -101,17 +92,18 @@ def _label_whole_recordings(names: Sequence[str], audio: ConfigDict) -> LabelTab
     return LabelTable(by_name, skipped)
 
 
+def list_labels(by_name: Mapping[str, RecordingLabels]) -> list[str]:
+    """Returns the labels that occur or are known not to occur in any recording, sorted."""
+    return sorted(
+        {label for labels in by_name.values() for label in (*labels.positive, *labels.negative)}
+    )
+
+
 def select_classes(
     by_name: Mapping[str, RecordingLabels], classes: Sequence[str], audio: ConfigDict
 ) -> dict[str, RecordingLabels]:
-    """Keeps the recordings that have one of the classes, or, in multi-label tasks, are known not to have it.
-
-    Raises:
-        UserError: for a class that no recording has.
-    """
-    known = sorted(
-        {label for labels in by_name.values() for label in (*labels.positive, *labels.negative)}
-    )
+    """Keeps the recordings with one of the classes, or, in multi-label tasks, known not to have one."""
+    known = list_labels(by_name)
     for name in classes:
         if name not in known:
             raise UserError(
@@ -140,12 +132,7 @@ def label_windows(
 ) -> list[np.ndarray | int | None]:
     """Returns the label of each window of a recording; None for a window to leave out.
 
-    Args:
-        recording: the windows.
-        labels: the labels of the recording.
-        classes: the names of the classes.
-        audio: the audio section of the configuration.
-        skipped: gets the annotations that begin after the end of the recording.
+    Appends the annotations that begin after the end of the recording to `skipped`.
     """
     number = len(recording.starts)
     if audio.labels == "none":

@@ -72,18 +72,10 @@ class LabelledWindows:
 
 
 def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
-    """Returns the windows of all recordings below a folder, as uint8 pictures of one channel.
+    """Returns the windows of all recordings below the folder `source`, as uint8 pictures of one channel.
 
     Spectrograms are computed once and kept in the data folder, under a key of the settings that they depend
     on. Silent windows are left out.
-
-    Args:
-        config: the data section of the configuration; `source` is the folder.
-        audio: the audio section.
-        seed: decides which recordings are set aside.
-
-    Raises:
-        UserError: if there are no recordings, or too few labels.
     """
     root = _find_root(config, audio)
     files = {path.relative_to(root).as_posix(): path for path in recordings.list_recordings(root)}
@@ -110,7 +102,7 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
         starts,
         config.max_skipped,
     )
-    classes = _list_classes(by_name, config)
+    classes = config.classes.split(",") if config.classes else sound_labels.list_labels(by_name)
     skipped = [*table.skipped, *prepared.skipped]
     windows, outside, window_notes = _label_windows(prepared.usable, by_name, classes, audio)
     notes = [*table.notes, *prepared.notes, *window_notes]
@@ -191,14 +183,6 @@ def _centre_windows(rows: Sequence[Annotation], audio: ConfigDict, end: float) -
     last = end - audio.seconds - 1 / audio.sample_rate
     middles = {(row.start + min(row.end, end)) / 2 for row in rows if row.start < end}
     return sorted({max(0.0, min(middle - audio.seconds / 2, last)) for middle in middles})
-
-
-def _list_classes(by_name: Mapping[str, RecordingLabels], config: ConfigDict) -> list[str]:
-    if config.classes:
-        return config.classes.split(",")
-    return sorted(
-        {label for labels in by_name.values() for label in (*labels.positive, *labels.negative)}
-    )
 
 
 def _label_windows(

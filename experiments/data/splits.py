@@ -59,9 +59,6 @@ def make_splits(
 
     Returns:
         The splits `train`, `validation` and `test`, and notes on how they were made.
-
-    Raises:
-        UserError: if a share is out of range, or there are too few examples to divide.
     """
     for field in ("validation", "test"):
         if not 0 <= config[field] < 1:
@@ -104,11 +101,6 @@ def split_stratified(
     A class with a single example keeps it in the rest. Part and rest each hold at least as many examples as
     there are classes to divide.
 
-    Args:
-        labels: `[N]` class numbers.
-        share: size of the part, between 0 and 1.
-        seed: decides which examples go into the part.
-
     Returns:
         The positions of the rest and of the part, both ascending, and notes on anything unusual.
     """
@@ -135,16 +127,7 @@ def split_stratified(
 
 
 def limit_stratified(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-    """Chooses at most `limit` positions, every class in proportion.
-
-    Args:
-        labels: `[N]` class numbers.
-        limit: maximum number of positions; 0 chooses all.
-        seed: decides which.
-
-    Returns:
-        The chosen positions, ascending.
-    """
+    """Returns at most `limit` positions (0: all), ascending, with every class in proportion."""
     labels = np.asarray(labels)
     if not limit or limit >= len(labels):
         return np.arange(len(labels))

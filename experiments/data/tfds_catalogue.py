@@ -65,13 +65,7 @@ class _Records:
 def load(config: ConfigDict, seed: int) -> Dataset:
     """Returns a prepared set of pictures; labels are read once, pictures when they are needed.
 
-    Args:
-        config: the data section of the configuration; `variant` is the catalogue's name, such as
-            `cifar10`, and `source` the TFDS data folder ('' for TFDS's own).
-        seed: decides the splits that the set does not have.
-
-    Raises:
-        UserError: if the set is not prepared here, or has no class labels.
+    `variant` is the catalogue's name, such as `cifar10`, and `source` the TFDS data folder, '' for the usual.
     """
     if not config.variant:
         raise UserError(

@@ -38,13 +38,7 @@ ZIP = "tiny-imagenet-200.zip"
 def load(config: ConfigDict, seed: int) -> Dataset:
     """Returns Tiny ImageNet; its official val split is the test split here.
 
-    Args:
-        config: the data section of the configuration; `source` is the zip or the extracted folder, '' to
-            download the zip.
-        seed: decides which training pictures are set aside for validation.
-
-    Raises:
-        UserError: if the files are missing, incomplete or cannot be downloaded.
+    `source` is the zip or the extracted folder, or '' to download the zip.
     """
     source = paths.get_source_path(config) or download_zip(paths.get_data_dir(config))
     builder = _prepare(source, paths.get_data_dir(config))
@@ -322,66 +316,49 @@ class Layout:
 
 
 def download_zip(data_dir: Path) -> Path:
-    """Returns the official zip in the data folder; downloads it first if it is not there.
-
-    Raises:
-        UserError: if it cannot be downloaded, or the server sends another file.
-    """
+    """Returns the official zip in the data folder; downloads it first if it is not there."""
     from experiments.data import downloads  # Needs pooch, which reading does not.
 
     try:
         return downloads.download_file(URL, MD5, data_dir / "downloads" / ZIP, SIZE)
     except downloads.DownloadError as error:
-        raise UserError(_explain_missing(f"{error}.")) from error
+        raise _make_error(f"{error}.") from error
 
 
 def open_files(source: Path) -> Files:
-    """Opens the zip, the extracted folder or the folder that holds either.
-
-    Raises:
-        UserError: if nothing is there, or something else.
-    """
+    """Opens the zip, the extracted folder or the folder that holds either."""
     if not source.exists():
-        raise UserError(_explain_missing(f"{source} does not exist."))
+        raise _make_error(f"{source} does not exist.")
     if source.is_dir():
         for root in (source, source / "tiny-imagenet-200"):
             if (root / "wnids.txt").is_file():
                 return FolderFiles(root)
         if (source / ZIP).is_file():
             return open_files(source / ZIP)
-        raise UserError(
-            _explain_missing(f"There is no wnids.txt in {source} or its tiny-imagenet-200.")
-        )
+        raise _make_error(f"There is no wnids.txt in {source} or its tiny-imagenet-200.")
     try:
         archive = zipfile.ZipFile(source)
         names = archives.list_zip(archive)
     except archives.ArchiveError as error:
-        raise UserError(_explain_missing(f"{source} is refused: {error}.")) from error
+        raise _make_error(f"{source} is refused: {error}.") from error
     except (*archives.ERRORS, OSError, ValueError) as error:
-        raise UserError(
-            _explain_missing(
-                f"{source} is not a complete zip file ({error}); it may be a broken download: delete it."
-            )
+        raise _make_error(
+            f"{source} is not a complete zip file ({error}); it may be a broken download: delete it."
         ) from error
     lists = [name for name in names if name == "wnids.txt" or name.endswith("/wnids.txt")]
     lists = [name for name in lists if not name.startswith("__MACOSX/")]
     if not lists:
-        raise UserError(_explain_missing(f"There is no wnids.txt in {source}."))
+        raise _make_error(f"There is no wnids.txt in {source}.")
     return ZipFiles(archive, min(lists, key=len).removesuffix("wnids.txt"))
 
 
 def read_layout(files: Files) -> Layout:
-    """Lists the pictures and checks that none is missing.
-
-    Raises:
-        UserError: if a class has no training pictures, a validation picture is missing, or a label is
-            unknown.
-    """
+    """Lists the pictures and checks that none is missing."""
     names = sorted(n for n in files.list_names() if not n.rpartition("/")[2].startswith("."))
     known = set(names)
     for name in ("wnids.txt", "words.txt", "val/val_annotations.txt"):
         if name not in known:
-            raise UserError(_explain_missing(f"{name} is missing from {files}."))
+            raise _make_error(f"{name} is missing from {files}.")
     wnids = sorted(set(_read_text(files, "wnids.txt").split()))
     labels = {wnid: label for label, wnid in enumerate(wnids)}
     members = {
@@ -401,16 +378,14 @@ def _list_train(
         match name.split("/"):
             case ["train", wnid, "images", _]:
                 if wnid not in labels:
-                    raise UserError(_explain_missing(f"train/{wnid} is not a class of wnids.txt."))
+                    raise _make_error(f"train/{wnid} is not a class of wnids.txt.")
                 members.append((name, labels[wnid]))
     present = {label for _, label in members}
     empty = sorted(wnid for wnid, label in labels.items() if label not in present)
     if empty:
-        raise UserError(
-            _explain_missing(
-                f"{files} has no training pictures for {len(empty)} of {len(labels)} classes "
-                f"({_shorten_list(empty)})."
-            )
+        raise _make_error(
+            f"{files} has no training pictures for {len(empty)} of {len(labels)} classes "
+            f"({_shorten_list(empty)})."
         )
     return members
 
@@ -420,19 +395,15 @@ def _list_val(files: Files, known: set[str], labels: Mapping[str, int]) -> list[
     rows = [line.split("\t") for line in lines if line.strip()]
     unknown = sorted({row[1] if len(row) > 1 else row[0] for row in rows} - labels.keys())
     if unknown:
-        raise UserError(
-            _explain_missing(
-                f"val_annotations.txt names classes not in wnids.txt ({_shorten_list(unknown)})."
-            )
+        raise _make_error(
+            f"val_annotations.txt names classes not in wnids.txt ({_shorten_list(unknown)})."
         )
     members = [(f"val/images/{row[0]}", labels[row[1]]) for row in rows]
     absent = sorted(name for name, _ in members if name not in known)
     if absent:
-        raise UserError(
-            _explain_missing(
-                f"{files} lacks {len(absent)} of the {len(members)} pictures of val_annotations.txt "
-                f"({_shorten_list(absent)})."
-            )
+        raise _make_error(
+            f"{files} lacks {len(absent)} of the {len(members)} pictures of val_annotations.txt "
+            f"({_shorten_list(absent)})."
         )
     return members
 
@@ -441,7 +412,7 @@ def _read_text(files: Files, name: str) -> str:
     try:
         return files.read(name).decode()
     except (archives.ArchiveError, *archives.ERRORS, OSError, ValueError) as error:
-        raise UserError(_explain_missing(f"{name} of {files} cannot be read ({error}).")) from error
+        raise _make_error(f"{name} of {files} cannot be read ({error}).") from error
 
 
 def _read_class_names(files: Files, wnids: Sequence[str]) -> list[str]:
@@ -455,8 +426,9 @@ def _read_class_names(files: Files, wnids: Sequence[str]) -> list[str]:
     ]
 
 
-def _explain_missing(problem: str) -> str:
-    return (
+def _make_error(problem: str) -> UserError:
+    """Returns the error for missing or damaged files, with where to get them."""
+    return UserError(
         f"Tiny ImageNet: {problem} Either download {URL} yourself and give the zip or the extracted folder "
         "as --config.data.source=PATH, or start without a source on a machine with a network, which "
         "downloads it."

@@ -92,16 +92,7 @@ def random_resized_crop(picture: np.ndarray, size: int, rng: np.random.Generator
 def normalise(
     picture: np.ndarray, mean: float | Sequence[float], std: float | Sequence[float]
 ) -> np.ndarray:
-    """Maps 0..255 to 0..1, then subtracts `mean` and divides by `std`.
-
-    Args:
-        picture: uint8 `[H, W, C]`.
-        mean: one number, or one per channel, on the scale 0..1.
-        std: one number, or one per channel.
-
-    Raises:
-        UserError: if the number of values is neither 1 nor the number of channels.
-    """
+    """Maps 0..255 to 0..1, then subtracts `mean` and divides by `std`: one number or one per channel."""
     mean, std = np.asarray(mean, np.float32).ravel(), np.asarray(std, np.float32).ravel()
     channels = picture.shape[-1]
     for name, values in (("mean", mean), ("std", std)):
@@ -113,39 +104,36 @@ def normalise(
     return (picture.astype(np.float32) / np.float32(255) - mean) / std
 
 
-def random_jitter(series: np.ndarray, rng: np.random.Generator, scale: float = 0.03) -> np.ndarray:
-    """Adds Gaussian noise with the standard deviation `scale`."""
-    return series + rng.normal(0, scale, series.shape).astype(np.float32)
+def random_jitter(series: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Adds Gaussian noise with a standard deviation of 0.03."""
+    return series + rng.normal(0, 0.03, series.shape).astype(np.float32)
 
 
-def random_scaling(series: np.ndarray, rng: np.random.Generator, scale: float = 0.1) -> np.ndarray:
-    """Multiplies each channel by a random factor around 1."""
-    return series * rng.normal(1, scale, series.shape[-1]).astype(np.float32)
+def random_scaling(series: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Multiplies each channel by a random factor around 1, with a standard deviation of 0.1."""
+    return series * rng.normal(1, 0.1, series.shape[-1]).astype(np.float32)
 
 
-def random_time_shift(
-    series: np.ndarray, rng: np.random.Generator, share: float = 0.02
-) -> np.ndarray:
-    """Moves a series by up to `share` of its length; the end value fills the gap."""
-    reach = max(1, round(share * len(series)))
-    offset = rng.integers(-reach, reach + 1)
+def random_time_shift(series: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Moves a series by up to a fiftieth of its length; the end value fills the gap."""
+    offset = _draw_shift(series, rng)
     return series[np.clip(np.arange(len(series)) + offset, 0, len(series) - 1)]
 
 
-def random_cyclic_shift(
-    series: np.ndarray, rng: np.random.Generator, share: float = 0.02
-) -> np.ndarray:
-    """Rolls a closed series, such as an outline, by up to `share` of its length."""
-    reach = max(1, round(share * len(series)))
-    return np.roll(series, rng.integers(-reach, reach + 1), axis=0)
+def random_cyclic_shift(series: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Rolls a closed series, such as an outline, by up to a fiftieth of its length."""
+    return np.roll(series, _draw_shift(series, rng), axis=0)
 
 
-def random_window_warp(
-    series: np.ndarray, rng: np.random.Generator, share: float = 0.1
-) -> np.ndarray:
-    """Plays one window of a series at half or double speed; the length stays the same."""
+def _draw_shift(series: np.ndarray, rng: np.random.Generator) -> int:
+    reach = max(1, round(0.02 * len(series)))
+    return int(rng.integers(-reach, reach + 1))
+
+
+def random_window_warp(series: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Plays a tenth of a series at half or double speed; the length stays the same."""
     length = len(series)
-    window = max(2, round(share * length))
+    window = max(2, round(0.1 * length))
     if length < 2 * window:
         return series
     start = rng.integers(0, length - window + 1)
@@ -250,9 +238,6 @@ def make_transform(
     Returns:
         A picklable function of `(example, generator)` for training, of `(example)` otherwise. Both return
         `{'inputs': float32, 'label': int32}`.
-
-    Raises:
-        UserError: if the augmentation does not exist.
     """
     check_augmentation(augment, AUGMENTATIONS)
     prepare = Prepare(image_size, to_python(mean), to_python(std))
@@ -260,13 +245,7 @@ def make_transform(
 
 
 def check_augmentation(augment: str, known: Sequence[str], kind: str = "") -> None:
-    """Raises a UserError if an augmentation does not exist.
-
-    Args:
-        augment: its name.
-        known: the names of all augmentations.
-        kind: their purpose for the message, such as ' for pictures'.
-    """
+    """Raises a UserError for an unknown augmentation; `kind` is their purpose, such as ' for masks'."""
     if augment not in known:
         raise UserError(
             f"There is no augmentation {augment!r}{kind}; choose one of {', '.join(known)}."

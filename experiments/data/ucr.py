@@ -43,13 +43,7 @@ class Series:
 def load(config: ConfigDict, seed: int) -> Dataset:
     """Returns one set of the archive as float32 series `[L, C]`, with the archive's own test split.
 
-    Args:
-        config: the data section of the configuration; `source` is the folder of the archive or of the set,
-            `variant` the set's name ('' if the folder holds only one).
-        seed: decides which training series are set aside for validation.
-
-    Raises:
-        UserError: if the set is missing or a line cannot be read.
+    `source` is the folder of the archive or of the set, `variant` the set's name ('' if there is only one).
     """
     default = paths.get_data_dir(config) / "ucr"
     source = paths.get_source_path(config) or default
@@ -57,7 +51,11 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     contents = {file: read_series(file) for file in files}
     skipped: list[tuple[str, str]] = []
     train, test = (_drop_unusable(file, series, skipped) for file, series in contents.items())
-    width = _check_channels(files, train, test)
+    width, test_width = (len(series[0].channels) for series in (train, test))
+    if width != test_width:
+        raise UserError(
+            f"The series of {files[0]} have {width} channel(s), but those of {files[1]} have {test_width}."
+        )
     classes, get_class = _number_classes(train)
     labels = [
         np.array([get_class(one, file) for one in series], dtype=np.int32)
@@ -89,9 +87,6 @@ def find_files(folder: Path, name: str, default: Path) -> tuple[str, Path, Path]
 
     Returns:
         The name as the files spell it, and the paths of the train and the test file.
-
-    Raises:
-        UserError: if the set is missing, or '' could mean several.
     """
     train_files = dict(_list_sets(folder))
     matches = [known for known in train_files if not name or known.lower() == name.lower()]
@@ -112,12 +107,7 @@ def find_files(folder: Path, name: str, default: Path) -> tuple[str, Path, Path]
 def read_series(path: Path, labelled: bool = True) -> list[Series]:
     """Reads the series of a file in any of the three formats.
 
-    Args:
-        path: the file.
-        labelled: whether to refuse a `.ts` file that declares no labels; otherwise its labels are ''.
-
-    Raises:
-        UserError: naming the file and the line that cannot be read.
+    If `labelled`, a `.ts` file that declares no labels is refused; otherwise its labels are ''.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
@@ -272,15 +262,6 @@ def _drop_unusable(
     return usable
 
 
-def _check_channels(files: Sequence[Path], train: Sequence[Series], test: Sequence[Series]) -> int:
-    counts = [len(series[0].channels) for series in (train, test)]
-    if counts[0] != counts[1]:
-        raise UserError(
-            f"The series of {files[0]} have {counts[0]} channel(s), but those of {files[1]} have {counts[1]}."
-        )
-    return counts[0]
-
-
 def _number_classes(
     train: Sequence[Series],
 ) -> tuple[list[str], Callable[[Series, Path], int]]:
@@ -318,11 +299,7 @@ def _parse_number(label: str) -> float | None:
 
 
 def prepare_like_training(series: Series, shape: tuple[int, ...]) -> np.ndarray:
-    """Returns a series as evaluation sees it, float32 `[L, C]`.
-
-    Args:
-        series: the series as it is written in its file.
-        shape: `(L, C)` of the examples that the network was trained with.
+    """Returns a series as evaluation sees it, in the shape `(L, C)` of the training examples.
 
     Raises:
         ValueError: with a short reason if the series cannot be used.
@@ -340,11 +317,7 @@ def prepare_like_training(series: Series, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def prepare_series(series: Series, longest: int) -> tuple[np.ndarray, int, bool]:
-    """Interpolates missing values of a series, z-normalises it and pads it with zeros.
-
-    Args:
-        series: at least one known value, and at most `longest` values in each channel.
-        longest: L.
+    """Interpolates missing values of a series, z-normalises it and pads it with zeros to L = `longest`.
 
     Returns:
         float32 `[L, C]`; the number of missing values; whether it was already normalised.

@@ -4,7 +4,6 @@ The official tar is downloaded if no source is set, and unpacked once.
 """
 
 import hashlib
-import os
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
-from experiments.data import archives, masks, paths, splits
+from experiments.core.files import replace_file
+from experiments.data import archives, masks, paths, pictures, splits
 from experiments.data.dataset import Dataset
 
 CLASSES = (
@@ -53,20 +53,10 @@ _LISTS = {split: f"ImageSets/Segmentation/{split}.txt" for split in ("train", "v
 def load(config: ConfigDict, seed: int) -> Dataset:
     """Returns the pictures with their masks; the official val split is the test split here.
 
-    Pictures and masks stay in their files; every pair is read once to check that it can be used.
-    Validation is taken from train, stratified by the rarest class of each picture.
-
-    Args:
-        config: the data section of the configuration; `source` is the official tar, the folder VOCdevkit
-            or VOC2012, or '' to download the tar.
-        seed: decides which training pictures are set aside for validation.
-
-    Returns:
-        The data set; examples are `inputs`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`, with 255 on
-        the borders of objects, which are ignored.
-
-    Raises:
-        UserError: if the files are missing, incomplete or cannot be downloaded.
+    `source` is the official tar, the folder VOCdevkit or VOC2012, or '' to download the tar. Pictures and
+    masks stay in their files; every pair is read once to check that it can be used. Validation is taken from
+    train, stratified by the rarest class of each picture. Examples are `inputs`, uint8 `[H, W, 3]`, and
+    `label`, uint8 `[H, W]`, with 255 on the borders of objects, which are ignored.
     """
     root = find_root(paths.get_source_path(config), paths.get_data_dir(config))
     checked, skipped = {}, []
@@ -88,7 +78,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         "voc2012",
         parts,
         list(CLASSES),
-        masks.get_common_shape(checked["train"].sizes | checked["val"].sizes),
+        pictures.get_common_shape(checked["train"].sizes | checked["val"].sizes),
         _describe(checked, len(skipped)) + masks.describe_absent_classes(by_split, CLASSES) + notes,
         skipped,
     )
@@ -119,15 +109,11 @@ def get_mask_path(name: str) -> str:
 
 
 def find_root(source: Path | None, data_dir: Path) -> Path:
-    """Returns the folder VOC2012; downloads and unpacks the tar if necessary.
+    """Returns the folder VOC2012; downloads the tar to `data_dir` and unpacks it there if necessary.
 
     Args:
         source: the official tar, the folder VOC2012, the VOCdevkit around it or the folder around that;
             None to download the tar.
-        data_dir: where downloaded and unpacked files are kept.
-
-    Raises:
-        UserError: if nothing is there, or something else.
     """
     if source is None:
         from experiments.data import downloads  # Needs pooch, which reading does not.
@@ -135,10 +121,10 @@ def find_root(source: Path | None, data_dir: Path) -> Path:
         try:
             tar = downloads.download_file(URL, MD5, data_dir / "downloads" / TAR, SIZE)
         except downloads.DownloadError as error:
-            raise UserError(_explain_missing(f"{error}.")) from error
+            raise _make_error(f"{error}.") from error
         return unpack_tar(tar, data_dir)
     if not source.exists():
-        raise UserError(_explain_missing(f"{source} does not exist."))
+        raise _make_error(f"{source} does not exist.")
     if source.is_file():
         return unpack_tar(source, data_dir)
     for root in (source, source / "VOC2012", source / "VOCdevkit" / "VOC2012"):
@@ -146,10 +132,8 @@ def find_root(source: Path | None, data_dir: Path) -> Path:
             return root
     if (source / TAR).is_file():
         return unpack_tar(source / TAR, data_dir)
-    raise UserError(
-        _explain_missing(
-            f"There is no ImageSets/Segmentation in {source}, its VOC2012 or its VOCdevkit/VOC2012."
-        )
+    raise _make_error(
+        f"There is no ImageSets/Segmentation in {source}, its VOC2012 or its VOCdevkit/VOC2012."
     )
 
 
@@ -157,17 +141,8 @@ def unpack_tar(tar: Path, data_dir: Path) -> Path:
     """Unpacks the pictures that have masks, the masks and their lists from the official tar, once.
 
     That is a sixth of the tar. An interrupted call continues where it stopped, and two processes may
-    unpack at the same time: every file appears whole, and the lists, which mark completion, last.
-
-    Args:
-        tar: the official tar.
-        data_dir: where to unpack; each tar gets its own folder.
-
-    Returns:
-        The folder VOC2012.
-
-    Raises:
-        UserError: if it is another file or damaged, or the disk is full.
+    unpack at the same time: every file appears whole, and the lists, which mark completion, last. Each tar
+    gets its own folder below `data_dir`; the result is the path of VOC2012 there.
     """
     state = tar.stat()
     name = hashlib.sha256(f"{tar} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
@@ -177,18 +152,16 @@ def unpack_tar(tar: Path, data_dir: Path) -> Path:
     try:
         archive = tarfile.open(tar)
     except (*archives.ERRORS, OSError) as error:
-        raise UserError(_explain_missing(f"{tar} is not a tar file ({error}).")) from error
+        raise _make_error(f"{tar} is not a tar file ({error}).") from error
     print(f"Unpacking {tar} (once) to {root}", flush=True)
     with archive:
         try:
             _unpack_members(archive, tar, root)
         except archives.ArchiveError as error:
-            raise UserError(_explain_missing(f"{tar} is refused: {error}.")) from error
+            raise _make_error(f"{tar} is refused: {error}.") from error
         except archives.ERRORS as error:
-            raise UserError(
-                _explain_missing(
-                    f"{tar} is not complete ({error}); it may be a broken download: delete it."
-                )
+            raise _make_error(
+                f"{tar} is not complete ({error}); it may be a broken download: delete it."
             ) from error
         except OSError as error:
             raise UserError(
@@ -202,7 +175,7 @@ def _unpack_members(archive: tarfile.TarFile, tar: Path, root: Path) -> None:
     members = _index_members(archive)
     for path in _LISTS.values():
         if path not in members:
-            raise UserError(_explain_missing(f"{path} is missing from {tar}."))
+            raise _make_error(f"{path} is missing from {tar}.")
     wanted = _select_members(archive, members)
     # Reading in the order of the file is fastest; the lists still come last.
     wanted.sort(key=lambda path: members[path].offset)
@@ -211,20 +184,16 @@ def _unpack_members(archive: tarfile.TarFile, tar: Path, root: Path) -> None:
 
 
 def read_lists(root: Path) -> dict[str, Sequence[str]]:
-    """Returns the names of the pictures in `train` and `val`, in the order of the lists.
-
-    Raises:
-        UserError: if a list is missing or empty, or they have pictures in common.
-    """
+    """Returns the names of the pictures in `train` and `val`, in the order of the lists."""
     lists = {}
     for split, path in _LISTS.items():
         try:
             text = (root / path).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(_explain_missing(f"{root / path} cannot be read ({error}).")) from error
+            raise _make_error(f"{root / path} cannot be read ({error}).") from error
         lists[split] = _parse_names(text)
         if not lists[split]:
-            raise UserError(_explain_missing(f"{root / path} lists no pictures."))
+            raise _make_error(f"{root / path} lists no pictures.")
     shared = sorted(set(lists["train"]) & set(lists["val"]))
     if shared:
         raise UserError(
@@ -264,17 +233,13 @@ def _select_members(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo
 def _write_member(path: Path, archive: tarfile.TarFile, member: tarfile.TarInfo) -> None:
     if path.is_file() and path.stat().st_size == member.size:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        partial.write_bytes(archives.read_tar(archive, member))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replace_file(path) as temporary:
+        temporary.write_bytes(archives.read_tar(archive, member))
 
 
-def _explain_missing(problem: str) -> str:
-    return (
+def _make_error(problem: str) -> UserError:
+    """Returns the error for missing or damaged files, with where to get them."""
+    return UserError(
         f"VOC 2012: {problem} Either download {URL} yourself and give the tar, or its VOCdevkit folder, as "
         "--config.data.source=PATH, or start without a source on a machine with a network, which downloads "
         "it."

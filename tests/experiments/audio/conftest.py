@@ -4,40 +4,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-USUAL = {
-    "sample_rate": 32000,
-    "seconds": 2.0,
-    "hop": 1.0,
-    "windows": "grid",
-    "channel": "mean",
-    "pad": "zero",
-    "picture": "mel",
-    "n_fft": 1024,
-    "win": 0,
-    "step": 320,
-    "bands": 128,
-    "low": 0.0,
-    "high": 0.0,
-    "decibels": 80.0,
-    "drop_dc": False,
-    "height": 0,
-    "width": 0,
-    "colour": "grey",
-    "label_pattern": "",
-    "annotations": "",
-    "label_column": "",
-    "no_class": ("noise", "background", "silence", "other"),
-    "min_overlap": 0.25,
-    "min_fraction": 0.5,
-    "exhaustive": False,
-    "group_pattern": "",
-}
+from experiments.configs import common
 
 
 @pytest.fixture
 def audio():
     """Returns a function that gives the usual settings of sound, but for those named."""
-    return lambda **changed: ConfigDict({**USUAL, **changed})
+    usual = common.get_config("audio").audio.to_dict()
+    return lambda **changed: ConfigDict({**usual, **changed})
 
 
 @pytest.fixture

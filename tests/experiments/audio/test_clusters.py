@@ -13,7 +13,7 @@ from experiments.audio.clusters import (
     score_subsets,
     standardise,
 )
-from experiments.audio.times import get_period, parse_time
+from experiments.audio.times import get_period
 
 
 def by_items(labels, clusters):
@@ -24,13 +24,6 @@ def by_items(labels, clusters):
     precision = np.mean(both / same_cluster.sum(axis=1))
     recall = np.mean(both / same_label.sum(axis=1))
     return precision, recall, 2 * precision * recall / (precision + recall)
-
-
-def test_b_cubed_published_example():
-    np.testing.assert_allclose(
-        compute_b_cubed("001122", "000111"), (0.5556, 0.8333, 0.6667), atol=5e-5
-    )
-    assert compute_purity("001122", "000111") == pytest.approx(0.6667, abs=5e-5)
 
 
 def test_scores_match_the_definition(rng):
@@ -84,14 +77,6 @@ def test_score_subsets(rng):
     assert good == score_subsets(labels, codes)
     assert good["f"] == (1.0, 0.0) and good["purity"] == (1.0, 0.0)
     assert noise["f"][0] < 0.7 and noise["f"][1] > 0
-
-
-def test_parse_time():
-    assert parse_time("a/S4A03895_20190522_060000.wav") == datetime.datetime(2019, 5, 22, 6)
-    assert parse_time("20240229T235959.flac") == datetime.datetime(2024, 2, 29, 23, 59, 59)
-    # Not a date; then one that is.
-    assert parse_time("99999999_000000_20190522_013000.wav").hour == 1
-    assert parse_time("song12.wav") is parse_time("120190522_0600001.wav") is None
 
 
 def test_get_period():

@@ -18,17 +18,10 @@ def noise(n=64000):
     return np.random.default_rng(0).standard_normal(n).astype(np.float32)
 
 
-def test_default_shape(audio):
-    levels = spectrograms.compute_spectrogram(noise(), audio())
-    assert (
-        levels.shape == spectrograms.compute_shape(audio()) == (128, 201)
-        and levels.dtype == np.uint8
-    )
-
-
 @pytest.mark.parametrize(
     "changed, shape",
     [
+        ({}, (128, 201)),
         ({"picture": "linear"}, (513, 201)),
         ({"picture": "linear", "drop_dc": True}, (512, 201)),
         ({"picture": "linear", "low": 1000.0, "high": 2000.0}, (33, 201)),
@@ -42,9 +35,8 @@ def test_default_shape(audio):
 def test_shapes(audio, changed, shape):
     settings = audio(**changed)
     assert spectrograms.compute_shape(settings) == shape
-    assert (
-        spectrograms.compute_spectrogram(noise(2 * settings.sample_rate), settings).shape == shape
-    )
+    levels = spectrograms.compute_spectrogram(noise(2 * settings.sample_rate), settings)
+    assert levels.shape == shape and levels.dtype == np.uint8
     rows = spectrograms.compute_frequencies(settings)
     assert rows.shape == shape[:1] and (np.diff(rows) < 0).all()
 

@@ -8,7 +8,6 @@ import zipfile
 import pytest
 from archive_files import add, peak, read, write_lists, write_zip
 
-from experiments import data
 from experiments.core.errors import UserError
 from experiments.data import archives
 
@@ -44,15 +43,7 @@ def test_tar_yields_plain_files_only(tmp_path):
         assert archives.read_tar(archive, member) == b"hello"
 
 
-@pytest.fixture
-def load(make_config):
-    def load(source, name="voc2012"):
-        return data.load(make_config(name=name, source=source), 0)
-
-    return load
-
-
-def test_hostile_tar_writes_nothing_outside(load, tmp_path):
+def test_hostile_tar_writes_nothing_outside(load_voc, tmp_path):
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret.jpg").write_bytes(b"mine")
@@ -92,7 +83,7 @@ def test_hostile_tar_writes_nothing_outside(load, tmp_path):
         add(archive, str(outside / "VOC2012" / "JPEGImages" / "abs.jpg"), b"absolute")
         add(archive, f"VOC2012/{outside}/abs.jpg", b"absolute")
     with pytest.raises(UserError, match="can be used"):
-        load(tmp_path / "a.tar")
+        load_voc(tmp_path / "a.tar")
     assert os.listdir(outside) == ["secret.jpg"]
     assert (outside / "secret.jpg").read_bytes() == b"mine"
     modes = [path.lstat().st_mode for path in (tmp_path / "prepared").rglob("*")]

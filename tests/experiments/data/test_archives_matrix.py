@@ -8,19 +8,10 @@ import zipfile
 import pytest
 from archive_files import add, peak, read, write_lists, write_zip
 
-from experiments import data
 from experiments.core.errors import UserError
 from experiments.data import archives
 
 pytestmark = pytest.mark.matrix
-
-
-@pytest.fixture
-def load(make_config):
-    def load(source, name="voc2012"):
-        return data.load(make_config(name=name, source=source), 0)
-
-    return load
 
 
 def test_zip_bomb_with_a_false_size_is_cut_off(tmp_path):
@@ -89,18 +80,18 @@ def test_sparse_files_are_refused(tmp_path):
         ("MAX_FILE_BYTES", 1 << 20, "train_a.jpg would have 4,194,304 bytes"),
     ],
 )
-def test_compressed_tar_bomb_is_refused(load, tmp_path, monkeypatch, limit, value, says):
+def test_compressed_tar_bomb_is_refused(load_voc, tmp_path, monkeypatch, limit, value, says):
     monkeypatch.setattr(archives, limit, value)
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
         write_lists(archive)
         add(archive, "VOCdevkit/VOC2012/JPEGImages/train_a.jpg", bytes(4 << 20))
     with pytest.raises(UserError, match=says):
-        load(tmp_path / "a.tar.gz")
+        load_voc(tmp_path / "a.tar.gz")
     assert not list((tmp_path / "prepared").rglob("*.txt"))
 
 
 @pytest.mark.parametrize("packing", ["gz", "bz2", "xz"])
-def test_damaged_compressed_tars_are_reported(load, tmp_path, packing, rng):
+def test_damaged_compressed_tars_are_reported(load_voc, tmp_path, packing, rng):
     path = tmp_path / f"a.tar.{packing}"
     with tarfile.open(path, f"w:{packing}") as archive:
         add(archive, "VOCdevkit/VOC2012/JPEGImages/train_a.jpg", rng.bytes(1 << 16))
@@ -112,11 +103,11 @@ def test_damaged_compressed_tars_are_reported(load, tmp_path, packing, rng):
     for content in (whole[: len(whole) // 2], bytes(damaged)):
         path.write_bytes(content)
         with pytest.raises(UserError, match=r"is not complete|is not a tar file|is missing from"):
-            load(path)
+            load_voc(path)
         assert not list((tmp_path / "prepared").rglob("*.txt"))
 
 
-def test_tiny_imagenet_with_links_and_bombs_is_refused(load, tmp_path, monkeypatch):
+def test_tiny_imagenet_with_links_and_bombs_is_refused(load_voc, tmp_path, monkeypatch):
     root = "tiny-imagenet-200"
     link = zipfile.ZipInfo(f"{root}/train/n01/images/link.JPEG")
     link.external_attr = (stat.S_IFLNK | 0o777) << 16
@@ -128,7 +119,7 @@ def test_tiny_imagenet_with_links_and_bombs_is_refused(load, tmp_path, monkeypat
         archive.writestr(f"{root}/val/images/a.JPEG", bytes(4 << 20))
         archive.writestr(link, "/etc/passwd")
     with pytest.raises(UserError, match=r"no usable picture below train .*not a picture"):
-        load(path, "tiny_imagenet")
+        load_voc(path, "tiny_imagenet")
     monkeypatch.setattr(archives, "MAX_TOTAL_BYTES", 1 << 20)
     with pytest.raises(UserError, match=r"a\.zip is refused: its files would have 4,194,"):
-        load(path, "tiny_imagenet")
+        load_voc(path, "tiny_imagenet")

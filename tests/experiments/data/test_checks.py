@@ -1,7 +1,7 @@
 import csv
 
 import pytest
-from PIL import Image
+from picture_files import encode_grey, write_classes
 
 from experiments import data
 from experiments.configs import common
@@ -42,12 +42,7 @@ def test_limit_does_not_change_the_skipped_share():
 
 
 def test_stopped_run_lists_skipped_files(tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(10):
-            Image.new("RGB", (6, 4), (number, 0, 0)).save(
-                tmp_path / "pets" / name / f"{number}.png"
-            )
+    write_classes(tmp_path / "pets")
     for number in range(5):
         (tmp_path / "pets" / "cat" / f"{number}.png").write_bytes(b"")
     config = common.get_config("folder,smoke")
@@ -62,11 +57,8 @@ def test_stopped_run_lists_skipped_files(tmp_path):
 
 
 def test_different_sizes_need_an_image_size(tmp_path):
-    for name in ("cat", "dog"):
-        (tmp_path / "pets" / name).mkdir(parents=True)
-        for number in range(10):
-            picture = Image.new("RGB", (6, 4 + number % 2), (number, 0, 0))
-            picture.save(tmp_path / "pets" / name / f"{number}.png")
+    write_classes(tmp_path / "pets")
+    (tmp_path / "pets" / "cat" / "tall.png").write_bytes(encode_grey(0, size=(6, 5)))
     config = common.get_config("folder,smoke")
     config.name, config.data.source, config.image_size = "base", str(tmp_path / "pets"), 0
     with pytest.raises(UserError, match=r"differ in size; .*--config\.image_size=PIXELS"):

@@ -1,7 +1,5 @@
-import io
-
 import numpy as np
-import tensorflow_datasets as tfds
+from picture_files import encode_grey, write_files
 from PIL import Image
 
 from experiments import data
@@ -9,16 +7,10 @@ from experiments.data import duplicates
 from experiments.data.views import Arrays, Chain, Relabelled, Subset, flatten
 
 
-def png(value):
-    stream = io.BytesIO()
-    Image.new("RGB", (6, 4), (value, 0, 0)).save(stream, "PNG")
-    return stream.getvalue()
-
-
 def write(folder, values):
-    folder.mkdir(parents=True)
-    for number, value in enumerate(values):
-        (folder / f"{number}.png").write_bytes(png(value))
+    write_files(
+        folder, {f"{number}.png": encode_grey(value) for number, value in enumerate(values)}
+    )
 
 
 def find_notes(dataset):
@@ -31,7 +23,7 @@ def test_copied_files_are_noticed(make_config, tmp_path):
     write(root / "train" / "dog", range(100, 110))
     write(root / "test" / "cat", (50, 51))
     write(root / "test" / "dog", (150, 107))
-    (root / "test" / "cat" / "copy.png").write_bytes(png(3))
+    (root / "test" / "cat" / "copy.png").write_bytes(encode_grey(3))
     pets = data.load(make_config(name="folder", source=root, validation=0.0), 0)
     (note, other) = find_notes(pets)
     assert note.startswith("2 of the 5 examples of test are also in train")
@@ -40,17 +32,6 @@ def test_copied_files_are_noticed(make_config, tmp_path):
     (root / "test" / "cat" / "copy.png").unlink()
     (root / "test" / "dog" / "1.png").unlink()
     assert not find_notes(data.load(make_config(name="folder", source=root, validation=0.0), 0))
-
-
-def test_copies_in_our_own_splits_are_noticed(make_config, tmp_path):
-    write(tmp_path / "pets" / "cat", [7] * 10)
-    write(tmp_path / "pets" / "dog", range(100, 110))
-    pets = data.load(make_config(name="folder", source=tmp_path / "pets"), 0)
-    assert [note.partition(",")[0] for note in find_notes(pets)] == [
-        "1 of the 2 examples of validation are also in train",
-        "2 of the 4 examples of test are also in train",
-        "2 of the 4 examples of test are also in validation",
-    ]
 
 
 def test_copied_pictures_with_masks_are_noticed(make_config, tmp_path):
@@ -71,30 +52,6 @@ def test_copied_series_are_noticed(make_config, tmp_path):
     (tmp_path / "Toy_TEST.tsv").write_text("2\t4.0\t2.00\t1e0\t0\n1\t7\t7\t2\t1\n")
     toy = data.load(make_config(name="ucr", source=tmp_path, validation=0.0), 0)
     assert "Toy_TEST.tsv, line 1 is Toy_TRAIN.tsv, line 2)" in find_notes(toy)[0]
-
-
-def test_copied_tfds_records_are_noticed(make_config, tmp_path):
-    class Pets(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-        VERSION = tfds.core.Version("1.0.0")
-        code_path = None
-
-        def _info(self):
-            label = tfds.features.ClassLabel(num_classes=2)
-            features = {"image": tfds.features.Image(shape=(4, 6, 3)), "label": label}
-            return tfds.core.DatasetInfo(
-                builder=self, features=tfds.features.FeaturesDict(features)
-            )
-
-        def _split_generators(self, dl_manager):
-            return {"train": self._generate_examples(0), "test": self._generate_examples(19)}
-
-        def _generate_examples(self, first):
-            for number in range(20):
-                yield number, {"image": png(first + number), "label": number % 2}
-
-    Pets(data_dir=tmp_path, file_format="array_record").download_and_prepare()
-    pets = data.load(make_config(name="tfds", source=tmp_path, variant="pets", validation=0.0), 0)
-    assert find_notes(pets)[0].startswith("1 of the 20 examples of test are also in train")
 
 
 def test_copies_in_folds_are_noticed(make_config, tmp_path):

@@ -1,20 +1,10 @@
 import numpy as np
 import pytest
+from picture_files import encode, encode_grey, rotate, write_classes
 from PIL import Image
 
 from experiments import data
 from experiments.core.errors import UserError
-
-
-def write(path, value=100, size=(6, 4), mode="RGB", **options):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value if mode != "RGB" else (value,) * 3).save(path, **options)
-
-
-def write_classes(root, count=10, classes=("cat", "dog"), **options):
-    for number, name in enumerate(classes):
-        for index in range(count):
-            write(root / name / f"{index}.png", 100 * number + index, **options)
 
 
 @pytest.fixture
@@ -76,16 +66,16 @@ def test_unusable_hidden_and_empty_files(load, root):
 
 
 def test_exif_rotation_is_applied(load, root):
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    write_classes(root, exif=exif)
+    write_classes(root)
+    for path in root.rglob("*.png"):
+        path.write_bytes(encode(Image.open(path), exif=rotate(6)))
     pets = load()
     assert pets.shape == (6, 4, 3) == pets.splits["train"][0]["inputs"].shape
 
 
 def test_different_sizes_have_no_common_shape(load, root):
     write_classes(root)
-    write(root / "cat" / "wide.png", size=(9, 4))
+    (root / "cat" / "wide.png").write_bytes(encode_grey(0, size=(9, 4)))
     pets = load()
     assert pets.shape == (0, 0, 3) and any("--config.image_size" in note for note in pets.notes)
 

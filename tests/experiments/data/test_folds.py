@@ -3,7 +3,6 @@ import csv
 import numpy as np
 import pytest
 
-from experiments import data
 from experiments.core.errors import UserError
 from experiments.data import folds, splits
 from experiments.data.dataset import Dataset
@@ -123,15 +122,6 @@ def test_each_example_is_tested_in_one_fold(make_config, validation):
     assert sorted(tested) == inputs(everything.source)
 
 
-def test_limits_hold_for_folds_too(make_config):
-    config = make_config(validation=0.0, limit=8)
-    dataset = archive(make_config(validation=0.0))
-    everything = folds.pool_splits(dataset)
-    assignment, _ = folds.assign_folds(everything.labels, 5, seed=0)
-    each = folds.make_fold_dataset(dataset, everything, assignment, 0, config, seed=0)
-    assert [len(each.splits[s]) for s in ("train", "validation", "test")] == [8, 8, 8]
-
-
 def test_unknown_fold_is_refused(make_config):
     dataset = archive(make_config())
     everything = folds.pool_splits(dataset)
@@ -181,6 +171,7 @@ def test_folds_of_other_data_are_refused(written, make_config):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        (None, "No such file"),
         ("", "cannot be used"),
         ("index,fold\n0,1\n", "first line is not example,split,label,fold"),
         ("example,split,label,fold\n0,train,ash,x\n", "cannot be used"),
@@ -190,28 +181,7 @@ def test_folds_of_other_data_are_refused(written, make_config):
 )
 def test_damaged_folds_are_refused(written, text, message):
     path, everything, _ = written
-    path.write_text(text)
+    path.unlink() if text is None else path.write_text(text)
     with pytest.raises(UserError, match=message) as error:
         folds.read_folds(path, everything, CLASSES)
     assert str(path) in str(error.value) and "Delete it" in str(error.value)
-
-
-def test_missing_folds_are_refused(written, tmp_path):
-    with pytest.raises(UserError, match=r"none\.csv cannot be used"):
-        folds.read_folds(tmp_path / "none.csv", written[1], CLASSES)
-
-
-def test_adiac_in_ten_folds(make_config, real_data):
-    config = make_config(name="ucr", source=real_data("ucr/Adiac"), variant="Adiac", validation=0.0)
-    dataset = data.load(config, 0)
-    everything = folds.pool_splits(dataset)
-    assert len(everything.labels) == 781
-    assert (everything.origins.count("train"), everything.origins.count("test")) == (390, 391)
-    assignment, notes = folds.assign_folds(everything.labels, 10, seed=0)
-    counts = np.array(
-        [np.bincount(everything.labels[assignment == fold], minlength=37) for fold in range(10)]
-    )
-    assert not notes and np.ptp(counts, axis=0).max() == 1 and counts.min() >= 2
-    assert sorted(counts.sum(1)) == [78] * 9 + [79]
-    each = folds.make_fold_dataset(dataset, everything, assignment, 9, config, seed=0)
-    assert each.splits["test"][0]["inputs"].shape == (176, 1)

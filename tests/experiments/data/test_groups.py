@@ -47,14 +47,6 @@ def test_the_seed_decides():
     assert one == again != other
 
 
-@pytest.mark.parametrize(
-    ("pattern", "words"), [("(", "not a regular expression"), ("site", "parentheses")]
-)
-def test_invalid_patterns_are_refused(pattern, words):
-    with pytest.raises(UserError, match=words):
-        groups.find_groups(NAMES, pattern)
-
-
 def test_split_table_is_read(tmp_path):
     file = tmp_path / "splits.csv"
     with file.open("w", newline="") as out:

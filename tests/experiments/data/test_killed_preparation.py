@@ -1,15 +1,17 @@
 """Processes that are killed while they unpack or prepare: the next one starts from whole files."""
 
-import io
 import signal
 import subprocess
 import sys
-import tarfile
-import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from picture_files import (
+    make_tiny_imagenet_files,
+    make_voc_files,
+    write_tiny_imagenet_zip,
+    write_voc_tar,
+)
 
 from experiments import data
 
@@ -34,58 +36,24 @@ data.load(ConfigDict(config), 0)
 """
 
 
-def encoded(values, kind):
-    stream = io.BytesIO()
-    Image.fromarray(values).save(stream, kind)
-    return stream.getvalue()
-
-
-def voc(path):
-    with tarfile.open(path, "w") as archive:
-
-        def add(name, content):
-            member = tarfile.TarInfo(f"VOCdevkit/VOC2012/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-        for number in range(24):
-            name = f"2007_{number:06}"
-            mask = np.full((4, 6), 1 + number % 2, np.uint8)
-            add(f"JPEGImages/{name}.jpg", encoded(np.full((4, 6, 3), number, np.uint8), "JPEG"))
-            add(f"SegmentationClass/{name}.png", encoded(mask, "PNG"))
-        for split, numbers in (("train", range(20)), ("val", range(20, 24))):
-            text = "".join(f"2007_{number:06}\n" for number in numbers)
-            add(f"ImageSets/Segmentation/{split}.txt", text.encode())
-    return path
-
-
-def tiny_imagenet(path):
-    with zipfile.ZipFile(path, "w") as archive:
-        root, rows = "tiny-imagenet-200", []
-        for label, wnid in enumerate(("n01", "n02")):
-            for number in range(10):
-                picture = encoded(np.full((64, 64, 3), 100 * label + number, np.uint8), "JPEG")
-                archive.writestr(f"{root}/train/{wnid}/images/{number}.JPEG", picture)
-            picture = encoded(np.full((64, 64, 3), 50 + label, np.uint8), "JPEG")
-            archive.writestr(f"{root}/val/images/{wnid}.JPEG", picture)
-            rows.append(f"{wnid}.JPEG\t{wnid}")
-        archive.writestr(f"{root}/wnids.txt", "n01\nn02\n")
-        archive.writestr(f"{root}/words.txt", "n01\tone\nn02\ttwo\n")
-        archive.writestr(f"{root}/val/val_annotations.txt", "\n".join(rows))
-    return path
-
-
 @pytest.mark.parametrize(
-    ("name", "write", "reader", "moments", "finished"),
+    ("name", "write", "files", "reader", "moments", "finished"),
     [
-        ("voc2012", voc, "read_tar", (1, 30, 25), "val.txt"),
-        ("tiny_imagenet", tiny_imagenet, "read_zip", (8, 27), "dataset_info.json"),
+        ("voc2012", write_voc_tar, make_voc_files, "read_tar", (1, 30, 25), "val.txt"),
+        (
+            "tiny_imagenet",
+            write_tiny_imagenet_zip,
+            make_tiny_imagenet_files,
+            "read_zip",
+            (8, 23),
+            "dataset_info.json",
+        ),
     ],
 )
 def test_killed_preparation_starts_again(
-    make_config, tmp_path, name, write, reader, moments, finished
+    make_config, tmp_path, name, write, files, reader, moments, finished
 ):
-    source = write(tmp_path / "archive")
+    source = write(tmp_path / "archive", files())
     for moment in moments:
         arguments = [name, source, tmp_path / "prepared", reader, moment]
         process = subprocess.run(

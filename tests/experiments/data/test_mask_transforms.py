@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.core.errors import UserError
-from experiments.data import mask_transforms, pipeline
-from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
+from experiments.data import mask_transforms
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 FILL = (102, 128, 153)
@@ -101,22 +99,6 @@ def test_logits_of_an_unscaled_picture_are_only_cropped(rng):
     logits = rng.normal(size=(16, 16, 4)).astype(np.float32)
     found = mask_transforms.restore_size(logits, np.array([10, 13, 10, 13]))
     np.testing.assert_array_equal(found, logits.argmax(axis=-1)[:10, :13])
-
-
-@pytest.mark.parametrize("shape", [(50, 40), (90, 140)])
-def test_restored_truth_equals_the_mask(shape):
-    mask = blobs(*shape)
-    mask[3, 4:9] = 255
-    label, geometry = mask_transforms.pad_to_square(mask, 64, 255)
-    logits = np.eye(4, dtype=np.float32)[np.where(label == 255, 0, label)]
-    for prediction in (label, logits):
-        restored = mask_transforms.restore_size(prediction, geometry)
-        assert restored.shape == mask.shape
-        if max(shape) <= 64:
-            assert compute_scores(count_pixels(mask, restored, 4))["miou"] == 1.0
-        else:  # Borders are as coarse as the picture that the network saw.
-            restored = np.where(restored == 255, 0, restored)
-            assert 0.85 < compute_scores(count_pixels(mask, restored, 4))["miou"] < 1.0
 
 
 def test_evaluation_examples_have_one_shape():
@@ -249,59 +231,6 @@ def test_one_mean_for_all_channels():
     np.testing.assert_allclose(out["inputs"][out["label"] == 255], 0, atol=0.01)
 
 
-def test_unknown_augmentation_is_refused():
-    with pytest.raises(UserError, match=r"'shift' for pictures with masks.*affine_crop"):
-        mask_transforms.make_transform("shift", 0, 0.0, 1.0, train=True)
-
-
 def test_transforms_can_be_pickled():
     train = mask_transforms.make_transform("affine_crop", 8, [0.5], np.array([0.5]), train=True)
     assert pickle.loads(pickle.dumps(train)) == train
-
-
-# ---------------------------------------------------------------- in batches
-
-
-class Scenes:
-    def __len__(self):
-        return 5
-
-    def __getitem__(self, index):
-        return example(20 + 4 * index, 30)
-
-
-def test_batches_do_not_depend_on_hosts_or_threads():
-    train = mask_transforms.make_transform("affine_crop", 16, MEAN, STD, train=True)
-
-    def batches(**options):
-        found = pipeline.train_batches(Scenes(), train, batch_size=4, seed=3, **options)
-        first = [next(found) for _ in range(3)]
-        found.close()
-        return first
-
-    whole = batches(num_threads=0)
-    hosts = [batches(process_index=host, process_count=2) for host in range(2)]
-    for number, batch in enumerate(whole):
-        assert batch["inputs"].shape == (4, 16, 16, 3) and batch["label"].shape == (4, 16, 16)
-        for key, values in batch.items():
-            parts = [host[number][key] for host in hosts]
-            np.testing.assert_array_equal(np.concatenate(parts), values)
-
-
-def test_evaluation_batches_keep_the_geometry():
-    prepare = mask_transforms.make_transform("affine_crop", 24, MEAN, STD, train=False)
-    scenes, position = Scenes(), 0
-    total = np.zeros((4, 4), np.int64)
-    for batch in pipeline.eval_batches(scenes, prepare, batch_size=2):
-        assert batch["mask"].shape == (2,)  # Whether an example counts, not a picture's mask.
-        for counts, label, geometry in zip(
-            batch["mask"], batch["label"], batch["geometry"], strict=True
-        ):
-            if counts:
-                truth = scenes[position]["label"]
-                restored = mask_transforms.restore_size(label, geometry)
-                total += count_pixels(truth, restored, 4)
-                position += 1
-    assert position == 5
-    assert total.sum() == sum(30 * (20 + 4 * index) for index in range(5))
-    assert compute_scores(total)["miou"] > 0.9

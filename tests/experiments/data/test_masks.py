@@ -1,17 +1,11 @@
-import io
 import re
 
 import numpy as np
 import pytest
+from picture_files import encode
 from PIL import Image
 
 from experiments.data import masks
-
-
-def encoded(image):
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
 
 
 def palette_picture(indices):
@@ -28,22 +22,21 @@ def indices(rng):
 def test_masks_give_their_indices(indices):
     wide = Image.fromarray(indices.astype(np.uint16))
     for image in (palette_picture(indices), Image.fromarray(indices), wide):
-        found = masks.decode_mask(encoded(image))
+        found = masks.decode_mask(encode(image))
         assert found.dtype == np.uint8
         np.testing.assert_array_equal(found, indices)
-    transparent = io.BytesIO()
-    palette_picture(indices).save(transparent, "PNG", transparency=0)
-    np.testing.assert_array_equal(masks.decode_mask(transparent.getvalue()), indices)
+    transparent = encode(palette_picture(indices), transparency=0)
+    np.testing.assert_array_equal(masks.decode_mask(transparent), indices)
     two = Image.fromarray(indices > 0)
-    np.testing.assert_array_equal(masks.decode_mask(encoded(two)), indices > 0)
+    np.testing.assert_array_equal(masks.decode_mask(encode(two)), indices > 0)
 
 
 def test_masks_without_indices_are_refused(indices):
     for mode in ("RGB", "RGBA", "LA"):
         with pytest.raises(ValueError, match=f"{mode} colours; a mask needs"):
-            masks.decode_mask(encoded(Image.fromarray(indices).convert(mode)))
+            masks.decode_mask(encode(Image.fromarray(indices).convert(mode)))
     with pytest.raises(ValueError, match="holds the number 300"):
-        masks.decode_mask(encoded(Image.fromarray(np.full((2, 2), 300, np.uint16))))
+        masks.decode_mask(encode(Image.fromarray(np.full((2, 2), 300, np.uint16))))
 
 
 def test_usable_pairs_give_size_and_indices(tmp_path, indices):

@@ -1,10 +1,10 @@
 """Pictures of several kinds: used as RGB, or skipped with a reason."""
 
-import io
 import os
 
 import numpy as np
 import pytest
+from picture_files import encode, rotate
 from PIL import Image
 
 from experiments import data
@@ -12,18 +12,6 @@ from experiments.core.errors import UserError
 from experiments.data import masks, pictures, pipeline, transforms
 
 COLOUR = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8))
-
-
-def encoded(image, kind="PNG", **options):
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def rotated(orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
 
 
 @pytest.fixture
@@ -38,9 +26,9 @@ def pets(make_config, tmp_path):
 @pytest.mark.parametrize(
     ("content", "shape"),
     [
-        (encoded(COLOUR.convert("CMYK"), "JPEG"), (4, 6, 3)),
-        (encoded(COLOUR.quantize(8), transparency=0), (4, 6, 3)),
-        (encoded(COLOUR, "JPEG", exif=rotated(6)), (6, 4, 3)),
+        (encode(COLOUR.convert("CMYK"), "JPEG"), (4, 6, 3)),
+        (encode(COLOUR.quantize(8), transparency=0), (4, 6, 3)),
+        (encode(COLOUR, "JPEG", exif=rotate(6)), (6, 4, 3)),
     ],
 )
 def test_pictures_are_decoded_upright_as_rgb(content, shape):
@@ -53,8 +41,8 @@ def test_pictures_are_decoded_upright_as_rgb(content, shape):
     [
         (b"", "empty"),
         (b"text", "not a picture"),
-        (encoded(COLOUR)[:-30], "truncated"),
-        (encoded(COLOUR, "EPS"), "EPS is not supported"),
+        (encode(COLOUR)[:-30], "truncated"),
+        (encode(COLOUR, "EPS"), "EPS is not supported"),
     ],
 )
 def test_unusable_pictures_have_a_reason(tmp_path, content, says):
@@ -71,12 +59,12 @@ def test_too_many_pixels_are_refused_before_decoding(tmp_path, monkeypatch):
 
 def test_sixteen_bits_are_scaled_and_not_clipped():
     wide = (np.arange(24, dtype=np.uint16) * 2730).reshape(4, 6)
-    picture = pictures.decode_picture(encoded(Image.fromarray(wide)))
+    picture = pictures.decode_picture(encode(Image.fromarray(wide)))
     np.testing.assert_array_equal(picture[..., 0], wide >> 8)
 
 
 def test_mask_must_match_the_upright_picture(tmp_path):
-    COLOUR.save(tmp_path / "a.jpg", exif=rotated(6))
+    COLOUR.save(tmp_path / "a.jpg", exif=rotate(6))
     Image.new("L", (4, 6)).save(tmp_path / "a.png")
     ((size, _), _) = masks.check_pair(tmp_path / "a.jpg", tmp_path / "a.png")
     assert size == (6, 4)
@@ -127,7 +115,7 @@ def test_circular_links_are_followed_once(make_config, tmp_path):
 def test_names_that_are_not_utf8(pets, tmp_path):
     odd = os.fsencode(tmp_path / "pets" / "cat") + b"/caf\xe9.png"
     with open(odd, "wb") as file:
-        file.write(encoded(COLOUR))
+        file.write(encode(COLOUR))
     assert sum(len(split) for split in data.load(pets, 0).splits.values()) == 21
     os.mkdir(os.fsencode(tmp_path / "pets") + b"/b\xeate")
     with pytest.raises(UserError, match=r"class folder b'b\\xeate'.* not UTF-8; rename it"):

@@ -8,6 +8,7 @@ import zlib
 
 import numpy as np
 import pytest
+from picture_files import encode, rotate
 from PIL import Image, ImageOps
 
 from experiments import data
@@ -20,21 +21,9 @@ def noise(*shape):
     return np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 
 
-def encoded(image, kind="PNG", **options):
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
-
-
-def rotated(orientation):
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    return exif
-
-
 def animated(kind):
     frames = [Image.new("RGB", (6, 4), (value, 0, 0)) for value in (100, 200, 250)]
-    return encoded(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
+    return encode(frames[0], kind, save_all=True, append_images=frames[1:], lossless=True)
 
 
 def black(width, height):
@@ -56,41 +45,41 @@ WIDE = Image.fromarray((np.arange(24, dtype=np.uint16) * 2730).reshape(4, 6))
 BROKEN_EXIF = b"Exif\0\0" + b"MM\0*" + b"\xff" * 30
 
 USED = {
-    "grey.png": (encoded(GREY), (4, 6)),
-    "grey with alpha.png": (encoded(GREY.convert("LA")), (4, 6)),
-    "palette with transparency.png": (encoded(COLOUR.quantize(8), transparency=0), (4, 6)),
-    "one bit.png": (encoded(GREY.convert("1")), (4, 6)),
-    "cmyk.jpg": (encoded(COLOUR.convert("CMYK"), "JPEG"), (4, 6)),
-    "ycbcr.tif": (encoded(COLOUR.convert("YCbCr"), "TIFF"), (4, 6)),
-    "16 bit.png": (encoded(WIDE), (4, 6)),
-    "16 bit.tif": (encoded(WIDE, "TIFF"), (4, 6)),
+    "grey.png": (encode(GREY), (4, 6)),
+    "grey with alpha.png": (encode(GREY.convert("LA")), (4, 6)),
+    "palette with transparency.png": (encode(COLOUR.quantize(8), transparency=0), (4, 6)),
+    "one bit.png": (encode(GREY.convert("1")), (4, 6)),
+    "cmyk.jpg": (encode(COLOUR.convert("CMYK"), "JPEG"), (4, 6)),
+    "ycbcr.tif": (encode(COLOUR.convert("YCbCr"), "TIFF"), (4, 6)),
+    "16 bit.png": (encode(WIDE), (4, 6)),
+    "16 bit.tif": (encode(WIDE, "TIFF"), (4, 6)),
     "16 bit.pgm": (b"P5 6 4 65535\n" + np.asarray(WIDE).astype(">u2").tobytes(), (4, 6)),
     "animated.gif": (animated("GIF"), (4, 6)),
     "animated.webp": (animated("WEBP"), (4, 6)),
     "animated.png": (animated("PNG"), (4, 6)),
     "pages.tif": (animated("TIFF"), (4, 6)),
-    "turned.jpg": (encoded(COLOUR, "JPEG", exif=rotated(6)), (6, 4)),
-    "turned 16 bit.png": (encoded(WIDE, exif=rotated(5)), (6, 4)),
-    "turned in no known way.jpg": (encoded(COLOUR, "JPEG", exif=rotated(9)), (4, 6)),
-    "broken exif.jpg": (encoded(COLOUR, "JPEG", exif=BROKEN_EXIF), (4, 6)),
-    "row.png": (encoded(Image.fromarray(noise(1, 5000, 3))), (1, 5000)),
-    "column.jpg": (encoded(Image.fromarray(noise(5000, 1, 3)), "JPEG"), (5000, 1)),
-    "pixel.png": (encoded(Image.fromarray(noise(1, 1, 3))), (1, 1)),
-    "wrong suffix.jpg": (encoded(COLOUR), (4, 6)),
+    "turned.jpg": (encode(COLOUR, "JPEG", exif=rotate(6)), (6, 4)),
+    "turned 16 bit.png": (encode(WIDE, exif=rotate(5)), (6, 4)),
+    "turned in no known way.jpg": (encode(COLOUR, "JPEG", exif=rotate(9)), (4, 6)),
+    "broken exif.jpg": (encode(COLOUR, "JPEG", exif=BROKEN_EXIF), (4, 6)),
+    "row.png": (encode(Image.fromarray(noise(1, 5000, 3))), (1, 5000)),
+    "column.jpg": (encode(Image.fromarray(noise(5000, 1, 3)), "JPEG"), (5000, 1)),
+    "pixel.png": (encode(Image.fromarray(noise(1, 1, 3))), (1, 1)),
+    "wrong suffix.jpg": (encode(COLOUR), (4, 6)),
 }
 SKIPPED = {
     "empty.jpg": (b"", "the file is empty"),
     "text.jpg": (b"not a picture", "not a picture that Pillow can read"),
     "page.png": (b"<!DOCTYPE html><title>404</title>", "not a picture"),
-    "half.jpg": (encoded(Image.fromarray(noise(64, 64, 3)), "JPEG")[:2000], "truncated"),
-    "half.png": (encoded(Image.fromarray(noise(64, 64, 3)))[:2000], "truncated"),
+    "half.jpg": (encode(Image.fromarray(noise(64, 64, 3)), "JPEG")[:2000], "truncated"),
+    "half.png": (encode(Image.fromarray(noise(64, 64, 3)))[:2000], "truncated"),
     "header only.gif": (animated("GIF")[:13], "image|EOF|truncated|no"),
     "bomb.png": (black(30_000, 30_000), "more pixels than the 89,478,485 allowed"),
     "large.png": (black(9_460, 9_460), "9,460 by 9,460, more pixels"),
-    "program.eps": (encoded(COLOUR, "EPS"), "the format EPS is not supported"),
-    "fractions.tif": (encoded(GREY.convert("F"), "TIFF"), "mode F; save it as RGB"),
-    "32 bit.tif": (encoded(GREY.convert("I"), "TIFF"), "mode I; save it as RGB"),
-    "lab.tif": (encoded(Image.new("LAB", (6, 4)), "TIFF"), "mode LAB"),
+    "program.eps": (encode(COLOUR, "EPS"), "the format EPS is not supported"),
+    "fractions.tif": (encode(GREY.convert("F"), "TIFF"), "mode F; save it as RGB"),
+    "32 bit.tif": (encode(GREY.convert("I"), "TIFF"), "mode I; save it as RGB"),
+    "lab.tif": (encode(Image.new("LAB", (6, 4)), "TIFF"), "mode LAB"),
 }
 
 
@@ -118,7 +107,7 @@ def test_first_frame_of_animations():
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientations(orientation):
-    content = encoded(COLOUR, exif=rotated(orientation))
+    content = encode(COLOUR, exif=rotate(orientation))
     with Image.open(io.BytesIO(content)) as image:
         expected = np.asarray(ImageOps.exif_transpose(image))
     np.testing.assert_array_equal(pictures.decode_picture(content), expected)
@@ -196,11 +185,11 @@ def test_pairs_of_any_shape_become_squares(augment, rng):
     [
         (b"", "the file is empty"),
         (b"no mask", "not a picture"),
-        (encoded(Image.fromarray(noise(64, 64)))[:600], "truncated"),
+        (encode(Image.fromarray(noise(64, 64)))[:600], "truncated"),
         (black(30_000, 30_000), "more pixels"),
-        (encoded(COLOUR.convert("CMYK"), "JPEG"), "CMYK colours"),
-        (encoded(Image.fromarray(np.full((4, 6), 300, np.uint16))), "the number 300"),
-        (encoded(Image.fromarray(np.full((4, 6), -1, np.int32)), "TIFF"), "the number -1"),
+        (encode(COLOUR.convert("CMYK"), "JPEG"), "CMYK colours"),
+        (encode(Image.fromarray(np.full((4, 6), 300, np.uint16))), "the number 300"),
+        (encode(Image.fromarray(np.full((4, 6), -1, np.int32)), "TIFF"), "the number -1"),
         (animated("PNG"), "RGB colours"),
     ],
 )

@@ -1,18 +1,11 @@
-import io
-
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from picture_files import encode
 from PIL import Image
 
 from experiments import data
 from experiments.core.errors import UserError
-
-
-def png(value, mode):
-    stream = io.BytesIO()
-    Image.new(mode, (5, 4), value if mode == "L" else (value,) * 3).save(stream, "PNG")
-    return stream.getvalue()
 
 
 class Toy(tfds.core.GeneratorBasedBuilder):
@@ -39,8 +32,9 @@ class Toy(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, size):
         for i in range(size):
-            picture = png(200 * (i % 2) + i, self.mode)
-            yield i, {"image": picture, "label": i % 2, "note": "unused"}
+            value = 200 * (i % 2) + i
+            picture = Image.new(self.mode, (5, 4), value if self.mode == "L" else (value,) * 3)
+            yield i, {"image": encode(picture), "label": i % 2, "note": "unused"}
 
 
 def prepare(folder, file_format="array_record", **attributes):
@@ -71,6 +65,8 @@ def test_prepared_set(load, tmp_path, mode):
         example = toy.splits["test"][0]
         assert example["inputs"].shape == (4, 5, channels) and example["inputs"].dtype == np.uint8
         assert (example["inputs"][0, 0, 0] >= 200) == example["label"]
+        # The test pictures are copies of training pictures.
+        assert any("examples of test are also in train" in note for note in toy.notes)
 
 
 def test_a_split_without_labels_is_not_used(load, tmp_path):

@@ -1,61 +1,21 @@
-import io
 import os
 import pathlib
-import zipfile
 
 import numpy as np
 import pytest
-from PIL import Image
+from picture_files import WNIDS, encode_jpeg, make_tiny_imagenet_files, write_files
+from picture_files import write_tiny_imagenet_zip as write_zip
 
 from experiments import data
 from experiments.core.errors import UserError
 from experiments.data import tiny_imagenet
 
 ROOT = "tiny-imagenet-200"
-WNIDS = ["n03", "n01", "n02"]
-
-
-def jpeg(value=0, mode="RGB", size=(64, 64)):
-    stream = io.BytesIO()
-    Image.new(mode, size, value if mode == "L" else (value, 0, 0)).save(stream, "JPEG")
-    return stream.getvalue()
 
 
 @pytest.fixture
 def files():
-    """Returns the files of a set of 3 classes with 4 training and 2 val pictures each."""
-    files = {
-        "wnids.txt": "\n".join(WNIDS).encode(),
-        "words.txt": b"n00\tentity\nn01\tgoldfish, Carassius\nn02\tcrane\nn03\tcrane, bird",
-    }
-    annotations = []
-    for wnid in WNIDS:
-        value = 60 * int(wnid[1:])
-        for index in range(4):
-            files[f"train/{wnid}/images/{wnid}_{index}.JPEG"] = jpeg(value)
-        files[f"train/{wnid}/{wnid}_boxes.txt"] = b""
-        for index in range(2):
-            name = f"val_{wnid[2]}{index}.JPEG"
-            files[f"val/images/{name}"] = jpeg(value)
-            annotations.append(f"{name}\t{wnid}\t0\t0\t63\t63")
-    files["val/val_annotations.txt"] = "\n".join(annotations).encode()
-    files["test/images/test_0.JPEG"] = jpeg()
-    return files
-
-
-def write_folder(root, files):
-    for name, content in files.items():
-        path = root / ROOT / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-    return root
-
-
-def write_zip(path, files):
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(f"{ROOT}/{name}", content)
-    return path
+    return make_tiny_imagenet_files()
 
 
 @pytest.fixture
@@ -72,12 +32,13 @@ def all_examples(dataset, split):
 
 @pytest.mark.parametrize("kind", ["zip", "folder", "parent"])
 def test_zip_and_folders_read_alike(load, files, tmp_path, kind):
-    files["train/n01/images/n01_0.JPEG"] = jpeg(60, "L")
-    files["train/n02/images/n02_0.JPEG"] = jpeg()[:200]
+    files["train/n01/images/n01_0.JPEG"] = encode_jpeg(60, "L")
+    files["train/n02/images/n02_0.JPEG"] = encode_jpeg()[:200]
     if kind == "zip":
         source = write_zip(tmp_path / "a.zip", files)
     else:
-        source = write_folder(tmp_path, files) / (ROOT if kind == "folder" else "")
+        source = write_files(tmp_path / ROOT, files)
+        source = source if kind == "folder" else tmp_path
     tiny = load(source)
     assert tiny.shape == (64, 64, 3)
     assert tiny.classes == ["goldfish", "crane (n02)", "crane (n03)"]
@@ -102,7 +63,7 @@ def test_preparation_is_reused_until_the_source_changes(load, files, tmp_path, c
     assert (first.notes, first.classes) == (again.notes, again.classes)
 
     for wnid in WNIDS:
-        files[f"train/{wnid}/images/more.JPEG"] = jpeg(60 * int(wnid[1:]))
+        files[f"train/{wnid}/images/more.JPEG"] = encode_jpeg(60 * int(wnid[1:]))
     larger = load(write_zip(source, files))
     assert sum(len(larger.splits[split]) for split in ("train", "validation")) == 15
 
@@ -184,7 +145,7 @@ def test_unwritable_folder_is_reported(load, files, tmp_path):
 
 def test_copies_are_noticed(load, files, tmp_path):
     for number, name in enumerate(sorted(name for name in files if name.endswith(".JPEG"))):
-        files[name] = jpeg(10 * number)
+        files[name] = encode_jpeg(10 * number)
     files["val/images/val_10.JPEG"] = files["train/n02/images/n02_3.JPEG"]
     for _ in range(2):  # Prepared, and read from what was prepared.
         tiny = load(write_zip(tmp_path / "a.zip", files))
@@ -211,7 +172,7 @@ def test_no_usable_picture_is_refused(load, files, tmp_path, split):
 
 def test_members_that_point_outside_are_never_written(load, files, tmp_path):
     files["../../escaped.txt"] = b"outside"
-    files["train/n01/images/../../../../escaped.JPEG"] = jpeg()
+    files["train/n01/images/../../../../escaped.JPEG"] = encode_jpeg()
     load(write_zip(tmp_path / "a.zip", files))
     assert not list(tmp_path.parent.glob("escaped*")) and not list(tmp_path.rglob("escaped*"))
 

@@ -1,70 +1,20 @@
-import io
-import os
-import tarfile
-
 import numpy as np
 import pytest
-from PIL import Image
+from picture_files import LISTS, encode_voc_mask, make_voc_files, write_files, write_voc_tar
 
 from experiments import data
 from experiments.core.errors import UserError
 from experiments.data import archives, masks, voc2012
 
-LISTS = "ImageSets/Segmentation"
-
-
-def encoded(values, kind, mode=None):
-    stream = io.BytesIO()
-    Image.fromarray(np.asarray(values, np.uint8), mode).save(stream, kind)
-    return stream.getvalue()
-
-
-def mask(index, size=(6, 8)):
-    """A block of one class on background, with a void border."""
-    values = np.zeros(size, np.uint8)
-    values[1:5, 1:6] = 255
-    values[2:4, 2:5] = index
-    image = Image.fromarray(values, "P")
-    image.putpalette(range(256), "RGB")
-    stream = io.BytesIO()
-    image.save(stream, "PNG")
-    return stream.getvalue()
-
 
 @pytest.fixture
 def files():
-    """Returns the files of a set of 40 training and 6 val pictures, of other tasks, too."""
-    files, names = {}, {"train": [], "val": []}
-    for number in range(46):
-        name = f"2007_{number:06}"
-        names["train" if number < 40 else "val"].append(name)
-        # The class is in the picture's grey, so that a test can tell whose mask it is.
-        index = 1 + number % 2
-        files[f"JPEGImages/{name}.jpg"] = encoded(np.full((6, 8, 3), 100 * index), "JPEG")
-        files[f"SegmentationClass/{name}.png"] = mask(index)
-        files[f"SegmentationObject/{name}.png"] = mask(1)
-        files[f"Annotations/{name}.xml"] = b"<annotation/>"
-    files["JPEGImages/2008_000000.jpg"] = encoded(np.zeros((6, 8, 3)), "JPEG")
-    for split, found in names.items():
-        files[f"{LISTS}/{split}.txt"] = ("\n".join(found) + "\n").encode()
-    return files
+    return make_voc_files()
 
 
 def write_folder(root, files):
-    for name, content in files.items():
-        path = root / "VOCdevkit" / "VOC2012" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
+    write_files(root / "VOCdevkit" / "VOC2012", files)
     return root
-
-
-def write_tar(path, files, root="VOCdevkit/VOC2012"):
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(f"{root}/{name}")
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-    return path
 
 
 @pytest.fixture
@@ -82,10 +32,10 @@ def all_examples(dataset, split):
 @pytest.mark.parametrize("kind", ["tar", "parent", "VOCdevkit", "VOCdevkit/VOC2012", "around"])
 def test_tar_and_folders_read_alike(load, files, tmp_path, kind):
     if kind == "tar":
-        source = write_tar(tmp_path / "a.tar", files)
+        source = write_voc_tar(tmp_path / "a.tar", files)
     elif kind == "around":
         (tmp_path / "here").mkdir()
-        source = write_tar(tmp_path / "here" / voc2012.TAR, files).parent
+        source = write_voc_tar(tmp_path / "here" / voc2012.TAR, files).parent
     else:
         source = write_folder(tmp_path, files) / ("" if kind == "parent" else kind)
     voc = load(source)
@@ -102,19 +52,13 @@ def test_tar_and_folders_read_alike(load, files, tmp_path, kind):
             assert np.unique(example["label"]).tolist() == [0, index, 255]
 
 
-def test_validation_is_stratified(load, files, tmp_path):
-    voc = load(write_folder(tmp_path, files), validation=0.25)
-    counts = np.bincount([example["label"][2, 2] for example in all_examples(voc, "validation")])
-    assert counts.tolist() == [0, 5, 5]
-
-
 def test_unusable_pictures_are_skipped(load, files, tmp_path):
     files["JPEGImages/2007_000000.jpg"] = b"no picture"
-    files["SegmentationClass/2007_000001.png"] = mask(1, (8, 6))
-    files["SegmentationClass/2007_000002.png"] = mask(21)
+    files["SegmentationClass/2007_000001.png"] = encode_voc_mask(1, (8, 6))
+    files["SegmentationClass/2007_000002.png"] = encode_voc_mask(21)
     del files["SegmentationClass/2007_000003.png"]
     del files["JPEGImages/2007_000040.jpg"]
-    for source in (write_folder(tmp_path, files), write_tar(tmp_path / "a.tar", files)):
+    for source in (write_folder(tmp_path, files), write_voc_tar(tmp_path / "a.tar", files)):
         voc = load(source)
         assert [file for file, _ in voc.skipped] == [
             *(f"JPEGImages/2007_{number:06}.jpg" for number in range(4)),
@@ -125,16 +69,8 @@ def test_unusable_pictures_are_skipped(load, files, tmp_path):
         assert sum(len(split) for split in voc.splits.values()) == 41
 
 
-def test_absent_classes_are_noted(load, files, tmp_path):
-    notes = load(write_folder(tmp_path, files)).notes
-    (note_on_classes,) = [
-        note for note in notes if note.startswith("test has no pixel of bird, boat")
-    ]
-    assert "aeroplane" not in note_on_classes and "background" not in note_on_classes
-
-
 def test_needed_files_are_unpacked_once(load, files, tmp_path, capsys):
-    source = write_tar(tmp_path / "a.tar", files)
+    source = write_voc_tar(tmp_path / "a.tar", files)
     first = load(source)
     assert "(once)" in capsys.readouterr().out
     again = load(source)
@@ -146,17 +82,8 @@ def test_needed_files_are_unpacked_once(load, files, tmp_path, capsys):
     assert not list((tmp_path / "prepared").rglob("2008_000000*"))
 
 
-def test_changed_tar_is_unpacked_again(load, files, tmp_path):
-    source = write_tar(tmp_path / "a.tar", files)
-    load(source)
-    files["SegmentationClass/2007_000040.png"] = mask(7)
-    write_tar(source, files)
-    os.utime(source, (0, 0))
-    assert load(source).splits["test"][0]["label"][2, 2] == 7
-
-
 def test_interrupted_unpacking_continues(load, files, tmp_path, monkeypatch):
-    source = write_tar(tmp_path / "a.tar", files)
+    source = write_voc_tar(tmp_path / "a.tar", files)
     read, seen = archives.read_tar, []
 
     def interrupted(archive, member):
@@ -195,7 +122,7 @@ def test_interrupted_unpacking_continues(load, files, tmp_path, monkeypatch):
 @pytest.mark.parametrize("kind", ["tar", "folder"])
 def test_incomplete_files_are_explained(load, files, tmp_path, change, message, kind):
     change(files)
-    write = {"tar": write_tar, "folder": write_folder}[kind]
+    write = {"tar": write_voc_tar, "folder": write_folder}[kind]
     with pytest.raises(UserError, match=message):
         load(write(tmp_path / "a.tar" if kind == "tar" else tmp_path, files))
 
@@ -210,8 +137,8 @@ def test_other_files_are_refused(load, files, tmp_path):
     with pytest.raises(UserError, match="not a tar file"):
         load(tmp_path / "b.tar")
     with pytest.raises(UserError, match=r"train\.txt is missing from"):
-        load(write_tar(tmp_path / "c.tar", files, "VOCdevkit/VOC2007"))
-    whole = write_tar(tmp_path / "d.tar", files)
+        load(write_voc_tar(tmp_path / "c.tar", files, "VOCdevkit/VOC2007"))
+    whole = write_voc_tar(tmp_path / "d.tar", files)
     whole.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     with pytest.raises(UserError, match="is not complete"):
         load(whole)
@@ -220,11 +147,11 @@ def test_other_files_are_refused(load, files, tmp_path):
 def test_unwritable_folder_is_reported(load, files, tmp_path):
     (tmp_path / "prepared").write_text("a file where the folder should be")
     with pytest.raises(UserError, match=r"could not be unpacked to .*--config\.data\.dir"):
-        load(write_tar(tmp_path / "a.tar", files))
+        load(write_voc_tar(tmp_path / "a.tar", files))
 
 
 def test_download(check_download, load, files, tmp_path):
-    check_download(voc2012, load, write_tar(tmp_path / "a.tar", files).read_bytes())
+    check_download(voc2012, load, write_voc_tar(tmp_path / "a.tar", files).read_bytes())
 
 
 def test_the_real_files(load, real_data):
