@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from experiments.audio import annotations, raven, songs, times
+from experiments.audio import annotations, raven, times
 from experiments.audio.annotations import Annotation
 from experiments.audio.targets import compute_targets
 from experiments.core.errors import UserError
@@ -343,14 +343,3 @@ def test_invalid_pattern_is_refused(pattern):
 )
 def test_times_in_names(name, date):
     assert times.parse_time(name) == date
-
-
-def test_mixed_songs_have_tables(tmp_path):
-    folder = songs.write_mixed_songs(tmp_path, classes=3, recordings=3, seconds=6.0, rate=16000)
-    names = [f"long-00{number}.wav" for number in (1, 2, 3)]
-    found = annotations.read_annotations(folder, names)
-    assert found.files == names and not found.skipped
-    assert {row.label for row in found.rows} == {"riser", "faller", "archer"}
-    kept, skipped = annotations.clip_annotations(found.rows, dict.fromkeys(names, 6.0))
-    assert kept == found.rows and not skipped
-    assert all(row.low < row.high for row in kept)

@@ -57,13 +57,6 @@ def test_pool_resolves_nested_views(make_config):
     assert inputs(folds.pool_splits(Dataset("set", parts, ["a", "b"], (4, 1))).source) == [0, 4, 9]
 
 
-def test_chain_concatenates():
-    chain = folds.Chain([source([0, 1]), source([]), source([2], first=7)])
-    assert len(chain) == 3 and inputs(chain) == [0, 1, 7]
-    with pytest.raises(IndexError):
-        chain[3]
-
-
 def test_folds_are_stratified_and_equal_in_size():
     given = np.random.default_rng(0).permutation(np.repeat([0, 1, 2], [23, 40, 11]))
     assignment, notes = folds.assign_folds(given, 10, seed=0)
