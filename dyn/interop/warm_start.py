@@ -50,7 +50,7 @@ def warm_start(
     formula, and a bias `(O,)` that has become `(K, O)` gives K copies.
 
     The new network computes the same function for any input, noise and temperature, up to rounding: the
-    linear layers that compute the attention get kernels of zero, so that it weighs all inputs and candidates
+    linear layers that compute the attention get kernels of zero, so that it weights all inputs and candidates
     equally, the noise sums to zero, and c undoes the constant factor of the attention. c is 1 for a softmax
     (`DynamicConv`, `PixelDynamicConv`), 2 for each of the sigmoids of `ODConv` (so 8, and 4 for a 1x1 kernel
     or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels of `GatedConv`, whose gates start open,
@@ -91,7 +91,7 @@ def warm_start(
 
     Raises:
         ValueError: for a variable of the static network whose counterpart is missing or has another shape,
-            for a dynamic layer that the static network does not have, for candidates that are weighed by
+            for a dynamic layer that the static network does not have, for candidates that are weighted by
             another layer, for warehouses with too few cells, and for noise without a key.
 
     Example:
@@ -234,12 +234,12 @@ def _has_attention(layer: Mapping[str, Any]) -> bool:
 
 
 def _neutral_scale(layer: Mapping[str, Any], num_kernels: int, path: Path) -> float:
-    """Returns c: K equal candidates, times c and under neutral attention, mix to one of them.
+    """Returns the factor that makes K equal kernels under neutral attention reproduce one.
 
     The method is recognised by the names of its parameters, which are fixed.
 
     Raises:
-        ValueError: if the layer's parameters do not show how its candidates are weighed.
+        ValueError: if the layer's parameters do not show how its candidates are weighted.
     """
     attention = layer.get("attention", {})
     if "routing" in layer:
@@ -251,7 +251,7 @@ def _neutral_scale(layer: Mapping[str, Any], num_kernels: int, path: Path) -> fl
     if attention or num_kernels == 1:  # GatedConv: open gates add up
         return 1 / num_kernels
     raise ValueError(
-        f"{'/'.join(path)} has {num_kernels} candidates that are weighed by another layer: only layers with "
+        f"{'/'.join(path)} has {num_kernels} candidates that are weighted by another layer: only layers with "
         "attention of their own can be started from a static network."
     )
 

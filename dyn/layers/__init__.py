@@ -14,7 +14,7 @@ input; the fields of the method follow. All layers have in common:
 
 Choose a layer for
 
-* a mixture of K kernels for each input: `DynamicConv` (one softmax), `ODConv` (it also weighs positions,
+* a mixture of K kernels for each input: `DynamicConv` (one softmax), `ODConv` (it also weights positions,
   channels and filters), `CondConv` (a weighted sum whose routing a whole block can share);
 * about as many parameters as a static network: `ODConv(num_kernels=1)`, `DCDConv`, `WarehouseConv`, `FDConv`;
 * a different kernel at each position, for dense prediction: `PixelDynamicConv`, with
@@ -25,7 +25,7 @@ Choose a layer for
 * a discriminator: `SpectralNormConv`.
 """
 
-# Weighs channels and then positions, at the end of a block: from x to an x of the same shape.
+# Scales channels and then positions, at the end of a block: from x to an x of the same shape.
 from dyn.layers.cbam import CBAM
 
 # A weighted sum of expert kernels; a block can share its sigmoid routing.
@@ -61,7 +61,7 @@ from dyn.layers.rotated_conv import RotatedConv
 # Kernels of spectral norm one, for discriminators. SpectralNormDense is their head.
 from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
 
-# Weighs channels, at the end of a block: from x to an x of the same shape.
+# Scales channels, at the end of a block: from x to an x of the same shape.
 from dyn.layers.squeeze_excite import SqueezeExcite
 
 # nn.Conv by the same lowerings, for the static network of a comparison.

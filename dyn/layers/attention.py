@@ -21,7 +21,7 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 class AttentionBranch(nn.Module, kw_only=True):
     """The base of all attention: turns a context `[B, D]` into weights for parts of a convolution.
 
-    A subclass declares what it weighs and writes its `__call__` out of these steps. A `ConvLayer` hands
+    A subclass declares what it weights and writes its `__call__` out of these steps. A `ConvLayer` hands
     the fields below on by `attention_fields`.
 
     Attributes:
@@ -91,7 +91,7 @@ class AttentionBranch(nn.Module, kw_only=True):
         return read_temperature(self).astype(self.dtype)
 
     def sow_weights(self, **weights: Array | None) -> None:
-        """Sows the weights that there are as `weights` into the collection `intermediates`."""
+        """Sows the weights that are not None as `weights` into the collection `intermediates`."""
         present = {name: w for name, w in weights.items() if w is not None}
         self.sow("intermediates", "weights", present)
 
@@ -112,7 +112,7 @@ class MixtureAttention(AttentionBranch):
 
     @nn.compact
     def __call__(self, context: Array) -> Array:
-        """Weighs the candidate kernels."""
+        """Computes the weights of the candidate kernels."""
         # Positions are squeezed and normalised like samples.
         positions = context.reshape(math.prod(context.shape[:-1]), context.shape[-1])
         z = self.squeeze_context(positions)

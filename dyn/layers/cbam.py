@@ -1,4 +1,4 @@
-"""Convolutional block attention: weighs the channels of its input, and then its positions.
+"""Convolutional block attention: scales the channels of its input, and then its positions.
 
 Woo, Park, Lee, Kweon: CBAM: Convolutional Block Attention Module. ECCV 2018.
 https://arxiv.org/abs/1807.06521
@@ -28,7 +28,7 @@ Array = jax.Array
 
 
 class CBAM(nn.Module):
-    """Weighs the channels and then the positions of each input.
+    """Scales the channels and then the positions of each input.
 
         u = x * sigmoid(M(mean of x over space) + M(max of x over space))
         y = u * sigmoid(norm(conv([max of u over channels, mean of u over channels])))
@@ -36,13 +36,13 @@ class CBAM(nn.Module):
     with M(v) = W_2 ReLU(W_1 v + b_1) + b_2.
 
     In a residual network it follows the last norm of a block's residual branch, before the sum. The norm
-    of the spatial gate starts with scale zero, as in the authors' networks: every position is weighed one
-    half at first. Without that norm (for instance in spectrally normalised networks), the gate has an
+    of the spatial gate starts with scale zero, as in the authors' networks: every position is scaled by
+    one half at first. Without that norm (for instance in spectrally normalised networks), the gate has an
     effect from the start.
 
     Attributes:
         reduction: size of the channel gate's hidden vector, as a share of the channels.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         kernel_size: size of the spatial gate's kernel along every spatial axis.
         spatial_norm: 'batch' (the authors') or 'none'.
         use_bias: whether the channel gate has b_1 and b_2.
@@ -107,7 +107,7 @@ class CBAM(nn.Module):
 
 
 class ChannelGate(nn.Module):
-    """Weighs the channels (section 3, equation 2 of the paper): `[B, *spatial, C]` to `[B, C]`."""
+    """Computes channel weights (section 3, equation 2 of the paper): `[B, *spatial, C]` to `[B, C]`."""
 
     squeezed: int
     use_bias: bool
@@ -116,7 +116,7 @@ class ChannelGate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Weighs the channels by their means and maxima over space."""
+        """Computes the weights of the channels from their means and maxima over space."""
         types = {
             "dtype": self.dtype,
             "param_dtype": self.param_dtype,
@@ -130,7 +130,7 @@ class ChannelGate(nn.Module):
 
 
 class SpatialGate(nn.Module):
-    """Weighs the positions (section 3, equation 3): `[B, *spatial, C]` to `[B, *spatial]`."""
+    """Computes position weights (section 3, equation 3): `[B, *spatial, C]` to `[B, *spatial]`."""
 
     kernel_size: int
     norm: str
@@ -140,7 +140,7 @@ class SpatialGate(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        """Weighs the positions by the maxima and means over the channels around them."""
+        """Computes the weights of the positions from the maxima and means over the channels around them."""
         if self.norm not in ("batch", "none"):
             raise ValueError(f"spatial_norm={self.norm!r} is unknown: write 'batch' or 'none'.")
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}

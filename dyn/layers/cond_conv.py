@@ -31,7 +31,7 @@ class CondConv(ConvLayer):
     the same `router` and, as `context`, the mean of that input over space.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
         num_kernels: K, the number of experts.
         router: a module from a context `[B, D]` to logits `[B, K]`, which several layers of a block can
             share; None for a router of the layer's own.
@@ -97,7 +97,7 @@ class Routing(nn.Module):
 
     @nn.compact
     def __call__(self, logits: Array) -> Array:
-        """Weighs the experts, `[B, K]`."""
+        """Computes the weights of the experts, `[B, K]`."""
         mix = nn.sigmoid(logits)
         self.sow("intermediates", "weights", {"kernel": mix})
         return mix

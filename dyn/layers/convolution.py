@@ -32,7 +32,7 @@ class HasAttention(Protocol):
 
     Attributes:
         reduction: size of the squeezed vector, as a share of the context's.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         attention_norm: 'batch', 'layer' or 'none'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
@@ -242,7 +242,7 @@ class ConvLayer(nn.Module):
             return self.convolve(x, jnp.zeros((1, *kernel), x.dtype))
         geometry, itemsize = self.resolve_geometry(x), x.dtype.itemsize
         if lowering == "auto":
-            # To the planner, per-sample kernels are one candidate weighed by tap attention.
+            # To the planner, per-sample kernels are one candidate weighted by tap attention.
             problem = Problem(
                 x.shape[0], (1, *kernel), geometry, tap_attention=True, itemsize=itemsize
             )

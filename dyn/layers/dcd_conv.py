@@ -30,7 +30,7 @@ _linear_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class DCDConv(ConvLayer):
-    """Adds a static convolution with weighed filters and a dynamic 1x1 convolution in a latent space.
+    """Adds a static convolution with weighted filters and a dynamic 1x1 convolution in a latent space.
 
         y = a_f * conv(x, W) + P (norm(F q) + q),    q = norm(Q x)
 
@@ -47,11 +47,11 @@ class DCDConv(ConvLayer):
     the basic blocks of ResNet-18 and 34, and 1 in the bottlenecks of ResNet-50.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
         pool: number of bins along each spatial axis, with the bounds of torch's adaptive average.
         latent: L; None for the square root, rounded down, of I * pool ** (number of spatial axes).
         reduction: size of the squeezed vector, as a share of the larger of the context's size and L * L.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         attention_norm: 'none' (the authors'), 'layer' or 'batch', applied to A_1 g. Without a norm F grows
             with the context. At inference the running statistics of the other norms do not limit it, the
             growth multiplies from layer to layer, and with few or small pictures the outputs overflow. With
@@ -160,7 +160,7 @@ class DCDDense(nn.Module):
     with a_f and F from the context as in `DCDConv`. Drop-in for `nn.Dense`.
 
     Attributes:
-        features: number of output features; `nn.Dense`'s fields come first, in its order.
+        features: number of output features; `nn.Dense`'s other fields follow.
         use_bias: whether to add a bias.
         dtype: dtype of the product; None for what inputs and parameters promote to.
         param_dtype: dtype of the parameters.
@@ -263,7 +263,7 @@ class DCDAttention(AttentionBranch):
 
     @nn.compact
     def __call__(self, context: Array) -> tuple[Array, Array]:
-        """Weighs the filters and fills the matrix."""
+        """Computes the weights of the filters and the matrix."""
         linear = partial(self.apply_head, use_bias=False, kernel_init=_linear_init)
         z = self.normalise(linear("squeeze", context, self.squeezed))
         z = z * _gate(linear("excite", z, self.squeezed))

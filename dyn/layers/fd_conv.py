@@ -32,7 +32,7 @@ Array = jax.Array
 
 
 class FDConv(ConvLayer):
-    """Convolves each input with a kernel whose frequencies, and single numbers, are weighed.
+    """Convolves each input with a kernel whose frequencies, and single numbers, are weighted.
 
         y = a_f * conv(x * a_c, a_l * a_s * sum_k a_w[k] W_k) + b
 
@@ -51,16 +51,16 @@ class FDConv(ConvLayer):
     filter; it always looks at the layer's own input, not at the context.
 
     If samples are handled a few at a time ('samples', and 'auto' on one CPU device), the spectrum is
-    weighed for each sample and transformed once. Otherwise the K kernels are stored at once, which takes as
+    weighted for each sample and transformed once. Otherwise the K kernels are stored at once, which takes as
     many numbers as K static kernels. `local` adds a kernel per sample, for which only 'taps' and 'patches'
     are efficient then.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
         num_kernels: K, the number of groups of frequencies; 64 in the paper.
         local: whether to add local attention.
         reduction: size of the squeezed vector, as a share of the context's.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         attention_norm: 'batch' (the paper's), 'layer' or 'none'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
@@ -129,7 +129,7 @@ class FDConv(ConvLayer):
         x = x.astype(self.conv_dtype(x))
         x = x * expand_over_space(channels, x)
 
-        def weigh(kernel: Array, taps: Array | None, neighbours: Array | None) -> Array:
+        def scale_kernel(kernel: Array, taps: Array | None, neighbours: Array | None) -> Array:
             if taps is not None:
                 kernel = kernel * taps[..., None, None]
             if neighbours is not None and local_kernel is not None:
@@ -137,7 +137,7 @@ class FDConv(ConvLayer):
                 kernel = kernel * local_weights(neighbours, local_kernel, shape)
             return kernel.astype(x.dtype)
 
-        y = self.convolve_spectrum(x, spectrum, (mix, taps, neighbours), weigh)
+        y = self.convolve_spectrum(x, spectrum, (mix, taps, neighbours), scale_kernel)
         if filters is not None:
             y = y * expand_over_space(filters, y)
         y = self.add_bias(y)
@@ -148,15 +148,15 @@ class FDConv(ConvLayer):
         x: Array,
         spectrum: Array,
         weights: tuple[Array | None, ...],
-        weigh: Callable[..., Array],
+        scale_kernel: Callable[..., Array],
     ) -> Array:
-        """Convolves each sample with the kernel of its weighed spectrum.
+        """Convolves each sample with the kernel of its weighted spectrum.
 
         Args:
             x: `[B, *spatial, I]`.
             spectrum: the Fourier weights.
             weights: `(mix, taps, neighbours)`, `[B, ...]` or None each.
-            weigh: weighs kernels `[b, *k, I/G, O]` by the taps and neighbours of b samples.
+            scale_kernel: scales kernels `[b, *k, I/G, O]` by the taps and neighbours of b samples.
         """
         shape = self.kernel_shape(x)
         in_chunks = self.lowering == "auto" and planner.why_no_loop() is None
@@ -167,7 +167,7 @@ class FDConv(ConvLayer):
 
             def transform(mix: Array, *weights: Array | None) -> Array:
                 w = mix[:, groups]
-                return weigh(
+                return scale_kernel(
                     self.apply_mask(_kernel_from_parts(w * real, w * imaginary, shape)), *weights
                 )
 
@@ -180,7 +180,7 @@ class FDConv(ConvLayer):
             return self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
 
         def mix_and_scale(mix: Array, *weights: Array | None) -> Array:
-            return weigh(mix_kernels(candidates, mix, None), *weights)
+            return scale_kernel(mix_kernels(candidates, mix, None), *weights)
 
         return self.convolve_samples(x, mix_and_scale, weights, self.lowering)
 

@@ -52,7 +52,7 @@ class GatedConv(ConvLayer):
     no time. Slices whose gates depend on the input need a kernel per sample.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
         num_kernels: K, for `granularity='kernel'` (one otherwise); None for the number in the parameters
             that the layer is applied to, after pruning.
         granularity: 'kernel', 'filter' or 'slice'.
@@ -155,7 +155,7 @@ class GatedConv(ConvLayer):
         return self.get_variable("params", "kernel").shape[0]
 
     def convolve_gated(self, x: Array, kernel: Array, gates: Array) -> Array:
-        """Convolves with what is on.
+        """Convolves with the kernels, filters or slices whose gate is 1.
 
         Args:
             x: `[B, *spatial, I]`.

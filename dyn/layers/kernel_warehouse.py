@@ -180,13 +180,13 @@ class WarehouseConv(ConvLayer):
     `kernel`, the share that each cell has in the layer's kernel, `[B, n]`.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
         warehouse: a `Warehouse`, or `Warehouses`, which find one by the layer's path in the network; None
             for a private one, which the taps of the kernel share.
         place: index of this kernel in a `Warehouse`.
         cell_ratio, in_ratio, out_ratio: those of the private warehouse; see `Warehouse`.
         reduction: size of the squeezed vector, as a share of the context's.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         attention_norm: 'batch' (the paper's), 'layer' or 'none'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
@@ -283,7 +283,7 @@ class WarehouseConv(ConvLayer):
 
 
 class WarehouseAttention(AttentionBranch):
-    """Weighs each cell in each block, `[B, M, n]`, from a context `[B, D]`.
+    """Computes the weight of each cell in each block, `[B, M, n]`, from a context `[B, D]`.
 
     Sows it as `cell` in `weights`, and with it `kernel`, the share of each cell, `[B, n]`.
     """
@@ -293,7 +293,7 @@ class WarehouseAttention(AttentionBranch):
 
     @nn.compact
     def __call__(self, context: Array) -> Array:
-        """Weighs the cells."""
+        """Computes the weights of the cells."""
         blocks, num_cells = len(self.assignment), self.num_cells
         z = self.squeeze_context(context)
         q = self.apply_head("cell", z, blocks * (num_cells + 1)).reshape(-1, blocks, num_cells + 1)

@@ -2,8 +2,8 @@
 
 Li, Zhou, Yao: Omni-Dimensional Dynamic Convolution. ICLR 2022. https://openreview.net/forum?id=DmpCfq6Mg39
 
-Deviations from the authors' code: kernels need not be square, 1-D and 3-D inputs, every padding of
-`nn.Conv`, an optional bias, a choice of norm in the attention branch, and context from elsewhere.
+Extensions of the authors' code: non-square kernels, 1-D and 3-D inputs, every padding of `nn.Conv`, an
+optional bias, a choice of norm in the attention branch, and context from elsewhere.
 """
 
 import math
@@ -20,7 +20,7 @@ Array = jax.Array
 
 
 class ODConv(ConvLayer):
-    """Convolves each input with kernels that are weighed along all four of their dimensions.
+    """Convolves each input with kernels that are weighted along all four of their dimensions.
 
         y = a_f * conv(x * a_c, sum_k a_w[k] (a_s * W_k))
 
@@ -31,14 +31,15 @@ class ODConv(ConvLayer):
         a_s = sigmoid((W_s z + b_s) / T)    kernel positions; not for a 1x1 kernel
         a_w = softmax((W_w z + b_w) / T)    candidate kernels; not for K = 1
 
-    The sigmoids start near one half each, so that outputs start about eight times too small: use a norm
-    after the layer. `dyn.layers` describes temperature, attention statistics and the sown weights.
+    The sigmoids start near one half each: with all three, outputs start about eight times too small. The
+    mean of K independent kernels is smaller by another factor of sqrt(K). Use a norm after the layer.
+    `dyn.layers` describes temperature, attention statistics and the sown weights.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
         num_kernels: K, the number of candidate kernels.
         reduction: size of the squeezed vector, as a share of the context's.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         attention_norm: 'batch' (the paper's), 'layer' or 'none'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
@@ -114,7 +115,7 @@ class ODAttention(AttentionBranch):
 
     @nn.compact
     def __call__(self, context: Array) -> tuple[Array, Array | None, Array | None, Array | None]:
-        """Weighs channels, filters, kernel positions and candidate kernels."""
+        """Computes the weights of channels, filters, kernel positions and candidate kernels."""
         z, temperature = self.squeeze_context(context), self.read_temperature()
 
         def compute_logits(name: str, size: int) -> Array:

@@ -42,10 +42,10 @@ class PixelDynamicConv(ConvLayer):
     `attention='image'` averages any context over space, which makes the layer image-wise.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
         num_kernels: K, the number of candidate kernels.
         reduction: size of the squeezed vector, as a share of the context's.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         attention: 'pixel' or 'image'.
         attention_norm: 'none', 'batch' (over positions and samples) or 'layer'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection

@@ -48,12 +48,13 @@ class RotatedConv(ConvLayer):
     orientation, so that n is 1 for it.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`. 2-D and square kernels.
+        features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
+            Only square 2-D kernels.
         num_kernels: K, the number of kernels that are rotated.
         rotations: n.
         pooling: 'mixture', 'max', 'mean' or 'attention'.
         reduction: size of the squeezed vector, as a share of the context's.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         attention_norm: 'batch', 'layer' or 'none'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
@@ -173,7 +174,7 @@ class RotationAttention(MixtureAttention):
 
 
 class OrientationPool(nn.Module):
-    """Weighs the responses of n orientations, `[B, *out, n, O]`, and adds them up: `[B, *out, O]`.
+    """Weights the responses of n orientations, `[B, *out, n, O]`, and adds them up: `[B, *out, O]`.
 
     All orientations are scored by the same vector, each from its own response, so that the weights move
     with the responses when the input is rotated. Only the ReLU makes the scores differ: the mean over

@@ -45,11 +45,11 @@ class SpectralNormConv(ConvLayer):
     through u and v.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order; see `ConvLayer`.
+        features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
         num_kernels: K, the number of candidate kernels; with one there is no attention, and the context
             is ignored.
         reduction: size of the squeezed vector, as a share of the context's.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         attention_norm: 'none' (as in `DynamicConv`), 'batch' or 'layer', before the attention's ReLU.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.

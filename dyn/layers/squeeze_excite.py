@@ -1,4 +1,4 @@
-"""Squeeze-and-excitation: weighs the channels of its input by the input's mean over space.
+"""Squeeze-and-excitation: scales the channels of its input by the input's mean over space.
 
 Hu, Shen, Sun: Squeeze-and-Excitation Networks. CVPR 2018. https://arxiv.org/abs/1709.01507
 
@@ -22,7 +22,7 @@ Array = jax.Array
 
 
 class SqueezeExcite(nn.Module):
-    """Weighs the channels of each input.
+    """Scales the channels of each input.
 
         y = s * x,    s = sigmoid(W_2 ReLU(W_1 context + b_1) + b_2)
 
@@ -30,7 +30,7 @@ class SqueezeExcite(nn.Module):
 
     Attributes:
         reduction: size of the squeezed vector, as a share of the input's channels.
-        min_squeeze: its least size.
+        min_squeeze: lower bound on that size.
         spatial_axes: number of spatial axes, after any number of batch axes; None: all axes between the
             first and the last are spatial.
         param_dtype: dtype of the parameters. The weights are computed in float32 or wider; the output has
@@ -100,7 +100,7 @@ def flatten_features(
         spatial_axes: number of spatial axes; None: all between the first and the last.
 
     Raises:
-        ValueError: if there are too few axes, or the inputs are integers, which cannot be weighed.
+        ValueError: if there are too few axes, or the inputs are integers, which cannot be scaled.
     """
     if not jnp.issubdtype(inputs.dtype, jnp.floating):
         raise ValueError(

@@ -17,7 +17,8 @@ class Conv(ConvLayer):
     layer in the static network that a dynamic one is compared with.
 
     Attributes:
-        features: `nn.Conv`'s fields come first, in its order, with its defaults; see `ConvLayer`.
+        features: number of output features; `nn.Conv`'s other fields follow, with its defaults; see
+            `ConvLayer`.
         lowering: see `dyn.ops.dynamic_conv`.
 
     Example:

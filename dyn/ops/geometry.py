@@ -136,7 +136,7 @@ class Problem:
         geometry: strides, padding, dilation and groups.
         mixed: whether there is a mixture at all (K > 1, or a weight for the only kernel).
         pixelwise: whether the mixture differs between output positions.
-        tap_attention: whether kernel positions are weighed per sample.
+        tap_attention: whether kernel positions are weighted per sample.
         itemsize: bytes of a number.
     """
 

@@ -152,7 +152,7 @@ def convolve_by_samples(
 def kernel_is_smaller(kernel: tuple[int, ...], geometry: Geometry) -> bool:
     """Returns whether a kernel `(*k, I/G, O)` has fewer numbers than its inputs and outputs together.
 
-    The kernel is then cheaper to weigh. On a CPU each weighed number of an input or output costs memory
+    The kernel is then cheaper to weight. On a CPU each weighted number of an input or output costs memory
     traffic four times, forward and backward; the numbers of a kernel in the cache cost hardly anything.
     """
     inputs = math.prod(geometry.spatial) * kernel[-2] * geometry.groups

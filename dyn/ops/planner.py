@@ -225,7 +225,7 @@ def count_work(lowering: str, problem: Problem) -> Work:
     else:
         operands = batch * positions * geometry.taps * problem.inputs[-1]
     if lowering == "shared" and problem.tap_attention:
-        operands *= 2  # patches, and weighed patches
+        operands *= 2  # patches, and weighted patches
     iterations = 0
     if lowering == "taps":
         iterations = geometry.taps

@@ -27,7 +27,7 @@ _TEST = 20
 
 
 def write_digits(root: Path, count: int) -> dict[str, str]:
-    """Writes nothing: the digits come with scikit-learn, and their number is fixed."""
+    """Writes nothing: scikit-learn contains the digits; `SETS` needs an entry for them."""
     return {}
 
 

@@ -1,4 +1,4 @@
-"""CBAM (Woo et al., ECCV 2018): channels, and then places, weighed in every block.
+"""CBAM (Woo et al., ECCV 2018): channels, and then positions, scaled in every block.
 
     python -m experiments.main --config=experiments/configs/cbam.py
 

@@ -29,8 +29,9 @@ def get_config(
 ) -> ConfigDict:
     """Returns the study's recipe for a data set, with a static ResNet-18 unless something else is named.
 
-    Recipe: Adam at 1e-3, batch 32, 30 epochs, dropout 0.2. The learning rate falls to a tenth after 5 epochs
-    without a lower validation loss (not below 1e-6), and the run stops after 10. Temperature falls from 30 to
+    Recipe: Adam at 1e-3, batch 32, 30 epochs, dropout 0.2. The learning rate falls to a tenth after 5
+    evaluations (one per epoch) without a lower validation loss, not below 1e-6, and the run stops after 10.
+    Temperature falls from 30 to
     1 over the first 10 epochs, as in the papers of the dynamic layers.
 
     Args:

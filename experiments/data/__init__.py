@@ -37,7 +37,7 @@ def load_for_training(
             pictures to train on, '' for none) and `max_skipped` (the share of files that may be unusable).
         image_size: side in pixels to which pictures are resized; 0 keeps their size.
         workdir: the folder of the run, which gets `skipped.csv` and, for recordings, `splits.csv`; None
-            writes nothing, for all hosts but the first.
+            writes nothing, for all processes but process 0.
     """
     dataset = load(config, seed, audio)
     listed = None

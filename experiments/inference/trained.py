@@ -125,7 +125,7 @@ class Trained:
         return self.task.make_model(len(self.classes), spatial_axes=len(self.shape) - 1)
 
     def prepare(self, raw: np.ndarray) -> Example:
-        """Returns one example as the network sees it: transformed as for evaluation.
+        """Returns an example for the network from raw user input.
 
         Args:
             raw: a picture, uint8 `[H, W, C]`, or a series, `[L]` or `[L, C]`, NaN where values are missing;
@@ -144,7 +144,7 @@ class Trained:
         return self.transform(self._fit_picture(raw) if self.is_picture else self._fit_series(raw))
 
     def transform(self, raw: np.ndarray) -> Example:
-        """Returns one example as the network sees it, made of one as the run's data set stores it.
+        """Returns an example for the network from one stored in the run's data set.
 
         Raises:
             ValueError: if it has another size than those of the run.

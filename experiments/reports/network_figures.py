@@ -15,7 +15,7 @@ def draw_costs(layers: Sequence[LayerCost], path: str | os.PathLike) -> None:
         9.6,
         0.2 * len(layers) + 1.6,
         "Cost of each layer",
-        "For one example. Attention: the part of a layer that weighs kernels and channels.",
+        "For one example. Attention: the part of a layer that weights kernels and channels.",
     )
     panels = figure.subplots(1, 2, sharey=True)
     places = np.arange(len(layers))[::-1]

@@ -104,7 +104,7 @@ class Checkpoints:
             raise UserError(
                 f"A checkpoint of {needed / 1e6:.1f} MB cannot be written to {self._directory}: no space "
                 f"left on device, {disk.free / 1e6:.1f} MB are free. The earlier checkpoints are intact: "
-                "make room and give the same command again."
+                "free space, then run the same command again."
             )
 
     @contextlib.contextmanager
@@ -116,7 +116,8 @@ class Checkpoints:
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"A checkpoint cannot be written to {self._directory} ({describe_cause(error)}). The earlier "
-                "checkpoints are intact: make room or the folder writable, and give the same command again."
+                "checkpoints are intact: free space or make the folder writable, then run the same command "
+                "again."
             ) from error
 
     def restore_latest(self, like: Any) -> tuple[int, Any, dict[str, Any]] | None:

@@ -35,7 +35,7 @@ SERIES_NETWORKS = {"net1": models.Net1, "net2": models.Net2}
 
 
 class Classification(Task):
-    """Assigns one class to each example: cross-entropy, ranked by accuracy."""
+    """Assigns one class to each example: cross-entropy; evaluations are ranked by accuracy."""
 
     metric = "accuracy"
     augmentations = (*transforms.AUGMENTATIONS, "spectrogram")
@@ -62,7 +62,10 @@ class Classification(Task):
     def compute_loss(
         self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
     ) -> Loss:
-        """Returns the mean cross-entropy of a batch, which may be mixed (see `mixing`)."""
+        """Returns the mean cross-entropy of a batch, which may be mixed (see `mixing`).
+
+        The training accuracy compares predictions for mixed inputs with the unmixed labels.
+        """
         dropout_rng, mixing_rng = jax.random.split(rng)
         mixing = self.config.mixing
         targets = smooth_classes(batch["label"], model.num_classes, mixing.label_smoothing)
@@ -79,7 +82,7 @@ class Classification(Task):
         return compute_means(add_sums(sums))
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
-        """Returns what a batch adds to the loss and the counts of each class."""
+        """Returns the summed loss of a batch and its per-class counts."""
         logits = model.apply(variables, batch["inputs"], train=False).astype(jnp.float32)
         return sum_classification(logits, batch["label"], batch["mask"])
 
@@ -92,9 +95,9 @@ class Classification(Task):
         return jax.nn.softmax(model.apply(variables, inputs, train=False).astype(jnp.float32))
 
     def draw_figures(self, results: Results) -> None:
-        """Draws confusions, predictions, mistakes, curves and attention, and writes the tables.
+        """Draws the confusion matrix, predictions, mistakes, curves and attention, and writes the tables.
 
-        `maps.npz` keeps what reports draw of several runs together.
+        `maps.npz` stores data for multi-run reports.
         """
         dataset, workdir, inspected = results.dataset, results.workdir, results.inspected
         labels, logits, mixtures = (inspected[name] for name in ("labels", "logits", "mixtures"))

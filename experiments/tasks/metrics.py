@@ -11,7 +11,7 @@ import optax
 def sum_classification(
     logits: jax.Array, labels: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """Returns what one batch adds to the loss, the accuracies and the counts of each class.
+    """Returns what one batch adds to the loss, the accuracies and the per-class counts.
 
     Args:
         logits: `[B, C]` floats.

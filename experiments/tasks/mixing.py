@@ -44,7 +44,7 @@ def mixup(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Arra
 
 
 def cutmix(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Array, Array]:
-    """Pastes a box of x', the batch in reverse, into x; targets are weighed by what is left of x.
+    """Pastes a box of x', the batch in reverse, into x; targets are weighted by what is left of x.
 
     The box covers the share 1 - w of the positions, w from Beta(alpha, alpha), except for what lies outside.
     Yun, Han, Oh, Chun, Choe, Yoo: CutMix. ICCV 2019.

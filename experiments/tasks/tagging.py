@@ -100,8 +100,8 @@ def compute_masked_cross_entropy(logits: Array, targets: Array, norm: str = "all
     Args:
         logits: z, `[B, C]`.
         targets: t, `[B, C]`, from 0 to 1, NaN where unknown: such an entry adds nothing and has no gradient.
-        norm: 'all' for the mean over all entries, so that an example weighs more the more of its labels are
-            known; 'known' for the mean over the known ones.
+        norm: 'all' for the mean over all entries, so that an example has more weight the more of its labels
+            are known; 'known' for the mean over the known ones.
 
     Example:
         >>> import jax.numpy as jnp

@@ -51,6 +51,9 @@ class Task(Protocol):
     that runs with one compiled program may differ in: seed, paths of the data, name. B is the batch size,
     C the number of classes.
 
+    A new task also needs its line in `TASKS`, and in `configs/shared/settings.py` its name in `RUN["task"]`
+    and its sections.
+
     Attributes:
         metric: name of the metric to rank evaluations by, higher is better; None if the latest is the best.
         augmentations: the values that `config.augment` may have.

@@ -42,12 +42,12 @@ def explain_bad_step(
     Args:
         workdir: the folder of the run; `bad_step/batch.npz` gets the batch as the network saw it, with
             `records`, the examples' positions in the training split, and `bad_step/checkpoints` the state.
-        state: the failed state; its memory is given away.
+        state: the failed state; its buffers are donated.
         program: the run's compiled functions.
         source: the training split.
-        transform: the training split's.
-        batch_size: the run's.
-        seed: the run's.
+        transform: prepares an example for training.
+        batch_size: number of examples per step of the run.
+        seed: seed of the run.
     """
     step = int(state.step)
     state = state.replace(failed=jax.device_put(np.False_, state.failed.sharding))

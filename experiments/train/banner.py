@@ -21,7 +21,7 @@ def describe_start(
     start_step: int,
     steps: StepCounts,
 ) -> Rows:
-    """Returns what a person wants to see before a run starts."""
+    """Returns the rows of the start-up table."""
     devices, hosts = jax.devices(), jax.process_count()
     rows = [("devices", f"{len(devices)} x {devices[0].device_kind}, {hosts} host(s)")]
     if hosts > 1:

@@ -118,7 +118,7 @@ def initialise_from(
         model = _make_model(config, num_classes, inputs)
         taken = _warm_start(model, wanted, theirs, config)
     variables = _unflatten({**taken, **new_head})
-    # Copies, because a training step gives away the memory of its arguments.
+    # Copies, because a training step donates its argument buffers.
     copies = jax.tree.map(jnp.array, variables)
     average = jax.tree.map(jnp.array, variables["params"]) if state.average else {}
     state = state.replace(

@@ -1,4 +1,4 @@
-"""Trains one experiment, read straight down: data, model and optimizer, restore, loop, test."""
+"""Trains one experiment, in order: data, model and optimizer, restore, loop, test."""
 
 import contextlib
 import dataclasses
@@ -52,13 +52,13 @@ def train(
     programs: Programs | None = None,
     profile: StepRange | None = None,
 ) -> dict[str, Any]:
-    """Trains one experiment, from where `workdir` stands, and returns the summary.
+    """Trains one experiment, resuming whatever `workdir` contains, and returns the summary.
 
     Args:
         config: the experiment.
         workdir: the folder of the run.
         programs: compiled programs of earlier runs in this process; a run that differs from one of them
-            only in its seed or its examples uses it again. New ones are added.
+            only in its seed or its examples reuses it. New ones are added.
         profile: the first and the last step to trace into `workdir/profile`; None traces nothing.
 
     Raises:
@@ -66,16 +66,18 @@ def train(
     """
     # Resolved once, and frozen: nothing below checks or changes a setting again.
     experiment = FrozenConfigDict(resolve_config(config))
-    is_lead = jax.process_index() == 0
+    is_process_0 = jax.process_index() == 0
     with explain_full_disk(workdir):
         if summary := read_summary(workdir):
-            if is_lead:
+            if is_process_0:
                 check_or_write_config(workdir, experiment)
-            print_result("already finished", describe_result(summary, workdir), quiet=not is_lead)
+            print_result(
+                "already finished", describe_result(summary, workdir), quiet=not is_process_0
+            )
             return summary
-        lock = lock_workdir(workdir) if is_lead else contextlib.nullcontext()
+        lock = lock_workdir(workdir) if is_process_0 else contextlib.nullcontext()
         with lock, explain_lost_process(), explain_out_of_memory():
-            if is_lead:
+            if is_process_0:
                 check_or_write_config(workdir, experiment)
             return _train(experiment, workdir, {} if programs is None else programs, profile)
 
@@ -90,7 +92,7 @@ def explain_full_disk(workdir: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"{error.filename or workdir} cannot be written: {error.strerror}. The checkpoints are intact: "
-            "make room, or the folder writable, and give the same command again."
+            "free space or make the folder writable, then run the same command again."
         ) from error
 
 
@@ -105,15 +107,15 @@ class TrainingRun:
         dataset: its examples.
         train_transform: prepares an example for training.
         eval_transform: prepares an example for evaluation.
-        steps: numbers of steps of its phases.
+        steps: number of steps in each phase.
         program: the compiled functions.
-        checkpoints: in the folder.
-        state: after the last step.
-        step: the last step.
+        checkpoints: the run's checkpoint manager.
+        state: after the last completed step.
+        step: the last completed step.
         progress: saved with the state: `seconds`, the `best` evaluation, and `early_stopping`.
         stopping: counts the evaluations without a lower loss.
         started: when it began, by `time.monotonic`, as if it had never been interrupted.
-        log: the file of metrics; None on all hosts but the first.
+        log: the file of metrics; None except on process 0.
     """
 
     config: ConfigDict
@@ -142,7 +144,7 @@ def _train(
     config: ConfigDict, workdir: Path, programs: Programs, profile: StepRange | None
 ) -> dict[str, Any]:
     started = time.monotonic()
-    is_lead = jax.process_index() == 0
+    is_process_0 = jax.process_index() == 0
     task = make_task(config)
 
     # ---------------------------------------------------------------- data
@@ -151,7 +153,7 @@ def _train(
         config.seed,
         audio=config.get("audio"),
         image_size=config.get("image_size", 0),
-        workdir=workdir if is_lead else None,
+        workdir=workdir if is_process_0 else None,
     )
     check_data_fit(config, dataset)
     steps = count_steps(config, len(dataset.splits["train"]))
@@ -175,10 +177,10 @@ def _train(
     print_facts(
         f"{config.name} on {dataset.name}",
         describe_start(config, dataset, program.cost, workdir, step, steps),
-        quiet=not is_lead,
+        quiet=not is_process_0,
     )
     log = None
-    if is_lead:
+    if is_process_0:
         log = MetricLog(workdir, step or -1, writers.open_writers(config, workdir, step))
     run = TrainingRun(
         config=config,
@@ -193,7 +195,7 @@ def _train(
         state=state,
         step=step,
         progress=progress,
-        # Flax counts from the evaluation after the last good one.
+        # EarlyStopping stops one evaluation later than `patience` says, hence - 1.
         stopping=EarlyStopping(patience=config.early_stopping.patience - 1).replace(
             **(progress["early_stopping"] or {})
         ),
@@ -219,11 +221,11 @@ def restore_or_start(
     """Restores the latest checkpoint, or makes a new state: (step, state, progress, notes to show).
 
     Args:
-        checkpoints: the run's.
+        checkpoints: the run's checkpoint manager.
         program: gives the state's shapes and shardings.
         config: the experiment.
         trained: weights for a new state; None initialises it at random.
-        num_classes: the data's.
+        num_classes: number of classes of the data set.
         inputs: those of one example; only their shape matters.
     """
     notes = [
@@ -253,14 +255,16 @@ def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str])
         UserError: if a step's numbers are not finite.
     """
     config, program, total = run.config, run.program, run.steps.total
-    is_lead = jax.process_index() == 0
+    is_process_0 = jax.process_index() == 0
     eval_every = run.steps.per_epoch * config.evaluate_every
     timer = StepTimer(run.step)
     with (
         contextlib.closing(make_train_batches(run)) as batches,
         handle_signals(run.step) as stop,
-        StepProfiler(run.workdir / "profile", profile if is_lead else None, run.step) as profiler,
-        Progress(total, run.step, quiet=not is_lead) as bar,
+        StepProfiler(
+            run.workdir / "profile", profile if is_process_0 else None, run.step
+        ) as profiler,
+        Progress(total, run.step, quiet=not is_process_0) as bar,
     ):
         for note in notes:
             bar.say(note)
@@ -290,7 +294,7 @@ def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str])
                 run.checkpoints.wait()
                 raise Stopped(run.step, signal)
         if run.stopping.should_stop:
-            bar.say(f"stopped early: no lower loss in {config.early_stopping.patience} epochs")
+            bar.say(f"stopped early: no lower loss in {config.early_stopping.patience} evaluations")
     run.checkpoints.wait()
     return timer.median()
 
@@ -318,7 +322,7 @@ class StepTimer:
 
 
 def make_train_batches(run: TrainingRun) -> Iterator[pipeline.Batch]:
-    """Returns this host's share of the batches that follow the last step."""
+    """Returns this host's share of the batches that follow the last completed step."""
     return pipeline.train_batches(
         run.dataset.splits["train"],
         run.train_transform,
@@ -335,7 +339,7 @@ def make_train_batches(run: TrainingRun) -> Iterator[pipeline.Batch]:
 def run_over_split(
     run: TrainingRun, step: Callable[..., dict[str, Any]], variables: Variables, split: str
 ) -> Iterator[dict[str, Any]]:
-    """Yields `step(variables, batch)` of each batch of a split, on the host; padding is masked."""
+    """Runs `step` over a split and yields its results, copied to the host; padding is masked."""
     batches = pipeline.eval_batches(
         run.dataset.splits[split],
         run.eval_transform,
@@ -362,7 +366,7 @@ def inspect_examples(run: TrainingRun, variables: Variables, split: str) -> dict
 
 
 def write_row(run: TrainingRun, step: int, split: str, metrics: Mapping[str, float]) -> None:
-    """Writes a row of the log, on the first host."""
+    """Writes a row of the log, on process 0."""
     if run.log:
         run.log.write(step, split, metrics)
 
@@ -374,7 +378,7 @@ def save_checkpoint(run: TrainingRun, metrics: dict[str, float] | None = None) -
 
 
 def check_finite_state(run: TrainingRun) -> None:
-    """Raises the UserError that explains a step whose numbers were not finite."""
+    """Raises a UserError if a step produced non-finite numbers."""
     if run.state.failed:
         raise explain_bad_step(
             run.workdir,
@@ -413,7 +417,7 @@ def validate_and_save(run: TrainingRun, bar: Progress) -> None:
 
 
 def adapt_to_loss(run: TrainingRun, loss: float) -> None:
-    """Cuts the learning rate, and stops the run early, after evaluations without a lower loss."""
+    """Cuts the learning rate after evaluations without a lower loss, and counts them for early stopping."""
     if run.config.optimizer.schedule == "plateau":
         plateau = run.program.update_plateau(run.state.plateau, loss)
         run.state = run.state.replace(plateau=plateau)

@@ -56,7 +56,7 @@ class Program:
         state_shape: the state's shapes, dtypes and shardings.
         create_state: makes a new state from a seed.
         train_step: (state, batch) to (state, metrics).
-        eval_step: (variables, batch) to what the batch adds to the metrics.
+        eval_step: (variables, batch) to per-batch sums for the split's metrics.
         inspect_step: (variables, batch) to what the figures of a run show.
         plateau: the rule that scales the learning rate down.
         cost: parameters, multiply-adds per example, seconds of compilation, XLA's FLOPs per step.
@@ -104,8 +104,8 @@ def find_program(
         programs: those that earlier runs of this process have compiled.
         config: the experiment.
         task: its model, loss and metrics.
-        num_classes: the data's.
-        steps: the numbers of steps of the run's phases.
+        num_classes: number of classes of the data set.
+        steps: number of steps in each phase of the run.
         train_example: an example as training sees it; only shapes and dtypes matter.
         eval_example: the same for evaluation.
     """
@@ -137,8 +137,8 @@ def compile_program(
     Args:
         config: the experiment.
         task: its model, loss and metrics.
-        num_classes: the data's.
-        steps: the numbers of steps of the run's phases.
+        num_classes: number of classes of the data set.
+        steps: number of steps in each phase of the run.
         train_example: an example as training sees it; only shapes and dtypes matter.
         eval_example: the same for evaluation.
         mesh: the devices; all there are if left out.
@@ -254,7 +254,7 @@ def _compile_train_step(
     batch: BatchShapes,
     replicated: NamedSharding,
 ) -> jax.stages.Compiled:
-    """Compiles a training step, which gives the memory of its state away, and checks that it fits."""
+    """Compiles a training step, which donates the buffers of its state, and checks that it fits."""
     out_shardings = (shardings_of(state_shape), replicated)
     jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
     compiled = jitted.lower(state_shape, batch).compile()

@@ -1,9 +1,31 @@
 """One training step and one evaluation step: pure functions of a state and a batch.
 
-    step = partial(train_step, model=model, task=task, optimizer=optimizer, settings=settings)
-    state, metrics = jax.jit(step)(state, batch)
+`program.py` compiles them for the devices at hand. Three steps in a notebook:
 
-`program.py` compiles them for the devices at hand.
+    import numpy as np
+    from experiments import data
+    from experiments.configs import base
+    from experiments.data import pipeline
+    from experiments.tasks import make_task
+    from experiments.train.optimizer import count_steps
+    from experiments.train.program import compile_program
+    from experiments.train.validate import resolve_config
+
+    config = resolve_config(base.get_config("digits,smoke"))
+    task = make_task(config)
+    dataset = data.load_for_training(config.data, config.seed, image_size=config.image_size)
+    train, num_classes = dataset.splits["train"], len(dataset.classes)
+    augment, transform = task.make_transform(train=True), task.make_transform(train=False)
+    steps = count_steps(config, len(train))
+    train_example, eval_example = augment(train[0], np.random.default_rng(0)), transform(train[0])
+    program = compile_program(config, task, num_classes, steps, train_example, eval_example)
+
+    state = program.create_state(config.seed)
+    batches = pipeline.train_batches(train, augment, batch_size=config.batch_size, seed=config.seed)
+    for _ in range(3):
+        state, metrics = program.train_step(state, program.shard_batch(next(batches)))
+        print(metrics["loss"])
+    batches.close()
 """
 
 import dataclasses
@@ -43,10 +65,11 @@ Metrics = dict[str, jax.Array]
 
 @struct.dataclass
 class TrainState:
-    """Everything that a training step changes; checkpoints know the fields by their names.
+    """Everything that a training step changes.
 
     `attention` holds the temperatures and blends, `average` the moving average of the parameters (empty
-    if none is kept), `plateau` the scale of the learning rate. Once `failed`, nothing changes any more.
+    if none is kept), `plateau` the state of the plateau rule, including the learning rate's scale. Once
+    `failed`, nothing changes any more. Checkpoints store fields by name: renaming one breaks old runs.
     """
 
     step: jax.Array
@@ -82,8 +105,8 @@ class StepSettings:
     Attributes:
         schedule: the learning rate of each step.
         temperature: (step, start, annealing steps) to the attention's temperature.
-        start_temperature: the temperature of the first step.
-        steps: numbers of steps of the run's phases.
+        start_temperature: the temperature that annealing starts from.
+        steps: number of steps in each phase of the run.
         auxiliary_weight: the final weight of the losses that layers sow.
         average_decay: the decay of the parameters' moving average; 0 keeps none.
         num_microbatches: the parts that a batch is cut into.
@@ -144,7 +167,7 @@ def create_state(
         model: the network.
         optimizer: updates its parameters.
         plateau: the rule for the learning rate's scale.
-        settings: the training step's.
+        settings: settings of the training step.
     """
     init, rng = jax.random.split(jax.random.key(seed))
     variables = model.init(init, jnp.zeros(inputs.shape, inputs.dtype), train=False)
@@ -154,7 +177,7 @@ def create_state(
         params=params,
         batch_stats=variables.get("batch_stats", {}),
         attention=variables.get("attention", {}),
-        # Copies, because a step gives away the memory of its arguments.
+        # Copies, because a step donates its argument buffers.
         average=jax.tree.map(jnp.copy, params) if settings.average_decay else {},
         opt_state=optimizer.init(params),
         plateau=plateau.init(params),
@@ -180,8 +203,10 @@ def loss_fn(
 
         loss = scale * (task's loss + auxiliary_weight * sum of the layers' losses)
 
+    The metric `loss`, which is logged, is the task's alone, without auxiliary losses and scale.
+
     Args:
-        params: to differentiate by.
+        params: the loss is differentiated with respect to these.
         variables: the model's other collections.
         batch: arrays `[B, ...]`.
         rng: key of dropout and of the task's draws.
@@ -216,17 +241,18 @@ def train_step(
 ) -> tuple[TrainState, Metrics]:
     """Takes one training step: (state after it, metrics of the batch).
 
-    A step whose numbers are not finite changes nothing but `failed`, so that there is a state to look at,
-    and nothing broken to save; or, where only scaled gradients overflow, the loss scale.
+    If the loss, the gradients or the statistics are not finite, only `failed` is set: the state before the
+    step can then be inspected. If only the scaled gradients overflow, the update is skipped, the step
+    counter advances and the loss scale is halved.
 
     Args:
         state: before the step.
         batch: arrays `[B, ...]`.
         model: the network.
         task: its loss and metrics.
-        optimizer: makes updates of gradients.
-        settings: the step's.
-        sharding: the parameters', if they are split over the devices.
+        optimizer: turns gradients into updates.
+        settings: settings of the training step.
+        sharding: sharding of the parameters, if they are split over the devices.
     """
     attention, schedules = anneal_attention(state, settings)
     gradients, (metrics, batch_stats) = accumulate_gradients(
@@ -274,7 +300,7 @@ def train_step(
 
 
 def anneal_attention(state: TrainState, settings: StepSettings) -> tuple[Any, Metrics]:
-    """Returns the `attention` of the next step, and which temperature and blend it holds, by name."""
+    """Returns `attention` for the step about to be taken, and the annealed values, by name, for the log."""
     steps = settings.steps.annealing
     # Counted from 1, as in the published schedule.
     temperature = settings.temperature(state.step + 1, settings.start_temperature, steps)
@@ -309,8 +335,8 @@ def compute_gradients(
         state: before the step, with the attention of the step.
         model: the network.
         task: its loss.
-        settings: the step's.
-        sharding: the gradients', if the parameters are split over the devices.
+        settings: settings of the training step.
+        sharding: sharding of the gradients, if the parameters are split over the devices.
     """
     steps = settings.steps
     loss = partial(
@@ -349,15 +375,15 @@ def accumulate_gradients(
 
     The result is the batch's own gradient if the loss is a mean over independent examples. Batch norm
     makes them dependent: it normalises by the statistics of a microbatch, and its running averages move
-    once per microbatch. In a segmentation, all microbatches have the same weight, however many of their
-    pixels count.
+    once per microbatch. In a segmentation, all microbatches have the same weight, regardless of how many
+    pixels are labelled.
 
     Args:
         compute: (params, batch_stats, batch, rng) to (gradients, (metrics, batch_stats)).
         params: float32, whatever the dtype of the computation; so are the gradients and their sum.
         batch_stats: handed from one microbatch to the next.
         batch: `[B, ...]`, B a multiple of the microbatches and of the devices.
-        rng: from which the key of each microbatch is folded.
+        rng: key that is folded with the index of each microbatch.
         num_microbatches: 1 calls `compute` and nothing else.
 
     Returns:
@@ -385,8 +411,7 @@ def accumulate_gradients(
 def cut_batch(batch: Batch, number: int) -> Batch:
     """Cuts `[B, ...]` into `[number, B / number, ...]`: microbatch i has the examples i, i + number, ...
 
-    Neighbours lie on one device, so each device has its share of every microbatch already. It would have
-    to fetch microbatches of neighbours from the other devices.
+    Consecutive examples share a device. Strided microbatches need no communication; contiguous ones would.
     """
 
     def interleave_examples(values: jax.Array) -> jax.Array:
@@ -401,7 +426,8 @@ def update_params(
     """Applies the optimizer: (params, opt_state); in the first `head_steps` to the head alone."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
-    if head_steps:  # weight decay moves parameters without a gradient
+    if head_steps:
+        # Weight decay moves even parameters with zero gradient, so updates are zeroed.
         head_only = state.step < head_steps
         updates = map_below_head(
             lambda update: jnp.where(head_only, jnp.zeros_like(update), update), updates
@@ -410,7 +436,7 @@ def update_params(
 
 
 def update_average(state: TrainState, params: Any, decay: float) -> Any:
-    """Moves the average of the parameters towards `params`; its memory is shorter at first."""
+    """Moves the average of the parameters towards `params`, with a smaller decay early on."""
     if not decay:
         return state.average
     decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
@@ -425,7 +451,7 @@ def eval_step(
     task: Task,
     sharding: ParameterSharding | None = None,
 ) -> dict[str, jax.Array]:
-    """Returns what a batch adds to the metrics of its split; masked examples add nothing."""
+    """Returns per-batch sums for the split's metrics; masked examples add nothing."""
     return task.sum_metrics(model, _gather_params(variables, sharding), batch)
 
 

@@ -20,7 +20,7 @@ CHANGES = {
     "2d taps": dict(k=3, taps=True),
     "2d one kernel, taps": dict(size=(3, 2), k=1, mix=None, taps=True),
     "2d one kernel, nothing": dict(k=1, mix=None),
-    "2d one weighed kernel": dict(k=1),
+    "2d one weighted kernel": dict(k=1),
     "2d pointwise": dict(size=(1, 1), taps=True),
     "2d strided": dict(spatial=(6, 5), taps=True, strides=(2, 3)),
     "2d valid, dilated": dict(

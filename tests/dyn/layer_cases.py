@@ -180,7 +180,7 @@ def compiled_case(name):
 def compile_training(layer):
     """Compiles `(variables, x) -> (loss, (y, state)), gradient` in training.
 
-    The loss weighs the outputs at random: a norm at the end of a layer could keep the sum of their squares
+    The loss weights the outputs at random: a norm at the end of a layer could keep the sum of their squares
     constant.
     """
 

@@ -15,14 +15,14 @@ def dynamic_conv(inputs, kernels, mix=None, taps=None, **geometry):
     """Computes y_b = conv(x_b, sum_k mix[b, k] taps[b] W_k), with nothing shared with the library."""
     samples = []
     for b, x in enumerate(inputs):
-        weighed = [w if taps is None else w * taps[b][..., None, None] for w in kernels]
+        weighted = [w if taps is None else w * taps[b][..., None, None] for w in kernels]
         if mix is None:
-            samples.append(convolve(x, weighed[0], **geometry))
+            samples.append(convolve(x, weighted[0], **geometry))
         elif mix.ndim == 2:
-            kernel = sum(mix[b, k] * w for k, w in enumerate(weighed))
+            kernel = sum(mix[b, k] * w for k, w in enumerate(weighted))
             samples.append(convolve(x, kernel, **geometry))
         else:
-            outputs = jnp.stack([convolve(x, w, **geometry) for w in weighed])
+            outputs = jnp.stack([convolve(x, w, **geometry) for w in weighted])
             samples.append(jnp.einsum("...k,k...o->...o", mix[b], outputs))
     return jnp.stack(samples)
 

@@ -182,7 +182,7 @@ def test_pointwise_convolution_of_one_position_is_the_dense_layer():
         "params": {
             **variables["params"],
             "kernel": variables["params"]["kernel"][None, None, None],
-            # The bias stands outside the weighing of filters in the one, and inside in the other.
+            # The bias stands outside the weighting of filters in the one, and inside in the other.
             "bias": 0 * variables["params"]["bias"],
         },
         "batch_stats": variables["batch_stats"],

@@ -21,7 +21,7 @@ from dyn.schedules import set_temperature
 
 pytestmark = pytest.mark.matrix
 
-# SqueezeExcite and CBAM weigh their inputs in any dtype.
+# SqueezeExcite and CBAM scale their inputs in any dtype.
 WITH_DTYPE = [name for name in LAYERS if name not in ("SqueezeExcite", "CBAM")]
 
 

@@ -55,7 +55,7 @@ def test_bfloat16_keeps_its_dtype_and_the_value():
 
 @pytest.mark.parametrize("name", ["2d taps", "2d fewer positions than features", "2d groups"])
 def test_channels_and_filters_weigh_inputs_and_outputs(name, rng):
-    """Also if the kernel is weighed instead, as by 'samples'."""
+    """Also if the kernel is weighted instead, as by 'samples'."""
     with jax.enable_x64(True):
         x, w, *_ = random_arrays(name, jnp.float64)
         weights = [rng.normal(size=(len(x), n)) for n in (x.shape[-1], w.shape[-1])]

@@ -27,7 +27,7 @@ def test_work_is_counted():
     shared = amounts("shared")
     assert shared.product == 4 * flops and shared.kernels == 0
     assert shared.outputs == 4 * (4 * 16 * 196 * 256)
-    assert shared.inputs == 2 * 4 * 16 * 196 * 9 * 256  # patches, and patches that are weighed
+    assert shared.inputs == 2 * 4 * 16 * 196 * 9 * 256  # patches, and patches that are weighted
     assert amounts("taps").iterations == 9 and amounts("samples").iterations == 16
 
 

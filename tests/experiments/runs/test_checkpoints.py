@@ -347,7 +347,7 @@ def test_a_checkpoint_for_which_there_is_no_room_is_answered_and_the_others_stay
     # The system refuses to write further, as it does where a disk is full.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limit[1]))
     try:
-        with pytest.raises(UserError, match=r"cannot be written to .*\(.*\).*make room"):
+        with pytest.raises(UserError, match=r"cannot be written to .*\(.*\).*free space"):
             checkpoints.save(2, large, {"step": 2}, metrics(0.2))
             checkpoints.wait()
     finally:

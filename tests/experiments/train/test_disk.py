@@ -53,7 +53,7 @@ def test_a_full_and_a_read_only_disk_are_explained_and_the_run_continues(tmp_pat
     kept, again = rest.partition("again: ")[::2]
     again, read_only = again.partition("read-only: ")[::2]
     assert "exit 2" in full and "no space left on device" in full and "Traceback" not in full, out
-    assert "make room" in full and kept.split(), out
+    assert "free space" in full and kept.split(), out
     assert f"from step {max(map(int, kept.split()))}" in again and "summary.json" in again, out
     assert "exit 2" in read_only and "Read-only file system" in read_only, out
     assert "Traceback" not in read_only, out
