@@ -111,7 +111,7 @@ class RotatedConv(ConvLayer):
         bank = rotate_kernels(kernel, rotations)  # [n, K, k, k, i, O]
         dtype = float32_or_wider(x, kernel)
         context = self.flatten_context(context, x, batch)
-        mix = self.mix_candidates(context, rotations, dtype)
+        mix = self.weight_candidates(context, rotations, dtype)
 
         x = x.astype(self.conv_dtype(x))
         if self.pooling == "mixture":
@@ -127,7 +127,7 @@ class RotatedConv(ConvLayer):
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
-    def mix_candidates(self, context: Array, rotations: int, dtype: jnp.dtype) -> Array | None:
+    def weight_candidates(self, context: Array, rotations: int, dtype: jnp.dtype) -> Array | None:
         """Returns weights of all candidates, `[B, K n]` for 'mixture', else `[B, K]`; None for one."""
         fields = self.attention_fields(context.shape[-1], dtype)
         if self.pooling == "mixture" and rotations > 1:

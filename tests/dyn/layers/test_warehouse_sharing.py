@@ -52,9 +52,9 @@ def test_the_gradient_of_shared_cells_is_the_sum_over_layers():
     variables["batch_stats"] = jax.tree.map(jnp.ones_like, variables["batch_stats"])
     assert sum("cells" in name for name in shapes_of(variables["params"])) == 1
 
-    def cells_gradient(weigh):
+    def cells_gradient(compute_loss):
         def loss(params):
-            return weigh(*net.apply({**variables, "params": params}, x, y))
+            return compute_loss(*net.apply({**variables, "params": params}, x, y))
 
         return jax.jit(jax.grad(loss))(variables["params"])["warehouse"]["cells"]
 
