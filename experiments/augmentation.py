@@ -48,9 +48,10 @@ def main(
     dataset = "audio" if source else "songs"
     changes = dict(split_override(text, "--override") for text in override)
     gan_changes = dict(split_override(text, "--gan_override") for text in gan_override)
-    classifier = load_config(config, dataset, source, changes)
-    gan = load_config("dr_acgan", dataset, source, gan_changes, "--gan_override")
     reject_fixed_settings(changes)
+    place = {"data.source": source}
+    classifier = load_config(config, dataset, place | changes)
+    gan = load_config("dr_acgan", dataset, place | gan_changes, "--gan_override")
 
     def write_pictures(run: Path, out: Path, seed: int) -> None:
         generate(load(run, generator=True), out, per_class=per_class, seed=seed, reuse=True)

@@ -13,6 +13,4 @@ from experiments.configs import common
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns the study's base CNN for the data set that `argument` names."""
-    config = common.get_config(argument)
-    config.name = "base"
-    return config
+    return common.get_config(argument, name="base")

@@ -13,7 +13,6 @@ from experiments.configs import common
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns a static ResNet-18 with CBAM after each block for the data set that `argument` names."""
-    config = common.get_config(argument)
-    config.name = "cbam"
+    config = common.get_config(argument, name="cbam")
     config.attention = {"name": "cbam"}
     return config

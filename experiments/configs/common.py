@@ -22,6 +22,7 @@ RECIPES = ("study", "strong")
 def get_config(
     argument: str | None = "",
     *,
+    name: str = "",
     default: str = "digits",
     task: str = "",
     network: str = "resnet",
@@ -29,23 +30,18 @@ def get_config(
 ) -> ConfigDict:
     """Returns the study's recipe for a data set, with a static ResNet-18 unless something else is named.
 
-    Recipe: Adam at 1e-3, batch 32, 30 epochs, dropout 0.2. The learning rate falls to a tenth after 5
+    The config is locked, and has the settings of this task, data set, network and convolution alone. The
+    recipe: Adam at 1e-3, batch 32, 30 epochs, dropout 0.2. The learning rate falls to a tenth after 5
     evaluations (one per epoch) without a lower validation loss, not below 1e-6, and the run stops after 10.
-    Temperature falls from 30 to
-    1 over the first 10 epochs, as in the papers of the dynamic layers.
+    Temperature falls from 30 to 1 over the first 10 epochs, as in the papers of the dynamic layers.
 
     Args:
         argument: the config's argument, `DATASET[,name=NAME][,recipe=strong][,smoke]`.
+        name: the config's.
         default: the data set where the argument names none; for `audio`, a smoke run takes `songs`.
         task: '' for the data set's own.
         network: see `model.network`; net1 and net2 have settings of their own.
         conv: the convolution, its name and any fields of the layer; None for a static one.
-
-    Returns:
-        A locked config with the settings of this task, data set, network and convolution, and no others.
-
-    Raises:
-        UserError: if the argument is invalid.
     """
     words = _read_argument(argument or "")
     dataset = words.dataset or default
@@ -69,7 +65,7 @@ def get_config(
     if words.smoke:
         recipes.append(SMOKE)
     config = make_config(kind, *recipes)
-    config.conv = conv
+    config.name, config.conv = name, conv
     config.dataset = words.variant or dataset
     if words.smoke:
         config.dataset += "-smoke"

@@ -14,7 +14,6 @@ from experiments.configs import common
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns CondConv with eight experts for the data set that `argument` names."""
     conv = {"name": "condconv", "num_kernels": 8}
-    config = common.get_config(argument, conv=conv)
-    config.name = "condconv"
+    config = common.get_config(argument, name="condconv", conv=conv)
     config.model.context = "block"
     return config

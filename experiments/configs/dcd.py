@@ -19,8 +19,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         "attention_norm": "layer",
         "min_squeeze": 16,
     }
-    config = common.get_config(argument, conv=conv)
-    config.name = "dcd"
+    config = common.get_config(argument, name="dcd", conv=conv)
     if "classifier" in config:  # a segmentation has none
         config.classifier = {"name": "dcd", "attention_norm": "layer"}
     return config

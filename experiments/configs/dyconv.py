@@ -14,6 +14,4 @@ from experiments.configs import common
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns DynamicConv with four candidate kernels for the data set that `argument` names."""
     conv = {"name": "dyconv", "num_kernels": 4, "attention_norm": "layer"}
-    config = common.get_config(argument, conv=conv)
-    config.name = "dyconv"
-    return config
+    return common.get_config(argument, name="dyconv", conv=conv)

@@ -16,6 +16,4 @@ from experiments.configs import common
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns FDConv with eight groups of frequencies for the data set that `argument` names."""
     conv = {"name": "fdconv", "num_kernels": 8, "attention_norm": "layer"}
-    config = common.get_config(argument, conv=conv)
-    config.name = "fdconv"
-    return config
+    return common.get_config(argument, name="fdconv", conv=conv)

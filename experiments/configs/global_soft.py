@@ -13,7 +13,6 @@ from experiments.configs import common
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns a static ResNet-18 with SqueezeExcite after each block for the data set of `argument`."""
-    config = common.get_config(argument)
-    config.name = "global_soft"
+    config = common.get_config(argument, name="global_soft")
     config.attention = {"name": "squeeze_excite"}
     return config

@@ -23,8 +23,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         "density_weight": 0.1,
         "attention_norm": "layer",
     }
-    config = common.get_config(argument, conv=conv)
-    config.name = "hard"
+    config = common.get_config(argument, name="hard", conv=conv)
     # A gate's gradient at temperature 30 is nearly the same whatever its logit, and gates flip at random.
     config.temperature.start = 1.0
     if config.dataset == "digits":

@@ -17,7 +17,6 @@ from experiments.configs import common
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns KernelWarehouse at the parameters of static kernels for the data set of `argument`."""
     conv = {"name": "warehouse", "cell_ratio": 1.0, "attention_norm": "layer"}
-    config = common.get_config(argument, conv=conv)
-    config.name = "kernel_warehouse"
+    config = common.get_config(argument, name="kernel_warehouse", conv=conv)
     config.model.shortcut = "conv"
     return config

@@ -23,7 +23,6 @@ def get_config(argument: str | None = None) -> ConfigDict:
         "attention": "pixel",
         "attention_norm": "layer",
     }
-    config = common.get_config(argument, conv=conv)
-    config.name = "local_soft"
+    config = common.get_config(argument, name="local_soft", conv=conv)
     config.model.context = "carried_pixels"
     return config

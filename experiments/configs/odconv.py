@@ -26,6 +26,4 @@ from experiments.configs import common
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns ODConv with four candidate kernels for the data set that `argument` names."""
     conv = {"name": "odconv", "num_kernels": 4, "attention_norm": "layer"}
-    config = common.get_config(argument, conv=conv)
-    config.name = "odconv"
-    return config
+    return common.get_config(argument, name="odconv", conv=conv)

@@ -23,8 +23,7 @@ def get_config(argument: str | None = None) -> ConfigDict:
         "pooling": "mixture",
         "attention_norm": "layer",
     }
-    config = common.get_config(argument, conv=conv)
-    config.name = "rotated"
+    config = common.get_config(argument, name="rotated", conv=conv)
     # All orientations alike make a kernel that has none.
     config.temperature.start = 1.0
     if config.dataset == "digits":

@@ -23,8 +23,6 @@ from experiments.configs import common
 
 AUDIO = {
     "sample_rate": 48_000,
-    "seconds": 2.0,
-    "hop": 1.0,
     "n_fft": 2048,
     "win": 1024,
     "step": 512,

@@ -16,6 +16,4 @@ from experiments.configs import common
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns SpectralNormConv with four candidate kernels for the data set that `argument` names."""
     conv = {"name": "spectral_norm", "num_kernels": 4, "attention_norm": "layer"}
-    config = common.get_config(argument, conv=conv)
-    config.name = "spectral_norm"
-    return config
+    return common.get_config(argument, name="spectral_norm", conv=conv)

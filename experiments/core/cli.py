@@ -45,22 +45,13 @@ _DEFINITIONS = {
 }
 
 
-def run_command(
-    main: Callable[..., None], usage: str | None, *, failure: str = "", stopped: str = STOPPED
-) -> NoReturn:
-    """Runs a command with the words of the command line, and ends the process.
-
-    Args:
-        main: the command, see above.
-        usage: printed for `--help`; its first indented line also after a missing word.
-        failure: the beginning of a message about a file that cannot be written, such as "The page cannot be
-            written". Without it an OSError is shown with its traceback.
-        stopped: the message after Ctrl-C.
-    """
-    code = run(main, sys.argv, usage, failure=failure, stopped=stopped)
+def run_command(main: Callable[..., None], usage: str | None, **messages: str) -> NoReturn:
+    """Runs a command with the words of the command line, and ends the process; see `run`."""
+    code = run(main, sys.argv, usage, **messages)
     # What is written is complete or not there. Threads in the middle of a checkpoint, and other processes
     # that never come to the end, could keep this one waiting forever.
-    if code in (INTERRUPTED, TERMINATED) or (code and _is_distributed()):
+    is_distributed = "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
+    if code in (INTERRUPTED, TERMINATED) or (code and is_distributed):
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
@@ -75,7 +66,15 @@ def run(
     failure: str = "",
     stopped: str = STOPPED,
 ) -> int:
-    """Runs a command in this process, see `run_command`.
+    """Runs a command in this process.
+
+    Args:
+        main: the command, see above.
+        argv: the name of the program, and everything after it.
+        usage: printed for `--help`; its first indented line also after a missing word.
+        failure: the beginning of a message about a file that cannot be written, such as "The page cannot be
+            written". Without it an OSError is shown with its traceback.
+        stopped: the message after Ctrl-C.
 
     Returns:
         The exit code: 0, 2 after a mistake that the message explains, 130 after Ctrl-C, 143 after SIGTERM.
@@ -104,19 +103,19 @@ def run(
 
 
 def parse_command_line(
-    main: Callable[..., None], argv: Sequence[str], usage: str = ""
+    main: Callable[..., None], argv: Sequence[str], usage: str
 ) -> tuple[list[str], dict[str, Any]]:
-    """Returns the words and the flags of a command line, as `main` takes them, or raises UserError."""
+    """Returns the words and the flags of a command line, as `main` takes them; see `run`."""
     parameters = inspect.signature(main, eval_str=True).parameters
     known = flags.FlagValues()
     known.set_gnu_getopt(True)  # words and flags in any order
     flags.DEFINE_bool("debug", False, "", flag_values=known)
     # A `config: str` is a flag like any other.
     takes_config = "config" in parameters and parameters["config"].annotation is not str
-    for name, parameter in parameters.items():
-        is_config = takes_config and name == "config"
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY and not is_config:
-            _define_flag(name, parameter, known)
+    names = [name for name, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    for name in names:
+        if name != "config" or not takes_config:
+            _define_flag(name, parameters[name], known)
     for name in flags.FLAGS:  # of libraries, and of commands that define their own
         flag = flags.FLAGS[name]
         if name == flag.name and name not in known:  # another name is the flag's short one
@@ -134,15 +133,11 @@ def parse_command_line(
     except flags.IllegalFlagValueError as error:
         raise UserError(_explain_value(config, known, str(error))) from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        raise UserError(str(error)) from error
     flags.FLAGS.mark_as_parsed()
     _check_words(parameters, words, usage)
-    options = {
-        name: config if takes_config and name == "config" else known[name].value
-        for name, parameter in parameters.items()
-        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
-    }
-    return words, options
+    options = {name: known[name].value for name in names if name in known}
+    return words, options | ({"config": config} if takes_config else {})
 
 
 def list_overrides(argv: Sequence[str]) -> list[str]:
@@ -215,19 +210,13 @@ def _check_words(
 
 def _explain_value(config: ConfigDict | None, known: flags.FlagValues, message: str) -> str:
     """Says what kind of value a flag takes, instead of absl's message about another one."""
-    match = re.match(r"flag --([\w.]+)=(.*?): ", message, re.DOTALL)
-    if match is None:
-        return " ".join(message.split())
-    name, value = match.groups()
-    if config is not None and name.startswith("config."):
-        example = find_setting(config, name.removeprefix("config."))
-    else:
-        example = known[name].default
+    example = None
+    if match := re.match(r"flag --([\w.]+)=(.*?): ", message, re.DOTALL):
+        name, value = match.groups()
+        if config is not None and name.startswith("config."):
+            example = find_setting(config, name.removeprefix("config."))
+        else:
+            example = known[name].default
     if example is None:
-        return " ".join(message.split())
+        return message
     return f"--{name}={value} is not {describe_kind(example)}"
-
-
-def _is_distributed() -> bool:
-    """Returns whether this process is one of several that JAX has connected."""
-    return "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()

@@ -1,9 +1,7 @@
 """Loads an experiment's settings from a Python file, `FILE[:ARGUMENT]`, as ml_collections does."""
 
-import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 from ml_collections import ConfigDict
@@ -14,11 +12,7 @@ SHARED = "common"  # in a folder of configs the file that the others are made fr
 
 
 def load_config_file(place: str) -> ConfigDict:
-    """Runs a config file `FILE[:ARGUMENT]` once, and returns what its `get_config` returns.
-
-    Raises:
-        UserError: if there is no such file, or it fails.
-    """
+    """Runs the config file at `FILE[:ARGUMENT]`, and returns what its `get_config` returns."""
     file, colon, argument = place.partition(":")
     path = Path(file)
     if path.suffix != ".py" or not os.path.isfile(path):  # Path.is_file fails for long names
@@ -27,15 +21,20 @@ def load_config_file(place: str) -> ConfigDict:
         raise UserError(f"There is no config {path}{hint}")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    with _failures_explained(path):
+    try:
         spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        others = ", ".join(name for name in list_configs(path.parent) if name != path.stem)
-        raise UserError(
-            f"{path} is not a config, because it has no get_config. Its folder has {others}."
-        )
-    with _failures_explained(path):
+        if not hasattr(module, "get_config"):
+            others = ", ".join(name for name in list_configs(path.parent) if name != path.stem)
+            raise UserError(
+                f"{path} is not a config, because it has no get_config. Its folder has {others}."
+            )
         config = module.get_config(*([argument] if colon else []))
+    except UserError:
+        raise
+    except Exception as error:  # of any kind: people write config files themselves
+        raise UserError(
+            f"The config {path} fails: {type(error).__name__}: {error} (--debug shows the traceback)."
+        ) from error
     if not isinstance(config, ConfigDict):
         raise UserError(
             f"{path} is not a config: its get_config returns {config!r} instead of a ConfigDict."
@@ -49,10 +48,9 @@ def list_configs(folder: Path) -> list[str]:
 
 
 def find_setting(config: ConfigDict, path: str, flag: str = "--config.") -> object:
-    """Returns the value at a dotted path, such as `optimizer.learning_rate`; messages begin with `flag`.
+    """Returns the value of the one setting at a dotted path, such as `optimizer.learning_rate`.
 
-    Raises:
-        UserError: if there is no such setting, or the path names a group of settings.
+    A UserError begins with `flag` and the path.
     """
     value, above = config, ""
     for key in path.split("."):
@@ -68,16 +66,3 @@ def find_setting(config: ConfigDict, path: str, flag: str = "--config.") -> obje
     if isinstance(value, ConfigDict):
         raise UserError(f"{flag}{path}: it is a group of settings: {', '.join(value)}.")
     return value
-
-
-@contextlib.contextmanager
-def _failures_explained(path: Path) -> Iterator[None]:
-    """Turns an exception of a config file, which people write themselves, into one sentence."""
-    try:
-        yield
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(
-            f"The config {path} fails: {type(error).__name__}: {error} (--debug shows the traceback)."
-        ) from error

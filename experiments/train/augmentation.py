@@ -50,15 +50,11 @@ def train_augmentations(
     """Trains a GAN and four classifiers for each seed, and returns the folders of the classifiers' runs.
 
     Args:
-        classifier: the config of the classifiers, on recordings; its spectrograms become those of `gan`.
-        gan: a config of the task `acgan` on recordings.
+        classifier: for recordings; its spectrograms become those of `gan`.
+        gan: for recordings too, of the task `acgan`.
         workdir: the folder of `generator/seed<N>`, `generated/seed<N>` and `<augmentation>/seed<N>`.
-        seeds: the number of seeds.
-        generate: writes the GAN's pictures; called with the GAN's workdir, the folder of the pictures and
-            the seed.
-
-    Raises:
-        UserError: for a mistake in a config, and if all runs fail.
+        seeds: the number of them.
+        generate: writes pictures; called with the GAN's workdir, the folder of the pictures and the seed.
     """
     classifier = _adopt_data(gan, classifier)
     for config in (classifier, gan):
@@ -92,11 +88,7 @@ def train_augmentations(
 
 
 def reject_fixed_settings(paths: Iterable[str]) -> None:
-    """Refuses settings of the classifiers that the comparison itself decides.
-
-    Raises:
-        UserError: names the first such setting, and the reason.
-    """
+    """Raises a UserError for the first setting of the classifiers that the comparison itself decides."""
     for path in paths:
         for beginning, reason in DECIDED.items():
             if path.startswith(beginning) and path != "audio.colour":

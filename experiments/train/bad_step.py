@@ -37,38 +37,22 @@ def explain_bad_step(
     """Returns the error that names the step that failed, and keeps its batch and the state before it.
 
     A batch is a function of the seed and the step, and a failed state is the one before the step. So both
-    can be made again here, and ordinary steps keep nothing.
+    can be made again here, and ordinary steps keep nothing. The buffers of `state` are donated.
 
-    Args:
-        workdir: the folder of the run; `bad_step/batch.npz` gets the batch as the network saw it, with
-            `records`, the examples' positions in the training split, and `bad_step/checkpoints` the state.
-        state: the failed state; its buffers are donated.
-        program: the run's compiled functions.
-        source: the training split.
-        transform: prepares an example for training.
-        batch_size: number of examples per step of the run.
-        seed: seed of the run.
+    In `workdir`, `bad_step/batch.npz` gets the batch as the network saw it, with `records`, the examples'
+    positions in the training split `source`, and `bad_step/checkpoints` gets the state.
     """
     step = int(state.step)
     state = state.replace(failed=jax.device_put(np.False_, state.failed.sharding))
 
-    def make_batch(process_index: int, process_count: int) -> dict[str, np.ndarray]:
-        batches = pipeline.train_batches(
-            source,
-            transform,
-            batch_size=batch_size,
-            seed=seed,
-            start_step=step,
-            num_threads=0,
-            process_index=process_index,
-            process_count=process_count,
-        )
-        return next(batches)
+    def make_batch(**processes: int) -> dict[str, np.ndarray]:
+        settings = {"batch_size": batch_size, "seed": seed, "start_step": step, "num_threads": 0}
+        return next(pipeline.train_batches(source, transform, **settings, **processes))
 
-    batch = make_batch(0, 1)
+    batch = make_batch()
     records = pipeline.train_records(len(source), batch_size, seed, step)
     place = _save_bad_step(workdir / FOLDER, state, {**batch, "records": records})
-    local = make_batch(jax.process_index(), jax.process_count())
+    local = make_batch(process_index=jax.process_index(), process_count=jax.process_count())
     loss = float(program.train_step(state, program.shard_batch(local))[1]["loss"])
     symptom = (
         f"The gradients are not finite (the loss is {loss:.4g})"
@@ -76,9 +60,11 @@ def explain_bad_step(
         else f"The loss is {loss}"
     )
     more = ", ..." if len(records) > SHOWN_RECORDS else ""
+    bad = records[[not np.isfinite(values).all() for values in batch["inputs"]]]
+    inputs = f"; the inputs of {_join_positions(bad)} are not finite" if len(bad) else ""
     return UserError(
         f"{symptom} at step {step + 1}, whose batch is the examples {_join_positions(records)}{more} of the "
-        f"training split{_describe_bad_inputs(records, batch['inputs'])}. {place} {ADVICE}"
+        f"training split{inputs}. {place} {ADVICE}"
     )
 
 
@@ -88,17 +74,8 @@ def explain_bad_evaluation(workdir: Path, state: TrainState, loss: float) -> Use
     return UserError(f"The validation loss is {loss} at step {int(state.step)}. {place} {ADVICE}")
 
 
-def _describe_bad_inputs(records: np.ndarray, inputs: np.ndarray) -> str:
-    bad = [
-        record
-        for record, values in zip(records, inputs, strict=True)
-        if not np.isfinite(values).all()
-    ]
-    return f"; the inputs of {_join_positions(bad)} are not finite" if bad else ""
-
-
-def _join_positions(records: np.ndarray | list[int]) -> str:
-    return ", ".join(str(int(record)) for record in records[:SHOWN_RECORDS])
+def _join_positions(records: np.ndarray) -> str:
+    return ", ".join(map(str, records[:SHOWN_RECORDS]))
 
 
 def _save_bad_step(

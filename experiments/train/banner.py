@@ -34,19 +34,13 @@ def describe_start(
         rows.append(("", f"{len(dataset.skipped)} files skipped, listed in skipped.csv"))
     fields = ", ".join(f"{key}={value}" for key, value in config.conv.items() if key != "name")
     layer = f"{config.conv.name}({fields})" if fields else config.conv.name
-    rows += [
-        (
-            "model",
-            f"{describe_network(config)}, {layer}: {cost['parameters']:,} parameters, "
-            f"{cost['macs']:,} MACs per example",
-        ),
-        (
-            "recipe",
-            f"{config.optimizer.name} at {config.optimizer.learning_rate:g}, batch {config.batch_size}, "
-            f"{steps.total:,} steps, {steps.per_epoch} per epoch; augmentation {config.augment}; "
-            f"{config.dtype}",
-        ),
-    ]
+    size = f"{cost['parameters']:,} parameters, {cost['macs']:,} MACs per example"
+    rows.append(("model", f"{describe_network(config)}, {layer}: {size}"))
+    recipe = (
+        f"{config.optimizer.name} at {config.optimizer.learning_rate:g}, batch {config.batch_size}"
+    )
+    length = f"{steps.total:,} steps, {steps.per_epoch} per epoch"
+    rows.append(("recipe", f"{recipe}, {length}; augmentation {config.augment}; {config.dtype}"))
     if epochs := config.stages.head_epochs if "stages" in config else 0:
         rate = config.stages.learning_rate or config.optimizer.learning_rate
         rows.append(
@@ -87,11 +81,8 @@ def describe_network(config: ConfigDict) -> str:
 
 def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
     """Returns the metrics that are one number each, without those that are one minus another."""
-    return {
-        name: value
-        for name, value in metrics.items()
-        if isinstance(value, int | float) and not name.endswith("_error")
-    }
+    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
+    return {name: value for name, value in numbers.items() if not name.endswith("_error")}
 
 
 def describe_result(summary: Mapping[str, Any], workdir: Path) -> Rows:
@@ -101,11 +92,10 @@ def describe_result(summary: Mapping[str, Any], workdir: Path) -> Rows:
     )
     best, metric = summary["best"], summary.get("metric", "accuracy")
     reached = f", validation {metric} {best[metric]:.4f}" if metric else ", the last one"
-    seconds, compiling = summary["seconds"], summary["compile_seconds"]
     return [
         ("test", test),
         ("best", f"step {best['step']:,}{reached}"),
-        ("time", f"{seconds:.0f} s, {compiling:.0f} s of it compiling"),
+        ("time", "{seconds:.0f} s, {compile_seconds:.0f} s of it compiling".format(**summary)),
         ("summary", str(workdir / "summary.json")),
         ("figures", str(workdir / "figures")),
     ]

@@ -50,11 +50,7 @@ def widen(config: ConfigDict, width: int) -> ConfigDict:
 
 
 def count_config_parameters(config: ConfigDict) -> int:
-    """Returns the number of parameters of a config's network for ten classes, computed from shapes.
-
-    Raises:
-        UserError: if the network cannot be built.
-    """
+    """Returns the number of parameters of a config's network for ten classes, computed from shapes."""
     is_series = config.data.name == "ucr"
     model = make_task(config).make_model(num_classes=10, spatial_axes=1 if is_series else 2)
     # The number of parameters does not depend on the size of the example.

@@ -26,9 +26,7 @@ class PlannedRun:
 def attempt_run(run: PlannedRun, programs: Programs) -> bool:
     """Trains a run, and returns whether it succeeded; an error is written into its workdir.
 
-    Args:
-        run: the run to train, or to continue.
-        programs: compiled programs, which are reused and added to.
+    Compiled `programs` are reused, and new ones added.
     """
     note, trace = run.workdir / "error.txt", run.workdir / "traceback.txt"
     for file in (note, trace):
@@ -52,22 +50,13 @@ def attempt_run(run: PlannedRun, programs: Programs) -> bool:
 def load_config(
     name: str,
     dataset: str,
-    source: str = "",
     overrides: Mapping[str, object] | None = None,
     flag: str = "--override",
 ) -> ConfigDict:
     """Returns the config of a file of `experiments.configs` for a data set, with some settings changed.
 
-    Args:
-        name: of the file, without .py. After a colon may follow other words of the config's argument, as in
-            `base:recipe=strong`.
-        dataset: the data set, as in a config's argument.
-        source: where the data is; '' to find it.
-        overrides: values by dotted path.
-        flag: what the user wrote before an override, for errors.
-
-    Raises:
-        UserError: if the config or a setting does not exist.
+    The file's `name` has no .py; other words of the config's argument may follow it, as in
+    `base:recipe=strong`. Errors about `overrides`, which are values by dotted path, begin with `flag`.
     """
     folder = Path(experiments.configs.__file__).parent
     name, _, words = name.partition(":")
@@ -76,8 +65,6 @@ def load_config(
         raise UserError(f"--configs: there is no config {name}{hint}")
     argument = f"{dataset},{words}" if words else dataset
     config = load_config_file(f"{folder / name}.py:{argument}")
-    if source:
-        override(config, "data.source", source, "--source")
     for path, value in (overrides or {}).items():
         override(config, path, value, flag)
     return config

@@ -43,17 +43,11 @@ _STATIC = ("torchvision", "vgg16", "mobilenet_v2")
 
 @dataclasses.dataclass(frozen=True)
 class TrainedWeights:
-    """Weights to begin with.
+    """Weights to begin with."""
 
-    Attributes:
-        variables: `params` and `batch_stats` of a network.
-        origin: the run and its step, or the file, for messages.
-        unused: names of the file's arrays that no network here has a place for.
-    """
-
-    variables: Mapping[str, Any]
-    origin: str
-    unused: Sequence[str] = ()
+    variables: Mapping[str, Any]  # `params` and `batch_stats` of a network
+    origin: str  # the run and its step, or the file, for messages
+    unused: Sequence[str] = ()  # arrays of the file that no network here has a place for
 
 
 def read_trained_weights(
@@ -61,13 +55,7 @@ def read_trained_weights(
 ) -> TrainedWeights:
     """Reads the weights that `config.init_from` names: a run's best, an exported file, or torch's.
 
-    Args:
-        config: the experiment.
-        num_classes: the data's.
-        inputs: those of one example; only their shape matters.
-
-    Raises:
-        UserError: if there is no such run or file, or if torch's weights do not fit.
+    Of `inputs`, those of one example, only the shape matters.
     """
     source = Path(config.init_from).expanduser()
     if weights.is_export(source):
@@ -75,8 +63,7 @@ def read_trained_weights(
     if source.is_file():
         return _read_torch_file(source, config, num_classes, inputs)
     variables = restore_best_variables(source, "--config.init_from=")
-    step = read_best_step(source)
-    return TrainedWeights(variables, f"step {step:,} of {source}")
+    return TrainedWeights(variables, f"step {read_best_step(source):,} of {source}")
 
 
 def initialise_from(
@@ -89,17 +76,8 @@ def initialise_from(
     """Returns a new state with trained weights, and the sentence that says which were taken over.
 
     Parameters of the same network are taken over as they are, those of a static network by
-    `dyn.interop.warm_start`. The head stays as it is if the number of classes differs.
-
-    Args:
-        state: the new state.
-        trained: the weights.
-        config: the experiment.
-        num_classes: the data's.
-        inputs: those of one example; only their shape matters.
-
-    Raises:
-        UserError: if the weights do not fit the network.
+    `dyn.interop.warm_start`. The head stays as it is if the number of classes differs. Of `inputs`, those of
+    one example, only the shape matters. A UserError says why weights do not fit.
     """
     theirs = _flatten(trained.variables)
     ours = _flatten({"params": state.params, "batch_stats": state.batch_stats})
@@ -115,26 +93,22 @@ def initialise_from(
         _check_shapes(theirs, wanted, config.init_from)
         taken = theirs
     else:
-        model = _make_model(config, num_classes, inputs)
+        model = make_task(config).make_model(num_classes, spatial_axes=inputs.ndim - 1)
         taken = _warm_start(model, wanted, theirs, config)
-    variables = _unflatten({**taken, **new_head})
     # Copies, because a training step donates its argument buffers.
-    copies = jax.tree.map(jnp.array, variables)
-    average = jax.tree.map(jnp.array, variables["params"]) if state.average else {}
-    state = state.replace(
-        params=copies["params"], batch_stats=copies["batch_stats"], average=average
-    )
+    variables = jax.tree.map(jnp.array, _unflatten({**taken, **new_head}))
+    average = jax.tree.map(jnp.copy, variables["params"]) if state.average else {}
     unused = f", left out: {', '.join(trained.unused)}" if trained.unused else ""
-    return state, (
+    sentence = (
         f"starts from {trained.origin}: {_describe_taken(theirs, ours, bool(new_head))}{unused}"
     )
+    return state.replace(**variables, average=average), sentence
 
 
 def _warm_start(model: nn.Module, wanted: Flat, theirs: Flat, config: ConfigDict) -> Flat:
     """Makes a dynamic network's arrays of a static one's."""
-    conv = getattr(model, "conv", None)
-    if hasattr(model, "backbone"):  # of a segmentation
-        conv = model.backbone.keywords.get("conv")
+    segments = hasattr(model, "backbone")
+    conv = model.backbone.keywords.get("conv") if segments else getattr(model, "conv", None)
     try:
         made = warm_start(
             _unflatten(wanted),
@@ -260,13 +234,9 @@ def _static_twin(config: ConfigDict, theirs: Mapping[str, np.ndarray]) -> Config
 # ---------------------------------------------------------------- trees
 
 
-def _make_model(config: ConfigDict, num_classes: int, inputs: np.ndarray) -> nn.Module:
-    return make_task(config).make_model(num_classes, spatial_axes=inputs.ndim - 1)
-
-
 def _variable_shapes(config: ConfigDict, num_classes: int, inputs: np.ndarray) -> dict[str, Any]:
     """Traces the initialisation of a network."""
-    model = _make_model(config, num_classes, inputs)
+    model = make_task(config).make_model(num_classes, spatial_axes=inputs.ndim - 1)
     one = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
     shapes = jax.eval_shape(lambda x: model.init(jax.random.key(0), x, train=False), one)
     return {name: shapes.get(name, {}) for name in COLLECTIONS}

@@ -57,12 +57,8 @@ def train(
     Args:
         config: the experiment.
         workdir: the folder of the run.
-        programs: compiled programs of earlier runs in this process; a run that differs from one of them
-            only in its seed or its examples reuses it. New ones are added.
+        programs: compiled programs of earlier runs in this process, which are reused and added to.
         profile: the first and the last step to trace into `workdir/profile`; None traces nothing.
-
-    Raises:
-        UserError: for mistakes that the person who started it can correct.
     """
     # Resolved once, and frozen: nothing below checks or changes a setting again.
     experiment = FrozenConfigDict(resolve_config(config))
@@ -98,25 +94,7 @@ def explain_full_disk(workdir: Path) -> Iterator[None]:
 
 @dataclasses.dataclass
 class TrainingRun:
-    """A run in progress: its parts, and how far it has come.
-
-    Attributes:
-        config: the experiment.
-        workdir: the folder of the run.
-        task: its model, loss, metrics and figures.
-        dataset: its examples.
-        train_transform: prepares an example for training.
-        eval_transform: prepares an example for evaluation.
-        steps: number of steps in each phase.
-        program: the compiled functions.
-        checkpoints: the run's checkpoint manager.
-        state: after the last completed step.
-        step: the last completed step.
-        progress: saved with the state: `seconds`, the `best` evaluation, and `early_stopping`.
-        stopping: counts the evaluations without a lower loss.
-        started: when it began, by `time.monotonic`, as if it had never been interrupted.
-        log: the file of metrics; None except on process 0.
-    """
+    """A run in progress: its parts, and how far it has come."""
 
     config: ConfigDict
     workdir: Path
@@ -127,12 +105,14 @@ class TrainingRun:
     steps: StepCounts
     program: Program
     checkpoints: Checkpoints
-    state: TrainState
-    step: int
-    progress: dict[str, Any]
-    stopping: EarlyStopping
-    started: float
-    log: MetricLog | None
+    state: TrainState  # after the last completed step
+    step: int  # the last completed one
+    progress: dict[
+        str, Any
+    ]  # saved with the state: `seconds`, the `best` evaluation, `early_stopping`
+    stopping: EarlyStopping  # counts the evaluations without a lower loss
+    started: float  # by `time.monotonic`, as if the run had never been interrupted
+    log: MetricLog | None  # None except on process 0
 
     @property
     def seconds(self) -> float:
@@ -220,13 +200,7 @@ def restore_or_start(
 ) -> tuple[int, TrainState, dict[str, Any], list[str]]:
     """Restores the latest checkpoint, or makes a new state: (step, state, progress, notes to show).
 
-    Args:
-        checkpoints: the run's checkpoint manager.
-        program: gives the state's shapes and shardings.
-        config: the experiment.
-        trained: weights for a new state; None initialises it at random.
-        num_classes: number of classes of the data set.
-        inputs: those of one example; only their shape matters.
+    A new state begins with the `trained` weights, or with random ones if they are None.
     """
     notes = [
         f"compiled in {program.cost['compile_seconds']:.1f} s; "
@@ -245,21 +219,26 @@ def restore_or_start(
 def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str]) -> float | None:
     """Trains until the last step, an early stop or a signal; returns the median seconds of a step.
 
-    Args:
-        run: changes with each step.
-        profile: the first and the last step to trace; None traces nothing.
-        notes: sentences to show first.
-
     Raises:
         Stopped: after a signal.
-        UserError: if a step's numbers are not finite.
     """
     config, program, total = run.config, run.program, run.steps.total
     is_process_0 = jax.process_index() == 0
     eval_every = run.steps.per_epoch * config.evaluate_every
     timer = StepTimer(run.step)
+    train_batches = pipeline.train_batches(
+        run.dataset.splits["train"],
+        run.train_transform,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        start_step=run.step,
+        num_threads=config.input.threads,
+        num_workers=config.input.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
     with (
-        contextlib.closing(make_train_batches(run)) as batches,
+        contextlib.closing(train_batches) as batches,
         handle_signals(run.step) as stop,
         StepProfiler(
             run.workdir / "profile", profile if is_process_0 else None, run.step
@@ -282,7 +261,8 @@ def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str])
                 metrics = {name: float(value) for name, value in metrics.items()}
                 timer.lap(run.step)
                 check_finite_state(run)
-                write_row(run, run.step, "train", metrics)
+                if run.log:
+                    run.log.write(run.step, "train", metrics)
             if run.step % eval_every == 0 or run.step == total:
                 validate_and_save(run, bar)
                 timer.restart(run.step)
@@ -321,21 +301,6 @@ class StepTimer:
         return statistics.median(self._laps) if self._laps else None
 
 
-def make_train_batches(run: TrainingRun) -> Iterator[pipeline.Batch]:
-    """Returns this host's share of the batches that follow the last completed step."""
-    return pipeline.train_batches(
-        run.dataset.splits["train"],
-        run.train_transform,
-        batch_size=run.config.batch_size,
-        seed=run.config.seed,
-        start_step=run.step,
-        num_threads=run.config.input.threads,
-        num_workers=run.config.input.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
-
-
 def run_over_split(
     run: TrainingRun, step: Callable[..., dict[str, Any]], variables: Variables, split: str
 ) -> Iterator[dict[str, Any]]:
@@ -365,12 +330,6 @@ def inspect_examples(run: TrainingRun, variables: Variables, split: str) -> dict
     return jax.tree.map(lambda values: values[is_real], joined)
 
 
-def write_row(run: TrainingRun, step: int, split: str, metrics: Mapping[str, float]) -> None:
-    """Writes a row of the log, on process 0."""
-    if run.log:
-        run.log.write(step, split, metrics)
-
-
 def save_checkpoint(run: TrainingRun, metrics: dict[str, float] | None = None) -> None:
     """Starts writing a checkpoint; one with metrics takes part in the choice of the best."""
     run.progress["seconds"] = run.seconds
@@ -392,15 +351,25 @@ def check_finite_state(run: TrainingRun) -> None:
 
 
 def validate_and_save(run: TrainingRun, bar: Progress) -> None:
-    """Evaluates the validation split, adapts the run to its loss, and saves a checkpoint with its metrics."""
+    """Evaluates the validation split, adapts the run to its loss, and saves a checkpoint with its metrics.
+
+    After evaluations without a lower loss the learning rate is cut, and then the run ends.
+    """
+    config = run.config
     check_finite_state(run)
     metrics = evaluate(run, run.state.eval_variables, "validation")
     if not math.isfinite(metrics["loss"]):
         raise explain_bad_evaluation(run.workdir, run.state, metrics["loss"])
-    write_row(run, run.step, "validation", metrics)
+    if run.log:
+        run.log.write(run.step, "validation", metrics)
     # Losses at different temperatures cannot be compared: patience begins after annealing.
     if run.step >= run.steps.annealing or not run.state.attention:
-        adapt_to_loss(run, metrics["loss"])
+        if config.optimizer.schedule == "plateau":
+            plateau = run.program.update_plateau(run.state.plateau, metrics["loss"])
+            run.state = run.state.replace(plateau=plateau)
+        if config.early_stopping.patience:
+            run.stopping = run.stopping.update(metrics["loss"])
+            run.progress["early_stopping"] = dataclasses.asdict(run.stopping)
     rank, best = run.checkpoints.rank, run.progress["best"]
     if best is None or rank(metrics) >= rank(best):
         run.progress["best"] = {"step": run.step, **metrics}
@@ -410,20 +379,10 @@ def validate_and_save(run: TrainingRun, bar: Progress) -> None:
     variables = run.program.replicate(run.state.eval_variables)
     if run.log:
         results = Results(
-            run.program.model, variables, run.dataset, run.workdir, run.config.seed, metrics
+            run.program.model, variables, run.dataset, run.workdir, config.seed, metrics
         )
         for warning in run.task.draw_progress(results, run.step):
             bar.say(warning)
-
-
-def adapt_to_loss(run: TrainingRun, loss: float) -> None:
-    """Cuts the learning rate after evaluations without a lower loss, and counts them for early stopping."""
-    if run.config.optimizer.schedule == "plateau":
-        plateau = run.program.update_plateau(run.state.plateau, loss)
-        run.state = run.state.replace(plateau=plateau)
-    if run.config.early_stopping.patience:
-        run.stopping = run.stopping.update(loss)
-        run.progress["early_stopping"] = dataclasses.asdict(run.stopping)
 
 
 def test_best_checkpoint(run: TrainingRun, step_seconds: float | None) -> dict[str, Any]:
@@ -434,12 +393,12 @@ def test_best_checkpoint(run: TrainingRun, step_seconds: float | None) -> dict[s
         run.progress["best"], program.state_shape
     )
     metrics = evaluate(run, best.eval_variables, "test") | task.reference_metrics(run.dataset)
-    write_row(run, run.progress["best"]["step"], "test", metrics)
     inspected = inspect_examples(run, best.eval_variables, "test")
     variables = program.replicate(best.eval_variables)
     run.checkpoints.close()
     summary = make_summary(run, metrics, sha256, step_seconds)
     if run.log:
+        run.log.write(run.progress["best"]["step"], "test", metrics)
         run.log.close()
         draw_training_curves(run.log.rows(), workdir / "figures" / "curves.png")
         seed = run.config.seed

@@ -37,15 +37,9 @@ def count_bytes_on_one_device(tree: Any) -> int:
 
 
 def check_fits(num_bytes: float, name: str, advice: str = ADVICE) -> None:
-    """Checks that `num_bytes` fit on each device.
+    """Raises a UserError if `num_bytes` do not fit on each device.
 
-    Args:
-        num_bytes: the bytes that `name` needs on each device.
-        name: the beginning of the message, such as `A training step`.
-        advice: the end of the message: how to need less.
-
-    Raises:
-        UserError: if they do not fit.
+    Its message begins with `name`, such as `A training step`, and ends with `advice`.
     """
     if num_bytes > (available := bytes_per_device()):
         raise UserError(

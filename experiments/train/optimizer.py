@@ -22,21 +22,13 @@ TEMPERATURES = {"geometric": geometric_temperature, "linear": linear_temperature
 
 @dataclasses.dataclass(frozen=True)
 class StepCounts:
-    """Numbers of steps of a run and of its phases.
-
-    Attributes:
-        per_epoch: steps of one epoch.
-        total: steps of the run.
-        annealing: steps until the temperature is 1 and the blend 0.
-        auxiliary_ramp: steps until the layers' auxiliary losses have their full weight.
-        head_only: first steps, in which the head learns alone.
-    """
+    """Numbers of steps of a run and of its phases."""
 
     per_epoch: int
     total: int
-    annealing: int
-    auxiliary_ramp: int
-    head_only: int = 0
+    annealing: int  # until the temperature is 1 and the blend 0
+    auxiliary_ramp: int  # until the layers' auxiliary losses have their full weight
+    head_only: int = 0  # the first ones, in which the head learns alone
 
 
 def count_steps(config: ConfigDict, num_examples: int) -> StepCounts:
@@ -114,10 +106,7 @@ def make_optimizer(
 ) -> optax.GradientTransformation:
     """Returns the optimizer that `config.optimizer` names, with the learning rate of `schedule`.
 
-    Args:
-        config: the experiment.
-        schedule: the learning rate of each step.
-        reset_at: the step before which the optimizer forgets its state; 0 never.
+    Before step `reset_at` it forgets its state; 0 is never.
     """
     if reset_at:
         # The schedule keeps counting.

@@ -13,11 +13,7 @@ StepRange = tuple[int, int]
 
 
 def parse_steps(words: Sequence[str]) -> StepRange | None:
-    """Reads `--profile=FIRST,LAST` as two steps, counted from 1; None where the flag is absent.
-
-    Raises:
-        UserError: if it is anything else.
-    """
+    """Reads `--profile=FIRST,LAST` as two steps, counted from 1; None where the flag is absent."""
     if not words:
         return None
     try:
@@ -39,16 +35,7 @@ class StepProfiler(contextlib.AbstractContextManager):
     """
 
     def __init__(self, folder: Path, steps: StepRange | None, start_step: int):
-        """Prepares to write the trace into `folder`.
-
-        Args:
-            folder: the trace's.
-            steps: the first and the last step to trace; None traces nothing.
-            start_step: the step from which the run continues.
-
-        Raises:
-            UserError: if the run has already passed the first of them.
-        """
+        """Prepares to write the trace of the first to the last of `steps`, all after `start_step`."""
         if steps and steps[0] <= start_step:
             raise UserError(
                 f"--profile={steps[0]},{steps[1]}: the run continues after step {start_step}; name later "

@@ -48,29 +48,19 @@ NOT_COMPILED = ("seed", "data", "dataset", "name", "baseline", "input", "init_fr
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled functions of a run.
-
-    Attributes:
-        model: the network.
-        mesh: the devices.
-        state_shape: the state's shapes, dtypes and shardings.
-        create_state: makes a new state from a seed.
-        train_step: (state, batch) to (state, metrics).
-        eval_step: (variables, batch) to per-batch sums for the split's metrics.
-        inspect_step: (variables, batch) to what the figures of a run show.
-        plateau: the rule that scales the learning rate down.
-        cost: parameters, multiply-adds per example, seconds of compilation, XLA's FLOPs per step.
-    """
+    """The compiled functions of a run; `train_step`, `eval_step`, `inspect_step` are those of `step.py`."""
 
     model: nn.Module
     mesh: Mesh
-    state_shape: TrainState
-    create_state: Callable[[int], TrainState]
-    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]
-    eval_step: Callable[..., dict[str, jax.Array]]
-    inspect_step: Callable[..., dict[str, Any]]
-    plateau: optax.GradientTransformationExtraArgs
-    cost: Mapping[str, float]
+    state_shape: TrainState  # shapes, dtypes and shardings
+    create_state: Callable[[int], TrainState]  # from a seed
+    train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # of (state, batch)
+    eval_step: Callable[..., dict[str, jax.Array]]  # of (variables, batch)
+    inspect_step: Callable[..., dict[str, Any]]  # of (variables, batch)
+    plateau: optax.GradientTransformationExtraArgs  # scales the learning rate down
+    cost: Mapping[
+        str, float
+    ]  # parameters, MACs per example, seconds of compilation, FLOPs per step
 
     def shard_batch(self, batch: Mapping[str, np.ndarray]) -> dict[str, jax.Array]:
         """Makes arrays over all devices from this host's share of a batch."""
@@ -98,16 +88,9 @@ def find_program(
     train_example: Example,
     eval_example: Example,
 ) -> Program:
-    """Returns the program of a run: one of `programs`, or a new one, which is added to them.
+    """Returns the program of a run, as `compile_program` makes it: one of `programs`, or a new one.
 
-    Args:
-        programs: those that earlier runs of this process have compiled.
-        config: the experiment.
-        task: its model, loss and metrics.
-        num_classes: number of classes of the data set.
-        steps: number of steps in each phase of the run.
-        train_example: an example as training sees it; only shapes and dtypes matter.
-        eval_example: the same for evaluation.
+    New programs are added to `programs`, those that earlier runs of this process have compiled.
     """
     compiled = {name: value for name, value in config.items() if name not in NOT_COMPILED}
     shapes = tuple(
@@ -142,9 +125,6 @@ def compile_program(
         train_example: an example as training sees it; only shapes and dtypes matter.
         eval_example: the same for evaluation.
         mesh: the devices; all there are if left out.
-
-    Raises:
-        UserError: if the network cannot be built, or does not fit into memory.
     """
     mesh = make_mesh() if mesh is None else mesh
     train_batch = _batch_shapes(train_example, config.batch_size, mesh)
@@ -162,32 +142,32 @@ def compile_program(
         plateau=plateau,
         settings=settings,
     )
-    state_shape = _state_shape(create, mesh, config.shard_parameters)
+    state_shape = _trace_state(create, mesh, config.shard_parameters)
     # The state, its gradients and a batch: what any step needs.
     least = count_bytes_on_one_device((state_shape, state_shape.params, train_batch))
     check_fits(least, "The network with one batch")
-    cost = _count_cost(model, state_shape, train_batch["inputs"], eval_batch["inputs"])
+    one = jax.ShapeDtypeStruct((1, *eval_batch["inputs"].shape[1:]), train_batch["inputs"].dtype)
+    macs = count_macs(partial(model.apply, train=False), state_shape.variables, one)
 
     replicated = NamedSharding(mesh, P())
     parts = {"model": model, "task": task}
     if config.shard_parameters:
         parts["sharding"] = ParameterSharding(replicated, shardings_of(state_shape.params))
     started = time.monotonic()
-    compiled_train_step = _compile_train_step(
+    # A training step gives the memory of its state away.
+    jitted = jax.jit(
         partial(train_step, optimizer=optimizer, settings=settings, **parts),
-        state_shape,
-        train_batch,
-        replicated,
+        donate_argnums=0,
+        out_shardings=(shardings_of(state_shape), replicated),
     )
-    compiled_eval_step = (
-        jax.jit(partial(eval_step, **parts), out_shardings=replicated)
-        .lower(state_shape.eval_variables, eval_batch)
-        .compile()
-    )
-    cost["compile_seconds"] = round(time.monotonic() - started, 1)
+    compiled_train_step = jitted.lower(state_shape, train_batch).compile()
+    if memory := compiled_train_step.memory_analysis():
+        check_fits(memory.argument_size_in_bytes + memory.temp_size_in_bytes, "A training step")
+    jitted = jax.jit(partial(eval_step, **parts), out_shardings=replicated)
+    compiled_eval_step = jitted.lower(state_shape.eval_variables, eval_batch).compile()
+    seconds = time.monotonic() - started
     # XLA counts the body of the loop over microbatches once. (The update is not in it, but it is small.)
     flops = (compiled_train_step.cost_analysis() or {}).get("flops", math.nan)
-    cost["xla_flops_per_step"] = flops * config.accumulate
 
     return Program(
         model=model,
@@ -198,7 +178,12 @@ def compile_program(
         eval_step=compiled_eval_step,
         inspect_step=jax.jit(partial(inspect_step, **parts), out_shardings=replicated),
         plateau=plateau,
-        cost=cost,
+        cost={
+            "parameters": count_parameters(state_shape.params),
+            "macs": macs,
+            "compile_seconds": round(seconds, 1),
+            "xla_flops_per_step": flops * config.accumulate,
+        },
     )
 
 
@@ -213,7 +198,7 @@ def _batch_shapes(example: Example, batch_size: int, mesh: Mesh) -> BatchShapes:
     }
 
 
-def _state_shape(
+def _trace_state(
     create: Callable[[Any], TrainState], mesh: Mesh, shard_parameters: bool
 ) -> TrainState:
     """Traces the making of a state: its shapes, dtypes and shardings."""
@@ -230,37 +215,6 @@ def _state_shape(
         average=with_shards(shape.average, mesh),
         opt_state=with_shards(shape.opt_state, mesh),
     )
-
-
-def _count_cost(
-    model: nn.Module,
-    state_shape: TrainState,
-    train_inputs: jax.ShapeDtypeStruct,
-    eval_inputs: jax.ShapeDtypeStruct,
-) -> dict[str, float]:
-    """Counts parameters, and the multiply-adds of one example at evaluation."""
-    one = jax.ShapeDtypeStruct((1, *eval_inputs.shape[1:]), train_inputs.dtype)
-    return {
-        "parameters": count_parameters(state_shape.params),
-        "macs": count_macs(
-            lambda variables, x: model.apply(variables, x, train=False), state_shape.variables, one
-        ),
-    }
-
-
-def _compile_train_step(
-    step: Callable[..., Any],
-    state_shape: TrainState,
-    batch: BatchShapes,
-    replicated: NamedSharding,
-) -> jax.stages.Compiled:
-    """Compiles a training step, which donates the buffers of its state, and checks that it fits."""
-    out_shardings = (shardings_of(state_shape), replicated)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=out_shardings)
-    compiled = jitted.lower(state_shape, batch).compile()
-    if memory := compiled.memory_analysis():
-        check_fits(memory.argument_size_in_bytes + memory.temp_size_in_bytes, "A training step")
-    return compiled
 
 
 def _run_once(create: Callable[[Any], TrainState], shardings: Any, seed: int) -> TrainState:

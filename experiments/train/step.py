@@ -26,6 +26,9 @@
         state, metrics = program.train_step(state, program.shard_batch(next(batches)))
         print(metrics["loss"])
     batches.close()
+
+In all functions `batch` holds arrays `[B, ...]`, `task` is the loss and the metrics of `model`, `sharding` is
+that of parameters which are split over the devices.
 """
 
 import dataclasses
@@ -51,12 +54,7 @@ from experiments.train.loss_scale import (
     unscale_gradients,
     update_loss_scale,
 )
-from experiments.train.optimizer import (
-    TEMPERATURES,
-    StepCounts,
-    make_schedule,
-    map_below_head,
-)
+from experiments.train.optimizer import TEMPERATURES, StepCounts, make_schedule, map_below_head
 from experiments.train.sharding import ParameterSharding
 
 Batch = Mapping[str, jax.Array]
@@ -67,30 +65,25 @@ Metrics = dict[str, jax.Array]
 class TrainState:
     """Everything that a training step changes.
 
-    `attention` holds the temperatures and blends, `average` the moving average of the parameters (empty
-    if none is kept), `plateau` the state of the plateau rule, including the learning rate's scale. Once
-    `failed`, nothing changes any more. Checkpoints store fields by name: renaming one breaks old runs.
+    Checkpoints store fields by name: renaming one breaks old runs.
     """
 
     step: jax.Array
     params: Any
     batch_stats: Any
-    attention: Any
-    average: Any
+    attention: Any  # temperatures and blends
+    average: Any  # moving average of the parameters; empty if none is kept
     opt_state: optax.OptState
-    plateau: ReduceLROnPlateauState
+    plateau: ReduceLROnPlateauState  # the scale of the learning rate
     loss_scale: LossScale
-    failed: jax.Array
+    failed: jax.Array  # once it is true, nothing changes any more
     rng: jax.Array
 
     @property
     def variables(self) -> dict[str, Any]:
         """Variables that the model is trained with."""
-        return {
-            "params": self.params,
-            "batch_stats": self.batch_stats,
-            "attention": self.attention,
-        }
+        names = ("params", "batch_stats", "attention")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def eval_variables(self) -> dict[str, Any]:
@@ -100,29 +93,17 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """Settings of a training step.
-
-    Attributes:
-        schedule: the learning rate of each step.
-        temperature: (step, start, annealing steps) to the attention's temperature.
-        start_temperature: the temperature that annealing starts from.
-        steps: number of steps in each phase of the run.
-        auxiliary_weight: the final weight of the losses that layers sow.
-        average_decay: the decay of the parameters' moving average; 0 keeps none.
-        num_microbatches: the parts that a batch is cut into.
-        start_scale: the first factor of the loss.
-        grow_scale_every: the finite steps after which the factor doubles; 0 keeps it.
-    """
+    """Settings of a training step."""
 
     schedule: optax.Schedule
     steps: StepCounts
-    temperature: Callable[..., jax.Array] = TEMPERATURES["linear"]
+    temperature: Callable[..., jax.Array] = TEMPERATURES["linear"]  # of (step, start, annealing)
     start_temperature: float = 1.0
-    auxiliary_weight: float = 1.0
-    average_decay: float = 0.0
+    auxiliary_weight: float = 1.0  # the final weight of the losses that layers sow
+    average_decay: float = 0.0  # of the parameters' moving average; 0 keeps none
     num_microbatches: int = 1
-    start_scale: float = 1.0
-    grow_scale_every: int = 0
+    start_scale: float = 1.0  # the first factor of the loss
+    grow_scale_every: int = 0  # finite steps after which the factor doubles; 0 keeps it
 
     @property
     def scales_loss(self) -> bool:
@@ -164,10 +145,7 @@ def create_state(
     Args:
         seed: decides the parameters and all later draws.
         inputs: only their shape and dtype matter.
-        model: the network.
-        optimizer: updates its parameters.
         plateau: the rule for the learning rate's scale.
-        settings: settings of the training step.
     """
     init, rng = jax.random.split(jax.random.key(seed))
     variables = model.init(init, jnp.zeros(inputs.shape, inputs.dtype), train=False)
@@ -208,10 +186,7 @@ def loss_fn(
     Args:
         params: the loss is differentiated with respect to these.
         variables: the model's other collections.
-        batch: arrays `[B, ...]`.
         rng: key of dropout and of the task's draws.
-        model: the network.
-        task: its loss.
         auxiliary_weight: the weight of the losses that layers sow.
         scale: multiplies the loss; None for 1.
         head_only: treats everything below the head as constant.
@@ -244,15 +219,6 @@ def train_step(
     If the loss, the gradients or the statistics are not finite, only `failed` is set: the state before the
     step can then be inspected. If only the scaled gradients overflow, the update is skipped, the step
     counter advances and the loss scale is halved.
-
-    Args:
-        state: before the step.
-        batch: arrays `[B, ...]`.
-        model: the network.
-        task: its loss and metrics.
-        optimizer: turns gradients into updates.
-        settings: settings of the training step.
-        sharding: sharding of the parameters, if they are split over the devices.
     """
     attention, schedules = anneal_attention(state, settings)
     gradients, (metrics, batch_stats) = accumulate_gradients(
@@ -330,15 +296,11 @@ def compute_gradients(
     Args:
         params: whole on every device.
         batch_stats: as the previous microbatch left them.
-        batch: arrays `[B, ...]`.
         rng: key of this microbatch.
         state: before the step, with the attention of the step.
-        model: the network.
-        task: its loss.
-        settings: settings of the training step.
-        sharding: sharding of the gradients, if the parameters are split over the devices.
     """
     steps = settings.steps
+    growth = 1 - linear_blend(state.step, steps.auxiliary_ramp)
     loss = partial(
         loss_fn,
         variables={"batch_stats": batch_stats, "attention": state.attention},
@@ -346,8 +308,7 @@ def compute_gradients(
         rng=rng,
         model=model,
         task=task,
-        auxiliary_weight=settings.auxiliary_weight
-        * (1 - linear_blend(state.step, steps.auxiliary_ramp)),
+        auxiliary_weight=settings.auxiliary_weight * growth,
         scale=state.loss_scale if settings.scales_loss else None,
     )
     gradient_of_all = jax.grad(loss, has_aux=True)

@@ -25,12 +25,11 @@ def run_study(
     Args:
         configs: the configs to compare, with different names.
         workdir: the folder of the study; runs are in its folders `<config>/seed<N>` or `<config>/fold<N>`.
-        seeds: the number of seeds.
+        seeds: the number of them.
         num_folds: the number of folds; 0 for seeds.
         control: whether to add a static network with as many parameters as the largest config.
 
-    Raises:
-        UserError: for a mistake in a config, before anything is trained; and if all runs fail.
+    Mistakes in a config are a UserError before anything is trained; so is the failure of all runs.
     """
     for config in configs:
         _check_config(config, configs, num_folds)
@@ -78,11 +77,7 @@ def plan_runs(
 
 
 def write_or_check_folds(config: ConfigDict, workdir: Path, num_folds: int) -> None:
-    """Writes `folds.csv`, or checks that an existing one has the same folds.
-
-    Raises:
-        UserError: if it has other folds, or is about other data.
-    """
+    """Writes `folds.csv`; raises a UserError if an existing one has other folds or is about other data."""
     settings = config.copy_and_resolve_references().data
     settings.fold = -1
     dataset = data.load(settings, config.seed)

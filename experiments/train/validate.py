@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from experiments.configs.shared.assemble import complete_config
 from experiments.configs.shared.limits import LARGEST, check_limits
 from experiments.configs.shared.recipes import ALIASES, DATASETS
-from experiments.configs.shared.settings import SERIES_NETWORKS
+from experiments.configs.shared.settings import SERIES_NETWORKS, list_paths
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset
 from experiments.tasks import TASKS, make_task
@@ -17,9 +17,7 @@ from experiments.tasks import TASKS, make_task
 def resolve_config(config: ConfigDict) -> ConfigDict:
     """Returns a run's config with exactly the settings that it uses, all of them checked.
 
-    Raises:
-        UserError: names the first setting that does not exist, has an invalid value or does not fit the
-            others, and what it could be.
+    A UserError names the first one that does not exist, is invalid or does not fit the others.
     """
     resolved = complete_config(config)
     check_limits(resolved)
@@ -33,12 +31,7 @@ def resolve_config(config: ConfigDict) -> ConfigDict:
 
 
 def check_data_fit(config: ConfigDict, dataset: Dataset) -> None:
-    """Checks that a config can be trained on the data set that it has loaded.
-
-    Raises:
-        UserError: if the data set does not suit the network, has too few classes or examples, or a number of
-            epochs has more steps than can be counted.
-    """
+    """Checks that a config can be trained on the data set that it has loaded: a UserError says why not."""
     if "series" in config and len(dataset.shape) != 2:
         raise UserError(
             f"--config.model.network={config.model.network} is for series, and {dataset.name} has pictures: "
@@ -53,14 +46,8 @@ def check_data_fit(config: ConfigDict, dataset: Dataset) -> None:
             "choose a smaller one."
         )
     steps = math.ceil(examples / config.batch_size)
-    epochs = {"epochs": config.epochs, "optimizer.warmup_epochs": config.optimizer.warmup_epochs}
-    if "stages" in config:
-        epochs["stages.head_epochs"] = config.stages.head_epochs
-    for section in ("temperature", "auxiliary"):
-        if section in config:
-            epochs[f"{section}.epochs"] = config[section].epochs
-    for path, number in epochs.items():
-        if number * steps > LARGEST:
+    for path, number in list_paths(config):
+        if path.endswith("epochs") and number * steps > LARGEST:
             raise UserError(
                 f"--config.{path}={number}: choose {LARGEST // steps} or less; an epoch has {steps} steps."
             )

@@ -6,34 +6,20 @@ from pathlib import Path
 import jax
 import numpy as np
 import torch_numbers
-from small_runs import change
+from finished_runs import random_variables
 
-from experiments.configs import common
-from experiments.configs.shared.assemble import complete_config
-from experiments.tasks import make_task
 from experiments.train.initialise import initialise_from, read_trained_weights
 from experiments.train.step import TrainState
 
 INPUTS = np.zeros((8, 8, 1), np.float32)
-LAYERS = ("conv", "classifier", "attention")
 ODCONV = {"name": "odconv", "num_kernels": 2}
 TORCH = json.loads(Path(torch_numbers.__file__).with_name("torch_references.json").read_text())
 LIKE_TORCH = {"model.depth": 18, "model.width": 8, "model.stem": "imagenet"}
 
 
-def config_with(**changes):
-    layers = {section: changes.pop(section) for section in LAYERS if section in changes}
-    config = change(common.get_config("smoke"), {"model.width": 4, **changes})
-    for section, fields in layers.items():
-        config[section] = fields
-    return complete_config(config)
-
-
 def new_state(config, num_classes, inputs=INPUTS, seed=0, scale=1.0):
-    model = make_task(config).make_model(num_classes, spatial_axes=2)
-    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), inputs[None], train=False))
-    rng = np.random.default_rng(seed)
-    variables = jax.tree.map(lambda x: (scale * rng.normal(size=x.shape)).astype(x.dtype), shapes)
+    _, variables = random_variables(config, range(num_classes), inputs.shape, seed)
+    variables = jax.tree.map(lambda x: x * np.float32(scale), variables)
     nothing = dict.fromkeys(
         ("step", "attention", "opt_state", "plateau", "loss_scale", "failed", "rng")
     )

@@ -30,6 +30,13 @@ SMALL = {
     # So that the plateau and the early stopping have a state to lose.
     "temperature.epochs": 1,
     "plateau.patience": 1,
+    "auxiliary.epochs": 1,
+    # Of recordings, whose smoke runs are on made-up songs.
+    "audio.picture": "linear",  # the quickest to draw
+    "audio.height": 32,
+    "audio.width": 32,
+    "gan.widths": (8, 4, 4, 4),
+    "autoencoder.widths": (4, 4, 4, 6),
 }
 
 
@@ -39,15 +46,17 @@ def small(config_file=odconv, argument="digits,smoke", **changes):
 
 
 def change(config, changes):
-    """Applies changes by dotted path; those that decide which settings there are first."""
+    """Applies changes by dotted path, first those that decide which settings there are."""
     config = config.copy_and_resolve_references()
+    layers = {path: fields for path, fields in changes.items() if isinstance(fields, dict)}
     with config.unlocked():
-        for path in ("task", "data.name", "model.network", "conv", "conv.name"):
+        for path in ("task", "data.name", "model.network", "conv.name"):
             if path in changes:
-                *sections, name = path.split(".")
-                (config[sections[0]] if sections else config)[name] = changes[path]
+                config.update_from_flattened_dict({path: changes[path]})
+        for section, fields in layers.items():
+            config[section] = fields
     config = complete_config(config)
-    rest = {path: value for path, value in changes.items() if path != "conv"}
+    rest = {path: value for path, value in changes.items() if path not in layers}
     config.update_from_flattened_dict(rest)
     return config
 
@@ -104,6 +113,18 @@ def interrupted_before(step):
             yield
     for checkpoints in opened:  # a process that ends waits for its writer; this one goes on
         checkpoints.close()
+
+
+def write_series(folder, examples, length):
+    """Writes a UCR set named Toy of two classes, and returns its folder."""
+    folder, rng = folder / "Toy", np.random.default_rng(0)
+    folder.mkdir()
+    for part in ("TRAIN", "TEST"):
+        label = np.arange(examples) % 2
+        series = rng.normal(size=(examples, length)) + label[:, None] * np.sin(np.arange(length))
+        table = np.column_stack([label + 1, series])
+        np.savetxt(folder / f"Toy_{part}.tsv", table, delimiter="\t", fmt="%.4f")
+    return str(folder)
 
 
 def rows(workdir):

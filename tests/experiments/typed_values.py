@@ -71,16 +71,3 @@ def is_accepted(ask, case, deep=False):
         raise AssertionError(typed) from error
     assert answer or has_value(ask.seen.config, path, value), typed
     return not answer
-
-
-def is_of_sound(name):
-    """Returns whether a config is for recordings, which are drawn first, and print their progress."""
-    return load_config_file(f"experiments/configs/{name}.py").data.name == "audio"
-
-
-def draw_accepted(ask, number, random):
-    """Draws cases that pass validation; some are refused once there are data and a network."""
-    cases = list_cases(*(name for name in CONFIGS if not is_of_sound(name)))
-    random.shuffle(cases)
-    accepted = (case for case in cases if is_accepted(ask, case))
-    return [next(accepted) for _ in range(number)]

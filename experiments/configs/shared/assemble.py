@@ -19,18 +19,13 @@ KNOWN = {path for path, _ in list_paths(SECTIONS)}
 
 
 def make_config(kind: Kind, *recipes: Mapping[str, Any]) -> ConfigDict:
-    """Returns the defaults of an experiment's settings, changed by recipes.
+    """Returns the defaults of an experiment's settings, changed by recipes, of which later ones win.
 
-    Args:
-        kind: the choices that decide which settings there are.
-        recipes: later ones win. They may change settings that this experiment does not have.
-
-    Returns:
-        A locked config: no other setting can be added.
+    Recipes may change settings that this experiment does not have. The config is locked.
     """
     values = {path: setting.default for path, setting in select_settings(kind).items()}
-    for recipe in (*recipes, kind.choices):
-        values |= {path: value for path, value in list_paths(recipe) if path in values}
+    for recipe in (*map(list_paths, recipes), kind.choices.items()):
+        values |= {path: value for path, value in recipe if path in values}
     return _nest(values)
 
 
@@ -38,10 +33,7 @@ def complete_config(config: ConfigDict) -> ConfigDict:
     """Returns a config with exactly the settings of its task, data, network and convolution.
 
     A flag may have changed one of these. The settings that the experiment has since then get the defaults of
-    its data set, the settings that it no longer has go.
-
-    Raises:
-        UserError: for a setting that no experiment has.
+    its data set, the settings that it no longer has go. Others are a UserError.
     """
     kind = Kind.from_config(config)
     values = dict(list_paths(make_config(kind, DATASETS.get(kind.data, {}))))

@@ -18,11 +18,7 @@ LEAST_FLOAT, LARGEST_FLOAT = (float(x) for x in (np.finfo("f4").tiny, np.finfo("
 
 
 def check_limits(config: ConfigDict) -> None:
-    """Checks each value of a config by itself.
-
-    Raises:
-        UserError: names the first value that is not allowed, and what is.
-    """
+    """Checks each value of a config by itself; a UserError names the first invalid one, and what is valid."""
     settings = select_settings(Kind.from_config(config))
     for path, value in list_paths(config):
         if value is None:
@@ -30,7 +26,11 @@ def check_limits(config: ConfigDict) -> None:
         setting = settings.get(path, Setting(None, LAYER_FIELDS.get(path)))
         if isinstance(setting.allowed, tuple):
             if value not in setting.allowed:
-                _refuse_choice(path, value, setting.allowed)
+                words = list(map(str, setting.allowed))
+                hint = suggest_nearest(str(value), words)
+                if not isinstance(value, str) or "did you mean" not in hint:
+                    hint = f"choose one of {', '.join(words)}."
+                raise UserError(f"--config.{path}={value}: {hint.removeprefix('; ')}")
         elif isinstance(value, tuple | list):
             _check_entries(path, value, setting)
         elif setting.allowed and not _lies_in(value, setting.allowed):
@@ -38,13 +38,6 @@ def check_limits(config: ConfigDict) -> None:
                 f"--config.{path}={value}: choose {_describe_interval(setting.allowed)}."
             )
         _check_32_bits(path, value)
-
-
-def _refuse_choice(path: str, value: object, allowed: tuple) -> None:
-    words = list(map(str, allowed))
-    hint = suggest_nearest(str(value), words) if isinstance(value, str) else ""
-    near = hint if "did you mean" in hint else f"; choose one of {', '.join(words)}."
-    raise UserError(f"--config.{path}={value}: {near.removeprefix('; ')}")
 
 
 def _check_entries(path: str, values: tuple | list, setting: Setting) -> None:

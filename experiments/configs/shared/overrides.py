@@ -12,11 +12,7 @@ from experiments.core.errors import UserError, describe_kind
 
 
 def split_override(text: str, flag: str) -> tuple[str, str]:
-    """Splits `epochs=5` into `("epochs", "5")`.
-
-    Raises:
-        UserError: if there is no `=`.
-    """
+    """Splits `epochs=5` into `("epochs", "5")`."""
     key, equals, value = text.partition("=")
     if not equals:
         raise UserError(f"{flag}={text}: write KEY=VALUE, such as epochs=5.")
@@ -24,16 +20,9 @@ def split_override(text: str, flag: str) -> tuple[str, str]:
 
 
 def override(config: ConfigDict, path: str, value: object, flag: str = "--override") -> None:
-    """Sets a value in a config.
+    """Sets the value, or the text of a value, at a path such as `optimizer.learning_rate`.
 
-    Args:
-        config: is changed.
-        path: of the setting, such as `optimizer.learning_rate`.
-        value: of the setting's kind, or its text.
-        flag: what the user wrote, for errors.
-
-    Raises:
-        UserError: if there is no such setting, or the value is of another kind.
+    A missing setting, or a value of another kind, is a UserError that names `flag`.
     """
     example = find_setting(config, path, f"{flag}=")
     config.update_from_flattened_dict({path: _convert(example, value, f"{flag}={path}")})
@@ -42,11 +31,7 @@ def override(config: ConfigDict, path: str, value: object, flag: str = "--overri
 def override_all(
     configs: Sequence[ConfigDict], path: str, value: object, flag: str = "--override"
 ) -> None:
-    """Sets a value in all configs that have the setting.
-
-    Raises:
-        UserError: if no config has the setting, or the value is of another kind.
-    """
+    """Sets a value, as `override` does, in all configs that have the setting; one of them must have it."""
     having = [config for config in configs if has_setting(config, path)]
     for config in having or configs[:1]:
         override(config, path, value, flag)
@@ -65,14 +50,7 @@ def sweep(configs: Sequence[ConfigDict], grid: Mapping[str, Sequence[str]]) -> l
     """Returns every config with every combination of values of the settings that it has.
 
     A config's new name has its values, such as `odconv,learning_rate=0.003`, and it is compared with the
-    baseline of the same values.
-
-    Args:
-        configs: stay as they are.
-        grid: path of a setting to its values; empty for no sweep.
-
-    Raises:
-        UserError: if no config has a setting, or a value is of another kind or given twice.
+    baseline of the same values. `grid` has the values of each path.
     """
     if not grid:
         return list(configs)
@@ -112,11 +90,7 @@ def _name_values(config: ConfigDict, chosen: Mapping[str, str]) -> str:
 
 
 def _convert(example: object, value: object, setting: str) -> object:
-    """Returns a value, or the value that a text stands for, in the kind of an example.
-
-    Raises:
-        UserError: if it is of another kind.
-    """
+    """Returns a value, or the value that a text stands for, in the kind of an example."""
     if isinstance(example, str) and isinstance(value, str):
         return value
     converted = value
@@ -127,17 +101,12 @@ def _convert(example: object, value: object, setting: str) -> object:
         except (SyntaxError, ValueError, MemoryError, RecursionError):
             pass  # it stays a text, which is not like anything else
     if isinstance(example, float) and type(converted) is int:
-        return _to_float(converted)
+        try:
+            return float(converted)
+        except OverflowError:
+            return math.inf  # the limits refuse it
     if isinstance(example, tuple) and isinstance(converted, list):
         return tuple(converted)
     if type(converted) is not type(example):
         raise UserError(f"{setting}={value}: it is not {describe_kind(example)}")
     return converted
-
-
-def _to_float(number: int) -> float:
-    """Returns infinity for a number too large for a float; the limits refuse it."""
-    try:
-        return float(number)
-    except OverflowError:
-        return math.inf

@@ -4,6 +4,9 @@ from typing import Any
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
+PICTURES = {"image_size": 64, "augment": "crop_flip"}
+MASKS = {"task": "segmentation", "augment": "affine_crop", "normalise": IMAGENET, "batch_size": 8}
+
 # Only the changes of settings that an experiment has are made.
 DATASETS: dict[str, dict[str, Any]] = {
     # 1,797 pictures of 8x8: a network a quarter as wide, pictures that are turned and shifted slightly, and
@@ -18,12 +21,7 @@ DATASETS: dict[str, dict[str, Any]] = {
         # In so few steps a linear schedule sharpens attention only at its end, and accuracy drops.
         "temperature": {"schedule": "geometric"},
     },
-    "tiny_imagenet": {
-        "data": {"name": "tiny_imagenet"},
-        "image_size": 64,
-        "augment": "crop_flip",
-        "normalise": IMAGENET,
-    },
+    "tiny_imagenet": {"data": {"name": "tiny_imagenet"}, **PICTURES, "normalise": IMAGENET},
     # A few hundred series: more epochs, and all of them used for training.
     "ucr": {
         "data": {"name": "ucr", "validation": 0.0},
@@ -35,29 +33,10 @@ DATASETS: dict[str, dict[str, Any]] = {
         "early_stopping": {"patience": 0},
         "temperature": {"schedule": "geometric", "epochs": 40},
     },
-    "folder": {
-        "data": {"name": "folder"},
-        "image_size": 64,
-        "augment": "crop_flip",
-        "normalise": IMAGENET,
-    },
-    "voc2012": {
-        "task": "segmentation",
-        "data": {"name": "voc2012"},
-        "image_size": 512,
-        "augment": "affine_crop",
-        "normalise": IMAGENET,
-        "batch_size": 8,
-    },
-    "mask_folder": {
-        "task": "segmentation",
-        "data": {"name": "mask_folder"},
-        "image_size": 256,
-        "augment": "affine_crop",
-        "normalise": IMAGENET,
-        "batch_size": 8,
-    },
-    "tfds": {"data": {"name": "tfds"}, "image_size": 64, "augment": "crop_flip"},
+    "folder": {"data": {"name": "folder"}, **PICTURES, "normalise": IMAGENET},
+    "tfds": {"data": {"name": "tfds"}, **PICTURES},
+    "voc2012": {"data": {"name": "voc2012"}, "image_size": 512, **MASKS},
+    "mask_folder": {"data": {"name": "mask_folder"}, "image_size": 256, **MASKS},
     # Windows of recordings, as spectrograms. Recordings are few, so validation and test take their share of
     # each class, and many in a collection may be damaged.
     "audio": {

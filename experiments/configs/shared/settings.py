@@ -18,23 +18,16 @@ LAYER_SECTIONS = ("conv", "attention", "classifier", "head")
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A setting of the configs.
+    """A setting of the configs."""
 
-    Attributes:
-        default: its value where a config sets no other; its type is the setting's.
-        allowed: the interval of a number, or the values to choose from; None for any value.
-        lengths: how many entries a tuple may have; () for any number.
-    """
-
-    default: Any
-    allowed: str | tuple[Any, ...] | None = None
-    lengths: tuple[int, ...] = ()
+    default: Any  # its type is the setting's
+    allowed: str | tuple[Any, ...] | None = None  # interval of a number, or choices; None for any
+    lengths: tuple[int, ...] = ()  # numbers of entries that a tuple may have; () for any
 
 
-Section = dict[str, Setting]
-
-# The settings that stand alone.
-RUN: Section = {
+# All settings that some experiment has.
+SECTIONS: dict[str, Setting | dict[str, Setting]] = {
+    # The settings that stand alone.
     "name": Setting(""),
     "baseline": Setting("base"),  # the config that reports compare this one with
     "task": Setting(
@@ -57,207 +50,173 @@ RUN: Section = {
     "checkpoint_every": Setting(200, "[1, inf)"),  # steps; also after each evaluation
     "tensorboard": Setting(False),
     "wandb": Setting(""),  # a project of Weights & Biases; '' for none
-}
-DATA: Section = {
-    "name": Setting(
-        "digits",
-        ("digits", "tiny_imagenet", "ucr", "folder", "voc2012", "mask_folder", "tfds", "audio"),
-    ),
-    "variant": Setting(""),  # which set of the UCR archive or of the TFDS catalogue; or songs
-    "source": Setting(""),  # where the data is; '' to find or download it
-    "dir": Setting(""),  # where prepared data is kept; '' for ~/.cache/dyn
-    "validation": Setting(0.1, "[0, 1)"),  # share of train
-    "test": Setting(0.2, "[0, 1)"),  # share, where the set has no test split of its own
-    "classes": Setting(""),  # names, comma separated; '' for all
-    "fold": Setting(-1, "[-1, inf)"),  # to test on, all splits pooled; -1 for the set's own splits
-    "folds": Setting(10, "[2, inf)"),
-    "limit": Setting(0, "[0, inf)"),  # most examples of a split; 0 for all
-    "extra_train": Setting(""),  # a folder of more pictures to train on, one folder a class
-    "max_skipped": Setting(
-        0.1, "[0, inf)"
-    ),  # share of the files; if more are unusable, the run stops
-}
-# How recordings become pictures, and pictures get their labels: see experiments/data/sounds.py.
-AUDIO: Section = {
-    "sample_rate": Setting(32_000, "[1000, 768000]"),  # Hz
-    "seconds": Setting(2.0, "(0, 3600]"),  # of a window
-    "hop": Setting(1.0, "(0, inf)"),  # seconds from one window to the next
-    "windows": Setting("grid", ("grid", "annotations")),  # annotations: around the middle of each
-    "channel": Setting("mean"),  # or a number: 0 is the left one
-    "pad": Setting("zero", ("zero", "repeat", "drop")),  # the last window's end; drop omits it
-    "picture": Setting("mel", ("mel", "linear", "wavelet")),
-    "n_fft": Setting(1024, "[16, 65536]"),  # of mel and linear pictures
-    "win": Setting(0, "[0, inf)"),  # samples of the transform's window; 0 for n_fft
-    "step": Setting(320, "[1, inf)"),  # samples from one column to the next
-    "bands": Setting(128, "[1, 4096]"),  # mel bands, or wavelets
-    "low": Setting(0.0, "[0, inf)"),  # Hz
-    "high": Setting(0.0, "[0, inf)"),  # Hz; 0 for half the sample rate
-    "decibels": Setting(80.0, "(0, inf)"),  # from black to white, the loudest of a window
-    "drop_dc": Setting(False),  # omits the lowest row of a linear picture
-    "height": Setting(0, "[0, 8192]"),  # pixels; 0 keeps the spectrogram's own
-    "width": Setting(0, "[0, 8192]"),
-    "colour": Setting("grey", ("grey", "rgb", "magma")),  # rgb is grey three times
-    "labels": Setting("class", ("class", "multi", "none")),
-    "label_pattern": Setting(""),  # its first group is a path's label; '' where the folder is
-    "annotations": Setting(""),  # a CSV; '' for Raven's tables, where there are any
-    "label_column": Setting(""),  # of Raven's tables and the CSV; '' for the usual ones
-    "no_class": Setting(("noise", "background", "silence", "other")),
-    "min_overlap": Setting(0.25, "[0, inf)"),  # seconds of an annotation that label a window
-    "min_fraction": Setting(0.5, "(0, 1]"),  # or this share of the annotation
-    "exhaustive": Setting(False),  # whether labels=multi takes what is not annotated as absent
-    "group_pattern": Setting(""),  # recordings with the same first group share a split
-    "splits": Setting(""),  # a CSV with the columns file and split, instead of shares
-}
-# The most that augment=spectrogram changes.
-SPECTROGRAM: Section = {
-    "masks": Setting(2, "[0, 16]"),  # of time, and as many of frequency
-    "mask_share": Setting(0.15, "[0, 1]"),  # of the picture's side, each
-    "noise": Setting(20.0, "[0, inf)"),  # decibels below the loudest, at most; 0 for none
-    "gain": Setting(6.0, "[0, inf)"),  # decibels up or down
-    "shift": Setting(0.1, "[0, 1]"),  # share of the window, around its end
-}
-IMAGE_SIZE = Setting(0, "[0, 8192]")  # pixels; 0 keeps the pictures' own
-NORMALISE: Section = {
-    "mean": Setting((0.5,), "(-inf, inf)", lengths=(1, 3)),
-    "std": Setting((0.25,), "(0, inf)", lengths=(1, 3)),
-}
-CONV: Section = {"name": Setting("conv")}  # in the blocks
-ATTENTION: Section = {"name": Setting("none")}  # after the last norm of a block
-CLASSIFIER: Section = {"name": Setting("dense")}
-MODEL: Section = {
-    # net1 and net2 are for series.
-    "network": Setting("resnet", ("resnet", "vgg16", "mobilenet_v2", *SERIES_NETWORKS)),
-    "depth": Setting(18, (6, 10, 18, 34, 50)),  # of a ResNet
-    "width": Setting(64, "[1, inf)"),  # 64 is each network as published
-    "stem": Setting("imagenet", ("imagenet", "small")),
-    "dropout": Setting(0.2, "[0, 1)"),
-    "hidden": Setting(0, "[0, inf)"),  # size of a hidden layer before the classifier; 0 for none
-    # What a ResNet's attention looks at; see dyn.models.ResNet.
-    "context": Setting("input", ("input", "block", "carried", "carried_pixels")),
-    "representation": Setting(64, "[1, inf)"),  # size of a carried context
-    "output_stride": Setting(16, "[1, inf)"),  # of a segmentation network's backbone
-    "shortcut": Setting("static", ("static", "conv")),  # conv: its 1x1 convolutions are dynamic
-}
-SERIES: Section = {
-    "features": Setting(64, "[1, 65536]"),
-    "kernel_size": Setting(9, "[1, 65536]"),
-    "pool": Setting(2, "[1, 65536]"),
-    "hidden": Setting(0, "[0, 65536]"),
-    "norm": Setting(False),
-    "context": Setting("input", ("input", "series")),
-    "bins": Setting(16, "[1, 65536]"),
-}
-# Of a segmentation network, over the backbone.
-HEAD: Section = {"name": Setting("fcn", ("fcn", "deeplabv3plus"))}
-# Of labels that an example may have several of: what the loss is divided by, all entries or the known ones;
-# and the probability from which a label counts as present.
-TAGGING: Section = {
-    "norm": Setting("all", ("all", "known")),
-    "threshold": Setting(0.5, "[0, 1]"),
-}
-# Of a GAN, whose generator convolves with `conv`; see dyn.models.ACGAN.
-GAN: Section = {
-    "latent": Setting(100, "[1, inf)"),  # size of the noise
-    "widths": Setting((128, 64, 32, 16), "[1, inf)", lengths=(4,)),
-    "cbam_reduction": Setting(8.0, "[1, inf)"),
-    "aux_on_fake": Setting(True),  # the discriminator learns the class of generated pictures too
-    "discriminator_dropout": Setting(0.0, "[0, 1)"),
-    "discriminator_rate": Setting(
-        1.0, "(0, inf)"
-    ),  # learning rate, as a multiple of the generator's
-    "diff_augment": Setting(False),  # rolls and cuts all that the discriminator sees
-}
-# See dyn.models.Autoencoder.
-AUTOENCODER: Section = {
-    "widths": Setting(
-        (64, 128, 256, 6), "[1, inf)"
-    ),  # features of each level; the last is the code's
-    "pooling": Setting("implicit", ("implicit", "explicit")),
-    "window": Setting(4, (2, 4)),  # of explicit pooling
-    "code_activation": Setting("relu", ("relu", "none")),
-    "norm": Setting(True),
-}
-# The loss is multiplied by it for its gradients. float16 wants 65536.0, growing every 2000 steps: gradients
-# that overflow are left out, and the scale is halved.
-LOSS_SCALE: Section = {
-    "start": Setting(1.0, "[1, inf)"),
-    "grow_every": Setting(0, "[0, inf)"),  # 0 steps: it stays as it is
-}
-OPTIMIZER: Section = {
-    "name": Setting("adam", ("adam", "adamw", "sgd")),
-    "learning_rate": Setting(1e-3, "(0, inf)"),
-    "weight_decay": Setting(0.0, "[0, inf)"),
-    "schedule": Setting("plateau", ("plateau", "cosine", "decades", "constant")),
-    "warmup_epochs": Setting(0.0, "[0, inf)"),
-    "clip": Setting(0.0, "[0, inf)"),  # the gradients' norm; 0 for no limit
-    "betas": Setting((0.9, 0.999), "[0, 1)", lengths=(2,)),  # of adam and adamw
-}
-# Of optimizer.schedule=plateau.
-PLATEAU: Section = {
-    "factor": Setting(0.1, "(0, 1)"),
-    "patience": Setting(5, "[0, inf)"),
-    "min_learning_rate": Setting(1e-6, "[0, inf)"),
-}
-# A new head over a trained network (init_from) may learn alone first: its first steps would spoil the layers
-# below it. Then everything learns, at a learning rate of its own; 0 for the same.
-STAGES: Section = {
-    "head_epochs": Setting(0, "[0, inf)"),
-    "learning_rate": Setting(0.0, "[0, inf)"),
-}
-MIXING: Section = {
-    "label_smoothing": Setting(0.0, "[0, 1)"),
-    "mixup": Setting(0.0, "[0, inf)"),
-    "cutmix": Setting(0.0, "[0, inf)"),
-}
-EARLY_STOPPING: Section = {"patience": Setting(10, "[0, inf)")}  # 0 never stops early
-# How a run starts from init_from: in a study `config` names the run; candidate kernels differ by `noise`.
-START: Section = {
-    "config": Setting(""),
-    "noise": Setting(0.1, "[0, inf)"),
-    "freeze": Setting(False),
-}
-# Falls to 1; the warehouse's blend falls from 1 to 0 over the same epochs.
-TEMPERATURE: Section = {
-    "schedule": Setting("linear", ("linear", "geometric")),
-    "start": Setting(30.0, "(0, inf)"),
-    "epochs": Setting(10, "[0, inf)"),
-}
-# Of the losses that layers sow, such as the density of gates; it grows from 0 over the epochs.
-AUXILIARY: Section = {
-    "weight": Setting(1.0, "[0, inf)"),
-    "epochs": Setting(10, "[0, inf)"),
-}
-INPUT: Section = {
-    "threads": Setting(2, "[0, 256]"),
-    "workers": Setting(0, "[0, 256]"),
-}
-# All settings that some experiment has.
-SECTIONS: dict[str, Setting | Section] = {
-    **RUN,
-    "data": DATA,
-    "audio": AUDIO,
-    "spectrogram": SPECTROGRAM,
-    "image_size": IMAGE_SIZE,
-    "normalise": NORMALISE,
-    "conv": CONV,
-    "attention": ATTENTION,
-    "classifier": CLASSIFIER,
-    "model": MODEL,
-    "series": SERIES,
-    "head": HEAD,
-    "tagging": TAGGING,
-    "gan": GAN,
-    "autoencoder": AUTOENCODER,
-    "loss_scale": LOSS_SCALE,
-    "optimizer": OPTIMIZER,
-    "plateau": PLATEAU,
-    "stages": STAGES,
-    "mixing": MIXING,
-    "early_stopping": EARLY_STOPPING,
-    "start": START,
-    "temperature": TEMPERATURE,
-    "auxiliary": AUXILIARY,
-    "input": INPUT,
+    "data": {
+        "name": Setting(
+            "digits",
+            ("digits", "tiny_imagenet", "ucr", "folder", "voc2012", "mask_folder", "tfds", "audio"),
+        ),
+        "variant": Setting(""),  # which set of the UCR archive or of the TFDS catalogue; or songs
+        "source": Setting(""),  # where the data is; '' to find or download it
+        "dir": Setting(""),  # where prepared data is kept; '' for ~/.cache/dyn
+        "validation": Setting(0.1, "[0, 1)"),  # share of train
+        "test": Setting(0.2, "[0, 1)"),  # share, where the set has no test split of its own
+        "classes": Setting(""),  # names, comma separated; '' for all
+        "fold": Setting(-1, "[-1, inf)"),  # tested on, all splits pooled; -1 for the set's own
+        "folds": Setting(10, "[2, inf)"),
+        "limit": Setting(0, "[0, inf)"),  # most examples of a split; 0 for all
+        "extra_train": Setting(""),  # a folder of more pictures to train on, one folder a class
+        "max_skipped": Setting(0.1, "[0, inf)"),  # share of unusable files that is tolerated
+    },
+    # How recordings become pictures, and pictures get their labels: see experiments/data/sounds.py.
+    "audio": {
+        "sample_rate": Setting(32_000, "[1000, 768000]"),  # Hz
+        "seconds": Setting(2.0, "(0, 3600]"),  # of a window
+        "hop": Setting(1.0, "(0, inf)"),  # seconds from one window to the next
+        "windows": Setting("grid", ("grid", "annotations")),  # or around annotations
+        "channel": Setting("mean"),  # or a number: 0 is the left one
+        "pad": Setting("zero", ("zero", "repeat", "drop")),  # the last window's end; drop omits it
+        "picture": Setting("mel", ("mel", "linear", "wavelet")),
+        "n_fft": Setting(1024, "[16, 65536]"),  # of mel and linear pictures
+        "win": Setting(0, "[0, inf)"),  # samples of the transform's window; 0 for n_fft
+        "step": Setting(320, "[1, inf)"),  # samples from one column to the next
+        "bands": Setting(128, "[1, 4096]"),  # mel bands, or wavelets
+        "low": Setting(0.0, "[0, inf)"),  # Hz
+        "high": Setting(0.0, "[0, inf)"),  # Hz; 0 for half the sample rate
+        "decibels": Setting(80.0, "(0, inf)"),  # from black to white, the loudest of a window
+        "drop_dc": Setting(False),  # omits the lowest row of a linear picture
+        "height": Setting(0, "[0, 8192]"),  # pixels; 0 keeps the spectrogram's own
+        "width": Setting(0, "[0, 8192]"),
+        "colour": Setting("grey", ("grey", "rgb", "magma")),  # rgb is grey three times
+        "labels": Setting("class", ("class", "multi", "none")),
+        "label_pattern": Setting(""),  # its first group is a path's label; '' where the folder is
+        "annotations": Setting(""),  # a CSV; '' for Raven's tables, where there are any
+        "label_column": Setting(""),  # of Raven's tables and the CSV; '' for the usual ones
+        "no_class": Setting(("noise", "background", "silence", "other")),
+        "min_overlap": Setting(0.25, "[0, inf)"),  # seconds of an annotation that label a window
+        "min_fraction": Setting(0.5, "(0, 1]"),  # or this share of the annotation
+        "exhaustive": Setting(False),  # whether labels=multi takes what is not annotated as absent
+        "group_pattern": Setting(""),  # recordings with the same first group share a split
+        "splits": Setting(""),  # a CSV with the columns file and split, instead of shares
+    },
+    # The most that augment=spectrogram changes.
+    "spectrogram": {
+        "masks": Setting(2, "[0, 16]"),  # of time, and as many of frequency
+        "mask_share": Setting(0.15, "[0, 1]"),  # of the picture's side, each
+        "noise": Setting(20.0, "[0, inf)"),  # decibels below the loudest, at most; 0 for none
+        "gain": Setting(6.0, "[0, inf)"),  # decibels up or down
+        "shift": Setting(0.1, "[0, 1]"),  # share of the window, around its end
+    },
+    "image_size": Setting(0, "[0, 8192]"),  # pixels; 0 keeps the pictures' own
+    "normalise": {
+        "mean": Setting((0.5,), "(-inf, inf)", lengths=(1, 3)),
+        "std": Setting((0.25,), "(0, inf)", lengths=(1, 3)),
+    },
+    "conv": {"name": Setting("conv")},  # in the blocks
+    "attention": {"name": Setting("none")},  # after the last norm of a block
+    "classifier": {"name": Setting("dense")},
+    "model": {
+        # net1 and net2 are for series.
+        "network": Setting("resnet", ("resnet", "vgg16", "mobilenet_v2", *SERIES_NETWORKS)),
+        "depth": Setting(18, (6, 10, 18, 34, 50)),  # of a ResNet
+        "width": Setting(64, "[1, inf)"),  # 64 is each network as published
+        "stem": Setting("imagenet", ("imagenet", "small")),
+        "dropout": Setting(0.2, "[0, 1)"),
+        "hidden": Setting(0, "[0, inf)"),  # size of a layer before the classifier; 0 for none
+        # What a ResNet's attention looks at; see dyn.models.ResNet.
+        "context": Setting("input", ("input", "block", "carried", "carried_pixels")),
+        "representation": Setting(64, "[1, inf)"),  # size of a carried context
+        "output_stride": Setting(16, "[1, inf)"),  # of a segmentation network's backbone
+        "shortcut": Setting("static", ("static", "conv")),  # conv: its 1x1 convolutions are dynamic
+    },
+    "series": {
+        "features": Setting(64, "[1, 65536]"),
+        "kernel_size": Setting(9, "[1, 65536]"),
+        "pool": Setting(2, "[1, 65536]"),
+        "hidden": Setting(0, "[0, 65536]"),
+        "norm": Setting(False),
+        "context": Setting("input", ("input", "series")),
+        "bins": Setting(16, "[1, 65536]"),
+    },
+    # Of a segmentation network, over the backbone.
+    "head": {"name": Setting("fcn", ("fcn", "deeplabv3plus"))},
+    # Of labels that an example may have several of: the entries that the loss is divided by, and the
+    # probability from which a label counts as present.
+    "tagging": {
+        "norm": Setting("all", ("all", "known")),
+        "threshold": Setting(0.5, "[0, 1]"),
+    },
+    # Of a GAN, whose generator convolves with `conv`; see dyn.models.ACGAN.
+    "gan": {
+        "latent": Setting(100, "[1, inf)"),  # size of the noise
+        "widths": Setting((128, 64, 32, 16), "[1, inf)", lengths=(4,)),
+        "cbam_reduction": Setting(8.0, "[1, inf)"),
+        "aux_on_fake": Setting(True),  # the discriminator learns their class too
+        "discriminator_dropout": Setting(0.0, "[0, 1)"),
+        "discriminator_rate": Setting(1.0, "(0, inf)"),  # times the learning rate of the generator
+        "diff_augment": Setting(False),  # rolls and cuts all that the discriminator sees
+    },
+    # See dyn.models.Autoencoder.
+    "autoencoder": {
+        "widths": Setting((64, 128, 256, 6), "[1, inf)"),  # features of each level, last the code's
+        "pooling": Setting("implicit", ("implicit", "explicit")),
+        "window": Setting(4, (2, 4)),  # of explicit pooling
+        "code_activation": Setting("relu", ("relu", "none")),
+        "norm": Setting(True),
+    },
+    # A factor of the loss for its gradients. float16 wants 65536.0, growing every 2000 steps: gradients that
+    # overflow are left out, and the scale is halved.
+    "loss_scale": {
+        "start": Setting(1.0, "[1, inf)"),
+        "grow_every": Setting(0, "[0, inf)"),  # 0 steps: it stays as it is
+    },
+    "optimizer": {
+        "name": Setting("adam", ("adam", "adamw", "sgd")),
+        "learning_rate": Setting(1e-3, "(0, inf)"),
+        "weight_decay": Setting(0.0, "[0, inf)"),
+        "schedule": Setting("plateau", ("plateau", "cosine", "decades", "constant")),
+        "warmup_epochs": Setting(0.0, "[0, inf)"),
+        "clip": Setting(0.0, "[0, inf)"),  # the gradients' norm; 0 for no limit
+        "betas": Setting((0.9, 0.999), "[0, 1)", lengths=(2,)),  # of adam and adamw
+    },
+    # Of optimizer.schedule=plateau.
+    "plateau": {
+        "factor": Setting(0.1, "(0, 1)"),
+        "patience": Setting(5, "[0, inf)"),
+        "min_learning_rate": Setting(1e-6, "[0, inf)"),
+    },
+    # A new head over a trained network (init_from) may learn alone first: its first steps would spoil the
+    # layers below it. Then everything learns, at a learning rate of its own; 0 for the same.
+    "stages": {
+        "head_epochs": Setting(0, "[0, inf)"),
+        "learning_rate": Setting(0.0, "[0, inf)"),
+    },
+    "mixing": {
+        "label_smoothing": Setting(0.0, "[0, 1)"),
+        "mixup": Setting(0.0, "[0, inf)"),
+        "cutmix": Setting(0.0, "[0, inf)"),
+    },
+    "early_stopping": {"patience": Setting(10, "[0, inf)")},  # 0 never stops early
+    # How a run starts from init_from: in a study `config` names the run; candidate kernels differ by `noise`.
+    "start": {
+        "config": Setting(""),
+        "noise": Setting(0.1, "[0, inf)"),
+        "freeze": Setting(False),
+    },
+    # Falls to 1; the warehouse's blend falls from 1 to 0 over the same epochs.
+    "temperature": {
+        "schedule": Setting("linear", ("linear", "geometric")),
+        "start": Setting(30.0, "(0, inf)"),
+        "epochs": Setting(10, "[0, inf)"),
+    },
+    # Of the losses that layers sow, such as the density of gates; it grows from 0 over the epochs.
+    "auxiliary": {
+        "weight": Setting(1.0, "[0, inf)"),
+        "epochs": Setting(10, "[0, inf)"),
+    },
+    "input": {
+        "threads": Setting(2, "[0, 256]"),
+        "workers": Setting(0, "[0, 256]"),
+    },
 }
 # Limits of fields that a layer's section may hold. The layers have the defaults.
 LAYER_FIELDS = {
@@ -289,14 +248,10 @@ class Kind:
         )
 
     @property
-    def choices(self) -> dict[str, Any]:
-        """The choices as settings."""
-        return {
-            "task": self.task,
-            "data": {"name": self.data},
-            "model": {"network": self.network},
-            "conv": {"name": self.conv},
-        }
+    def choices(self) -> dict[str, str]:
+        """The choices as settings, by dotted path."""
+        names = ("task", "data.name", "model.network", "conv.name")
+        return dict(zip(names, dataclasses.astuple(self), strict=True))
 
 
 def select_settings(kind: Kind) -> dict[str, Setting]:

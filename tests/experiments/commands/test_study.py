@@ -63,7 +63,7 @@ def test_mistakes(trained, capsys, the_line, words, fragment):
 
 
 def test_values_are_read_as_the_setting_s_type():
-    config = study.load_config("base", "digits", "", {"data.classes": "0,1", "epochs": "3"})
+    config = study.load_config("base", "digits", {"data.classes": "0,1", "epochs": "3"})
     assert config.data.classes == "0,1" and config.epochs == 3
-    wide = study.load_config("base", "digits", "", {"normalise.mean": "[0.1]", "average": "1"})
+    wide = study.load_config("base", "digits", {"normalise.mean": "[0.1]", "average": "1"})
     assert wide.normalise.mean == (0.1,) and wide.average == 1.0

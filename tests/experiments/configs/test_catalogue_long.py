@@ -5,11 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small_runs import change
+from small_runs import small
 
 import experiments.configs
 from experiments import data
-from experiments.configs.shared.overrides import has_setting
 from experiments.core.config_file import list_configs
 from experiments.data import pipeline
 from experiments.tasks import make_task
@@ -18,28 +17,15 @@ from experiments.train.optimizer import count_steps
 from experiments.train.program import compile_program
 
 NAMES = list_configs(Path(experiments.configs.__file__).parent)
-SMALL = {
-    "dtype": "bfloat16",
-    "data.limit": 64,
-    "batch_size": 8,
-    "epochs": 25,
-    "model.width": 4,
-    "temperature.epochs": 2,
-    "auxiliary.epochs": 2,
-    "audio.picture": "linear",
-    "audio.height": 32,
-    "audio.width": 32,
-    "gan.widths": (8, 4, 4, 4),
-    "autoencoder.widths": (4, 4, 4, 6),
-}
+LONG = {"dtype": "bfloat16", "data.limit": 64, "epochs": 25}
 pytestmark = [pytest.mark.long, pytest.mark.usefixtures("standard_promotion")]
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("net")])
 def test_a_config_stays_finite_for_200_steps_in_bfloat16(name, tmp_path, monkeypatch):
     monkeypatch.setenv("DYN_DATA_DIR", str(tmp_path))
-    config = importlib.import_module(f"experiments.configs.{name}").get_config("smoke")
-    config = change(config, {k: v for k, v in SMALL.items() if has_setting(config, k)})
+    config = importlib.import_module(f"experiments.configs.{name}")
+    config = small(config, "smoke", **LONG)
     task, dataset = make_task(config), data.load(config.data, config.seed)
     train_split, transform = dataset.splits["train"], task.make_transform(train=True)
     steps = count_steps(config, len(train_split))

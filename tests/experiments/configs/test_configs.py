@@ -1,14 +1,9 @@
 """The configs of experiments/configs: what they hold, and how their argument is read."""
 
-import ast
 import importlib
 import json
-import re
-import shlex
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import pytest
 
 import experiments.configs
@@ -21,11 +16,10 @@ from experiments.configs.shared.assemble import (
     make_config,
     restore_config,
 )
-from experiments.configs.shared.settings import LAYER_SECTIONS, Kind, list_paths
+from experiments.configs.shared.settings import Kind, list_paths
 from experiments.core.config_file import list_configs
 from experiments.core.errors import UserError
 from experiments.runs.folder import check_or_write_config
-from experiments.tasks import make_task
 from experiments.train.validate import resolve_config
 
 FOLDER = Path(experiments.configs.__file__).parent
@@ -55,24 +49,10 @@ def test_a_config_is_valid(name):
                 resolve_config(config)
             config.init_from = "somewhere"
         assert resolve_config(config).to_dict() == config.to_dict()
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_docstring_gives_the_command_of_its_file(name):
-    text = ast.get_docstring(ast.parse((FOLDER / f"{name}.py").read_text()), clean=False)
-    assert re.match(r"[A-Z][^\n]*\.\n\n", text)
-    commands = [shlex.split(line) for line in text.splitlines() if line.startswith("    python -m")]
-    places = [word.removeprefix("--config=").split(":")[0] for words in commands for word in words]
-    assert f"experiments/configs/{name}.py" in places
-    assert all((FOLDER.parents[1] / place).is_file() for place in places if place[-3:] == ".py")
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_a_smoke_run_is_small(name):
-    config = load(name).get_config("smoke")
-    assert config.epochs <= 2 or 0 < config.steps <= 200
-    assert config.data.limit <= 64 and config.dataset.endswith("-smoke")
-    assert config.data.name != "audio" or config.data.variant == "songs"
+        if argument == ("smoke",):
+            assert config.epochs <= 2 or 0 < config.steps <= 200
+            assert config.data.limit <= 64 and config.dataset.endswith("-smoke")
+            assert config.data.name != "audio" or config.data.variant == "songs"
 
 
 def test_a_smoke_run_takes_songs_unless_recordings_are_named():
@@ -106,15 +86,6 @@ def test_a_layer_that_does_not_exist_is_refused(changes, says):
         resolve_config(config)
 
 
-def test_a_warehouse_is_shared_within_a_stage():
-    config = load("kernel_warehouse").get_config("smoke")
-    config.model.depth = 10
-    net = make_task(config).make_model(5, spatial_axes=2)
-    shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 8, 8, 1)))
-    assert set(shapes["params"]["conv"]) == {"stage1", "stage2", "stage3", "stage4"}
-    assert "kernel" not in shapes["params"]["stage2_block1"]["downsample_conv"]
-
-
 # ---------------------------------------------------------------- sections
 
 
@@ -123,7 +94,7 @@ def test_a_warehouse_is_shared_within_a_stage():
     [
         (
             "base:digits",
-            "model.depth attention.name classifier.name image_size mixing.mixup",
+            "model.depth attention.name classifier.name image_size mixing.mixup stages.head_epochs",
             "audio spectrogram gan autoencoder tagging series head temperature auxiliary "
             "data.source data.variant model.output_stride",
         ),
@@ -204,10 +175,6 @@ def test_a_saved_config_comes_back(task):
     config = make_config(Kind(task=task, data="folder", conv="odconv"))
     config.conv = {"name": "odconv", "num_kernels": 3}
     assert restore_config(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
-
-
-def test_layers_have_sections_for_their_fields():
-    assert all(f"{section}.name" in KNOWN for section in LAYER_SECTIONS)
 
 
 # ---------------------------------------------------------------- the argument

@@ -51,18 +51,13 @@ def test_a_default_is_allowed_and_a_number_has_limits(path):
         ({"optimizer.learning_rate": float("inf")}, "learning_rate=inf"),
         ({"optimizer.learning_rate": 1e-45}, "float32"),
         ({"optimizer.betas": (0.9,)}, "give 2 value"),
-        ({"optimizer.betas": (0.9, 1.0)}, "betas"),
         ({"normalise.mean": ()}, "give 1 or 3 value"),
         ({"normalise.std": (0.0,)}, "more than 0"),
-        ({"normalise.mean": ("a",)}, "normalise.mean"),
         ({"optimizer.name": "admm"}, "did you mean 'adam'"),
         ({"dtype": "float33"}, "did you mean 'float32'"),
         ({"model.depth": 17}, "choose one of 6, 10, 18, 34, 50"),
         ({"epochs": 2**31}, "2147483647 or less"),
-        ({"input.threads": 257}, "256 or less"),
         ({"image_size": 8193}, "8192 or less"),
-        ({"temperature.start": 0.0}, "more than 0"),
-        ({"conv.num_kernels": 0}, "num_kernels"),
         ({"conv.num_kernels": 1025}, "1024 or less"),
     ],
 )
@@ -73,16 +68,15 @@ def test_a_value_outside_its_limits_is_refused(setting, says):
         check_limits(config)
 
 
-def test_limits_reach_the_sections_of_other_tasks():
-    config = soundscape_autoencoder.get_config("songs")
-    config.autoencoder.widths = (4, 0)
-    with pytest.raises(UserError, match="widths"):
-        check_limits(config)
-    config = hard.get_config("digits")
-    config.auxiliary.weight = -1.0
-    with pytest.raises(UserError, match="0 or more"):
-        check_limits(config)
-    config = common.get_config("audio")
-    config.audio.min_fraction = 0.0
-    with pytest.raises(UserError, match="more than 0 and 1 or less"):
+@pytest.mark.parametrize(
+    ("config", "setting", "says"),
+    [
+        (soundscape_autoencoder.get_config("songs"), {"autoencoder.widths": (4, 0)}, "widths"),
+        (hard.get_config("digits"), {"auxiliary.weight": -1.0}, "0 or more"),
+        (common.get_config("audio"), {"audio.min_fraction": 0.0}, "more than 0 and 1 or less"),
+    ],
+)
+def test_limits_reach_the_sections_of_other_tasks(config, setting, says):
+    config.update_from_flattened_dict(setting)
+    with pytest.raises(UserError, match=says):
         check_limits(config)

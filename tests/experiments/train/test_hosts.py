@@ -8,7 +8,16 @@ import time
 
 import numpy as np
 import pytest
-from small_runs import ROOT, assert_near_run, command, environment, rows, saved_state, small
+from small_runs import (
+    ROOT,
+    assert_near_run,
+    command,
+    environment,
+    rows,
+    saved_state,
+    small,
+    write_series,
+)
 
 from experiments.configs import net2
 from experiments.train.loop import train
@@ -26,14 +35,8 @@ def settings(tmp_path_factory):
 
     It takes two hundred steps, so that a signal comes in time.
     """
-    folder, rng = tmp_path_factory.mktemp("Toy"), np.random.default_rng(0)
-    for part in ("TRAIN", "TEST"):
-        label = np.arange(320) % 2
-        series = rng.normal(size=(320, 24)) + label[:, None] * np.sin(np.arange(24))
-        table = np.column_stack([label + 1, series])
-        np.savetxt(folder / f"Toy_{part}.tsv", table, delimiter="\t", fmt="%.4f")
     return {
-        "data.source": str(folder),
+        "data.source": write_series(tmp_path_factory.mktemp("ucr"), 320, 24),
         "data.limit": 320,
         "epochs": 5,
         "checkpoint_every": 50,

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from finished_runs import config_with
 from flax import traverse_util
-from new_states import LIKE_TORCH, ODCONV, config_with, new_state, start_from, weights_of
+from new_states import LIKE_TORCH, ODCONV, new_state, start_from, weights_of
 
 from experiments.core.errors import UserError
 from experiments.runs.checkpoints import Checkpoints, read_best_step
@@ -19,7 +20,7 @@ pytestmark = pytest.mark.usefixtures("standard_promotion")
 
 @pytest.fixture
 def trained(tmp_path):
-    """Saves a network as a run that has not come to its end; gives it."""
+    """Returns a function that saves a network as a run that has not come to its end."""
 
     def save(config, num_classes):
         state = new_state(config, num_classes, seed=7)
@@ -44,28 +45,20 @@ def same(one, other):
     return {name: np.array_equal(one[name], other[name]) for name in one}
 
 
-def test_the_same_network_takes_everything_over(trained, tmp_path):
-    old = trained(config_with(conv=ODCONV), 3)
-    _, state, words = start(tmp_path, config_with(conv=ODCONV), 3)
+@pytest.mark.parametrize("exported", [False, True], ids=["run", "exported file"])
+def test_the_same_network_takes_everything_over(trained, tmp_path, exported):
+    config = config_with(conv=ODCONV)
+    old, source = trained(config, 3), tmp_path / "run"
+    origin = f"step 3 of {source}"  # the best evaluation, not the latest
+    if exported:
+        origin = source = tmp_path / "model.safetensors"
+        arrays = {"params": old.params, "batch_stats": old.batch_stats, "attention": {}}
+        write_weights(source, arrays, {"config": {}, "classes": [], "shape": []})
+    _, state, words = start_from(source, config, 3)
     assert all(same(state.params, old.params).values())
     assert all(same(state.batch_stats, old.batch_stats).values())
     number = len(jax.tree.leaves(old.params))
-    # The best evaluation, not the latest.
-    assert words == (
-        f"starts from step 3 of {tmp_path / 'run'}: {number} of {number} parameters taken over"
-    )
-
-
-def test_an_exported_file_starts_a_network_like_its_run(tmp_path):
-    config = config_with(conv=ODCONV)
-    old = new_state(config, 3, seed=7)
-    variables = {"params": old.params, "batch_stats": old.batch_stats, "attention": {}}
-    path = tmp_path / "model.safetensors"
-    write_weights(path, variables, {"config": {}, "classes": [], "shape": []})
-    _, state, words = start_from(path, config, 3)
-    assert all(same(state.params, old.params).values())
-    assert all(same(state.batch_stats, old.batch_stats).values())
-    assert words.startswith(f"starts from {path}: ")
+    assert words == f"starts from {origin}: {number} of {number} parameters taken over"
 
 
 @pytest.mark.parametrize(
@@ -141,15 +134,12 @@ def test_the_summary_of_a_finished_run_names_its_best_step(tmp_path):
     assert read_best_step(tmp_path) == 40
 
 
-@pytest.mark.parametrize("conv", [{"name": "conv"}, ODCONV], ids=["static", "dynamic"])
-def test_a_torch_file_starts_a_static_network_and_its_dynamic_twin(tmp_path, conv):
+def test_a_torch_file_starts_the_dynamic_twin_of_its_network(tmp_path):
     path = tmp_path / "resnet18.safetensors"
     safetensors.numpy.save_file(weights_of("resnet18"), path)
     picture = np.zeros((32, 32, 3), np.float32)
-    _, state, words = start_from(path, config_with(conv=conv, **LIKE_TORCH), 5, picture)
-    np.testing.assert_array_equal(
-        state.params["stem_conv"]["kernel"],
-        weights_of("resnet18")["conv1.weight"].transpose(2, 3, 1, 0),
-    )
+    _, state, words = start_from(path, config_with(conv=ODCONV, **LIKE_TORCH), 5, picture)
+    kernel = weights_of("resnet18")["conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(state.params["stem_conv"]["kernel"], kernel)
     assert words.startswith(f"starts from {path}: 62 of ")
     assert words.endswith(", left out: 20 counts of batches")

@@ -6,7 +6,7 @@ data and the first example have been read, and the network, its state and a trai
 
 import random
 
-from typed_values import CONFIGS, draw_accepted, is_accepted, list_cases
+from typed_values import CONFIGS, is_accepted, list_cases
 
 
 def test_values_are_accepted_as_they_are_or_refused_in_one_line(ask):
@@ -14,8 +14,3 @@ def test_values_are_accepted_as_they_are_or_refused_in_one_line(ask):
     assert len(cases) > 10_000
     accepted = [is_accepted(ask, case) for case in random.Random(0).sample(cases, 150)]
     assert 20 < sum(accepted) < 130
-
-
-def test_accepted_values_lead_to_a_training_step(ask):
-    for case in draw_accepted(ask, 2, random.Random(1)):
-        is_accepted(ask, case, deep=True)

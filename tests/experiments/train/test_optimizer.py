@@ -5,10 +5,12 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import traverse_util
 from small_runs import change
 
-from experiments.configs import common, hard
+from experiments.configs import common
 from experiments.train.optimizer import (
     StepCounts,
     count_steps,
@@ -25,30 +27,23 @@ def config_with(**changes):
 
 
 def test_phases_are_counted_in_steps():
-    config = config_with(
-        batch_size=32,
-        epochs=3,
-        **{"conv.name": "gated", "temperature.epochs": 2, "auxiliary.epochs": 1},
-    )
-    assert count_steps(config, 100) == StepCounts(
-        per_epoch=4, total=12, annealing=8, auxiliary_ramp=4
-    )
+    changes = {"conv.name": "gated", "temperature.epochs": 2, "auxiliary.epochs": 1}
+    config = config_with(epochs=3, **changes)
+    assert count_steps(config, 100) == StepCounts(4, total=12, annealing=8, auxiliary_ramp=4)
     config.steps = 5
     assert count_steps(config, 100).total == 5
+    # Without a trained network no head learns alone.
+    assert count_steps(config_with(**{"stages.head_epochs": 3}), 100).head_only == 0
 
 
-def test_the_learning_rate_is_constant_by_default():
-    schedule = make_schedule(config_with(), STEPS)
-    assert float(schedule(0)) == float(schedule(99)) == pytest.approx(1e-3)
-
-
-def test_decades_fall_to_a_tenth_after_each_third():
-    config = config_with(**{"optimizer.schedule": "decades"})
-    schedule = make_schedule(
-        config, StepCounts(per_epoch=2, total=6, annealing=0, auxiliary_ramp=0)
-    )
-    rates = [float(schedule(step)) for step in range(6)]
-    np.testing.assert_allclose(rates, [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5], rtol=1e-5)
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [("plateau", [1e-3] * 6), ("decades", [1e-3, 1e-3, 1e-4, 1e-4, 1e-5, 1e-5])],
+)
+def test_the_learning_rate_stays_or_falls_to_a_tenth_after_each_third(schedule, rates):
+    steps = dataclasses.replace(STEPS, per_epoch=2, total=6)
+    rate_of = make_schedule(config_with(**{"optimizer.schedule": schedule}), steps)
+    np.testing.assert_allclose([float(rate_of(step)) for step in range(6)], rates, rtol=1e-5)
 
 
 def test_cosine_grows_linearly_and_falls_to_a_thousandth():
@@ -68,54 +63,41 @@ PARAMS = {
 }
 
 
-def moved(config):
-    """Returns whether a step with equal gradients moves a parameter, by name."""
+def first_updates(config, gradients=PARAMS):
     with jax.numpy_dtype_promotion("standard"):
         optimizer = make_optimizer(config, make_schedule(config, STEPS))
-        updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
-    leaves = jax.tree_util.tree_leaves_with_path(updates)
-    return {"/".join(key.key for key in path): bool(leaf.any()) for path, leaf in leaves}
+        return optimizer.update(gradients, optimizer.init(PARAMS), PARAMS)[0]
 
 
-def test_all_parameters_learn_by_default():
-    assert all(moved(config_with()).values())
+GATES = {"conv2/attention/kernel/kernel", "conv2/attention/kernel/bias"}
+ALL = GATES | {"conv1/kernel", "conv1/bias", "conv2/kernel"}
 
 
-def test_only_what_decides_the_gates_learns_while_they_are_adapted():
-    config = hard.get_config()
-    config.adapt_gates = True
-    assert {path for path, learns in moved(config).items() if learns} == {
-        "conv2/attention/kernel/kernel",
-        "conv2/attention/kernel/bias",
-    }
-
-
-def test_frozen_kernels_are_the_candidates_of_dynamic_layers():
-    still = {
-        path for path, learns in moved(config_with(**{"start.freeze": True})).items() if not learns
-    }
-    assert still == {"conv2/kernel"}
+@pytest.mark.parametrize(
+    ("changes", "learning"),
+    [
+        ({}, ALL),
+        ({"conv.name": "gated", "adapt_gates": True}, GATES),
+        ({"start.freeze": True}, ALL - {"conv2/kernel"}),
+    ],
+    ids=["everything", "gates", "all but the candidate kernels"],
+)
+def test_what_learns(changes, learning):
+    updates = traverse_util.flatten_dict(first_updates(config_with(**changes)), sep="/")
+    assert {name for name, leaf in updates.items() if leaf.any()} == learning
 
 
 def test_weight_decay_is_for_kernels():
     config = config_with(**{"optimizer.name": "sgd", "optimizer.weight_decay": 1.0})
-    zeros = jax.tree.map(jnp.zeros_like, PARAMS)
-    with jax.numpy_dtype_promotion("standard"):
-        optimizer = make_optimizer(config, make_schedule(config, STEPS))
-        updates, _ = optimizer.update(zeros, optimizer.init(PARAMS), PARAMS)
+    updates = first_updates(config, jax.tree.map(jnp.zeros_like, PARAMS))
     assert updates["conv1"]["kernel"].all() and not updates["conv1"]["bias"].any()
 
 
 def test_the_norm_of_gradients_is_limited():
-    config = config_with(
-        **{"optimizer.name": "sgd", "optimizer.clip": 1.0, "optimizer.learning_rate": 1.0}
-    )
-    with jax.numpy_dtype_promotion("standard"):
-        optimizer = make_optimizer(config, make_schedule(config, STEPS))
-        large = jax.tree.map(lambda p: 100 * p, PARAMS)
-        updates, _ = optimizer.update(large, optimizer.init(PARAMS), PARAMS)
-    norm = np.sqrt(sum(float((leaf**2).sum()) for leaf in jax.tree.leaves(updates)))
-    assert norm == pytest.approx(1.9, rel=1e-4)  # Nesterov: the gradient and 0.9 of it
+    changes = {"optimizer.name": "sgd", "optimizer.clip": 1.0, "optimizer.learning_rate": 1.0}
+    updates = first_updates(config_with(**changes), jax.tree.map(lambda p: 100 * p, PARAMS))
+    # Nesterov: the gradient and 0.9 of it.
+    assert float(optax.tree.norm(updates)) == pytest.approx(1.9, rel=1e-4)
 
 
 def test_an_optimizer_that_is_reset_continues_like_a_new_one():
@@ -142,10 +124,6 @@ def test_an_optimizer_that_is_reset_continues_like_a_new_one():
     for mine, wanted in zip(got, first + second, strict=True):
         for a, b in zip(jax.tree.leaves(mine), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-6)
-
-
-def test_without_a_trained_network_no_head_learns_alone():
-    assert count_steps(config_with(**{"stages.head_epochs": 3}), 100).head_only == 0
 
 
 @pytest.mark.parametrize(("schedule", "end"), [("plateau", 0.1), ("cosine", 1e-4)])

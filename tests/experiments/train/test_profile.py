@@ -11,15 +11,12 @@ from experiments.core.errors import UserError
 from experiments.train.profile import StepProfiler, parse_steps
 
 
-@pytest.mark.parametrize("words", [["5"], ["0", "3"], ["4", "3"], ["a", "b"], ["1", "2", "3"]])
-def test_anything_but_a_pair_of_steps_is_an_error(words):
-    with pytest.raises(UserError, match="--profile=50,60"):
-        parse_steps(words)
-
-
 def test_steps_are_counted_from_one_and_may_be_left_out():
     assert parse_steps([]) is None
     assert parse_steps(["2", "3"]) == (2, 3)
+    for words in (["5"], ["0", "3"], ["4", "3"], ["a", "b"], ["1", "2", "3"]):
+        with pytest.raises(UserError, match="--profile=50,60"):
+            parse_steps(words)
 
 
 def test_only_the_steps_of_the_flag_are_traced(tmp_path):

@@ -4,33 +4,27 @@ import functools
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
-from small_runs import change, interrupted_before
+from small_runs import change
 
 from dyn.diagnostics import count_parameters
-from experiments.configs import base, common
+from experiments.configs import common
 from experiments.runs.checkpoints import Checkpoints
 from experiments.tasks import make_task
-from experiments.train.loop import train
 from experiments.train.optimizer import StepCounts
 from experiments.train.program import compile_program
+from experiments.train.sharding import shardings_of
 from experiments.train.step import cut_batch
 
-pytestmark = pytest.mark.matrix
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("compiled_once")]
 
 DEVICES = 4
 BATCH = 32
 SERIES, PICTURES = (64, 4), (64, 64, 3)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def standard_promotion():
-    """Optax does not pass the strict one."""
-    with jax.numpy_dtype_promotion("standard"):
-        yield
 
 
 def mesh_of(devices):
@@ -56,13 +50,9 @@ SMALL = {
 RESNET = {"model.depth": 10, "model.width": 8, "batch_size": BATCH}
 
 
-def config_of(changes):
-    return change(common.get_config("digits"), changes)
-
-
 def build(shape, mesh=None, **changes):
     """A compiled program for random examples of a shape."""
-    config = config_of(changes)
+    config = change(common.get_config("digits"), changes)
     example = {"inputs": np.zeros(shape, np.float32), "label": np.int32(0)}
     steps = StepCounts(per_epoch=10, total=100, annealing=20, auxiliary_ramp=0)
     return compile_program(config, make_task(config), 3, steps, example, example, mesh)
@@ -74,11 +64,11 @@ def small(accumulate=1, shard_parameters=False, devices=DEVICES):
     return build(SERIES, mesh_of(devices), **SMALL, **changes)
 
 
-def batch(step):
+def batch(step, shape=SERIES):
     rng = np.random.default_rng(step)
     label = rng.integers(0, 3, BATCH).astype(np.int32)
-    noise = rng.standard_normal((BATCH, *SERIES))
-    return {"inputs": (noise + label[:, None, None]).astype(np.float32), "label": label}
+    inputs = rng.standard_normal((BATCH, *shape)) + label.reshape(-1, *[1] * len(shape))
+    return {"inputs": inputs.astype(np.float32), "label": label}
 
 
 def steps(program, state, first, last):
@@ -103,9 +93,8 @@ def assert_close(state, expected):
 
 def collectives(text, *kinds):
     """The lines of a compiled text that are one of these operations."""
-    return [
-        line for line in text.splitlines() if re.search(rf" ({'|'.join(kinds)})(-start)?\(", line)
-    ]
+    operation = re.compile(rf" ({'|'.join(kinds)})(-start)?\(")
+    return list(filter(operation.search, text.splitlines()))
 
 
 # ---------------------------------------------------------------- sharded parameters
@@ -137,6 +126,9 @@ def test_parameters_are_fetched_and_examples_are_not():
     ]
     assert sorted(fetched) == sorted(cut) and cut
     assert not collectives(small().train_step.as_text(), "all-gather")
+    conv = {"name": "odconv", "num_kernels": 4}
+    network = build(PICTURES, **RESNET | {"model.width": 16}, conv=conv, shard_parameters=True)
+    assert not collectives(network.train_step.as_text(), "all-to-all", "collective-permute")
 
 
 @pytest.mark.parametrize(
@@ -173,45 +165,32 @@ def test_a_run_continues_however_its_parameters_lie(begun, continued, tmp_path):
 # ---------------------------------------------------------------- microbatches
 
 
-def test_a_step_of_microbatches_is_the_step_of_the_batch():
-    (expected, metrics), (state, found) = (
-        steps(built, built.create_state(0), 0, 3) for built in (small(), small(accumulate=4))
+@pytest.mark.parametrize("shard_parameters", [False, True], ids=["whole", "sharded"])
+def test_a_step_of_microbatches_is_the_step_of_the_batch(shard_parameters):
+    parts = small(accumulate=4, shard_parameters=shard_parameters)
+    (expected, metrics), (state, ours) = (
+        steps(built, built.create_state(0), 0, 3) for built in (small(), parts)
     )
     assert int(state.step) == 3
-    assert found == pytest.approx(metrics, rel=1e-5)
+    assert ours == pytest.approx(metrics, rel=1e-5)
     assert_close(state, expected)
-
-
-def test_microbatches_and_sharded_parameters_go_together():
-    expected, _ = steps(small(), small().create_state(0), 0, 3)
-    both = small(accumulate=4, shard_parameters=True)
-    state, _ = steps(both, both.create_state(0), 0, 3)
-    assert_close(state, expected)
-    text = both.train_step.as_text()
+    text = parts.train_step.as_text()
     assert not collectives(text, "all-to-all", "collective-permute")
+    assert shard_parameters or not collectives(text, "all-gather")
     # The sum that the loop carries is sharded like the parameters.
     [carried] = [line.split(" while(")[0] for line in text.splitlines() if " while(" in line]
-    spread = both.state_shape.params["hidden"]["kernel"]
-    assert spread.shape == (512, 512) and spread.sharding.spec == P("data")
-    assert "f32[128,512]" in carried
+    kernel = parts.state_shape.params["hidden"]["kernel"]
+    assert kernel.shape == (512, 512)
+    assert ("f32[128,512]" in carried) == (kernel.sharding.spec == P("data")) == shard_parameters
 
 
 def test_every_device_takes_its_own_examples_in_every_microbatch():
-    text = small(accumulate=4).train_step.as_text()
-    assert " while(" in text
-    assert not collectives(text, "all-gather", "all-to-all", "collective-permute")
     x = jax.device_put(np.arange(16), NamedSharding(mesh_of(DEVICES), P("data")))
     cut = jax.jit(lambda x: cut_batch({"x": x}, 2)["x"])
     np.testing.assert_array_equal(cut(x), [range(0, 16, 2), range(1, 16, 2)])
     for before, after in zip(x.addressable_shards, cut(x).addressable_shards, strict=True):
         assert before.device == after.device
         assert sorted(before.data) == sorted(after.data.ravel())
-    # In comparison: microbatches of neighbours have to be fetched.
-    neighbours = jax.jit(
-        lambda x: x.reshape(2, -1), out_shardings=NamedSharding(mesh_of(DEVICES), P(None, "data"))
-    )
-    text = neighbours.lower(x).compile().as_text()
-    assert collectives(text, "all-gather", "all-to-all", "collective-permute")
 
 
 def test_memory_falls_with_the_number_of_microbatches_and_work_stays():
@@ -222,35 +201,19 @@ def test_memory_falls_with_the_number_of_microbatches_and_work_stays():
     assert flops[1] == pytest.approx(flops[0], rel=0.02)
 
 
-# ---------------------------------------------------------------- the whole loop
+# ---------------------------------------------------------------- batch norm
 
 
-LOOP = {
-    "model.width": 4,
-    "data.limit": 32,
-    "batch_size": 16,
-    "epochs": 3,
-    "log_every": 1,
-    "checkpoint_every": 3,
-    "accumulate": 2,
-    "shard_parameters": True,
-}
-
-
-def test_a_run_of_microbatches_with_sharded_parameters_continues_bit_for_bit(tmp_path):
-    config, programs = base.get_config("digits,smoke"), {}
-    config.update_from_flattened_dict(LOOP)
-    expected = train(config, tmp_path / "whole", programs)
-    with interrupted_before(5):
-        train(config, tmp_path / "cut", programs)
-    steps = sorted(int(folder.name) for folder in (tmp_path / "cut" / "checkpoints").iterdir())
-    assert steps == [2, 3, 4]
-    summary = train(config, tmp_path / "cut", programs)
-    assert summary["params_sha256"] == expected["params_sha256"]
-    assert summary["test"] == expected["test"] and summary["best"] == expected["best"]
-    rows = [(tmp_path / name / "metrics.jsonl").read_bytes() for name in ("whole", "cut")]
-    assert rows[0] == rows[1]
-    # The parameters of another run are sharded as well.
-    config.init_from = str(tmp_path / "whole")
-    with interrupted_before(1):
-        train(config, tmp_path / "next", programs)
+def test_a_step_with_batch_norm_is_the_same_over_four_devices_and_one():
+    """Statistics over shards alone, of 8 examples, would differ."""
+    changes = {**RESNET, "optimizer.name": "sgd", "optimizer.learning_rate": 0.125}
+    four, one = (build((8, 8, 1), mesh_of(devices), **changes) for devices in (4, 1))
+    state = one.create_state(0)
+    for step in range(3):
+        examples = batch(step, (8, 8, 1))
+        # A copy: a step gives its arguments' memory away.
+        same = jax.device_put(jax.tree.map(jnp.copy, state), shardings_of(four.state_shape))
+        state, metrics = one.train_step(state, one.shard_batch(examples))
+        other, others = four.train_step(same, four.shard_batch(examples))
+        np.testing.assert_allclose(others["loss"], metrics["loss"], rtol=0, atol=1e-6)
+        assert_close(other, state)

@@ -18,7 +18,6 @@ from experiments.train.step import (
     StepSettings,
     accumulate_gradients,
     create_state,
-    cut_batch,
     eval_step,
     inspect_step,
     loss_fn,
@@ -172,11 +171,6 @@ def test_microbatches_accumulate_to_the_gradient_of_the_batch(rng):
         draws = [float(jax.random.uniform(key)) for key in keys]
         assert len(set(draws)) == 4
         np.testing.assert_allclose(run(4)[1][0]["draw"], np.mean(draws), rtol=1e-12)
-
-
-def test_microbatches_take_their_examples_in_turns():
-    parts = cut_batch({"x": np.arange(8)}, 2)["x"]
-    np.testing.assert_array_equal(parts, [[0, 2, 4, 6], [1, 3, 5, 7]])
 
 
 def test_the_average_follows_the_parameters():

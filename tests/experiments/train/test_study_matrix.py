@@ -5,8 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from small_runs import write_series
 
-from experiments import study as command
 from experiments.core.errors import UserError
 from experiments.reports.report import write_report
 from experiments.runs.checkpoints import restore_best_variables
@@ -22,18 +22,11 @@ TINY = {"epochs": 1, "batch_size": 8, "log_every": 1, "series.features": 4, "ser
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
     """A UCR set of two classes: 48 series of 24 samples."""
-    rng = np.random.default_rng(0)
-    folder = tmp_path_factory.mktemp("ucr") / "Toy"
-    folder.mkdir()
-    for part in ("TRAIN", "TEST"):
-        table = rng.normal(size=(24, 25))
-        table[:, 0] = np.arange(24) % 2 + 1
-        np.savetxt(folder / f"Toy_{part}.tsv", table, delimiter="\t", fmt="%.4f")
-    return str(folder)
+    return write_series(tmp_path_factory.mktemp("ucr"), 24, 24)
 
 
 def load_toy_configs(toy, *names):
-    return [load_config(name, "ucr,name=Toy", toy, TINY) for name in names]
+    return [load_config(name, "ucr,name=Toy", {"data.source": toy, **TINY}) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -97,16 +90,3 @@ def test_failed_run_is_reported_and_tried_again(toy, tmp_path, monkeypatch):
     run_study(load_toy_configs(toy, "net1"), tmp_path, 2, 0, False)
     assert not (tmp_path / "net1/seed0/error.txt").exists()
     assert (tmp_path / "net1/seed0/summary.json").exists()
-
-
-def test_command(toy, tmp_path):
-    overrides = [f"{key}={value}" for key, value in TINY.items()]
-    command.main(
-        dataset="ucr,name=Toy",
-        configs="net1",
-        source=toy,
-        override=overrides,
-        workdir=str(tmp_path),
-    )
-    assert "| net1 |" in (tmp_path / "report.md").read_text()
-    assert {"report.csv", "runs.csv", "report.tex", "net1"} <= {p.name for p in tmp_path.iterdir()}
