@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 from picture_files import LISTS, encode_voc_mask, make_voc_files, write_files, write_voc_tar
@@ -80,6 +82,16 @@ def test_needed_files_are_unpacked_once(load, files, tmp_path, capsys):
     unpacked = [path for path in (tmp_path / "prepared").rglob("*") if path.is_file()]
     assert len(unpacked) == 2 * 46 + 2
     assert not list((tmp_path / "prepared").rglob("2008_000000*"))
+
+
+def test_changed_tar_is_unpacked_again(load, files, tmp_path):
+    source = tmp_path / "a.tar"
+    write_voc_tar(source, files)
+    load(source)
+    files["SegmentationClass/2007_000040.png"] = encode_voc_mask(7)
+    write_voc_tar(source, files)
+    os.utime(source, (0, 0))
+    assert load(source).splits["test"][0]["label"][2, 2] == 7
 
 
 def test_interrupted_unpacking_continues(load, files, tmp_path, monkeypatch):
