@@ -85,15 +85,18 @@ def restore_or_set_aside(folder: Path, restore: Callable[[], Value]) -> Value | 
     outcome = max_over_hosts(_classify_read(folder, damaged_file, error))
     if outcome == Outcome.READ:
         return value
-    reason = describe_cause(error) if error else "it differs from its checksum"
+    if damaged_file:
+        reason = "it differs from its checksum"
+    else:
+        reason = describe_cause(error) if error else "another host cannot read it"
     if outcome == Outcome.UNREADABLE:
-        reason = reason if error else "another host cannot read it"
         raise UserError(
             f"The checkpoint {folder} cannot be read at the moment ({reason}). It stays where it is: give "
             "the same command again when the cause is gone."
         ) from error
-    if jax.process_index() == 0:
+    if error or jax.process_index() == 0:
         warn(f"{damaged_file or folder} is damaged ({reason})")
+    if jax.process_index() == 0:
         warn(f"checkpoint {folder.name} is not used; it is now {set_aside(folder)}")
     max_over_hosts(Outcome.READ)  # no host looks for checkpoints before this one has been moved
     return None

@@ -77,7 +77,7 @@ def test_hosts_agree_on_the_checkpoint_though_one_alone_meets_the_damage(tmp_pat
         assert out, err
         expected = {"step": 1, "progress": {"step": 1}, "equal": True}
         assert json.loads(out.splitlines()[-1]) == expected
-    assert "state/ocdbt.process_1/d/" in said[1][1] and "is damaged (" in said[1][1]
+    assert "checkpoints/2 is damaged (" in said[1][1]
     assert "another host cannot read it" in said[0][1]
     assert (tmp_path / "damaged" / "2").is_dir()
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
