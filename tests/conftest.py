@@ -25,6 +25,14 @@ jax.config.update("jax_disable_most_optimizations", True)
 flags.FLAGS.mark_as_parsed()
 
 
+@pytest.hookimpl(tryfirst=True)  # before the marks select
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the examples of docstrings as matrix, all but the first one that people copy."""
+    for item in items:
+        if isinstance(item, pytest.DoctestItem) and item.path.stem != "od_conv":
+            item.add_marker("matrix")
+
+
 @pytest.fixture
 def rng() -> np.random.Generator:
     return np.random.default_rng(0)
