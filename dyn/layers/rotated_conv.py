@@ -169,7 +169,9 @@ class RotationAttention(MixtureAttention):
 
     def sow_mixture(self, mix: Array) -> None:
         """Sows the mixture and the totals of the orientations."""
-        orientation = mix.reshape(mix.shape[0], -1, self.rotations).sum(1)
+        # Not -1 for the kernels: a batch may be empty.
+        shape = (mix.shape[0], self.num_kernels // self.rotations, self.rotations)
+        orientation = mix.reshape(shape).sum(1)
         self.sow_weights(kernel=mix, orientation=orientation)
 
 

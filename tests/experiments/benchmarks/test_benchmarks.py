@@ -60,6 +60,7 @@ def test_ratio_is_the_median_of_ratios():
         timing.compute_ratio([1.0, 2.0], [1.0])
 
 
+@pytest.mark.matrix
 def test_train_step(command, read_results, monkeypatch):
     tiny_flax = partial(flax_resnet.FlaxResNet, stage_sizes=(1,))
     monkeypatch.setattr(train_step, "ResNet18", TINY)

@@ -41,6 +41,7 @@ def network():
     return net, jax.jit(net.init)(jax.random.key(0), inputs[:2]), inputs
 
 
+@pytest.mark.matrix
 def test_what_a_network_sees_is_written_and_read_back(tmp_path, network):
     net, variables, inputs = network
     labels = np.array([2, 2, 1, 0] * 3)

@@ -119,6 +119,7 @@ def test_an_interrupted_odconv_run_continues_bit_for_bit(
     assert_same_run(workdir, finished[0])
 
 
+@pytest.mark.matrix
 def test_an_interrupted_static_run_with_all_that_has_a_state_continues_bit_for_bit(
     programs, no_figures, tmp_path
 ):
