@@ -37,7 +37,7 @@ def test_synthetic_sets_are_read(name, tmp_path):
     source = dataset.splits["train"]
     assert len(source) > 10
     example = transform(source[0], np.random.default_rng(0))
-    side = config.image_size
+    side = config.get("image_size", 0)
     assert example["inputs"].shape == ((side, side, 3) if side else dataset.shape)
     assert np.isfinite(example["inputs"]).all() and example["inputs"].std() > 0.1
 
