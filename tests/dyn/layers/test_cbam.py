@@ -81,6 +81,7 @@ def test_follows_the_formulas(spatial, norm):
     np.testing.assert_allclose(sown["spatial"], places, rtol=1e-10)
 
 
+@pytest.mark.matrix
 def test_training_uses_and_updates_the_statistics_of_the_batch():
     x = random_input(3, 5, 4, 8)
     layer = CBAM(kernel_size=3)

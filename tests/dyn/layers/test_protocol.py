@@ -70,8 +70,14 @@ def test_variables_are_in_the_collections_that_the_method_needs(name):
 
 # The usual case.
 
+# Forms of a layer beside the one that the default run trains.
+OTHER_FORMS = ("FDConv, local", "GatedConv, kernels", "GatedConv, filters", "RotatedConv, max")
 
-@pytest.mark.parametrize("name", LAYERS)
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.matrix] if n in OTHER_FORMS else []) for n in LAYERS],
+)
 def test_a_training_step(name):
     """It gives every parameter a gradient, updates the statistics, and sows what attention decided."""
     case, (_, variables, x, _, train, _) = LAYERS[name], compiled_case(name)

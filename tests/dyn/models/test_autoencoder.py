@@ -42,6 +42,7 @@ def test_default_network_is_the_published_one(pooling, size, expected_switches):
     assert {path: shape for path, shape in shapes.items() if path.endswith("kernel")} == expected
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     "fields",
     [

@@ -17,18 +17,14 @@ from dyn.ops.geometry import resolve_geometry
 CASES = (
     "2d taps",
     "2d one kernel, taps",
-    "2d one kernel, nothing",
-    "2d pointwise",
     "2d same, strided, dilated",
     "2d input dilated",
-    "2d cropping",
     "2d circular",
     "2d fewer positions than features",
     "2d groups",
     "2d depthwise, multiplied",
     "2d pixel-wise, taps, groups",
     "1d causal",
-    "3d",
 )
 WITH_GRADIENT = ("2d taps", "2d groups", "2d pixel-wise, taps, groups", "1d causal")
 

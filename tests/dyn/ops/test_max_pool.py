@@ -46,6 +46,7 @@ def test_numbers_and_gradients_are_those_of_flax(rng, case, dtype):
     np.testing.assert_allclose(gradient, wanted, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.matrix
 def test_it_differentiates_in_both_modes_and_twice(rng):
     x = jnp.asarray(rng.permutation(2 * 6 * 5 * 2).reshape(2, 6, 5, 2), jnp.float32)
     pool = jax.jit(lambda x: max_pool(x, (3, 3), 2, 1) ** 2)

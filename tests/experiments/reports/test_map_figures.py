@@ -33,6 +33,7 @@ def make_spatial_weights(rng, positions):
     return {"block0": kinds, "block1": kinds}
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(
     ("shape", "spatial", "positions"),
     [((8, 24, 3), (4, 12), (4, 12)), ((40, 1), (5,), (40,))],

@@ -134,6 +134,7 @@ def test_the_summary_of_a_finished_run_names_its_best_step(tmp_path):
     assert read_best_step(tmp_path) == 40
 
 
+@pytest.mark.matrix
 def test_a_torch_file_starts_the_dynamic_twin_of_its_network(tmp_path):
     path = tmp_path / "resnet18.safetensors"
     safetensors.numpy.save_file(weights_of("resnet18"), path)
