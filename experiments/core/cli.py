@@ -48,7 +48,7 @@ _DEFINITIONS = {
 def run_command(main: Callable[..., None], usage: str | None, **messages: str) -> NoReturn:
     """Runs a command with the words of the command line, and ends the process; see `run`."""
     code = run(main, sys.argv, usage, **messages)
-    # What is written is complete or not there. Threads in the middle of a checkpoint, and other processes
+    # Files are complete or not there. Threads in the middle of a checkpoint, and other processes
     # that never come to the end, could keep this one waiting forever.
     is_distributed = "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
     if code in (INTERRUPTED, TERMINATED) or (code and is_distributed):

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-# Of errors in writing: the disk is full, the quota used up, the file too large, the file system read-only.
+# Errors in writing: the disk is full, the quota used up, the file too large, the file system read-only.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
 

@@ -81,7 +81,7 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
     except (AttributeError, ValueError) as error:
         raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
     new = _flatten_config(config)
-    # Of other tasks and data it is enough to name the settings that this config has. A field that a layer's
+    # For other tasks and data it is enough to name the settings that this config has. A field that a layer's
     # section does not have is one that the layer's default applies to.
     sections = {name.partition(".")[0] for name in new}
     sections &= {*LAYER_SECTIONS}

@@ -145,7 +145,7 @@ def _classify_read(folder: Path, damaged_file: Path | None, error: Exception | N
     missing = isinstance(error, OSError) and error.errno in (errno.ENOENT, errno.ENOTDIR)
     if isinstance(error, MemoryError | OSError) and not missing:
         return Outcome.UNREADABLE
-    # Where the files are what was written, the trouble lies elsewhere.
+    # If the files are what was written, the trouble lies elsewhere.
     return Outcome.UNREADABLE if read_checksums(folder) else Outcome.DAMAGED
 
 

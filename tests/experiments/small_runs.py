@@ -31,7 +31,7 @@ SMALL = {
     "temperature.epochs": 1,
     "plateau.patience": 1,
     "auxiliary.epochs": 1,
-    # Of recordings, whose smoke runs are on made-up songs.
+    # Recordings, whose smoke runs are on made-up songs.
     "audio.picture": "linear",  # the quickest to draw
     "audio.height": 32,
     "audio.width": 32,

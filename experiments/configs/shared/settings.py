@@ -67,7 +67,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "extra_train": Setting(""),  # a folder of more pictures to train on, one folder a class
         "max_skipped": Setting(0.1, "[0, inf)"),  # share of unusable files that is tolerated
     },
-    # How recordings become pictures, and pictures get their labels: see experiments/data/sounds.py.
+    # The way from recordings to pictures and their labels: see experiments/data/sounds.py.
     "audio": {
         "sample_rate": Setting(32_000, "[1000, 768000]"),  # Hz
         "seconds": Setting(2.0, "(0, 3600]"),  # of a window
@@ -122,7 +122,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "stem": Setting("imagenet", ("imagenet", "small")),
         "dropout": Setting(0.2, "[0, 1)"),
         "hidden": Setting(0, "[0, inf)"),  # size of a layer before the classifier; 0 for none
-        # What a ResNet's attention looks at; see dyn.models.ResNet.
+        # The context of a ResNet's attention; see dyn.models.ResNet.
         "context": Setting("input", ("input", "block", "carried", "carried_pixels")),
         "representation": Setting(64, "[1, inf)"),  # size of a carried context
         "output_stride": Setting(16, "[1, inf)"),  # of a segmentation network's backbone
@@ -137,15 +137,15 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "context": Setting("input", ("input", "series")),
         "bins": Setting(16, "[1, 65536]"),
     },
-    # Of a segmentation network, over the backbone.
+    # The head of a segmentation network, over the backbone.
     "head": {"name": Setting("fcn", ("fcn", "deeplabv3plus"))},
-    # Of labels that an example may have several of: the entries that the loss is divided by, and the
+    # Several labels for an example: the entries that the loss is divided by, and the
     # probability from which a label counts as present.
     "tagging": {
         "norm": Setting("all", ("all", "known")),
         "threshold": Setting(0.5, "[0, 1]"),
     },
-    # Of a GAN, whose generator convolves with `conv`; see dyn.models.ACGAN.
+    # A GAN, whose generator convolves with `conv`; see dyn.models.ACGAN.
     "gan": {
         "latent": Setting(100, "[1, inf)"),  # size of the noise
         "widths": Setting((128, 64, 32, 16), "[1, inf)", lengths=(4,)),
@@ -178,7 +178,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "clip": Setting(0.0, "[0, inf)"),  # the gradients' norm; 0 for no limit
         "betas": Setting((0.9, 0.999), "[0, 1)", lengths=(2,)),  # of adam and adamw
     },
-    # Of optimizer.schedule=plateau.
+    # For optimizer.schedule=plateau.
     "plateau": {
         "factor": Setting(0.1, "(0, 1)"),
         "patience": Setting(5, "[0, inf)"),
@@ -196,7 +196,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "cutmix": Setting(0.0, "[0, inf)"),
     },
     "early_stopping": {"patience": Setting(10, "[0, inf)")},  # 0 never stops early
-    # How a run starts from init_from: in a study `config` names the run; candidate kernels differ by `noise`.
+    # The start from init_from: in a study `config` names the run; candidate kernels differ by `noise`.
     "start": {
         "config": Setting(""),
         "noise": Setting(0.1, "[0, inf)"),
@@ -208,7 +208,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "start": Setting(30.0, "(0, inf)"),
         "epochs": Setting(10, "[0, inf)"),
     },
-    # Of the losses that layers sow, such as the density of gates; it grows from 0 over the epochs.
+    # The losses that layers sow, such as the density of gates; it grows from 0 over the epochs.
     "auxiliary": {
         "weight": Setting(1.0, "[0, inf)"),
         "epochs": Setting(10, "[0, inf)"),

@@ -15,7 +15,7 @@ from dyn.layers.dynamic_conv import DynamicConv
 
 
 def test_published_parity_vector():
-    # That code squeezes 4 channels to int(4 / 4) + 1.
+    # The published code squeezes 4 channels to int(4 / 4) + 1.
     layer = DynamicConv(6, (3, 3), padding=1, num_kernels=4, min_squeeze=2, param_dtype=jnp.float64)
     x = sines((2, 4, 5, 5), 0.05, 1.0, 0.23).transpose(0, 2, 3, 1)
     variables = {

@@ -70,8 +70,8 @@ def test_the_candidates_add_up_to_the_kernel():
     assert kernels.shape == (5, 3, 3, 4, 6)
     np.testing.assert_allclose(kernels.sum(0), kernel, atol=1e-5)
     groups = frequency_groups((3, 3, 4, 6), 5)
-    # Where a group's weights are not, its kernel has none: but for the weights that a real kernel
-    # has twice (columns 0 and C/2), which may be cut apart.
+    # A kernel has no weights outside its group, except those that a real kernel has twice
+    # (columns 0 and C/2), which two groups may share.
     for number, kernel in enumerate(kernels):
         spectrum = np.asarray(kernel_to_spectrum(kernel))[:, 1:-1]
         elsewhere = groups[:, 1:-1] != number

@@ -53,7 +53,7 @@ def test_fields_begin_with_those_of_the_static_layer(static, name):
     for their, our in zip(theirs, ours, strict=False):
         if their.name not in ("kernel_init", "bias_init"):
             assert our.default is their.default or our.default == their.default, their.name
-    # What follows is the method's, and each has a default, so that the same arguments are enough.
+    # The method's own fields follow, each with a default, so that the same arguments are enough.
     assert all(f.default is not dataclasses.MISSING for f in ours[len(LAYERS[name].args) :])
 
 

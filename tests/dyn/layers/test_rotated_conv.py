@@ -79,7 +79,7 @@ def test_follows_the_formulas(pooling, num_kernels):
     np.testing.assert_allclose(y, want + params["bias"], rtol=0, atol=1e-12)
 
 
-# What turning the input does.
+# Rotations of the input.
 
 
 @pytest.mark.parametrize(

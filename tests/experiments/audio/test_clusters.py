@@ -58,7 +58,7 @@ def groups(rng, items=60, scale=(1.0, 1000.0, 0.0)):
 def test_clusters_do_not_depend_on_scale(rng, monkeypatch):
     labels, codes = groups(rng)
     assert compute_b_cubed(labels, cluster_codes(codes, 3)).f == 1
-    # Of many, a draw is clustered, and the others join it.
+    # A draw of the many is clustered, and the others join it.
     monkeypatch.setattr(clustering, "MAX_CODES", 20)
     many = cluster_codes(np.random.default_rng(0).standard_normal((30, 2)), 25)
     assert len(many) == 30 and set(many) == set(range(20))  # of those drawn there are no more

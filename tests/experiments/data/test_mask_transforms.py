@@ -166,7 +166,7 @@ def test_picture_and_mask_share_the_geometry(shape, size):
         warped, mask = mask_transforms.random_affine_crop(image, label, size, FILL, rng)
         assert warped.shape[:2] == mask.shape == ((size, size) if size else shape)
         assert set(np.unique(mask)) <= {0, 1, 2, 3, 255}
-        # Where the picture says that it lies in a quarter, not just at its edge, so does the mask.
+        # The mask lies in the same quarter as the picture, except just at an edge.
         down, right = warped[..., 0] / 1.0 - 150, warped[..., 1] / 1.0 - 150
         clear = (mask != 255) & (abs(down) > 6) & (abs(right) > 6)
         assert clear.sum() > 500

@@ -57,7 +57,7 @@ def test_what_a_network_sees_is_written_and_read_back(tmp_path, network):
     logits, state = net.apply(variables, inputs[chosen], mutable=["intermediates"])
     np.testing.assert_array_equal(found.predictions, logits.argmax(-1))
     np.testing.assert_allclose(found.probabilities, jax.nn.softmax(logits).max(-1), rtol=1e-5)
-    # Of the stages, the last one whose features are still 4x4.
+    # The last of the stages whose features are still 4x4.
     assert found.layer == "stage2_block1"
     expected = class_activation(
         net, variables, jnp.asarray(inputs[chosen]), jnp.asarray(labels[chosen]), found.layer
@@ -68,7 +68,7 @@ def test_what_a_network_sees_is_written_and_read_back(tmp_path, network):
     assert kept.keys() == {"kernel", "pixel"} and kept["pixel"].shape == (8, 8, 8, 2)
     np.testing.assert_allclose(kept["pixel"], sown["pixel"], atol=1e-3)
 
-    # What is known of all the inputs is kept of them all, the rest of the examples.
+    # Mixtures of all inputs are kept as given; the others come from the examples.
     whole, few = (found.mixtures[f"stage1_block1/conv{n}"] for n in (1, 2))
     assert whole["count"] == 12 and few["count"] == 8
     np.testing.assert_allclose(whole["mean"], [0.25, 0.75])
