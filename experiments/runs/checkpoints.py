@@ -1,5 +1,6 @@
 """Checkpoints: the latest and the best, written in the background, each complete or absent."""
 
+import concurrent.futures
 import contextlib
 import copy
 import functools
@@ -37,7 +38,8 @@ class Checkpoints:
 
     Of the checkpoints saved with metrics the two of the highest rank are kept, and of all the two latest: if
     the latest turns out to be damaged, the one before it, and what that one calls the best, are still there.
-    Orbax writes under a temporary name and renames: what has a step for a name is complete.
+    Orbax writes under a temporary name and renames: what has a step for a name is complete. Leaving a `with`
+    waits for what is being written.
     """
 
     def __init__(self, directory: Path, metric: str | None = "accuracy"):
@@ -79,6 +81,8 @@ class Checkpoints:
         Raises:
             UserError: if there is no room for it or for the one before, or the folder cannot be written.
         """
+        # Orbax would wait for the one before anyway. Once that is complete, an older one may be gone.
+        self.wait()
         self._check_disk_space(state)
         with self._explain_write_errors():
             self._manager.save(
@@ -200,6 +204,22 @@ class Checkpoints:
         """Waits for what is being written, and closes the folder."""
         with self._explain_write_errors():
             self._manager.close()
+
+    def __enter__(self) -> "Checkpoints":
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """Closes the folder; after an error, a failure to write is a warning and hides nothing."""
+        if error is None:
+            self.close()
+            return
+        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
+            return  # another process may be lost, without which a save never ends
+        # In a thread of its own: here Python would make `error` the cause of the failure.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            failure = thread.submit(self.close).exception()
+        if failure and str(failure) != str(error):
+            warn(str(failure).removesuffix("."))
 
 
 def check_structure(folder: Path, like: Any) -> None:

@@ -90,9 +90,8 @@ def _save_bad_step(
                 np.savez(folder / "batch.npz", **batch)
         # A barrier: otherwise another host may write into the folder before it is emptied.
         max_over_hosts(0)
-        checkpoints = Checkpoints(folder / "checkpoints")
-        checkpoints.save(int(state.step), state, {})
-        checkpoints.close()
+        with Checkpoints(folder / "checkpoints") as checkpoints:
+            checkpoints.save(int(state.step), state, {})
     except (OSError, UserError) as error:
         return f"It could not be kept: {error}."
     if batch is None:

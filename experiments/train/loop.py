@@ -140,54 +140,57 @@ def _train(
     train_transform = task.make_transform(train=True)
     eval_transform = task.make_transform(train=False)
 
-    # ---------------------------------------------------------------- model and optimizer
-    first, num_classes = dataset.splits["train"][0], len(dataset.classes)
-    train_example = train_transform(first, np.random.default_rng(0))
-    eval_example = eval_transform(first)
-    checkpoints = Checkpoints(workdir / "checkpoints", task.metric)
-    trained = None
-    if config.init_from and checkpoints.is_empty():
-        trained = read_trained_weights(config, num_classes, eval_example["inputs"])
-    program = find_program(programs, config, task, num_classes, steps, train_example, eval_example)
+    # Whatever ends the run, what is being saved is completed.
+    with Checkpoints(workdir / "checkpoints", task.metric) as checkpoints:
+        # ---------------------------------------------------------------- model and optimizer
+        first, num_classes = dataset.splits["train"][0], len(dataset.classes)
+        train_example = train_transform(first, np.random.default_rng(0))
+        eval_example = eval_transform(first)
+        trained = None
+        if config.init_from and checkpoints.is_empty():
+            trained = read_trained_weights(config, num_classes, eval_example["inputs"])
+        program = find_program(
+            programs, config, task, num_classes, steps, train_example, eval_example
+        )
 
-    # ---------------------------------------------------------------- restore
-    step, state, progress, notes = restore_or_start(
-        checkpoints, program, config, trained, num_classes, eval_example["inputs"]
-    )
-    print_facts(
-        f"{config.name} on {dataset.name}",
-        describe_start(config, dataset, program.cost, workdir, step, steps),
-        quiet=not is_process_0,
-    )
-    log = None
-    if is_process_0:
-        log = MetricLog(workdir, step or -1, writers.open_writers(config, workdir, step))
-    run = TrainingRun(
-        config=config,
-        workdir=workdir,
-        task=task,
-        dataset=dataset,
-        train_transform=train_transform,
-        eval_transform=eval_transform,
-        steps=steps,
-        program=program,
-        checkpoints=checkpoints,
-        state=state,
-        step=step,
-        progress=progress,
-        # EarlyStopping stops one evaluation later than `patience` says, hence - 1.
-        stopping=EarlyStopping(patience=config.early_stopping.patience - 1).replace(
-            **(progress["early_stopping"] or {})
-        ),
-        started=started - progress["seconds"],
-        log=log,
-    )
+        # ---------------------------------------------------------------- restore
+        step, state, progress, notes = restore_or_start(
+            checkpoints, program, config, trained, num_classes, eval_example["inputs"]
+        )
+        print_facts(
+            f"{config.name} on {dataset.name}",
+            describe_start(config, dataset, program.cost, workdir, step, steps),
+            quiet=not is_process_0,
+        )
+        log = None
+        if is_process_0:
+            log = MetricLog(workdir, step or -1, writers.open_writers(config, workdir, step))
+        run = TrainingRun(
+            config=config,
+            workdir=workdir,
+            task=task,
+            dataset=dataset,
+            train_transform=train_transform,
+            eval_transform=eval_transform,
+            steps=steps,
+            program=program,
+            checkpoints=checkpoints,
+            state=state,
+            step=step,
+            progress=progress,
+            # EarlyStopping stops one evaluation later than `patience` says, hence - 1.
+            stopping=EarlyStopping(patience=config.early_stopping.patience - 1).replace(
+                **(progress["early_stopping"] or {})
+            ),
+            started=started - progress["seconds"],
+            log=log,
+        )
 
-    # ---------------------------------------------------------------- loop
-    step_seconds = run_steps(run, profile, notes)
+        # ---------------------------------------------------------------- loop
+        step_seconds = run_steps(run, profile, notes)
 
-    # ---------------------------------------------------------------- test
-    return test_best_checkpoint(run, step_seconds)
+        # ---------------------------------------------------------------- test
+        return test_best_checkpoint(run, step_seconds)
 
 
 def restore_or_start(
@@ -395,7 +398,6 @@ def test_best_checkpoint(run: TrainingRun, step_seconds: float | None) -> dict[s
     metrics = evaluate(run, best.eval_variables, "test") | task.reference_metrics(run.dataset)
     inspected = inspect_examples(run, best.eval_variables, "test")
     variables = program.replicate(best.eval_variables)
-    run.checkpoints.close()
     summary = make_summary(run, metrics, sha256, step_seconds)
     if run.log:
         run.log.write(run.progress["best"]["step"], "test", metrics)

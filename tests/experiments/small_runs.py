@@ -15,7 +15,6 @@ import pytest
 from experiments.configs import odconv
 from experiments.configs.shared.assemble import complete_config
 from experiments.configs.shared.overrides import has_setting
-from experiments.runs.checkpoints import Checkpoints
 from experiments.train import loop
 
 ROOT = Path(loop.__file__).parents[2]
@@ -94,7 +93,7 @@ class Interrupted(Exception):
 @contextlib.contextmanager
 def interrupted_before(step):
     """Ends the run that is trained in a `with` before it takes the batch of `step`, counted from 0."""
-    real, opened = loop.pipeline.train_batches, []
+    real = loop.pipeline.train_batches
 
     def batches(*args, start_step, **options):
         for number, batch in enumerate(real(*args, start_step=start_step, **options), start_step):
@@ -102,17 +101,10 @@ def interrupted_before(step):
                 raise Interrupted
             yield batch
 
-    def open_checkpoints(*args):
-        opened.append(Checkpoints(*args))
-        return opened[-1]
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop.pipeline, "train_batches", batches)
-        patch.setattr(loop, "Checkpoints", open_checkpoints)
         with pytest.raises(Interrupted):
             yield
-    for checkpoints in opened:  # a process that ends waits for its writer; this one goes on
-        checkpoints.close()
 
 
 def write_series(folder, examples, length):

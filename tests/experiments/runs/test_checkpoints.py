@@ -2,6 +2,8 @@ import errno
 import json
 import resource
 import shutil
+import time
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -388,3 +390,59 @@ def test_a_checkpoint_of_another_network_is_named_and_stays(opened, kept):
     assert "params/bias is missing there and (4,) here" in message
     assert "params/weights is (2, 3) there and (2, 4) here" in message
     assert kept() == [1]
+
+
+@pytest.fixture
+def slow_writer(monkeypatch):
+    """Makes every save take a moment, in the background, before it is complete."""
+    write = Checkpoints._write_checksums
+
+    def write_slowly(self):
+        time.sleep(0.2)
+        write(self)
+
+    monkeypatch.setattr(Checkpoints, "_write_checksums", write_slowly)
+
+
+def test_an_error_leaves_no_save_half_way(tmp_path, slow_writer, kept):
+    with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, NETWORK, {}, metrics(0.1))
+        assert kept() == []
+        raise ZeroDivisionError
+    assert [folder.name for folder in (tmp_path / "checkpoints").iterdir()] == ["1"]
+
+
+def test_room_is_looked_for_after_the_save_before_is_complete(
+    tmp_path, slow_writer, kept, monkeypatch
+):
+    def disk_usage(folder):
+        """A disk with room for three checkpoints."""
+        return SimpleNamespace(total=1, free=0 if len(list(folder.iterdir())) > 2 else 1e9)
+
+    monkeypatch.setattr(shutil, "disk_usage", disk_usage)
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        for step in (1, 2, 3, 4):  # the completion of the third removes the first
+            checkpoints.save(step, NETWORK, {}, metrics(0.1))
+    assert kept() == [3, 4]
+
+
+def test_a_save_that_fails_in_the_background_does_not_hide_the_first_error(
+    tmp_path, monkeypatch, capsys
+):
+    def fail(self):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Checkpoints, "_write_checksums", fail)
+    with pytest.raises(UserError, match=r"^The loss is nan$") as raised:
+        with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+            checkpoints.save(1, NETWORK, {}, metrics(0.1))
+            raise UserError("The loss is nan")
+    assert raised.value.__cause__ is None
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: A checkpoint cannot be written") and "No space left" in line
+    # Where the failure itself is the error, it is said once.
+    with pytest.raises(UserError, match="No space left"):
+        with Checkpoints(tmp_path / "other") as checkpoints:
+            checkpoints.save(1, NETWORK, {}, metrics(0.1))
+            checkpoints.wait()
+    assert not capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The whole loop, small: eight steps of a network a few channels wide."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 from small_runs import assert_same_run, interrupted_before, rows, small, steps_kept
 
 from experiments.configs import base
+from experiments.runs.checkpoints import Checkpoints
 from experiments.tasks.classification import Classification
 from experiments.train import loop
 from experiments.train.loop import train
@@ -105,13 +107,27 @@ def no_figures(monkeypatch):
     monkeypatch.setattr(Classification, "draw_figures", lambda *_: None)
 
 
+@pytest.fixture
+def slow_writer(monkeypatch):
+    """Makes a save take longer than the steps after it."""
+    write = Checkpoints._write_checksums
+
+    def write_slowly(self):
+        time.sleep(0.5)
+        write(self)
+
+    monkeypatch.setattr(Checkpoints, "_write_checksums", write_slowly)
+
+
 def test_an_interrupted_odconv_run_continues_bit_for_bit(
-    finished, programs, no_figures, tmp_path, capsys
+    finished, programs, no_figures, slow_writer, tmp_path, capsys
 ):
     workdir = tmp_path / "run"
     with interrupted_before(7):
         train(small(), workdir, programs)
     assert not (workdir / "summary.json").exists()
+    # An error waits for the save that has begun.
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"4", "6"}
     capsys.readouterr()
     train(small(), workdir, programs)
     # The checkpoint of the sixth step lies between two evaluations.
