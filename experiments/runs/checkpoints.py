@@ -7,6 +7,8 @@ import functools
 import json
 import logging
 import shutil
+import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -49,6 +51,7 @@ class Checkpoints:
         # Orbax logs warnings about what is meant here (checkpoints without metrics, waiting for the one
         # before) and tracebacks of errors that it also raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
+        ignore_closed_loops()
         set_aside_without_metrics(self._directory)
         best = policies.BestN(get_metric_fn=self.rank, n=2, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
@@ -228,10 +231,12 @@ def check_structure(folder: Path, like: Any) -> None:
     Raises:
         UserError: names the first arrays that differ, parameters before the optimizer's state.
     """
-    try:
-        old = list_shapes(read_structure(folder / "state"))
-    except Exception:  # a damaged checkpoint is reported when it is read
-        return
+    # Where a coroutine of Orbax fails it drops the others, and Python warns.
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        try:
+            old = list_shapes(read_structure(folder / "state"))
+        except Exception:  # a damaged checkpoint is reported when it is read
+            return
     new = list_shapes(like)
     parameters_first = sorted({*old, *new}, key=lambda n: (not n.startswith("params/"), n))
     template = "{name} is {old} there and {new} here"
@@ -274,6 +279,7 @@ def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
     Raises:
         ValueError: if a file is missing or differs from its checksum.
     """
+    ignore_closed_loops()
     if file := find_damaged_file(folder):
         raise ValueError(f"{file} is damaged: it differs from its checksum")
     structure = read_structure(folder / "state")
@@ -284,6 +290,24 @@ def restore_arrays(folder: Path, names: Iterable[str]) -> dict[str, Any]:
         folder / "state",
         args=ocp.args.PyTreeRestore(item=tree, restore_args=arguments, partial_restore=True),
     )
+
+
+def ignore_closed_loops() -> None:
+    """Keeps Python from printing a traceback for each array that ends after Orbax has given up.
+
+    Orbax raises the error of the first array that cannot be written or read, and closes its event loop. The
+    other arrays end later, and tensorstore reports that to the closed loop.
+    """
+    show = sys.unraisablehook
+    if getattr(show, "ignores_closed_loops", False):
+        return
+
+    def show_others(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    show_others.ignores_closed_loops = True  # pyrefly: ignore
+    sys.unraisablehook = show_others
 
 
 def rank_evaluation(metrics: dict[str, float], metric: str | None) -> tuple[float, float]:
