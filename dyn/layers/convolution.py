@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import flax.linen as nn
@@ -20,6 +21,7 @@ from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import convolve_with_geometry, expand_over_space
 from dyn.ops.geometry import Geometry, Padding, Problem, resolve_geometry
 from dyn.ops.lowerings import map_chunks, num_chunks
+from dyn.ops.sharding import automate_sharding, spec_of_convolution
 
 Array = jax.Array
 
@@ -217,14 +219,17 @@ class ConvLayer(nn.Module):
         x: Array,
         make_kernels: Callable[..., Array],
         weights: tuple[Array | None, ...],
+        shared: tuple[Array | None, ...] = (),
         lowering: str = "auto",
     ) -> Array:
         """Convolves each sample with its own kernel, which need not be a mixture of candidates.
 
         Args:
             x: `[B, *spatial, I]`.
-            make_kernels: makes the kernels `[b, *k, I/G, O]` of any b samples from their `weights`.
+            make_kernels: makes the kernels `[b, *k, I/G, O]` of any b samples as
+                `make_kernels(*weights, *shared)`; it must not read arrays from elsewhere.
             weights: `[B, ...]` or None each.
+            shared: arrays, or None, that all samples share.
             lowering: 'samples' (kernels are made when they are needed, and again in the backward pass),
                 'taps', 'patches' or 'reference' (all are made first); see `dyn.ops.dynamic_conv`.
 
@@ -248,14 +253,25 @@ class ConvLayer(nn.Module):
             )
             estimates = planner.plan(problem).estimates
             lowering = next(e.lowering for e in estimates if e.lowering in SAMPLE_LOWERINGS)
-        if lowering == "samples":
+
+        def convolve(x: Array, weights: tuple, shared: tuple, lowering: str) -> Array:
+            def convolve_one(x: Array, w: Array) -> Array:
+                return self.convolve(x[None], w[None], lowering=lowering)[0]
+
+            return jax.vmap(convolve_one)(x, make_kernels(*weights, *shared))
+
+        def convolve_chunks(x: Array, weights: tuple, shared: tuple) -> Array:
             return map_chunks(
-                lambda x, *weights: self.convolve_samples(x, make_kernels, weights, "patches"),
+                lambda x, *weights: convolve(x, weights, shared, "patches"),
                 (x, *weights),
                 num_chunks(x.shape[0], kernel, geometry, itemsize),
             )
-        convolve = jax.vmap(lambda x, w: self.convolve(x[None], w[None], lowering=lowering)[0])
-        return convolve(x, make_kernels(*weights))
+
+        return automate_sharding(
+            convolve_chunks if lowering == "samples" else partial(convolve, lowering=lowering),
+            *(x, weights, shared),
+            spec=spec_of_convolution(x, None, (x.shape[0], *geometry.out, self.features)),
+        )
 
     def add_bias(self, y: Array) -> Array:
         """Adds the parameter `bias`, `(O,)`, if `use_bias`."""

@@ -129,15 +129,7 @@ class FDConv(ConvLayer):
         x = x.astype(self.conv_dtype(x))
         x = x * expand_over_space(channels, x)
 
-        def scale_kernel(kernel: Array, taps: Array | None, neighbours: Array | None) -> Array:
-            if taps is not None:
-                kernel = kernel * taps[..., None, None]
-            if neighbours is not None and local_kernel is not None:
-                # Local weights are as large as the kernels, and made only when these are.
-                kernel = kernel * local_weights(neighbours, local_kernel, shape)
-            return kernel.astype(x.dtype)
-
-        y = self.convolve_spectrum(x, spectrum, (mix, taps, neighbours), scale_kernel)
+        y = self.convolve_spectrum(x, spectrum, (mix, taps, neighbours), local_kernel)
         if filters is not None:
             y = y * expand_over_space(filters, y)
         y = self.add_bias(y)
@@ -148,7 +140,7 @@ class FDConv(ConvLayer):
         x: Array,
         spectrum: Array,
         weights: tuple[Array | None, ...],
-        scale_kernel: Callable[..., Array],
+        local_kernel: Array | None,
     ) -> Array:
         """Convolves each sample with the kernel of its weighted spectrum.
 
@@ -156,22 +148,21 @@ class FDConv(ConvLayer):
             x: `[B, *spatial, I]`.
             spectrum: the Fourier weights.
             weights: `(mix, taps, neighbours)`, `[B, ...]` or None each.
-            scale_kernel: scales kernels `[b, *k, I/G, O]` by the taps and neighbours of b samples.
+            local_kernel: with the neighbours, the arguments of `local_weights`; None without `local`.
         """
         shape = self.kernel_shape(x)
         in_chunks = self.lowering == "auto" and planner.why_no_loop() is None
         if in_chunks or self.lowering == "samples":
             groups = frequency_groups(shape, self.num_kernels)
-            # Apart, because a gradient that sums over an axis of two numbers takes most of a step.
-            real, imaginary = spectrum[..., 0], spectrum[..., 1]
 
-            def transform(mix: Array, *weights: Array | None) -> Array:
+            def transform(mix, taps, neighbours, real, imaginary, local_kernel) -> Array:
                 w = mix[:, groups]
-                return scale_kernel(
-                    self.apply_mask(_kernel_from_parts(w * real, w * imaginary, shape)), *weights
-                )
+                kernel = self.apply_mask(_kernel_from_parts(w * real, w * imaginary, shape))
+                return scale_kernels(kernel, taps, neighbours, local_kernel).astype(x.dtype)
 
-            return self.convolve_samples(x, transform, weights, "samples")
+            # Apart, because a gradient that sums over an axis of two numbers takes most of a step.
+            shared = (spectrum[..., 0], spectrum[..., 1], local_kernel)
+            return self.convolve_samples(x, transform, weights, shared, "samples")
 
         # The transform of a batch cannot be split over devices, but a mixture of kernels can.
         candidates = self.apply_mask(disjoint_kernels(spectrum, shape, self.num_kernels))
@@ -179,10 +170,12 @@ class FDConv(ConvLayer):
             mix, taps, _ = weights
             return self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
 
-        def mix_and_scale(mix: Array, *weights: Array | None) -> Array:
-            return scale_kernel(mix_kernels(candidates, mix, None), *weights)
+        def mix_and_scale(mix, taps, neighbours, candidates, local_kernel) -> Array:
+            kernel = mix_kernels(candidates, mix, None)
+            return scale_kernels(kernel, taps, neighbours, local_kernel).astype(x.dtype)
 
-        return self.convolve_samples(x, mix_and_scale, weights, self.lowering)
+        shared = (candidates, local_kernel)
+        return self.convolve_samples(x, mix_and_scale, weights, shared, self.lowering)
 
     def fourier_weights(self, x: Array) -> Array:
         """Returns the parameter `spectrum`, `[R, C // 2 + 1, 2]`, in float32 or wider."""
@@ -265,6 +258,18 @@ class _Kernel(nn.Module):
     @nn.compact
     def __call__(self) -> Array:
         return self.param("kernel", nn.initializers.constant(1e-6), self.shape, self.param_dtype)
+
+
+def scale_kernels(
+    kernels: Array, taps: Array | None, neighbours: Array | None, local_kernel: Array | None
+) -> Array:
+    """Scales the kernels `[b, *k, i, O]` of b samples by `taps [b, *k]` and by `local_weights`."""
+    if taps is not None:
+        kernels = kernels * taps[..., None, None]
+    if neighbours is not None and local_kernel is not None:
+        # Local weights are as large as the kernels, and made only when these are.
+        kernels = kernels * local_weights(neighbours, local_kernel, kernels.shape[1:])
+    return kernels
 
 
 def local_weights(neighbours: Array, kernel: Array, shape: Sequence[int]) -> Array:

@@ -177,7 +177,12 @@ class GatedConv(ConvLayer):
         if self.granularity == "kernel":
             return self.convolve(x, kernel, gates, lowering=self.lowering)
         gates = gates.reshape(gates.shape[0], *(1,) * (wide.ndim - 3), *gates.shape[1:])
-        return self.convolve_samples(x, lambda gates: wide * gates, (gates,), self.lowering)
+        return self.convolve_samples(x, gate_kernels, (gates,), (wide,), self.lowering)
+
+
+def gate_kernels(gates: Array, kernel: Array) -> Array:
+    """Multiplies one kernel by the gates of its slices, for each sample."""
+    return kernel * gates
 
 
 class Gates(AttentionBranch):

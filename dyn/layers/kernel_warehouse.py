@@ -245,7 +245,7 @@ class WarehouseConv(ConvLayer):
         mix = mix.reshape(-1, taps, out_blocks, in_blocks, mix.shape[-1])
         x = x.astype(self.conv_dtype(x))
 
-        def assemble(mix: Array) -> Array:
+        def assemble(mix: Array, cells: Array) -> Array:
             # `jnp.einsum` may exchange the operands; XLA then copies every kernel into another layout.
             rows = mix.reshape(math.prod(mix.shape[:-1]), mix.shape[-1])
             flat = cells.astype(dtype).reshape(cells.shape[0], math.prod(cells.shape[1:]))
@@ -254,7 +254,7 @@ class WarehouseConv(ConvLayer):
             kernel = kernel.transpose(0, 1, 3, 4, 2, 5)
             return self.apply_mask(kernel.reshape(-1, *self.kernel_shape(x))).astype(x.dtype)
 
-        y = self.convolve_samples(x, assemble, (mix,), self.lowering)
+        y = self.convolve_samples(x, assemble, (mix,), (cells,), self.lowering)
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 

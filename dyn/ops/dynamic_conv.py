@@ -9,6 +9,7 @@ from jax import lax
 
 from dyn.ops import lowerings, planner
 from dyn.ops.geometry import Array, Geometry, Padding, Problem, resolve_geometry
+from dyn.ops.sharding import automate_sharding, spec_of_convolution
 
 
 def dynamic_conv(
@@ -115,6 +116,17 @@ def convolve_with_geometry(
 # lowering, and layers of equal shape are traced once.
 @partial(jax.jit, static_argnames=("geometry", "lowering", "precision"))
 def _dynamic_conv(
+    inputs, kernels, mix, taps, channels, filters, geometry: Geometry, lowering: str, precision
+) -> Array:
+    out = (inputs.shape[0], *geometry.out, kernels.shape[-1])
+    return automate_sharding(
+        partial(_convolve, geometry=geometry, lowering=lowering, precision=precision),
+        *(inputs, kernels, mix, taps, channels, filters),
+        spec=spec_of_convolution(inputs, kernels, out),
+    )
+
+
+def _convolve(
     inputs, kernels, mix, taps, channels, filters, geometry: Geometry, lowering: str, precision
 ) -> Array:
     makes_sample_kernels = lowering == "samples" and not (mix is None and taps is None)
