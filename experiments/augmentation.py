@@ -21,6 +21,7 @@ from pathlib import Path
 
 from experiments.configs.shared.overrides import split_override
 from experiments.core import cli
+from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.inference.generate import generate
 from experiments.load import load
@@ -59,7 +60,9 @@ def main(
     folder = Path(workdir).expanduser()
     runs = train_augmentations(classifier, gan, folder, seeds, write_pictures)
     write_report(runs, folder)
-    print(f"\nreport   {folder / 'report.md'}\nfigures  {folder / 'figures'}")
+    print_line()
+    print_line(f"report   {folder / 'report.md'}")
+    print_line(f"figures  {folder / 'figures'}")
 
 
 if __name__ == "__main__":

@@ -11,12 +11,13 @@ It reads what the runs have left, trains nothing, and may be repeated at any tim
 """
 
 from experiments.core import cli
+from experiments.core.console import print_line
 from experiments.reports.report import write_report
 
 
 def main(run: str, *runs: str, out: str = "") -> None:
     """Writes the report of some runs, and prints its path."""
-    print(write_report([run, *runs], out))
+    print_line(str(write_report([run, *runs], out)))
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 from experiments.configs.shared.overrides import override_all, split_override
 from experiments.configs.shared.overrides import sweep as sweep_configs
 from experiments.core import cli
+from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.reports.report import write_report
 from experiments.train.grid import load_config
@@ -61,7 +62,9 @@ def main(
     folder = Path(workdir or f"runs/study-{dataset.partition(',')[0]}").expanduser()
     run_study(compared, folder, seeds, folds, control)
     write_report([folder], folder)
-    print(f"\nreport   {folder / 'report.md'}\nfigures  {folder / 'figures'}")
+    print_line()
+    print_line(f"report   {folder / 'report.md'}")
+    print_line(f"figures  {folder / 'figures'}")
 
 
 if __name__ == "__main__":

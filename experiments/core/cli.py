@@ -30,6 +30,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from experiments.core.config_file import find_setting, load_config_file
+from experiments.core.console import print_line, print_lines
 from experiments.core.errors import UserError, describe_kind
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM
@@ -81,7 +82,7 @@ def run(
     """
     usage = (usage or "").strip()
     if any(word in _HELP for word in argv[1:]):
-        print(usage)
+        print_lines(usage)
         return 0
     try:
         words, options = parse_command_line(main, argv, usage)
@@ -94,11 +95,12 @@ def run(
         return 0
     except UserError as error:
         if any(word.lstrip("-").lower() in ("debug", "debug=true", "debug=1") for word in argv[1:]):
-            traceback.print_exc()
-        print(f"error: {join_lines(str(error))}", file=sys.stderr)
+            print_lines(traceback.format_exc(), error=True)
+        print_line(f"error: {join_lines(str(error))}", error=True)
         return 2
     except KeyboardInterrupt as stop:
-        print(f"\n{str(stop) or stopped}", file=sys.stderr)
+        print_line(error=True)
+        print_line(str(stop) or stopped, error=True)
         return getattr(stop, "exit_code", INTERRUPTED)
 
 

@@ -1,5 +1,6 @@
 """The terminal during a run: a progress bar, a row per evaluation, and tables of facts."""
 
+import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
@@ -8,6 +9,8 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.text import Text
+
+from experiments.core.escaping import escape_control
 
 LOG_SECONDS = 10.0  # between two lines of a log file
 REDRAW_SECONDS = 0.25  # between two states of the bar
@@ -139,6 +142,17 @@ class Progress:
         _print_line(self._console, line)
 
 
+def print_line(text: str = "", error: bool = False) -> None:
+    """Prints one line to standard output or standard error; every command prints by this or by `Progress`."""
+    print(escape_control(text), file=sys.stderr if error else sys.stdout, flush=True)
+
+
+def print_lines(text: str, error: bool = False) -> None:
+    """Prints a text of several lines, such as a traceback."""
+    for line in text.rstrip("\n").split("\n"):
+        print_line(line, error)
+
+
 def print_facts(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False) -> None:
     """Prints a title and one fact a line, name and value; nothing if `quiet`.
 
@@ -147,6 +161,7 @@ def print_facts(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False
     if quiet:
         return
     console = Console()
+    rows = [(escape_control(name), escape_control(str(value))) for name, value in rows]
     margin = max((len(name) for name, _ in rows), default=0) + 4
     # A log file has no width to keep to.
     width = max(console.width, margin + 24) if console.is_terminal else 10**6
@@ -156,11 +171,11 @@ def print_facts(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False
     _print_line(console, Text(title, style="bold cyan"))
     for name, value in rows:
         wrapper.initial_indent = f"  {name}".ljust(margin)
-        for line in str(value).splitlines() or [""]:
-            text = Text(wrapper.fill(line) or wrapper.initial_indent)
-            text.stylize("dim", 0, margin)
+        filled = wrapper.fill(value) or wrapper.initial_indent
+        for number, line in enumerate(filled.split("\n")):
+            text = Text(line)
+            text.stylize("dim", 0, 0 if number else margin)
             _print_line(console, text)
-            wrapper.initial_indent = wrapper.subsequent_indent
 
 
 def print_result(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False) -> None:
@@ -192,7 +207,13 @@ def format_seconds(seconds: float) -> str:
 
 
 def _print_line(console: Console, line: str | Text) -> None:
-    """Prints one line as it is: brackets are not markup, and nothing is wrapped or cut."""
+    """Prints one line as it is: brackets are not markup, and nothing is wrapped or cut.
+
+    Control characters are escaped: a file or a class may have a name that would rewrite the terminal.
+    """
+    plain = line.plain if isinstance(line, Text) else line
+    if (escaped := escape_control(plain)) != plain:
+        line = Text(escaped, line.style) if isinstance(line, Text) else escaped
     console.print(line, markup=False, highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.file.flush()  # a log file is read while the run goes on

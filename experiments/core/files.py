@@ -15,6 +15,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from experiments.core.escaping import escape_cell, restore_cell
+
 # Errors in writing: the disk is full, the quota used up, the file too large, the file system read-only.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -42,12 +44,35 @@ def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
 def write_csv(
     path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[object]]
 ) -> None:
-    """Writes a table of comma-separated values; None is an empty cell."""
+    """Writes a table of comma-separated values; None is an empty cell, and formulas are escaped.
+
+    `read_csv` returns what was written.
+    """
     options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
     with replace_file(path) as temporary, open(temporary, "w", **options) as file:
         table = csv.writer(file)
-        table.writerow(header)
-        table.writerows(rows)
+        table.writerow(map(escape_cell, header))
+        table.writerows(map(escape_cell, row) for row in rows)
+
+
+def read_csv(path: str | os.PathLike) -> list[list[str]]:
+    """Reads a table of comma-separated values, with the header as its first row.
+
+    Raises:
+        OSError, ValueError or csv.Error: if it cannot be read.
+    """
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        return [[restore_cell(cell) for cell in row] for row in csv.reader(file)]
+
+
+def read_csv_records(path: str | os.PathLike) -> list[dict[str, str]]:
+    """Reads the rows of a table by the names of its columns, without empty rows; see `read_csv`.
+
+    A cell that a short row lacks is empty.
+    """
+    header, *rows = read_csv(path) or [[]]
+    empty = [""] * len(header)
+    return [dict(zip(header, [*row, *empty], strict=False)) for row in rows if row]
 
 
 def write_arrays(path: str | os.PathLike, arrays: Mapping[str, np.ndarray]) -> None:
@@ -65,7 +90,9 @@ def append_csv(
     overwrite: bool = False,
     dialect: str | type[csv.Dialect] = "excel",
 ) -> Iterator[Callable[[Iterable[Sequence[object]]], None]]:
-    """Yields a function that appends rows to a table of comma-separated values.
+    """Yields a function that appends rows to a table, as `write_csv` writes one.
+
+    Values of another dialect are written as they are: only spreadsheets know formulas.
 
     The file begins to exist with the first rows, and each call hands its rows to the system: what was made
     before a crash is there.
@@ -73,6 +100,7 @@ def append_csv(
     Raises:
         FileExistsError: with the first rows, if the file exists and `overwrite` is false.
     """
+    escape = escape_cell if dialect == "excel" else lambda cell: cell
     with contextlib.ExitStack() as stack:
         file = table = None
 
@@ -83,8 +111,8 @@ def append_csv(
                 options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
                 file = stack.enter_context(open(path, "w" if overwrite else "x", **options))
                 table = csv.writer(file, dialect)
-                table.writerow(header)
-            table.writerows(rows)
+                table.writerow(map(escape, header))
+            table.writerows(map(escape, row) for row in rows)
             file.flush()
 
         yield append

@@ -7,6 +7,8 @@ from pathlib import Path
 import pooch
 from tqdm.auto import tqdm
 
+from experiments.core.console import print_line
+
 
 class DownloadError(Exception):
     """Reason why a file cannot be downloaded, without a full stop; the reader adds what to do about it."""
@@ -28,7 +30,7 @@ def download_file(url: str, md5: str, final: Path, size: int) -> Path:
 
     if final.is_file():
         return final
-    print(f"Downloading {url} to {final} (about {size / 1e6:,.0f} MB, once)", flush=True)
+    print_line(f"Downloading {url} to {final} (about {size / 1e6:,.0f} MB, once)")
     pooch.get_logger().setLevel(logging.WARNING)
     bar = _LimitedBar(size, max_bytes=2 * size)
     downloader = pooch.HTTPDownloader(progressbar=bar, chunk_size=1 << 20, timeout=60)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from sklearn.model_selection import StratifiedKFold
 
 from experiments.core.errors import UserError
-from experiments.core.files import write_csv
+from experiments.core.files import read_csv, write_csv
 from experiments.data import splits
 from experiments.data.dataset import Dataset, Source
 from experiments.data.views import Chain, Subset
@@ -158,8 +158,7 @@ def read_folds(path: str | os.PathLike, pool: PooledSplits, classes: Sequence[st
         UserError: if the file cannot be read, or belongs to other examples than those of the pool.
     """
     try:
-        with open(path, encoding="utf-8", newline="") as file:
-            header, *rows = csv.reader(file)
+        header, *rows = read_csv(path)
         if header != COLUMNS:
             raise ValueError(f"its first line is not {','.join(COLUMNS)}")
         written = [(example, label) for example, _, label, _ in rows]

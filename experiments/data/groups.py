@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.audio.annotations import compile_pattern
 from experiments.core.errors import UserError
+from experiments.core.files import read_csv_records
 from experiments.data import splits
 
 
@@ -79,16 +80,15 @@ def read_splits(path: Path) -> dict[str, str]:
         UserError: if it is another kind of file, or has a file in two splits.
     """
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv_records(path)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if not rows or not {"file", "split"} <= rows[0].keys():
         raise UserError(f"{path} has no rows with the columns file and split.")
     split_of: dict[str, str] = {}
     for row in rows:
-        name = (row["file"] or "").replace("\\", "/").removeprefix("./")
-        split = (row["split"] or "").strip().lower()
+        name = row["file"].replace("\\", "/").removeprefix("./")
+        split = row["split"].strip().lower()
         if split_of.setdefault(name, split) != split:
             raise UserError(f"{path}: {name} is in two splits, {split_of[name]} and {split}.")
     return check_splits(split_of, path)

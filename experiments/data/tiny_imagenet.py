@@ -22,6 +22,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from experiments.core import digests
+from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.data import archives, paths, pictures, splits
 from experiments.data.dataset import Dataset, Example
@@ -195,7 +196,7 @@ def _prepare(source: Path, data_dir: Path) -> TinyImagenet:
     if builder.is_prepared():
         return builder
     read_layout(files)  # Raises before anything is written.
-    print(f"Preparing {source} (once) in {builder.data_path}", flush=True)
+    print_line(f"Preparing {source} (once) in {builder.data_path}")
     start = time.monotonic()
     try:
         # TFDS writes into a temporary folder and renames it at the end.
@@ -209,7 +210,7 @@ def _prepare(source: Path, data_dir: Path) -> TinyImagenet:
                 f"Tiny ImageNet could not be prepared in {data_dir} ({error}). Make room or choose another "
                 "folder with --config.data.dir=PATH."
             ) from error
-    print(f"Prepared in {time.monotonic() - start:.0f} s.", flush=True)
+    print_line(f"Prepared in {time.monotonic() - start:.0f} s.")
     return builder
 
 

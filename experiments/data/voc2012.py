@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.core.files import replace_file
 from experiments.data import archives, masks, paths, pictures, splits
@@ -153,7 +154,7 @@ def unpack_tar(tar: Path, data_dir: Path) -> Path:
         archive = tarfile.open(tar)
     except (*archives.ERRORS, OSError) as error:
         raise _make_error(f"{tar} is not a tar file ({error}).") from error
-    print(f"Unpacking {tar} (once) to {root}", flush=True)
+    print_line(f"Unpacking {tar} (once) to {root}")
     with archive:
         try:
             _unpack_members(archive, tar, root)

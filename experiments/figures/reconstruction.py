@@ -30,7 +30,9 @@ def draw_reconstructions(
     figure = style.new_figure(1.35 * max(len(inputs), 4) + 0.5, 5.4, title, caption)
     rows = figure.subplots(3, len(inputs), squeeze=False)
     for axes, name in zip(rows[0], names, strict=True):
-        axes.set_title(style.escape(name), fontsize=8.5, color=style.INK)
+        axes.set_title(
+            "\n".join(map(style.escape, name.split("\n"))), fontsize=8.5, color=style.INK
+        )
     for row, label, pictures in zip(
         rows, ("input", "output", "absolute error"), (inputs, outputs, errors), strict=True
     ):

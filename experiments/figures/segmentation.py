@@ -71,7 +71,8 @@ def draw_iou(iou: Mapping[str, float | None], path: str | os.PathLike) -> None:
     axes = figure.subplots()
     names = sorted(present, key=present.get)
     lengths = [present[name] for name in names]
-    axes.barh([style.shorten(name) for name in names], lengths, color=style.VALIDATION)
+    axes.barh(range(len(names)), lengths, color=style.VALIDATION)
+    axes.set_yticks(range(len(names)), [style.shorten(name) for name in names])
     axes.axvline(mean, color=style.FAINT, linewidth=1, linestyle="--")
     style.style_axes(axes, xlabel="IoU")
     axes.set_xlim(0, 1)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from experiments.core.escaping import escape_control
 from experiments.core.files import replace_file
 
 DPI = 130
@@ -32,9 +33,10 @@ def new_figure(width: float, height: float, title: str, caption: str = "") -> Fi
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     figure.get_layout_engine().set(w_pad=0.06, h_pad=0.08)
-    figure.suptitle(title, fontsize=12, fontweight="bold", color=INK)
+    figure.suptitle(escape(title), fontsize=12, fontweight="bold", color=INK)
     if caption:
-        figure.supxlabel(textwrap.fill(caption, int(width / 0.067)), fontsize=8.5, color=FAINT)
+        lines = textwrap.fill(escape(caption), int(width / 0.067))
+        figure.supxlabel(lines, fontsize=8.5, color=FAINT)
     return figure
 
 
@@ -114,8 +116,13 @@ def shorten(text: str, letters: int = 22, keep_end: bool = False) -> str:
 
 
 def escape(text: str) -> str:
-    """Returns a text in which dollars are dollars: matplotlib would read a pair of them as a formula."""
-    return text.replace("$", r"\$")
+    """Returns a text in one line that matplotlib shows as it is.
+
+    It would read what is between two dollars as a formula, and leave a name with an underscore before it
+    out of a legend.
+    """
+    text = escape_control(text).replace("$", r"\$")
+    return f"\u200b{text}" if text.startswith("_") else text
 
 
 def make_voc_palette() -> np.ndarray:

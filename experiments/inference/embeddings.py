@@ -12,6 +12,7 @@ import numpy as np
 
 from experiments.audio import spectrograms, times
 from experiments.core.errors import UserError
+from experiments.core.files import read_csv_records
 from experiments.data import Example
 from experiments.data.reading import File
 from experiments.inference.audio_windows import make_audio_settings, read_windows
@@ -154,10 +155,9 @@ def _read_labels(path: Path) -> dict[str, str]:
     if path.suffix.lower() != ".csv":
         raise UserError(f"--labels={path}: choose folder, period, or a file that ends in .csv.")
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = read_csv_records(path)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"--labels={path} cannot be read: {error}.") from error
     if not rows or not {"file", "label"} <= set(rows[0]):
         raise UserError(f"--labels={path} needs the columns file and label, and a row per file.")
-    return {row["file"]: row["label"] or "" for row in rows if row["file"]}
+    return {row["file"]: row["label"] for row in rows if row["file"]}

@@ -28,7 +28,7 @@ def draw_costs(layers: Sequence[LayerCost], path: str | os.PathLike) -> None:
         axes.ticklabel_format(axis="x", style="sci", scilimits=(3, 3), useMathText=True)
         style.style_axes(axes, title)
         axes.grid(axis="y", visible=False)
-    panels[0].set_yticks(places, [layer.name for layer in layers])
+    panels[0].set_yticks(places, [style.escape(layer.name) for layer in layers])
     panels[0].tick_params(axis="y", labelsize=7, colors=style.INK)
     panels[0].set_ylim(-0.7, len(layers) - 0.3)
     if any(layer.attention.macs for layer in layers):
@@ -53,7 +53,7 @@ def draw_similarities(uses: Sequence[KernelUse], path: str | os.PathLike) -> boo
     for axes, (name, matrix) in zip(panels, shown, strict=True):
         picture = axes.imshow(matrix, cmap=style.get_colormap("RdBu_r"), vmin=-1, vmax=1)
         style.style_axes(axes, grid=False, frame=True)
-        axes.set_title(name.replace("/", "\n"), fontsize=7, color=style.INK)
+        axes.set_title(style.escape(name).replace("/", "\n"), fontsize=7, color=style.INK)
         axes.set(xticks=[], yticks=[])
     style.add_colorbar(picture, panels, fraction=0.02, pad=0.01)
     style.save_figure(figure, path)

@@ -1,7 +1,6 @@
 """Writes a web page about a finished run's network, one file with all of its figures."""
 
 import base64
-import html
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 
 from dyn.diagnostics import Cost
 from experiments.core.errors import UserError
+from experiments.core.escaping import escape_html
 from experiments.core.files import write_text
 from experiments.reports import map_figures, network_figures
 from experiments.reports.network import (
@@ -85,9 +85,9 @@ def write_page(
         figures |= {title: run / "figures" / f"{name}.png" for name, title in RUN_FIGURES.items()}
         embedded = [_embed_figure(title, path) for title, path in figures.items() if path.exists()]
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
-        title=html.escape(f"{summary['config']} on {summary['dataset']}"),
+        title=escape_html(f"{summary['config']} on {summary['dataset']}"),
         facts=_render_table((), _list_facts(run, summary, shape, classes)),
-        findings="\n".join(f"<li>{html.escape(finding)}</li>" for finding in findings),
+        findings="\n".join(f"<li>{escape_html(finding)}</li>" for finding in findings),
         figures="\n".join(embedded),
         mixtures=_render_mixtures(uses),
         layers=_render_layers(layers),
@@ -115,7 +115,7 @@ def _draw_figures(
 
 def _embed_figure(title: str, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<p><img alt="{html.escape(title)}" src="data:image/png;base64,{data}"></p>'
+    return f'<p><img alt="{escape_html(title)}" src="data:image/png;base64,{data}"></p>'
 
 
 def _list_facts(
@@ -176,7 +176,7 @@ def _render_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Returns a table in HTML, with its cells escaped."""
 
     def render_row(cells: Sequence[str], tag: str) -> str:
-        return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
+        return f"<tr>{''.join(f'<{tag}>{escape_html(cell)}</{tag}>' for cell in cells)}</tr>"
 
     lines = [render_row(header, "th")] if header else []
     return "\n".join(["<table>", *lines, *(render_row(row, "td") for row in rows), "</table>"])

@@ -9,6 +9,7 @@ import numpy as np
 
 from experiments.core import files
 from experiments.core.errors import UserError
+from experiments.core.escaping import escape_control, escape_markdown
 from experiments.reports import map_figures, published, recipes, study_figures, tables
 from experiments.reports.comparison import DatasetComparison, compare_runs
 from experiments.runs import artifacts
@@ -46,10 +47,10 @@ def write_report(
         lines += _write_section(comparison, place, folder)
     if excluded:
         table = tables.make_excluded_table(excluded, place)
-        lines += [f"## {table.title}", "", tables.render_markdown(table), ""]
+        lines += [f"## {escape_markdown(table.title)}", "", tables.render_markdown(table), ""]
     if comparisons:
         lines += ["## How the numbers were made", ""]
-        lines += [*(f"* {note}" for note in _list_notes(comparisons)), ""]
+        lines += [*(f"* {escape_markdown(note)}" for note in _list_notes(comparisons)), ""]
     files.write_text(place / "report.md", "\n".join(lines))
     files.write_text(place / "report.tex", _render_latex(comparisons))
     files.write_csv(place / "report.csv", *tables.list_config_records(comparisons))
@@ -87,7 +88,7 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
     `folder` is the folder of the figures, as seen from the report's folder `place`.
     """
     lines = [
-        f"## {comparison.dataset}",
+        f"## {escape_markdown(comparison.dataset)}",
         "",
         *_render_titled_table(tables.make_results_table(comparison)),
     ]
@@ -116,18 +117,20 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
 
     first = comparison.results[0]
     if recipe := recipes.describe_recipe(first):
-        lines += [f"**Recipe** of {first.label}: {recipe}.", ""]
+        lines += [f"**Recipe** of {escape_markdown(f'{first.label}: {recipe}')}.", ""]
     lines += _render_titled_table(recipes.make_changes_table(comparison))
     if commands := recipes.list_commands(comparison.results):
         lines += ["Commands of the first run of each config:", ""]
-        lines += [*(f"    {command}" for command in commands), ""]
+        lines += [*(f"    {escape_control(command)}" for command in commands), ""]
     if remarks := [*_list_remarks(comparison, place), *left_out, *also_left_out]:
-        lines += [*(f"* {remark}" for remark in remarks), ""]
+        lines += [*(f"* {escape_markdown(remark)}" for remark in remarks), ""]
     return lines
 
 
 def _render_titled_table(table: tables.Table | None) -> list[str]:
-    return [f"**{table.title}**", "", tables.render_markdown(table), ""] if table else []
+    if table is None:
+        return []
+    return [f"**{escape_markdown(table.title)}**", "", tables.render_markdown(table), ""]
 
 
 def _load_comparable(

@@ -41,7 +41,7 @@ def draw_accuracy_against_macs(comparison: DatasetComparison, path: str | os.Pat
     figure = style.new_figure(
         8.6,
         4.6,
-        f"Test {name} against multiply-adds: {style.escape(comparison.dataset)}",
+        f"Test {name} against multiply-adds: {comparison.dataset}",
         f"Points: mean over {comparison.replicates} of the test {name}. Bars: standard deviation, of two "
         "runs or more.",
     )
@@ -83,7 +83,7 @@ def draw_curves(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
     figure = style.new_figure(
         8.6,
         6.0,
-        f"Validation: {style.escape(comparison.dataset)}",
+        f"Validation: {comparison.dataset}",
         f"Lines: mean over {comparison.replicates}; bands: one standard deviation to either side. After a "
         "run has stopped early, mean and deviation are those of the others.",
     )
@@ -146,9 +146,7 @@ def draw_runs(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
     if any(_first_tick(comparison, quantity) > 0 for quantity in quantities):
         caption += " The axis does not begin at zero."
     height = 2.6 * len(quantities) + 1.2
-    figure = style.new_figure(
-        width, height, f"Every run: {style.escape(comparison.dataset)}", caption
-    )
+    figure = style.new_figure(width, height, f"Every run: {comparison.dataset}", caption)
     panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
     for axes, quantity in zip(panels, quantities, strict=True):
         name = name_metric(quantity, comparison.metric)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from experiments.core.escaping import escape_control, escape_markdown
 from experiments.reports.comparison import (
     COSTS,
     PERCENT,
@@ -237,8 +238,7 @@ def render_markdown(table: Table) -> str:
     """Returns the table in Markdown, without its title."""
 
     def line(cells: Iterable[str]) -> str:
-        # A bar would begin another cell.
-        return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
+        return "| " + " | ".join(map(escape_markdown, cells)) + " |"
 
     rule = f"|{'|'.join(table.align('---', '---:'))}|"
     return "\n".join([line(table.headings), rule, *map(line, table.rows)])
@@ -283,7 +283,7 @@ _LATEX_ESCAPES = str.maketrans(
 
 def escape_latex(text: str) -> str:
     """Escapes all characters that have a meaning in LaTeX."""
-    return text.translate(_LATEX_ESCAPES)
+    return escape_control(text).translate(_LATEX_ESCAPES)
 
 
 # ---------------------------------------------------------------- CSV

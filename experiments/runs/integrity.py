@@ -6,7 +6,6 @@ Orbax verifies its index but not the array data: a flipped bit would go unnotice
 import enum
 import errno
 import json
-import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 
+from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.core.files import write_json
 from experiments.core.hosts import max_over_hosts
@@ -134,7 +134,7 @@ def describe_cause(error: BaseException) -> str:
 
 def warn(text: str) -> None:
     """Prints a warning to standard error."""
-    print(f"warning: {text}.", file=sys.stderr)
+    print_line(f"warning: {text}.", error=True)
 
 
 def _classify_read(folder: Path, damaged_file: Path | None, error: Exception | None) -> Outcome:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.core.files import read_json_object
 from experiments.train.grid import PlannedRun, attempt_run
@@ -62,12 +63,14 @@ def train_augmentations(
     failed, finished = [], []
     for seed in range(seeds):
         run, pictures = workdir / "generator" / f"seed{seed}", workdir / "generated" / f"seed{seed}"
-        print(f"\nseed {seed}: the GAN", flush=True)
+        print_line()
+        print_line(f"seed {seed}: the GAN")
         train(_set_seed(gan, seed), run)
         generate(run, pictures, seed)
         steps = 0
         for name in AUGMENTATIONS:
-            print(f"\nseed {seed}: {name}", flush=True)
+            print_line()
+            print_line(f"seed {seed}: {name}")
             config = _make_classifier_config(
                 _set_seed(classifier, seed), name, run / "splits.csv", pictures
             )
@@ -79,7 +82,9 @@ def train_augmentations(
             (finished if succeeded else failed).append(planned.workdir)
             if name == "none":
                 if not succeeded:
-                    print("the other runs of this seed need its number of steps, and are left out")
+                    print_line(
+                        "the other runs of this seed need its number of steps, and are left out"
+                    )
                     break
                 steps = read_json_object(planned.workdir / "summary.json")["steps"]
     if not finished:

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 import experiments.configs
 from experiments.configs.shared.overrides import override
 from experiments.core.config_file import list_configs, load_config_file
+from experiments.core.console import print_line
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.train.loop import train
 from experiments.train.program import Programs
@@ -43,7 +44,7 @@ def attempt_run(run: PlannedRun, programs: Programs) -> bool:
         return True
     run.workdir.mkdir(parents=True, exist_ok=True)
     note.write_text(sentence + "\n")
-    print(f"failed: {sentence}", flush=True)
+    print_line(f"failed: {sentence}")
     return False
 
 

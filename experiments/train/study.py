@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments import data
 from experiments.configs.shared.overrides import override
+from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.data import folds
 from experiments.train.control import make_control
@@ -45,7 +46,8 @@ def run_study(
     programs: Programs = {}
     failed = []
     for number, run in enumerate(runs, start=1):
-        print(f"\nrun {number} of {len(runs)}: {run.workdir.relative_to(workdir)}", flush=True)
+        print_line()
+        print_line(f"run {number} of {len(runs)}: {run.workdir.relative_to(workdir)}")
         if number > 1 and run.config.name != runs[number - 2].config.name:
             programs.clear()  # other configs cannot use them
             gc.collect()
@@ -55,7 +57,8 @@ def run_study(
         reason = (runs[0].workdir / "error.txt").read_text()
         raise UserError(f"All {len(runs)} runs failed. The reason of the first: {reason}")
     if failed:
-        print(f"\n{len(failed)} of {len(runs)} runs failed; the report lists the reasons.")
+        print_line()
+        print_line(f"{len(failed)} of {len(runs)} runs failed; the report lists the reasons.")
 
 
 def plan_runs(

@@ -16,6 +16,7 @@ def test_shorten():
     assert shorten("wren", 4) == "wren" and shorten("a wren", 4) == "a w…"
     assert shorten("stage1/conv", 5, keep_end=True) == "…conv"
     assert shorten("$a$") == r"\$a\$"
+    assert shorten("_a\x1b\n") == "\u200b_a\\x1b\\n"  # A legend leaves out what begins with "_".
 
 
 def by_bits(number):

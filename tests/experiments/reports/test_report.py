@@ -72,6 +72,16 @@ def test_runs_become_tables_and_figures(tmp_path, write_run, rng):
     assert r"odconv & 3 & 95.00 $\pm$ 0.00" in latex
 
 
+def test_names_of_runs_are_no_markup(tmp_path, write_run):
+    write_run("=cmd|_a_", dataset="<b>$x$\x1b")
+    path = write_report([tmp_path])
+    text = path.read_text()
+    assert r"## &lt;b>\$x\$\\x1b" in text and r"| =cmd\|\_a\_ |" in text
+    assert not re.search("<[a-z/]|\x1b", text)
+    assert "<b>$x$\x1b,'=cmd|_a_," in path.with_name("report.csv").read_text()
+    assert (path.parent / linked_figures(text)[0]).exists()
+
+
 def test_maps_of_the_same_pictures(tmp_path, write_run, rng):
     pictures = rng.normal(size=(2, 8, 8, 1)).astype(np.float32)
     for name in ("base", "odconv"):
