@@ -320,7 +320,7 @@ def rank_evaluation(metrics: dict[str, float], metric: str | None) -> tuple[floa
     return metrics[metric], -metrics["loss"]
 
 
-def with_sharding(tree: Any, sharding: jax.sharding.Sharding) -> Any:
+def with_sharding(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
     """Gives every shape in a tree a sharding, so that a checkpoint is restored onto today's devices."""
     return jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree

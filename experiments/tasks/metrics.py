@@ -39,8 +39,8 @@ def sum_classification(
     valid = counts & ~jnp.any(jnp.isnan(logits), axis=-1)
 
     def count_classes(classes: jax.Array, selected: jax.Array) -> jax.Array:
-        zeros = jnp.zeros(logits.shape[-1], jnp.float32)
-        return zeros.at[classes].add(selected.astype(jnp.float32))
+        members = jax.nn.one_hot(classes, logits.shape[-1], dtype=jnp.float32)
+        return jnp.sum(jnp.where(selected[:, None], members, jnp.zeros_like(members)), axis=0)
 
     return {
         "loss": jnp.sum(jnp.where(counts, losses, jnp.zeros_like(losses))),

@@ -124,7 +124,7 @@ def compile_program(
         steps: number of steps in each phase of the run.
         train_example: an example as training sees it; only shapes and dtypes matter.
         eval_example: the same for evaluation.
-        mesh: the devices; all there are if left out.
+        mesh: the devices, with an axis `data` of any type; all there are if left out.
     """
     mesh = make_mesh() if mesh is None else mesh
     train_batch = _batch_shapes(train_example, config.batch_size, mesh)
@@ -147,7 +147,9 @@ def compile_program(
     least = count_bytes_on_one_device((state_shape, state_shape.params, train_batch))
     check_fits(least, "The network with one batch")
     one = jax.ShapeDtypeStruct((1, *eval_batch["inputs"].shape[1:]), train_batch["inputs"].dtype)
-    macs = count_macs(partial(model.apply, train=False), state_shape.variables, one)
+    macs = count_macs(
+        partial(model.apply, train=False), with_sharding(state_shape.variables, None), one
+    )
 
     replicated = NamedSharding(mesh, P())
     parts = {"model": model, "task": task}

@@ -9,14 +9,18 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-AXIS = "data"
+AXIS = "data"  # of a mesh, over which batches are split
 # Gathering a smaller array takes longer than splitting it saves.
 SMALLEST_SHARDED = 4096
 
 
-def make_mesh() -> Mesh:
-    """Returns all devices of all hosts as a mesh of one axis."""
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+def make_mesh(axis_type: AxisType = AxisType.Auto) -> Mesh:
+    """Returns all devices of all hosts as a mesh of one axis.
+
+    The axis is automatic unless said otherwise: then XLA decides how to split what is computed. A step takes
+    a mesh with explicit axes too, but not every layer of Flax does.
+    """
+    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(axis_type,))
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
@@ -32,12 +36,15 @@ def with_shards(tree: Any, mesh: Mesh) -> Any:
     """Gives every shape of a tree a sharding that splits its array over the devices of a mesh.
 
     An array is split along its longest axis that the number of devices divides. An array without such an
-    axis, or with fewer than `SMALLEST_SHARDED` numbers, is replicated. Rajbhandari, Rasley, Ruwase, He:
+    axis, or with fewer than `SMALLEST_SHARDED` numbers, is replicated, and so is all over other axes of the
+    mesh than `AXIS`. Rajbhandari, Rasley, Ruwase, He:
     ZeRO: Memory Optimizations toward Training Trillion Parameter Models. SC 2020.
     """
 
+    devices = mesh.shape[AXIS]
+
     def shard(leaf: Any) -> jax.ShapeDtypeStruct:
-        axes = [axis for axis, length in enumerate(leaf.shape) if length % mesh.size == 0]
+        axes = [axis for axis, length in enumerate(leaf.shape) if length % devices == 0]
         if leaf.size < SMALLEST_SHARDED or not axes:
             spec = P()
         else:
@@ -65,8 +72,17 @@ class ParameterSharding:
 
     def gather(self, params: Any) -> Any:
         """Constrains parameters to be whole on every device."""
-        return jax.lax.with_sharding_constraint(params, self.gathered)
+        return _constrain(params, self.gathered)
 
     def shard(self, gradients: Any) -> Any:
         """Constrains gradients to be split as the parameters are between steps."""
-        return jax.lax.with_sharding_constraint(gradients, self.sharded)
+        return _constrain(gradients, self.sharded)
+
+
+def _constrain(tree: Any, shardings: Any) -> Any:
+    """Shards the arrays of a tree inside a compiled function."""
+    mesh = jax.tree.leaves(shardings)[0].mesh
+    # With explicit axes a constraint would only compare.
+    if AXIS in mesh.explicit_axes:
+        return jax.sharding.reshard(tree, shardings)
+    return jax.lax.with_sharding_constraint(tree, shardings)

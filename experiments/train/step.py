@@ -235,6 +235,7 @@ def train_step(
         batch,
         jax.random.fold_in(state.rng, state.step),
         settings.num_microbatches,
+        shard=sharding.shard if sharding else None,
     )
     params, opt_state = update_params(state, gradients, optimizer, settings.steps.head_only)
     new = {
@@ -331,6 +332,7 @@ def accumulate_gradients(
     batch: Batch,
     rng: jax.Array,
     num_microbatches: int,
+    shard: Callable[[Any], Any] | None = None,
 ) -> tuple[Any, tuple[Metrics, Any]]:
     """Averages the gradients of a batch's microbatches, with the memory of one microbatch.
 
@@ -346,6 +348,7 @@ def accumulate_gradients(
         batch: `[B, ...]`, B a multiple of the microbatches and of the devices.
         rng: key that is folded with the index of each microbatch.
         num_microbatches: 1 calls `compute` and nothing else.
+        shard: shards a tree as `compute` shards its gradients; None if it does not.
 
     Returns:
         Mean gradients, mean metrics, and the statistics after the last microbatch.
@@ -362,7 +365,8 @@ def accumulate_gradients(
         gradients, (metrics, batch_stats) = compute(params, batch_stats, microbatch, key)
         return (jax.tree.map(jnp.add, total, gradients), batch_stats), metrics
 
-    start = jax.tree.map(jnp.zeros_like, params), batch_stats
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    start = shard(zeros) if shard else zeros, batch_stats
     parts = jnp.arange(num_microbatches), cut_batch(batch, num_microbatches)
     (total, batch_stats), metrics = jax.lax.scan(accumulate_microbatch, start, parts)
     gradients = jax.tree.map(lambda leaf: leaf / num_microbatches, total)
