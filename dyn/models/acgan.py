@@ -21,6 +21,7 @@ from dyn.layers.cbam import CBAM
 from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, make_batch_norm
+from dyn.models.dropout import Dropout
 
 Array = jax.Array
 
@@ -222,7 +223,7 @@ class Discriminator(nn.Module):
             )(x)
             x = nn.leaky_relu(x, 0.2)
             # Whole feature maps: single dropped values could be inferred from their neighbours.
-            x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+            x = Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
         x = x.reshape(x.shape[0], -1)
         head = partial(SpectralNormDense, dtype=self.dtype, kernel_init=_linear_init)
         return head(1, name="real")(x)[..., 0], head(self.num_classes, name="label")(x)

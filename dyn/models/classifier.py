@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 
 from dyn.layers.attention import global_average
+from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -63,5 +64,5 @@ class Classifier(nn.Module):
         x = nn.Dense(
             self.hidden, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="hidden"
         )(x)
-        x = nn.Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        x = Dropout(self.dropout, deterministic=not train)(nn.relu(x))
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)

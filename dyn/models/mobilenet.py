@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, check_input, make_batch_norm
+from dyn.models.dropout import Dropout
 
 Array = jax.Array
 
@@ -116,7 +117,7 @@ class MobileNetV2(nn.Module):
             return (*features, x)
 
         x = jnp.mean(x, axis=tuple(range(1, axes + 1)))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
     def _scale(self, features: int) -> int:

@@ -18,6 +18,7 @@ from dyn.layers.attention import global_average, he_normal_fan_out
 from dyn.layers.kernel_representation import KernelRepresentation, beside
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, check_input, make_batch_norm
+from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.max_pool import max_pool
 
@@ -154,7 +155,7 @@ class ResNet(nn.Module):
             return tuple(features)
 
         x = jnp.mean(x, axis=tuple(range(1, axes + 1)))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
 

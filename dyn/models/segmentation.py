@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from dyn.layers.attention import global_average, he_normal_fan_out
 from dyn.models.backbone import make_batch_norm
+from dyn.models.dropout import Dropout
 from dyn.models.resnet import ResNet18
 from dyn.ops.dtypes import float32_or_wider
 
@@ -81,7 +82,7 @@ class FCN(nn.Module):
         y = compute_stage_features(self.backbone, x, train=train, dtype=self.dtype)[-1]
         hidden = self.features or max(1, y.shape[-1] // 4)
         y = ConvNorm(hidden, 3, dtype=self.dtype, name="hidden")(y, train)
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = Dropout(self.dropout, deterministic=not train)(y)
         y = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(y)
         return resize_logits(y, x)
 
@@ -146,7 +147,7 @@ class DeepLabV3Plus(nn.Module):
         stride = compute_stride(x.shape[1:3], last.shape[1:3])
         rates = [max(1, rate * 16 // stride) for rate in self.rates]
         y = ASPP(self.features, rates, dtype=self.dtype, name="aspp")(last, train)
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
+        y = Dropout(self.dropout, deterministic=not train)(y)
 
         # A small share, so that they do not outweigh the pyramid's (section 3 of the paper).
         low_features = max(1, self.features * 3 // 16)

@@ -15,6 +15,7 @@ import jax
 
 from dyn.layers.dcd_conv import bin_averages
 from dyn.models.backbone import ConvFactory, make_batch_norm
+from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -112,7 +113,7 @@ class SeriesNet(nn.Module):
         x = x.reshape(x.shape[0], -1)
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
-        x = nn.Dropout(self.dropout, deterministic=not train)(x)
+        x = Dropout(self.dropout, deterministic=not train)(x)
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
     def _compute_context(self, series: Array) -> dict[str, Array]:

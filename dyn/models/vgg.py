@@ -18,6 +18,7 @@ from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.dcd_conv import bin_averages
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, check_input
+from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.max_pool import max_pool
 
@@ -112,7 +113,7 @@ class VGG(nn.Module):
                 kernel_init=nn.initializers.he_normal(),
                 name=f"hidden{layer}",
             )(x)
-            x = nn.Dropout(self.dropout, deterministic=not drop)(nn.relu(x))
+            x = Dropout(self.dropout, deterministic=not drop)(nn.relu(x))
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
 
