@@ -93,7 +93,7 @@ class SeriesNet(nn.Module):
             raise ValueError(f"the network takes series [B, L, C]; got shape {x.shape}.")
         if x.shape[1] < self.pool**self.num_convs:
             raise ValueError(
-                f"series of {x.shape[1]} samples are too short for {self.num_convs} max pooling(s) of "
+                f"series of {x.shape[1]} samples are too short for the {self.num_convs} max poolings of "
                 f"{self.pool}: choose a smaller pool."
             )
         extra_inputs = self._compute_context(x)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from experiments.core.words import agree
 from experiments.data.dataset import Source
 from experiments.data.views import flatten
 
@@ -37,9 +38,10 @@ def describe_duplicates(splits: Mapping[str, Source]) -> list[str]:
                 for origin in (copy, original)
             )
             notes.append(
-                f"{len(copies):,} of the {len(tested):,} examples of {second} are also in {first}, with the "
-                f"same content (for example, {copy_name} is {original_name}): scores on {second} are too "
-                "good for them."
+                f"{len(copies):,} of the {len(tested):,} examples of {second} "
+                f"{agree(len(copies), 'is', 'are')} "
+                f"also in {first}, with the same content (for example, {copy_name} is {original_name}): "
+                f"scores on {second} are too good for {agree(len(copies), 'it', 'them')}."
             )
     return notes
 

@@ -12,6 +12,7 @@ from experiments.core import files
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.listing import list_files
+from experiments.core.words import count_noun
 from experiments.data import groups, pictures
 from experiments.data.dataset import Dataset, Example
 from experiments.data.views import Chain
@@ -73,7 +74,7 @@ def add_pictures(dataset: Dataset, config: ConfigDict, audio: ConfigDict | None 
             f"{paths[0]} has the shape {shape}, but the pictures of {dataset.name} have {dataset.shape}."
         )
     splits = {**dataset.splits, "train": Chain([dataset.splits["train"], extra])}
-    notes = [f"{len(extra):,} more pictures to train on, from {folder}."]
+    notes = [f"{count_noun(len(extra), 'more picture')} to train on, from {folder}."]
     notes += _describe_leaks(folder, dataset)
     return dataclasses.replace(dataset, splits=splits, notes=[*dataset.notes, *notes])
 

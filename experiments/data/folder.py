@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from experiments.core import digests, listing
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.data import paths, pictures, splits
 from experiments.data.dataset import Dataset, Example
 
@@ -62,16 +63,17 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         for split, classes in listed.items()
     }
     notes = _check_classes(root, folders, usable)
-    if skipped:
-        notes.append(f"{len(skipped):,} files could not be used and were skipped.")
 
     classes = sorted(name for name, members in usable["train"].items() if members)
     if len(classes) < 2:
         why = (
-            f" (skipped {len(skipped):,} files, such as {': '.join(skipped[0])})" if skipped else ""
+            f" (skipped {count_noun(len(skipped), 'file')}, such as {': '.join(skipped[0])})"
+            if skipped
+            else ""
         )
         raise UserError(
-            f"{folders['train']} has usable pictures for {len(classes)} class(es){why}; at least two class "
+            f"{folders['train']} has usable pictures for "
+            f"{count_noun(len(classes), 'class', 'classes')}{why}; at least two class "
             f"folders with pictures are needed. {_LAYOUT}"
         )
     pools = {split: _make_pool(root, files, classes, checked) for split, files in usable.items()}
@@ -80,8 +82,6 @@ def load(config: ConfigDict, seed: int) -> Dataset:
             raise UserError(f"{folders[split]} has no usable pictures; add some or remove it.")
     parts, split_notes = splits.make_splits(root.name, config, seed, **pools)
     shape = pictures.get_common_shape({size for size, _ in checked.values()})
-    if not shape[0]:
-        notes.append(pictures.DIFFERENT_SIZES)
     return Dataset(root.name, parts, classes, shape, notes + split_notes, skipped)
 
 

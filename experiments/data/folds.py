@@ -18,6 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 
 from experiments.core.errors import UserError
 from experiments.core.files import read_csv, write_csv
+from experiments.core.words import agree
 from experiments.data import splits
 from experiments.data.dataset import Dataset, Source
 from experiments.data.views import Chain, Subset
@@ -94,12 +95,14 @@ def assign_folds(labels: np.ndarray, folds: int, seed: int) -> tuple[np.ndarray,
     notes = []
     if small := int(np.sum(counts < folds)):
         notes.append(
-            f"{small} of {classes.size} classes have fewer than {folds} examples and are missing from some "
-            "folds."
+            f"{small} of {classes.size} classes {agree(small, 'has', 'have')} fewer than {folds} "
+            "examples and "
+            f"{agree(small, 'is', 'are')} missing from some folds."
         )
     if single := int(np.sum(counts == 1)):
         notes.append(
-            f"{single} of {classes.size} classes have only one example, which is tested without training on "
+            f"{single} of {classes.size} classes {agree(single, 'has', 'have')} only one example, "
+            "which is tested without training on "
             "any."
         )
     return assignment, notes

@@ -6,6 +6,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.data import masks, paths, pictures, splits
 from experiments.data.dataset import Dataset
 
@@ -44,7 +45,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         if not len(checked[split].pairs):
             why = ""
             if unusable:
-                why = f" (skipped {len(unusable):,} files, such as {': '.join(unusable[-1])})"
+                why = f" (skipped {count_noun(len(unusable), 'file')}, such as {': '.join(unusable[-1])})"
             raise UserError(
                 f"{images} and {truths} have no usable pair of a picture and a mask{why}. {_LAYOUT}"
             )
@@ -60,14 +61,10 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     parts, split_notes = splits.make_splits(root.name, config, seed, **pools)
     shape = pictures.get_common_shape(set().union(*(part.sizes for part in checked.values())))
     notes = []
-    if skipped:
-        notes.append(f"{len(skipped):,} files could not be used and were skipped.")
     if not named:
         notes.append(
             f"There is no classes.txt: classes are 0 to {highest}, the highest index in the masks."
         )
-    if not shape[0]:
-        notes.append(pictures.DIFFERENT_SIZES)
     notes += masks.describe_absent_classes(checked, classes)
     return Dataset(root.name, parts, classes, shape, notes + split_notes, skipped)
 

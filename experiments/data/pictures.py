@@ -18,7 +18,6 @@ from experiments.core.errors import UserError
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused. As RGB this is a quarter of a gigabyte; Pillow warns from there on."""
 
-DIFFERENT_SIZES = "The pictures differ in size; --config.image_size resizes them to one."
 """Note for the start of a run."""
 
 # Other formats are refused. For PostScript, a programming language, Pillow would run Ghostscript.

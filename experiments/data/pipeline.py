@@ -10,6 +10,7 @@ import grain
 import numpy as np
 
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.data.dataset import Example, Source
 from experiments.data.views import Subset
 
@@ -117,7 +118,8 @@ def _divide_batch(source: Source, batch_size: int, process_count: int) -> int:
         raise UserError("There are no examples to make batches of.")
     if batch_size < 1 or batch_size % process_count:
         raise UserError(
-            f"The batch size {batch_size} cannot be divided among {process_count} host(s); choose a positive "
+            f"The batch size {batch_size} cannot be divided among "
+            f"{count_noun(process_count, 'host')}; choose a positive "
             f"multiple of {process_count}."
         )
     return batch_size // process_count

@@ -63,7 +63,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         parts,
         list(metadata["classes"]),
         (64, 64, 3),
-        _describe(metadata, len(skipped)) + notes,
+        _describe(metadata) + notes,
         skipped,
     )
 
@@ -86,7 +86,7 @@ class _Records:
         return {"inputs": picture, "label": np.int32(record["label"])}
 
 
-def _describe(metadata: Mapping, skipped: int) -> list[str]:
+def _describe(metadata: Mapping) -> list[str]:
     notes = ["test is the official val split: the official test split has no labels."]
     for split, official, name in (
         ("train", OFFICIAL_TRAIN, "training"),
@@ -95,8 +95,6 @@ def _describe(metadata: Mapping, skipped: int) -> list[str]:
         count = sum(metadata["counts"][split])
         if count != official:
             notes.append(f"{count:,} of the official {official:,} {name} pictures: a subset.")
-    if skipped:
-        notes.append(f"{skipped:,} pictures could not be used and were skipped.")
     counts = zip(metadata["classes"], metadata["counts"]["train"], strict=True)
     if absent := [name for name, count in counts if not count]:
         notes.append(f"train has no usable pictures of {', '.join(absent)}.")

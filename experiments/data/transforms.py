@@ -12,6 +12,7 @@ from PIL import Image
 from scipy import ndimage
 
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.data.dataset import Example
 
 AUGMENTATIONS = ("none", "affine", "shift", "crop_flip", "resized_crop", "series", "cyclic")
@@ -98,8 +99,8 @@ def normalise(
     for name, values in (("mean", mean), ("std", std)):
         if values.size not in (1, channels):
             raise UserError(
-                f"--config.normalise.{name} has {values.size} values, but the pictures have {channels} "
-                f"channel(s); set one value or {channels}."
+                f"--config.normalise.{name} has {count_noun(values.size, 'value')}, but the pictures have "
+                f"{count_noun(channels, 'channel')}; set one value or {channels}."
             )
     return (picture.astype(np.float32) / np.float32(255) - mean) / std
 

@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
+from experiments.core.words import agree, count_noun
 from experiments.data import paths, splits
 from experiments.data.dataset import Dataset
 from experiments.data.views import Arrays
@@ -54,7 +55,8 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     width, test_width = (len(series[0].channels) for series in (train, test))
     if width != test_width:
         raise UserError(
-            f"The series of {files[0]} have {width} channel(s), but those of {files[1]} have {test_width}."
+            f"The series of {files[0]} have {count_noun(width, 'channel')}, but those of {files[1]} "
+            f"have {test_width}."
         )
     classes, get_class = _number_classes(train)
     labels = [
@@ -62,8 +64,6 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         for file, series in zip(files, (train, test), strict=True)
     ]
     inputs, notes = _stack_series([*train, *test])
-    if skipped:
-        notes.append(f"{len(skipped)} series without any value or label were skipped.")
     pools = []
     for file, series, part, part_labels in zip(
         files, (train, test), np.split(inputs, [len(train)]), labels, strict=True
@@ -357,7 +357,9 @@ def _stack_series(series: Sequence[Series]) -> tuple[np.ndarray, list[str]]:
     notes = []
     if gaps:
         notes.append(
-            f"{gaps:,} missing values in {with_gaps:,} series were filled by linear interpolation."
+            f"{count_noun(gaps, 'missing value')} in {with_gaps:,} series "
+            f"{agree(gaps, 'was', 'were')} filled by "
+            "linear interpolation."
         )
     if normalised:
         count = "All" if normalised == len(series) else f"{normalised:,} of {len(series):,}"

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.core.files import replace_file
+from experiments.core.words import count_noun
 from experiments.data import archives, masks, paths, pictures, splits
 from experiments.data.dataset import Dataset
 
@@ -67,7 +68,8 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         skipped += checked[split].skipped
         if not len(checked[split].pairs):
             raise UserError(
-                f"VOC 2012: none of the {len(names):,} pictures of {split}.txt in {root} can be used "
+                f"VOC 2012: none of the {count_noun(len(names), 'picture')} of {split}.txt in "
+                f"{root} can be used "
                 f"({': '.join(skipped[-1])}). Give the complete VOCdevkit folder or the official tar as "
                 "--config.data.source=PATH."
             )
@@ -80,19 +82,17 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         parts,
         list(CLASSES),
         pictures.get_common_shape(checked["train"].sizes | checked["val"].sizes),
-        _describe(checked, len(skipped)) + masks.describe_absent_classes(by_split, CLASSES) + notes,
+        _describe(checked) + masks.describe_absent_classes(by_split, CLASSES) + notes,
         skipped,
     )
 
 
-def _describe(checked: dict[str, masks.CheckedPairs], skipped: int) -> list[str]:
+def _describe(checked: dict[str, masks.CheckedPairs]) -> list[str]:
     notes = ["test is the official val split: the official test split has no public masks."]
     for split, official in OFFICIAL.items():
         count = len(checked[split].pairs)
         if count != official:
             notes.append(f"{count:,} of the official {official:,} {split} pictures: a subset.")
-    if skipped:
-        notes.append(f"{skipped:,} pictures could not be used and were skipped.")
     return notes
 
 

@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import PowerNorm
 from matplotlib.ticker import PercentFormatter
 
+from experiments.core.words import count_noun
 from experiments.figures import style
 
 
@@ -22,7 +23,9 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.Pa
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, matrix / np.maximum(totals, 1), np.nan)
     accuracy = np.trace(matrix) / max(matrix.sum(), 1)
-    title = f"Confusion matrix: accuracy {accuracy:.1%} of {int(matrix.sum()):,} examples"
+    title = (
+        f"Confusion matrix: accuracy {accuracy:.1%} of {count_noun(int(matrix.sum()), 'example')}"
+    )
     caption = "Colour: share of a row, that is of the examples of one true class."
     if (totals == 0).any():
         caption += " Grey rows: classes without an example."

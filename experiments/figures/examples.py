@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.core.words import count_noun
 from experiments.data.dataset import Source
 from experiments.data.views import flatten
 from experiments.figures import style
@@ -82,7 +83,10 @@ def draw_predictions(
     wrong = labels != predictions
     remark = "All of these are right."
     if wrong.any():
-        remark = f"Orange: {wrong.sum()} wrong ones, shown first; their share here is not the error rate."
+        remark = (
+            f"Orange: {count_noun(int(wrong.sum()), 'wrong one')}, shown first; their share "
+            "here is not the error rate."
+        )
     figure, panels = style.make_grid(
         len(inputs),
         columns,

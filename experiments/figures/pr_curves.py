@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from experiments.core.words import agree, count_noun
 from experiments.figures import style
 
 COLOURS = (*style.PALETTE, style.TRAIN)  # of the classes that are named; the others are grey
@@ -51,9 +52,11 @@ def draw_pr_curves(
     if len(order) > len(COLOURS):
         half = len(COLOURS) // 2
         named = [*order[:half], *order[-half:]]
-        caption += f" Grey: the other {len(order) - len(named)} classes."
+        caption += f" Grey: the other {count_noun(len(order) - len(named), 'class', 'classes')}."
     if empty := len(curves) - len(order):
-        caption += f" {empty} of {len(curves)} classes have no example here."
+        caption += (
+            f" {empty} of {len(curves)} classes {agree(empty, 'has', 'have')} no example here."
+        )
     mean = np.mean([curves[number].average_precision for number in order]) if order else math.nan
     title = f"Precision and recall: mean average precision {mean:.3f}"
     figure = style.new_figure(8.4, 5.6, title, caption)

@@ -14,6 +14,7 @@ from experiments.audio.recordings import SUFFIXES
 from experiments.core import files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.figures.embeddings import draw_hours, draw_tsne
 from experiments.figures.reconstruction import draw_reconstructions
 from experiments.inference.embeddings import (
@@ -134,7 +135,8 @@ def _check_usable(total: int, skipped: Sequence[tuple[str, str]], embedded: Embe
         return
     first = "; ".join(f"{name}: {reason}" for name, reason in skipped[:5])
     raise UserError(
-        f"{len(skipped):,} of {total:,} files cannot be used ({first}); skipped.csv in --out lists them "
+        f"{len(skipped):,} of {count_noun(total, 'file')} cannot be used ({first}); skipped.csv in "
+        "--out lists them "
         "all. Leave them out."
     )
 

@@ -12,6 +12,7 @@ from experiments.core import files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.files import to_json
+from experiments.core.words import count_noun
 from experiments.data.extra import DESCRIPTION
 from experiments.inference.judge import check_judge, judge
 from experiments.inference.trained import Trained
@@ -66,7 +67,7 @@ def generate(
             complete = per_class if name == missing[-1] else 0
             state = {**description, "per_class": complete, "counts": counts}
             files.write_json(folder / DESCRIPTION, state)
-    pictures = f"{per_class * len(names):,} of {len(names)} classes"
+    pictures = f"{per_class * len(names):,} of {count_noun(len(names), 'class', 'classes')}"
     print_result("finished", [("pictures", pictures), ("in", str(folder))])
     if classifier:
         judge(classifier, folder)

@@ -11,6 +11,7 @@ from PIL import Image
 from experiments.core import files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.data import Example
 from experiments.figures.style import make_voc_palette
 from experiments.inference.files import (
@@ -109,7 +110,9 @@ def predict_files(
             predicted += 1
         progress.update(total)
     if not predicted:
-        raise UserError(f"None of {total:,} files can be used; {skipped_file} has the reasons.")
+        raise UserError(
+            f"None of {count_noun(total, 'file')} can be used; {skipped_file} has the reasons."
+        )
     rows = [("predicted", f"{predicted:,}"), ("predictions", str(out))]
     if segments:
         rows.append(("masks", str(masks)))

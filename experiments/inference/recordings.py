@@ -14,6 +14,7 @@ from experiments.audio.detections import RAVEN_SUFFIX, Interval
 from experiments.core import files, listing
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.data.reading import File
 from experiments.inference.audio_windows import OpenRecording, make_audio_settings, prepare_windows
 from experiments.inference.files import check_inputs, expand_paths, track_progress
@@ -104,7 +105,7 @@ def predict_recordings(
     if not used or skipped * 2 > total:
         rest = f"The predictions for the others are in {out}." if used else "Nothing was predicted."
         raise UserError(
-            f"{skipped:,} of {total:,} files cannot be used, such as {'; '.join(reasons)}. "
+            f"{skipped:,} of {count_noun(total, 'file')} cannot be used, such as {'; '.join(reasons)}. "
             f"{out / 'skipped.csv'} has all reasons. {rest}"
         )
     rows = [

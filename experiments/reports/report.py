@@ -10,6 +10,7 @@ import numpy as np
 from experiments.core import files
 from experiments.core.errors import UserError
 from experiments.core.escaping import escape_control, escape_markdown
+from experiments.core.words import count_noun
 from experiments.reports import map_figures, published, recipes, study_figures, tables
 from experiments.reports.comparison import DatasetComparison, compare_runs
 from experiments.runs import artifacts
@@ -40,7 +41,8 @@ def write_report(
     lines = [
         "# Comparison of runs",
         "",
-        f"{len(runs)} finished runs. `python -m experiments.report RUNS... --out=DIR` makes it again.",
+        f"{count_noun(len(runs), 'finished run')}. `python -m experiments.report RUNS... --out=DIR` "
+        "makes it again.",
         "",
     ]
     for comparison, folder in zip(comparisons, _name_figure_folders(comparisons), strict=True):

@@ -31,7 +31,7 @@ def describe_start(
     rows.append(("data", f"{sizes}; {len(dataset.classes)} classes; {shape}"))
     rows += [("", note) for note in dataset.notes]
     if dataset.skipped:
-        rows.append(("", f"{len(dataset.skipped)} files skipped, listed in skipped.csv"))
+        rows.append(("skipped", f"{len(dataset.skipped):,}, with the reasons in skipped.csv"))
     fields = ", ".join(f"{key}={value}" for key, value in config.conv.items() if key != "name")
     layer = f"{config.conv.name}({fields})" if fields else config.conv.name
     size = f"{cost['parameters']:,} parameters, {cost['macs']:,} MACs per example"

@@ -19,6 +19,7 @@ from dyn.interop.torch_weights import num_classes as num_classes_of
 from dyn.layers import Warehouses
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.runs import weights
 from experiments.runs.checkpoints import read_best_step, restore_best_variables
 from experiments.tasks import make_task
@@ -216,7 +217,7 @@ def _read_torch_file(
         variables = {name: {"backbone": tree} for name, tree in variables.items()}
     counts = [name for name in imported.left_out if name.endswith("num_batches_tracked")]
     unused = [name for name in imported.left_out if name not in counts]
-    unused += [f"{len(counts)} counts of batches"] if counts else []
+    unused += [f"{count_noun(len(counts), 'count')} of batches"] if counts else []
     return TrainedWeights(variables, str(path), unused)
 
 

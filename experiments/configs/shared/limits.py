@@ -50,7 +50,8 @@ def _check_entries(path: str, values: tuple | list, setting: Setting) -> None:
         )
     if not right:
         number = " or ".join(map(str, setting.lengths))
-        entries = f"{number} value(s)" if number else "one or more values"
+        noun = "value" if setting.lengths == (1,) else "values"
+        entries = f"{number} {noun}" if number else "one or more values"
         limits = f", each {_describe_interval(str(setting.allowed))}" if setting.allowed else ""
         raise UserError(
             f"--config.{path}={values}: give {entries}{limits}, such as {setting.default}."

@@ -55,7 +55,6 @@ def test_unusable_hidden_and_empty_files(load, root):
     assert all(reason for _, reason in pets.skipped)
     assert pets.classes == ["cat", "dog"] and sum(sizes(pets)) == 20
     assert "No usable pictures in bird." in pets.notes
-    assert any("2 files could not be used" in note for note in pets.notes)
 
 
 def test_exif_rotation_is_applied(load, root):
@@ -70,7 +69,7 @@ def test_different_sizes_have_no_common_shape(load, root):
     write_classes(root)
     (root / "cat" / "wide.png").write_bytes(encode_grey(0, size=(9, 4)))
     pets = load()
-    assert pets.shape == (0, 0, 3) and any("--config.image_size" in note for note in pets.notes)
+    assert pets.shape == (0, 0, 3)
 
 
 def test_class_without_training_pictures_is_refused(load, root):

@@ -150,7 +150,7 @@ def test_copies_are_noticed(load, files, tmp_path):
     for _ in range(2):  # Prepared, and read from what was prepared.
         tiny = load(write_zip(tmp_path / "a.zip", files))
         (note,) = [note for note in tiny.notes if "same content" in note]
-        assert "1 of the 6 examples of test are also in" in note
+        assert "1 of the 6 examples of test is also in" in note
         assert "val/images/val_10.JPEG is train/n02/images/n02_3.JPEG" in note
 
 

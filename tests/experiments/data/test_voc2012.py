@@ -67,7 +67,6 @@ def test_unusable_pictures_are_skipped(load, files, tmp_path):
             "JPEGImages/2007_000040.jpg",
         ]
         assert all(reason for _, reason in voc.skipped)
-        assert "5 pictures could not be used and were skipped." in voc.notes
         assert sum(len(split) for split in voc.splits.values()) == 41
 
 

@@ -60,7 +60,7 @@ def test_the_head_learns_alone_first_and_interruptions_change_nothing(
     config, programs = start(hidden), {}
     train(config, tmp_path / "whole", programs)
     out = capsys.readouterr().out
-    assert "the head alone for 1 epoch(s), then everything at 0.01" in out
+    assert "the head alone for 1 epoch, then everything at 0.01" in out
     assert "new (other classes): head/bias (10,), head/kernel" in out
     rates = [row["learning_rate"] for row in rows(tmp_path / "whole") if row["split"] == "train"]
     assert rates[3] == pytest.approx(3e-3) and rates[4] == pytest.approx(1e-2)
