@@ -25,7 +25,7 @@ class Progress:
             progress.say("learning rate halved")
 
     Where the output is not a terminal there is no bar: a line like
-    `step 120/540  22.4 steps/s  loss 0.312  ETA 0:18` comes at most every 10 seconds.
+    `step 120/540  22.4 steps/s  training loss 0.312  ETA 0:18` comes at most every 10 seconds.
     """
 
     def __init__(
@@ -73,20 +73,21 @@ class Progress:
     def update(self, step: int, loss: object = None) -> None:
         """Records that `step` steps are finished.
 
-        A loss that is still on the device is fetched only when it is shown, so that calling this at every
-        step costs nothing.
+        A loss that is still on the device is fetched only when it is shown, and once at the start, so that
+        calling this at every step costs nothing.
         """
         if self._quiet:
             return
-        now = time.monotonic()
         if self._measured_from is None:  # what came before the first step was compilation
-            self._measured_from = step, now
+            _fetch(loss)
+            self._measured_from = step, time.monotonic()
             return
         self._latest = step, loss
         interval = LOG_SECONDS if self._bar is None else REDRAW_SECONDS
         since_step, since = self._measured_from
-        if now - since < interval or step == since_step:
+        if time.monotonic() - since < interval or step == since_step:
             return
+        loss, now = _fetch(loss), time.monotonic()
         pace = (step - since_step) / (now - since)
         # In a terminal half of the past pace smooths the display.
         smooth = self._bar is not None and self._pace is not None
@@ -97,10 +98,11 @@ class Progress:
         else:
             self._print("  ".join([f"{self._unit} {step}/{self._total}", *self._facts(step, loss)]))
 
-    def row(self, step: int, metrics: Mapping[str, object]) -> None:
+    def row(self, step: int, metrics: Mapping[str, object], split: str = "") -> None:
         """Prints one row of the table of evaluations; the header comes with the first row.
 
-        The first row fixes the columns; a metric that appears later is written after them with its name.
+        The `split` that was evaluated is named above the header. The first row fixes the columns; a metric
+        that appears later is written after them with its name.
         """
         if self._quiet:
             return
@@ -109,6 +111,8 @@ class Progress:
             self._columns = [("step", width)]
             for name, value in metrics.items():
                 self._columns.append((name, max(len(name), len(format_value(value)), 7)))
+            if split:
+                self._print(Text(split, style="bold"))
             header = "  ".join(name.rjust(width) for name, width in self._columns)
             self._print(Text(header, style="bold"))
         values = {"step": int(step), **metrics}
@@ -133,13 +137,18 @@ class Progress:
             unit = self._unit
             facts.append(f"{pace:.1f} {unit}s/s" if pace >= 1 else f"{1 / pace:.1f} s/{unit}")
         if loss is not None:
-            facts.append(f"loss {float(loss):.3f}")
+            facts.append(f"training loss {float(loss):.3f}")
         if pace:
             facts.append(f"ETA {format_seconds(max(self._total - step, 0) / pace)}")
         return facts
 
     def _print(self, line: str | Text) -> None:
         _print_line(self._console, line)
+
+
+def _fetch(loss: object) -> float | None:
+    """Waits for a loss: JAX hands a step to the device long before it is done."""
+    return None if loss is None else float(loss)
 
 
 def print_line(text: str = "", error: bool = False) -> None:

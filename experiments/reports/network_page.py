@@ -28,6 +28,7 @@ from experiments.reports.tables import MISSING, format_metric, name_metric
 from experiments.runs.artifacts import load_maps
 from experiments.runs.find import finite_or_none
 from experiments.runs.folder import read_summary
+from experiments.runs.metrics import count_classes, select_scalars
 
 MIXTURES_LEGEND = """<p>Entropy: 0, one kernel; 1, equal weights. Spread: standard deviation of a weight over
 the examples, divided by the mean weight; 0, the same mixture for every example. Largest cosine: between two
@@ -124,8 +125,8 @@ def _list_facts(
     metric = summary.get("metric", "accuracy")
     tested = [
         (f"test {name_metric(name, metric)}", format_metric(value, name))
-        for name, value in summary["test"].items()
-        if finite_or_none(value) is not None and not name.endswith("_error")
+        for name, value in select_scalars(summary["test"], count_classes(summary)).items()
+        if finite_or_none(value) is not None
     ]
     return [
         ("run", str(run)),

@@ -17,6 +17,7 @@ from experiments.reports.comparison import (
     PairedDifference,
 )
 from experiments.runs.find import ExcludedRun, Run, finite_or_none
+from experiments.runs.metrics import count_classes, select_scalars
 
 MISSING = "-"
 METRIC_NAMES = {
@@ -77,7 +78,13 @@ def make_results_table(comparison: DatasetComparison) -> Table:
 
 def _select_metrics(comparison: DatasetComparison) -> list[str]:
     """Returns the metric that ranks, then the other shares that any config has."""
-    known = {name for results in comparison.results for name in results.metrics}
+    measured = {name for results in comparison.results for name in results.metrics}
+    known = {
+        name
+        for run in comparison.runs
+        for name in select_scalars(run.summary["test"], count_classes(run.summary))
+        if name in measured
+    }
     if all((run.settings.get("data") or {}).get("name") != "audio" for run in comparison.runs):
         known.discard("f1")  # always measured, but informative where classes differ much in size
     return [comparison.metric, *(n for n in PERCENT if n in known and n != comparison.metric)]

@@ -1,13 +1,15 @@
 """Describes a run in rows for the terminal: what it is about to do, and its result."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from experiments.core.words import count_noun
 from experiments.data import Dataset
+from experiments.runs.metrics import count_classes, select_scalars
 from experiments.train.optimizer import StepCounts
 
 Rows = list[tuple[str, str]]
@@ -23,12 +25,13 @@ def describe_start(
 ) -> Rows:
     """Returns the rows of the start-up table."""
     devices, hosts = jax.devices(), jax.process_count()
-    rows = [("devices", f"{len(devices)} x {devices[0].device_kind}, {hosts} host(s)")]
+    rows = [("devices", f"{len(devices)} x {devices[0].device_kind}, {count_noun(hosts, 'host')}")]
     if hosts > 1:
         rows.append(("", "if a host is lost, the others end: start all of them again to continue"))
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in dataset.splits.items())
-    shape = "x".join(str(size) if size else "any" for size in dataset.shape)
-    rows.append(("data", f"{sizes}; {len(dataset.classes)} classes; {shape}"))
+    classes = count_noun(len(dataset.classes), "class", "classes")
+    shape = describe_shape(dataset.shape, config.get("image_size", 0))
+    rows.append(("data", f"{sizes}; {classes}; {shape}"))
     rows += [("", note) for note in dataset.notes]
     if dataset.skipped:
         rows.append(("skipped", f"{len(dataset.skipped):,}, with the reasons in skipped.csv"))
@@ -44,7 +47,7 @@ def describe_start(
     if epochs := config.stages.head_epochs if "stages" in config else 0:
         rate = config.stages.learning_rate or config.optimizer.learning_rate
         rows.append(
-            ("", f"the head alone for {epochs} epoch(s), then everything at {rate:g}")
+            ("", f"the head alone for {count_noun(epochs, 'epoch')}, then everything at {rate:g}")
             if steps.head_only
             else ("", "the head does not learn alone first: that needs --config.init_from")
         )
@@ -52,6 +55,16 @@ def describe_start(
     if start_step:
         rows.append(("continues", f"from step {start_step:,}"))
     return rows
+
+
+def describe_shape(shape: Sequence[int], image_size: int) -> str:
+    """Describes the shape of an example, where sizes of 0 differ between pictures."""
+    whole = "x".join(map(str, shape))
+    if not all(shape):
+        whole = f"pictures of different sizes, {count_noun(shape[-1], 'channel')}"
+    if not image_size or tuple(shape[:-1]) == (image_size, image_size):
+        return whole
+    return f"{whole}, resized to {image_size}x{image_size}"
 
 
 def describe_network(config: ConfigDict) -> str:
@@ -79,21 +92,18 @@ def describe_network(config: ConfigDict) -> str:
     return network
 
 
-def scalar_metrics(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the metrics that are one number each, without those that are one minus another."""
-    numbers = {name: value for name, value in metrics.items() if isinstance(value, int | float)}
-    return {name: value for name, value in numbers.items() if not name.endswith("_error")}
+def describe_test(summary: Mapping[str, Any]) -> str:
+    """Returns the test metrics of a finished run in one line."""
+    metrics = select_scalars(summary["test"], count_classes(summary))
+    return ", ".join(f"{name} {value:.4f}" for name, value in metrics.items())
 
 
 def describe_result(summary: Mapping[str, Any], workdir: Path) -> Rows:
     """Returns the result of a finished run, and where the rest lies."""
-    test = ", ".join(
-        f"{name} {value:.4f}" for name, value in scalar_metrics(summary["test"]).items()
-    )
     best, metric = summary["best"], summary.get("metric", "accuracy")
     reached = f", validation {metric} {best[metric]:.4f}" if metric else ", the last one"
     return [
-        ("test", test),
+        ("test", describe_test(summary)),
         ("best", f"step {best['step']:,}{reached}"),
         ("time", "{seconds:.0f} s, {compile_seconds:.0f} s of it compiling".format(**summary)),
         ("summary", str(workdir / "summary.json")),

@@ -24,16 +24,16 @@ class PlannedRun:
     workdir: Path
 
 
-def attempt_run(run: PlannedRun, programs: Programs) -> bool:
+def attempt_run(run: PlannedRun, programs: Programs, brief: bool = False) -> bool:
     """Trains a run, and returns whether it succeeded; an error is written into its workdir.
 
-    Compiled `programs` are reused, and new ones added.
+    Compiled `programs` are reused, and new ones added. A `brief` run prints no table at its start.
     """
     note, trace = run.workdir / "error.txt", run.workdir / "traceback.txt"
     for file in (note, trace):
         file.unlink(missing_ok=True)
     try:
-        train(run.config, run.workdir, programs)
+        train(run.config, run.workdir, programs, brief=brief)
     except UserError as error:
         sentence = str(error)
     except Exception as error:  # of any kind: the other runs go on

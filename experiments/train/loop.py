@@ -16,8 +16,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from experiments import data
 from experiments.core import files
-from experiments.core.console import Progress, print_facts, print_result
+from experiments.core.console import Progress, print_facts, print_line, print_result
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.data import Dataset, Example, pipeline
 from experiments.figures.curves import draw_training_curves
 from experiments.runs import writers
@@ -30,9 +31,10 @@ from experiments.runs.folder import (
     read_summary,
 )
 from experiments.runs.log import MetricLog
+from experiments.runs.metrics import select_scalars
 from experiments.tasks import Results, Task, make_task
 from experiments.train.bad_step import explain_bad_evaluation, explain_bad_step
-from experiments.train.banner import describe_result, describe_start, scalar_metrics
+from experiments.train.banner import describe_result, describe_start, describe_test
 from experiments.train.initialise import TrainedWeights, initialise_from, read_trained_weights
 from experiments.train.interrupts import Stopped, explain_lost_process, handle_signals
 from experiments.train.memory import explain_out_of_memory
@@ -51,6 +53,7 @@ def train(
     workdir: Path,
     programs: Programs | None = None,
     profile: StepRange | None = None,
+    brief: bool = False,
 ) -> dict[str, Any]:
     """Trains one experiment, resuming whatever `workdir` contains, and returns the summary.
 
@@ -59,6 +62,7 @@ def train(
         workdir: the folder of the run.
         programs: compiled programs of earlier runs in this process, which are reused and added to.
         profile: the first and the last step to trace into `workdir/profile`; None traces nothing.
+        brief: whether to print the progress and a line with the result alone, as for one run of many.
     """
     # Resolved once, and frozen: nothing below checks or changes a setting again.
     experiment = FrozenConfigDict(resolve_config(config))
@@ -67,15 +71,23 @@ def train(
         if summary := read_summary(workdir):
             if is_process_0:
                 check_or_write_config(workdir, experiment)
-            print_result(
-                "already finished", describe_result(summary, workdir), quiet=not is_process_0
-            )
+            print_summary("already finished", summary, workdir, brief)
             return summary
         lock = lock_workdir(workdir) if is_process_0 else contextlib.nullcontext()
         with lock, explain_lost_process(), explain_out_of_memory():
             if is_process_0:
                 check_or_write_config(workdir, experiment)
-            return _train(experiment, workdir, {} if programs is None else programs, profile)
+            return _train(experiment, workdir, {} if programs is None else programs, profile, brief)
+
+
+def print_summary(title: str, summary: Mapping[str, Any], workdir: Path, brief: bool) -> None:
+    """Prints the result of a run on process 0."""
+    if jax.process_index():
+        return
+    if brief:
+        print_line(f"{title}: {describe_test(summary)}; {summary['seconds']:.0f} s")
+    else:
+        print_result(title, describe_result(summary, workdir))
 
 
 @contextlib.contextmanager
@@ -121,7 +133,11 @@ class TrainingRun:
 
 
 def _train(
-    config: ConfigDict, workdir: Path, programs: Programs, profile: StepRange | None
+    config: ConfigDict,
+    workdir: Path,
+    programs: Programs,
+    profile: StepRange | None,
+    brief: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
     is_process_0 = jax.process_index() == 0
@@ -160,7 +176,7 @@ def _train(
         print_facts(
             f"{config.name} on {dataset.name}",
             describe_start(config, dataset, program.cost, workdir, step, steps),
-            quiet=not is_process_0,
+            quiet=brief or not is_process_0,
         )
         log = None
         if is_process_0:
@@ -190,7 +206,9 @@ def _train(
         step_seconds = run_steps(run, profile, notes)
 
         # ---------------------------------------------------------------- test
-        return test_best_checkpoint(run, step_seconds)
+        summary = test_best_checkpoint(run, step_seconds)
+    print_summary("finished", summary, workdir, brief)
+    return summary
 
 
 def restore_or_start(
@@ -277,7 +295,10 @@ def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str])
                 run.checkpoints.wait()
                 raise Stopped(run.step, signal)
         if run.stopping.should_stop:
-            bar.say(f"stopped early: no lower loss in {config.early_stopping.patience} evaluations")
+            bar.say(
+                f"stopped early: no lower loss in "
+                f"{count_noun(config.early_stopping.patience, 'evaluation')}"
+            )
     run.checkpoints.wait()
     return timer.median()
 
@@ -377,7 +398,7 @@ def validate_and_save(run: TrainingRun, bar: Progress) -> None:
     if best is None or rank(metrics) >= rank(best):
         run.progress["best"] = {"step": run.step, **metrics}
     save_checkpoint(run, metrics)
-    bar.row(run.step, scalar_metrics(metrics))
+    bar.row(run.step, select_scalars(metrics, len(run.dataset.classes)), "validation")
     # All hosts take part: parameters may be sharded over them.
     variables = run.program.replicate(run.state.eval_variables)
     if run.log:
@@ -413,7 +434,6 @@ def test_best_checkpoint(run: TrainingRun, step_seconds: float | None) -> dict[s
         files.write_text(workdir / "summary.txt", title + "".join(lines))
         # Last: its presence says that the run is finished.
         files.write_json(workdir / "summary.json", summary)
-        print_result("finished", result)
     return summary
 
 

@@ -1,6 +1,8 @@
 """Trains a study: every config with several seeds or on several folds, one run after the other."""
 
 import gc
+import statistics
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -9,8 +11,9 @@ from ml_collections import ConfigDict
 
 from experiments import data
 from experiments.configs.shared.overrides import override
-from experiments.core.console import print_line
+from experiments.core.console import format_seconds, print_line
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.data import folds
 from experiments.train.control import make_control
 from experiments.train.grid import PlannedRun, attempt_run
@@ -44,21 +47,34 @@ def run_study(
         write_or_check_folds(configs[0], workdir, num_folds)
     runs = list(plan_runs(configs, workdir, seeds, num_folds))
     programs: Programs = {}
-    failed = []
+    failed, durations = [], []
     for number, run in enumerate(runs, start=1):
         print_line()
-        print_line(f"run {number} of {len(runs)}: {run.workdir.relative_to(workdir)}")
+        left = estimate_seconds_left(durations, len(runs) + 1 - number)
+        eta = f", ETA {format_seconds(left)}" if left else ""
+        print_line(f"run {number} of {len(runs)}: {run.workdir.relative_to(workdir)}{eta}")
         if number > 1 and run.config.name != runs[number - 2].config.name:
             programs.clear()  # other configs cannot use them
             gc.collect()
-        if not attempt_run(run, programs):
+        was_finished, started = (run.workdir / "summary.json").exists(), time.monotonic()
+        # The table at the start of the first run is much the same for all.
+        if not attempt_run(run, programs, brief=number > 1):
             failed.append(run)
+        elif not was_finished:
+            durations.append(time.monotonic() - started)
     if len(failed) == len(runs):
         reason = (runs[0].workdir / "error.txt").read_text()
-        raise UserError(f"All {len(runs)} runs failed. The reason of the first: {reason}")
+        raise UserError(
+            f"All {count_noun(len(runs), 'run')} failed. The reason of the first: {reason}"
+        )
     if failed:
         print_line()
         print_line(f"{len(failed)} of {len(runs)} runs failed; the report lists the reasons.")
+
+
+def estimate_seconds_left(durations: Sequence[float], runs: int) -> float | None:
+    """Estimates the time of some runs from those of earlier ones; None if there are none."""
+    return statistics.fmean(durations) * runs if durations else None
 
 
 def plan_runs(

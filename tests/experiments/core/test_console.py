@@ -35,8 +35,8 @@ def test_log_file_gets_a_line_every_ten_seconds(clock, capsys):
             progress.update(step, loss=jnp.float32(0.3124))
             clock.now += 0.0625
     assert capsys.readouterr().out.splitlines() == [
-        "step 161/540  16.0 steps/s  loss 0.312  ETA 0:24",
-        "step 321/540  16.0 steps/s  loss 0.312  ETA 0:14",
+        "step 161/540  16.0 steps/s  training loss 0.312  ETA 0:24",
+        "step 321/540  16.0 steps/s  training loss 0.312  ETA 0:14",
     ]
 
 
@@ -53,10 +53,11 @@ def test_pace_leaves_out_evaluations(clock, capsys):
 
 def test_rows_are_aligned_under_one_header(capsys):
     with Progress(1000) as progress:
-        progress.row(90, {"loss": 0.51234, "accuracy": 0.9})
+        progress.row(90, {"loss": 0.51234, "accuracy": 0.9}, "validation")
         progress.say("[bold] is not markup, and a long line is not broken " + "up " * 50)
         progress.row(1000, {"loss": jnp.float32(12.3), "accuracy": None, "top5": 1.0})
-    header, first, text, second = capsys.readouterr().out.splitlines()
+    split, header, first, text, second = capsys.readouterr().out.splitlines()
+    assert split == "validation"
     assert header == "step     loss  accuracy"
     assert first == "  90   0.5123    0.9000"
     assert text.startswith("[bold] is not markup") and text.rstrip().endswith("up up")
@@ -95,7 +96,26 @@ def test_loss_stays_on_the_device_until_it_is_shown(clock):
         for step in range(1, 1000):
             progress.update(step, loss=Loss())
             clock.now += 0.011
-    assert Loss.fetched == 1
+    assert Loss.fetched == 2  # after the first step, where measuring begins, and at the first line
+
+
+def test_pace_is_that_of_finished_steps(clock, capsys):
+    class Loss:
+        """A loss that is there a second after its step was handed to the device."""
+
+        def __init__(self, step):
+            self.ready = 1001.0 + step
+
+        def __float__(self):
+            clock.now = max(clock.now, self.ready)
+            return 0.5
+
+    with Progress(100) as progress:
+        for step in range(1, 40):
+            progress.update(step, Loss(step))  # handed over in no time
+            clock.now += 0.5
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == "step 21/100  1.0 steps/s  training loss 0.500  ETA 1:19"
 
 
 def test_facts_never_break_a_path(terminal, capsys):

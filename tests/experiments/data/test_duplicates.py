@@ -63,7 +63,7 @@ def test_copies_in_folds_are_noticed(make_config, tmp_path):
     for fold in range(10):
         config = make_config(**fields, fold=fold, classes="cat,dog")
         notes = find_notes(data.load(config, 0))
-        counts.append(sum(" test are also in train" in note for note in notes))
+        counts.append(sum("of test is also in train" in note for note in notes))
     assert sum(counts) == 2  # The two copies are in two folds, and each meets the other once.
 
 

@@ -26,7 +26,7 @@ def test_runs_that_others_start_from_come_first(tmp_path):
 def test_failed_runs(tmp_path, monkeypatch, capsys):
     failing = {0}
 
-    def attempt_run(run, programs):
+    def attempt_run(run, programs, brief):
         run.workdir.mkdir(parents=True, exist_ok=True)
         (run.workdir / "error.txt").write_text("out of luck")
         return run.config.seed not in failing
@@ -37,6 +37,28 @@ def test_failed_runs(tmp_path, monkeypatch, capsys):
     failing.add(1)
     with pytest.raises(UserError, match=r"All 2 runs failed.*out of luck"):
         study.run_study(load_configs("base"), tmp_path, 2, 0, False)
+
+
+def test_headers_of_many_runs_are_short_and_say_how_long_the_rest_takes(
+    tmp_path, monkeypatch, capsys
+):
+    headers = []
+
+    def attempt_run(run, programs, brief):
+        headers.append(not brief)
+        now[0] += 90
+        return True
+
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr(study, "attempt_run", attempt_run)
+    study.run_study(load_configs("base"), tmp_path, 3, 0, False)
+    assert headers == [True, False, False]
+    assert [line for line in capsys.readouterr().out.splitlines() if line] == [
+        "run 1 of 3: base/seed0",
+        "run 2 of 3: base/seed1, ETA 3:00",
+        "run 3 of 3: base/seed2, ETA 1:30",
+    ]
 
 
 @pytest.mark.parametrize(
