@@ -21,7 +21,7 @@ from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import convolve_with_geometry, expand_over_space
 from dyn.ops.geometry import Geometry, Padding, Problem, resolve_geometry
 from dyn.ops.lowerings import map_chunks, num_chunks
-from dyn.ops.sharding import automate_sharding, spec_of_convolution
+from dyn.ops.sharding import automate_sharding, mesh_axes
 
 Array = jax.Array
 
@@ -270,7 +270,7 @@ class ConvLayer(nn.Module):
         return automate_sharding(
             convolve_chunks if lowering == "samples" else partial(convolve, lowering=lowering),
             *(x, weights, shared),
-            spec=spec_of_convolution(x, None, (x.shape[0], *geometry.out, self.features)),
+            axes=mesh_axes(x)[:-1],
         )
 
     def add_bias(self, y: Array) -> Array:

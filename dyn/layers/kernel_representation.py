@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from dyn.layers.convolution import flatten_batch
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.sharding import shard_batch_like
 
 Array = jax.Array
 
@@ -92,6 +93,7 @@ class KernelRepresentation(nn.Module):
         dtype = float32_or_wider(x, initial) if self.dtype is None else jnp.dtype(self.dtype)
         if state is None:
             state = jnp.broadcast_to(initial, (*batch, self.features))
+            state = shard_batch_like(state, x)
         if state.shape != (*batch, self.features):
             raise ValueError(
                 f"state must be [*batch, d] = {(*batch, self.features)}, as returned for the layer before; "

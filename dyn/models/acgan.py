@@ -22,6 +22,7 @@ from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, make_batch_norm
 from dyn.models.dropout import Dropout
+from dyn.ops.sharding import automate_sharding, shard_batch_like
 
 Array = jax.Array
 
@@ -100,6 +101,7 @@ class ACGAN(nn.Module):
             Pictures of the inputs' shape from noise of zeros, and the discriminator's logits of the inputs.
         """
         noise = jnp.zeros((inputs.shape[0], self.latent), inputs.dtype)
+        noise = shard_batch_like(noise, inputs)
         labels = jnp.zeros(inputs.shape[0], jnp.int32)
         pictures = self.generate(noise, labels, inputs.shape[1:], train)
         return pictures, *self.discriminate(inputs, train)
@@ -144,7 +146,7 @@ class Generator(nn.Module):
         types = {"dtype": self.dtype}
         conv = partial(Conv, padding=1, kernel_init=_conv_init, **types)
         norm = partial(make_batch_norm(train, self.dtype), scale_init=_scale_init)
-        label = nn.Embed(
+        label = LabelEmbedding(
             self.num_classes,
             noise.shape[-1],
             embedding_init=nn.initializers.normal(1.0),
@@ -171,6 +173,19 @@ class Generator(nn.Module):
             reduction=1 / self.cbam_reduction, spatial_norm="none", use_bias=False, name="attention"
         )(x)
         return jnp.tanh(conv(channels, (3, 3), name="picture")(x))
+
+
+class LabelEmbedding(nn.Embed):
+    """`nn.Embed` that also takes a sharded batch of labels on meshes with explicit axes."""
+
+    def __call__(self, inputs: Array) -> Array:
+        """Maps labels `[B]` to their rows of the table, `[B, features]`."""
+
+        def look_up(labels: Array, table: Array) -> Array:
+            return jnp.take(table, labels, axis=0)
+
+        (table,) = self.promote_dtype(self.embedding, dtype=self.dtype, inexact=False)
+        return automate_sharding(look_up, inputs, table)
 
 
 class ResidualBlock(nn.Module):

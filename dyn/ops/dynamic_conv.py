@@ -9,7 +9,7 @@ from jax import lax
 
 from dyn.ops import lowerings, planner
 from dyn.ops.geometry import Array, Geometry, Padding, Problem, resolve_geometry
-from dyn.ops.sharding import automate_sharding, spec_of_convolution
+from dyn.ops.sharding import automate_sharding, mesh_axes
 
 
 def dynamic_conv(
@@ -118,11 +118,10 @@ def convolve_with_geometry(
 def _dynamic_conv(
     inputs, kernels, mix, taps, channels, filters, geometry: Geometry, lowering: str, precision
 ) -> Array:
-    out = (inputs.shape[0], *geometry.out, kernels.shape[-1])
     return automate_sharding(
         partial(_convolve, geometry=geometry, lowering=lowering, precision=precision),
         *(inputs, kernels, mix, taps, channels, filters),
-        spec=spec_of_convolution(inputs, kernels, out),
+        axes=(*mesh_axes(inputs)[:-1], mesh_axes(kernels)[-1]),
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.ops.geometry import Array, Geometry, Padding, resolve_geometry
+from dyn.ops.sharding import automate_sharding, mesh_axes
 
 
 def max_pool(
@@ -31,7 +32,11 @@ def max_pool(
         Array([1., 3., 5.], dtype=float32)
     """
     geometry = resolve_geometry(inputs.shape[1:-1], size, strides, padding)
-    return _max_pool(geometry.pad_edges(inputs), geometry)
+
+    def pool(inputs: Array) -> Array:
+        return _max_pool(geometry.pad_edges(inputs), geometry)
+
+    return automate_sharding(pool, inputs, axes=mesh_axes(inputs))
 
 
 def max_pool_with_argmax(
@@ -74,8 +79,12 @@ def max_pool_with_argmax(
             f"padding={padding!r} leaves windows of size {geometry.size} without inputs: pad less than the "
             "window size."
         )
-    _, first = _find_maxima(lax.stop_gradient(inputs), geometry)
-    return _max_pool(inputs, geometry), _find_places(first.astype(jnp.int32), geometry)
+
+    def pool(inputs: Array) -> tuple[Array, Array]:
+        _, first = _find_maxima(lax.stop_gradient(inputs), geometry)
+        return _max_pool(inputs, geometry), _find_places(first.astype(jnp.int32), geometry)
+
+    return automate_sharding(pool, inputs, axes=mesh_axes(inputs))
 
 
 def _find_places(first: Array, geometry: Geometry) -> Array:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.geometry import Array
+from dyn.ops.sharding import automate_sharding, mesh_axes
 
 DUPLICATES = ("mean", "set")
 
@@ -66,8 +67,12 @@ def max_unpool(
         return empty.at[places].add(values) / jnp.maximum(counts, jnp.ones_like(counts))
 
     # By vmap, so that a sharded batch stays on its devices.
-    by_channel = jax.vmap(unpool, in_axes=-1, out_axes=-1)
-    flat = (values.shape[0], math.prod(values.shape[1:-1]), values.shape[-1])
-    wide = values.reshape(flat).astype(float32_or_wider(values))
-    y = jax.vmap(by_channel)(wide, places.reshape(flat))
-    return y.reshape(values.shape[0], *shape, values.shape[-1]).astype(values.dtype)
+    by_sample = jax.vmap(jax.vmap(unpool, in_axes=-1, out_axes=-1))
+
+    def unpool_batch(values: Array, places: Array) -> Array:
+        flat = (values.shape[0], math.prod(values.shape[1:-1]), values.shape[-1])
+        wide = values.reshape(flat).astype(float32_or_wider(values))
+        y = by_sample(wide, places.reshape(flat))
+        return y.reshape(values.shape[0], *shape, values.shape[-1]).astype(values.dtype)
+
+    return automate_sharding(unpool_batch, values, places, axes=mesh_axes(values))

@@ -6,17 +6,19 @@ automatic axes instead, where XLA decides, and only the sharding of its result i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 Array = jax.Array
+MeshAxes = str | tuple[str, ...] | None
 
 
 def automate_sharding(
-    function: Callable[..., Any], *arrays: Any, spec: PartitionSpec | None = None
+    function: Callable[..., Any], *arrays: Any, axes: Sequence[MeshAxes] | None = None
 ) -> Any:
     """Computes `function(*arrays)` with every explicit mesh axis made automatic.
 
@@ -25,8 +27,9 @@ def automate_sharding(
     Args:
         function: reads no other arrays with a sharding than its arguments.
         arrays: arrays, or trees of them.
-        spec: sharding of the result's axes; None: the first axis is sharded as that of the first array,
-            and the others are not.
+        axes: the mesh axes that each axis of the result is sharded over; None: the first as that of the
+            first array, and no other. An axis whose size is no multiple of the number of devices is not
+            sharded.
 
     Returns:
         The result, an array or a tree of them, with explicit axes again.
@@ -34,20 +37,26 @@ def automate_sharding(
     mesh = find_explicit_mesh(arrays)
     if mesh is None:
         return function(*arrays)
-    if spec is None:
-        spec = PartitionSpec(*sharding_spec(jax.tree.leaves(arrays)[0])[:1])
+    if axes is None:
+        axes = mesh_axes(jax.tree.leaves(arrays)[0])[:1]
     automatic = mesh.update_axis_types(dict.fromkeys(mesh.explicit_axes, AxisType.Auto))
 
     def run(*arrays: Any) -> Any:
         with jax.sharding.use_abstract_mesh(automatic):
             result = function(*jax.sharding.reshard(arrays, PartitionSpec()))
-        return jax.sharding.reshard(result, NamedSharding(mesh, spec))
+        shardings = jax.tree.map(partial(_shard_where_possible, mesh, axes), result)
+        return jax.sharding.reshard(result, shardings)
 
     # Outside of a jit, single operations would not know the devices.
     return jax.jit(run, inline=True)(*arrays)
 
 
-def find_explicit_mesh(arrays: Any) -> Any:
+def shard_batch_like(array: Array, like: Array) -> Array:
+    """Shards the first axis of an array as that of another, where mesh axes are explicit."""
+    return automate_sharding(lambda _, array: array, like, array)
+
+
+def find_explicit_mesh(arrays: Any) -> AbstractMesh | None:
     """Returns the abstract mesh of a tree of arrays if it has explicit axes, else None."""
     for array in jax.tree.leaves(arrays):
         mesh = jax.typeof(array).sharding.mesh
@@ -56,33 +65,22 @@ def find_explicit_mesh(arrays: Any) -> Any:
     return None
 
 
-def sharding_spec(array: Array) -> tuple[Any, ...]:
-    """Returns the explicit mesh axes of each axis of an array: a name, a tuple of names, or None."""
+def mesh_axes(array: Array) -> tuple[MeshAxes, ...]:
+    """Returns the explicit mesh axes that each axis of an array is sharded over."""
     spec = tuple(jax.typeof(array).sharding.spec)
     return spec + (None,) * (array.ndim - len(spec))
 
 
-def spec_of_convolution(
-    inputs: Array, kernels: Array | None, out: tuple[int, ...]
-) -> PartitionSpec:
-    """Returns the sharding of a convolution's result `[B, *out, O]`.
-
-    Batch and space are sharded as the inputs, as by `nn.Conv`, features as the kernels. An axis whose size
-    is no multiple of the number of devices is not sharded.
-
-    Args:
-        inputs: `[B, *spatial, I]`.
-        kernels: `[K, *k, I/G, O]`, or None for features that are not sharded.
-        out: shape of the result.
-    """
-    features = None if kernels is None else sharding_spec(kernels)[-1]
-    spec = [*sharding_spec(inputs)[:-1], features]
-    mesh, used = find_explicit_mesh((inputs, kernels)), set()
-    for n, (names, size) in enumerate(zip(spec, out, strict=True)):
-        if names is None:
-            continue
-        axes = set(names) if isinstance(names, tuple) else {names}
-        if used & axes or size % math.prod(mesh.shape[axis] for axis in axes):
-            spec[n] = None
-        used |= axes
-    return PartitionSpec(*spec)
+def _shard_where_possible(
+    mesh: AbstractMesh, axes: Sequence[MeshAxes], array: Array
+) -> NamedSharding:
+    """Returns the sharding over `axes`, without those that occur twice or do not divide the array."""
+    used: set[str] = set()
+    spec = []
+    for names, size in zip(axes, array.shape, strict=False):
+        of_axis = names if isinstance(names, tuple) else (names,) if names else ()
+        devices = math.prod(mesh.shape[name] for name in of_axis)
+        fits = size % devices == 0 and not used.intersection(of_axis)
+        spec.append(names if fits else None)
+        used.update(of_axis if fits else ())
+    return NamedSharding(mesh, PartitionSpec(*spec))
