@@ -49,7 +49,10 @@ ODCONV: Table = (
         _BLOCK_PATH + "conv{n}/attention/{head}",
     ),
 )
-"""The ResNets of ODConv's authors (OSVAI/ODConv): `ResNet18(conv=partial(ODConv, num_kernels=4))`."""
+"""The ResNets of ODConv's authors (OSVAI/ODConv):
+
+`ResNet18(conv=partial(ODConv, num_kernels=4, attention_norm="batch"))`.
+"""
 
 CONDCONV: Table = (*TORCHVISION, (_BLOCK + r"routing_fn", _BLOCK_PATH + "conv*/routing"))
 """timm's `CondConv2d`, with flattened experts, and its block's `routing_fn`, in a ResNet's blocks.
@@ -244,7 +247,12 @@ def from_torch(
             for problem, items in problems.items()
             if items
         ]
-        raise ValueError(f"the weights do not fit the network: {'; '.join(lists)}.")
+        hint = ""
+        if any(".attention." in name and ".running_" in name for name in unmatched):
+            hint = (
+                " Their attention has a batch norm: make the network with attention_norm='batch'."
+            )
+        raise ValueError(f"the weights do not fit the network: {'; '.join(lists)}.{hint}")
     imported = traverse_util.unflatten_dict({**flat, **filled}, sep="/")
     return Imported(imported, tuple(left_out), tuple(kept))
 

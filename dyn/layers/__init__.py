@@ -8,8 +8,13 @@ input; the fields of the method follow. All layers have in common:
 * **temperature**: the variable `temperature` of the collection `attention`, one per layer;
   `dyn.schedules.set_temperature(variables, t)` sets them all. It may be traced, so that annealing compiles
   only once. It is 1 if the collection is not passed.
-* **training or inference** is not passed: norms inside attention use batch statistics exactly when the
-  collection `batch_stats` is mutable, unless `use_running_average` overrides that.
+* **the norm of attention**, `attention_norm`, is 'layer' by default where the papers have a batch norm. It
+  has no statistics, so that a network evaluates as it trains, and a batch of one is enough. It keeps the
+  direction of the squeezed context and not its length: of a context of one number only the sign. 'batch' is
+  the papers' own and the one for published weights; 'none' is neither.
+* **training or inference** is not passed: batch norms inside attention use batch statistics exactly when the
+  collection `batch_stats` is mutable, unless `use_running_average` overrides that. If a gradient is taken
+  for their parameters while they use running statistics, a warning says so.
 * **decisions** of a layer are sown into `intermediates` as `weights`, auxiliary losses into `losses`.
 
 Choose a layer for

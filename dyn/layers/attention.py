@@ -12,6 +12,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn.layers.norms import LayerNorm, apply_batch_norm
+
 Array = jax.Array
 
 # torch's kaiming_normal_(mode="fan_out", nonlinearity="relu"), used throughout the papers' code.
@@ -26,7 +28,7 @@ class AttentionBranch(nn.Module, kw_only=True):
 
     Attributes:
         squeezed: size of the squeezed vector; not used by a branch that does not squeeze.
-        norm: 'batch' (the papers'), 'layer' (works at batch size 1, has no state) or 'none'.
+        norm: 'layer' (has no statistics, works for a batch of one), 'batch' (the papers') or 'none'.
         use_running_average: whether the batch norm uses its running statistics; None: exactly when the
             collection `batch_stats` is not mutable.
         dtype: dtype of the computation.
@@ -60,14 +62,21 @@ class AttentionBranch(nn.Module, kw_only=True):
         """Applies the norm to a vector `[B, C]`, as the submodule `norm`.
 
         Raises:
-            ValueError: for an unknown norm, and for batch statistics of a single sample.
+            ValueError: for an unknown norm, for batch statistics of a single sample, and for a layer norm
+                of a single number.
         """
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         match self.norm:
             case "none":
                 return z
             case "layer":
-                return nn.LayerNorm(epsilon=1e-5, name="norm", **types)(z)
+                if z.shape[-1] == 1:
+                    raise ValueError(
+                        "a layer norm inside attention cannot normalise a single number: it would always be "
+                        "zero and the attention would ignore the input. Write attention_norm='none', or "
+                        "min_squeeze=2 or more if the layer has it."
+                    )
+                return LayerNorm(name="norm", **types)(z)
             case "batch":
                 return apply_batch_norm(
                     "norm",
@@ -170,53 +179,6 @@ def read_variable(module: nn.Module, name: str, init: Any) -> Array:
     if not (module.has_variable("attention", name) or module.is_mutable_collection("attention")):
         return init((), jnp.float32)
     return module.variable("attention", name, init, (), jnp.float32).value
-
-
-def apply_batch_norm(
-    name: str,
-    z: Array,
-    *,
-    use_running_average: bool | None,
-    instead: str,
-    dtype: jnp.dtype,
-    param_dtype: jnp.dtype,
-    momentum: float = 0.9,
-    scale_init: nn.initializers.Initializer = nn.initializers.ones,
-) -> Array:
-    """Applies a batch norm that detects training by itself; call it inside a compact method.
-
-    Args:
-        name: name of the submodule.
-        z: `[B, ..., C]`.
-        use_running_average: whether running statistics are used; None: exactly when the collection
-            `batch_stats` is not mutable.
-        instead: what to do if there is nothing to normalise, for the error message.
-        dtype: dtype of the computation.
-        param_dtype: dtype of the parameters.
-        momentum: share of the running statistics that a step keeps (1 - torch's).
-        scale_init: initialises the scale.
-
-    Raises:
-        ValueError: for batch statistics of a single vector.
-    """
-    module = nn.BatchNorm(
-        momentum=momentum,
-        epsilon=1e-5,
-        scale_init=scale_init,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        name=name,
-    )
-    running = use_running_average
-    if running is None:
-        running = not module.is_mutable_collection("batch_stats")
-    if math.prod(z.shape[:-1]) == 1 and not (running or module.is_initializing()):
-        raise ValueError(
-            "a batch norm inside attention cannot normalise the one vector of a batch of size 1: its "
-            "variance is zero and the attention would ignore the input. Train with two or more "
-            f"samples, {instead}, or pass use_running_average=True."
-        )
-    return module(z.astype(dtype), use_running_average=running)
 
 
 def apply_head(

@@ -14,13 +14,13 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import (
-    apply_batch_norm,
     apply_head,
     global_average,
     he_normal_fan_out,
     reduce_max,
     squeezed_size,
 )
+from dyn.layers.norms import apply_batch_norm
 from dyn.layers.squeeze_excite import attention_dtype, flatten_features
 from dyn.ops.dynamic_conv import expand_over_space
 

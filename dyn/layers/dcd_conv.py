@@ -18,8 +18,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.layers.attention import AttentionBranch, apply_batch_norm, he_normal_fan_out
+from dyn.layers.attention import AttentionBranch, he_normal_fan_out
 from dyn.layers.convolution import ConvLayer, flatten_batch
+from dyn.layers.norms import apply_batch_norm
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
 

@@ -22,6 +22,7 @@ import numpy as np
 
 from dyn.layers.attention import global_average
 from dyn.layers.convolution import ConvLayer
+from dyn.layers.norms import LayerNorm
 from dyn.layers.od_conv import ODAttention
 from dyn.ops import planner
 from dyn.ops.dtypes import float32_or_wider
@@ -61,7 +62,8 @@ class FDConv(ConvLayer):
         local: whether to add local attention.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: lower bound on that size.
-        attention_norm: 'batch' (the paper's), 'layer' or 'none'.
+        attention_norm: 'layer', 'batch' (the paper's) or 'none'; see
+            `dyn.layers`.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
         lowering: see `dyn.ops.dynamic_conv`; with `local`: 'samples', 'taps', 'patches', 'reference' or
@@ -83,7 +85,7 @@ class FDConv(ConvLayer):
     local: bool = True
     reduction: float = 1 / 16
     min_squeeze: int = 16
-    attention_norm: str = "batch"
+    attention_norm: str = "layer"
     use_running_average: bool | None = None
     lowering: str = "auto"
 
@@ -240,7 +242,7 @@ class LocalAttention(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         in_features = pooled.shape[-1]
         number = round(math.log2(in_features) / 2 + 0.5) // 2 * 2 + 1
-        v = nn.LayerNorm(epsilon=1e-5, name="norm", **types)(pooled)
+        v = LayerNorm(name="norm", **types)(pooled)
         v = jnp.pad(v, ((0, 0), (number // 2, number // 2)))
         neighbours = jnp.stack([v[:, n : n + in_features] for n in range(number)], axis=-1)
         kernel = _Kernel(

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.convolution import flatten_batch
+from dyn.layers.norms import LayerNorm
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.sharding import shard_batch_like
 
@@ -105,7 +106,7 @@ class KernelRepresentation(nn.Module):
         pooled = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=dtype)
         name = f"contribution_{layer}"
         contribution = nn.Dense(self.features, use_bias=False, name=name, **types)(pooled)
-        history = nn.LayerNorm(epsilon=1e-5, name="norm", **types)(state)
+        history = LayerNorm(name="norm", **types)(state)
         z = jnp.concatenate([history, contribution], axis=-1)
         z = nn.relu(nn.Dense(self.hidden or self.features, name="hidden", **types)(z))
         # If it started at zero, no layer's contribution would have a gradient at first.

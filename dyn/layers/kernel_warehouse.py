@@ -187,7 +187,8 @@ class WarehouseConv(ConvLayer):
         cell_ratio, in_ratio, out_ratio: those of the private warehouse; see `Warehouse`.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: lower bound on that size.
-        attention_norm: 'batch' (the paper's), 'layer' or 'none'.
+        attention_norm: 'layer', 'batch' (the paper's) or 'none'; see
+            `dyn.layers`.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
         lowering: 'taps', 'patches', 'samples', 'reference' or 'auto'; see `dyn.ops.dynamic_conv`.
@@ -211,7 +212,7 @@ class WarehouseConv(ConvLayer):
     out_ratio: float = 1.0
     reduction: float = 1 / 16
     min_squeeze: int = 16
-    attention_norm: str = "batch"
+    attention_norm: str = "layer"
     use_running_average: bool | None = None
     lowering: str = "auto"
 

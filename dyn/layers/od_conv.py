@@ -40,7 +40,8 @@ class ODConv(ConvLayer):
         num_kernels: K, the number of candidate kernels.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: lower bound on that size.
-        attention_norm: 'batch' (the paper's), 'layer' or 'none'.
+        attention_norm: 'layer', 'batch' (the paper's, which published weights need) or 'none'; see
+            `dyn.layers`.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
         lowering: see `dyn.ops.dynamic_conv`.
@@ -58,7 +59,7 @@ class ODConv(ConvLayer):
     num_kernels: int = 4
     reduction: float = 1 / 16
     min_squeeze: int = 16
-    attention_norm: str = "batch"
+    attention_norm: str = "layer"
     use_running_average: bool | None = None
     lowering: str = "auto"
 

@@ -55,7 +55,7 @@ class RotatedConv(ConvLayer):
         pooling: 'mixture', 'max', 'mean' or 'attention'.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: lower bound on that size.
-        attention_norm: 'batch', 'layer' or 'none'.
+        attention_norm: 'layer', 'batch' or 'none'; see `dyn.layers`.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
         lowering: see `dyn.ops.dynamic_conv`.
@@ -76,7 +76,7 @@ class RotatedConv(ConvLayer):
     pooling: str = "mixture"
     reduction: float = 1 / 16
     min_squeeze: int = 16
-    attention_norm: str = "batch"
+    attention_norm: str = "layer"
     use_running_average: bool | None = None
     lowering: str = "auto"
 

@@ -7,6 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from dyn.layers.norms import BatchNorm
+
 ConvFactory = Callable[..., nn.Module]
 """`conv(features, kernel_size, strides, padding=..., use_bias=..., dtype=..., name=...)`, as `nn.Conv`."""
 
@@ -18,9 +20,7 @@ def make_batch_norm(train: bool, dtype: Any) -> Callable[..., nn.BatchNorm]:
         train: whether norms use (and update) the statistics of the batch.
         dtype: dtype of the computation; None for the inputs'.
     """
-    return partial(
-        nn.BatchNorm, use_running_average=not train, momentum=0.9, epsilon=1e-5, dtype=dtype
-    )
+    return partial(BatchNorm, use_running_average=not train, dtype=dtype)
 
 
 def check_input(x: jax.Array, spatial_axes: int, stem: str) -> None:

@@ -47,8 +47,8 @@ KEEP_MEMORY = flags.DEFINE_bool("keep_memory", False, "Whether malloc keeps memo
 ROWS = {
     "static": (layers.Conv, "torch static"),
     "static, flax": (None, "torch static"),
-    "ODConv, K = 1": (partial(layers.ODConv, num_kernels=1), "torch K = 1"),
-    "ODConv, K = 4": (partial(layers.ODConv, num_kernels=4), "torch K = 4"),
+    "ODConv, K = 1": (partial(layers.ODConv, num_kernels=1, attention_norm="batch"), "torch K = 1"),
+    "ODConv, K = 4": (partial(layers.ODConv, num_kernels=4, attention_norm="batch"), "torch K = 4"),
 }
 # The number of kernels of each PyTorch network; None is static.
 TORCH = {"torch static": None, "torch K = 1": 1, "torch K = 4": 4}

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.configs.shared.assemble import restore_config
+from experiments.configs.shared.assemble import keep_former_norm, restore_config
 from experiments.configs.shared.settings import LAYER_SECTIONS
 from experiments.core import files
 from experiments.core.differences import describe_differences
@@ -60,6 +60,15 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         yield
+
+
+def continue_with_former_norm(workdir: Path, config: ConfigDict) -> ConfigDict:
+    """Returns a run's config: one that was begun when attention had a batch norm by default keeps it."""
+    try:
+        saved = files.read_json_object(workdir / "config.json")
+    except (OSError, ValueError):
+        return config  # `check_or_write_config` writes the file, or says what is wrong with it
+    return keep_former_norm(config, saved) if _has_results(workdir) else config
 
 
 def check_or_write_config(workdir: Path, config: ConfigDict) -> None:

@@ -90,6 +90,7 @@ def initialise_from(
             new_head = our_head
             theirs = {path: leaf for path, leaf in theirs.items() if path not in their_head}
     wanted = {path: leaf for path, leaf in ours.items() if path not in new_head}
+    _check_norms(theirs, wanted, config)
     if theirs.keys() == wanted.keys():
         _check_shapes(theirs, wanted, config.init_from)
         taken = theirs
@@ -124,6 +125,22 @@ def _warm_start(model: nn.Module, wanted: Flat, theirs: Flat, config: ConfigDict
             "or of its static twin, with the same --config.model fields."
         ) from error
     return _flatten(made)
+
+
+def _check_norms(theirs: Flat, ours: Flat, config: ConfigDict) -> None:
+    """Raises a UserError if only the norm of the attention keeps a dynamic network from starting."""
+    their_norms, our_norms = (
+        {path for path in tree if "attention" in path and path[-2:-1] == ("norm",)}
+        for tree in (theirs, ours)
+    )
+    if their_norms == our_norms or theirs.keys() - their_norms != ours.keys() - our_norms:
+        return
+    statistics = any(path[0] == "batch_stats" for path in their_norms)
+    norm = "batch" if statistics else "layer" if their_norms else "none"
+    raise UserError(
+        f"The network cannot start from {config.init_from}, whose attention has another norm: write "
+        f"--config.conv.attention_norm={norm}."
+    )
 
 
 def _check_shapes(theirs: Flat, ours: Flat, run: str) -> None:

@@ -25,6 +25,7 @@ from experiments.runs import writers
 from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.folder import (
     check_or_write_config,
+    continue_with_former_norm,
     hash_parameters,
     list_versions,
     lock_workdir,
@@ -65,6 +66,7 @@ def train(
         brief: whether to print the progress and a line with the result alone, as for one run of many.
     """
     # Resolved once, and frozen: nothing below checks or changes a setting again.
+    config = continue_with_former_norm(workdir, config)
     experiment = FrozenConfigDict(resolve_config(config))
     is_process_0 = jax.process_index() == 0
     with explain_full_disk(workdir):

@@ -88,8 +88,11 @@ class Case:
         return self.make(*(args or self.args), **fields)
 
 
+BATCH = {"attention_norm": "batch"}  # has statistics, which the default has not
 CONVOLUTIONS = {
-    "ODConv": Case(partial(layers.ODConv, num_kernels=2), temperature=True, statistics=True),
+    "ODConv": Case(
+        partial(layers.ODConv, num_kernels=2, **BATCH), temperature=True, statistics=True
+    ),
     "DynamicConv": Case(partial(layers.DynamicConv, num_kernels=2), temperature=True),
     "CondConv": Case(partial(layers.CondConv, num_kernels=2)),
     "DCDConv": Case(
@@ -97,11 +100,15 @@ CONVOLUTIONS = {
         looks_at=lambda x: bin_averages(x, 2, jnp.dtype(jnp.float32)),
         statistics=True,
     ),
-    "WarehouseConv": Case(partial(layers.WarehouseConv, in_ratio=0.5), statistics=True),
+    "WarehouseConv": Case(partial(layers.WarehouseConv, in_ratio=0.5, **BATCH), statistics=True),
     "FDConv": Case(
-        partial(layers.FDConv, num_kernels=3, local=False), temperature=True, statistics=True
+        partial(layers.FDConv, num_kernels=3, local=False, **BATCH),
+        temperature=True,
+        statistics=True,
     ),
-    "FDConv, local": Case(partial(layers.FDConv, num_kernels=3), temperature=True, statistics=True),
+    "FDConv, local": Case(
+        partial(layers.FDConv, num_kernels=3, **BATCH), temperature=True, statistics=True
+    ),
     "PixelDynamicConv": Case(
         partial(layers.PixelDynamicConv, num_kernels=2), looks_at=lambda x: x, temperature=True
     ),
@@ -109,11 +116,11 @@ CONVOLUTIONS = {
     "GatedConv, filters": Case(partial(layers.GatedConv, granularity="filter"), temperature=True),
     "GatedConv, slices": Case(partial(layers.GatedConv, granularity="slice"), temperature=True),
     "RotatedConv, mixture": Case(
-        partial(layers.RotatedConv, rotations=3), temperature=True, statistics=True
+        partial(layers.RotatedConv, rotations=3, **BATCH), temperature=True, statistics=True
     ),
     # With one kernel, the context would be ignored.
     "RotatedConv, max": Case(
-        partial(layers.RotatedConv, rotations=3, pooling="max", num_kernels=2),
+        partial(layers.RotatedConv, rotations=3, pooling="max", num_kernels=2, **BATCH),
         temperature=True,
         statistics=True,
     ),

@@ -106,7 +106,7 @@ def report():
             "reduces": [n for n, step in compiled.items() if "all-reduce" in step.as_text()],
             "gathers": [line for step in compiled.values() for line in gathers(step.as_text())],
         }
-    text = train_step_text(partial(ODConv, num_kernels=4), devices=8)
+    text = train_step_text(partial(ODConv, num_kernels=4, attention_norm="batch"), devices=8)
     results["network"] = {"reduces": "all-reduce" in text, "gathers": gathers(text)}
     return results
 

@@ -22,6 +22,7 @@ from dyn.models import (
 )
 
 REFERENCES = json.loads(Path(__file__).with_name("torch_references.json").read_text())
+PublishedODConv = partial(ODConv, attention_norm="batch")
 Small = partial(ResNet, (1, 1))
 NETWORKS = {
     "resnet18": ("torchvision", ResNet18),
@@ -31,9 +32,15 @@ NETWORKS = {
         "torchvision",
         partial(Small, BasicBlock, attention=partial(SqueezeExcite, min_squeeze=8)),
     ),
-    "odconv18": ("odconv", partial(ResNet18, conv=partial(ODConv, num_kernels=4))),
-    "odconv50": ("odconv", partial(Small, Bottleneck, conv=partial(ODConv, num_kernels=4))),
-    "odconv50, K = 1": ("odconv", partial(Small, Bottleneck, conv=partial(ODConv, num_kernels=1))),
+    "odconv18": ("odconv", partial(ResNet18, conv=partial(PublishedODConv, num_kernels=4))),
+    "odconv50": (
+        "odconv",
+        partial(Small, Bottleneck, conv=partial(PublishedODConv, num_kernels=4)),
+    ),
+    "odconv50, K = 1": (
+        "odconv",
+        partial(Small, Bottleneck, conv=partial(PublishedODConv, num_kernels=1)),
+    ),
     "condconv": (
         "condconv",
         partial(Small, BasicBlock, conv=partial(CondConv, num_kernels=3), context="block"),

@@ -16,6 +16,10 @@ from experiments.configs.shared.settings import (
 from experiments.core.errors import UserError
 
 KNOWN = {path for path, _ in list_paths(SECTIONS)}
+# Their attention had a batch norm unless it was told otherwise; now it has a layer norm. New runs write
+# down which; a run that did not is an old one.
+FORMERLY_BATCH_NORM = ("fdconv", "odconv", "rotated", "warehouse")
+NORM = "conv.attention_norm"
 
 
 def make_config(kind: Kind, *recipes: Mapping[str, Any]) -> ConfigDict:
@@ -44,7 +48,7 @@ def complete_config(config: ConfigDict) -> ConfigDict:
             raise UserError(
                 f"The config {config.name} has a setting '{path}', which does not exist."
             )
-    return _nest(values)
+    return _nest(_name_norm(values, "layer"))
 
 
 def restore_config(saved: Mapping[str, Any]) -> ConfigDict:
@@ -57,7 +61,21 @@ def restore_config(saved: Mapping[str, Any]) -> ConfigDict:
     for path, value in list_paths(saved):
         if path in values or _is_layer_field(path, values):
             values[path] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
-    return _nest(values)
+    return _nest(_name_norm(values, "batch"))
+
+
+def keep_former_norm(config: ConfigDict, saved: Mapping[str, Any]) -> ConfigDict:
+    """Returns a config that continues a run: with the attention norm that was the default when it began.
+
+    Args:
+        config: the settings of now.
+        saved: the settings that the run wrote.
+    """
+    values, old = dict(list_paths(config)), dict(list_paths(saved))
+    same = values.get("conv.name") == old.get("conv.name")
+    if not same or NORM in values or NORM in old:
+        return config
+    return _nest(_name_norm(values, "batch"))
 
 
 def drop_unused(saved: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,6 +85,7 @@ def drop_unused(saved: Mapping[str, Any]) -> dict[str, Any]:
     """
     used = select_settings(Kind.from_config(saved))
     unused = KNOWN - used.keys()
+    saved = _nest(_name_norm(dict(list_paths(saved)), "batch")).to_dict()
     return {
         name: {key: v for key, v in value.items() if f"{name}.{key}" not in unused}
         if isinstance(value, Mapping)
@@ -74,6 +93,13 @@ def drop_unused(saved: Mapping[str, Any]) -> dict[str, Any]:
         for name, value in saved.items()
         if name not in unused
     }
+
+
+def _name_norm(values: Mapping[str, Any], norm: str) -> dict[str, Any]:
+    """Adds the norm of the convolution's attention to settings that leave it to a default that changed."""
+    if values.get("conv.name") not in FORMERLY_BATCH_NORM:
+        return dict(values)
+    return {**values, NORM: values.get(NORM, norm)}
 
 
 def _is_layer_field(path: str, values: Mapping[str, Any]) -> bool:

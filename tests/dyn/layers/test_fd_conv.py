@@ -146,7 +146,8 @@ def sigmoid2(v):
 )
 def test_follows_the_formulas(name, local, lowering):
     fields = START[name]
-    layer = FDConv(**fields, num_kernels=3, local=local, lowering=lowering, param_dtype=jnp.float64)
+    own = dict(num_kernels=3, local=local, attention_norm="batch", lowering=lowering)
+    layer = FDConv(**fields, **own, param_dtype=jnp.float64)
     size, o, groups = layer.kernel_size, layer.features, layer.feature_group_count
     with jax.enable_x64(True):
         x = random_input(3, 5, 4, 4, dtype=np.float64)

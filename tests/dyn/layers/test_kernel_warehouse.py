@@ -28,6 +28,7 @@ class Shared(nn.Module):
             (3, 3),
             padding=1,
             use_bias=False,
+            attention_norm="batch",
             warehouse=warehouse,
             place=1,
             param_dtype=self.param_dtype,
@@ -115,7 +116,7 @@ CASES = {
 
 @pytest.mark.parametrize(("name", "blend"), [*zip(CASES, (0.3, 0.0, 0.0), strict=True)])
 def test_follows_the_formulas(name, blend):
-    layer = WarehouseConv(8, **CASES[name], param_dtype=jnp.float64)
+    layer = WarehouseConv(8, **CASES[name], attention_norm="batch", param_dtype=jnp.float64)
     with jax.enable_x64(True):
         x = random_input(3, 5, 4, 4, dtype=np.float64)
         variables = set_blend(filled(layer, x, dtype=np.float64), blend)

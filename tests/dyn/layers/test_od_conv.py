@@ -46,7 +46,7 @@ PARITY = {
 def test_published_parity_vector(name):
     fields, temperature, sums, entries = PARITY[name]
     fields = {"kernel_size": (3, 3), "padding": 1, **fields}
-    layer = ODConv(**fields, use_bias=False, param_dtype=jnp.float64)
+    layer = ODConv(**fields, use_bias=False, attention_norm="batch", param_dtype=jnp.float64)
     channels, squeezed = 4, 16
     k, o, groups = layer.num_kernels, layer.features, layer.feature_group_count
 
@@ -86,7 +86,7 @@ def test_published_parity_vector(name):
 
 def test_training_uses_and_updates_the_statistics_of_the_batch():
     x = random_input(5, 5, 5, 4)
-    layer = ODConv(6, (3, 3), num_kernels=2)
+    layer = ODConv(6, (3, 3), num_kernels=2, attention_norm="batch")
     variables = filled(layer, x)
     z = np.asarray(x).mean((1, 2)) @ variables["params"]["attention"]["squeeze"]["kernel"]
     batch = {"mean": z.mean(0), "var": z.var(0)}
@@ -110,7 +110,7 @@ def test_training_uses_and_updates_the_statistics_of_the_batch():
 
 def test_parameters_of_the_usual_case():
     x = jax.ShapeDtypeStruct((2, 6, 5, 8), jnp.float32)
-    layer = ODConv(6, (3, 2), feature_group_count=2, num_kernels=4)
+    layer = ODConv(6, (3, 2), feature_group_count=2, num_kernels=4, attention_norm="batch")
     variables = jax.eval_shape(layer.init, jax.random.key(0), x)
     assert shapes_of(variables) == {
         "params/kernel": (4, 3, 2, 4, 6),
@@ -150,7 +150,9 @@ def test_parameters_of_the_usual_case():
 )
 def test_heads_without_a_choice_are_left_out(fields, heads):
     x = jax.ShapeDtypeStruct((2, 5, 5, 8), jnp.float32)
-    shapes = jax.eval_shape(ODConv(**fields, use_bias=False).init, jax.random.key(0), x)["params"]
+    shapes = jax.eval_shape(
+        ODConv(**fields, use_bias=False, attention_norm="batch").init, jax.random.key(0), x
+    )["params"]
     assert set(shapes) == {"kernel", "attention"}
     assert set(shapes["attention"]) == {"squeeze", "norm", *heads.split()}
 
@@ -168,7 +170,7 @@ def test_size_of_the_squeezed_vector(channels, reduction, least, squeezed):
 
 def test_each_candidate_starts_like_a_single_kernel():
     x = jnp.ones((2, 3, 3, 32))
-    layer = ODConv(64, (3, 3), num_kernels=3, min_squeeze=128)
+    layer = ODConv(64, (3, 3), num_kernels=3, min_squeeze=128, attention_norm="batch")
     variables = jax.jit(layer.init)(jax.random.key(0), x)
     kernel = np.asarray(variables["params"]["kernel"])
     # fan_out is 3 * 3 * 64 = 576 for one candidate; over the stack it would be 3 times that. 18,432

@@ -44,9 +44,8 @@ def softmax(logits):
 def test_follows_the_formulas(pooling, num_kernels):
     n, k = 6, num_kernels
     geometry = dict(strides=2, feature_group_count=2)
-    layer = RotatedConv(
-        4, (3, 3), **geometry, num_kernels=k, rotations=n, pooling=pooling, param_dtype=jnp.float64
-    )
+    own = dict(num_kernels=k, rotations=n, pooling=pooling, attention_norm="batch")
+    layer = RotatedConv(4, (3, 3), **geometry, **own, param_dtype=jnp.float64)
     with jax.enable_x64(True):
         x = random_input(3, 5, 6, 4, dtype=np.float64)
         variables = filled(layer, x, dtype=np.float64)

@@ -8,6 +8,6 @@ from dyn.layers import ODConv
 
 
 def test_a_train_step_gathers_nothing():
-    text = train_step_text(partial(ODConv, num_kernels=4))
+    text = train_step_text(partial(ODConv, num_kernels=4, attention_norm="batch"))
     assert "all-reduce" in text  # of gradients and statistics, so the batch is sharded
     assert not gathers(text)

@@ -37,7 +37,7 @@ ONE_BLOCK = (0, 1)
 
 @pytest.mark.parametrize("lowering", ["taps", "patches", "shared"])
 def test_lowerings_that_auto_may_choose_gather_nothing(lowering):
-    conv = partial(ODConv, num_kernels=4, lowering=lowering)
+    conv = partial(ODConv, num_kernels=4, attention_norm="batch", lowering=lowering)
     text = train_step_text(conv, stage_sizes=ONE_BLOCK)
     assert "all-reduce" in text
     assert not gathers(text)
@@ -48,7 +48,15 @@ def test_mixing_outputs_gathers_nothing():
 
     def conv(features, kernel_size, strides, **fields):
         lowering = "outputs" if set(kernel_size) == {1} else "shared"
-        return ODConv(features, kernel_size, strides, num_kernels=4, lowering=lowering, **fields)
+        return ODConv(
+            features,
+            kernel_size,
+            strides,
+            num_kernels=4,
+            attention_norm="batch",
+            lowering=lowering,
+            **fields,
+        )
 
     text = train_step_text(conv, Bottleneck, ONE_BLOCK)
     assert "all-reduce" in text
@@ -57,7 +65,7 @@ def test_mixing_outputs_gathers_nothing():
 
 def test_the_reference_gathers():
     """The control: the other tests would notice a lowering that gathers."""
-    conv = partial(ODConv, num_kernels=4, lowering="reference")
+    conv = partial(ODConv, num_kernels=4, attention_norm="batch", lowering="reference")
     text = train_step_text(conv, stage_sizes=ONE_BLOCK)
     assert any("all-gather" in line for line in gathers(text))
 

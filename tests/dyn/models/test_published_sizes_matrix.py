@@ -39,7 +39,9 @@ def dcd(pool):
 
 
 def od_conv(num_kernels, *names):
-    return dict.fromkeys(("conv", *names), partial(ODConv, num_kernels=num_kernels))
+    return dict.fromkeys(
+        ("conv", *names), partial(ODConv, num_kernels=num_kernels, attention_norm="batch")
+    )
 
 
 def gated(**fields):

@@ -40,7 +40,7 @@ def test_odconv_resnet18_has_the_published_size():
     Attention adds a matrix product for each of its weight matrices: its 255,712 parameters without the
     biases and the norms' scales and biases.
     """
-    net = ResNet18(num_classes=1000, conv=partial(ODConv, num_kernels=4))
+    net = ResNet18(num_classes=1000, conv=partial(ODConv, num_kernels=4, attention_norm="batch"))
     params = init_shapes(net, picture(1, 32, 32, 3))["params"]
     assert count_parameters(params) == 44_901_640
     attention = {p: s for p, s in shapes_of(params).items() if "/attention/" in p}

@@ -32,7 +32,11 @@ def make_torch_network(num_kernels, width):
 
 
 def make_our_network(num_kernels, width):
-    conv = layers.Conv if num_kernels is None else partial(layers.ODConv, num_kernels=num_kernels)
+    conv = (
+        layers.Conv
+        if num_kernels is None
+        else partial(layers.ODConv, num_kernels=num_kernels, attention_norm="batch")
+    )
     return ResNet18(num_classes=1000, width=width, conv=conv)
 
 

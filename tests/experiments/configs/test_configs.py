@@ -19,7 +19,7 @@ from experiments.configs.shared.assemble import (
 from experiments.configs.shared.settings import Kind, list_paths
 from experiments.core.config_file import list_configs
 from experiments.core.errors import UserError
-from experiments.runs.folder import check_or_write_config
+from experiments.runs.folder import check_or_write_config, continue_with_former_norm
 from experiments.train.validate import resolve_config
 
 FOLDER = Path(experiments.configs.__file__).parent
@@ -170,10 +170,36 @@ def test_an_old_run_continues_with_the_same_settings_alone(tmp_path):
         check_or_write_config(tmp_path, base.get_config("smoke"))
 
 
+def test_a_run_from_before_the_layer_norm_keeps_its_batch_norm(tmp_path):
+    """Then the norm of attention was a batch norm by default, and configs did not write it down."""
+    config = common.get_config("digits", conv={"name": "odconv", "num_kernels": 2})
+    saved = config.to_dict()
+    assert "attention_norm" not in saved["conv"]
+    assert restore_config(saved).conv.attention_norm == "batch"
+    assert drop_unused(saved)["conv"]["attention_norm"] == "batch"
+    assert complete_config(config).conv.attention_norm == "layer"  # a new run's
+
+    (tmp_path / "config.json").write_text(json.dumps(saved))
+    assert continue_with_former_norm(tmp_path, config) is config  # nothing to continue
+    (tmp_path / "checkpoints" / "4").mkdir(parents=True)
+    continued = complete_config(continue_with_former_norm(tmp_path, config))
+    assert continued.conv.attention_norm == "batch"
+    check_or_write_config(tmp_path, continued)
+    # Whoever names a norm means it, and a layer without one has none.
+    config.conv = {"name": "odconv", "num_kernels": 2, "attention_norm": "layer"}
+    with pytest.raises(UserError, match=r"conv\.attention_norm was 'batch' and is now 'layer'"):
+        check_or_write_config(
+            tmp_path, complete_config(continue_with_former_norm(tmp_path, config))
+        )
+    assert "attention_norm" not in complete_config(common.get_config("digits")).conv
+
+
 @pytest.mark.parametrize("task", ["classification", "segmentation", "acgan", "reconstruction"])
 def test_a_saved_config_comes_back(task):
     config = make_config(Kind(task=task, data="folder", conv="odconv"))
     config.conv = {"name": "odconv", "num_kernels": 3}
+    config = complete_config(config)
+    assert config.conv.attention_norm == "layer"  # written down, although it is the default
     assert restore_config(json.loads(json.dumps(config.to_dict()))).to_dict() == config.to_dict()
 
 
