@@ -17,7 +17,7 @@ from dyn.models import BasicBlock, Bottleneck, ResNet, ResNet18
 TinyResNet = partial(
     ResNet, stage_sizes=(1, 1), block=BasicBlock, num_classes=3, width=4, stem="small"
 )
-ODConv2 = partial(ODConv, num_kernels=2)
+ODConv2 = partial(ODConv, num_kernels=2, attention_norm="batch")
 
 
 def picture(*shape):
