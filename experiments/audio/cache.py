@@ -23,7 +23,7 @@ from experiments.core.files import replace_file, write_json
 
 _SETTINGS = ("hop", "channel", "pad", *spectrograms.SETTINGS)
 _LIBRARIES = ("PyWavelets", "librosa", "numpy", "pillow", "soundfile", "soxr")
-_FORMAT = 1  # Increase it when the same settings give other spectrograms than before.
+_FORMAT = 2  # Increase it when the same settings give other spectrograms than before.
 _THREADS = 4
 
 
@@ -115,7 +115,7 @@ def prepare_spectrograms(
     all_starts = [None] * len(paths) if starts is None else [sorted(map(float, s)) for s in starts]
     if not paths:
         raise UserError(
-            "There are no recordings (files that end in .wav, .flac, .ogg, .mp3 or .aiff)."
+            f"There are no recordings (files that end in {', '.join(recordings.SUFFIXES)})."
         )
     files = [
         _get_metadata_file(path, path_starts, settings_folder)
@@ -331,7 +331,7 @@ def _describe(usable: list[Spectrograms], audio: ConfigDict) -> list[str]:
         )
     if noted := [record for record in usable if record.note]:
         notes.append(
-            f"{_count_recordings(noted)} a missing end: {noted[0].name} ({noted[0].note})"
+            f"{_count_recordings(noted)} a flaw: {noted[0].name} ({noted[0].note})"
             f"{', ...' if len(noted) > 1 else '.'}"
         )
     return notes

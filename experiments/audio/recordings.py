@@ -1,23 +1,54 @@
 """Reads sound files in order and in blocks, so that long ones need no more memory than short ones."""
 
+import contextlib
 import dataclasses
+import io
 import os
 import pathlib
 import stat
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
-from experiments.audio import truncation
+from experiments.audio import containers, contents, mpeg
 from experiments.audio.require import require_library
 from experiments.core.errors import UserError
 from experiments.core.listing import list_files
 
-SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".ogg", ".wav")
+SUFFIXES = tuple(
+    ".aif .aifc .aiff .au .bwf .caf .flac .mp2 .mp3 .mpga .nist .oga .ogg .opus .rf64 .snd .sph .voc "
+    ".w64 .wav .wave".split()
+)
+"""Suffixes of sound files that can be read."""
+FOREIGN_SUFFIXES = tuple(
+    ".3gp .aac .ac3 .alac .amr .ape .dff .dsf .dts .m4a .m4b .mka .mp4 .mpc .ra .raw .spx .tta .wac "
+    ".weba .webm .wma .wv".split()
+)
+"""Suffixes of sound files that libsndfile cannot read: they are listed with the reason."""
 MAX_FRAMES = 2**40
 """A header with as many frames is damaged: at 48 kHz they would play for 265 days."""
 MAX_RATE = 2**24
 """A header with a higher rate is damaged."""
+
+# Bytes per sample, by libsndfile's name; sound that has no fixed size is not here.
+_SAMPLE_BYTES = {
+    "PCM_S8": 1,
+    "PCM_U8": 1,
+    "PCM_16": 2,
+    "PCM_24": 3,
+    "PCM_32": 4,
+    "FLOAT": 4,
+    "DOUBLE": 8,
+    "ULAW": 1,
+    "ALAW": 1,
+}
+# libsndfile reads no more of a sound whose header says that its size is unknown.
+_LIBRARY_LIMIT = 0xFFFFFFFF
+# libsndfile says this of an MP3 that it cannot decode.
+_MISLEADING = "file does not exist or is not a regular file"
+# The mean of channels is taken for silence if it has less than this share of their power.
+_CANCELLED = 1e-4
 
 # The frame count of an MP3 header includes up to one MPEG frame that decoders leave out at the ends.
 _MPEG_FRAME = 1152
@@ -52,10 +83,12 @@ class Recording:
     note: str = ""
 
 
-def list_recordings(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+def list_recordings(
+    folder: str | os.PathLike, suffixes: tuple[str, ...] = SUFFIXES
+) -> Iterator[pathlib.Path]:
     """Yields the sound files in a folder and the folders below it, sorted by name, without hidden ones."""
     for path in list_files(pathlib.Path(folder)):
-        if path.suffix.lower() in SUFFIXES:
+        if path.suffix.lower() in suffixes:
             yield path
 
 
@@ -65,17 +98,9 @@ def probe_recording(path: str | os.PathLike, name: str = "") -> Recording:
     Without a `name` it goes by its path.
     """
     path = pathlib.Path(path)
-    with _open(path) as file:
-        frames, rate, channels = file.frames, file.samplerate, file.channels
-    _check_header(frames, rate)
-    return Recording(
-        path,
-        name or path.as_posix(),
-        frames / rate,
-        rate,
-        channels,
-        truncation.describe_truncation(path, frames),
-    )
+    with _open(path) as sound:
+        rate, channels = sound.file.samplerate, sound.file.channels
+    return Recording(path, name or path.as_posix(), sound.frames / rate, rate, channels, sound.note)
 
 
 def stream_samples(
@@ -90,7 +115,8 @@ def stream_samples(
         recording: from `probe_recording`.
         rate: samples per second of the blocks.
         channel: 'mean' of all channels, or the number of one; '0' is the first (left) one.
-        report: called with a note if the file is shorter than its header says.
+        report: called with a note if the file is shorter than its header says, or if the channels cancel
+            each other out.
 
     Yields:
         float32 `[n]`, n > 0.
@@ -108,35 +134,50 @@ def _stream_mono(
     recording: Recording, channel: str, report: Callable[[str], None]
 ) -> Iterator[np.ndarray]:
     """Yields one channel as float32 `[n]` at the file's own rate."""
-    decoding_error = require_library("soundfile").LibsndfileError
     index = _parse_channel(channel)
-    with _open(recording.path) as file:
-        _check_header(file.frames, file.samplerate)
+    with _open(recording.path) as sound:
+        file = sound.file
         if file.samplerate != recording.rate or file.channels != recording.channels:
             raise Unreadable("the file has changed since its header was read")
         if index is not None and index >= file.channels:
             raise Unreadable(f"no channel {index}: it has {file.channels}")
-        frames = 0
-        while frames < file.frames:
-            try:
-                block = file.read(_BLOCK_FRAMES, dtype="float32", always_2d=True)
-            except decoding_error as error:
-                if not frames:
-                    raise Unreadable(f"nothing can be read: {_describe_error(error)}") from error
-                break
-            if not len(block):
-                break
+        frames, power_of_mean, power = 0, 0.0, 0.0
+        for block in _read_blocks(sound):
             frames += len(block)
             # Double precision keeps the mean of two samples near the largest float finite.
             mono = block.mean(axis=1, dtype=np.float64) if index is None else block[:, index]
-            mono = mono.astype(np.float32)
             if not np.isfinite(mono).all():
                 raise Unreadable("nonfinite")
-            yield mono
+            if index is None and file.channels > 1:
+                power_of_mean += float(np.square(mono).sum())
+                power += float(np.square(block, dtype=np.float64).sum()) / file.channels
+            yield mono.astype(np.float32)
         if not frames:
             raise Unreadable("nothing can be read")
-        if frames < file.frames - (_MPEG_FRAME if "MPEG" in file.subtype else 0):
-            report(truncation.describe_missing_frames(frames, file.frames))
+        if frames < sound.frames - (_MPEG_FRAME if "MPEG" in file.subtype else 0):
+            report(containers.describe_missing_frames(frames, sound.frames))
+        if power_of_mean < _CANCELLED * power:
+            report(
+                "its channels cancel each other out: their mean is silence, and --config.audio.channel=0 is "
+                "the first of them"
+            )
+
+
+def _read_blocks(sound: "_OpenSound") -> Iterator[np.ndarray]:
+    """Yields blocks of a sound, float32 `[n, channels]`, up to its end or to damage."""
+    decoding_error = require_library("soundfile").LibsndfileError
+    left = sound.frames
+    while left > 0:
+        try:
+            block = sound.file.read(min(_BLOCK_FRAMES, left), dtype="float32", always_2d=True)
+        except decoding_error as error:
+            if left == sound.frames:
+                raise Unreadable(f"nothing can be read: {_describe_error(error)}") from error
+            return
+        if not len(block):
+            return
+        left -= len(block)
+        yield block
 
 
 def _make_resampler(
@@ -167,27 +208,129 @@ def _make_resampler(
     return resample
 
 
-def _open(path: pathlib.Path):
-    """Opens a `soundfile.SoundFile`; raises `Unreadable` if it is not a sound file."""
+@dataclasses.dataclass(frozen=True)
+class _OpenSound:
+    """An open `soundfile.SoundFile`, the number of its frames, and a note on its header."""
+
+    file: Any
+    frames: int
+    note: str
+
+
+@contextlib.contextmanager
+def _open(path: pathlib.Path) -> Iterator[_OpenSound]:
+    """Opens a sound file with all of its sound; raises `Unreadable` if there is none."""
+    with contextlib.ExitStack() as stack:
+        try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # Reading a pipe might block for ever.
+                raise Unreadable("not a regular file")
+            if not status.st_size:
+                raise Unreadable("the file is empty")
+            open(path, "rb").close()  # Unlike libsndfile, this says why a file cannot be opened.
+            file = stack.enter_context(_open_with_library(path))
+            sound = _find_all_frames(path, file, stack)
+        except OSError as error:
+            raise Unreadable(f"cannot be opened: {error.strerror or error}") from error
+        _check_header(sound.frames, sound.file.samplerate, sound.note)
+        yield sound
+
+
+def _open_with_library(path: pathlib.Path) -> Any:
+    """Opens a `soundfile.SoundFile`; raises `Unreadable` with the reason if that fails."""
     soundfile = require_library("soundfile")
     try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):  # Reading a pipe might block for ever.
-            raise Unreadable("not a regular file")
-        if not status.st_size:
-            raise Unreadable("the file is empty")
-        open(path, "rb").close()  # Unlike libsndfile, this says why a file cannot be opened.
         # As bytes, because names need not be UTF-8.
         return soundfile.SoundFile(os.fsencode(path) if os.name == "posix" else str(path))
-    except OSError as error:
-        raise Unreadable(f"cannot be opened: {error.strerror or error}") from error
     except (soundfile.SoundFileError, TypeError) as error:
-        raise Unreadable(f"not a sound file that can be read: {_describe_error(error)}") from error
+        reason = _describe_error(error)
+        if not reason or _MISLEADING in reason or isinstance(error, TypeError):
+            reason = "nothing in it can be decoded"
+        content = contents.describe_content(path)
+        content = f" ({content})" if content else ""
+        raise Unreadable(f"not a sound file that can be read: {reason}{content}") from error
 
 
-def _check_header(frames: int, rate: int) -> None:
+def _find_all_frames(path: pathlib.Path, file: Any, stack: contextlib.ExitStack) -> _OpenSound:
+    """Returns an open file with all the frames that it has, though its header may say fewer."""
+    frame_bytes = _SAMPLE_BYTES.get(file.subtype, 0) * file.channels
+    sound = containers.locate_sound(path)
+    if sound is None:
+        if file.format == "MP3" and (head := mpeg.add_length(path, file.frames)):
+            whole = _open_part(stack, path, head, 0)
+            note = f"its header says {file.frames:,} frames, and {whole.frames:,} are there"
+            return _OpenSound(whole, whole.frames, note)
+        return _OpenSound(file, file.frames, containers.describe_ogg(path))
+    frames = sound.present // frame_bytes if frame_bytes else file.frames
+    if frames > file.frames:
+        # If the library counts frames in another way than by the header, its way is right.
+        promised = _LIBRARY_LIMIT if sound.promised is None else sound.promised
+        if abs(file.frames - promised // frame_bytes) > 1:
+            return _OpenSound(file, file.frames, "")
+        raw = {
+            "samplerate": file.samplerate,
+            "channels": file.channels,
+            "subtype": file.subtype,
+            "endian": "BIG" if sound.big_endian else "LITTLE",
+            "format": "RAW",
+        }
+        file = _open_part(stack, path, b"", sound.begin, **raw)
+        frames = min(frames, file.frames)
+    return _OpenSound(file, frames, containers.describe_size(sound, frames, frame_bytes))
+
+
+class _Part(io.RawIOBase):
+    """A file with other bytes in place of its beginning, for libsndfile's callbacks."""
+
+    def __init__(self, path: pathlib.Path, head: bytes, begin: int):
+        super().__init__()
+        self._file = open(path, "rb")
+        self._head, self._begin = head, begin
+        self._size = len(head) + max(os.fstat(self._file.fileno()).st_size - begin, 0)
+        self._at = 0
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
+        self._at = max(base + offset, 0)
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        head = self._head[self._at : self._at + len(view)]
+        self._file.seek(self._begin + max(self._at - len(self._head), 0))
+        try:
+            content = head + self._file.read(len(view) - len(head))
+        except OSError:  # libsndfile cannot pass it on; the missing end is noted.
+            content = head
+        view[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+
+def _open_part(
+    stack: contextlib.ExitStack, path: pathlib.Path, head: bytes, begin: int, **options: Any
+) -> Any:
+    """Opens a `soundfile.SoundFile` of `head` and the bytes of a file from `begin` on."""
+    part = stack.enter_context(contextlib.closing(_Part(path, head, begin)))
+    return stack.enter_context(require_library("soundfile").SoundFile(part, **options))
+
+
+def _check_header(frames: int, rate: int, note: str) -> None:
     if frames <= 0:
-        raise Unreadable("no frames")
+        raise Unreadable(f"no frames: {note}" if note else "no frames")
     if frames >= MAX_FRAMES:
         raise Unreadable(f"damaged: its header says {frames:,} frames")
     if not 0 < rate <= MAX_RATE:

@@ -79,8 +79,10 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
     """
     root = _find_root(config, audio)
     files = {path.relative_to(root).as_posix(): path for path in recordings.list_recordings(root)}
+    foreign = _list_foreign(root)
     if not files:
-        raise UserError(f"There is no recording below {root}; {_LAYOUT}.")
+        others = f" (such as {': '.join(foreign[0])})" if foreign else ""
+        raise UserError(f"There is no recording below {root} that can be read{others}; {_LAYOUT}.")
     table, by_name = _read_labels(root, list(files), config, audio)
     names = list(by_name)
     starts = None
@@ -103,7 +105,7 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
         config.max_skipped,
     )
     classes = config.classes.split(",") if config.classes else sound_labels.list_labels(by_name)
-    skipped = [*table.skipped, *prepared.skipped]
+    skipped = [*foreign, *table.skipped, *prepared.skipped]
     windows, outside, window_notes = _label_windows(prepared.usable, by_name, classes, audio)
     notes = [*table.notes, *prepared.notes, *window_notes]
     if not len(windows):
@@ -125,6 +127,17 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
         [*skipped, *outside],
         list(split_of.items()),
     )
+
+
+def _list_foreign(root: Path) -> list[tuple[str, str]]:
+    """Returns the name of each recording in a format that is not read, and the reason."""
+    return [
+        (
+            path.relative_to(root).as_posix(),
+            f"{path.suffix} files cannot be read: convert it to WAV or FLAC",
+        )
+        for path in recordings.list_recordings(root, recordings.FOREIGN_SUFFIXES)
+    ]
 
 
 def _find_root(config: ConfigDict, audio: ConfigDict) -> Path:

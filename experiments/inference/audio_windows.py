@@ -15,6 +15,9 @@ from experiments.data.reading import THREADS, File, prefetch_map
 Prepare = Callable[[np.ndarray], Example]
 """Makes an example of a spectrogram, as the network sees it."""
 
+SOUND_SUFFIXES = (*recordings.SUFFIXES, *recordings.FOREIGN_SUFFIXES)
+"""Suffixes of the files in folders that are used, or listed with the reason why not."""
+
 
 @dataclasses.dataclass(eq=False)
 class OpenRecording:
@@ -22,6 +25,10 @@ class OpenRecording:
 
     file: File
     note: str = ""
+
+    def add_note(self, text: str) -> None:
+        """Adds a flaw to the others."""
+        self.note = f"{self.note}; {text}" if self.note else text
 
 
 def make_audio_settings(audio: ConfigDict, hop: float = 0.0) -> ConfigDict:
@@ -112,7 +119,7 @@ def read_windows(
             opened.note = recording.note
 
             def note(text: str, opened: OpenRecording = opened) -> None:
-                opened.note = text
+                opened.add_note(text)
 
             blocks = recordings.stream_samples(recording, audio.sample_rate, audio.channel, note)
             for window in windows.cut_grid(
@@ -123,6 +130,6 @@ def read_windows(
             if window is None:
                 skip(file, str(error))
                 continue
-            opened.note = f"truncated after {window.end:.3f} s: {error}"
+            opened.add_note(f"truncated after {window.end:.3f} s: {error}")
         if window is None:
             skip(file, "no samples")

@@ -10,13 +10,13 @@ import numpy as np
 
 from experiments.audio import clusters as clustering
 from experiments.audio import times
-from experiments.audio.recordings import SUFFIXES
 from experiments.core import files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
 from experiments.figures.embeddings import draw_hours, draw_tsne
 from experiments.figures.reconstruction import draw_reconstructions
+from experiments.inference.audio_windows import SOUND_SUFFIXES
 from experiments.inference.embeddings import (
     Clock,
     Embedded,
@@ -59,7 +59,7 @@ def embed(
     out = Path(out).expanduser()
     check_inputs(paths, batch_size)
     _check_arguments(trained, out, compare, clusters, overwrite)
-    inputs = list(expand_paths(paths, (out,), SUFFIXES if trained.is_audio else ()))
+    inputs = list(expand_paths(paths, (out,), SOUND_SUFFIXES if trained.is_audio else ()))
     if not inputs:
         kind = "recording" if trained.is_audio else "file"
         raise UserError(f"There is no {kind} in {', '.join(map(str, paths))}.")

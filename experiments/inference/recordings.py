@@ -9,14 +9,19 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.audio import detections, recordings, spectrograms
+from experiments.audio import detections, spectrograms
 from experiments.audio.detections import RAVEN_SUFFIX, Interval
 from experiments.core import files, listing
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
 from experiments.data.reading import File
-from experiments.inference.audio_windows import OpenRecording, make_audio_settings, prepare_windows
+from experiments.inference.audio_windows import (
+    SOUND_SUFFIXES,
+    OpenRecording,
+    make_audio_settings,
+    prepare_windows,
+)
 from experiments.inference.files import check_inputs, expand_paths, track_progress
 from experiments.inference.trained import Trained
 
@@ -51,7 +56,7 @@ def predict_recordings(
     out = Path(out).expanduser()
     check_inputs(paths, batch_size)
     _check_arguments(trained, out, threshold, merge, hop)
-    total = sum(1 for _ in expand_paths(paths, suffixes=recordings.SUFFIXES))
+    total = sum(1 for _ in expand_paths(paths, suffixes=SOUND_SUFFIXES))
     if not total:
         raise UserError(f"There is no sound file in {', '.join(map(str, paths))}.")
     _remove_earlier(out, overwrite)
@@ -77,7 +82,7 @@ def predict_recordings(
             if len(reasons) < 5:
                 reasons.append(f"{file.name} ({reason})")
 
-        sounds = track_progress(expand_paths(paths, suffixes=recordings.SUFFIXES), progress)
+        sounds = track_progress(expand_paths(paths, suffixes=SOUND_SUFFIXES), progress)
         examples = prepare_windows(sounds, audio, trained.prepare, skip, progress.say)
         predictions = trained.predict(examples, batch_size)
         for recording, group in itertools.groupby(predictions, key=lambda item: item[0][0]):
