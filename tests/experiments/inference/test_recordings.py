@@ -209,7 +209,7 @@ def test_windows_before_the_break_of_a_recording_are_kept(trained, field, tmp_pa
     ("options", "message"),
     [
         ({"paths": ["."]}, r"no sound file in \."),
-        ({"paths": ["notes.wav"]}, r"1 of 1 files .*notes\.wav \(not a "),
+        ({"paths": ["notes.wav"]}, r"1 of 1 file .*notes\.wav \(not a "),
         ({"out": "p.csv"}, "give a folder"),
         ({"threshold": 1.5}, "--threshold=1.5"),
         ({"threshold": float("nan")}, "--threshold=nan"),
