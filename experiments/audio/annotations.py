@@ -6,28 +6,15 @@
 import bisect
 import csv
 import dataclasses
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
-from experiments.audio import raven
+from experiments.audio import raven, tables
 from experiments.core.errors import UserError
 from experiments.core.files import write_text
 
-# Names of the columns in our tables and those of other programs, in lower case; the first match counts.
-_COLUMNS = {
-    "file": ("file", "recording", "audio_file", "uri", "filename", "begin path", "begin file"),
-    "start": ("start", "start_time", "start_offset_s", "start_s", "x1", "begin time (s)"),
-    "end": ("end", "end_time", "end_offset_s", "end_s", "x2", "end time (s)"),
-    "label": ("species", "annotation", "label", "common name"),
-    "kind": ("label_type", "validated", "positive"),
-    "low": ("low", "low freq (hz)", "y1"),
-    "high": ("high", "high freq (hz)", "y2"),
-    "split": ("split",),
-    "selection": ("selection",),
-}
 _KINDS = {
     **dict.fromkeys(("", "positive", "present", "true", "yes", "1", "1.0"), True),
     **dict.fromkeys(("negative", "absent", "false", "no", "0", "0.0"), False),
@@ -96,13 +83,18 @@ def read_annotations(
         parent = (folder / name).parent
         if parent not in texts_by_folder:  # List each folder only once.
             texts_by_folder[parent] = _list_texts(parent)
-        tables = find_raven_tables(folder / name, texts_by_folder[parent])
-        for table in tables:
-            table_rows, table_skipped = read_raven_table(table, name, label_column)
+        for path in find_raven_tables(folder / name, texts_by_folder[parent]):
+            try:
+                table_rows, table_skipped = _load_raven_table(path, name, label_column)
+            except (
+                ValueError
+            ) as error:  # Nothing is known of its recording: it is not a silent one.
+                skipped.append((path.name, str(error)))
+                continue
             rows += table_rows
             skipped += table_skipped
-        if tables:
             files.append(name)
+    files = list(dict.fromkeys(files))
     return Annotations(rows, files, {}, skipped)
 
 
@@ -115,19 +107,19 @@ def find_raven_tables(
     """
     recording = Path(recording)
     texts = _list_texts(recording.parent) if texts is None else texts
-    tables = []
+    found = []
     for name in texts[bisect.bisect_left(texts, recording.stem) :]:
         if not name.startswith(recording.stem):
             break
         path = recording.with_name(name)
         for stem in (recording.name, recording.stem):
             rest = name.removeprefix(stem).lower()
-            named = re.fullmatch(r"\.table\.\d+(\..*)?\.txt|\.selections\.txt|\.txt", rest)
+            named = re.fullmatch(r"\.table\.\d+(\..*)?\.txt|\.selections\.txt", rest)
             # Predictions of programs have other names, and a .txt may hold anything.
-            if name.startswith(stem) and named and _is_raven(path):
-                tables.append(path)
+            if name.startswith(stem) and (named or (rest == ".txt" and tables.is_raven(path))):
+                found.append(path)
                 break
-    return tables
+    return found
 
 
 def read_raven_table(
@@ -135,24 +127,35 @@ def read_raven_table(
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
     """Returns the annotations of a tab-separated Raven table, and origin and reason for each unusable line.
 
-    Raven writes a selection once for each view; it is read once. `file` is the recording's name.
+    Raven writes a selection once for each view; it is read once. `file` is the recording's name. Of a table
+    over several files, the selections in this one are read.
     """
-    path = Path(path)
     try:
-        columns, lines = _read_table(path, label_column)
-    except (OSError, csv.Error) as error:
-        return [], [(path.name, f"it cannot be read: {error}")]
-    missing = [name for name in ("start", "end", "label") if name not in columns]
-    if missing and lines:
+        return _load_raven_table(Path(path), file, label_column)
+    except ValueError as error:
+        return [], [(Path(path).name, str(error))]
+
+
+def _load_raven_table(
+    path: Path, file: str, label_column: str
+) -> tuple[list[Annotation], list[tuple[str, str]]]:
+    """Returns the annotations of a Raven table; raises a ValueError with the reason if it is unusable."""
+    try:
+        table = tables.read_table(path, label_column)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"it cannot be read: {error}") from error
+    missing = [name for name in ("start", "end", "label") if name not in table.columns]
+    if missing == ["label"] and not table.lines:
+        missing = []
+    if missing:
         names = [label_column if n == "label" and label_column else n for n in missing]
-        return [], [(path.name, f"it has no column {', '.join(names)}")]
-    rows, skipped, seen = [], [], set()
-    for number, cells in lines:
-        selection = cells.get("selection") or number
-        if selection in seen:
-            continue
-        seen.add(selection)
-        _parse_row({**cells, "file": file}, f"{path.name}, line {number}", rows, skipped)
+        raise ValueError(f"it has no column {', '.join(names)}")
+    lines, elsewhere = tables.select_file(table.lines, file)
+    skipped = [(f"{path.name}, line {number}", f"it is in {other}") for number, other in elsewhere]
+    rows: list[Annotation] = []
+    for number, cells in tables.drop_views(lines):
+        origin = f"{path.name}, line {number}"
+        _parse_row({**cells, "file": file}, origin, table.is_raven, rows, skipped)
     return rows, skipped
 
 
@@ -164,19 +167,19 @@ def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotatio
     """
     path = Path(path).expanduser()
     try:
-        columns, lines = _read_table(path, label_column)
-    except (OSError, csv.Error) as error:
+        table = tables.read_table(path, label_column)
+    except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"--config.audio.annotations={path} cannot be read: {reason}.") from error
     for name in ("file", "start", "end", "label"):
-        if name not in columns:
-            known = [label_column] if name == "label" and label_column else _COLUMNS[name]
+        if name not in table.columns:
+            known = [label_column] if name == "label" and label_column else tables.COLUMNS[name]
             raise UserError(
                 f"--config.audio.annotations={path} has no column {name}: call it {' or '.join(known)}."
             )
     rows, skipped, files, splits = [], [], {}, {}
-    for number, cells in lines:
-        if _parse_row(cells, f"{path.name}, line {number}", rows, skipped):
+    for number, cells in tables.drop_views(table.lines):
+        if _parse_row(cells, f"{path.name}, line {number}", table.is_raven, rows, skipped):
             files[cells["file"]] = None
             file, split = cells["file"], cells.get("split", "").lower()
             if split and splits.setdefault(file, split) != split:
@@ -307,75 +310,31 @@ def _match_recordings(table: Annotations, folder: Path, names: Sequence[str]) ->
     return Annotations(rows, list(dict.fromkeys(matched.values())), splits, skipped)
 
 
-def _read_table(path: Path, label_column: str) -> tuple[set[str], list[tuple[int, dict[str, str]]]]:
-    """Returns the columns of a table, and line number and cells of each row that is not empty."""
-    # Excel marks UTF-8 with a BOM; in other encodings at least the times can be read.
-    with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
-        head = file.readline()
-        file.seek(0)
-        if "\t" in head:  # Raven does not quote.
-            reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
-        else:
-            reader = csv.reader(file, delimiter=";" if ";" in head and "," not in head else ",")
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        aliases = {**_COLUMNS, "label": (label_column.lower(),)} if label_column else _COLUMNS
-        places = {}
-        for name, words in aliases.items():
-            for word in words:
-                if word in header:
-                    places[name] = header.index(word)
-                    break
-        lines = []
-        for row in reader:
-            cells = {n: row[at].strip() if at < len(row) else "" for n, at in places.items()}
-            if any(cell.strip() for cell in row):
-                lines.append((reader.line_num, cells))
-    return set(places), lines
-
-
 def _parse_row(
-    cells: dict[str, str], origin: str, rows: list[Annotation], skipped: list[tuple[str, str]]
+    cells: dict[str, str],
+    origin: str,
+    is_raven: bool,
+    rows: list[Annotation],
+    skipped: list[tuple[str, str]],
 ) -> bool:
     """Appends the annotation of a row to `rows`, or the reason to `skipped`; returns whether it is usable."""
-    start, end = _parse_number(cells["start"]), _parse_number(cells["end"])
     kind = cells.get("kind", "").lower()
-    reason = ""
-    if start is None or end is None:
-        name = "start" if start is None else "end"
-        reason = f"its {name}, '{cells[name]}', is not a number"
-    elif start < 0 or end <= start:
-        reason = f"it cannot last from {start:g} s to {end:g} s"
-    elif not cells["label"]:
-        reason = "it has no label"
-    elif not cells["file"]:
-        reason = "it names no file"
-    elif kind not in _KINDS:
-        reason = f"'{kind}' is neither positive nor negative nor uncertain"
-    if reason:
-        skipped.append((origin, reason))
+    try:
+        start, end = tables.parse_interval(cells, is_raven)
+        if not cells["label"]:
+            raise ValueError("it has no label")
+        if not cells["file"]:
+            raise ValueError("it names no file")
+        if kind not in _KINDS:
+            raise ValueError(f"'{kind}' is neither positive nor negative nor uncertain")
+    except ValueError as error:
+        skipped.append((origin, str(error)))
         return False
-    band = _parse_number(cells.get("low", "")), _parse_number(cells.get("high", ""))
+    band = (tables.parse_number(cells.get(name, "")) for name in ("low", "high"))
     rows.append(Annotation(cells["file"], start, end, cells["label"], _KINDS[kind], *band, origin))
     return True
-
-
-def _parse_number(text: str) -> float | None:
-    """Returns a finite number, or None for any other text."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _list_texts(folder: Path) -> list[str]:
     """Returns the sorted names in a folder that end in .txt."""
     return sorted(name for name in os.listdir(folder) if name.lower().endswith(".txt"))
-
-
-def _is_raven(path: Path) -> bool:
-    try:
-        with open(path, encoding="utf-8-sig", errors="replace") as file:
-            return "begin time (s)" in file.readline(10_000).lower()
-    except OSError:  # For example, a folder.
-        return False

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import errno
+import io
 import json
 import math
 import os
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 
 from experiments.core.escaping import escape_cell, restore_cell
+from experiments.core.text import read_text
 
 # Errors in writing: the disk is full, the quota used up, the file too large, the file system read-only.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
@@ -61,8 +63,8 @@ def read_csv(path: str | os.PathLike) -> list[list[str]]:
     Raises:
         OSError, ValueError or csv.Error: if it cannot be read.
     """
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        return [[restore_cell(cell) for cell in row] for row in csv.reader(file)]
+    lines = io.StringIO(read_text(path), newline="")
+    return [[restore_cell(cell) for cell in row] for row in csv.reader(lines)]
 
 
 def read_csv_records(path: str | os.PathLike) -> list[dict[str, str]]:

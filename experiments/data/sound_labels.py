@@ -58,6 +58,11 @@ def read_labels(root: Path, names: Sequence[str], audio: ConfigDict) -> LabelTab
         return _label_whole_recordings(names, audio)
     table = annotations.read_annotations(root, names, audio.annotations, audio.label_column)
     if not table.files and not audio.annotations:
+        if table.skipped:
+            raise UserError(
+                f"{root}: none of the tables next to the recordings can be used, so no label is known. "
+                f"{': '.join(table.skipped[0])}."
+            )
         return _label_whole_recordings(names, audio)
     rows_by_name: dict[str, list[Annotation]] = {name: [] for name in table.files}
     for row in table.rows:
