@@ -23,7 +23,15 @@ def main(run: str, *, out: str = "") -> None:
     """Makes the page of a run, and prints its path."""
     trained = load(run)
     folder = Path(run).expanduser()
-    path = write_page(folder, trained.model, trained.variables, trained.shape, trained.classes, out)
+    path = write_page(
+        folder,
+        trained.model,
+        trained.variables,
+        trained.shape,
+        trained.classes,
+        out,
+        settings=trained.config.to_dict(),
+    )
     print_result("finished", [("page", str(path))])
 
 

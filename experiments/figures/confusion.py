@@ -13,7 +13,7 @@ from experiments.figures import style
 
 
 def draw_confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.PathLike) -> None:
-    """Draws a confusion matrix `[C, C]` of counts; rows are the truth, columns the predictions.
+    """Draws a confusion matrix `[C, C]` of the test split; rows are the truth, columns the predictions.
 
     Up to 20 classes have their counts in the cells; with more classes, the pairs that are confused most
     often are listed beside the matrix. scikit-learn's display does not shorten names, and needs pyplot.
@@ -23,9 +23,7 @@ def draw_confusion(matrix: np.ndarray, classes: Sequence[str], path: str | os.Pa
     totals = matrix.sum(axis=1, keepdims=True)
     shares = np.where(totals > 0, matrix / np.maximum(totals, 1), np.nan)
     accuracy = np.trace(matrix) / max(matrix.sum(), 1)
-    title = (
-        f"Confusion matrix: accuracy {accuracy:.1%} of {count_noun(int(matrix.sum()), 'example')}"
-    )
+    title = f"Confusion matrix: test accuracy {accuracy:.2%} of {count_noun(int(matrix.sum()), 'example')}"
     caption = "Colour: share of a row, that is of the examples of one true class."
     if (totals == 0).any():
         caption += " Grey rows: classes without an example."

@@ -93,7 +93,8 @@ def _draw_metric(
     if best is not None:
         axes.axvline(best["step"], color=style.BEST, linewidth=1, linestyle=(0, (4, 3)), zorder=1)
         if best.get(name) is not None:
-            label = f"best: {best[name]:.4f} at step {best['step']:,}"
+            value = f"{best[name]:.2%}" if name == "accuracy" else f"{best[name]:.4f}"
+            label = f"best validation: {value} at step {best['step']:,}"
             axes.plot(best["step"], best[name], "o", color=style.BEST, markersize=7, label=label)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(loc="best", fontsize=8.5, framealpha=1, edgecolor="none")

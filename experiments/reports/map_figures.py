@@ -5,7 +5,7 @@ Class activation, mixtures of kernels, pixel-wise attention, and segmented pictu
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib
 import numpy as np
@@ -137,22 +137,32 @@ def draw_mixtures(maps: Mapping[str, Maps], path: str | os.PathLike) -> bool:
     most = max(len(layers) for layers in tables.values())
     counts = sorted({int(m["count"]) for layers in tables.values() for m in layers.values()})
     number = f"{counts[-1]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
-    figure, panels = style.make_grid(
-        len(tables),
-        3,
-        3.5,
-        0.19 * most + 1.2,
-        "Mixture of kernels in each layer",
-        f"Over {number} test examples. Hard gates: colour is the share of examples for which a gate is on; "
-        "on, off: gates that are so for all examples; free: gates that depend on the input. Other mixtures: "
-        "colour is the mean weight; H: entropy from 0 (one kernel) to 1 (equal weights); s: standard "
-        "deviation over the examples (0: the same mixture for all); dead: kernels that are never used. Of "
-        f"more than {MAX_COLUMNS} kernels or gates only some are shown, in order of size.",
-    )
+    caption = f"Over {number} test examples. {_explain_mixtures(tables.values())}"
+    title = "Mixture of kernels in each layer"
+    figure, panels = style.make_grid(len(tables), 3, 3.5, 0.19 * most + 1.2, title, caption)
     for axes, (label, layers) in zip(panels, tables.items(), strict=True):
         _draw_mixture_panel(axes, label, layers)
     style.save_figure(figure, path)
     return True
+
+
+def _explain_mixtures(tables: Iterable[Mapping[str, Mapping[str, np.ndarray]]]) -> str:
+    """Explains the kinds of mixtures that are there."""
+    mixtures = [mixture for layers in tables for mixture in layers.values()]
+    parts = []
+    if any(mixture["hard"] for mixture in mixtures):
+        parts.append(
+            "Hard gates: colour is the share of examples for which a gate is on; on, off: gates that are so "
+            "for all examples; free: gates that depend on the input."
+        )
+    if not all(mixture["hard"] for mixture in mixtures):
+        parts.append(
+            "Colour: mean weight; H: entropy from 0 (one kernel) to 1 (equal weights); s: standard deviation "
+            "over the examples (0: the same mixture for all); dead: kernels that are never used."
+        )
+    if max(len(mixture["mean"]) for mixture in mixtures) > MAX_COLUMNS:
+        parts.append(f"Of more than {MAX_COLUMNS}, only some are shown, in order of size.")
+    return " ".join(parts)
 
 
 def _draw_mixture_panel(

@@ -9,6 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from dyn.diagnostics import Cost, kernel_similarity, layer_costs
+from experiments.core.words import agree, count_noun
 
 CONSTANT_SPREAD = (
     0.02  # of a mixture that does not depend on the input, as a share of the mean weight
@@ -124,22 +125,26 @@ def list_findings(
     constant = [use.name for use in uses if use.spread < CONSTANT_SPREAD]
     if constant:
         findings.append(
-            f"{len(constant)} of {len(uses)} layers have the same mixture for every example and could as "
-            f"well be static: {_shorten_list(constant)}."
+            f"{len(constant)} of {len(uses)} layers {agree(len(constant), 'has', 'have')} the same mixture "
+            f"for every example and could as well be static: {_shorten_list(constant)}."
         )
     else:
-        findings.append(f"The mixtures of all {len(uses)} layers vary over the examples.")
+        layers_mixing = agree(len(uses), "the layer", f"all {len(uses)} layers")
+        findings.append(f"The mixtures of {layers_mixing} vary over the examples.")
     kernels, dead = sum(len(use.dead) for use in uses), sum(int(use.dead.sum()) for use in uses)
     if dead:
         where = [f"{use.name} ({int(use.dead.sum())})" for use in uses if use.dead.any()]
-        findings.append(f"{dead} of {kernels} kernels are never used: {_shorten_list(where)}.")
+        findings.append(
+            f"{dead} of {kernels} kernels {agree(dead, 'is', 'are')} never used: {_shorten_list(where)}."
+        )
     else:
         findings.append(f"Each of the {kernels} kernels is used by some example.")
     cosines = {use.name: use.largest_cosine for use in uses if use.largest_cosine is not None}
     similar = [name for name, cosine in cosines.items() if cosine > SIMILAR_COSINE]
     if similar:
         findings.append(
-            f"In {len(similar)} of {len(cosines)} layers two kernels are nearly the same (cosine above "
+            f"In {len(similar)} of {count_noun(len(cosines), 'layer')} two kernels are nearly the "
+            "same (cosine above "
             f"{SIMILAR_COSINE}): {_shorten_list(similar)}."
         )
     elif cosines:

@@ -1,6 +1,7 @@
 """Writes a web page about a finished run's network, one file with all of its figures."""
 
 import base64
+import datetime
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
@@ -24,7 +25,8 @@ from experiments.reports.network import (
     measure_kernel_use,
     measure_layers,
 )
-from experiments.reports.tables import MISSING, format_metric, name_metric
+from experiments.reports.recipes import list_recipe
+from experiments.reports.tables import MISSING, format_metric, name_metric, name_unit
 from experiments.runs.artifacts import load_maps
 from experiments.runs.find import finite_or_none
 from experiments.runs.folder import read_summary
@@ -54,6 +56,7 @@ def write_page(
     shape: Sequence[int],
     classes: Sequence[str],
     out: str | Path = "",
+    settings: Mapping[str, Any] | None = None,
 ) -> Path:
     """Writes the page of a finished run, and returns its path.
 
@@ -64,6 +67,7 @@ def write_page(
         shape: of one example.
         classes: their names.
         out: the file to write; '' for `inspect.html` in the run's folder.
+        settings: of the run, from its `config.json`.
 
     Raises:
         UserError: if `out` is a folder, or `run` is not the folder of a finished run.
@@ -87,7 +91,9 @@ def write_page(
         embedded = [_embed_figure(title, path) for title, path in figures.items() if path.exists()]
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         title=escape_html(f"{summary['config']} on {summary['dataset']}"),
-        facts=_render_table((), _list_facts(run, summary, shape, classes)),
+        subtitle=escape_html(_describe_run(run, summary)),
+        facts="\n".join(_render_fact(*fact) for fact in _list_facts(summary, shape, classes)),
+        settings=_render_table((), list_recipe(settings or {})),
         findings="\n".join(f"<li>{escape_html(finding)}</li>" for finding in findings),
         figures="\n".join(embedded),
         mixtures=_render_mixtures(uses),
@@ -116,20 +122,31 @@ def _draw_figures(
 
 def _embed_figure(title: str, path: Path) -> str:
     data = base64.b64encode(path.read_bytes()).decode()
-    return f'<p><img alt="{escape_html(title)}" src="data:image/png;base64,{data}"></p>'
+    return f'<figure><img alt="{escape_html(title)}" src="data:image/png;base64,{data}"></figure>'
+
+
+def _describe_run(run: Path, summary: Mapping[str, Any]) -> str:
+    """Returns the config, the seed, the folder and the time at which the run was finished."""
+    finished = datetime.datetime.fromtimestamp((run / "summary.json").stat().st_mtime)
+    fold = summary.get("fold")
+    replicate = f"seed {summary.get('seed', 'unknown')}" if fold is None else f"fold {fold}"
+    return f"config {summary['config']}, {replicate}, finished {finished:%Y-%m-%d %H:%M}, in {run}"
+
+
+def _render_fact(name: str, value: str) -> str:
+    return f"<div><dt>{escape_html(name)}</dt><dd>{escape_html(value)}</dd></div>"
 
 
 def _list_facts(
-    run: Path, summary: Mapping[str, Any], shape: Sequence[int], classes: Sequence[str]
+    summary: Mapping[str, Any], shape: Sequence[int], classes: Sequence[str]
 ) -> list[tuple[str, str]]:
     metric = summary.get("metric", "accuracy")
     tested = [
-        (f"test {name_metric(name, metric)}", format_metric(value, name))
+        (f"test {name_metric(name, metric)}{name_unit(name)}", format_metric(value, name))
         for name, value in select_scalars(summary["test"], count_classes(summary)).items()
         if finite_or_none(value) is not None
     ]
     return [
-        ("run", str(run)),
         *tested,
         ("classes", str(len(classes))),
         ("shape of an example", " x ".join(map(str, shape))),
@@ -154,7 +171,8 @@ def _render_mixtures(uses: Sequence[KernelUse]) -> str:
         )
         for use in uses
     ]
-    return "\n".join(["<h2>Mixtures</h2>", _render_table(header, rows), MIXTURES_LEGEND])
+    table = _render_table(header, rows)
+    return "\n".join(["<section>", "<h2>Mixtures</h2>", table, MIXTURES_LEGEND, "</section>"])
 
 
 def _render_layers(layers: Sequence[LayerCost]) -> str:

@@ -9,7 +9,6 @@ from flax import traverse_util
 from experiments.configs.shared.assemble import drop_unused
 from experiments.reports.comparison import ConfigResults, DatasetComparison
 from experiments.reports.tables import Table
-from experiments.runs.find import Run
 
 # The runs of one config differ in these by design.
 _PER_RUN = {
@@ -30,22 +29,27 @@ _RECIPE = (
 _SWITCHED_OFF = (None, "", 0, False, -1, "none")
 
 
-def flatten_settings(run: Run) -> dict[str, Any]:
-    """Returns the settings of a run's training by dotted name."""
+def flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a run's training, from its `config.json`, by dotted name."""
     # Runs of older versions wrote the settings of other tasks and data, too.
-    settings = traverse_util.flatten_dict(drop_unused(run.settings), sep=".")
-    return {name: value for name, value in settings.items() if name not in _PER_RUN | _NOT_TRAINING}
+    flat = traverse_util.flatten_dict(drop_unused(settings), sep=".")
+    return {name: value for name, value in flat.items() if name not in _PER_RUN | _NOT_TRAINING}
+
+
+def list_recipe(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Lists the settings of a run that are switched on, by dotted name; none if they are not known."""
+    flat = flatten_settings(settings)
+    return [
+        (name, _format(value))
+        for section in _RECIPE
+        for name, value in flat.items()
+        if name.partition(".")[0] == section and value not in _SWITCHED_OFF
+    ]
 
 
 def describe_recipe(results: ConfigResults) -> str:
     """Lists the settings of a config's first run in one line; '' if they are not known."""
-    settings = flatten_settings(results.runs[0])
-    return ", ".join(
-        f"{name}={_format(value)}"
-        for section in _RECIPE
-        for name, value in settings.items()
-        if name.partition(".")[0] == section and value not in _SWITCHED_OFF
-    )
+    return ", ".join(f"{name}={value}" for name, value in list_recipe(results.runs[0].settings))
 
 
 def make_changes_table(comparison: DatasetComparison) -> Table | None:
@@ -54,7 +58,7 @@ def make_changes_table(comparison: DatasetComparison) -> Table | None:
     rows = []
     for results in comparison.results:
         baseline = by_config.get(results.runs[0].baseline, comparison.results[0])
-        mine, theirs = flatten_settings(results.runs[0]), flatten_settings(baseline.runs[0])
+        mine, theirs = (flatten_settings(one.runs[0].settings) for one in (results, baseline))
         if baseline is results or not mine or not theirs:
             continue
         differing = _list_differing(mine, theirs)
@@ -68,7 +72,7 @@ def make_changes_table(comparison: DatasetComparison) -> Table | None:
 def list_inconsistent(results: ConfigResults) -> list[str]:
     """Lists the settings in which the runs of one config differ, though they are averaged."""
     # Each seed has its own files: it only matters whether there are any.
-    settings = [flatten_settings(run) for run in results.runs if run.settings]
+    settings = [flatten_settings(run.settings) for run in results.runs if run.settings]
     for name, other in itertools.product(_FILES_PER_RUN, settings):
         other[name] = bool(other.get(name))
     return sorted({n for other in settings[1:] for n in _list_differing(settings[0], other)})

@@ -20,9 +20,12 @@ from experiments.runs.find import ExcludedRun, Run, finite_or_none
 from experiments.runs.metrics import count_classes, select_scalars
 
 MISSING = "-"
+SHARES = (*PERCENT, "precision", "recall")
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
+    "precision": "macro precision",
+    "recall": "macro recall",
     "f1": "macro F1",
     "map": "mAP",
     "psnr": "PSNR in dB",
@@ -185,14 +188,14 @@ def name_metric(metric: str, main: str) -> str:
 
 def name_unit(metric: str) -> str:
     """Returns the unit after the name of a metric: shares are shown in percent."""
-    return ", %" if metric in PERCENT else ""
+    return ", %" if metric in SHARES else ""
 
 
 def format_metric(value: float | None, metric: str) -> str:
     """Formats the value of a metric, shares in percent."""
     if value is None:
         return MISSING
-    return f"{100 * value:.2f}" if metric in PERCENT else f"{value:.4f}"
+    return f"{100 * value:.2f}" if metric in SHARES else f"{value:.4f}"
 
 
 def format_mean(value: MeanDeviation | None, metric: str) -> str:

@@ -35,7 +35,7 @@ def run(tmp_path):
         **json.loads((folder / "summary.json").read_text()),
         "config": "odconv",
         "dataset": "a & b",
-        "test": {"loss": 0.5, "accuracy": 0.875},
+        "test": {"loss": 0.5, "accuracy": 0.875, "top5": 1.0},
         "parameters": count_parameters(variables["params"]),
         "macs": count_macs(net.apply, variables, inputs),
     }
@@ -56,6 +56,10 @@ def test_inspect(run, tmp_path, capsys):
     page = ElementTree.fromstring(re.sub("<!doctype html>|<(meta|img)[^>]*>", "", text, flags=re.I))
     texts = set(page.itertext())
     assert {"stage1_block1/conv1", "stage2_block1/conv2", "head"} <= texts
-    assert {str(run), "odconv on a & b", "87.50"} <= texts and "<digits>" not in text
+    assert {"odconv on a & b", "test accuracy, %", "87.50"} <= texts and "<digits>" not in text
+    (subtitle,) = [text for text in texts if str(run) in text]
+    assert "config odconv, seed 0, finished 20" in subtitle
+    assert "conv.num_kernels" in texts and "top-5" not in text  # of three classes
+    assert not any("gate" in text for text in texts)
     assert cli.run(inspect.main, [*words[:2], f"--out={tmp_path}"], inspect.__doc__) == 2
     assert "is a folder" in capsys.readouterr().err
