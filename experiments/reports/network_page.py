@@ -91,7 +91,7 @@ def write_page(
         embedded = [_embed_figure(title, path) for title, path in figures.items() if path.exists()]
     page = Template(Path(__file__).with_suffix(".html").read_text(encoding="utf-8")).substitute(
         title=escape_html(f"{summary['config']} on {summary['dataset']}"),
-        subtitle=escape_html(_describe_run(run, summary)),
+        subtitle=escape_html(_describe_run(run, summary, settings or {})),
         facts="\n".join(_render_fact(*fact) for fact in _list_facts(summary, shape, classes)),
         settings=_render_table((), list_recipe(settings or {})),
         findings="\n".join(f"<li>{escape_html(finding)}</li>" for finding in findings),
@@ -125,11 +125,13 @@ def _embed_figure(title: str, path: Path) -> str:
     return f'<figure><img alt="{escape_html(title)}" src="data:image/png;base64,{data}"></figure>'
 
 
-def _describe_run(run: Path, summary: Mapping[str, Any]) -> str:
+def _describe_run(run: Path, summary: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Returns the config, the seed, the folder and the time at which the run was finished."""
     finished = datetime.datetime.fromtimestamp((run / "summary.json").stat().st_mtime)
     fold = summary.get("fold")
-    replicate = f"seed {summary.get('seed', 'unknown')}" if fold is None else f"fold {fold}"
+    replicate = (
+        f"seed {summary.get('seed', settings.get('seed'))}" if fold is None else f"fold {fold}"
+    )
     return f"config {summary['config']}, {replicate}, finished {finished:%Y-%m-%d %H:%M}, in {run}"
 
 

@@ -51,8 +51,8 @@ def make_use(name, spread=1.0, dead=(False, False), cosine=0.1):
 @pytest.mark.parametrize(
     ("use", "finding"),
     [
-        (make_use("b", spread=0.001), "1 of 2 layers have the same mixture"),
-        (make_use("b", dead=(True, False)), "1 of 4 kernels are never used: b (1)."),
+        (make_use("b", spread=0.001), "1 of 2 layers has the same mixture"),
+        (make_use("b", dead=(True, False)), "1 of 4 kernels is never used: b (1)."),
         (make_use("b", cosine=0.99), "In 1 of 2 layers two kernels are nearly the same"),
         (make_use("b"), "In no layer are two kernels nearly the same."),
     ],
