@@ -13,16 +13,17 @@ returns the start and end of each window of a sound, in seconds, and the scores 
 """
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from experiments.configs.shared.assemble import restore_config
-from experiments.core import files
 from experiments.core.errors import UserError
-from experiments.inference.trained import Trained
+from experiments.inference.trained import Trained, check_network
 from experiments.runs import artifacts, weights
-from experiments.runs.folder import read_summary
+from experiments.runs.integrity import warn
+from experiments.runs.schema import CONFIG_FILE, read_config, read_summary
 
 
 def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
@@ -38,8 +39,9 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
     source = Path(run).expanduser()
     if source.suffix == weights.SUFFIX:
         variables, metadata = weights.read_weights(source)
-        config = restore_config(metadata["config"])
-        return Trained(config, metadata["classes"], tuple(metadata["shape"]), variables, source)
+        return _make_trained(
+            metadata["config"], metadata["classes"], metadata["shape"], variables, source
+        )
     summary = read_summary(source)
     if summary is None:
         raise UserError(
@@ -48,11 +50,9 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
     # Here, because the environment for ONNX files has no orbax that fits.
     from experiments.runs.checkpoints import restore_best_variables
 
-    file = source / "config.json"
-    try:
-        config = restore_config(files.read_json_object(file))
-    except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{file} cannot be read: {error}.") from error
+    config, file = read_config(source)
+    if file != source / CONFIG_FILE:
+        warn(f"{source / CONFIG_FILE} is missing; the settings are those in {file}")
     if config.task == "acgan" and not generator:
         raise UserError(
             f"{source} is the run of a GAN, which predicts nothing: generate pictures with "
@@ -61,7 +61,20 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
     classes, shape = summary.get("classes"), summary.get("shape")
     if classes is None or not shape:  # Unlabelled data has an empty list of classes.
         classes, shape = _read_classes_and_shape(source, config)
-    return Trained(config, list(classes), tuple(shape), restore_best_variables(source), source)
+    return _make_trained(config, classes, shape, restore_best_variables(source), source)
+
+
+def _make_trained(
+    config: ConfigDict,
+    classes: Sequence[str],
+    shape: Sequence[int],
+    variables: Mapping[str, Any],
+    source: Path,
+) -> Trained:
+    """Returns a trained network after a check that its parts belong together."""
+    trained = Trained(config, list(classes), tuple(shape), variables, source)
+    check_network(trained)
+    return trained
 
 
 def _read_classes_and_shape(folder: Path, config: ConfigDict) -> tuple[list[str], tuple[int, ...]]:

@@ -12,7 +12,7 @@ from absl import flags
 
 from dyn.diagnostics import count_parameters
 from experiments.benchmarks.options import DTYPE, RUNS
-from experiments.train.memory import check_fits
+from experiments.core.memory import check_fits
 
 SIZE = flags.DEFINE_integer("size", 64, "Side of a picture in pixels.", lower_bound=1)
 # Batch norm inside attention needs at least two examples.

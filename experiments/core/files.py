@@ -8,17 +8,19 @@ import json
 import math
 import os
 import socket
+import stat
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
+from experiments.core.errors import UserError
 from experiments.core.escaping import escape_cell, restore_cell
 from experiments.core.text import read_text
 
+MEGABYTE = 1 << 20
 # Errors in writing: the disk is full, the quota used up, the file too large, the file system read-only.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 
@@ -35,12 +37,34 @@ def write_json(path: str | os.PathLike, obj: object) -> None:
     write_text(path, json.dumps(to_json(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json_object(path: str | os.PathLike) -> dict[str, Any]:
-    """Reads a JSON file that holds one object; anything else is a ValueError."""
-    value = json.loads(Path(path).read_text(encoding="utf-8"))
-    if not isinstance(value, dict):
-        raise ValueError("it holds no JSON object")
-    return value
+def read_small_file(path: str | os.PathLike, max_bytes: int = MEGABYTE) -> bytes:
+    """Reads a whole file.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        UserError: if it is a folder, a pipe or a device, too large, or cannot be read.
+    """
+    try:
+        # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if stat.S_ISDIR(status.st_mode):
+                raise UserError(f"{path} cannot be read: it is a folder.")
+            if not stat.S_ISREG(status.st_mode):
+                raise UserError(f"{path} cannot be read: it is not a regular file.")
+            content = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}.") from error
+    except ValueError as error:  # a name with a null character
+        raise UserError(f"{path} cannot be read: {error}.") from error
+    if max(status.st_size, len(content)) > max_bytes:
+        raise UserError(
+            f"{path} cannot be read: it has {max(status.st_size, len(content)):,} bytes, more than the "
+            f"{max_bytes:,} that such a file may have."
+        )
+    return content
 
 
 def write_csv(

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.audio import spectrograms
-from experiments.core import files
+from experiments.core.checked_json import ListOf, MapOf, Number, Record, Text, read_json
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.listing import list_files
@@ -19,6 +20,30 @@ from experiments.data.views import Chain
 
 DESCRIPTION = "generated.json"
 """Name of the file in which `experiments.generate` describes a folder of pictures."""
+_COUNT = Number(0, 2**53, whole=True)
+_FORM = Record(
+    {
+        "run": Text(),
+        "counts": MapOf(_COUNT),
+        "per_class": _COUNT,
+        "shape": ListOf(Number(1, 8192, whole=True), shortest=3, longest=3),
+        "data": Record({"name": Text()}, needed=("name",)),
+        "audio": Record({"colour": Text()}),  # empty of pictures that are no spectrograms
+    }
+)
+
+
+def read_description(folder: Path, *needed: str) -> dict[str, Any]:
+    """Reads how `experiments.generate` made the pictures of a folder, with the fields `needed`.
+
+    Raises:
+        UserError: if the file is missing or cannot be read.
+    """
+    file, advice = folder / DESCRIPTION, "Use a folder that experiments.generate has written."
+    try:
+        return read_json(file, Record(_FORM.fields, needed=needed), advice)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} cannot be read: it is missing. {advice}") from error
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -108,31 +133,23 @@ def _read_colour(folder: Path, audio: ConfigDict) -> str:
     Raises:
         UserError: if they were made with other settings than the data set's.
     """
-    file = folder / DESCRIPTION
-    try:
-        made_with = files.read_json_object(file)["audio"]
-        differences = describe_differences(made_with, audio, names=spectrograms.SETTINGS)
-        colour = made_with["colour"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} does not say how the pictures were made ({error}): use a folder that "
-            "experiments.generate has written."
-        ) from error
+    made_with = read_description(folder, "audio")["audio"]
+    differences = describe_differences(made_with, audio, names=spectrograms.SETTINGS)
     if differences:
         raise UserError(
             f"--config.data.extra_train={folder}: its spectrograms were made with other settings of "
             f"--config.audio: {differences}."
         )
-    return colour
+    return made_with["colour"]
 
 
 def _describe_leaks(folder: Path, dataset: Dataset) -> list[str]:
     """Returns a warning for each split whose recordings the generator of the pictures was trained on."""
     try:
-        run = files.read_json_object(folder / DESCRIPTION)["run"]
+        run = read_description(folder, "run")["run"]
         file = Path(run).expanduser() / "splits.csv"
         split_in_run = groups.read_splits(file) if dataset.assignment else {}
-    except (OSError, ValueError, KeyError, TypeError, UserError):
+    except (OSError, UserError):
         return []  # The generator's training recordings are unknown.
     notes = []
     for split in ("validation", "test"):

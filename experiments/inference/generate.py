@@ -1,25 +1,28 @@
 """Generates pictures of each class with the generator of a finished GAN run."""
 
+import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from experiments.configs.shared.limits import LARGEST
 from experiments.core import files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.files import to_json
 from experiments.core.words import count_noun
-from experiments.data.extra import DESCRIPTION
+from experiments.data.extra import DESCRIPTION, read_description
 from experiments.inference.judge import check_judge, judge
 from experiments.inference.trained import Trained
-from experiments.runs.folder import read_summary
+from experiments.runs.schema import read_summary
 from experiments.tasks.gan_samples import draw_noise, generate_pictures
 
 PER_CLASS = 1000
+MOST_PER_CLASS = 10_000_000
 
 
 def generate(
@@ -43,10 +46,11 @@ def generate(
     Raises:
         UserError: if the run is not a GAN's, has no such class, or the folder exists.
     """
-    if per_class < 1:
-        raise UserError(f"--per_class={per_class}: choose 1 or more.")
-    if seed < 0 or batch_size < 0:
-        raise UserError("--seed and --batch_size must not be negative.")
+    if not 1 <= per_class <= MOST_PER_CLASS:
+        raise UserError(f"--per_class={per_class}: choose 1 to {MOST_PER_CLASS:,}.")
+    for name, number in (("seed", seed), ("batch_size", batch_size)):
+        if not 0 <= number <= LARGEST:
+            raise UserError(f"--{name}={number} must not be negative, nor more than {LARGEST}.")
     if trained.config.task != "acgan":
         raise UserError(
             f"{trained.source} is a run of {trained.config.name}, which generates no pictures: give one of "
@@ -82,11 +86,16 @@ def _choose_classes(known: Sequence[str], classes: Sequence[str]) -> list[str]:
             )
     names = [name for name in known if not classes or name in classes]
     for name in names:
-        if not name or "/" in name or "\\" in name or name.startswith("."):
+        if not _can_be_folder(name):
             raise UserError(
                 f"The class {name!r} cannot be the name of a folder: choose others with --classes."
             )
     return names
+
+
+def _can_be_folder(name: str) -> bool:
+    """Returns whether a class's name can be that of a folder inside another one, and not a hidden one."""
+    return bool(name) and not name.startswith(".") and not {"/", "\\", "\0"} & {*name}
 
 
 def _describe(trained: Trained, seed: int, per_class: int, names: Sequence[str]) -> dict[str, Any]:
@@ -117,25 +126,60 @@ def _count_finished(
         raise UserError(f"{folder} is a file: choose another --out.")
     if not folder.exists() or not any(folder.iterdir()):
         return {}
-    file = folder / DESCRIPTION
     try:
-        earlier = files.read_json_object(file)
-        counts, finished = dict(earlier["counts"]), earlier["per_class"] > 0
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        earlier = read_description(folder, "counts", "per_class")
+    except UserError as error:
         # Not even with --overwrite: it may be somebody's recordings.
         raise UserError(
-            f"{folder} holds files that this command did not generate ({file.name} is missing or cannot be "
-            "read): choose another --out."
+            f"{folder} holds files that this command did not generate: choose another --out. {error}"
         ) from error
+    counts, finished = earlier["counts"], earlier["per_class"] > 0
     same = all(earlier.get(name) == to_json(value) for name, value in description.items())
     if same and not overwrite and (not finished or reuse):
-        return counts
+        return {name: n for name, n in counts.items() if _count_pictures(folder, name) == n}
     if not overwrite:
         raise UserError(f"{folder} exists: choose another --out, or give --overwrite.")
-    for name in counts:
-        shutil.rmtree(folder / Path(name).name, ignore_errors=True)
-    file.unlink()
+    _delete_pictures(folder, counts)
+    (folder / DESCRIPTION).unlink()
     return {}
+
+
+def _delete_pictures(folder: Path, names: Iterable[str]) -> None:
+    """Deletes the folders of some classes.
+
+    Raises:
+        UserError: before anything is deleted, if one of them is not inside `folder`, or holds anything but
+            pictures that this command made.
+    """
+    places = []
+    for name in names:
+        place = folder / name
+        if not _can_be_folder(name) or place.is_symlink() or place.is_file():
+            raise UserError(
+                f"{folder / DESCRIPTION} names {place}, which is no folder that this command made: choose "
+                "another --out."
+            )
+        if place.exists():
+            places.append(place)
+    for path in (path for place in places for path in place.iterdir()):
+        if not _is_picture(path):
+            raise UserError(
+                f"{path} is no picture that this command made: move it away, or choose another --out."
+            )
+    for place in places:
+        shutil.rmtree(place)
+
+
+def _count_pictures(folder: Path, name: str) -> int:
+    place = folder / name
+    if not _can_be_folder(name) or not place.is_dir():
+        return 0
+    return sum(_is_picture(path) for path in place.iterdir())
+
+
+def _is_picture(path: Path) -> bool:
+    is_named = re.fullmatch(r"[0-9]{5,}\.png", path.name) is not None
+    return is_named and path.is_file() and not path.is_symlink()
 
 
 def _write_class(
@@ -166,5 +210,5 @@ def _write_class(
             image = Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture)
             image.save(unfinished / f"{index:05d}.png")
         progress.update(done + int(numbers[-1]) + 1)
-    shutil.rmtree(folder / name, ignore_errors=True)
+    _delete_pictures(folder, [name])
     unfinished.rename(folder / name)

@@ -20,7 +20,7 @@ from experiments.core.console import print_result
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Example, pictures
-from experiments.data.extra import DESCRIPTION
+from experiments.data.extra import read_description
 from experiments.inference.trained import Trained
 
 SPLITS = 10
@@ -98,7 +98,7 @@ def judge(classifier: Trained, folder: Path) -> dict[str, Any]:
         UserError: if the run is not a classifier's, or was trained on another kind of pictures.
     """
     check_judge(classifier)
-    description = _read_description(folder)
+    description = read_description(folder, "counts", "data", "audio", "shape")
     _check_same_kind(classifier, description)
     known, names = list(classifier.classes), list(description["counts"])
     paths = [
@@ -120,18 +120,6 @@ def judge(classifier: Trained, folder: Path) -> dict[str, Any]:
     files.write_json(folder / "quality.json", quality)
     print_result(f"judged by {classifier.source}", _summarise(quality, folder))
     return quality
-
-
-def _read_description(folder: Path) -> dict[str, Any]:
-    file = folder / DESCRIPTION
-    try:
-        description = files.read_json_object(file)
-        _ = description["counts"], description["data"]["name"], description["audio"]
-        return description
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{file} cannot be read ({error}): give a folder that experiments.generate wrote."
-        ) from error
 
 
 def _check_same_kind(classifier: Trained, description: Mapping[str, Any]) -> None:

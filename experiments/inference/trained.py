@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,15 +13,20 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 from ml_collections import ConfigDict
 
+from experiments.configs.shared.limits import LARGEST
+from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
+from experiments.core.memory import check_fits, explain_out_of_memory
 from experiments.data import Example, transforms
 from experiments.data.ucr import Series, prepare_like_training
 from experiments.inference.audio_windows import cut_samples, make_audio_settings
 from experiments.tasks import Task, make_task
 
 Key = TypeVar("Key")
+MAX_SIDE = 8192  # pixels, as of image_size
 
 
 class Outputs(NamedTuple, Generic[Key]):
@@ -40,6 +46,66 @@ class Outputs(NamedTuple, Generic[Key]):
     predictions: np.ndarray
     features: np.ndarray
     seconds: float
+
+
+def check_network(trained: "Trained") -> None:
+    """Checks that the settings, classes and shape of a network are those of its arrays.
+
+    Raises:
+        UserError: if the network cannot be made, or has arrays of other shapes; it names the first ones.
+    """
+    _check_size(trained)
+    try:
+        expected = trained.shape_variables()
+    except UserError as error:
+        text = str(error).replace("--config.", "")
+        raise UserError(f"{trained.source}: its network cannot be made: {text}") from error
+    except Exception as error:  # Layers raise errors of many types.
+        text = " ".join(str(error).split())[:200]
+        raise UserError(
+            f"{trained.source}: the network that its settings describe cannot be made ({text})."
+        ) from error
+    ours, theirs = (_list_shapes(tree) for tree in (expected, trained.variables))
+    # A collection may lack what a younger version of a layer keeps in it; parameters are all needed.
+    names = {
+        n for n in {**ours, **theirs} if n.startswith("params/") or (n in ours and n in theirs)
+    }
+    differences = describe_differences(
+        theirs,
+        ours,
+        template="{name} is {old} there and {new} by the settings, classes and shape",
+        names=sorted(names),
+        missing="missing",
+        limit=3,
+    )
+    if differences:
+        raise UserError(
+            f"{trained.source} holds another network than its settings describe: {differences}. Give the "
+            "folder or file as training or experiments.export left it."
+        )
+
+
+def _check_size(trained: "Trained") -> None:
+    """Raises a UserError if examples do not have the size that they are resized to."""
+    size = 0 if trained.is_audio else trained.config.get("image_size", 0)
+    if size and trained.shape[:2] != (size, size):
+        raise UserError(
+            f"{trained.source}: its image_size is {size}, and the shape of an example {trained.shape}."
+        )
+    if trained.is_picture and max(trained.shape[:2]) > MAX_SIDE:
+        raise UserError(
+            f"{trained.source}: pictures of {trained.shape} are larger than any that can be trained on."
+        )
+    if trained.is_picture == (trained.config.data.name == "ucr"):
+        kind = "pictures" if trained.is_picture else "series"
+        raise UserError(
+            f"{trained.source}: its network is not for {kind}, of the shape {trained.shape}."
+        )
+
+
+def _list_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    flat = traverse_util.flatten_dict(dict(variables), sep="/")
+    return {name: tuple(np.shape(leaf)) for name, leaf in flat.items()}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -124,6 +190,11 @@ class Trained:
         """The Flax module."""
         return self.task.make_model(len(self.classes), spatial_axes=len(self.shape) - 1)
 
+    def shape_variables(self) -> Mapping[str, Any]:
+        """Returns the shapes of the variables that a new network has; nothing is computed."""
+        one = jax.ShapeDtypeStruct((1, *self.shape), np.float32)
+        return jax.eval_shape(lambda x: self.model.init(jax.random.key(0), x, train=False), one)
+
     def prepare(self, raw: np.ndarray) -> Example:
         """Returns an example for the network from raw user input.
 
@@ -182,13 +253,21 @@ class Trained:
             UserError: if there are no features: the network has no module named head.
         """
         size, examples = batch_size or self.config.batch_size, iter(examples)
+        if size >= LARGEST:
+            raise UserError(f"--batch_size={size}: choose {LARGEST} or less.")
+        advice = "choose a smaller --batch_size"
+        # Twice: on the host and on the device, which on a CPU are the same.
+        num_bytes = 2 * size * math.prod(self.shape) * np.dtype(np.float32).itemsize
+        check_fits(num_bytes, f"A batch of {size:,} examples", advice)
         while batch := list(itertools.islice(examples, size)):
             keys, taken = (list(column) for column in zip(*batch, strict=True))
             inputs = np.stack([example["inputs"] for example in taken])
             inputs = np.pad(inputs, [(0, size - len(batch))] + [(0, 0)] * (inputs.ndim - 1))
             network = self._compile(inputs, with_features)
             started = time.perf_counter()
-            predictions, features = jax.device_get(network(self._device_variables, inputs))
+            with explain_out_of_memory(advice):
+                outputs = jax.device_get(network(self._device_variables, inputs))
+            predictions, features = outputs
             seconds = time.perf_counter() - started
             end = len(batch)
             yield Outputs(keys, taken, predictions[:end], features[:end], seconds)

@@ -29,8 +29,8 @@ from experiments.reports.recipes import list_recipe
 from experiments.reports.tables import MISSING, format_metric, name_metric, name_unit
 from experiments.runs.artifacts import load_maps
 from experiments.runs.find import finite_or_none
-from experiments.runs.folder import read_summary
 from experiments.runs.metrics import count_classes, select_scalars
+from experiments.runs.schema import read_summary
 
 MIXTURES_LEGEND = """<p>Entropy: 0, one kernel; 1, equal weights. Spread: standard deviation of a weight over
 the examples, divided by the mean weight; 0, the same mixture for every example. Largest cosine: between two

@@ -13,6 +13,7 @@ from experiments.figures import style
 from experiments.figures.curves import limit_losses
 from experiments.reports.comparison import PERCENT, ConfigResults, DatasetComparison
 from experiments.reports.tables import format_mean, format_si, name_metric, name_unit
+from experiments.runs.find import finite_or_none
 
 BASELINE = "#444444"
 LINES = (
@@ -122,8 +123,9 @@ def _mean_curve(results: ConfigResults, quantity: str) -> tuple[np.ndarray, np.n
         except UserError:
             continue  # the report lists the run as damaged
         for row in log:
-            if row.get("split") == "validation" and row.get(quantity) is not None:
-                values.setdefault(row["step"], []).append(row[quantity])
+            value = finite_or_none(row.get(quantity))
+            if row.get("split") == "validation" and value is not None:
+                values.setdefault(row["step"], []).append(value)
     steps = np.array(sorted(values), int)
     mean = np.array([np.mean(values[step]) for step in steps])
     sd = [np.std(values[s], ddof=1) if len(values[s]) > 1 else 0.0 for s in steps]

@@ -4,8 +4,8 @@ import concurrent.futures
 import contextlib
 import copy
 import functools
-import json
 import logging
+import math
 import shutil
 import sys
 import warnings
@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
 from experiments.core.hosts import max_over_hosts
-from experiments.runs.folder import read_summary
+from experiments.runs.folder import check_name
 from experiments.runs.integrity import (
     describe_cause,
     find_damaged_file,
@@ -30,6 +30,7 @@ from experiments.runs.integrity import (
     warn,
     write_checksums,
 )
+from experiments.runs.schema import CHECKPOINTS, list_steps, read_progress, read_summary
 
 NO_STEP = -1
 METADATA_BYTES = 1_000_000  # a generous bound on everything in a checkpoint but its arrays
@@ -52,7 +53,8 @@ class Checkpoints:
         # before) and tracebacks of errors that it also raises.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
         ignore_closed_loops()
-        set_aside_without_metrics(self._directory)
+        check_name(directory.parent, writing=True)
+        set_aside_without_metrics(self._directory, metric)
         best = policies.BestN(get_metric_fn=self.rank, n=2, keep_checkpoints_without_metrics=False)
         self._manager = ocp.CheckpointManager(
             self._directory,
@@ -196,7 +198,7 @@ class Checkpoints:
         state = ocp.StandardCheckpointHandler().restore(
             folder / "state", args=ocp.args.StandardRestore(like)
         )
-        return state, json.loads((folder / "progress" / "metadata").read_text())
+        return state, read_progress(folder)
 
     def wait(self) -> None:
         """Waits until everything is written; a failure is a UserError."""
@@ -317,7 +319,8 @@ def rank_evaluation(metrics: dict[str, float], metric: str | None) -> tuple[floa
     """
     if metric is None:
         return 0.0, 0.0
-    return metrics[metric], -metrics["loss"]
+    value, loss = metrics.get(metric), metrics.get("loss")
+    return -math.inf if value is None else value, -math.inf if loss is None else -loss
 
 
 def with_sharding(tree: Any, sharding: jax.sharding.Sharding | None) -> Any:
@@ -336,19 +339,19 @@ def read_best_step(workdir: Path, flag: str = "") -> int:
         UserError: if the folder holds no run with a checkpoint.
     """
     try:
-        if summary := read_summary(workdir):
+        if (summary := read_summary(workdir)) and summary.get("best"):
             return summary["best"]["step"]
-        folders = (workdir / "checkpoints").glob("*")
-        steps = [int(folder.name) for folder in folders if folder.name.isdigit()]
+        steps = list_steps(workdir)
         if not steps:
             hint = ", or a file of weights (.safetensors, .pth)" if flag else ""
             raise UserError(
-                f"{flag}{workdir} holds no run with a checkpoint: give the workdir of one{hint}."
+                f"{workdir} holds no run with a checkpoint: give the workdir of one{hint}."
             )
-        progress = workdir / "checkpoints" / str(max(steps)) / "progress" / "metadata"
-        best = json.loads(progress.read_text()).get("best")
-        return best["step"] if best else max(steps)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        best = read_progress(workdir / CHECKPOINTS / str(steps[-1])).get("best")
+        return best["step"] if best else steps[-1]
+    except UserError as error:
+        raise UserError(f"{flag}{error}") from error
+    except OSError as error:
         raise UserError(f"{flag}{workdir} cannot be read: {describe_cause(error)}.") from error
 
 
@@ -360,13 +363,14 @@ def restore_best_variables(workdir: Path, flag: str = "") -> dict[str, Any]:
     Raises:
         UserError: if the folder holds no run, or its checkpoint cannot be read.
     """
-    folder = workdir.absolute() / "checkpoints" / str(read_best_step(workdir, flag))
+    check_name(workdir)
+    folder = workdir.absolute() / CHECKPOINTS / str(read_best_step(workdir, flag))
     try:
         state = restore_arrays(folder, ("params", "average", "batch_stats", "attention"))
     except Exception as error:  # readers of torn files raise whatever they come across
         raise UserError(f"{folder} cannot be read: {describe_cause(error)}.") from error
     return {
-        "params": state.get("average") or state["params"],
+        "params": state.get("average") or state.get("params") or {},
         "batch_stats": state.get("batch_stats") or {},
         "attention": state.get("attention") or {},
     }

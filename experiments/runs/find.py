@@ -8,11 +8,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from experiments.configs.shared.limits import check_saved_settings
 from experiments.core.errors import UserError
-from experiments.core.files import read_json_object
+from experiments.core.files import read_small_file
 from experiments.runs.log import METRICS_FILE, read_rows
+from experiments.runs.schema import (
+    CONFIG_FILE,
+    SUMMARY_FILE,
+    read_settings,
+    read_summary,
+)
 
-RUN_FILES = ("config.json", "summary.json", "error.txt")  # any of them makes a folder a run's
+RUN_FILES = (CONFIG_FILE, SUMMARY_FILE, "error.txt")  # any of them makes a folder a run's
 UNRANKED = (
     "finished, but has no metric to compare by: it is a GAN, and experiments.generate --judge rates its "
     "pictures"
@@ -32,6 +39,7 @@ class Run:
         metric: the test metric that runs are ranked by.
         summary: the content of `summary.json`.
         settings: the content of `config.json`; empty if the file cannot be read.
+        trouble: the reason why it cannot; '' if it can.
     """
 
     folder: Path
@@ -44,6 +52,7 @@ class Run:
     metric: str
     summary: Mapping[str, Any]
     settings: Mapping[str, Any]
+    trouble: str = ""
 
     @property
     def fold_and_seed(self) -> tuple[int, int]:
@@ -114,22 +123,16 @@ def is_run_folder(folder: Path) -> bool:
 
 def read_run(folder: Path) -> Run | ExcludedRun:
     """Reads one run."""
-    try:
-        settings = read_json_object(folder / "config.json")
-    except (OSError, ValueError):
-        settings = {}  # the summary has all that a comparison needs
+    settings, trouble = _read_settings(folder)
     config = str(settings.get("name") or folder.name)
     dataset = str(settings.get("dataset") or "unknown")
-    file = folder / "summary.json"
-    if not file.exists():
-        return ExcludedRun(folder, config, dataset, _explain_unfinished(folder))
     try:
-        summary = read_json_object(file)
-    except (OSError, ValueError) as error:
-        return ExcludedRun(folder, config, dataset, f"{file.name} cannot be read: {error}")
-
-    test = summary.get("test")
-    test = test if isinstance(test, Mapping) else {}
+        summary = read_summary(folder)
+    except UserError as error:
+        return ExcludedRun(folder, config, dataset, str(error).replace(f"{folder}/", ""))
+    if summary is None:
+        return ExcludedRun(folder, config, dataset, _explain_unfinished(folder))
+    test = summary.get("test") or {}
     if "metric" in summary and summary["metric"] is None:
         return ExcludedRun(folder, config, dataset, UNRANKED)
     # Summaries of earlier versions lack some of these fields.
@@ -138,7 +141,7 @@ def read_run(folder: Path) -> Run | ExcludedRun:
         return ExcludedRun(folder, config, dataset, f"its summary.json has no test {metric}")
     config = str(summary.get("config") or config)
     seed = summary.get("seed", settings.get("seed", 0))
-    fold = summary.get("fold", (settings.get("data") or {}).get("fold"))
+    fold = summary.get("fold", settings.get("data", {}).get("fold"))
     return Run(
         folder=folder,
         config=config,
@@ -150,6 +153,7 @@ def read_run(folder: Path) -> Run | ExcludedRun:
         metric=metric,
         summary={**summary, "test": test},
         settings=settings,
+        trouble=trouble,
     )
 
 
@@ -170,11 +174,27 @@ def _list_run_folders(start: Path) -> Iterator[Path]:
             subfolders.clear()
 
 
+def _read_settings(folder: Path) -> tuple[dict[str, Any], str]:
+    """Returns the settings of a run, and why there are none: the summary has all that a comparison needs."""
+    try:
+        settings = read_settings(folder)
+        if settings is None:
+            return {}, f"{CONFIG_FILE} is missing"
+        check_saved_settings(settings, folder / CONFIG_FILE)
+        return settings, ""
+    except UserError as error:
+        return {}, str(error)
+
+
 def _explain_unfinished(folder: Path) -> str:
-    file = folder / "error.txt"
-    if file.exists():
-        text = " ".join(file.read_text(encoding="utf-8", errors="replace").split())
+    try:
+        content = read_small_file(folder / "error.txt")
+        text = " ".join(content.decode("utf-8", errors="replace").split())
         return f"failed: {text}" if text else "failed, and its error.txt is empty"
+    except FileNotFoundError:
+        pass
+    except UserError as error:
+        return f"failed: {error}"
     try:
         steps = [row["step"] for row in read_rows(folder / METRICS_FILE)]
     except UserError as error:

@@ -1,4 +1,4 @@
-"""The folder of a run: its lock, its config and its summary."""
+"""The folder of a run: its place, its lock and its config."""
 
 import contextlib
 import fcntl
@@ -16,18 +16,36 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.configs.shared.assemble import keep_former_norm, restore_config
+from experiments.configs.shared.assemble import keep_former_norm
 from experiments.configs.shared.settings import LAYER_SECTIONS
 from experiments.core import files
+from experiments.core.console import print_line
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
 from experiments.core.files import to_json
+from experiments.runs.schema import (
+    CHECKPOINTS,
+    CONFIG_FILE,
+    SUMMARY_FILE,
+    find_settings,
+    list_steps,
+    read_config,
+)
 
 # Settings that change where a run reads and what it shows, but not what it computes.
 FREE_SETTINGS = {
     "data.source", "data.dir", "data.max_skipped", "input.threads", "input.workers", "tensorboard", "wandb",
     "shard_parameters",  # a checkpoint fits either way
 }  # fmt: skip
+# What a run writes into its folder.
+OUTPUT_FILES = (
+    CONFIG_FILE, SUMMARY_FILE, "summary.txt", "metrics.jsonl", "skipped.csv", "splits.csv", "confusion.csv",
+    "per_class.csv", "maps.npz", "samples.npz",
+)  # fmt: skip
+OUTPUT_FOLDERS = (CHECKPOINTS, "figures", "damaged", "bad_step")
+URL_MARKS = ("\\", ":/")
+PATTERN_MARKS = ("*", "?", "[")
+MAX_PATH_BYTES = 3800  # of 4096, because the files of a checkpoint lie deep
 
 
 @contextlib.contextmanager
@@ -40,9 +58,12 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     Raises:
         UserError: if another process holds the folder, or it cannot be written.
     """
+    check_place(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / "lock").open("a+")
+        # Not through a link: the file is emptied below.
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        file = open(os.open(workdir / "lock", flags, 0o666), "a+")
     except OSError as error:
         raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
     with file:
@@ -65,10 +86,10 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
 def continue_with_former_norm(workdir: Path, config: ConfigDict) -> ConfigDict:
     """Returns a run's config: one that was begun when attention had a batch norm by default keeps it."""
     try:
-        saved = files.read_json_object(workdir / "config.json")
-    except (OSError, ValueError):
-        return config  # `check_or_write_config` writes the file, or says what is wrong with it
-    return keep_former_norm(config, saved) if _has_results(workdir) else config
+        saved, _ = find_settings(workdir)
+    except UserError:
+        return config  # `check_or_write_config` says what is wrong with the file
+    return keep_former_norm(config, saved) if saved and _has_results(workdir) else config
 
 
 def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
@@ -77,19 +98,14 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
     Raises:
         UserError: if the folder belongs to a run with other settings, or cannot be written.
     """
-    file = workdir / "config.json"
-    try:
-        # A run without a checkpoint has nothing to lose: whoever mistyped a setting may correct it and
-        # continue in the same place.
-        if not file.exists() or not _has_results(workdir):
-            files.write_json(file, config.to_dict())
-            return
-        old = _flatten_config(restore_config(files.read_json_object(file)))
-    except OSError as error:
-        raise UserError(f"The workdir {workdir} cannot be used: {error}.") from error
-    except (AttributeError, ValueError) as error:
-        raise UserError(f"{file} is damaged ({error}); choose another --workdir.") from error
-    new = _flatten_config(config)
+    file = workdir / CONFIG_FILE
+    # A run without a checkpoint has nothing to lose: whoever mistyped a setting may correct it and continue
+    # in the same place.
+    if not _has_results(workdir):
+        _write_config(file, config)
+        return
+    saved, origin = read_config(workdir)
+    old, new = _flatten_config(saved), _flatten_config(config)
     # For other tasks and data it is enough to name the settings that this config has. A field that a layer's
     # section does not have is one that the layer's default applies to.
     sections = {name.partition(".")[0] for name in new}
@@ -101,23 +117,46 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
             f"{workdir} holds a run with other settings: {differences}. Choose another --workdir for the new "
             "settings, or repeat the old ones to continue that run."
         )
+    if origin != file:
+        _write_config(file, config)
+        print_line(f"warning: {file} was missing; it has been restored from {origin}.", error=True)
 
 
-def read_summary(workdir: Path) -> dict[str, Any] | None:
-    """Reads the summary of a finished run; None if the run is not finished.
+def check_place(workdir: Path) -> None:
+    """Checks that checkpoints can be written into a folder, and that no output is of the wrong kind there.
 
     Raises:
-        UserError: if there is a summary that cannot be read.
+        UserError: names what is in the way.
     """
-    file = workdir / "summary.json"
-    try:
-        return files.read_json_object(file)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (OSError, ValueError) as error:
+    check_name(workdir, writing=True)
+    for name in OUTPUT_FILES:
+        if (path := workdir / name).exists() and not path.is_file():
+            raise UserError(
+                f"{path} is not a regular file: move it away; the run writes a file there."
+            )
+    for name in OUTPUT_FOLDERS:
+        if (path := workdir / name).exists() and not path.is_dir():
+            raise UserError(f"{path} is not a folder: move it away; the run writes a folder there.")
+
+
+def check_name(workdir: Path, writing: bool = False) -> None:
+    """Checks that Orbax takes the path of a run for what it is: it has URLs, and patterns where it writes.
+
+    Raises:
+        UserError: names the part of the path that it takes for something else.
+    """
+    path = str(workdir.absolute())
+    wrong = [mark for mark in (*URL_MARKS, *(PATTERN_MARKS if writing else ())) if mark in path]
+    reason = f"has {' and '.join(map(repr, wrong))} in its path" if wrong else ""
+    if any("\ud800" <= mark <= "\udfff" for mark in path):
+        reason = "has a path that is not UTF-8"
+    elif len(os.fsencode(path)) > MAX_PATH_BYTES:
+        reason = f"has a path of more than {MAX_PATH_BYTES:,} bytes"
+    if reason:
         raise UserError(
-            f"{file} cannot be read ({error}): delete it, and the run continues from its last checkpoint."
-        ) from error
+            f"{workdir} {reason}, which the library that writes checkpoints cannot use: rename the folder, "
+            "or choose another --workdir."
+        )
 
 
 def hash_parameters(params: Any) -> str:
@@ -139,8 +178,14 @@ def list_versions() -> dict[str, str]:
 
 def _has_results(workdir: Path) -> bool:
     """Returns whether the folder has a checkpoint, or the summary of a finished run."""
-    steps = (workdir / "checkpoints").glob("*")
-    return (workdir / "summary.json").exists() or any(step.name.isdigit() for step in steps)
+    return (workdir / SUMMARY_FILE).exists() or bool(list_steps(workdir))
+
+
+def _write_config(file: Path, config: ConfigDict) -> None:
+    try:
+        files.write_json(file, config.to_dict())
+    except OSError as error:
+        raise UserError(f"The workdir {file.parent} cannot be used: {error}.") from error
 
 
 def _flatten_config(config: ConfigDict) -> dict[str, Any]:

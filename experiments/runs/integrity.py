@@ -13,10 +13,12 @@ from typing import Any, TypeVar
 
 import jax
 
+from experiments.core.checked_json import Metric, Record, read_json
 from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.core.files import write_json
 from experiments.core.hosts import max_over_hosts
+from experiments.runs.schema import CHECKSUMS, list_steps
 
 CHECKSUMS_FILE = "checksums.json"
 CHUNK_BYTES = 1 << 20
@@ -47,11 +49,11 @@ def write_checksums(folder: Path) -> None:
 def read_checksums(folder: Path) -> dict[str, int]:
     """Returns a checkpoint's checksums by file name; none if it has no intact list of them."""
     try:
-        content = json.loads((folder / CHECKSUMS_FILE).read_bytes())
-        checksums = content["crc32"]
-        return checksums if _crc32_of_json(checksums) == content["crc32_of_these"] else {}
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        content = read_json(folder / CHECKSUMS_FILE, CHECKSUMS)
+    except (FileNotFoundError, UserError):
         return {}
+    checksums = content["crc32"]
+    return checksums if _crc32_of_json(checksums) == content["crc32_of_these"] else {}
 
 
 def find_damaged_file(folder: Path, below: str = "") -> Path | None:
@@ -61,7 +63,8 @@ def find_damaged_file(folder: Path, below: str = "") -> Path | None:
     """
     for name, checksum in read_checksums(folder).items():
         file = folder / name
-        if name.startswith(below) and (not file.exists() or _crc32_of_file(file) != checksum):
+        # Not a pipe or a device, which have no end.
+        if name.startswith(below) and (not file.is_file() or _crc32_of_file(file) != checksum):
             return file
     return None
 
@@ -102,11 +105,12 @@ def restore_or_set_aside(folder: Path, restore: Callable[[], Value]) -> Value | 
     return None
 
 
-def set_aside_without_metrics(directory: Path) -> None:
+def set_aside_without_metrics(directory: Path, metric: str | None) -> None:
     """Moves away the checkpoints whose metrics are lost: Orbax would not open the folder with them in it."""
     if jax.process_index() == 0:
-        for folder in sorted(directory.glob("*")):
-            if folder.name.isdigit() and (file := _find_lost_metrics(folder)):
+        for step in list_steps(directory.parent):
+            folder = directory / str(step)
+            if file := _find_lost_metrics(folder, metric):
                 warn(f"{file} is damaged")
                 warn(f"checkpoint {folder.name} is not used; it is now {set_aside(folder)}")
     max_over_hosts(Outcome.READ)
@@ -149,12 +153,13 @@ def _classify_read(folder: Path, damaged_file: Path | None, error: Exception | N
     return Outcome.UNREADABLE if read_checksums(folder) else Outcome.DAMAGED
 
 
-def _find_lost_metrics(folder: Path) -> Path | None:
+def _find_lost_metrics(folder: Path, metric: str | None) -> Path | None:
     """Returns the damaged file of a checkpoint's metrics, or None if they are fine or were never written."""
     file = folder / "metrics" / "metrics"
+    needed = (metric, "loss") if metric else ()
     try:
-        json.loads(file.read_text())
-    except ValueError:
+        read_json(file, Record(dict.fromkeys(needed, Metric()), needed=needed))
+    except UserError:
         return file
     except FileNotFoundError:
         if file.parent.exists():

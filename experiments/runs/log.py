@@ -5,11 +5,14 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from experiments.core.checked_json import parse_json
 from experiments.core.errors import UserError
-from experiments.core.files import replace_file, to_json
+from experiments.core.files import MEGABYTE, read_small_file, replace_file, to_json
+from experiments.runs.schema import ROW
 from experiments.runs.writers import Writer
 
 METRICS_FILE = "metrics.jsonl"
+MAX_BYTES = 512 * MEGABYTE
 
 
 class MetricLog:
@@ -76,28 +79,28 @@ def read_rows(path: Path) -> list[dict]:
     """Reads a `metrics.jsonl`: one dictionary per line, without a torn last line; none if it is missing.
 
     Raises:
-        UserError: if a line other than the last is not a JSON object with a `step`.
+        UserError: if it cannot be read, or a line other than the last is not a JSON object with a `step`.
     """
-    if not path.exists():
+    try:
+        content = read_small_file(path, MAX_BYTES)
+    except FileNotFoundError:
         return []
     # A power cut can leave bytes that are not text: such a line is torn, not fatal.
-    text = path.read_text(encoding="utf-8", errors="replace")
+    text = content.decode("utf-8", errors="replace")
     lines = text.removesuffix("\n").split("\n") if text else []
     rows = []
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
-            row["step"] + 0  # fails for a scalar, a list and a missing step, none of which is a row
-        except (ValueError, TypeError, KeyError):
+            rows.append(parse_json(line, ROW))
+        except ValueError as error:
             if number == len(lines):
                 break
             raise UserError(
-                f"{path}, line {number} is damaged: {line[:60]!r}. Remove that line, or start in another "
-                "--workdir."
+                f"{path}, line {number} is damaged ({error}): {line[:60]!r}. Remove that line, or start in "
+                "another --workdir."
             ) from None
-        rows.append(row)
     return rows
 
 
 def _format_line(row: Mapping) -> str:
-    return json.dumps(row, allow_nan=False) + "\n"
+    return json.dumps(to_json(row), allow_nan=False) + "\n"

@@ -11,8 +11,11 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from experiments.configs.shared.assemble import restore_config
+from experiments.core.checked_json import parse_json
 from experiments.core.errors import UserError
 from experiments.core.files import replace_file, to_json
+from experiments.runs.schema import WEIGHTS_METADATA
 
 SUFFIX = ".safetensors"
 
@@ -43,7 +46,7 @@ def is_export(path: str | os.PathLike) -> bool:
 
 
 def read_weights(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Returns the variables and the metadata that `write_weights` wrote.
+    """Returns the variables and the metadata that `write_weights` wrote, with the config restored.
 
     Raises:
         UserError: if the file cannot be read, or another program wrote it.
@@ -56,9 +59,19 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any
             raise UserError(
                 f"{path} has no metadata about its network: give a file that experiments.export wrote."
             )
-        metadata = {name: json.loads(text) for name, text in texts.items()}
+        metadata = {
+            name: _parse_metadata(name, texts[name]) for name in WEIGHTS_METADATA if name in texts
+        }
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
+    metadata["config"] = restore_config(metadata["config"], path)
     # Collections without arrays are not in the file.
     empty = {"params": {}, "batch_stats": {}, "attention": {}}
     return {**empty, **traverse_util.unflatten_dict(arrays, sep="/")}, metadata
+
+
+def _parse_metadata(name: str, text: str) -> Any:
+    try:
+        return parse_json(text, WEIGHTS_METADATA[name])
+    except ValueError as error:
+        raise ValueError(f"its {name}: {error}") from error

@@ -11,26 +11,12 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dyn import layers, models
+from experiments.configs.shared.layers import ATTENTIONS, CLASSIFIERS, CONVS
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.tasks.task import Array, Variables
 
 # The parts of a config that `make_network` uses.
 NETWORK_SECTIONS = ("model", "conv", "attention", "classifier", "dtype")
-CONVS = {
-    "conv": layers.Conv,
-    "condconv": layers.CondConv,
-    "dcd": layers.DCDConv,
-    "dyconv": layers.DynamicConv,
-    "fdconv": layers.FDConv,
-    "gated": layers.GatedConv,
-    "odconv": layers.ODConv,
-    "pixel": layers.PixelDynamicConv,
-    "rotated": layers.RotatedConv,
-    "spectral_norm": layers.SpectralNormConv,
-    "warehouse": layers.WarehouseConv,
-}
-ATTENTIONS = {"none": None, "squeeze_excite": layers.SqueezeExcite, "cbam": layers.CBAM}
-CLASSIFIERS = {"dense": nn.Dense, "dcd": layers.DCDDense}
 RESNETS = {
     # Small networks for smoke runs, which are mostly compilation.
     6: partial(models.ResNet, stage_sizes=(1, 1), block=models.BasicBlock),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from dyn import models
+from experiments.configs.shared.layers import HEADS
 from experiments.core.errors import UserError
 from experiments.data import Dataset, Example, mask_transforms
 from experiments.data.masks import IGNORE
@@ -25,8 +25,6 @@ from experiments.tasks.backbone import (
 )
 from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Transform, Variables
-
-HEADS = {"fcn": models.FCN, "deeplabv3plus": models.DeepLabV3Plus}
 
 
 class Segmentation(Task):

@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from experiments.core.console import print_line
 from experiments.core.errors import UserError
-from experiments.core.files import read_json_object
+from experiments.runs.schema import read_summary
 from experiments.train.grid import PlannedRun, attempt_run
 from experiments.train.loop import train
 from experiments.train.validate import resolve_config
@@ -86,7 +86,7 @@ def train_augmentations(
                         "the other runs of this seed need its number of steps, and are left out"
                     )
                     break
-                steps = read_json_object(planned.workdir / "summary.json")["steps"]
+                steps = read_summary(planned.workdir, needed=("steps",))["steps"]
     if not finished:
         raise UserError(f"All runs failed: {(failed[0] / 'error.txt').read_text()}")
     return [workdir / name for name in AUGMENTATIONS]

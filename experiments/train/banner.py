@@ -101,11 +101,16 @@ def describe_test(summary: Mapping[str, Any]) -> str:
 def describe_result(summary: Mapping[str, Any], workdir: Path) -> Rows:
     """Returns the result of a finished run, and where the rest lies."""
     best, metric = summary["best"], summary.get("metric", "accuracy")
-    reached = f", validation {metric} {best[metric]:.4f}" if metric else ", the last one"
+    reached = ", the last one" if metric is None else ""
+    if isinstance(value := best.get(metric), int | float):
+        reached = f", validation {metric} {value:.4f}"
+    times = [("time", f"{seconds:.0f} s")] if (seconds := summary.get("seconds")) else []
+    if seconds and (compiling := summary.get("compile_seconds")):
+        times = [("time", f"{seconds:.0f} s, {compiling:.0f} s of it compiling")]
     return [
         ("test", describe_test(summary)),
         ("best", f"step {best['step']:,}{reached}"),
-        ("time", "{seconds:.0f} s, {compile_seconds:.0f} s of it compiling".format(**summary)),
+        *times,
         ("summary", str(workdir / "summary.json")),
         ("figures", str(workdir / "figures")),
     ]

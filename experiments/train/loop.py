@@ -18,6 +18,7 @@ from experiments import data
 from experiments.core import files
 from experiments.core.console import Progress, print_facts, print_line, print_result
 from experiments.core.errors import UserError
+from experiments.core.memory import explain_out_of_memory
 from experiments.core.words import count_noun
 from experiments.data import Dataset, Example, pipeline
 from experiments.figures.curves import draw_training_curves
@@ -29,16 +30,15 @@ from experiments.runs.folder import (
     hash_parameters,
     list_versions,
     lock_workdir,
-    read_summary,
 )
 from experiments.runs.log import MetricLog
 from experiments.runs.metrics import select_scalars
+from experiments.runs.schema import read_summary
 from experiments.tasks import Results, Task, make_task
 from experiments.train.bad_step import explain_bad_evaluation, explain_bad_step
 from experiments.train.banner import describe_result, describe_start, describe_test
 from experiments.train.initialise import TrainedWeights, initialise_from, read_trained_weights
 from experiments.train.interrupts import Stopped, explain_lost_process, handle_signals
-from experiments.train.memory import explain_out_of_memory
 from experiments.train.optimizer import StepCounts, count_steps
 from experiments.train.profile import StepProfiler, StepRange
 from experiments.train.program import Program, Programs, find_program
@@ -69,11 +69,14 @@ def train(
     config = continue_with_former_norm(workdir, config)
     experiment = FrozenConfigDict(resolve_config(config))
     is_process_0 = jax.process_index() == 0
-    with explain_full_disk(workdir):
-        if summary := read_summary(workdir):
+    with explain_file_errors(workdir):
+        if summary := read_summary(workdir, needed=("test", "best")):
             if is_process_0:
                 check_or_write_config(workdir, experiment)
             print_summary("already finished", summary, workdir, brief)
+            if is_process_0 and not brief:
+                start = f"--config.init_from={workdir}"
+                print_line(f"To train on from it, give {start} and another --workdir.")
             return summary
         lock = lock_workdir(workdir) if is_process_0 else contextlib.nullcontext()
         with lock, explain_lost_process(), explain_out_of_memory():
@@ -87,22 +90,27 @@ def print_summary(title: str, summary: Mapping[str, Any], workdir: Path, brief: 
     if jax.process_index():
         return
     if brief:
-        print_line(f"{title}: {describe_test(summary)}; {summary['seconds']:.0f} s")
+        print_line(f"{title}: {describe_test(summary)}; {summary.get('seconds') or 0:.0f} s")
     else:
         print_result(title, describe_result(summary, workdir))
 
 
 @contextlib.contextmanager
-def explain_full_disk(workdir: Path) -> Iterator[None]:
-    """Turns the system's error about a disk that is full or read-only into a UserError."""
+def explain_file_errors(workdir: Path) -> Iterator[None]:
+    """Turns the system's error about a full disk, or about a file of the run, into a UserError."""
     try:
         yield
     except OSError as error:
-        if error.errno not in files.NO_ROOM:
+        place = str(error.filename2 or error.filename or workdir)
+        if error.errno in files.NO_ROOM:
+            advice = "free space or make the folder writable"
+        elif error.errno and Path(place).is_relative_to(workdir):
+            advice = "move away what is there, or make it writable"
+        else:
             raise
         raise UserError(
-            f"{error.filename or workdir} cannot be written: {error.strerror}. The checkpoints are intact: "
-            "free space or make the folder writable, then run the same command again."
+            f"{place} cannot be written: {error.strerror}. The checkpoints are intact: {advice}, then run "
+            "the same command again."
         ) from error
 
 
@@ -123,7 +131,7 @@ class TrainingRun:
     step: int  # the last completed one
     progress: dict[
         str, Any
-    ]  # saved with the state: `seconds`, the `best` evaluation, `early_stopping`
+    ]  # saved with the state: `seconds`, the `best` evaluation, `early_stopping`, `config`
     stopping: EarlyStopping  # counts the evaluations without a lower loss
     started: float  # by `time.monotonic`, as if the run had never been interrupted
     log: MetricLog | None  # None except on process 0
@@ -229,14 +237,16 @@ def restore_or_start(
         f"compiled in {program.cost['compile_seconds']:.1f} s; "
         f"{program.cost['xla_flops_per_step'] / 1e9:.2f} GFLOP per step by XLA's count"
     ]
+    beginning = {"seconds": 0.0, "best": None, "early_stopping": None}
     if restored := checkpoints.restore_latest(program.state_shape):
-        return *restored, notes
+        step, state, progress = restored
+        return step, state, beginning | progress, notes
     state = program.create_state(config.seed)
     if trained:
         state, note = initialise_from(state, trained, config, num_classes, inputs)
         state = jax.device_put(state, shardings_of(program.state_shape))
         notes.append(note)
-    return 0, state, {"seconds": 0.0, "best": None, "early_stopping": None}, notes
+    return 0, state, beginning, notes
 
 
 def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str]) -> float | None:
@@ -358,7 +368,8 @@ def inspect_examples(run: TrainingRun, variables: Variables, split: str) -> dict
 
 def save_checkpoint(run: TrainingRun, metrics: dict[str, float] | None = None) -> None:
     """Starts writing a checkpoint; one with metrics takes part in the choice of the best."""
-    run.progress["seconds"] = run.seconds
+    # With the settings, in case that `config.json` is lost.
+    run.progress |= {"seconds": run.seconds, "config": files.to_json(run.config.to_dict())}
     run.checkpoints.save(run.step, run.state, run.progress, metrics)
 
 

@@ -19,10 +19,10 @@ from optax.contrib import ReduceLROnPlateauState
 from dyn.diagnostics import count_macs, count_parameters
 from experiments.core.compilation import quick_compile_options
 from experiments.core.errors import UserError
+from experiments.core.memory import check_fits, count_bytes_on_one_device
 from experiments.data import Example
 from experiments.runs.checkpoints import with_sharding
 from experiments.tasks import Task
-from experiments.train.memory import check_fits, count_bytes_on_one_device
 from experiments.train.optimizer import StepCounts, make_optimizer, make_plateau
 from experiments.train.sharding import (
     AXIS,

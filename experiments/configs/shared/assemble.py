@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from experiments.configs.shared.limits import check_saved_settings
 from experiments.configs.shared.recipes import DATASETS
 from experiments.configs.shared.settings import (
     LAYER_SECTIONS,
@@ -51,16 +52,23 @@ def complete_config(config: ConfigDict) -> ConfigDict:
     return _nest(_name_norm(values, "layer"))
 
 
-def restore_config(saved: Mapping[str, Any]) -> ConfigDict:
+def restore_config(
+    saved: Mapping[str, Any], source: object = "the config of the run"
+) -> ConfigDict:
     """Returns the config of a run from the settings that it wrote, perhaps with an older version.
 
     A setting that is younger than the run has its default. A setting that the experiment does not have, such
     as that of another task, is left out.
+
+    Raises:
+        UserError: if a value has another type than the setting or lies outside its limits; the message begins
+            with `source`.
     """
+    check_saved_settings(saved, source)
     values = dict(list_paths(make_config(Kind.from_config(saved))))
     for path, value in list_paths(saved):
         if path in values or _is_layer_field(path, values):
-            values[path] = tuple(value) if isinstance(value, list) else value  # JSON has no tuples
+            values[path] = _convert_from_json(value, values.get(path))
     return _nest(_name_norm(values, "batch"))
 
 
@@ -76,6 +84,13 @@ def keep_former_norm(config: ConfigDict, saved: Mapping[str, Any]) -> ConfigDict
     if not same or NORM in values or NORM in old:
         return config
     return _nest(_name_norm(values, "batch"))
+
+
+def _convert_from_json(value: Any, default: Any) -> Any:
+    """Returns a value with the type of its default, as far as JSON does not have it."""
+    if isinstance(value, list):
+        return tuple(value)
+    return float(value) if isinstance(default, float) else value
 
 
 def drop_unused(saved: Mapping[str, Any]) -> dict[str, Any]:

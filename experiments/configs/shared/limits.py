@@ -1,19 +1,28 @@
 """Checks values against the limits that stand beside the settings' defaults."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 from ml_collections import ConfigDict
 
+from experiments.configs.shared.layers import list_layer_fields
 from experiments.configs.shared.settings import (
     LAYER_FIELDS,
+    LAYER_SECTIONS,
+    SECTIONS,
     Kind,
     Setting,
     list_paths,
     select_settings,
 )
-from experiments.core.errors import UserError, suggest_nearest
+from experiments.core.errors import UserError, describe_kind, suggest_nearest
+
+SETTINGS = dict(list_paths(SECTIONS))
 
 # Whole numbers are counted with in 32 bits, and so is all other arithmetic.
 LARGEST = 2**31 - 1
+MOST_ENTRIES = 1000  # of a tuple
 LEAST_FLOAT, LARGEST_FLOAT = (float(x) for x in (np.finfo("f4").tiny, np.finfo("f4").max))
 
 
@@ -21,28 +30,77 @@ def check_limits(config: ConfigDict) -> None:
     """Checks each value of a config by itself; a UserError names the first invalid one, and what is valid."""
     settings = select_settings(Kind.from_config(config))
     for path, value in list_paths(config):
-        if value is None:
-            raise UserError(f"--config.{path}=None: it needs a value.")
-        setting = settings.get(path, Setting(None, LAYER_FIELDS.get(path)))
-        if isinstance(setting.allowed, tuple):
-            if value not in setting.allowed:
-                words = list(map(str, setting.allowed))
-                hint = suggest_nearest(str(value), words)
-                if not isinstance(value, str) or "did you mean" not in hint:
-                    hint = f"choose one of {', '.join(words)}."
-                raise UserError(f"--config.{path}={value}: {hint.removeprefix('; ')}")
-        elif isinstance(value, tuple | list):
-            _check_entries(path, value, setting)
-        elif setting.allowed and not _lies_in(value, setting.allowed):
-            raise UserError(
-                f"--config.{path}={value}: choose {_describe_interval(setting.allowed)}."
-            )
-        _check_32_bits(path, value)
+        _check_value(
+            f"--config.{path}", value, settings.get(path, Setting(None, LAYER_FIELDS.get(path)))
+        )
 
 
-def _check_entries(path: str, values: tuple | list, setting: Setting) -> None:
+def check_saved_settings(saved: Mapping[str, Any], source: object) -> None:
+    """Checks the types and values of the settings that a run has written, perhaps with an older version.
+
+    Settings that do not exist, or that the experiment has no use for, are left alone. A UserError begins with
+    `source`, the file that the settings are from.
+    """
+    for name, value in saved.items():
+        section = isinstance(SECTIONS.get(name, value), Mapping)
+        if section != isinstance(value, Mapping):
+            kind = "a group of settings" if section else "one setting"
+            raise UserError(f"{source} cannot be read: {name} is not {kind}.")
+    given = dict(list_paths(saved))
+    default = Kind().choices
+    for path in default:  # they decide which settings there are
+        _check_saved_value(source, path, given.get(path, default[path]), SETTINGS[path])
+    settings = select_settings(Kind.from_config(saved))
+    for path, value in given.items():
+        section, _, field = path.partition(".")
+        if path in settings:
+            _check_saved_value(source, path, value, settings[path])
+        elif section in LAYER_SECTIONS and f"{section}.name" in settings:
+            fields = list_layer_fields(section, given.get(f"{section}.name"))
+            example = fields.get(field, value)
+            _check_saved_value(source, path, value, Setting(example, LAYER_FIELDS.get(path)))
+
+
+def _check_saved_value(source: object, path: str, value: object, setting: Setting) -> None:
+    """Checks the type and the limits of a value from a JSON file, which has lists for tuples."""
+    name, default = f"{source} cannot be read: {path}", setting.default
+    wanted = list if isinstance(default, tuple) else type(default)
+    is_like = type(value) is wanted or (wanted is float and type(value) is int)
+    if is_like and wanted is list:
+        kinds = (int, float) if isinstance(default[0], float) else (type(default[0]),)
+        is_like = all(type(entry) in kinds for entry in value)
+    if not is_like:
+        raise UserError(f"{name}={shorten(value)} is not {describe_kind(default)}")
+    _check_value(name, value, setting)
+
+
+def _check_value(name: str, value: Any, setting: Setting) -> None:
+    """Checks one value against its limits; a UserError begins with `name`."""
+    if value is None:
+        raise UserError(f"{name}=None: it needs a value.")
+    if isinstance(setting.allowed, tuple):
+        if value not in setting.allowed:
+            words = list(map(str, setting.allowed))
+            hint = suggest_nearest(str(value), words)
+            if not isinstance(value, str) or "did you mean" not in hint:
+                hint = f"choose one of {', '.join(words)}."
+            raise UserError(f"{name}={shorten(value)}: {hint.removeprefix('; ')}")
+    elif isinstance(value, tuple | list):
+        _check_entries(name, value, setting)
+    elif setting.allowed and not _lies_in(value, setting.allowed):
+        raise UserError(f"{name}={shorten(value)}: choose {_describe_interval(setting.allowed)}.")
+    _check_32_bits(name, value)
+
+
+def shorten(value: object) -> str:
+    """Returns a value as a message shows it."""
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:60]}..."
+
+
+def _check_entries(name: str, values: tuple | list, setting: Setting) -> None:
     """Checks the number and the values of a tuple's entries."""
-    right = len(values) in setting.lengths if setting.lengths else len(values) > 0
+    right = len(values) in setting.lengths if setting.lengths else 0 < len(values) <= MOST_ENTRIES
     if setting.allowed:
         kind = int if isinstance(setting.default[0], int) else int | float
         right = right and all(
@@ -54,7 +112,7 @@ def _check_entries(path: str, values: tuple | list, setting: Setting) -> None:
         entries = f"{number} {noun}" if number else "one or more values"
         limits = f", each {_describe_interval(str(setting.allowed))}" if setting.allowed else ""
         raise UserError(
-            f"--config.{path}={values}: give {entries}{limits}, such as {setting.default}."
+            f"{name}={shorten(values)}: give {entries}{limits}, such as {setting.default}."
         )
 
 
@@ -81,17 +139,17 @@ def _parse_interval(interval: str) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _check_32_bits(path: str, value: object) -> None:
+def _check_32_bits(name: str, value: object) -> None:
     match value:
         case tuple() | list():
             for entry in value:
-                _check_32_bits(path, entry)
+                _check_32_bits(name, entry)
         case bool() | str():
             return
         case int() if abs(value) > LARGEST:
-            raise UserError(f"--config.{path}={value}: choose {LARGEST} or less.")
+            raise UserError(f"{name}={shorten(value)}: choose {LARGEST} or less.")
         case float() if not (value == 0 or LEAST_FLOAT <= abs(value) <= LARGEST_FLOAT):
             raise UserError(
-                f"--config.{path}={value}: choose a number that float32 has, 0 or one of about "
+                f"{name}={shorten(value)}: choose a number that float32 has, 0 or one of about "
                 f"{LEAST_FLOAT:.0e} to {LARGEST_FLOAT:.0e}."
             )

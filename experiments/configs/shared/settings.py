@@ -40,7 +40,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     "average": Setting(0.0, "[0, 1)"),  # decay of the parameters' moving average; 0 keeps none
     "init_from": Setting(""),  # a run's workdir, or a file of torch's weights, to start from
     "adapt_gates": Setting(False),  # only what decides the gates learns; needs init_from
-    "batch_size": Setting(32, "[1, inf)"),
+    "batch_size": Setting(32, "[1, 16777216]"),
     "accumulate": Setting(1, "[1, inf)"),  # microbatches of a batch; batch norm sees one at a time
     "shard_parameters": Setting(False),  # parameters and optimizer state, over the devices
     "epochs": Setting(30, "[1, inf)"),
@@ -71,17 +71,17 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     "audio": {
         "sample_rate": Setting(32_000, "[1000, 768000]"),  # Hz
         "seconds": Setting(2.0, "(0, 3600]"),  # of a window
-        "hop": Setting(1.0, "(0, inf)"),  # seconds from one window to the next
+        "hop": Setting(1.0, "(0, 86400]"),  # seconds from one window to the next
         "windows": Setting("grid", ("grid", "annotations")),  # or around annotations
         "channel": Setting("mean"),  # or a number: 0 is the left one
         "pad": Setting("zero", ("zero", "repeat", "drop")),  # the last window's end; drop omits it
         "picture": Setting("mel", ("mel", "linear", "wavelet")),
         "n_fft": Setting(1024, "[16, 65536]"),  # of mel and linear pictures
-        "win": Setting(0, "[0, inf)"),  # samples of the transform's window; 0 for n_fft
-        "step": Setting(320, "[1, inf)"),  # samples from one column to the next
+        "win": Setting(0, "[0, 65536]"),  # samples of the transform's window; 0 for n_fft
+        "step": Setting(320, "[1, 16777216]"),  # samples from one column to the next
         "bands": Setting(128, "[1, 4096]"),  # mel bands, or wavelets
-        "low": Setting(0.0, "[0, inf)"),  # Hz
-        "high": Setting(0.0, "[0, inf)"),  # Hz; 0 for half the sample rate
+        "low": Setting(0.0, "[0, 384000]"),  # Hz
+        "high": Setting(0.0, "[0, 384000]"),  # Hz; 0 for half the sample rate
         "decibels": Setting(80.0, "(0, inf)"),  # from black to white, the loudest of a window
         "drop_dc": Setting(False),  # omits the lowest row of a linear picture
         "height": Setting(0, "[0, 8192]"),  # pixels; 0 keeps the spectrogram's own
@@ -118,14 +118,14 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         # net1 and net2 are for series.
         "network": Setting("resnet", ("resnet", "vgg16", "mobilenet_v2", *SERIES_NETWORKS)),
         "depth": Setting(18, (6, 10, 18, 34, 50)),  # of a ResNet
-        "width": Setting(64, "[1, inf)"),  # 64 is each network as published
+        "width": Setting(64, "[1, 65536]"),  # 64 is each network as published
         "stem": Setting("imagenet", ("imagenet", "small")),
         "dropout": Setting(0.2, "[0, 1)"),
-        "hidden": Setting(0, "[0, inf)"),  # size of a layer before the classifier; 0 for none
+        "hidden": Setting(0, "[0, 1048576]"),  # size of a layer before the classifier; 0 for none
         # The context of a ResNet's attention; see dyn.models.ResNet.
         "context": Setting("input", ("input", "block", "carried", "carried_pixels")),
-        "representation": Setting(64, "[1, inf)"),  # size of a carried context
-        "output_stride": Setting(16, "[1, inf)"),  # of a segmentation network's backbone
+        "representation": Setting(64, "[1, 65536]"),  # size of a carried context
+        "output_stride": Setting(16, "[1, 64]"),  # of a segmentation network's backbone
         "shortcut": Setting("static", ("static", "conv")),  # conv: its 1x1 convolutions are dynamic
     },
     "series": {
@@ -147,8 +147,8 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     },
     # A GAN, whose generator convolves with `conv`; see dyn.models.ACGAN.
     "gan": {
-        "latent": Setting(100, "[1, inf)"),  # size of the noise
-        "widths": Setting((128, 64, 32, 16), "[1, inf)", lengths=(4,)),
+        "latent": Setting(100, "[1, 65536]"),  # size of the noise
+        "widths": Setting((128, 64, 32, 16), "[1, 65536]", lengths=(4,)),
         "cbam_reduction": Setting(8.0, "[1, inf)"),
         "aux_on_fake": Setting(True),  # the discriminator learns their class too
         "discriminator_dropout": Setting(0.0, "[0, 1)"),
@@ -157,7 +157,9 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     },
     # See dyn.models.Autoencoder.
     "autoencoder": {
-        "widths": Setting((64, 128, 256, 6), "[1, inf)"),  # features of each level, last the code's
+        "widths": Setting(
+            (64, 128, 256, 6), "[1, 65536]"
+        ),  # features of each level, last the code's
         "pooling": Setting("implicit", ("implicit", "explicit")),
         "window": Setting(4, (2, 4)),  # of explicit pooling
         "code_activation": Setting("relu", ("relu", "none")),
@@ -222,9 +224,22 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
 LAYER_FIELDS = {
     "conv.num_kernels": "[1, 1024]",
     "conv.rotations": "[1, 360]",
+    "conv.reduction": "(0, 64]",
+    "conv.min_squeeze": "[1, 65536]",
+    "conv.latent": "[1, 65536]",
+    "conv.pool": "[1, 64]",
+    "conv.active": "[1, 1024]",
+    "conv.n_steps": "[1, 1000]",
     "conv.cell_ratio": "(0, 64]",
-    "conv.min_squeeze": "[1, inf)",
+    "conv.in_ratio": "(0, 64]",
+    "conv.out_ratio": "(0, 64]",
     "conv.density_weight": "[0, inf)",
+    "attention.reduction": "(0, 64]",
+    "attention.min_squeeze": "[1, 65536]",
+    "attention.kernel_size": "[1, 63]",
+    "classifier.latent": "[1, 65536]",
+    "classifier.squeezed": "[1, 65536]",
+    "head.features": "[1, 65536]",
 }
 
 

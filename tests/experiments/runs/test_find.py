@@ -57,7 +57,7 @@ def test_excluded_runs_have_a_reason(tmp_path, write_run):
         "odd": ("summary.json", "[1]", "holds no JSON object"),
         "empty": ("summary.json", "{}", "no test accuracy"),
         "diverged": ("summary.json", '{"test": {"accuracy": null}}', "no test accuracy"),
-        "unlike": ("summary.json", '{"test": 3}', "no test accuracy"),
+        "unlike": ("summary.json", '{"test": 3}', "test is 3 instead of an object"),
     }
     for name, (file, text, _) in reasons.items():
         folder = tmp_path / "runs" / name

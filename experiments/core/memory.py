@@ -49,15 +49,15 @@ def check_fits(num_bytes: float, name: str, advice: str = ADVICE) -> None:
 
 
 @contextlib.contextmanager
-def explain_out_of_memory() -> Iterator[None]:
-    """Turns JAX's error about a full device into a UserError."""
+def explain_out_of_memory(
+    advice: str = f"{ADVICE}. The same command continues from the last checkpoint, if there is one; with "
+    "other settings choose another --workdir",
+) -> Iterator[None]:
+    """Turns JAX's error about a full device into a UserError that ends with `advice`."""
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = " ".join(str(error).split())[:200]
-        raise UserError(
-            f"A device has no memory left ({reason}): {ADVICE}. The same command continues from the last "
-            "checkpoint, if there is one; with other settings choose another --workdir."
-        ) from error
+        raise UserError(f"A device has no memory left ({reason}): {advice}.") from error

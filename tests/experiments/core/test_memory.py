@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
+from experiments.core import memory
 from experiments.core.errors import UserError
-from experiments.train import memory
 
 
 def test_more_bytes_than_a_device_has_are_an_error(monkeypatch):
