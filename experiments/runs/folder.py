@@ -130,12 +130,12 @@ def check_place(workdir: Path) -> None:
     """
     check_name(workdir, writing=True)
     for name in OUTPUT_FILES:
-        if (path := workdir / name).exists() and not path.is_file():
+        if os.path.exists(path := workdir / name) and not os.path.isfile(path):
             raise UserError(
                 f"{path} is not a regular file: move it away; the run writes a file there."
             )
     for name in OUTPUT_FOLDERS:
-        if (path := workdir / name).exists() and not path.is_dir():
+        if os.path.exists(path := workdir / name) and not os.path.isdir(path):
             raise UserError(f"{path} is not a folder: move it away; the run writes a folder there.")
 
 
@@ -178,7 +178,7 @@ def list_versions() -> dict[str, str]:
 
 def _has_results(workdir: Path) -> bool:
     """Returns whether the folder has a checkpoint, or the summary of a finished run."""
-    return (workdir / SUMMARY_FILE).exists() or bool(list_steps(workdir))
+    return os.path.exists(workdir / SUMMARY_FILE) or bool(list_steps(workdir))
 
 
 def _write_config(file: Path, config: ConfigDict) -> None:

@@ -5,6 +5,8 @@ a UserError that names it and the first thing that is wrong. Fields that a versi
 missing everywhere; a reader names those that it cannot do without.
 """
 
+import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -153,15 +155,13 @@ def read_progress(checkpoint: Path) -> dict[str, Any]:
 
 def list_steps(workdir: Path) -> list[int]:
     """Returns the steps of a run's complete checkpoints, in order."""
-    folder = workdir / CHECKPOINTS
-    # Not `glob`, which takes a folder's name as a pattern.
-    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
-    return sorted(int(name) for name in names if is_step(name))
-
-
-def is_step(name: str) -> bool:
-    """Returns whether a folder's name is the step of a checkpoint."""
-    return name.isascii() and name.isdigit() and len(name) < 19
+    try:
+        names = os.listdir(workdir / CHECKPOINTS)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{workdir / CHECKPOINTS} cannot be read: {error.strerror}.") from error
+    return sorted(int(name) for name in names if re.fullmatch("[0-9]{1,18}", name))
 
 
 def _find_settings_in_checkpoint(workdir: Path) -> tuple[dict[str, Any] | None, Path]:

@@ -64,14 +64,18 @@ def check_saved_settings(saved: Mapping[str, Any], source: object) -> None:
 def _check_saved_value(source: object, path: str, value: object, setting: Setting) -> None:
     """Checks the type and the limits of a value from a JSON file, which has lists for tuples."""
     name, default = f"{source} cannot be read: {path}", setting.default
-    wanted = list if isinstance(default, tuple) else type(default)
-    is_like = type(value) is wanted or (wanted is float and type(value) is int)
-    if is_like and wanted is list:
-        kinds = (int, float) if isinstance(default[0], float) else (type(default[0]),)
-        is_like = all(type(entry) in kinds for entry in value)
+    if isinstance(default, tuple):
+        is_like = isinstance(value, list | tuple)
+        is_like = is_like and all(_has_type_of(entry, default[0]) for entry in value)
+    else:
+        is_like = _has_type_of(value, default)
     if not is_like:
         raise UserError(f"{name}={shorten(value)} is not {describe_kind(default)}")
     _check_value(name, value, setting)
+
+
+def _has_type_of(value: object, example: object) -> bool:
+    return type(value) is type(example) or (isinstance(example, float) and type(value) is int)
 
 
 def _check_value(name: str, value: Any, setting: Setting) -> None:
