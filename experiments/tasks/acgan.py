@@ -18,12 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 
 from dyn.models import ACGAN
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.sharding import find_explicit_mesh, sharding_spec
+from dyn.ops.sharding import shard_batch_like
 from experiments.core.errors import UserError
 from experiments.data import Dataset
 from experiments.figures.gan import MAX_CLASSES, draw_losses, draw_samples
@@ -100,7 +98,7 @@ class Generation(Task):
         keys = dict(zip(names, jax.random.split(rng, 5), strict=True))
         noise = jax.random.normal(keys["noise"], (real.shape[0], model.latent), real.dtype)
         labels = jax.random.randint(keys["labels"], batch["label"].shape, 0, model.num_classes)
-        noise, labels = (shard_as_batch(drawn, real) for drawn in (noise, labels))
+        noise, labels = (shard_batch_like(drawn, real) for drawn in (noise, labels))
 
         fake, changed = model.apply(
             variables,
@@ -152,7 +150,7 @@ class Generation(Task):
         real, labels, mask = batch["inputs"], batch["label"], batch["mask"]
         # Always the same noise, so that evaluations can be compared.
         noise = jax.random.normal(jax.random.key(0), (real.shape[0], model.latent), real.dtype)
-        noise = shard_as_batch(noise, real)
+        noise = shard_batch_like(noise, real)
         fake = model.apply(variables, noise, labels, real.shape[1:], method="generate")
         logits = model.apply(variables, real, method="discriminate")
         of_real = judge_logits(logits, labels, real=True)
@@ -227,14 +225,6 @@ class Generation(Task):
         return real, fake
 
 
-def shard_as_batch(drawn: Array, batch: Array) -> Array:
-    """Shards what was drawn for the examples of a batch as these are; without explicit axes XLA does."""
-    mesh = find_explicit_mesh(batch)
-    if mesh is None:
-        return drawn
-    return jax.sharding.reshard(drawn, NamedSharding(mesh, P(*sharding_spec(batch)[:1])))
-
-
 def judge_logits(logits: tuple[Array, Array], labels: Array, real: bool) -> dict[str, Array]:
     """Returns the discriminator's losses on pictures, and whether it is right, `[B]` each.
 
@@ -268,12 +258,12 @@ def roll_and_cut(pictures: Array, rng: Array) -> Array:
     batch, height, width, _ = pictures.shape
     roll, top, left = jax.random.split(rng, 3)
     shift = jax.random.randint(roll, (batch,), -(width // 8), width // 8 + 1)
-    shift = shard_as_batch(shift, pictures)
+    shift = shard_batch_like(shift, pictures)
     rolled = jax.vmap(lambda x, by: jnp.roll(x, by, axis=1))(pictures, shift)
 
     def inside(key: Array, size: int) -> Array:
         # The middle may lie anywhere, so a part of the rectangle may lie outside.
-        middle = shard_as_batch(jax.random.randint(key, (batch, 1), 0, size), pictures)
+        middle = shard_batch_like(jax.random.randint(key, (batch, 1), 0, size), pictures)
         return jnp.abs(jnp.arange(size) - middle) <= size // 4
 
     hole = inside(top, height)[:, :, None] & inside(left, width)[:, None, :]
