@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.norms import LayerNorm, apply_batch_norm
+from dyn.ops.sharding import automate_sharding, mesh_axes
 
 Array = jax.Array
 
@@ -157,12 +158,16 @@ def reduce_max(x: Array, axis: int | tuple[int, ...]) -> Array:
     for that comparison, with different rounding: no position is equal then, and the gradient is 0 / 0.
     """
     axes = (axis,) if isinstance(axis, int) else axis
-    x = jnp.moveaxis(x, axes, range(-len(axes), 0))
-    rest = x.ndim - len(axes)
-    # The size is written out, because -1 cannot be inferred for an empty batch.
-    x = x.reshape(*x.shape[:rest], math.prod(x.shape[rest:]))
-    first = jnp.argmax(x, axis=-1, keepdims=True) == jnp.arange(x.shape[-1])
-    return jnp.sum(jnp.where(first, x, jnp.zeros_like(x)), axis=-1)
+    rest = [n for n in range(x.ndim) if n not in {a % x.ndim for a in axes}]
+
+    def reduce(x: Array) -> Array:
+        x = jnp.moveaxis(x, axes, range(-len(axes), 0))
+        # The size is written out, because -1 cannot be inferred for an empty batch.
+        x = x.reshape(*x.shape[: len(rest)], math.prod(x.shape[len(rest) :]))
+        first = jnp.argmax(x, axis=-1, keepdims=True) == jnp.arange(x.shape[-1])
+        return jnp.sum(jnp.where(first, x, jnp.zeros_like(x)), axis=-1)
+
+    return automate_sharding(reduce, x, axes=[mesh_axes(x)[n] for n in rest])
 
 
 def read_temperature(module: nn.Module) -> Array:

@@ -28,6 +28,7 @@ from dyn.ops import planner
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
 from dyn.ops.lowerings import mix_kernels
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
@@ -189,7 +190,9 @@ class FDConv(ConvLayer):
             return kernel_to_spectrum(kernel).astype(dtype)
 
         spectrum = self.param("spectrum", init, spectrum_shape(shape), self.param_dtype)
-        return spectrum.astype(float32_or_wider(spectrum))
+        wide = float32_or_wider(spectrum)
+        # The transform needs all of it on every device.
+        return automate_sharding(lambda spectrum: spectrum.astype(wide), spectrum, axes=())
 
 
 class FrequencyAttention(ODAttention):
@@ -248,7 +251,11 @@ class LocalAttention(nn.Module):
         kernel = _Kernel(
             (number, 1, self.num_taps * self.features), self.param_dtype, name="conv"
         )()
-        return neighbours, kernel.reshape(number, self.num_taps, self.features).astype(self.dtype)
+
+        def split(kernel: Array) -> Array:
+            return kernel.reshape(number, self.num_taps, self.features).astype(self.dtype)
+
+        return neighbours, automate_sharding(split, kernel, axes=())
 
 
 class _Kernel(nn.Module):

@@ -23,6 +23,7 @@ from dyn.layers.attention import AttentionBranch
 from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
@@ -239,10 +240,14 @@ class Gates(AttentionBranch):
         half = self.initial_logit / 2
         filters = self.apply_gate_head("filter", context, self.features, half)
         channels = self.apply_gate_head("channel", context, self.in_features, half)
-        # Each filter sees the inputs of its group: [B, G, i] to [B, O, i] to [B, i, O].
-        channels = channels.reshape(-1, self.groups, self.in_features // self.groups)
-        channels = jnp.repeat(channels, self.features // self.groups, axis=1)
-        return jnp.swapaxes(channels, 1, 2) + filters[:, None]
+
+        def add(channels: Array, filters: Array) -> Array:
+            # Each filter sees the inputs of its group: [B, G, i] to [B, O, i] to [B, i, O].
+            channels = channels.reshape(-1, self.groups, self.in_features // self.groups)
+            channels = jnp.repeat(channels, self.features // self.groups, axis=1)
+            return jnp.swapaxes(channels, 1, 2) + filters[:, None]
+
+        return automate_sharding(add, channels, filters)
 
     def apply_gate_head(self, name: str, context: Array, features: int, bias: float) -> Array:
         """Computes W context + b, where b starts large enough for the gates to be on."""

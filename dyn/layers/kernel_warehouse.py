@@ -25,6 +25,7 @@ from jax import lax
 from dyn.layers.attention import AttentionBranch, he_normal_fan_out, read_variable
 from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
@@ -297,7 +298,8 @@ class WarehouseAttention(AttentionBranch):
         """Computes the weights of the cells."""
         blocks, num_cells = len(self.assignment), self.num_cells
         z = self.squeeze_context(context)
-        q = self.apply_head("cell", z, blocks * (num_cells + 1)).reshape(-1, blocks, num_cells + 1)
+        q = self.apply_head("cell", z, blocks * (num_cells + 1))
+        q = automate_sharding(lambda q: q.reshape(-1, blocks, num_cells + 1), q)
         q = q / (jnp.sum(jnp.abs(q), axis=-1, keepdims=True) + 1e-3)
         t = read_blend(self).astype(self.dtype)
         beta = nn.one_hot(jnp.asarray(self.assignment), num_cells + 1, dtype=self.dtype)

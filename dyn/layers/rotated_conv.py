@@ -20,6 +20,7 @@ from dyn.layers.attention import MixtureAttention, read_temperature, reduce_max
 from dyn.layers.convolution import ConvLayer, resolve_kernel_size
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.rotation import rotate_kernels
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
@@ -147,9 +148,13 @@ class RotatedConv(ConvLayer):
             mix: `[B, K]`, or None for K = 1.
         """
         rotations, groups = bank.shape[0], self.feature_group_count
+
         # One convolution for all orientations. Features run over (G, n, o), so that groups stay contiguous.
-        wide = jnp.moveaxis(bank.reshape(*bank.shape[:-1], groups, -1), 0, -2)
-        wide = wide.reshape(*wide.shape[:-3], rotations * self.features)
+        def widen(bank: Array) -> Array:
+            wide = jnp.moveaxis(bank.reshape(*bank.shape[:-1], groups, -1), 0, -2)
+            return wide.reshape(*wide.shape[:-3], rotations * self.features)
+
+        wide = automate_sharding(widen, bank, axes=())
         y = self.convolve(x, wide, mix, lowering=self.lowering)
         y = y.reshape(*y.shape[:-1], groups, rotations, self.features // groups)
         y = jnp.swapaxes(y, -3, -2)

@@ -8,6 +8,7 @@ learned gain. `flax.linen.SpectralNorm` around a dynamic convolution would take 
 candidates, which is up to sqrt(K) times that of the largest, and would normalise the attention as well.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +19,7 @@ from jax import lax
 from dyn.layers.attention import MixtureAttention
 from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
@@ -174,7 +176,8 @@ def normalise_kernels(module: nn.Module, kernel: Array, n_steps: int, epsilon: f
 
     u = module.variable("batch_stats", "u", unit_vectors)
     matrices = kernel.reshape(kernel.shape[0], -1, kernel.shape[-1])
-    after, sigma = spectral_norms(matrices, u.value.astype(kernel.dtype), n_steps, epsilon)
+    estimate = partial(spectral_norms, steps=n_steps, epsilon=epsilon)
+    after, sigma = automate_sharding(estimate, matrices, u.value.astype(kernel.dtype))
     if module.is_mutable_collection("batch_stats") and not module.is_initializing():
         u.value = after.astype(u.value.dtype)
     module.sow("intermediates", "sigma", sigma)
