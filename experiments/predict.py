@@ -12,7 +12,9 @@
     --overwrite          replaces the predictions of an earlier command
 
 for recordings only
-    --threshold=SHARE    the lowest score that is written, 0.5
+    --threshold=SHARE    the lowest score that is written, 0.5; run: the best of each class in the run's
+                         per_class.csv; FILE.csv: that of each class in a table with label and threshold
+    --without=CLASS      leaves a class out, such as one for noise; may be given several times
     --all_scores         all scores of all windows instead, a column per class
     --merge=N            the largest number of consecutive windows with one label that share a row
     --hop=SECONDS        from one window to the next; without it the run's
@@ -29,9 +31,13 @@ For recordings, --out is a folder with
                       CLASS_mean_top2, the mean of its two highest
     NAME.dyn.selections.txt   a table for Raven of each recording, in folders like the recordings
     skipped.csv       file, reason: the files that cannot be used
+    written.csv       file, sha256: the tables for Raven; one that has changed since is not this command's,
+                      and --overwrite keeps it as NAME.dyn.selections.earlier.txt
 `silent` is 1 where all samples are the same. If a recording breaks off, the windows before the break are
 there, and its `note` says so.
 """
+
+from collections.abc import Sequence
 
 from experiments.core import cli
 from experiments.inference import predict
@@ -45,7 +51,8 @@ def main(
     top: int | None = None,
     batch_size: int = 0,
     overwrite: bool = False,
-    threshold: float | None = None,
+    threshold: str | None = None,
+    without: Sequence[str] = (),
     all_scores: bool | None = None,
     merge: int | None = None,
     hop: float | None = None,
@@ -60,6 +67,7 @@ def main(
         batch_size=batch_size,
         overwrite=overwrite,
         threshold=threshold,
+        without=without or None,
         all_scores=all_scores,
         merge=merge,
         hop=hop,

@@ -59,12 +59,14 @@ class Detection:
         return dataclasses.replace(self, end=window.end, score=mean, silent=silent, windows=windows)
 
 
-def select_classes(scores: np.ndarray, threshold: float, several: bool) -> dict[int, float]:
+def select_classes(
+    scores: np.ndarray, threshold: float | np.ndarray, several: bool
+) -> dict[int, float]:
     """Returns the detected classes of a window and their scores, the highest score first.
 
     Args:
         scores: `[C]`.
-        threshold: minimum score.
+        threshold: minimum score, or that of each class, `[C]`.
         several: whether a window may have several classes; otherwise only the highest score counts (for
             ties, the first class).
 
@@ -75,7 +77,8 @@ def select_classes(scores: np.ndarray, threshold: float, several: bool) -> dict[
         {2: 0.6}
     """
     order = np.argsort(-scores, kind="stable")[: None if several else 1]
-    return {int(number): float(scores[number]) for number in order if scores[number] >= threshold}
+    reached = scores >= threshold
+    return {int(number): float(scores[number]) for number in order if reached[number]}
 
 
 def join_intervals(

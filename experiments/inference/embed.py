@@ -16,6 +16,7 @@ from experiments.core.errors import UserError
 from experiments.core.words import count_noun
 from experiments.figures.embeddings import draw_hours, draw_tsne
 from experiments.figures.reconstruction import draw_reconstructions
+from experiments.inference import own_files
 from experiments.inference.audio_windows import SOUND_SUFFIXES
 from experiments.inference.embeddings import (
     Clock,
@@ -26,10 +27,15 @@ from experiments.inference.embeddings import (
     read_pieces,
 )
 from experiments.inference.files import check_inputs, expand_paths, track_progress
-from experiments.inference.indices import IndexComparison
+from experiments.inference.indices import COMPARISONS, IndexComparison
 from experiments.inference.trained import Trained
 
 OUT = "embeddings"
+OUTPUTS = (
+    *("embeddings.npz", "embeddings.csv", "clusters.csv", "tsne.png", "day.png"),
+    *("reconstructions.png", *COMPARISONS),
+)
+"""Files in the folder; others there are left alone."""
 CLUSTERS = 8  # without labels
 RECONSTRUCTIONS = 6  # in the figure
 _TASKS = ("reconstruction", "classification", "tagging")
@@ -121,10 +127,10 @@ def _check_arguments(
         raise UserError(f"--compare is for recordings, and {trained.source} saw pictures.")
     if out.is_file():
         raise UserError(f"--out={out} is a file: give a folder.")
-    if (out / "embeddings.npz").exists() and not overwrite:
-        raise UserError(
-            f"{out / 'embeddings.npz'} exists: choose another --out, or give --overwrite."
-        )
+    for path in (out / name for name in OUTPUTS):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path} exists: choose another --out, or give --overwrite.")
+    own_files.check_replaceable(out / "skipped.csv", ("file", "reason"))
     if clusters < 0 or clusters == 1:
         raise UserError(f"--clusters={clusters}: choose 2 or more.")
 

@@ -10,6 +10,11 @@ from experiments.core import files
 from experiments.figures.embeddings import draw_comparison
 from experiments.inference.embeddings import Clock, Embedded, Piece
 
+COMPARISONS = (
+    *("timing.csv", "compare.csv", "compare.png", "indices.csv", "indices_per_file.csv"),
+    *("definitions.csv", "indices.npz"),
+)
+"""Files of a comparison."""
 MEASURES = ("precision", "recall", "f", "purity")
 
 Scores = dict[str, dict[str, tuple[float, float]]]

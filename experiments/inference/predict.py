@@ -14,6 +14,7 @@ from experiments.core.errors import UserError
 from experiments.core.words import count_noun
 from experiments.data import Example
 from experiments.figures.style import make_voc_palette
+from experiments.inference import own_files
 from experiments.inference.files import (
     Item,
     check_inputs,
@@ -54,7 +55,7 @@ def predict(
         if "top" in options:
             raise UserError(f"--top is not for runs on recordings such as {run}: give --threshold.")
         return predict_recordings(trained, paths, **options)
-    for name in ("threshold", "all_scores", "merge", "hop"):
+    for name in ("threshold", "without", "all_scores", "merge", "hop"):
         if name in options:
             raise UserError(f"--{name} is for runs on recordings, and {run} is not one.")
     return predict_files(trained, paths, **options)
@@ -83,15 +84,17 @@ def predict_files(
         header = ["file", *positions, "rank", "label", "probability"]
         make_rows = partial(_rank_classes, trained.classes, top)
 
+    skipped_header = ["file", *positions, "reason"]
     outputs = (out, skipped_file, masks)
     total = sum(1 for _ in expand_paths(paths, outputs))
     if not total:
         raise UserError(f"There is no file in {', '.join(map(str, paths))}.")
+    own_files.check_replaceable(skipped_file, skipped_header)
     skipped_file.unlink(missing_ok=True)
     predicted = skipped = 0
     with (
         files.append_csv(out, header, overwrite) as append,
-        files.append_csv(skipped_file, ["file", *positions, "reason"], True) as append_skipped,
+        files.append_csv(skipped_file, skipped_header, True) as append_skipped,
         Progress(total, unit="file") as progress,
     ):
 

@@ -74,7 +74,7 @@ def test_pictures_become_codes_clusters_and_figures(coder, album, tmp_path):
         (["album"], {"clusters": 1}, "--clusters=1"),
         (["album"], {"batch_size": -1}, "--batch_size=-1"),
         (["album"], {"compare": True}, "--compare is for recordings"),
-        (["album/a/bad.png"], {}, r"1 of 1 files .*bad\.png: not a picture"),
+        (["album/a/bad.png"], {}, r"1 of 1 file .*bad\.png: not a picture"),
     ],
 )
 def test_mistakes_are_explained(coder, album, tmp_path, monkeypatch, paths, options, message):
@@ -92,3 +92,13 @@ def test_output_is_replaced_only_with_overwrite(coder, album, tmp_path):
     assert (out / "embeddings.npz").read_bytes() == b"mine"
     embed(coder, [str(album / "a")], out, overwrite=True)
     assert len(np.load(out / "embeddings.npz")["codes"]) == 3
+
+
+def test_no_other_output_is_replaced_either(coder, album, tmp_path):
+    for name in ("clusters.csv", "tsne.png", "compare.csv"):
+        out = tmp_path / name
+        out.mkdir()
+        (out / name).write_bytes(b"mine")
+        with pytest.raises(UserError, match=f"{name} exists.*--overwrite"):
+            embed(coder, [str(album)], out)
+        assert (out / name).read_bytes() == b"mine"

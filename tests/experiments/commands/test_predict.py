@@ -86,7 +86,7 @@ def test_a_table_is_replaced_only_with_overwrite(trained, album, tmp_path):
         ([], {}, "Nothing to read"),
         (["nowhere"], {}, "no file or folder nowhere"),
         (["."], {}, "no file in ."),
-        (["notes.txt"], {}, r"None of 1 files .*p\.skipped\.csv"),
+        (["notes.txt"], {}, r"None of 1 file .*p\.skipped\.csv"),
         (["notes.txt"], {"top": 0}, "--top=0"),
         (["notes.txt"], {"batch_size": -1}, "--batch_size=-1"),
         (["notes.txt"], {"out": "p.txt"}, "ends in .csv"),

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import hashlib
 import sys
 import tracemalloc
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from finished_runs import config_with, read_table
 
 from experiments.audio import annotations, raven
+from experiments.core import files
 from experiments.core.errors import UserError
 from experiments.inference.predict import predict
 from experiments.inference.recordings import predict_recordings
@@ -28,7 +30,7 @@ AUDIO = {
 COLUMNS = ["file", "start_s", "end_s", "label", "score", "silent"]
 
 
-def make_trained(task="classification"):
+def make_trained(task="classification", source="run"):
     """A linear network, quick to compile, for windows of a second, 12 bands by 17 moments."""
 
     def predict(model, variables, inputs):
@@ -36,7 +38,7 @@ def make_trained(task="classification"):
         return jax.nn.softmax(inputs.mean((1, 2)) @ weights)
 
     config = config_with("audio,smoke", task=task, **{f"audio.{n}": v for n, v in AUDIO.items()})
-    trained = Trained(config, CLASSES, (12, 17, 3), {}, Path("run"))
+    trained = Trained(config, CLASSES, (12, 17, 3), {}, Path(source))
     trained.task.predict = predict
     return trained
 
@@ -174,6 +176,97 @@ def test_earlier_tables_are_replaced_only_with_overwrite(trained, field, tmp_pat
     predict(trained, [str(field / "b" / "1.wav")], out, overwrite=True, merge=2)
     assert [path.name for path in out.rglob("*.txt")] == ["1.dyn.selections.txt"]
     assert not (out / "skipped.csv").exists()
+
+
+def test_tables_that_somebody_has_corrected_are_kept(trained, field, tmp_path, capsys):
+    out, inputs = tmp_path / "out", [str(field / "a"), str(field / "b")]
+    predict(trained, inputs, out, threshold=0.0)
+    corrected, own = out / "a" / "1.dyn.selections.txt", out / "b" / "1.dyn.selections.txt"
+    corrected.write_text("Selection\tSpecies\n1\tlark\n")
+    other = out / "other" / "9.dyn.selections.txt"  # of another prediction
+    other.parent.mkdir()
+    other.write_text("theirs")
+    for name in ("predictions.csv", "per_file.csv"):
+        (out / name).rename(tmp_path / name)
+    with pytest.raises(UserError, match=r"1\.dyn\.selections\.txt exists.*--overwrite"):
+        predict(trained, inputs, out)
+    assert "lark" in corrected.read_text() and own.exists()
+
+    predict(trained, [str(field / "a"), str(field / "b" / "1.wav")], out, overwrite=True)
+    assert not own.exists() and other.read_text() == "theirs"
+    assert "lark" in corrected.with_name("1.dyn.selections.earlier.txt").read_text()
+    assert "lark" not in corrected.read_text()
+    assert "1.dyn.selections.earlier.txt, not written" in capsys.readouterr().out
+
+
+def test_a_foreign_list_of_files_deletes_nothing(trained, field, tmp_path):
+    out, victim = tmp_path / "out", tmp_path / "x.dyn.selections.txt"
+    out.mkdir()
+    victim.write_text("")
+    digest = hashlib.sha256(b"").hexdigest()
+    names = ("../x.dyn.selections.txt", str(victim), ".", "..")
+    (out / "written.csv").write_text("".join(f"{n},{digest}\n" for n in ("file", *names)))
+    with pytest.raises(UserError, match=r"written\.csv is not the list"):
+        predict(trained, [str(field / "a")], out, overwrite=True)
+    (out / "written.csv").write_text("file,sha256\n" + "".join(f"{n},{digest}\n" for n in names))
+    (out / "skipped.csv").write_text("my notes")
+    with pytest.raises(UserError, match=r"skipped\.csv exists.*not written it"):
+        predict(trained, [str(field / "a")], out, overwrite=True)
+    (out / "skipped.csv").unlink()
+    predict(trained, [str(field / "a")], out, overwrite=True)
+    assert victim.exists()
+
+
+def test_classes_are_left_out(field, tmp_path):
+    trained = make_trained("tagging")
+    options = {"threshold": 0.0, "without": ["rain"]}
+    predict(trained, [str(field)], tmp_path / "all", threshold=0.0)
+    predict(trained, [str(field)], tmp_path / "less", **options)
+    rows = read_table(tmp_path / "all" / "predictions.csv")
+    less = read_table(tmp_path / "less" / "predictions.csv")
+    assert less == [row for row in rows if row["label"] != "rain"] and 0 < len(less) < len(rows)
+    assert "rain_max" not in read_table(tmp_path / "less" / "per_file.csv")[0]
+    predict(trained, [str(field)], tmp_path / "scores", all_scores=True, **options)
+    columns = list(read_table(tmp_path / "scores" / "predictions.csv")[0])
+    assert columns == [*COLUMNS[:3], "silent", *CLASSES[:2]]
+    with pytest.raises(UserError, match=r"--without=wrne.*wren"):
+        predict(trained, [str(field)], tmp_path / "x", without=["wrne"])
+    with pytest.raises(UserError, match="leaves no class"):
+        predict(trained, [str(field)], tmp_path / "x", without=CLASSES)
+
+
+def test_thresholds_of_the_classes_are_those_of_the_run(field, tmp_path):
+    trained = make_trained("tagging", tmp_path / "run")
+    predict(trained, [str(field)], tmp_path / "all", threshold=0.0)
+    with pytest.raises(UserError, match=r"per_class\.csv cannot be read"):
+        predict(trained, [str(field)], tmp_path / "x", threshold="run")
+    table = tmp_path / "run" / "per_class.csv"
+    table.parent.mkdir()
+    limits = dict(zip(CLASSES, (0.3, 0.5, 0.2), strict=True))
+    cells = ["" if limit == 0.5 else str(limit) for limit in limits.values()]
+    files.write_csv(table, ["label", "best_threshold"], zip(CLASSES, cells, strict=True))
+    expected = [
+        row
+        for row in read_table(tmp_path / "all" / "predictions.csv")
+        if float(row["score"]) >= limits[row["label"]]
+    ]
+    for number, threshold in enumerate(("run", str(table))):
+        predict(trained, [str(field)], tmp_path / f"{number}", threshold=threshold)
+        assert read_table(tmp_path / f"{number}" / "predictions.csv") == expected
+    for cells, message in ((["2"] * 3, "not 0 to 1"), (["x"] * 3, "no table"), ([], "no table")):
+        files.write_csv(table, ["label", "threshold"], zip(CLASSES, cells, strict=False))
+        with pytest.raises(UserError, match=message):
+            predict(trained, [str(field)], tmp_path / "x", threshold="run")
+    files.write_csv(table, ["label", "threshold"], [("wren", "0.5")])
+    with pytest.raises(UserError, match="no threshold of a"):
+        predict(trained, [str(field)], tmp_path / "x", threshold="run")
+
+
+def test_sounds_of_other_formats_are_listed(trained, field, tmp_path):
+    (field / "a" / "2.m4a").write_bytes(b"\0\0\0\x20ftypM4A " + bytes(99))
+    assert predict(trained, [str(field / "a")], tmp_path / "out") == (1, 1)
+    (row,) = read_table(tmp_path / "out" / "skipped.csv")
+    assert row["file"].endswith("2.m4a") and "MPEG-4" in row["reason"]
 
 
 def test_windows_before_the_break_of_a_recording_are_kept(trained, field, tmp_path, rng, capsys):

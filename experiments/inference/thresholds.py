@@ -1,0 +1,74 @@
+"""Thresholds of the classes: the lowest score with which each is detected."""
+
+import csv
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from experiments.core import files
+from experiments.core.errors import UserError, suggest_nearest
+
+RUN = "run"
+"""Stands for the thresholds that the run has computed."""
+_COLUMNS = ("threshold", "best_threshold")
+_DEFAULT = 0.5
+
+
+def make_thresholds(
+    classes: Sequence[str], run: Path, threshold: float | str, without: Sequence[str] = ()
+) -> np.ndarray:
+    """Returns the lowest score of each class, `[C]`; infinity for those that are left out.
+
+    Args:
+        classes: C names.
+        run: the folder of the run.
+        threshold: a number for all classes; 'run' for the best of each in the run's `per_class.csv`; or the
+            path of such a table, with the columns label and threshold.
+        without: classes to leave out.
+    """
+    thresholds = _read_thresholds(classes, run, str(threshold))
+    for name in without:
+        if name not in classes:
+            hint = suggest_nearest(name, classes)
+            raise UserError(f"--without={name}: the run has no such class{hint}")
+        thresholds[list(classes).index(name)] = np.inf
+    if np.isinf(thresholds).all():
+        raise UserError("--without leaves no class to predict.")
+    return thresholds
+
+
+def _read_thresholds(classes: Sequence[str], run: Path, threshold: str) -> np.ndarray:
+    try:
+        number = float(threshold)
+    except ValueError:
+        if threshold == RUN:
+            return _read_table(classes, run / "per_class.csv", threshold)
+        if threshold.lower().endswith(".csv"):
+            return _read_table(classes, Path(threshold).expanduser(), threshold)
+        number = -1.0
+    if not 0 <= number <= 1:
+        raise UserError(
+            f"--threshold={threshold}: choose 0 to 1, run for those in its per_class.csv, or a table such as "
+            "that one."
+        )
+    return np.full(len(classes), number, np.float32)
+
+
+def _read_table(classes: Sequence[str], path: Path, threshold: str) -> np.ndarray:
+    """Returns the thresholds in a table; a class with an empty cell has the usual one."""
+    try:
+        rows = files.read_csv_records(path)
+        column = next(name for name in _COLUMNS if rows and name in rows[0])
+        found = {row["label"]: float(row[column] or _DEFAULT) for row in rows}
+    except (OSError, csv.Error) as error:
+        raise UserError(f"--threshold={threshold}: {path} cannot be read ({error}).") from error
+    except (ValueError, KeyError, StopIteration) as error:
+        raise UserError(
+            f"--threshold={threshold}: {path} is no table with the columns label and {' or '.join(_COLUMNS)}."
+        ) from error
+    missing = [name for name in classes if name not in found]
+    if missing or not all(0 <= found[name] <= 1 for name in classes):
+        what = f"no threshold of {missing[0]}" if missing else "a threshold that is not 0 to 1"
+        raise UserError(f"--threshold={threshold}: {path} has {what}.")
+    return np.array([found[name] for name in classes], np.float32)
