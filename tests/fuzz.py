@@ -77,8 +77,9 @@ def run_fuzz(
 ) -> Counter[str]:
     """Calls `read` for mutants of the file at `path`, each in its place; puts the file back at the end.
 
-    An exception that is not allowed, more than `seconds` for a file, and 2 GiB of memory more than at the
-    start fail; the mutant that did it is then `<path>.failed`.
+    An exception that is not allowed, more than `seconds` of CPU time for a file (or thirty times as many on
+    the clock, which other processes slow down), and 2 GiB of memory more than at the start fail; the mutant
+    that did it is then `<path>.failed`.
 
     Returns:
         The number of mutants that were read, as `read`, and of the exceptions by their names.
@@ -86,13 +87,13 @@ def run_fuzz(
     original, rng, outcomes = path.read_bytes(), np.random.default_rng(seed), Counter[str]()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    handler = signal.signal(signal.SIGALRM, _stop)
+    handlers = {kind: signal.signal(kind, _stop) for kind in (signal.SIGPROF, signal.SIGALRM)}
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (2 << 30), limits[1]))
     try:
         for number in range(count):
             mutant = mutate(original, rng)
             path.write_bytes(mutant)
-            signal.setitimer(signal.ITIMER_REAL, seconds)
+            _set_timers(seconds)
             try:
                 read()
                 outcomes["read"] += 1
@@ -104,16 +105,22 @@ def run_fuzz(
                     f"mutant {number} of {path.name}, seed {seed}: {error!r}"
                 ) from error
             finally:
-                signal.setitimer(signal.ITIMER_REAL, 0)
+                _set_timers(0)
     finally:
         resource.setrlimit(resource.RLIMIT_AS, limits)
-        signal.signal(signal.SIGALRM, handler)
+        for kind, handler in handlers.items():
+            signal.signal(kind, handler)
         path.write_bytes(original)
     return outcomes
 
 
 class _TooSlow(BaseException):
     """More than the time for a file; not an `Exception`, so that no reader takes it for damage."""
+
+
+def _set_timers(seconds: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 30 * seconds)
 
 
 def _stop(number: int, frame: object) -> None:

@@ -3,17 +3,29 @@
 import base64
 import json
 import sys
+import time
 import zipfile
 import zlib
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.flax
 import torch_zip
-from torch_zip import integer, save, sequence, tensor, text
+from torch_zip import (
+    EMPTY,
+    dictionary,
+    imported,
+    integer,
+    save,
+    save_legacy,
+    sequence,
+    tensor,
+    text,
+)
 
-from dyn.interop import read_weights
+from dyn.interop import read_weights, torch_file, torch_pickle
 
 REFERENCES = Path(torch_zip.__file__).with_name("torch_references.json")
 WEIGHTS = {"conv.weight": np.arange(24.0).reshape(2, 3, 2, 2), "conv.bias": np.ones(2)}
@@ -71,6 +83,88 @@ def test_finds_the_state_dict_of_a_checkpoint(tmp_path):
     assert list(read_weights(within)) == ["conv.bias"]
 
 
+def test_finds_nested_containers_and_the_weights_before_their_averages(tmp_path):
+    first, second = (dictionary({key: tensor("1", (2,), (1,))}) for key in ("first", "second"))
+    for content, expected in (
+        ({"ema": dictionary({"model": second}), "state_dict": first}, "first"),
+        ({"ema": dictionary({"model": second}), "epoch": integer(3)}, "second"),
+        ({"model": dictionary({"module": second})}, "second"),
+    ):
+        assert list(read_weights(save(tmp_path / "net.pth", WEIGHTS, content))) == [expected]
+
+
+def test_reads_files_from_before_torch_1_6(tmp_path):
+    part = tensor("0", (2, 3), (12, 4), 1, legacy=True)
+    # In the first versions a state dict held parameters, and sizes were objects.
+    old = tensor("1", (2,), (1,), more=(), legacy=True)
+    parameter = imported("torch.nn.parameter.Parameter") + sequence([old]) + b"R" + EMPTY + b"b"
+    path = save_legacy(tmp_path / "net.pth", WEIGHTS, {"part": part, "parameter": parameter})
+    expected = {
+        **WEIGHTS,
+        "part": WEIGHTS["conv.weight"][:, :, 0, 1],
+        "parameter": WEIGHTS["conv.bias"],
+    }
+    weights = read_weights(path)
+    assert list(weights) == list(expected)
+    for key, value in expected.items():
+        np.testing.assert_array_equal(weights[key], value)
+        assert weights[key].dtype == np.float32
+
+
+def test_damaged_files_from_before_torch_1_6_are_refused(tmp_path):
+    path = tmp_path / "net.pth"
+    whole = save_legacy(path, WEIGHTS).read_bytes()
+    missing = tensor("7", (2,), (1,), legacy=True)
+    for change, message in (
+        (lambda: path.write_bytes(whole[:-1]), "ends before its numbers"),
+        (lambda: path.write_bytes(whole[:100]), "pickle is damaged"),
+        (lambda: save_legacy(path, WEIGHTS, {"w": missing}), "numbers of w are missing"),
+        (lambda: save_legacy(path, WEIGHTS, keys=["9"]), "numbers of no tensor"),
+        (lambda: save_legacy(path, WEIGHTS, keys={}), "numbers of no tensor"),
+        (lambda: save_legacy(path, WEIGHTS, little_endian=False), "big-endian"),
+        (lambda: save_legacy(path, WEIGHTS, version=1002), "version"),
+        (lambda: save_legacy(path, WEIGHTS, {"w": imported("posix.system")}), r"posix\.system"),
+    ):
+        change()
+        with pytest.raises(ValueError, match=rf"net\.pth cannot be read: .*{message}"):
+            read_weights(path)
+
+
+UNTYPED = "torch.storage.UntypedStorage"
+
+
+@pytest.mark.parametrize(
+    ("dtype", "value"),
+    [
+        *(("float8_e4m3fn", 448), ("float8_e4m3fnuz", 240), ("float8_e5m2", 0.25)),
+        *(("float8_e5m2fnuz", 0.25), ("float8_e8m0fnu", 4)),
+        *(("uint16", 65535), ("uint32", 2**32 - 1), ("uint64", 2**53)),
+    ],
+)
+def test_reads_types_that_torch_has_no_storage_for(tmp_path, dtype, value):
+    numbers = np.full(3, value, jnp.dtype(dtype))
+    more = (b"\x89", EMPTY, imported(f"torch.{dtype}"))
+    path = save(tmp_path / "net.pth", {}, {"w": tensor("w", (2,), (1,), 1, UNTYPED, more)})
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("net/data/w", numbers.tobytes())
+    weights = read_weights(path)["w"]
+    assert str(weights.dtype) == dtype
+    np.testing.assert_array_equal(weights.astype(np.float64), [value, value])
+
+
+def test_reads_each_storage_once(tmp_path, monkeypatch):
+    """A thousand names for one storage cost its size once, and equal tensors share an array."""
+    others = {f"w{n}": tensor("0", (4,), (1,)) for n in range(1000)}
+    path = save(tmp_path / "net.pth", WEIGHTS, others)
+    reads = []
+    original = zipfile.ZipFile.read
+    monkeypatch.setattr(
+        zipfile.ZipFile, "read", lambda self, name: reads.append(name) or original(self, name)
+    )
+    weights = read_weights(path)
+    assert weights["w0"] is weights["w999"] and reads.count("net/data/0") == 1
+
+
 def test_executes_nothing(tmp_path):
     """An audit hook would notice if Python unpickled the file or started a process."""
     events = []
@@ -101,9 +195,18 @@ def test_executes_nothing(tmp_path):
         ({"w": tensor("0", (2,), (1,), -3)}, "w reaches beyond"),
         ({"w": tensor("0", (2,), (-1,), 5)}, "call"),
         ({"w": tensor("7", (2,), (1,))}, "the numbers of w are missing"),
-        ({"w": tensor("0", (2,), (1,), 0, "QInt8Storage")}, "torch.QInt8Storage"),
+        ({"w": tensor("0", (2,), (1,), 0, "torch.QInt8Storage")}, "torch.QInt8Storage"),
+        ({"w": tensor("0", (2,), (1,), more=(b"\x89", EMPTY, EMPTY))}, "call"),
+        ({"w": tensor("0", (1,) * 65, (1,) * 65)}, "call"),
+        ({"w": imported("torch._utils._rebuild_sparse_tensor")}, "sparse"),
+        ({"w": imported("torch._utils._rebuild_qtensor")}, "qtensor"),
+        ({"w\x1b[31m": tensor("0", (2,), (1,))}, r"w\\x1b"),
+        ({"w": tensor("0", (2,), (1,), kind="torch.HalfStorage")}, "two types"),
     ],
-    ids="beyond,huge,no tensor,after,before,steps back,missing,unknown kind".split(","),
+    ids=(
+        "beyond,huge,no tensor,after,before,steps back,missing,unknown kind,no dtype,axes,sparse,quantised,"
+        "control characters,two types"
+    ).split(","),
 )
 def test_impossible_tensors_are_refused(tmp_path, entries, message):
     path = save(tmp_path / "net.pth", WEIGHTS, entries)
@@ -113,7 +216,10 @@ def test_impossible_tensors_are_refused(tmp_path, entries, message):
 
 def test_files_of_another_kind_are_named(tmp_path):
     path = tmp_path / "net.pth"
-    for content, message in ((b"", "not a file of weights"), (b"\x80\x02\x8a", "before 1.6")):
+    for content, message in (
+        (b"", "not a file of weights"),
+        (b"\x80\x02}.", "torch.save did not write"),
+    ):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=rf"net\.pth .*{message}"):
             read_weights(path)
@@ -135,6 +241,52 @@ def test_files_of_another_kind_are_named(tmp_path):
 def test_other_names_and_instructions_are_refused(tmp_path, call):
     path = save(tmp_path / "net.pth", WEIGHTS, {"evil": call})
     with pytest.raises(ValueError, match=rf"net\.pth cannot be read: it.* ({NAMES})"):
+        read_weights(path)
+
+
+# A tuple that holds another one twice, that a third, and so on: 2^60 of them to whoever follows them all.
+DOUBLINGS = b"K\1" + 60 * b"q\1h\1\x86"
+
+
+@pytest.mark.parametrize(
+    ("pickled", "message"),
+    [
+        (b"}" + DOUBLINGS + b"K\1s", "a tuple as key"),
+        (b"}(" + DOUBLINGS + b"K\1u", "a tuple as key"),
+        # Hashed, a tuple in a tuple and so on was a segmentation fault.
+        (b"})" + 200_000 * b"\x85" + b"K\1s", "a tuple as key"),
+        (b"}K\1" + DOUBLINGS + b"s", "1 are not tensors"),
+        (DOUBLINGS, "no state dict"),
+        (DOUBLINGS + b"Q", "something other than tensors"),
+        (imported("torch.Size") + b"(" + DOUBLINGS + b"tR", "no state dict"),
+        (imported("torch.FloatStorage") + DOUBLINGS + b"R", "call"),
+        (DOUBLINGS + b"K\1R", "call"),
+        (DOUBLINGS + b"]\x93", "damaged"),
+    ],
+    ids="key,keys,deep key,value,alone,storage,size,arguments,function,name".split(","),
+)
+def test_monsters_are_refused_at_once(tmp_path, pickled, message):
+    path = save(tmp_path / "net.pth", {}, data=b"\x80\2" + pickled + b".")
+    start = time.process_time()
+    with pytest.raises(ValueError, match=rf"net\.pth cannot be read: .*{message}"):
+        read_weights(path)
+    assert time.process_time() - start < 1
+
+
+def test_containers_that_hold_themselves_end(tmp_path):
+    for pickled in (b"]q\0h\0a", b"}q\0" + text("model") + b"h\0s"):
+        path = save(tmp_path / "net.pth", {}, data=b"\x80\2" + pickled + b".")
+        with pytest.raises(ValueError, match="no state dict"):
+            read_weights(path)
+
+
+def test_pickles_without_end_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch_pickle, "_MAX_INSTRUCTIONS", 1000)
+    path = save(tmp_path / "net.pth", {}, data=b"\x80\2" + b"N" * 1000 + b".")
+    with pytest.raises(ValueError, match="more than 1,000 instructions"):
+        read_weights(path)
+    monkeypatch.setattr(torch_file, "MAX_BYTES", 1000)
+    with pytest.raises(ValueError, match="more than 1,000 bytes"):
         read_weights(path)
 
 
