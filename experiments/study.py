@@ -3,7 +3,8 @@
     python -m experiments.study --dataset=digits --configs=base,global_soft,local_soft,hard,odconv --seeds=3
 
     --dataset=NAME          as in a config's argument: digits, adiac, voc2012, tiny_imagenet, folder, ...
-    --configs=A,B           files of experiments/configs, without .py; without it those of the study.
+    --configs=A,B           files of experiments/configs, without .py; without it the five that
+                            Bhati and Sherawat compare (Comprehensive Study Dynamic CNN).
                             A:KEY=VALUE stands for A.py:DATASET,KEY=VALUE
     --seeds=N               runs of each config, with seeds 0 to N-1
     --folds=N               instead: one run for each of N stratified folds of all splits together

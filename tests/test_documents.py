@@ -21,3 +21,24 @@ def test_links_lead_somewhere():
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_figures_of_a_report_are_called_as_in_the_guide():
+    guide = (ROOT / "docs" / "reading_a_report.md").read_text(encoding="utf-8")
+    report = (ROOT / "experiments/reports/report.py").read_text(encoding="utf-8")
+    drawn = set(re.findall(r'draw\(\s*"(\w+)"', report))
+    assert drawn <= set(re.findall(r"`(\w+)\.png`", guide)) <= drawn | {"attention"}
+    figures = (ROOT / "experiments/reports/map_figures.py").read_text(encoding="utf-8")
+    for title in re.findall(r'`\w+\.png` \("([^"]+)"\)', guide.replace("\n", " ")):
+        assert f'"{title}"' in figures
+
+
+def test_the_study_is_named_where_it_is_mentioned():
+    folders = ("docs", "experiments/configs", "dyn")
+    paths = [path for folder in folders for path in (ROOT / folder).rglob("*.*")]
+    for path in (ROOT / "README.md", *paths):
+        if path.suffix not in (".md", ".py"):
+            continue
+        text = path.read_text(encoding="utf-8")
+        mention = re.search(r"\b[Tt]he study('s)?\b(?! that)", text)
+        assert not mention or "Sherawat" in text, f"{path}: which study?"

@@ -1,4 +1,6 @@
-"""The study's two small networks for series: one or two convolutions, and fully connected layers.
+"""Two small networks for series: one or two convolutions, and fully connected layers.
+
+Source: Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech).
 
 Net1 and Net2 of Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech), section 2.3, which
 names their layers (a convolution, max pooling, fully connected layers; Net2 has one more convolution) but

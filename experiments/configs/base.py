@@ -1,5 +1,7 @@
 """Trains the static twin: a ResNet-18 with ordinary convolutions, by the study's recipe.
 
+The study: Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech).
+
     python -m experiments.main --config=experiments/configs/base.py
 
 Measured on two x86-64 cores (jax 0.10.2): digits, the command above, test accuracy (359 pictures)

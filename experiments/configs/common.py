@@ -28,7 +28,7 @@ def get_config(
     network: str = "resnet",
     conv: dict[str, Any] | None = None,
 ) -> ConfigDict:
-    """Returns the study's recipe for a data set, with a static ResNet-18 unless something else is named.
+    """Returns Bhati and Sherawat's recipe for a data set, with a static ResNet-18 unless told otherwise.
 
     The config is locked, and has the settings of this task, data set, network and convolution alone. The
     recipe: Adam at 1e-3, batch 32, 30 epochs, dropout 0.2. The learning rate falls to a tenth after 5

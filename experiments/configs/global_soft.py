@@ -1,4 +1,6 @@
-"""Global soft attention (the study; squeeze and excite, Hu et al., CVPR 2018) behind every block.
+"""Global soft attention (squeeze and excite, Hu et al., CVPR 2018) after every block.
+
+It is so called in the study (Bhati and Sherawat, Comprehensive Study Dynamic CNN).
 
     python -m experiments.main --config=experiments/configs/global_soft.py
 

@@ -1,8 +1,8 @@
-"""Local soft attention (the study): a mixture of four kernels of its own at each place.
+"""Local soft attention: a mixture of four kernels of its own at each place.
 
-What attention looks at is the place itself, beside a kernel representation that is carried from
-convolution to convolution. `--config.conv.attention=image --config.model.context=carried` is the image-wise
-form.
+It is so called in the study (Bhati and Sherawat, Comprehensive Study Dynamic CNN). Attention looks at the
+place itself, beside a kernel representation that is carried from convolution to convolution.
+`--config.conv.attention=image --config.model.context=carried` is the image-wise form.
 
     python -m experiments.main --config=experiments/configs/local_soft.py
 

@@ -1,5 +1,7 @@
 """The study's Net1 for series, static: one convolution, max pooling, a fully connected layer.
 
+The study: Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech).
+
     python -m experiments.main --config=experiments/configs/net1.py:adiac --config.data.source=PATH/Adiac
 
 Measured on one x86-64 core (jax 0.10.2), ten folds of Adiac by `experiments.study`: accuracy 0.794 +- 0.049.

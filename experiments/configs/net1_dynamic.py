@@ -1,5 +1,7 @@
 """The study's Net1 for series, dynamic: its kernels are those of a trained static Net1, and frozen.
 
+The study: Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech).
+
     python -m experiments.study --dataset=adiac --configs=net1,net1_dynamic --folds=10 --source=PATH/Adiac
     python -m experiments.main --config=experiments/configs/net1_dynamic.py:adiac
         --config.init_from=RUN --config.data.source=PATH/Adiac

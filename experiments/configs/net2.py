@@ -1,5 +1,7 @@
 """The study's Net2 for series, static: two convolutions, max pooling, a fully connected layer.
 
+The study: Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech).
+
     python -m experiments.main --config=experiments/configs/net2.py:adiac --config.data.source=PATH/Adiac
 
 Measured on one x86-64 core (jax 0.10.2), ten folds of Adiac by `experiments.study`: accuracy 0.694 +- 0.057.

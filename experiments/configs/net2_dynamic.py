@@ -1,5 +1,7 @@
 """The study's Net2 for series, dynamic: its kernels are those of a trained static Net2, and frozen.
 
+The study: Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech).
+
     python -m experiments.study --dataset=adiac --configs=net2,net2_dynamic --folds=10 --source=PATH/Adiac
     python -m experiments.main --config=experiments/configs/net2_dynamic.py:adiac
         --config.init_from=RUN --config.data.source=PATH/Adiac

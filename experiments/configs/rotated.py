@@ -1,4 +1,6 @@
-"""Direction-adaptive kernels (the study; Pu et al., ICCV 2023): one kernel in eight orientations, mixed.
+"""Direction-adaptive kernels (Pu et al., ICCV 2023): one kernel in eight orientations, mixed.
+
+The study (Bhati and Sherawat, Comprehensive Study Dynamic CNN) describes such kernels, too.
 
 `--config.conv.rotations=N` chooses another number of orientations. `--config.conv.pooling=max` pools over
 them instead of mixing: a quarter turn of the picture then turns the features. For pictures only.

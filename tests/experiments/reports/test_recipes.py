@@ -12,7 +12,9 @@ def change_settings(folder, **changes):
 
 def test_recipe_and_changes(compare, write_run):
     comparison = compare(*(write_run(name) for name in ("base", "odconv")))
-    assert recipes.make_changes_table(comparison).rows == [["odconv", "base", "conv.name=odconv"]]
+    # Runs of before there was a choice had a batch norm.
+    changes = "conv.attention_norm=batch, conv.name=odconv"
+    assert recipes.make_changes_table(comparison).rows == [["odconv", "base", changes]]
     assert recipes.describe_recipe(comparison.results[0]) == "batch_size=32, conv.name=base"
 
 
