@@ -10,16 +10,19 @@ import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.audio import recordings, spectrograms, windows
+from experiments.audio import facts, recordings, spectrograms, windows
+from experiments.audio.facts import Damaged
 from experiments.audio.recordings import Unreadable
 from experiments.core import digests
 from experiments.core.console import Progress
 from experiments.core.errors import UserError
-from experiments.core.files import replace_file, write_json
+from experiments.core.files import replace_file
+from experiments.core.words import count_noun
 
 _SETTINGS = ("hop", "channel", "pad", *spectrograms.SETTINGS)
 _LIBRARIES = ("PyWavelets", "librosa", "numpy", "pillow", "soundfile", "soxr")
@@ -36,6 +39,7 @@ class Spectrograms:
         starts, ends: of the windows in seconds, float64 `[n]`, n > 0; no end is beyond the recording's.
         silent: whether all samples of a window are equal, bool `[n]`.
         file: the file that holds the spectrograms.
+        size: its number of bytes.
         shape: height and width of a spectrogram.
         digest: digest of the samples; of the name in caches that were written without one.
     """
@@ -50,6 +54,7 @@ class Spectrograms:
     ends: np.ndarray
     silent: np.ndarray
     file: Path
+    size: int
     shape: tuple[int, int]
     digest: int
 
@@ -63,7 +68,9 @@ class Spectrograms:
         try:
             # np.load parses the header with Python's compiler, which in Python 3.11 fails at times while
             # other threads compile something (gh-106905).
-            header_size = os.path.getsize(self.file) - math.prod(shape)
+            if os.path.getsize(self.file) != self.size:
+                raise ValueError("the size of their file has changed")
+            header_size = self.size - math.prod(shape)
             return np.memmap(self.file, np.uint8, "r", header_size, shape)
         except (OSError, OverflowError, ValueError) as error:
             raise UserError(
@@ -123,8 +130,8 @@ def prepare_spectrograms(
     ]
     # A recording that is listed twice is computed once: two threads would write the same file.
     work = dict(zip(files, zip(paths, all_starts, strict=True), strict=True))
-    metadata = {file: _read_metadata(file) for file in work}
-    missing = {file: work[file] for file in work if metadata[file] is None}
+    metadata, damaged = _read_all(work)
+    missing = {file: work[file] for file in work if file not in metadata}
     metadata |= _compute_all(missing, audio, quiet)
     usable, skipped = [], []
     for path, name, file in zip(paths, names, files, strict=True):
@@ -139,7 +146,14 @@ def prepare_spectrograms(
             f"{len(skipped):,} of {len(paths):,} recordings cannot be used, such as "
             f"{'; '.join(f'{name} ({reason})' for name, reason in skipped[:5])}. Repair or remove them{more}."
         )
-    return Prepared(usable, skipped, _describe(usable, audio))
+    notes = _describe(usable, audio)
+    if damaged:
+        entries = count_noun(len(damaged), "entry", "entries")
+        notes.append(
+            f"{entries} of the cache of spectrograms {'was' if len(damaged) == 1 else 'were'} damaged and "
+            f"computed again: {damaged[0]}{', ...' if len(damaged) > 1 else '.'}"
+        )
+    return Prepared(usable, skipped, notes)
 
 
 def _get_metadata_file(path: Path, starts: list[float] | None, folder: Path) -> Path:
@@ -152,14 +166,23 @@ def _get_metadata_file(path: Path, starts: list[float] | None, folder: Path) -> 
     return folder / f"{_make_key(os.path.abspath(path), version, starts)}.json"
 
 
-def _read_metadata(file: Path) -> dict | None:
-    """Returns the metadata of a recording, or None if it or the spectrograms are missing or damaged."""
-    try:
-        metadata = json.loads(file.read_text(encoding="utf-8"))
-        usable = not metadata["reason"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return metadata if not usable or file.with_suffix(".npy").is_file() else None
+def _read_all(
+    work: dict[Path, tuple[Path, list[float] | None]],
+) -> tuple[dict[Path, dict[str, Any]], list[str]]:
+    """Returns the metadata of recordings in the cache, and what is wrong with the damaged ones."""
+
+    def read(file: Path) -> dict[str, Any] | Damaged | None:
+        try:
+            return facts.read_facts(file, file.with_suffix(".npy"), work[file][0])
+        except Damaged as error:
+            return error
+
+    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+        results = dict(zip(work, pool.map(read, work), strict=True))
+    return (
+        {file: found for file, found in results.items() if isinstance(found, dict)},
+        [str(found) for found in results.values() if isinstance(found, Damaged)],
+    )
 
 
 def _make_spectrograms(
@@ -173,6 +196,7 @@ def _make_spectrograms(
         ends=np.array(metadata["ends"], np.float64),
         silent=np.array(metadata["silent"], bool),
         file=file.with_suffix(".npy"),
+        size=metadata["spectrograms_bytes"],
         shape=shape,
         digest=metadata.get("digest") or digests.compute_digest(os.fsencode(path)),
     )
@@ -199,17 +223,18 @@ def _compute_all(
 def _write_recording(path: Path, starts: list[float] | None, audio: ConfigDict, file: Path) -> dict:
     """Writes the spectrograms of a recording, or why there are none, and returns the metadata."""
     try:
-        metadata = {
-            "reason": "",
-            **_write_spectrograms(path, starts, audio, file.with_suffix(".npy")),
-        }
+        metadata = {"path": str(path), "reason": "", **facts.describe_recording(path)}
+    except OSError as error:
+        return {"reason": f"cannot be opened: {error.strerror or error}"}
+    spectrograms_file = file.with_suffix(".npy")
+    try:
+        metadata |= _write_spectrograms(path, starts, audio, spectrograms_file)
     except Unreadable as error:
-        metadata = {"reason": str(error)}
+        metadata["reason"], spectrograms_file = str(error), None
         if isinstance(error.__cause__, OSError):  # May be temporary, without a change of the file.
             return metadata
     # After the spectrograms, so that they are complete if the metadata exists.
-    write_json(file, {"path": str(path), **metadata})
-    return metadata
+    return facts.write_facts(file, metadata, spectrograms_file)
 
 
 def _write_spectrograms(
@@ -293,6 +318,8 @@ def _append_pictures(
         file.seek(0)
         write_header()
         assert file.tell() == header_size
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _make_settings_key(audio: ConfigDict) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import zlib
 from pathlib import Path
 
 
@@ -13,3 +14,12 @@ def compute_digest(content: bytes) -> int:
 def compute_file_digest(path: str | os.PathLike) -> int:
     """Returns the digest of a file's content."""
     return compute_digest(Path(path).read_bytes())
+
+
+def compute_file_crc32(path: str | os.PathLike) -> int:
+    """Returns the checksum of a file's content: it tells accidents, at a third of a second for a GiB."""
+    crc32 = 0
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            crc32 = zlib.crc32(block, crc32)
+    return crc32

@@ -15,13 +15,13 @@ import jax
 
 from experiments.core.checked_json import Metric, Record, read_json
 from experiments.core.console import print_line
+from experiments.core.digests import compute_file_crc32
 from experiments.core.errors import UserError
 from experiments.core.files import write_json
 from experiments.core.hosts import max_over_hosts
 from experiments.runs.schema import CHECKSUMS, list_steps
 
 CHECKSUMS_FILE = "checksums.json"
-CHUNK_BYTES = 1 << 20
 
 Value = TypeVar("Value")
 
@@ -37,7 +37,7 @@ class Outcome(enum.IntEnum):
 def write_checksums(folder: Path) -> None:
     """Writes the checksums of all files in a checkpoint's parts into the checkpoint."""
     checksums = {
-        file.relative_to(folder).as_posix(): _crc32_of_file(file)
+        file.relative_to(folder).as_posix(): compute_file_crc32(file)
         for file in sorted(folder.glob("*/**/*"))
         if file.is_file()
     }
@@ -64,7 +64,7 @@ def find_damaged_file(folder: Path, below: str = "") -> Path | None:
     for name, checksum in read_checksums(folder).items():
         file = folder / name
         # Not a pipe or a device, which have no end.
-        if name.startswith(below) and (not file.is_file() or _crc32_of_file(file) != checksum):
+        if name.startswith(below) and (not file.is_file() or compute_file_crc32(file) != checksum):
             return file
     return None
 
@@ -165,14 +165,6 @@ def _find_lost_metrics(folder: Path, metric: str | None) -> Path | None:
         if file.parent.exists():
             return file
     return find_damaged_file(folder, below="metrics/")
-
-
-def _crc32_of_file(file: Path) -> int:
-    total = 0
-    with file.open("rb") as opened:
-        while chunk := opened.read(CHUNK_BYTES):
-            total = zlib.crc32(chunk, total)
-    return total
 
 
 def _crc32_of_json(value: Any) -> int:

@@ -204,3 +204,61 @@ def test_missing_spectrograms_are_named(save, rng, prepare):
     one.file.write_bytes(one.file.read_bytes()[:10])
     with pytest.raises(UserError, match="cannot be read any more"):
         _ = one.levels
+
+
+def replace_keeping_time(path, content):
+    """Gives a file other content of the same size and time."""
+    status = path.stat()
+    assert len(content) == status.st_size
+    path.write_bytes(content)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+
+
+def test_damaged_entries_are_computed_again_and_said(save, rng, prepare, drawn):
+    save("x.wav", noise(rng))
+    (one,) = prepare().usable
+    expected, facts = one.levels.copy(), one.file.with_suffix(".json")
+    del one
+    whole, text = facts.with_suffix(".npy").read_bytes(), facts.read_text()
+    npy = facts.with_suffix(".npy")
+    damages = (
+        lambda: npy.write_bytes(whole[:-100]),
+        lambda: npy.write_bytes(bytes(len(whole))),
+        lambda: npy.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1])),
+        npy.unlink,
+        lambda: facts.write_text('{"reason": ""}'),
+        lambda: facts.write_text('{"reason": "bad"}'),
+        lambda: facts.write_text(text.replace('"rate": 8000', '"rate": 8001')),
+        lambda: facts.write_bytes(bytes(50)),
+        lambda: facts.write_text("[" * 100_000),
+    )
+    for number, damage in enumerate(damages, 2):
+        damage()
+        found = prepare()
+        (again,) = found.usable
+        np.testing.assert_array_equal(again.levels, expected)
+        assert len(drawn) == number
+        assert [note for note in found.notes if "1 entry" in note and "computed again" in note]
+    assert not prepare().notes and len(drawn) == number
+
+
+def test_a_replaced_recording_of_the_same_size_and_time_is_read_again(save, rng, prepare, drawn):
+    path = save("x.wav", noise(rng))
+    before = prepare().usable[0].levels.copy()
+    content = path.read_bytes()
+    replace_keeping_time(path, content[:9000] + rng.bytes(1000) + content[10000:])
+    found = prepare()
+    assert (found.usable[0].levels != before).any() and len(drawn) == 2 and not found.notes
+    changed = path.read_bytes()
+    replace_keeping_time(path, changed)  # The same content, such as that of a restored copy.
+    prepare()
+    prepare()
+    assert len(drawn) == 2
+
+
+def test_spectrograms_that_are_cut_during_a_run_are_not_used(save, rng, prepare):
+    save("x.wav", noise(rng))
+    (one,) = prepare().usable
+    one.file.write_bytes(one.file.read_bytes()[:-64])
+    with pytest.raises(UserError, match="size of their file has changed"):
+        _ = one.levels
