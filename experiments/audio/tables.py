@@ -9,6 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from experiments.core import text
+from experiments.core.escaping import restore_cell
 
 # Lower case; the first match counts.
 COLUMNS = {
@@ -73,6 +74,8 @@ def read_table(path: Path, label_column: str = "") -> Table:
                 break
     lines = []
     for row in reader:
+        if reader.dialect.delimiter != "\t":  # Tables of ours escape formulas.
+            row = [restore_cell(cell) for cell in row]
         cells = {n: row[at].strip() if at < len(row) else "" for n, at in places.items()}
         if any(cell.strip() for cell in row):
             lines.append((reader.line_num, cells))

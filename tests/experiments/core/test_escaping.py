@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from experiments.audio import tables
 from experiments.core import cli, files
 from experiments.core.console import Progress, print_facts, print_line
 from experiments.core.errors import UserError
@@ -27,6 +28,13 @@ def test_tables_hold_no_formula_and_are_read_back_as_they_were(tmp_path):
         assert [record["=name"] for record in records] == FORMULAS + PLAIN
     assert all(str(escape_cell(name))[:1] == "'" for name in FORMULAS)
     assert [escape_cell(value) for value in (*PLAIN, -1, -0.5, None)] == [*PLAIN, -1, -0.5, None]
+
+
+def test_labels_of_our_own_tables_are_annotations(tmp_path):
+    rows = [["a.wav", 0, 1, name] for name in ("=wren", "+owl", "'=x", "tit")]
+    files.write_csv(tmp_path / "predictions.csv", ["file", "start_s", "end_s", "label"], rows)
+    lines = tables.read_table(tmp_path / "predictions.csv").lines
+    assert [cells["label"] for _, cells in lines] == ["=wren", "+owl", "'=x", "tit"]
 
 
 def test_control_characters_never_reach_the_terminal(capsys):

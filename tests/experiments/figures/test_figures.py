@@ -10,7 +10,8 @@ from experiments.figures.curves import _find_best, draw_training_curves
 from experiments.figures.pr_curves import PRCurve, draw_pr_curves
 from experiments.figures.reconstruction import draw_reconstructions
 
-NAMES = [f"$class$ with a rather long name {i}" for i in range(200)]
+# Between two dollars matplotlib would read a formula, and not know \class.
+NAMES = [f"_$\\class$\x1b\n with a rather long name {i}" for i in range(200)]
 
 
 def make_rows():

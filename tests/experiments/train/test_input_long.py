@@ -8,6 +8,10 @@ from typed_values import CONFIGS, is_accepted, list_cases
 pytestmark = pytest.mark.long
 
 
+def test_the_counts_of_the_guide():
+    assert len(list_cases(*CONFIGS)) > 20_000 and 8 * len(CONFIGS) == 168
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_value_is_accepted_as_it_is_or_refused_in_one_line(ask, name):
     cases = list_cases(name)
