@@ -144,6 +144,13 @@ _LEAVES = {
     "running_mean": (("batch_stats", "mean"),),
     "running_var": (("batch_stats", "var"),),
 }
+# How often statistics and averages were updated.
+_COUNTS = ("num_batches_tracked", "n_averaged")
+
+_WARM_START = (
+    " The weights are static and the network is dynamic: fill its static twin, and start from that by "
+    "dyn.interop.warm_start(variables, from_torch(twin, weights).variables, key=key)."
+)
 
 
 class Imported(NamedTuple):
@@ -180,8 +187,9 @@ def from_torch(
 
     Args:
         variables: variables of the network, arrays or their shapes.
-        weights: torch's names and arrays, as `read_weights` returns them. A prefix `module.` of all names (of
-            a network trained on several devices) is ignored.
+        weights: torch's names and arrays, as `read_weights` returns them. Prefixes `module.` of all names (of
+            a network trained on several devices, or of averages), and `_orig_mod.` anywhere (of a compiled
+            one), are ignored.
         names: table of layer names, one of `SOURCES` or another; None for the table in `SOURCES` that
             matches most names.
         without: paths of layers that keep their values, such as `("head",)` for other classes.
@@ -190,7 +198,8 @@ def from_torch(
         An `Imported`: the variables, the unused weights and the unchanged parameters.
 
     Raises:
-        ValueError: if a weight has no counterpart or another shape, or a parameter has no weight; lists all.
+        ValueError: if a weight has no counterpart or another shape, or a parameter has no weight; lists all,
+            or says that the names are those of no known source, or points to `warm_start`.
 
     Example:
         >>> import jax, numpy as np
@@ -215,7 +224,7 @@ def from_torch(
     filled: dict[str, Any] = {}
     left_out, unmatched, misshapen = [], [], []
     for name, layer, leaf, value in _match_layers(weights, table):
-        if leaf == "num_batches_tracked" or (layer and _is_below(layer, without)):
+        if leaf in _COUNTS or (layer and _is_below(layer, without)):
             left_out.append(name)
             continue
         paths = [
@@ -228,6 +237,9 @@ def from_torch(
         for path in paths:
             shape = tuple(targets[path].shape)
             array = _convert_layout(value, path, shape)
+            if np.iscomplexobj(array):  # JAX would drop the imaginary parts
+                misshapen.append(f"{name} of {array.dtype} for {path}")
+                continue
             if array.shape != shape:
                 misshapen.append(f"{name} {value.shape} for {path} {shape}")
             filled[path] = jnp.asarray(array, targets[path].dtype)
@@ -242,6 +254,8 @@ def from_torch(
         "missing for parameters of the network": missing,
     }
     if any(problems.values()):
+        if names is None and not has_known_names(weights):
+            raise ValueError(_describe_foreign(weights, targets))
         lists = [
             f"{len(items)} {problem}: {', '.join(items)}"
             for problem, items in problems.items()
@@ -252,6 +266,8 @@ def from_torch(
             hint = (
                 " Their attention has a batch norm: make the network with attention_norm='batch'."
             )
+        elif _is_static_for(weights, targets, table):
+            hint = _WARM_START
         raise ValueError(f"the weights do not fit the network: {'; '.join(lists)}.{hint}")
     imported = traverse_util.unflatten_dict({**flat, **filled}, sep="/")
     return Imported(imported, tuple(left_out), tuple(kept))
@@ -260,12 +276,49 @@ def from_torch(
 def detect_source(weights: Iterable[str]) -> str:
     """Returns the source in `SOURCES` that matches most of these names; the first if several do."""
     named = dict.fromkeys(weights)
+    return max(SOURCES, key=lambda source: _count_matches(named, SOURCES[source]))
 
-    def count_matches(source: str) -> int:
-        layers = _match_layers(named, SOURCES[source])
-        return sum(layer is not None for _, layer, _, _ in layers)
 
-    return max(SOURCES, key=count_matches)
+def has_known_names(weights: Iterable[str]) -> bool:
+    """Returns whether a source in `SOURCES` matches at least half of these names."""
+    named = {name: None for name in weights if name.rpartition(".")[2] not in _COUNTS}
+    return 2 * _count_matches(named, SOURCES[detect_source(named)]) >= len(named)
+
+
+def _count_matches(named: Mapping[str, Any], table: Table) -> int:
+    return sum(layer is not None for _, layer, _, _ in _match_layers(named, table))
+
+
+def _describe_foreign(weights: Mapping[str, np.ndarray], targets: Mapping[str, Any]) -> str:
+    """Says how the names of an unknown network differ from those of a network here."""
+    table = SOURCES[detect_source(weights)]
+    unknown = [
+        f"{name} {value.shape}"
+        for name, layer, leaf, value in _match_layers(weights, table)
+        if layer is None and leaf not in _COUNTS
+    ]
+    ours = [f"{path} {tuple(leaf.shape)}" for path, leaf in targets.items()]
+    return (
+        f"the weights are of a network that is not known here: {len(unknown)} of {len(weights)} names are "
+        f"those of none of the sources {', '.join(SOURCES)}, such as {', '.join(unknown[:3])}; the network "
+        f"has {len(ours)} arrays, such as {', '.join(ours[:3])}. If both compute the same, pass a table from "
+        "the names of its layers to the paths here: from_torch(variables, weights, table)."
+    )
+
+
+def _is_static_for(
+    weights: Mapping[str, np.ndarray], targets: Mapping[str, Any], table: Table
+) -> bool:
+    """Returns whether weights have kernels, but no attention, for layers that are dynamic in a network."""
+    named = {layer for _, layer, _, _ in _match_layers(weights, table) if layer}
+    dynamic = _find_attended(path.partition("/")[2] for path in targets) & named
+    return bool(dynamic - _find_attended(named))
+
+
+def _find_attended(paths: Iterable[str]) -> set[str]:
+    """Returns the layers that have attention or routing of their own."""
+    parts = (re.split("/(?:attention|routing)(?:/|$)", path) for path in paths)
+    return {layer for layer, *rest in parts if rest}
 
 
 def num_classes(weights: Mapping[str, np.ndarray]) -> int | None:
@@ -280,9 +333,12 @@ def _match_layers(
     weights: Mapping[str, Any], table: Table
 ) -> Iterator[tuple[str, str | None, str, Any]]:
     """Yields for each weight its name, its layer's path here (or None), its name in the layer, its value."""
-    prefix = "module." if all(name.startswith("module.") for name in weights) else ""
+    plain = {name: re.sub(r"(?<![^.])_orig_mod\.", "", name) for name in weights}
+    # `AveragedModel` counts beside its `module`.
+    if all(text.startswith("module.") for text in plain.values() if text not in _COUNTS):
+        plain = {name: re.sub(r"^(module\.)+", "", text) for name, text in plain.items()}
     for name, value in weights.items():
-        module, _, leaf = name.removeprefix(prefix).rpartition(".")
+        module, _, leaf = plain[name].rpartition(".")
         matches = ((re.fullmatch(pattern, module), path) for pattern, path in table)
         layer = next((_fill_path(path, match) for match, path in matches if match), None)
         yield name, layer, leaf, value

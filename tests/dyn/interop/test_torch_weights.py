@@ -20,13 +20,25 @@ def test_odconv_bottlenecks_have_torchs_logits():
     assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), "odconv50")
 
 
-def test_the_prefix_of_several_devices_is_ignored():
-    weights = weights_of("odconv50")
-    prefixed = {f"module.{key}": value for key, value in weights.items()}
-    assert detect_source(prefixed) == "odconv"
-    shapes = variable_shapes(network("odconv50"))
-    both = (from_torch(shapes, w).variables for w in (weights, prefixed))
-    jax.tree.map(np.testing.assert_array_equal, *both)
+PREFIXED = {
+    "several devices": "module.{}".format,
+    "compiled": "_orig_mod.{}".format,
+    "both": "module._orig_mod.{}".format,
+    "an average of both": "module._orig_mod.module.{}".format,
+    "parts compiled": lambda key: key.replace("1.0.", "1.0._orig_mod.", 1),
+}
+
+
+@pytest.mark.parametrize("rename", PREFIXED.values(), ids=PREFIXED)
+def test_prefixes_of_devices_compilation_and_averages_are_ignored(rename):
+    weights = weights_of("seresnet")
+    prefixed = {rename(key): value for key, value in weights.items()}
+    assert prefixed.keys() != weights.keys() and detect_source(prefixed) == "torchvision"
+    shapes = variable_shapes(network("seresnet"))
+    prefixed["n_averaged"] = np.int64(3)
+    both = [from_torch(shapes, w) for w in (weights, prefixed)]
+    assert both[1].left_out[-1] == "n_averaged"
+    jax.tree.map(np.testing.assert_array_equal, *(made.variables for made in both))
 
 
 def test_layers_in_without_keep_their_values():
@@ -63,6 +75,37 @@ def test_weights_of_another_network_are_refused():
         from_torch(variable_shapes(network("odconv50")), weights_of("seresnet"))
     with pytest.raises(ValueError, match="of another shape"):
         from_torch(variable_shapes(network("seresnet", stem="small")), weights_of("seresnet"))
+
+
+def test_static_weights_of_a_dynamic_network_point_to_a_warm_start():
+    static = {key: value for key, value in weights_of("odconv50").items() if "attention" not in key}
+    with pytest.raises(ValueError, match=r"missing .*warm_start"):
+        from_torch(variable_shapes(network("odconv50")), static)
+    del static["conv1.weight"]
+    for net, weights in (
+        ("seresnet", weights_of("odconv50")),
+        ("odconv50", weights_of("seresnet")),
+    ):
+        weights.pop("fc.weight")
+        with pytest.raises(ValueError, match="missing") as raised:
+            from_torch(variable_shapes(network(net)), weights)
+        assert ("warm_start" in str(raised.value)) == (net == "odconv50")
+
+
+def test_weights_of_an_unknown_network_say_what_differs():
+    weights = {f"blocks.{n}.attn.qkv.weight": np.zeros((12, 4)) for n in range(30)}
+    with pytest.raises(
+        ValueError, match=r"30 of 30 names .* blocks\.0\.attn\.qkv\.weight \(12, 4\)"
+    ) as raised:
+        from_torch(variable_shapes(network("seresnet")), weights)
+    assert "params/" in str(raised.value) and len(str(raised.value)) < 800
+
+
+def test_complex_weights_are_no_real_ones():
+    weights = weights_of("seresnet")
+    weights["conv1.weight"] = weights["conv1.weight"].astype(np.complex64)
+    with pytest.raises(ValueError, match=r"conv1\.weight of complex64"):
+        from_torch(variable_shapes(network("seresnet")), weights)
 
 
 def test_other_tables_serve_other_networks():
