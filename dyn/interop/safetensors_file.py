@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dyn.interop.torch_pickle import shorten
+from dyn.interop.array_names import check_names, shorten
 
 _DTYPES: dict[str, Any] = {
     "BOOL": np.bool_,
@@ -60,6 +60,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         raise ValueError(
             f"it is damaged, or has a type of numbers that safetensors does not know: {str(error)[:300]}."
         ) from error
+    check_names(name for name, _ in entries)
     offsets = _read_offsets(content)
     arrays = {}
     for name, entry in sorted(entries, key=lambda item: offsets[item[0]]):

@@ -12,8 +12,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from dyn.interop.array_names import check_names, shorten
 from dyn.interop.safetensors_file import is_safetensors, read_safetensors
-from dyn.interop.torch_pickle import MAX_BYTES, Pickled, Storage, Tensor, interpret, shorten
+from dyn.interop.torch_pickle import MAX_BYTES, Pickled, Storage, Tensor, interpret
 
 # Keys of the state dict in training checkpoints, the ones that are trained before their averages.
 _STATE_DICT_KEYS = (
@@ -61,16 +62,16 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         size = os.path.getsize(path)
         try:
             if is_safetensors(path):
-                return _check_names(read_safetensors(path))
+                return read_safetensors(path)
             if file.read(1) == b"\x80":
-                return _check_names(_read_legacy(file, size))
+                return _read_legacy(file, size)
             if not zipfile.is_zipfile(file):
                 raise ValueError(
                     "it is not a file of weights: pass a .safetensors file, or a state dict written by "
                     "torch.save."
                 )
             with zipfile.ZipFile(file) as archive:
-                return _check_names(_read_archive(archive, size))
+                return _read_archive(archive, size)
         except (zipfile.BadZipFile, EOFError, NotImplementedError, OSError, RuntimeError) as error:
             raise ValueError(f"{path} is damaged: {shorten(str(error))}.") from error
         except ValueError as error:
@@ -168,6 +169,7 @@ def _find_state_dict(content: Any) -> dict[str, Tensor]:
     unnamed = [name for name in content if not isinstance(name, str)]
     if unnamed:
         raise ValueError(f"it has a tensor whose name is {unnamed[0]!r}: names are texts.")
+    check_names(content)
     return content
 
 
@@ -211,15 +213,3 @@ def _copy_tensor(name: str, tensor: Tensor, numbers: bytes) -> np.ndarray:
     stored = np.dtype(np.uint8) if dtype == np.bool_ else dtype
     view = np.ndarray(shape, stored, numbers, offset * dtype.itemsize, steps)
     return view != 0 if dtype == np.bool_ else view.copy()
-
-
-def _check_names(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns weights whose names can be printed; others would reach terminals and tables.
-
-    Raises:
-        ValueError: for a name with control characters.
-    """
-    for name in weights:
-        if not name.isprintable():
-            raise ValueError(f"its name {shorten(name)} cannot be printed.")
-    return weights

@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from dyn.interop.array_names import shorten
+
 # A tensor takes about forty instructions of one to fifty bytes. A million are read in a second.
 MAX_BYTES = 64 << 20
 _MAX_INSTRUCTIONS = 1_000_000
@@ -106,11 +108,6 @@ def interpret(stream: io.BytesIO) -> Pickled:
     except (AttributeError, IndexError, KeyError, TypeError) as error:
         raise ValueError(f"its pickle is damaged ({type(error).__name__}).") from error
     raise ValueError(f"its pickle has more than {_MAX_INSTRUCTIONS:,} instructions.")
-
-
-def shorten(text: str) -> str:
-    """Returns the first 60 characters of a text from a file, and its control characters escaped."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[:60])
 
 
 def _read_instructions(stream: io.BytesIO) -> Iterator[tuple[str, Any]]:

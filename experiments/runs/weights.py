@@ -11,6 +11,7 @@ from flax import traverse_util
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from dyn.interop.safetensors_file import read_safetensors
 from experiments.configs.shared.assemble import restore_config
 from experiments.core.checked_json import parse_json
 from experiments.core.errors import UserError
@@ -18,6 +19,7 @@ from experiments.core.files import replace_file, to_json
 from experiments.runs.schema import WEIGHTS_METADATA
 
 SUFFIX = ".safetensors"
+MAX_DEPTH = 100
 
 
 def write_weights(
@@ -53,7 +55,6 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any
     """
     try:
         with safe_open(Path(path), "numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}
             texts = file.metadata() or {}
         if not {"config", "classes", "shape"} <= texts.keys():
             raise UserError(
@@ -62,12 +63,29 @@ def read_weights(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, Any
         metadata = {
             name: _parse_metadata(name, texts[name]) for name in WEIGHTS_METADATA if name in texts
         }
+        variables = _unflatten(read_safetensors(path))
     except (OSError, ValueError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read: {error}.") from error
+        raise UserError(f"{path} cannot be read: {str(error).rstrip('.')}.") from error
     metadata["config"] = restore_config(metadata["config"], path)
+    return variables, metadata
+
+
+def _unflatten(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """Returns the variables of arrays by path.
+
+    Raises:
+        ValueError: for a path that is also the start of another one, or that is too long for a network's.
+    """
+    for name in arrays:
+        parts = name.split("/")
+        if len(parts) > MAX_DEPTH:
+            raise ValueError(f"an array is in more than {MAX_DEPTH} layers of layers")
+        for number in range(1, len(parts)):
+            if (start := "/".join(parts[:number])) in arrays:
+                raise ValueError(f"{start} is an array and has an array in it, {name}")
     # Collections without arrays are not in the file.
     empty = {"params": {}, "batch_stats": {}, "attention": {}}
-    return {**empty, **traverse_util.unflatten_dict(arrays, sep="/")}, metadata
+    return {**empty, **traverse_util.unflatten_dict(dict(arrays), sep="/")}
 
 
 def _parse_metadata(name: str, text: str) -> Any:

@@ -14,7 +14,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from dyn.interop import from_torch, read_weights, warm_start
-from dyn.interop.torch_weights import detect_source
+from dyn.interop.torch_weights import detect_source, has_known_names
 from dyn.interop.torch_weights import num_classes as num_classes_of
 from dyn.layers import Warehouses
 from experiments.core.differences import describe_differences
@@ -222,6 +222,8 @@ def _read_torch_file(
     try:
         imported = from_torch(shapes, theirs, without=without)
     except ValueError as error:
+        if not has_known_names(theirs):
+            raise UserError(f"The network cannot start from {path}: {error}") from error
         parts = (textwrap.shorten(part, 150, placeholder=" ...") for part in str(error).split("; "))
         raise UserError(
             f"The network cannot start from {path}: {'; '.join(parts)} Such weights fit {_FITTING[source]}."

@@ -100,6 +100,10 @@ FILES = {
         ),
         "1 missing for parameters of the network: params/stem_conv/kernel (7, 7, 1, 8)",
     ),
+    "another network": (
+        lambda path: torch_zip.save(path, {f"blocks.{n}.attn.qkv": np.zeros(4) for n in range(9)}),
+        "9 of 9 names are those of none of the sources",
+    ),
     "another depth": (
         lambda path: torch_zip.save(path, weights_of("resnet34")),
         "Such weights fit a ResNet of their --config.model.depth",
@@ -118,3 +122,4 @@ def test_a_file_that_will_not_do_is_answered_before_anything_is_compiled(ask, tm
         f"--config.init_from={tmp_path / 'net.pth'}",
     )
     assert says in answer and "net.pth" in answer
+    assert ("Such weights fit" in answer) == (kind in ("missing names", "another depth"))
