@@ -7,6 +7,7 @@
     --distributed           joins the other processes of a TPU slice, Slurm, Open MPI or Kubernetes
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I   joins them anywhere else
     --heartbeat=SECONDS     ends the run if a process gives no sign for this long (30)
+    --accept_new_data       continues a run though its data has changed
     --profile=50,60         traces steps 50 to 60 into WORKDIR/profile, for TensorBoard or Perfetto
     --debug                 shows the traceback of an error
 
@@ -36,6 +37,7 @@ def main(
     num_processes: int | None = None,
     process_id: int | None = None,
     heartbeat: int = 30,
+    accept_new_data: bool = False,
     profile: str = "",
 ) -> None:
     """Trains the experiment that the flags describe."""
@@ -57,7 +59,8 @@ def main(
     for path in cli.list_overrides(sys.argv):  # another flag may have made a setting meaningless
         find_setting(completed, path)
     folder = Path(workdir or f"runs/{config.name}-{config.dataset.lower()}").expanduser()
-    train(config, folder, profile=parse_steps(profile.split(",") if profile else []))
+    steps = parse_steps(profile.split(",") if profile else [])
+    train(config, folder, profile=steps, accept_new_data=accept_new_data)
 
 
 def join_processes(

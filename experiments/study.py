@@ -12,6 +12,7 @@
     --override=KEY=VALUE    a setting of all configs that have it, such as epochs=5; may be repeated
     --sweep=KEY=A,B,...     every config with each of these values; several sweeps are combined
     --control=False         leaves out the static network with as many parameters as the largest config
+    --accept_new_data       continues runs though their data has changed
     --workdir=runs/NAME     the folder of the study; without it runs/study-<dataset>
     --debug                 shows the traceback of an error
 
@@ -42,6 +43,7 @@ def main(
     override: Sequence[str] = (),
     sweep: Sequence[str] = (),
     control: bool = True,
+    accept_new_data: bool = False,
     workdir: str = "",
 ) -> None:
     """Runs the study that the flags describe, and writes its report."""
@@ -61,7 +63,7 @@ def main(
     sweeps = dict(split_override(text, "--sweep") for text in sweep)
     compared = sweep_configs(compared, {key: text.split(",") for key, text in sweeps.items()})
     folder = Path(workdir or f"runs/study-{dataset.partition(',')[0]}").expanduser()
-    run_study(compared, folder, seeds, folds, control)
+    run_study(compared, folder, seeds, folds, control, accept_new_data)
     write_report([folder], folder)
     print_line()
     print_line(f"report   {folder / 'report.md'}")

@@ -6,6 +6,7 @@
 import dataclasses
 import importlib
 import types
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,9 @@ from ml_collections import ConfigDict
 
 from experiments.core import files
 from experiments.core.errors import UserError, suggest_nearest
-from experiments.data import duplicates, folds
+from experiments.data import duplicates, folds, known_splits
 from experiments.data.dataset import Dataset, Example, Source
+from experiments.data.fingerprint import Entry
 from experiments.data.views import Relabelled, flatten
 
 __all__ = ["NAMES", "Dataset", "Example", "Source", "load", "load_for_training"]
@@ -29,6 +31,7 @@ def load_for_training(
     audio: ConfigDict | None = None,
     image_size: int = 0,
     workdir: Path | None = None,
+    known: Sequence[Entry] = (),
 ) -> Dataset:
     """Loads a data set, adds the extra training pictures and checks that batches can be made of it.
 
@@ -36,15 +39,12 @@ def load_for_training(
         config, seed, audio: as for `load`; the data section has in addition `extra_train` (a folder of more
             pictures to train on, '' for none) and `max_skipped` (the share of files that may be unusable).
         image_size: side in pixels to which pictures are resized; 0 keeps their size.
-        workdir: the folder of the run, which gets `skipped.csv` and, for recordings, `splits.csv`; None
-            writes nothing, for all processes but process 0.
+        workdir: the folder of the run, which gets `skipped.csv`; None writes nothing, for all processes but
+            process 0.
+        known: the files that the run has had so far, which stay in their splits.
     """
-    dataset = load(config, seed, audio)
-    listed = None
-    if workdir is not None:
-        listed = files.write_skipped(workdir, dataset.skipped)
-        if dataset.assignment:
-            files.write_csv(workdir / "splits.csv", ("file", "split"), dataset.assignment)
+    dataset = load(config, seed, audio, known)
+    listed = None if workdir is None else files.write_skipped(workdir, dataset.skipped)
     check_skipped(dataset, config.max_skipped, listed)
     if config.get("extra_train"):
         from experiments.data import extra
@@ -54,7 +54,12 @@ def load_for_training(
     return dataset
 
 
-def load(config: ConfigDict, seed: int, audio: ConfigDict | None = None) -> Dataset:
+def load(
+    config: ConfigDict,
+    seed: int,
+    audio: ConfigDict | None = None,
+    known: Sequence[Entry] = (),
+) -> Dataset:
     """Loads a data set by its name and prepares it first if necessary.
 
     Args:
@@ -66,6 +71,7 @@ def load(config: ConfigDict, seed: int, audio: ConfigDict | None = None) -> Data
             when all splits are pooled; -1 keeps the data set's own splits), `classes` (names; '' for all).
         seed: decides which examples are set aside.
         audio: the audio section of the configuration, for recordings.
+        known: the files of a run, which stay in their splits; () for new splits.
 
     Returns:
         The data set with the splits `train`, `validation` and `test`.
@@ -74,8 +80,10 @@ def load(config: ConfigDict, seed: int, audio: ConfigDict | None = None) -> Data
         UserError: if the name is unknown, or the data is missing or unusable.
     """
     reader = _import_reader(config.name)
-    recordings = (audio,) if config.name == "audio" else ()
-    dataset = reader.load(config, *recordings, seed)
+    if config.name == "audio":  # Here new recordings join the split of their group.
+        dataset = reader.load(config, audio, seed, known_splits.choose_split(known))
+    else:
+        dataset = reader.load(config, seed)
     if config.get("fold", -1) >= 0:
         pool = folds.pool_splits(dataset)
         # The folds are the same for every seed, because runs are compared fold by fold.
@@ -84,6 +92,8 @@ def load(config: ConfigDict, seed: int, audio: ConfigDict | None = None) -> Data
         dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
     if config.get("classes") and config.name != "audio":
         dataset = _select_classes(dataset, config.classes.split(","))
+    if config.name != "audio":
+        dataset = known_splits.keep_splits(dataset, known)
     notes = [*dataset.notes, *duplicates.describe_duplicates(dataset.splits)]
     return dataclasses.replace(dataset, notes=notes)
 

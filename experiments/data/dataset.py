@@ -12,7 +12,13 @@ example can have several labels, float32 `[classes]`: 1 present, 0 absent, NaN u
 
 
 class Source(Protocol):
-    """A random-access collection of examples, as grain's `MapDataset.source` takes it."""
+    """A random-access collection of examples, as grain's `MapDataset.source` takes it.
+
+    A source may also have, with one entry for each example, and so that no example has to be read for it:
+    `labels` (for a segmentation, digests of the masks), `digests` of the inputs, by which copies are
+    recognised, `contents` (digests of the files instead, where the inputs depend on a library), `names` for
+    messages, and `files` (where several examples are from one file).
+    """
 
     def __len__(self) -> int: ...
 

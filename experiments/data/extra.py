@@ -1,6 +1,7 @@
 """Extra pictures to train on, such as those that `experiments.generate` makes; they are never tested on."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.audio import spectrograms
+from experiments.core import digests
 from experiments.core.checked_json import ListOf, MapOf, Number, Record, Text, read_json
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError, suggest_nearest
@@ -56,6 +58,11 @@ class _ExtraPictures:
     shape: tuple[int, ...]
     colour: str | None
 
+    @functools.cached_property
+    def digests(self) -> list[int]:
+        """Digest of the content of each file."""
+        return [digests.compute_file_digest(path) for path in self.paths]
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -89,7 +96,7 @@ def add_pictures(dataset: Dataset, config: ConfigDict, audio: ConfigDict | None 
         raise UserError(f"--config.data.extra_train={folder} is not a folder.")
     colour = _read_colour(folder, audio) if config.name == "audio" else None
     paths, labels = _list_pictures(folder, dataset)
-    names = [str(path.relative_to(folder)) for path in paths]
+    names = [f"extra_train/{path.relative_to(folder).as_posix()}" for path in paths]
     if label.ndim:
         labels = np.eye(len(dataset.classes), dtype=np.float32)[labels]
     extra = _ExtraPictures(paths, np.asarray(labels, label.dtype), names, dataset.shape, colour)

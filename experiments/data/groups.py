@@ -35,20 +35,26 @@ def assign_splits(
     validation: float,
     test: float,
     seed: int,
+    known: Sequence[str | None] = (),
 ) -> tuple[list[str], list[str]]:
     """Assigns whole groups of recordings to splits, with about the same share of every class.
 
     A group counts for the label that most of its recordings have. A label with a single group is trained on.
+    Recordings that were added to a run have the split of their group, if one is known, and the others are
+    divided among themselves, so that no recording ever changes its split.
 
     Args:
         groups: the group of each recording.
         labels: the label of each recording that is balanced over the splits.
         validation, test: shares of the groups; 0 for none.
         seed: decides which groups.
+        known: the split that each recording already has; None for a new one, () if all are new.
 
     Returns:
         The split of each recording, and notes on anything unusual.
     """
+    if any(known):
+        return _assign_new(groups, labels, validation, test, seed, known)
     names = sorted(set(groups))
     label_counts = {name: Counter() for name in names}
     for group, label in zip(groups, labels, strict=True):
@@ -69,6 +75,37 @@ def assign_splits(
         seed += 1
     split_of_group = dict(zip(names, split_of, strict=True))
     return [split_of_group[group] for group in groups], notes
+
+
+def _assign_new(
+    groups: Sequence[str],
+    labels: Sequence[Hashable],
+    validation: float,
+    test: float,
+    seed: int,
+    known: Sequence[str | None],
+) -> tuple[list[str], list[str]]:
+    """Assigns the recordings that have no split yet; see `assign_splits`."""
+    split_of_group = {}
+    for group, split in zip(groups, known, strict=True):
+        if split:
+            split_of_group.setdefault(group, split)
+    split_of = [
+        split or split_of_group.get(group) for group, split in zip(groups, known, strict=True)
+    ]
+    new = [index for index, split in enumerate(split_of) if split is None]
+    notes = []
+    if new:
+        assigned, notes = assign_splits(
+            [groups[index] for index in new],
+            [labels[index] for index in new],
+            validation,
+            test,
+            seed,
+        )
+        for index, split in zip(new, assigned, strict=True):
+            split_of[index] = split
+    return [split or "train" for split in split_of], notes
 
 
 def read_splits(path: Path) -> dict[str, str]:

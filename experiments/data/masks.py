@@ -29,12 +29,14 @@ class Pairs:
         masks: the file of its mask, in the same order.
         digests: digest of the content of each picture.
         names: name of each picture for messages.
+        labels: digest of the content of each mask, uint64 `[N]`.
     """
 
     pictures: Sequence[Path]
     masks: Sequence[Path]
     digests: Sequence[int] = ()
     names: Sequence[str] = ()
+    labels: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.pictures)
@@ -127,19 +129,23 @@ def check_pairs(
 
     def check(picture: Path):
         seen, reason = check_pair(picture, masks_of[picture], num_classes)
-        return (*seen, digests.compute_file_digest(picture)) if seen else None, reason
+        if seen is None:
+            return None, reason
+        of_files = (digests.compute_file_digest(path) for path in (picture, masks_of[picture]))
+        return (*seen, *of_files), ""
 
     usable, skipped = pictures.check_all(root, list(masks_of), check)
     return CheckedPairs(
         Pairs(
             list(usable),
             [masks_of[picture] for picture in usable],
-            [digest for _, _, digest in usable.values()],
+            [digest for _, _, digest, _ in usable.values()],
             [str(picture.relative_to(root)) for picture in usable],
+            np.array([digest for *_, digest in usable.values()], np.uint64),
         ),
-        {size for size, _, _ in usable.values()},
+        {size for size, *_ in usable.values()},
         np.array(
-            [np.isin(np.arange(IGNORE), indices) for _, indices, _ in usable.values()], dtype=bool
+            [np.isin(np.arange(IGNORE), indices) for _, indices, *_ in usable.values()], dtype=bool
         ).reshape(len(usable), IGNORE),
         skipped,
     )

@@ -1,8 +1,10 @@
 """The user's recordings: their windows as spectrograms, with labels from `sound_labels`."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
+import types
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,12 +15,15 @@ from ml_collections import ConfigDict
 from experiments.audio import cache, recordings, songs, spectrograms
 from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Spectrograms
+from experiments.core import digests
 from experiments.core.errors import UserError
 from experiments.data import groups, paths, sound_labels, splits
 from experiments.data.dataset import Dataset, Example, Source
+from experiments.data.reading import THREADS
 from experiments.data.sound_labels import LabelTable, RecordingLabels
 from experiments.data.views import Subset
 
+NOTHING_KNOWN: Mapping[str, str] = types.MappingProxyType({})
 _LAYOUT = (
     "give --config.data.source=PATH, a folder of recordings: one folder for each class, or recordings with "
     "Raven's tables next to them or your own table (--config.audio.annotations=FILE.csv)"
@@ -53,14 +58,26 @@ class LabelledWindows:
     def digests(self) -> np.ndarray:
         """Digest of the content of each window; copies of a recording have the same digests."""
         of_recordings = np.array([one.digest for one in self.recordings], np.uint64)
-        starts = np.array(
-            [
-                self.recordings[owner].starts[row]
-                for owner, row in zip(self.owners, self.rows, strict=True)
-            ]
-        )
+        return of_recordings[self.owners] + self._mix_starts()
+
+    def _mix_starts(self) -> np.ndarray:
+        """Returns a number for the start of each window, to be added to the digest of its recording."""
+        places = zip(self.owners, self.rows, strict=True)
+        starts = np.array([self.recordings[owner].starts[row] for owner, row in places])
         # The factor is odd, so that different starts stay different; overflow wraps around.
-        return of_recordings[self.owners] + starts.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        return starts.view(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+
+    @functools.cached_property
+    def contents(self) -> np.ndarray:
+        """Digest of the file and the start of each window, whatever library decodes and resamples it."""
+        with concurrent.futures.ThreadPoolExecutor(THREADS) as pool:
+            of_files = list(pool.map(_digest_recording, self.recordings))
+        return np.array(of_files, np.uint64)[self.owners] + self._mix_starts()
+
+    @property
+    def files(self) -> list[str]:
+        """Name of the recording of each window."""
+        return [self.recordings[owner].name for owner in self.owners]
 
     @functools.cached_property
     def names(self) -> list[str]:
@@ -71,11 +88,13 @@ class LabelledWindows:
         ]
 
 
-def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
+def load(
+    config: ConfigDict, audio: ConfigDict, seed: int, known: Mapping[str, str] = NOTHING_KNOWN
+) -> Dataset:
     """Returns the windows of all recordings below the folder `source`, as uint8 pictures of one channel.
 
     Spectrograms are computed once and kept in the data folder, under a key of the settings that they depend
-    on. Silent windows are left out.
+    on. Silent windows are left out. Recordings keep the split that they are `known` to have.
     """
     root = _find_root(config, audio)
     files = {path.relative_to(root).as_posix(): path for path in recordings.list_recordings(root)}
@@ -116,7 +135,9 @@ def load(config: ConfigDict, audio: ConfigDict, seed: int) -> Dataset:
             f"{root}: no window has a negative label, and nothing can be learned without one. Add negative "
             "labels, or, if everything was annotated, set --config.audio.exhaustive=True."
         )
-    split_of, assign_notes = _assign_splits(windows, classes, table.splits, config, audio, seed)
+    split_of, assign_notes = _assign_splits(
+        windows, classes, table.splits, config, audio, seed, known
+    )
     parts, split_notes = _make_splits(windows, classes, split_of, config, seed)
     return Dataset(
         "songs" if config.variant else root.name,
@@ -138,6 +159,16 @@ def _list_foreign(root: Path) -> list[tuple[str, str]]:
         )
         for path in recordings.list_recordings(root, recordings.FOREIGN_SUFFIXES)
     ]
+
+
+def _digest_recording(recording: Spectrograms) -> int:
+    try:
+        return digests.compute_sampled_digest(recording.path)
+    except OSError as error:
+        raise UserError(
+            f"{recording.name} cannot be read any more ({error.strerror}). Restore the file and start the "
+            "same command again."
+        ) from error
 
 
 def _find_root(config: ConfigDict, audio: ConfigDict) -> Path:
@@ -257,6 +288,7 @@ def _assign_splits(
     config: ConfigDict,
     audio: ConfigDict,
     seed: int,
+    known: Mapping[str, str],
 ) -> tuple[dict[str, str], list[str]]:
     """Returns the split of each recording, and notes."""
     names = [recording.name for recording in windows.recordings]
@@ -278,7 +310,12 @@ def _assign_splits(
     ]
     recording_groups = groups.find_groups(names, audio.group_pattern)
     split_of, notes = groups.assign_splits(
-        recording_groups, rarest, config.validation, config.test, seed
+        recording_groups,
+        rarest,
+        config.validation,
+        config.test,
+        seed,
+        [known.get(name) for name in names],
     )
     counts = Counter(split_of)
     unit = "recordings, in whole groups" if audio.group_pattern else "recordings"

@@ -53,9 +53,19 @@ class _Records:
         return labels, picture_digests
 
     @property
+    def labels(self) -> np.ndarray:
+        """Label of every example."""
+        return self.labels_and_digests[0]
+
+    @property
     def digests(self) -> np.ndarray:
         """Digest of every encoded picture."""
         return self.labels_and_digests[1]
+
+    @property
+    def names(self) -> list[str]:
+        """Name of every example for messages."""
+        return [f"record {index} of {self.split}" for index in range(len(self.records))]
 
     def _parse(self, raw: bytes) -> dict:
         skip = {self.image: tfds.decode.SkipDecoding()}

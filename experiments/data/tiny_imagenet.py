@@ -24,6 +24,7 @@ from ml_collections import ConfigDict
 from experiments.core import digests
 from experiments.core.console import print_line
 from experiments.core.errors import UserError
+from experiments.core.files import replace_file
 from experiments.data import archives, paths, pictures, splits
 from experiments.data.dataset import Dataset, Example
 
@@ -53,7 +54,9 @@ def load(config: ConfigDict, seed: int) -> Dataset:
                 f"{builder.data_path} is damaged; delete that folder and start again to prepare it again."
             )
         picture_digests, names = _mark_copies(metadata["copies"], split, len(labels))
-        pools[split] = splits.Pool(_Records(records, picture_digests, names), labels)
+        contents = _read_or_write_contents(builder, split, records)
+        source = _Records(records, split, labels, picture_digests, contents, names)
+        pools[split] = splits.Pool(source, labels)
     parts, notes = splits.make_splits(
         "tiny_imagenet", config, seed, train=pools["train"], test=pools["val"]
     )
@@ -72,12 +75,20 @@ def load(config: ConfigDict, seed: int) -> Dataset:
 class _Records:
     """Prepared pictures, decoded with Pillow to the same numbers on every machine."""
 
-    records: object
+    records: Sequence[Mapping]
+    split: str
+    labels: np.ndarray
     digests: np.ndarray
+    contents: np.ndarray
     names: Mapping[int, str]
 
     def __len__(self) -> int:
         return len(self.records)
+
+    @property
+    def files(self) -> list[str]:
+        """Number of each picture in its split, because the prepared ones have no names."""
+        return [f"picture {index} of {self.split}" for index in range(len(self.records))]
 
     def __getitem__(self, index: int) -> Example:
         record = self.records[index]
@@ -111,6 +122,25 @@ def _mark_copies(copies: list, split: str, count: int) -> tuple[np.ndarray, dict
                 picture_digests[position] = number
                 names[position] = name
     return picture_digests, names
+
+
+def _read_or_write_contents(
+    builder: "TinyImagenet", split: str, records: Sequence[Mapping]
+) -> np.ndarray:
+    """Returns the digest of every encoded picture; they are computed once and kept beside the records."""
+    file = Path(builder.data_path) / f"contents-{split}.npy"
+    with contextlib.suppress(OSError, ValueError, EOFError):
+        contents = np.load(file, allow_pickle=False)
+        if contents.shape == (len(records),) and contents.dtype == np.uint64:
+            return contents
+    contents = np.array([digests.compute_digest(one["image"]) for one in records], np.uint64)
+    with (
+        contextlib.suppress(OSError),
+        replace_file(file) as temporary,
+        open(temporary, "wb") as out,
+    ):
+        np.save(out, contents)  # a folder that cannot be written costs the time again
+    return contents
 
 
 # ---------------------------------------------------------------- preparation

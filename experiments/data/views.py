@@ -17,11 +17,13 @@ class Arrays:
         inputs: the inputs of each example, `[N, ...]`.
         labels: `[N]` integers.
         names: name of each example for messages.
+        contents: digest of each example in its file, if the inputs were computed from it; see `Source`.
     """
 
     inputs: np.ndarray
     labels: np.ndarray
     names: Sequence[str] = ()
+    contents: Sequence[int] = ()
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -115,3 +117,21 @@ def flatten(source: Source) -> tuple[list[Source], np.ndarray, np.ndarray]:
             bases += part_bases
         return bases, np.concatenate(owners), np.concatenate(positions)
     return [source], np.zeros(len(source), int), np.arange(len(source))
+
+
+def list_labels(source: Source) -> np.ndarray:
+    """Returns the label of each example; of a segmentation, the digest of each mask."""
+    if isinstance(source, Subset):
+        return list_labels(source.source)[np.asarray(source.indices, dtype=int)]
+    if isinstance(source, Relabelled):
+        old = list_labels(source.source)[np.asarray(source.indices, dtype=int)]
+        return np.array([source.numbers[int(label)] for label in old], np.int32)
+    if isinstance(source, Chain):
+        return np.concatenate([list_labels(part) for part in source.sources])
+    labels = getattr(source, "labels", None)
+    if labels is not None:
+        return np.asarray(labels)
+    read = [np.asarray(source[index]["label"]) for index in range(len(source))]
+    if read[0].ndim < 2:
+        return np.stack(read)
+    return np.array([digests.compute_digest(label.tobytes()) for label in read], np.uint64)

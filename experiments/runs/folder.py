@@ -40,7 +40,7 @@ FREE_SETTINGS = {
 # What a run writes into its folder.
 OUTPUT_FILES = (
     CONFIG_FILE, SUMMARY_FILE, "summary.txt", "metrics.jsonl", "skipped.csv", "splits.csv", "confusion.csv",
-    "per_class.csv", "maps.npz", "samples.npz",
+    "per_class.csv", "maps.npz", "samples.npz", "data.json", "data.jsonl.gz",
 )  # fmt: skip
 OUTPUT_FOLDERS = (CHECKPOINTS, "figures", "damaged", "bad_step")
 URL_MARKS = ("\\", ":/")
@@ -89,7 +89,7 @@ def continue_with_former_norm(workdir: Path, config: ConfigDict) -> ConfigDict:
         saved, _ = find_settings(workdir)
     except UserError:
         return config  # `check_or_write_config` says what is wrong with the file
-    return keep_former_norm(config, saved) if saved and _has_results(workdir) else config
+    return keep_former_norm(config, saved) if saved and has_results(workdir) else config
 
 
 def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
@@ -101,7 +101,7 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
     file = workdir / CONFIG_FILE
     # A run without a checkpoint has nothing to lose: whoever mistyped a setting may correct it and continue
     # in the same place.
-    if not _has_results(workdir):
+    if not has_results(workdir):
         _write_config(file, config)
         return
     saved, origin = read_config(workdir)
@@ -176,7 +176,7 @@ def list_versions() -> dict[str, str]:
     return {"python": platform.python_version(), **versions}
 
 
-def _has_results(workdir: Path) -> bool:
+def has_results(workdir: Path) -> bool:
     """Returns whether the folder has a checkpoint, or the summary of a finished run."""
     return os.path.exists(workdir / SUMMARY_FILE) or bool(list_steps(workdir))
 

@@ -30,6 +30,7 @@ from experiments.core.checked_json import (
 from experiments.core.errors import UserError
 
 CONFIG_FILE, SUMMARY_FILE, CHECKPOINTS = "config.json", "summary.json", "checkpoints"
+DATA_FILE = "data.json"
 MAX_CLASSES = 100_000
 CONTINUES = "Delete it, and the run continues from its last checkpoint."
 
@@ -44,6 +45,18 @@ BEST = Record(
 CLASSES = ListOf(Text(), longest=MAX_CLASSES)
 # Of an example: of pictures as image_size allows, of series longer.
 SHAPE = ListOf(Number(1, 2**24, whole=True), shortest=2, longest=3)
+DATA_CHANGES = ListOf(Record({"step": COUNT, "change": Text(), "digest": Text()}))
+# Of the data that a run was trained on, see `data_record`.
+DATA = Record(
+    {
+        "digest": Text(),
+        "classes": CLASSES,
+        "examples": MapOf(COUNT),
+        "digests": MapOf(Text()),
+        "changes": DATA_CHANGES,
+    },
+    needed=("digest", "classes", "examples", "digests"),
+)
 CONFIG = Record({})  # its settings are checked one by one, see `check_saved_settings`
 SUMMARY = Record(
     {
@@ -59,6 +72,8 @@ SUMMARY = Record(
         "classes": Nullable(CLASSES),
         "shape": Nullable(SHAPE),
         "examples": Nullable(MapOf(COUNT)),
+        "data": Nullable(Text()),
+        "data_changes": Nullable(DATA_CHANGES),
         "devices": Nullable(ListOf(Text())),
         "versions": Nullable(MapOf(Text())),
     }
@@ -87,6 +102,7 @@ PROGRESS = Record(
             )
         ),
         "config": CONFIG,
+        "data": Nullable(Text()),
     }
 )
 CHECKSUMS = Record(

@@ -22,6 +22,7 @@ class PlannedRun:
 
     config: ConfigDict
     workdir: Path
+    accept_new_data: bool = False
 
 
 def attempt_run(run: PlannedRun, programs: Programs, brief: bool = False) -> bool:
@@ -33,7 +34,8 @@ def attempt_run(run: PlannedRun, programs: Programs, brief: bool = False) -> boo
     for file in (note, trace):
         file.unlink(missing_ok=True)
     try:
-        train(run.config, run.workdir, programs, brief=brief)
+        accepted = run.accept_new_data
+        train(run.config, run.workdir, programs, brief=brief, accept_new_data=accepted)
     except UserError as error:
         sentence = str(error)
     except Exception as error:  # of any kind: the other runs go on

@@ -14,7 +14,6 @@ import numpy as np
 from flax.training.early_stopping import EarlyStopping
 from ml_collections import ConfigDict, FrozenConfigDict
 
-from experiments import data
 from experiments.core import files
 from experiments.core.console import Progress, print_facts, print_line, print_result
 from experiments.core.errors import UserError
@@ -24,6 +23,7 @@ from experiments.data import Dataset, Example, pipeline
 from experiments.figures.curves import draw_training_curves
 from experiments.runs import writers
 from experiments.runs.checkpoints import Checkpoints
+from experiments.runs.data_record import DataRecord
 from experiments.runs.folder import (
     check_or_write_config,
     continue_with_former_norm,
@@ -42,6 +42,7 @@ from experiments.train.interrupts import Stopped, explain_lost_process, handle_s
 from experiments.train.optimizer import StepCounts, count_steps
 from experiments.train.profile import StepProfiler, StepRange
 from experiments.train.program import Program, Programs, find_program
+from experiments.train.run_data import describe_new_data, load_run_data
 from experiments.train.sharding import shardings_of
 from experiments.train.step import TrainState
 from experiments.train.validate import check_data_fit, resolve_config
@@ -55,6 +56,7 @@ def train(
     programs: Programs | None = None,
     profile: StepRange | None = None,
     brief: bool = False,
+    accept_new_data: bool = False,
 ) -> dict[str, Any]:
     """Trains one experiment, resuming whatever `workdir` contains, and returns the summary.
 
@@ -64,6 +66,7 @@ def train(
         programs: compiled programs of earlier runs in this process, which are reused and added to.
         profile: the first and the last step to trace into `workdir/profile`; None traces nothing.
         brief: whether to print the progress and a line with the result alone, as for one run of many.
+        accept_new_data: whether to continue a run whose data has changed.
     """
     # Resolved once, and frozen: nothing below checks or changes a setting again.
     config = continue_with_former_norm(workdir, config)
@@ -77,12 +80,15 @@ def train(
             if is_process_0 and not brief:
                 start = f"--config.init_from={workdir}"
                 print_line(f"To train on from it, give {start} and another --workdir.")
+            if is_process_0 and (note := describe_new_data(experiment, workdir, brief)):
+                print_line(f"note: {note}")
             return summary
         lock = lock_workdir(workdir) if is_process_0 else contextlib.nullcontext()
         with lock, explain_lost_process(), explain_out_of_memory():
             if is_process_0:
                 check_or_write_config(workdir, experiment)
-            return _train(experiment, workdir, {} if programs is None else programs, profile, brief)
+            programs = {} if programs is None else programs
+            return _train(experiment, workdir, programs, profile, brief, accept_new_data)
 
 
 def print_summary(title: str, summary: Mapping[str, Any], workdir: Path, brief: bool) -> None:
@@ -122,6 +128,7 @@ class TrainingRun:
     workdir: Path
     task: Task
     dataset: Dataset
+    data_record: DataRecord
     train_transform: Callable[..., Example]
     eval_transform: Callable[..., Example]
     steps: StepCounts
@@ -131,7 +138,7 @@ class TrainingRun:
     step: int  # the last completed one
     progress: dict[
         str, Any
-    ]  # saved with the state: `seconds`, the `best` evaluation, `early_stopping`, `config`
+    ]  # saved with the state: `seconds`, the `best` evaluation, `early_stopping`, `config`, `data`
     stopping: EarlyStopping  # counts the evaluations without a lower loss
     started: float  # by `time.monotonic`, as if the run had never been interrupted
     log: MetricLog | None  # None except on process 0
@@ -148,19 +155,14 @@ def _train(
     programs: Programs,
     profile: StepRange | None,
     brief: bool,
+    accept_new_data: bool,
 ) -> dict[str, Any]:
     started = time.monotonic()
     is_process_0 = jax.process_index() == 0
     task = make_task(config)
 
     # ---------------------------------------------------------------- data
-    dataset = data.load_for_training(
-        config.data,
-        config.seed,
-        audio=config.get("audio"),
-        image_size=config.get("image_size", 0),
-        workdir=workdir if is_process_0 else None,
-    )
+    dataset, data_record = load_run_data(config, workdir, accept_new_data)
     check_data_fit(config, dataset)
     steps = count_steps(config, len(dataset.splits["train"]))
     train_transform = task.make_transform(train=True)
@@ -188,6 +190,7 @@ def _train(
             describe_start(config, dataset, program.cost, workdir, step, steps),
             quiet=brief or not is_process_0,
         )
+        progress["data"] = data_record.fingerprint.digest
         log = None
         if is_process_0:
             log = MetricLog(workdir, step or -1, writers.open_writers(config, workdir, step))
@@ -196,6 +199,7 @@ def _train(
             workdir=workdir,
             task=task,
             dataset=dataset,
+            data_record=data_record,
             train_transform=train_transform,
             eval_transform=eval_transform,
             steps=steps,
@@ -476,6 +480,8 @@ def make_summary(
         "shape": list(run.eval_transform(dataset.splits["test"][0])["inputs"].shape),
         "examples": {name: len(split) for name, split in dataset.splits.items()},
         "skipped": len(dataset.skipped),
+        "data": run.data_record.fingerprint.digest,
+        "data_changes": list(run.data_record.changes),
         "devices": [device.device_kind for device in jax.devices()],
         "versions": list_versions(),
     }

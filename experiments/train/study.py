@@ -1,5 +1,6 @@
 """Trains a study: every config with several seeds or on several folds, one run after the other."""
 
+import dataclasses
 import gc
 import statistics
 import time
@@ -22,7 +23,12 @@ from experiments.train.validate import resolve_config
 
 
 def run_study(
-    configs: Sequence[ConfigDict], workdir: Path, seeds: int, num_folds: int, control: bool
+    configs: Sequence[ConfigDict],
+    workdir: Path,
+    seeds: int,
+    num_folds: int,
+    control: bool,
+    accept_new_data: bool = False,
 ) -> None:
     """Trains every config with every seed or on every fold; finished runs are not trained again.
 
@@ -32,6 +38,7 @@ def run_study(
         seeds: the number of them.
         num_folds: the number of folds; 0 for seeds.
         control: whether to add a static network with as many parameters as the largest config.
+        accept_new_data: whether to continue runs whose data has changed.
 
     Mistakes in a config are a UserError before anything is trained; so is the failure of all runs.
     """
@@ -49,6 +56,7 @@ def run_study(
     programs: Programs = {}
     failed, durations = [], []
     for number, run in enumerate(runs, start=1):
+        run = dataclasses.replace(run, accept_new_data=accept_new_data)
         print_line()
         left = estimate_seconds_left(durations, len(runs) + 1 - number)
         eta = f", ETA {format_seconds(left)}" if left else ""

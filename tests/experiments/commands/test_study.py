@@ -24,7 +24,7 @@ def test_study(trained, tmp_path, capsys):
     words += ["--override=temperature.start=10", "--sweep=batch_size=8,16"]
     assert cli.run(study.main, ["study", *words, f"--workdir={workdir}"], study.__doc__) == 0
     ((configs, *rest),) = trained
-    assert rest == [workdir, 2, 0, False]
+    assert rest == [workdir, 2, 0, False, False]
     assert [config.name for config in configs] == [
         f"{name},batch_size={size}" for name in ("base", "odconv") for size in (8, 16)
     ]

@@ -34,6 +34,19 @@ def test_unmatched_names_are_groups():
     assert groups.find_groups(["x_1.wav", "y.wav"], r"(.)_") == ["x", "y.wav"]
 
 
+def test_recordings_that_are_added_move_no_others():
+    sites = groups.find_groups(NAMES, r"(\w/site\d)")
+    before, _ = groups.assign_splits(sites, LABELS, 0.2, 0.2, seed=3)
+    more = [f"a/site{site}_9.wav" for site in range(9)] + NAMES
+    sites, known = groups.find_groups(more, r"(\w/site\d)"), [None] * 9 + before
+    labels = [name[0] for name in more]
+    after, _ = groups.assign_splits(sites, labels, 0.2, 0.2, 3, known)
+    assert after[9:] == before
+    of_sites = dict(zip(sites[9:], before, strict=True))
+    assert after[:5] == [of_sites[f"a/site{site}"] for site in range(5)]
+    assert set(after[5:9]) == set(splits.NAMES)  # new sites are divided among themselves
+
+
 def test_class_of_one_group_is_trained_on():
     assigned, notes = groups.assign_splits(["1", "2", "3", "4", "5"], "aaaab", 0.0, 0.4, seed=0)
     assert assigned[4] == "train" and assigned.count("test") == 2

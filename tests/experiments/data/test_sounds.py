@@ -10,6 +10,7 @@ from experiments.audio import songs
 from experiments.configs import birdsong_classifier, common
 from experiments.core.errors import UserError
 from experiments.data import check_skipped, extra, load
+from experiments.data.fingerprint import compute_fingerprint, describe_changes
 from experiments.data.views import flatten
 
 # Small pictures of short windows: what is read, not how it looks, is what counts here.
@@ -30,11 +31,11 @@ def long(tmp_path_factory):
 
 @pytest.fixture
 def opened(tmp_path):
-    def read(source, seed=0, data=(), **audio):
+    def read(source, seed=0, data=(), known=(), **audio):
         config = common.get_config("audio")
         config.data.update({"source": str(source), "dir": str(tmp_path), **dict(data)})
         config.audio.update({**AUDIO, **audio})
-        return load(config.data, seed, config.audio)
+        return load(config.data, seed, config.audio, known)
 
     return read
 
@@ -65,6 +66,23 @@ def test_recordings_stay_in_one_split(birds, opened):
     files = {split: files_of(source) for split, source in found.splits.items()}
     assert not files["train"] & files["test"] and not files["train"] & files["validation"]
     assert {file: split for split in files for file in files[split]} == dict(found.assignment)
+
+
+def test_recordings_that_are_added_move_no_others(birds, opened, tmp_path):
+    root = shutil.copytree(birds, tmp_path / "more")
+    before = opened(root)
+    for number in range(8):
+        shutil.copy(birds / "riser" / "riser-001.wav", root / "riser" / f"a{number}.wav")
+    dealt_anew, splits = dict(opened(root).assignment), dict(before.assignment)
+    assert any(dealt_anew[name] != split for name, split in splits.items())
+    known = compute_fingerprint(before)
+    after = opened(root, known=known.entries)
+    kept = dict(after.assignment)
+    assert {name: kept[name] for name in splits} == splits and len(kept) == len(splits) + 8
+    # Recordings that were added are named, and no others.
+    words = describe_changes(known, compute_fingerprint(after))
+    assert words.startswith("8 files were added (riser/a0.wav") and "moved" not in words
+    assert len(known.entries) == len(splits)
 
 
 def test_copied_recordings_are_noticed(birds, opened, tmp_path):
@@ -312,5 +330,5 @@ def test_extra_pictures_of_other_settings_are_refused(config, tmp_path):
     with pytest.raises(UserError, match="has no class failer; did you mean 'faller'"):
         extra.add_pictures(dataset, config.data, config.audio)
     (folder / "generated.json").unlink()
-    with pytest.raises(UserError, match="does not say how the pictures were made"):
+    with pytest.raises(UserError, match=r"generated.json cannot be read: it is missing"):
         extra.add_pictures(dataset, config.data, config.audio)

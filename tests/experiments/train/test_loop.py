@@ -42,12 +42,15 @@ def finished(tmp_path_factory, compiled_once, programs):
 
 
 def test_the_workdir_holds_what_it_should(finished):
-    workdir, _ = finished
+    workdir, summary = finished
     assert {p.name for p in workdir.iterdir()} == {
         *("config.json", "metrics.jsonl", "summary.json", "maps.npz", "checkpoints", "figures"),
-        *("lock", "confusion.csv", "per_class.csv", "summary.txt"),
+        *("lock", "confusion.csv", "per_class.csv", "summary.txt", "data.json", "data.jsonl.gz"),
     }
     assert json.loads((workdir / "config.json").read_text())["model"]["width"] == 4
+    digest = json.loads((workdir / "data.json").read_text())["digest"]
+    progress = json.loads((workdir / "checkpoints" / "8" / "progress" / "metadata").read_text())
+    assert summary["data"] == progress["data"] == digest and not summary["data_changes"]
     assert {p.name for p in (workdir / "figures").iterdir()} == FIGURES
     for name in FIGURES:
         Image.open(workdir / "figures" / name).verify()
@@ -94,10 +97,11 @@ def test_the_summary_holds_the_result(finished):
 def test_a_finished_run_only_shows_its_result_again(finished, monkeypatch, capsys):
     workdir, summary = finished
     before = {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()}
-    monkeypatch.setattr(loop.data, "load_for_training", lambda *_, **__: pytest.fail("loads data"))
+    monkeypatch.setattr(loop, "find_program", lambda *_, **__: pytest.fail("compiles"))
     assert train(small(), workdir) == summary
     out = capsys.readouterr().out
     assert "already finished" in out and f"{summary['test']['accuracy']:.4f}" in out
+    assert "data has changed" not in out
     assert {p: p.stat().st_mtime_ns for p in workdir.rglob("*") if p.is_file()} == before
 
 
