@@ -44,12 +44,12 @@ def read_small_file(path: str | os.PathLike, max_bytes: int = MEGABYTE) -> bytes
         FileNotFoundError: if there is none.
         UserError: if it is a folder, a pipe or a device, too large, or cannot be read.
     """
+    if os.path.isdir(path):
+        raise UserError(f"{path} cannot be read: it is a folder.")
     try:
         # Without O_NONBLOCK, opening a pipe waits for somebody who writes into it.
         with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
             status = os.fstat(file.fileno())
-            if stat.S_ISDIR(status.st_mode):
-                raise UserError(f"{path} cannot be read: it is a folder.")
             if not stat.S_ISREG(status.st_mode):
                 raise UserError(f"{path} cannot be read: it is not a regular file.")
             content = b"" if status.st_size > max_bytes else file.read(max_bytes + 1)

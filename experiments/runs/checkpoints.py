@@ -365,10 +365,15 @@ def restore_best_variables(workdir: Path, flag: str = "") -> dict[str, Any]:
     """
     check_name(workdir)
     folder = workdir.absolute() / CHECKPOINTS / str(read_best_step(workdir, flag))
+    if not folder.is_dir():
+        raise UserError(
+            f"{flag}{folder} is missing: the checkpoint of the best evaluation, without which there is no "
+            "network. Put it back, or train again in another --workdir."
+        )
     try:
         state = restore_arrays(folder, ("params", "average", "batch_stats", "attention"))
     except Exception as error:  # readers of torn files raise whatever they come across
-        raise UserError(f"{folder} cannot be read: {describe_cause(error)}.") from error
+        raise UserError(f"{flag}{folder} cannot be read: {describe_cause(error)}.") from error
     return {
         "params": state.get("average") or state.get("params") or {},
         "batch_stats": state.get("batch_stats") or {},

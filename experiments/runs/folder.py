@@ -145,7 +145,7 @@ def check_name(workdir: Path, writing: bool = False) -> None:
     Raises:
         UserError: names the part of the path that it takes for something else.
     """
-    path = str(workdir.absolute())
+    path = f"{workdir.absolute()}/"
     wrong = [mark for mark in (*URL_MARKS, *(PATTERN_MARKS if writing else ())) if mark in path]
     reason = f"has {' and '.join(map(repr, wrong))} in its path" if wrong else ""
     if any("\ud800" <= mark <= "\udfff" for mark in path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from experiments.core.checked_json import parse_json
 from experiments.core.errors import UserError
 from experiments.core.files import MEGABYTE, read_small_file, replace_file, to_json
+from experiments.runs.integrity import warn
 from experiments.runs.schema import ROW
 from experiments.runs.writers import Writer
 
@@ -38,10 +39,17 @@ class MetricLog:
         """
         self.path = Path(workdir) / METRICS_FILE
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = read_rows(self.path)
+        if rows and resume_step < 0:
+            last = max(row["step"] for row in rows)
+            warn(
+                f"{self.path} has rows up to step {last:,} and no checkpoint is left: it begins again"
+            )
+        if not rows and resume_step > 0:
+            warn(f"{self.path} has no row before step {resume_step:,}: the curves begin there")
         if self.path.exists():
             # The test row has the best step but comes last: a continued run writes it again.
-            rows = [row for row in read_rows(self.path) if row["step"] <= resume_step]
-            kept = [row for row in rows if row.get("split") != "test"]
+            kept = [r for r in rows if r["step"] <= resume_step and r.get("split") != "test"]
             with replace_file(self.path) as temporary:
                 temporary.write_text("".join(map(_format_line, kept)), encoding="utf-8")
         self._file = open(self.path, "a", encoding="utf-8", buffering=1)

@@ -126,3 +126,42 @@ def test_mistakes_are_explained(gan, tmp_path):
         with pytest.raises(UserError, match=message):
             generate(trained, tmp_path / "gen", **options)
     assert not (tmp_path / "gen").exists()
+
+
+@pytest.mark.parametrize(
+    ("counts", "says"),
+    [
+        ({"..": 1}, "no folder that this command made"),
+        ({".": 1}, "no folder that this command made"),
+        ({"": 1}, "no folder that this command made"),
+        ({"/": 1}, "no folder that this command made"),
+        ({"../mine": 1}, "no folder that this command made"),
+        ({"link": 1}, "no folder that this command made"),
+        ({"mine": 1}, "no picture that this command made"),
+        ({"linked": 1}, "no picture that this command made"),
+        ({"a": "b"}, "counts.a is"),
+        ([], "counts is a list"),
+    ],
+)
+def test_overwriting_deletes_only_what_generate_made(gan, tmp_path, counts, says):
+    folder, outside = tmp_path / "out", tmp_path / "mine"
+    for place in (outside, folder / "mine", folder / "linked"):
+        place.mkdir(parents=True)
+    (outside / "00000.png").write_bytes(b"precious")
+    (folder / "mine" / "bird.wav").write_bytes(b"precious")
+    (folder / "link").symlink_to(outside)
+    (folder / "linked" / "00000.png").symlink_to(outside / "00000.png")
+    (folder / "generated.json").write_text(json.dumps({"counts": counts, "per_class": 1}))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=says):
+        generate(gan, folder, per_class=1, classes=["1"], overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_class_whose_pictures_were_deleted_is_made_again(gan, tmp_path):
+    options = {"per_class": 2, "classes": ["1", "4"], "reuse": True}
+    folder = generate(gan, tmp_path / "gen", **options)
+    before = read_pictures(folder)
+    (folder / "4" / "00001.png").unlink()
+    generate(gan, folder, **options)
+    assert read_pictures(folder).keys() == before.keys()

@@ -42,6 +42,41 @@ def test_a_missing_run_is_one_line_and_exit_code_2(command, tmp_path, capsys, th
     assert "no finished run" in the_line(capsys.readouterr().err)
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """The folder of a finished run with three classes."""
+    folder = tmp_path_factory.mktemp("runs") / "finished"
+    write_finished(folder, config_with(), "abc", (8, 8, 1))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        ("summary.json", {"classes": ["a", "b"]}, r"head/bias is \(3,\) there and \(2,\) by the"),
+        ("summary.json", {"shape": [8, 8, 3]}, "stem"),
+        ("summary.json", {"shape": [8, 1]}, "not for series"),
+        ("summary.json", {"shape": [9000, 9000, 1]}, "larger than any"),
+        ("summary.json", {"best": {"step": 5}}, "checkpoints/5 is missing"),
+        ("config.json", {"image_size": 16}, "its image_size is 16"),
+        ("config.json", {"conv": {"name": "odcon"}}, "conv.name=odcon does not exist"),
+        ("config.json", {"conv": {"name": "odconv", "num_kernel": 3}}, "no such field"),
+        ("config.json", {"conv": {"name": "odconv"}}, "missing there"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_one_sentence(
+    finished, tmp_path, file, changes, says
+):
+    (tmp_path / "checkpoints").symlink_to(finished / "checkpoints")
+    for name in ("config.json", "summary.json"):
+        saved = json.loads((finished / name).read_text())
+        saved |= changes if name == file else {}
+        (tmp_path / name).write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=says) as caught:
+        load(tmp_path)
+    assert "--config." not in str(caught.value)
+
+
 def test_a_gan_predicts_nothing(tmp_path):
     config = dr_acgan.get_config("digits,smoke")
     (tmp_path / "config.json").write_text(json.dumps(config.to_dict()))

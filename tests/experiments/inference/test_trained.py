@@ -106,3 +106,11 @@ def test_series_are_filled_normalised_and_padded_as_in_training(tmp_path, rng):
         trained([np.zeros(25)])
     with pytest.raises(ValueError, match="no values"):
         trained([np.full(3, np.nan)])
+
+
+def test_a_batch_that_no_machine_holds_is_refused(digits, rng):
+    trained = digits[0]
+    example = trained.prepare(rng.integers(0, 256, (8, 8, 1), np.uint8))
+    for size, says in ((10**9, "batch of 1,000,000,000 examples takes .* GB"), (10**20, "or less")):
+        with pytest.raises(UserError, match=says):
+            next(trained.predict_batches([(0, example)], size))
