@@ -16,6 +16,7 @@ from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Spectrograms
 from experiments.audio.targets import compute_targets
 from experiments.core.errors import UserError, suggest_nearest
+from experiments.data import label_choices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +83,12 @@ def read_labels(root: Path, names: Sequence[str], audio: ConfigDict) -> LabelTab
 
 def _label_whole_recordings(names: Sequence[str], audio: ConfigDict) -> LabelTable:
     """Labels whole recordings by their folders or names."""
+    try:
+        annotations.compile_pattern(audio.label_pattern, "label_pattern")
+    except UserError as error:  # For example `?`, to see what there is.
+        if not label_choices.print_choices(names):
+            raise
+        raise UserError(f"{error} Some that fit the names are listed above.") from error
     by_name, skipped = {}, []
     reason = "it is not in a class folder"
     if audio.label_pattern:

@@ -17,7 +17,7 @@ from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Spectrograms
 from experiments.core import digests
 from experiments.core.errors import UserError
-from experiments.data import groups, paths, sound_labels, splits
+from experiments.data import groups, label_choices, paths, sound_labels, splits
 from experiments.data.dataset import Dataset, Example, Source
 from experiments.data.reading import THREADS
 from experiments.data.sound_labels import LabelTable, RecordingLabels
@@ -206,9 +206,11 @@ def _read_labels(
         by_name = sound_labels.select_classes(by_name, config.classes.split(","), audio)
     if not by_name:
         why = f" ({': '.join(table.skipped[0])})" if table.skipped else ""
+        advice = "--config.audio.label_pattern for labels in their names"
+        if label_choices.print_choices(names):
+            advice += ", such as those above"
         raise UserError(
-            f"None of the {len(names):,} recordings below {root} has a label{why}; {_LAYOUT}, or "
-            "--config.audio.label_pattern for labels in their names."
+            f"None of the {len(names):,} recordings below {root} has a label{why}; {_LAYOUT}, or {advice}."
         )
     return table, by_name
 
