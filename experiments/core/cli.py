@@ -48,6 +48,8 @@ _DEFINITIONS = {
 
 def run_command(main: Callable[..., None], usage: str | None, **messages: str) -> NoReturn:
     """Runs a command with the words of the command line, and ends the process; see `run`."""
+    # The names in an error may hold characters that a terminal would obey.
+    sys.excepthook = lambda *error: print_lines("".join(traceback.format_exception(*error)), True)
     code = run(main, sys.argv, usage, **messages)
     # Files are complete or not there. Threads in the middle of a checkpoint, and other processes
     # that never come to the end, could keep this one waiting forever.

@@ -12,6 +12,8 @@ from experiments.configs.shared.overrides import override
 from experiments.core.config_file import list_configs, load_config_file
 from experiments.core.console import print_line
 from experiments.core.errors import UserError, suggest_nearest
+from experiments.core.escaping import escape_control
+from experiments.core.files import write_text
 from experiments.train.loop import train
 from experiments.train.program import Programs
 
@@ -41,11 +43,11 @@ def attempt_run(run: PlannedRun, programs: Programs, brief: bool = False) -> boo
     except Exception as error:  # of any kind: the other runs go on
         sentence = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
         run.workdir.mkdir(parents=True, exist_ok=True)
-        trace.write_text(traceback.format_exc())
+        write_text(trace, traceback.format_exc())
     else:
         return True
     run.workdir.mkdir(parents=True, exist_ok=True)
-    note.write_text(sentence + "\n")
+    write_text(note, f"{escape_control(sentence)}\n")
     print_line(f"failed: {sentence}")
     return False
 

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 from experiments.core import files
 from experiments.core.console import Progress, print_facts, print_line, print_result
 from experiments.core.errors import UserError
+from experiments.core.escaping import escape_control
 from experiments.core.memory import explain_out_of_memory
 from experiments.core.words import count_noun
 from experiments.data import Dataset, Example, pipeline
@@ -446,9 +447,9 @@ def test_best_checkpoint(run: TrainingRun, step_seconds: float | None) -> dict[s
             Results(program.model, variables, run.dataset, workdir, seed, metrics, inspected)
         )
         result = describe_result(summary, workdir)
-        title = f"{run.config.name} on {run.dataset.name}, seed {seed}\n"
-        lines = (f"{name:10}{value}\n" for name, value in result)
-        files.write_text(workdir / "summary.txt", title + "".join(lines))
+        title = f"{run.config.name} on {run.dataset.name}, seed {seed}"
+        lines = [title, *(f"{name:10}{value}" for name, value in result)]
+        files.write_text(workdir / "summary.txt", "".join(f"{escape_control(x)}\n" for x in lines))
         # Last: its presence says that the run is finished.
         files.write_json(workdir / "summary.json", summary)
     return summary

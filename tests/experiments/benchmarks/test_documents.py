@@ -54,3 +54,15 @@ def test_sentences_are_found_over_lines():
     assert updated == "Its accuracy\n0.9777 with 11,943,944 parameters."
     with pytest.raises(ValueError, match="no sentence"):
         documents.update_sentence("another", record, sentence)
+
+
+def test_the_first_paragraph_of_the_readme():
+    steps = documents.read_records("train_step_224.csv")
+    ratios = [float(record["times_flax"]) for name, record in steps.items() if name != "flax"]
+    usual = [ratio for ratio in ratios if ratio < 1.55]
+    assert len(usual) > len(ratios) / 2
+    torch = documents.read_records("against_torch.csv")
+    times = [float(r[at]) for n, r in torch.items() if "ODConv" in n for at in ("at_64", "at_224")]
+    readme = (documents.ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"takes {min(usual):.1f} to {max(usual):.1f} times as" in readme
+    assert f"takes {min(times):.1f} to {max(times):.0f} times as" in readme
