@@ -64,5 +64,5 @@ def test_the_first_paragraph_of_the_readme():
     torch = documents.read_records("against_torch.csv")
     times = [float(r[at]) for n, r in torch.items() if "ODConv" in n for at in ("at_64", "at_224")]
     readme = (documents.ROOT / "README.md").read_text(encoding="utf-8")
-    assert f"takes {min(usual):.1f} to {max(usual):.1f} times as" in readme
+    assert f"takes {min(usual):.2f} to {max(usual):.2f} times as" in readme
     assert f"takes {min(times):.1f} to {max(times):.0f} times as" in readme
