@@ -20,6 +20,7 @@ from dyn.layers.attention import (
     reduce_max,
     squeezed_size,
 )
+from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import apply_batch_norm
 from dyn.layers.squeeze_excite import attention_dtype, flatten_features
 from dyn.ops.dynamic_conv import expand_over_space
@@ -27,7 +28,7 @@ from dyn.ops.dynamic_conv import expand_over_space
 Array = jax.Array
 
 
-class CBAM(nn.Module):
+class CBAM(CheckedModule):
     """Scales the channels and then the positions of each input.
 
         u = x * sigmoid(M(mean of x over space) + M(max of x over space))

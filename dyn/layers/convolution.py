@@ -16,6 +16,7 @@ from dyn.layers.attention import (
     per_candidate,
     squeezed_size,
 )
+from dyn.layers.fields import CheckedModule
 from dyn.ops import planner
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import convolve_with_geometry, expand_over_space
@@ -48,7 +49,7 @@ class HasAttention(Protocol):
     param_dtype: Any
 
 
-class ConvLayer(nn.Module):
+class ConvLayer(CheckedModule):
     """`nn.Conv`'s fields, with its names, order, defaults and meaning, and the steps around attention.
 
     A layer derives from it, adds the fields of its method, and writes its `__call__` out of these steps.
@@ -104,6 +105,7 @@ class ConvLayer(nn.Module):
         """
         if context is None:
             return global_average(x, x.ndim - 2, float32_or_wider(x))
+        check_context(context)
         if context.shape[:-1] != batch:
             raise ValueError(
                 f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
@@ -173,11 +175,10 @@ class ConvLayer(nn.Module):
             return kernel
         rank = 1 if isinstance(self.kernel_size, int) else len(self.kernel_size)
         shape = kernel.shape[-rank - 2 :]
-        if self.mask.shape != shape:
-            raise ValueError(
-                f"mask must have the shape of one kernel, {shape}; got {self.mask.shape}."
-            )
-        return kernel * self.mask.astype(kernel.dtype)
+        mask = jnp.asarray(self.mask)
+        if mask.shape != shape:
+            raise ValueError(f"mask must have the shape of one kernel, {shape}; got {mask.shape}.")
+        return kernel * mask.astype(kernel.dtype)
 
     def resolve_geometry(self, x: Array) -> Geometry:
         """Returns how the kernel slides over the flat inputs."""
@@ -291,6 +292,19 @@ class ConvLayer(nn.Module):
         # As exact as the mixture of kernels, even if matrix products are rounded by default.
         mixed = jnp.matmul(mix, bias.astype(mix.dtype), precision=lax.Precision.HIGHEST)
         return y + expand_over_space(mixed, y)
+
+
+def check_context(context: Any) -> None:
+    """Checks that a context is an array.
+
+    Raises:
+        ValueError: if it is not, for example the name of a network's kind of context.
+    """
+    if not hasattr(context, "shape"):
+        raise ValueError(
+            f"context={context!r} must be an array with the features that attention looks at, [*batch, D]; "
+            "names such as 'block' are for the field context of the networks in dyn.models."
+        )
 
 
 def resolve_kernel_size(kernel_size: int | Sequence[int], inputs: Array) -> tuple[int, ...]:

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.layers.attention import AttentionBranch, he_normal_fan_out
-from dyn.layers.convolution import ConvLayer, flatten_batch
+from dyn.layers.convolution import ConvLayer, check_context, flatten_batch
+from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import apply_batch_norm
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
@@ -153,7 +154,7 @@ class DCDConv(ConvLayer):
             raise ValueError(f"pool={self.pool} must be at least 1 bin along each spatial axis.")
 
 
-class DCDDense(nn.Module):
+class DCDDense(CheckedModule):
     """Computes a dense layer with the two dynamic parts of `DCDConv`: the classifier to go with it.
 
         y = a_f * (W x + b) + P (norm(F q) + q),    q = norm(Q x)
@@ -213,7 +214,8 @@ class DCDDense(nn.Module):
         x, batch = flatten_batch(inputs, 1)
         if context is None:
             context = inputs
-        elif context.shape[:-1] != batch:
+        check_context(context)
+        if context.shape[:-1] != batch:
             raise ValueError(
                 f"context must be [*batch, C] with the inputs' batch axes {batch}; got shape "
                 f"{context.shape}."

@@ -59,7 +59,8 @@ class FDConv(ConvLayer):
 
     Attributes:
         features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
-        num_kernels: K, the number of groups of frequencies; 64 in the paper.
+        num_kernels: K, the number of groups of frequencies; None for the paper's 64, or for all
+            frequencies of a kernel that has fewer (a 1x1 kernel from 3 features to 8 has 16).
         local: whether to add local attention.
         reduction: size of the squeezed vector, as a share of the context's.
         min_squeeze: lower bound on that size.
@@ -82,7 +83,7 @@ class FDConv(ConvLayer):
         (96, 49, 2)
     """
 
-    num_kernels: int = 64
+    num_kernels: int | None = None
     local: bool = True
     reduction: float = 1 / 16
     min_squeeze: int = 16
@@ -111,12 +112,13 @@ class FDConv(ConvLayer):
         dtype = float32_or_wider(x, spectrum)
         context = self.flatten_context(context, x, batch)
         shape = self.kernel_shape(x)
+        num_kernels = self.count_groups(shape)
         channels, filters, taps, mix = FrequencyAttention(
             in_features=x.shape[-1],
             features=self.features,
             kernel_size=shape[:-2],
             groups=self.feature_group_count,
-            num_kernels=self.num_kernels,
+            num_kernels=num_kernels,
             **self.attention_fields(context.shape[-1], dtype),
         )(context)
         neighbours = local_kernel = None
@@ -154,9 +156,10 @@ class FDConv(ConvLayer):
             local_kernel: with the neighbours, the arguments of `local_weights`; None without `local`.
         """
         shape = self.kernel_shape(x)
+        num_kernels = self.count_groups(shape)
         in_chunks = self.lowering == "auto" and planner.why_no_loop() is None
         if in_chunks or self.lowering == "samples":
-            groups = frequency_groups(shape, self.num_kernels)
+            groups = frequency_groups(shape, num_kernels)
 
             def transform(mix, taps, neighbours, real, imaginary, local_kernel) -> Array:
                 w = mix[:, groups]
@@ -168,7 +171,7 @@ class FDConv(ConvLayer):
             return self.convolve_samples(x, transform, weights, shared, "samples")
 
         # The transform of a batch cannot be split over devices, but a mixture of kernels can.
-        candidates = self.apply_mask(disjoint_kernels(spectrum, shape, self.num_kernels))
+        candidates = self.apply_mask(disjoint_kernels(spectrum, shape, num_kernels))
         if not self.local:
             mix, taps, _ = weights
             return self.convolve(x, candidates, mix, taps=taps, lowering=self.lowering)
@@ -179,6 +182,13 @@ class FDConv(ConvLayer):
 
         shared = (candidates, local_kernel)
         return self.convolve_samples(x, mix_and_scale, weights, shared, self.lowering)
+
+    def count_groups(self, shape: Sequence[int]) -> int:
+        """Returns K for a kernel of the shape `(*k, i, O)`."""
+        if self.num_kernels is not None:
+            return self.num_kernels
+        rows, columns, _ = spectrum_shape(shape)
+        return min(64, rows * columns)
 
     def fourier_weights(self, x: Array) -> Array:
         """Returns the parameter `spectrum`, `[R, C // 2 + 1, 2]`, in float32 or wider."""

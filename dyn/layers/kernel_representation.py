@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.convolution import flatten_batch
+from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import LayerNorm
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.sharding import shard_batch_like
@@ -21,7 +22,7 @@ from dyn.ops.sharding import shard_batch_like
 Array = jax.Array
 
 
-class KernelRepresentation(nn.Module):
+class KernelRepresentation(CheckedModule):
     """Updates the state h that is carried across layers; pass it to any layer as `context`.
 
         h_l = h_{l-1} + MLP([LN(h_{l-1}); GAP(x_l) U_l])

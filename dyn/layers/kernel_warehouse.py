@@ -24,6 +24,7 @@ from jax import lax
 
 from dyn.layers.attention import AttentionBranch, he_normal_fan_out, read_variable
 from dyn.layers.convolution import ConvLayer
+from dyn.layers.fields import CheckedModule
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.sharding import automate_sharding
 
@@ -39,7 +40,7 @@ class KernelShape:
     features: int
 
 
-class Warehouse(nn.Module):
+class Warehouse(CheckedModule):
     """Holds the cells that the kernels of several convolutions are assembled from.
 
     A kernel is cut along its taps and features into blocks of `[i, o]` numbers, where i and o are the

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn.layers.attention import MixtureAttention, global_average
-from dyn.layers.convolution import ConvLayer, flatten_batch
+from dyn.layers.convolution import ConvLayer, check_context, flatten_batch
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.geometry import Geometry
 
@@ -109,15 +109,16 @@ class PixelDynamicConv(ConvLayer):
         rank = x.ndim - 2
         if context is None:
             context = x
-        elif context.shape[:-1] == batch:
-            return flatten_batch(context, 1)[0]
-        elif context.ndim == len(batch) + rank + 1 and context.shape[: len(batch)] == batch:
-            context = flatten_batch(context, rank + 1)[0]
         else:
-            raise ValueError(
-                f"context must be [*batch, D] or [*batch, *spatial, D] with the inputs' batch axes "
-                f"{batch} and {rank} spatial axes; got shape {context.shape}."
-            )
+            check_context(context)
+            if context.shape[:-1] == batch:
+                return flatten_batch(context, 1)[0]
+            if context.ndim != len(batch) + rank + 1 or context.shape[: len(batch)] != batch:
+                raise ValueError(
+                    f"context must be [*batch, D] or [*batch, *spatial, D] with the inputs' batch axes "
+                    f"{batch} and {rank} spatial axes; got shape {context.shape}."
+                )
+            context = flatten_batch(context, rank + 1)[0]
         if self.attention == "image":
             return global_average(context, rank, float32_or_wider(context))
         causal = isinstance(self.padding, str) and self.padding.upper() == "CAUSAL"

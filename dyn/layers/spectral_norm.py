@@ -18,6 +18,7 @@ from jax import lax
 
 from dyn.layers.attention import MixtureAttention
 from dyn.layers.convolution import ConvLayer
+from dyn.layers.fields import CheckedModule
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.sharding import automate_sharding
 
@@ -112,7 +113,7 @@ class SpectralNormConv(ConvLayer):
         return y.reshape(*batch, *y.shape[1:])
 
 
-class SpectralNormDense(nn.Module):
+class SpectralNormDense(CheckedModule):
     """Computes a linear layer whose kernel has spectral norm one: the head of a discriminator.
 
         y = x W / sigma(W) + b

@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import apply_head, global_average, squeezed_size
-from dyn.layers.convolution import flatten_batch
+from dyn.layers.convolution import check_context, flatten_batch
+from dyn.layers.fields import CheckedModule
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
 
 Array = jax.Array
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(CheckedModule):
     """Scales the channels of each input.
 
         y = s * x,    s = sigmoid(W_2 ReLU(W_1 context + b_1) + b_2)
@@ -66,6 +67,8 @@ class SqueezeExcite(nn.Module):
             ValueError: if the inputs have too few axes or are integers, or the context does not fit them.
         """
         x, batch = flatten_features(self, inputs, self.spatial_axes)
+        if context is not None:
+            check_context(context)
         if context is not None and context.shape[:-1] != batch:
             raise ValueError(
                 f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "

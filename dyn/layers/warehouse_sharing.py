@@ -18,12 +18,13 @@ from flax.core import FrozenDict
 
 from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.convolution import resolve_kernel_size
+from dyn.layers.fields import CheckedModule
 from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
 
 Array = jax.Array
 
 
-class Warehouses(nn.Module):
+class Warehouses(CheckedModule):
     """Makes the convolutions of a network that share warehouses; a network takes it as `conv=`.
 
     It owns the cells. A convolution finds its warehouse by its path in the network. `share_kernels`

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.cbam import CBAM
+from dyn.layers.fields import CheckedModule
 from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, make_batch_norm
@@ -37,7 +38,7 @@ def _scale_init(key: Array, shape: Sequence[int], dtype: Any = jnp.float32) -> A
     return 1 + _conv_init(key, shape, dtype)
 
 
-class ACGAN(nn.Module):
+class ACGAN(CheckedModule):
     """A generator and a discriminator, whose variables are below `generator` and `discriminator`.
 
     Attributes:

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from dyn.layers.fields import CheckedModule
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, make_batch_norm
 from dyn.ops.max_pool import max_pool_with_argmax
@@ -29,7 +30,7 @@ POOLINGS = ("implicit", "explicit")
 CODE_ACTIVATIONS = {"relu": nn.relu, "none": lambda x: x}
 
 
-class Autoencoder(nn.Module):
+class Autoencoder(CheckedModule):
     """Encodes pictures and decodes them again.
 
         code, switches = encode(x),    y = decode(code, switches)

@@ -12,13 +12,14 @@ import flax.linen as nn
 import jax
 
 from dyn.layers.attention import global_average
+from dyn.layers.fields import CheckedModule
 from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
 
 
-class Classifier(nn.Module):
+class Classifier(CheckedModule):
     """Global average of the last features, a hidden layer, dropout, a linear classifier.
 
         logits = V ReLU(W mean(f(x)) + w) + v

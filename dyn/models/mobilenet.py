@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import he_normal_fan_out
+from dyn.layers.fields import CheckedModule
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, check_input, make_batch_norm
 from dyn.models.dropout import Dropout
@@ -33,7 +34,7 @@ STAGES = (
 )
 
 
-class MobileNetV2(nn.Module):
+class MobileNetV2(CheckedModule):
     """A stem, seven stages of inverted residual blocks, a last 1x1 convolution, a linear classifier.
 
     `conv` makes the 1x1 convolutions, those of the blocks and the last one: nearly all multiply-adds and

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import global_average, he_normal_fan_out
+from dyn.layers.fields import CheckedModule
 from dyn.layers.kernel_representation import KernelRepresentation, beside
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, check_input, make_batch_norm
@@ -31,7 +32,7 @@ It returns the extra inputs, `{}` or `{"context": ...}`, and the carried state a
 """
 
 
-class ResNet(nn.Module):
+class ResNet(CheckedModule):
     """A residual network: stem, four stages of blocks, global average, linear classifier.
 
     `conv` makes every convolution of the blocks' residual branches; those of the stem stay static, and

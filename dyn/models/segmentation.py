@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import global_average, he_normal_fan_out
+from dyn.layers.fields import CheckedModule
 from dyn.models.backbone import make_batch_norm
 from dyn.models.dropout import Dropout
 from dyn.models.resnet import ResNet18
@@ -23,7 +24,7 @@ Backbone = Callable[..., nn.Module]
 """Makes a module that maps `(x, train=...)` to the features `[B, h, w, C]` of its stages."""
 
 
-class FCN(nn.Module):
+class FCN(CheckedModule):
     """A fully convolutional network, which classifies the backbone's last features.
 
         logits = resize(W ReLU(norm(conv3x3(f_last))) + b)
@@ -87,7 +88,7 @@ class FCN(nn.Module):
         return resize_logits(y, x)
 
 
-class DeepLabV3Plus(nn.Module):
+class DeepLabV3Plus(CheckedModule):
     """Atrous convolutions at several rates, and a decoder that restores the edges.
 
         e = ASPP(f_last),   y = [resize(e); ReLU(norm(W_low f_first))]

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 
 from dyn.layers.dcd_conv import bin_averages
+from dyn.layers.fields import CheckedModule
 from dyn.models.backbone import ConvFactory, make_batch_norm
 from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
@@ -23,7 +24,7 @@ from dyn.ops.dtypes import float32_or_wider
 Array = jax.Array
 
 
-class SeriesNet(nn.Module):
+class SeriesNet(CheckedModule):
     """Convolutions with ReLU and max pooling, and a linear classifier of the flattened features.
 
         x_l = maxpool(ReLU(conv_l(x_{l-1}))),    logits = V flatten(x_n) + v

@@ -16,6 +16,7 @@ import jax
 
 from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.dcd_conv import bin_averages
+from dyn.layers.fields import CheckedModule
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, check_input
 from dyn.models.dropout import Dropout
@@ -25,7 +26,7 @@ from dyn.ops.max_pool import max_pool
 Array = jax.Array
 
 
-class VGG(nn.Module):
+class VGG(CheckedModule):
     """A plain network: five stages of 3x3 convolutions with max pooling, three fully connected layers.
 
     `conv` makes every convolution but the first, as in the published dynamic VGG-16: the first one sees the

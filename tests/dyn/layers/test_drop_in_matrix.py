@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax_resnet import assert_trains_inside_flax_resnet
-from layer_cases import CONVOLUTIONS, LAYERS, compiled_case, init_shapes, shapes_of
+from layer_cases import (
+    CONVOLUTIONS,
+    LAYERS,
+    compiled_case,
+    init_shapes,
+    random_input,
+    shapes_of,
+)
+from odd_host import PLAIN, make_odd_network
 
 pytestmark = pytest.mark.matrix
 
@@ -61,3 +69,30 @@ def test_as_an_nnx_layer_it_computes_the_same_and_trains(name):
     if LAYERS[name].statistics:
         pairs = zip(*(jax.tree.leaves(v["batch_stats"]) for v in (variables, after)), strict=True)
         assert all(np.abs(new - old).max() > 0 for old, new in pairs)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_odd_layers_train_on_batches_of_any_size(name):
+    """Empty, of one and without a batch axis, where `nn.Conv` does: outputs and gradients are finite."""
+    net = make_odd_network(name)
+    variables = jax.jit(net.init)(jax.random.key(0), random_input(2, 3, 3, 1))
+
+    @jax.jit
+    def train(variables, x):
+        def loss(params):
+            y, state = net.apply({**variables, "params": params}, x, mutable=["batch_stats"])
+            return jnp.sum(y**2), (y, state)
+
+        return jax.value_and_grad(loss, has_aux=True)(variables["params"])
+
+    for batch in ((0,), (1,), (), (2, 1)):
+        # DCDConv normalises its latent vectors, and has one position in a batch of one.
+        if name == "DCDConv" and batch in ((1,), ()):
+            with pytest.raises(ValueError, match="larger pictures"):
+                train(variables, random_input(*batch, 3, 3, 1))
+            continue
+        (_, (y, _)), gradient = train(variables, random_input(*batch, 3, 3, 1))
+        assert y.shape == (*batch, 1)
+        if batch != (0,):  # nothing can be normalised then
+            assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((y, gradient)))
+        assert jax.eval_shape(net.apply, variables, random_input(*batch, 3, 3, 1)).shape == y.shape
