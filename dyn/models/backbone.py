@@ -13,7 +13,7 @@ ConvFactory = Callable[..., nn.Module]
 """`conv(features, kernel_size, strides, padding=..., use_bias=..., dtype=..., name=...)`, as `nn.Conv`."""
 
 
-def make_batch_norm(train: bool, dtype: Any) -> Callable[..., nn.BatchNorm]:
+def make_batch_norm(train: bool, dtype: Any) -> Callable[..., BatchNorm]:
     """Returns a factory of batch norms with torch's momentum and epsilon.
 
     Args:
