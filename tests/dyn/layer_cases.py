@@ -1,10 +1,13 @@
 """The catalogue of layers, with variables and inputs for their tests."""
 
+import ast
 import dataclasses
 import functools
 import math
+import re
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -88,6 +91,18 @@ class Case:
         return self.make(*(args or self.args), **fields)
 
 
+def read_document_layer(name):
+    """Returns the class of a layer as the guide to adding a layer shows it."""
+    text = (Path(__file__).parents[2] / "docs" / "adding_a_layer.md").read_text(encoding="utf-8")
+    example = ast.parse(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1])
+    # Its last lines apply the layer, which the tests do.
+    kinds = (ast.Import, ast.ImportFrom, ast.ClassDef)
+    example.body = [node for node in example.body if isinstance(node, kinds)]
+    names = {}
+    exec(compile(example, "docs/adding_a_layer.md", "exec"), names)
+    return names[name]
+
+
 BATCH = {"attention_norm": "batch"}  # has statistics, which the default has not
 CONVOLUTIONS = {
     "ODConv": Case(
@@ -123,6 +138,11 @@ CONVOLUTIONS = {
         partial(layers.RotatedConv, rotations=3, pooling="max", num_kernels=2, **BATCH),
         temperature=True,
         statistics=True,
+    ),
+    # The guide promises that its example is a layer like the others.
+    "MeanMaxConv": Case(
+        read_document_layer("MeanMaxConv"),
+        looks_at=lambda x: jnp.concatenate([mean_over_space(x), x.max((1, 2))], axis=-1),
     ),
     "SpectralNormConv": Case(
         partial(layers.SpectralNormConv, num_kernels=2), temperature=True, statistics=True

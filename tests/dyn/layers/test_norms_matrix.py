@@ -38,7 +38,7 @@ def in_float64(function, *args):
 
 def largest_error(got, want):
     pairs = zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True)
-    return max(float(np.abs(np.asarray(a, np.float64) - b).max()) for a, b in pairs)
+    return max(np.abs(np.asarray(a, np.float64) - np.asarray(b)).max() for a, b in pairs)
 
 
 @pytest.mark.parametrize(("name", "norm"), NORMED)
@@ -75,8 +75,8 @@ def test_the_carried_state_is_right_whatever_its_mean():
     for mean in MEANS:
         for spread in SPREADS:
             state = np.asarray(mean + spread * random_input(32, 16, seed=2), np.float32)
-            update = update_state(variables, x, jnp.asarray(state)) - state
-            want = in_float64(update_state, variables, x, state) - state
+            update = np.asarray(update_state(variables, x, jnp.asarray(state))) - state
+            want = np.asarray(in_float64(update_state, variables, x, state)) - state
             assert np.abs(update - want).max() < max(1e-3, 2**-20 * mean / spread)
 
 
@@ -122,7 +122,7 @@ def test_half_precision_inputs_of_any_size(name, norm, dtype):
         if name.startswith("GatedConv"):
             continue  # a logit near zero may round to either side
         want, *_ = in_float64(differentiate, variables, x)
-        error = largest_error(y, want) / np.abs(want).max()
+        error = largest_error(y, want) / np.abs(np.asarray(want)).max()
         # The gates keep the dtype of their inputs.
         assert error < (2 * float(jnp.finfo(dtype).eps) if y.dtype == dtype else 1e-4), (
             size,
