@@ -25,7 +25,7 @@ def test_a_default_gives_way_where_nn_conv_works(name):
 
 
 def test_fd_conv_has_as_many_groups_as_frequencies_and_at_most_64():
-    """What it decided is in its weights; a number that somebody wrote is not reduced."""
+    """Its weights show the number; one that somebody wrote is not reduced."""
     for features, size, groups in ((1, (1, 1), 2), (8, (1, 1), 16), (8, (3, 3), 64), (8, (3,), 40)):
         x = jnp.ones((2, *(5,) * len(size), 3))
         init = partial(FDConv(features, size).init_with_output, mutable=["params", "intermediates"])

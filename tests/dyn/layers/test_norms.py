@@ -49,7 +49,7 @@ def test_a_variance_is_exact_whatever_the_mean(name):
             x = np.random.default_rng(0).standard_normal((32, 16))
             x = (mean + spread * x).astype(np.float32)
             y, variables = compile_norm(name)(x)
-            # What float32 leaves of the mean itself.
+            # Float32 leaves this much of the mean itself.
             allowed = 1e-5 + 2**-22 * mean / spread
             np.testing.assert_allclose(y, normalise(x, axis), rtol=0, atol=allowed)
             assert ("batch_stats" in variables) == (name != "layer")
