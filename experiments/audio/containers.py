@@ -137,7 +137,7 @@ def _find_chunk(file: BinaryIO, size: int, layout: _Layout) -> Sound | None:
     """Returns the place of the sound in a file of chunks; None if it has none."""
     position, long_size = layout.first, None
     for _ in range(_MAX_CHUNKS):
-        chunk = _read_chunk(file, position, layout)
+        chunk = _read_chunk(file, position, layout) if position < size else None
         if chunk is None:
             return None
         name, begin, length = chunk
@@ -161,7 +161,7 @@ def _find_chunk(file: BinaryIO, size: int, layout: _Layout) -> Sound | None:
             )
         if length < 0:
             return None
-        position = _find_next(file, begin + length, layout)
+        position = _find_next(file, begin + length, size, layout)
     return None
 
 
@@ -204,11 +204,11 @@ def _read_chunk(file: BinaryIO, position: int, layout: _Layout) -> tuple[bytes, 
     return name, position + layout.header.size, length
 
 
-def _find_next(file: BinaryIO, end: int, layout: _Layout) -> int:
+def _find_next(file: BinaryIO, end: int, size: int, layout: _Layout) -> int:
     """Returns the position of the chunk after one that ends at `end`; some programs do not pad odd ones."""
     padded = end + -end % layout.align
-    if padded == end:
-        return end
+    if padded == end or padded >= size:
+        return padded
     for position in (padded, end):
         file.seek(position)
         if _CHUNK_NAME.match(file.read(4)):
@@ -218,7 +218,7 @@ def _find_next(file: BinaryIO, end: int, layout: _Layout) -> int:
 
 def _has_chunks(file: BinaryIO, position: int, size: int, layout: _Layout) -> bool:
     """Returns whether there are only chunks, or a tag, from a position to the end of the file."""
-    position = _find_next(file, position, layout)
+    position = _find_next(file, position, size, layout)
     file.seek(position)
     if file.read(12).startswith(_TAGS):
         return True
@@ -229,7 +229,7 @@ def _has_chunks(file: BinaryIO, position: int, size: int, layout: _Layout) -> bo
         name, begin, length = chunk
         if not _CHUNK_NAME.match(name) or name in _NO_CHUNKS or length < 0:
             return position > size - 8 or _is_padding(file, position, size)
-        position = _find_next(file, begin + length, layout)
+        position = _find_next(file, begin + length, size, layout)
         if position > size + layout.align:
             return False
     return False

@@ -36,6 +36,8 @@ def read_text(path: str | os.PathLike) -> str:
         if encoding != "utf-8":
             raise ValueError(f"it is no {encoding.removesuffix('-sig').upper()} text") from error
         text = _decode_windows(content)
+    if encoding.startswith("utf-16") and "\u0a00" in text:  # A line end in two halves.
+        raise ValueError("its UTF-16 text is damaged: a byte is missing")
     if "\0" in text:
         raise ValueError("it is not text: it has NUL characters")
     return text

@@ -77,6 +77,8 @@ def test_encodings_and_line_ends(read, read_csv, encoding, end):
         (HEAD + "1\t0\t1\tGrünfink\n").encode() + b"2\t1\t2\tGr\xfcnfink\n",
         (HEAD + ROW).encode() + b"2\t1\t2\t\x81\x8d\n",
         (HEAD + ROW).encode("utf-16") + b"\0",
+        (HEAD + ROW).encode("utf-16")[:-9] + (HEAD + ROW).encode("utf-16")[-8:] + b"\0",
+        (HEAD + ROW).encode("utf-16").replace(b"S\0e\0l\0", b"S\0e\0\0", 1) + b"\0",
         (HEAD + ROW).encode() + bytes(500),
         bytes(999),
         b"",
