@@ -95,6 +95,7 @@ def load(
     if config.name != "audio":
         dataset = known_splits.keep_splits(dataset, known)
     notes = [*dataset.notes, *duplicates.describe_duplicates(dataset.splits)]
+    notes += duplicates.describe_contradictions(dataset.splits)
     return dataclasses.replace(dataset, notes=notes)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from experiments.core.words import agree
 from experiments.data.dataset import Source
-from experiments.data.views import flatten
+from experiments.data.views import flatten, list_labels
 
 _ORIGIN = np.dtype([("digest", np.uint64), ("base", np.int64), ("position", np.int64)])
 
@@ -44,6 +44,44 @@ def describe_duplicates(splits: Mapping[str, Source]) -> list[str]:
                 f"scores on {second} are too good for {agree(len(copies), 'it', 'them')}."
             )
     return notes
+
+
+def describe_contradictions(splits: Mapping[str, Source]) -> list[str]:
+    """Returns one sentence for each split in which examples of the same content have different labels."""
+    notes = []
+    # Validation may be train itself.
+    different = {id(source): (split, source) for split, source in reversed(splits.items())}
+    for split, source in reversed(different.values()):
+        bases, owners, positions = flatten(source)
+        if not all(len(getattr(base, "digests", ())) for base in bases):
+            continue
+        labels = _number_labels(list_labels(source))
+        contents = np.empty(len(owners), np.uint64)
+        for number, base in enumerate(bases):
+            chosen = owners == number
+            contents[chosen] = np.asarray(base.digests, np.uint64)[positions[chosen]]
+        order = np.lexsort((labels, contents))
+        same = contents[order][1:] == contents[order][:-1]
+        wrong = np.flatnonzero(same & (labels[order][1:] != labels[order][:-1]))
+        if len(wrong):
+            first, second = (
+                _get_name(bases[owners[place]], int(positions[place]))
+                for place in (order[wrong[0]], order[wrong[0] + 1])
+            )
+            notes.append(
+                f"{split} has the same content with different labels "
+                f"{agree(len(wrong), 'once', f'{len(wrong):,} times')} (for example, {first} and {second}): "
+                "one of them is wrong, or both are right and the data needs several labels."
+            )
+    return notes
+
+
+def _number_labels(labels: np.ndarray) -> np.ndarray:
+    """Returns a number for each label, equal for equal ones."""
+    if labels.ndim == 1:
+        return labels
+    rows = np.nan_to_num(labels, nan=-1.0)
+    return np.unique(rows, axis=0, return_inverse=True)[1].reshape(-1)
 
 
 def _get_name(base, position: int) -> str:

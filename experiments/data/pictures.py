@@ -24,6 +24,7 @@ MAX_PIXELS = 89_478_485
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 _MODES = ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr")
 _WIDE_MODES = ("I", "I;16", "I;16L", "I;16B")
+_DEPTHS = (8, 12, 16)  # bits that the values of a picture with 16 bits may need
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -70,16 +71,23 @@ def decode_picture(file: bytes | str | Path, channels: int = 3) -> np.ndarray:
 
     Returns:
         uint8 `[H, W, channels]`. Grey, palette, CMYK and 16-bit pictures are converted; transparency is
-        dropped.
+        dropped. Grey values of 16 bits up to 255 count as 8 bits and up to 4,095 as 12 bits, because cameras
+        and microscopes write such files.
 
     Raises:
         OSError, ValueError, SyntaxError: from Pillow, if the picture cannot be decoded.
     """
     with open_picture(file) as image:
         _check_mode(image)
-        turn = _UPRIGHT.get(_orientation(image))
-        upright = _convert_to_rgb(image if turn is None else image.transpose(turn))
+        _check_depth(image)
+        upright = _convert_to_rgb(turn_upright(image))
         return np.asarray(upright) if channels == 3 else np.asarray(upright.convert("L"))[..., None]
+
+
+def turn_upright(image: Image.Image) -> Image.Image:
+    """Returns a picture as its EXIF data says that it is to be seen."""
+    turn = _UPRIGHT.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
 
 
 def read_picture(file: bytes | str | Path, name: object, channels: int = 3) -> np.ndarray:
@@ -109,6 +117,7 @@ def check_picture(path: str | Path) -> tuple[tuple[int, int] | None, str]:
     """
     try:
         with open_picture(path) as image:
+            _check_depth(image)  # before anything that loads the picture
             width, height = image.size
             if _orientation(image) in _SIDEWAYS:
                 width, height = height, width
@@ -187,12 +196,23 @@ def _check_mode(image: Image.Image) -> None:
         )
 
 
+def _check_depth(image: Image.Image) -> None:
+    """Refuses colours of 16 bits of which at most 12 are used: Pillow keeps the upper 8 alone."""
+    if any(";16" in str(tile.args) for tile in image.tile) and image.mode in ("RGB", "RGBA", "LA"):
+        lightest = max(high for _, high in image.getextrema()[:3])
+        if 0 < lightest < 16:
+            raise ValueError(
+                "its colours have 16 bits, of which at most 12 are used, and would be nearly black; save it "
+                "with 8 bits"
+            )
+
+
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith(
-        "I"
-    ):  # Pillow's own conversion of 16 bits would clip instead of scaling.
-        wide = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(np.clip(wide >> 8, 0, 255).astype(np.uint8))
+    # Pillow's own conversion of 16 bits would clip instead of scaling.
+    if image.mode.startswith("I"):
+        wide = np.clip(np.asarray(image).astype(np.int64), 0, 2**16 - 1)
+        depth = next(bits for bits in _DEPTHS if wide.max() < 2**bits)
+        image = Image.fromarray((wide >> (depth - 8)).astype(np.uint8))
     if image.mode == "P" and "transparency" in image.info:
         image = image.convert("RGBA")
     return image.convert("RGB")

@@ -76,6 +76,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     parts, notes = splits.make_splits(
         "voc2012", config, seed, train=checked["train"].make_pool(), test=checked["val"].make_pool()
     )
+    masks.check_palettes(checked.values(), "Restore the official masks.")
     by_split = {"train": checked["train"], "test": checked["val"]}
     return Dataset(
         "voc2012",

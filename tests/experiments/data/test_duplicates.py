@@ -46,6 +46,16 @@ def test_copied_pictures_with_masks_are_noticed(make_config, tmp_path):
     assert "test/images/1.png is train/images/5.png" in note
 
 
+def test_a_picture_in_two_classes_is_noticed(make_config, tmp_path):
+    write(tmp_path / "pets" / "cat", range(10))
+    write(tmp_path / "pets" / "dog", range(8, 18))
+    config = make_config(name="folder", source=tmp_path / "pets", validation=0.0, test=0.0)
+    notes = [note for note in data.load(config, 0).notes if "different labels" in note]
+    assert len(notes) == 1  # all splits are train itself
+    assert notes[0].startswith("train has the same content with different labels 2 times")
+    assert "cat/8.png and dog/0.png" in notes[0] or "cat/9.png and dog/1.png" in notes[0]
+
+
 def test_copied_series_are_noticed(make_config, tmp_path):
     rows = ["1\t1\t2\t3\t5", "2\t4\t2\t1\t0", "1\t0\t1\t0\t2", "2\t9\t4\t4\t1"]
     (tmp_path / "Toy_TRAIN.tsv").write_text("\n".join(rows))

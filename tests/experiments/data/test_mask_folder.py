@@ -1,9 +1,11 @@
 import numpy as np
 import pytest
+from picture_files import rotate
 from PIL import Image
 
 from experiments import data
 from experiments.core.errors import UserError
+from experiments.data.masks import decode_mask
 
 
 def write_pair(folder, name, index, images="images", masks="masks", size=(4, 6), suffix="png"):
@@ -174,3 +176,92 @@ def test_bad_class_lists_are_refused(load, root, text, message):
     (root / "classes.txt").write_bytes(text)
     with pytest.raises(UserError, match=message):
         load()
+
+
+def paint(root, name, indices, palette):
+    """Replaces the mask of a pair by one with a palette."""
+    image = Image.fromarray(np.repeat([indices], 4, axis=0).astype(np.uint8), "P")
+    image.putpalette(sum(palette, ()), "RGB")
+    image.save(root / "masks" / f"scene {name}.png")
+
+
+BLACK, RED, GREEN, WHITE = (0, 0, 0), (255, 0, 0), (0, 255, 0), (255, 255, 255)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "reason"),
+    [
+        (
+            (BLACK, RED, GREEN),
+            (BLACK, GREEN, RED),
+            "index 1 is the colour 255 0 0 in .*scene 0.png",
+        ),
+        ((BLACK, WHITE), (WHITE, BLACK), "index 0 is the colour 0 0 0 in .*scene 0.png"),
+        ((RED, BLACK), (GREEN, GREEN, BLACK), "index 0 is the colour 255 0 0"),
+    ],
+)
+def test_palettes_in_different_orders_are_refused(load, root, one, other, reason):
+    write_pairs(root)
+    for number in range(20):
+        palette = other if number == 7 else one
+        paint(root, number, np.arange(6) % len(palette), palette)
+    with pytest.raises(UserError, match=f"{reason}.*scene 7.png.*classes.txt"):
+        load()
+
+
+def test_a_colour_with_two_numbers_is_refused(load, root):
+    write_pairs(root)
+    palette = (BLACK, RED, RED)
+    for number in range(20):
+        paint(root, number, [0, 1 + (number == 7)] * 3, palette)
+    with pytest.raises(
+        UserError, match=r"the colour 255 0 0 is index 1 in .* and 2 in .*scene 7.png"
+    ):
+        load()
+
+
+def test_classes_with_colours_map_masks_of_any_kind(load, root):
+    write_pairs(root)
+    (root / "classes.txt").write_text(
+        "road 0 0 0\nfast car 255 0 0\nignore 0 255 0\ntree 128 128 128\n"
+    )
+    colours = np.array([BLACK, RED, GREEN, (128, 128, 128)], np.uint8)
+    kinds = [RED, BLACK], [BLACK, RED]
+    for number in range(18):  # palettes in two orders
+        paint(root, number, [number % 2, 1 - number % 2] * 3, kinds[number % 2])
+    Image.fromarray(colours[[[0, 1, 2, 3, 3, 3]] * 4]).save(root / "masks" / "scene 18.png")
+    Image.fromarray(np.array([[0, 128, 7, 0, 0, 0]] * 4, np.uint8)).save(
+        root / "masks" / "scene 19.png"
+    )
+    streets = load(validation=0.0)
+    assert streets.classes == ["road", "fast car", "tree"]
+    assert streets.skipped == [
+        (
+            "images/scene 19.png",
+            "its mask cannot be read: it holds the colour 7 7 7, which is of no class",
+        )
+    ]
+    rows = {
+        tuple(source[i]["label"][0].tolist())
+        for source in streets.splits.values()
+        for i in range(len(source))
+    }
+    assert rows == {(1, 0) * 3, (0, 1, 255, 2, 2, 2)}
+
+
+def test_levels_of_grey_are_no_class_numbers(load, root):
+    write_pairs(root)
+    for path in (root / "masks").iterdir():
+        Image.fromarray(np.array([[0, 128] * 3] * 4, np.uint8)).save(path)
+    with pytest.raises(
+        UserError, match=r"only 0, 128, which would be 129 classes.*class128 128 128 128"
+    ):
+        load()
+    (root / "classes.txt").write_text("ground 0 0 0\nroof 128 128 128\n")
+    assert load().classes == ["ground", "roof"]
+
+
+def test_masks_are_turned_upright_like_pictures(tmp_path):
+    values = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    Image.fromarray(values).save(tmp_path / "a.png", exif=rotate(6))
+    np.testing.assert_array_equal(decode_mask(tmp_path / "a.png"), np.rot90(values, -1))

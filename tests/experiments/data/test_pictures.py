@@ -1,6 +1,8 @@
 """Pictures of several kinds: used as RGB, or skipped with a reason."""
 
 import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -57,6 +59,38 @@ def test_sixteen_bits_are_scaled_and_not_clipped():
     wide = (np.arange(24, dtype=np.uint16) * 2730).reshape(4, 6)
     picture = pictures.decode_picture(encode(Image.fromarray(wide)))
     np.testing.assert_array_equal(picture[..., 0], wide >> 8)
+
+
+@pytest.mark.parametrize(("highest", "shift"), [(255, 0), (256, 4), (4095, 4), (4096, 8)])
+def test_twelve_bits_in_sixteen_are_not_black(highest, shift):
+    wide = np.linspace(0, highest, 24).astype(np.uint16).reshape(4, 6)
+    picture = pictures.decode_picture(encode(Image.fromarray(wide)), channels=1)
+    np.testing.assert_array_equal(picture[..., 0], wide >> shift)
+
+
+@pytest.mark.parametrize("kind", [2, 6])  # colours, with and without transparency
+def test_colours_of_twelve_bits_in_sixteen_are_refused(tmp_path, kind):
+    (tmp_path / "a.png").write_bytes(encode_deep(4095, kind))
+    assert "nearly black" in pictures.check_picture(tmp_path / "a.png")[1]
+    with pytest.raises(ValueError, match="nearly black"):
+        pictures.decode_picture(tmp_path / "a.png")
+    (tmp_path / "a.png").write_bytes(encode_deep(4096, kind))
+    assert pictures.check_picture(tmp_path / "a.png") == ((2, 3), "")
+    assert (pictures.decode_picture(tmp_path / "a.png") == 16).all()
+
+
+def encode_deep(value, kind):
+    """A PNG with 16 bits a channel, which Pillow cannot write."""
+    channels = {2: 3, 6: 4}[kind]
+    rows = (b"\0" + struct.pack(">H", value) * 3 * channels) * 2
+
+    def chunk(name, content):
+        checksum = zlib.crc32(name + content)
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", 3, 2, 16, kind, 0, 0, 0)
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
 
 
 def test_mask_must_match_the_upright_picture(tmp_path):
