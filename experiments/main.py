@@ -3,7 +3,10 @@
     python -m experiments.main --config=experiments/configs/odconv.py[:DATASET[,smoke]]
 
     --workdir=runs/NAME     the folder of the run; without it runs/<config>-<dataset>
-    --config.KEY=VALUE      changes any setting of the config, for example --config.epochs=5
+    --config=NAME[:DATASET...]  NAME alone is a file of experiments/configs, such as odconv
+    --config.KEY=VALUE      changes any setting of the config, for example --config.epochs=5, or any field of
+                            its layers, such as --config.conv.reduction=0.25
+    --help                  together with --config: all settings, their values and limits
     --distributed           joins the other processes of a TPU slice, Slurm, Open MPI or Kubernetes
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I   joins them anywhere else
     --heartbeat=SECONDS     ends the run if a process gives no sign for this long (30)
@@ -21,11 +24,13 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.configs.shared.assemble import complete_config
+from experiments.configs.shared.flags import add_layer_fields, describe_settings
 from experiments.core import cli
 from experiments.core.config_file import find_setting
 from experiments.core.errors import UserError
 
 EXAMPLE = "--config=experiments/configs/odconv.py"
+SETTINGS = cli.ConfigFlags(add_layer_fields, describe_settings)
 
 
 def main(
@@ -79,4 +84,4 @@ def join_processes(
 
 
 if __name__ == "__main__":
-    cli.run_command(main, __doc__)
+    cli.run_command(main, __doc__, settings=SETTINGS)

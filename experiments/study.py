@@ -9,7 +9,8 @@
     --seeds=N               runs of each config, with seeds 0 to N-1
     --folds=N               instead: one run for each of N stratified folds of all splits together
     --source=PATH           the folder or file of the data
-    --override=KEY=VALUE    a setting of all configs that have it, such as epochs=5; may be repeated
+    --override=KEY=VALUE    a setting of all configs that have it, such as epochs=5; may be repeated.
+                            python -m experiments.main --config=NAME --help lists them
     --sweep=KEY=A,B,...     every config with each of these values; several sweeps are combined
     --control=False         leaves out the static network with as many parameters as the largest config
     --accept_new_data       continues runs though their data has changed

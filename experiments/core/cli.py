@@ -14,6 +14,7 @@ be given several times; and `config: ConfigDict | None` is `--config=FILE[:ARGUM
 `--config.KEY=VALUE`. Every command has `--help` and `--debug`.
 """
 
+import dataclasses
 import difflib
 import inspect
 import os
@@ -46,11 +47,25 @@ _DEFINITIONS = {
 }
 
 
-def run_command(main: Callable[..., None], usage: str | None, **messages: str) -> NoReturn:
+@dataclasses.dataclass(frozen=True)
+class ConfigFlags:
+    """Functions of the settings, which this file knows nothing about.
+
+    Attributes:
+        prepare: adds settings that flags set and a config does not have yet; called with the config and the
+            texts of the flags by dotted path.
+        describe: lists the settings of a config, for `--help`.
+    """
+
+    prepare: Callable[[ConfigDict, Mapping[str, str]], None]
+    describe: Callable[[ConfigDict], str]
+
+
+def run_command(main: Callable[..., None], usage: str | None, **options: Any) -> NoReturn:
     """Runs a command with the words of the command line, and ends the process; see `run`."""
     # The names in an error may hold characters that a terminal would obey.
     sys.excepthook = lambda *error: print_lines("".join(traceback.format_exception(*error)), True)
-    code = run(main, sys.argv, usage, **messages)
+    code = run(main, sys.argv, usage, **options)
     # Files are complete or not there. Threads in the middle of a checkpoint, and other processes
     # that never come to the end, could keep this one waiting forever.
     is_distributed = "jax" in sys.modules and sys.modules["jax"].distributed.is_initialized()
@@ -68,6 +83,7 @@ def run(
     *,
     failure: str = "",
     stopped: str = STOPPED,
+    settings: ConfigFlags | None = None,
 ) -> int:
     """Runs a command in this process.
 
@@ -78,16 +94,19 @@ def run(
         failure: the beginning of a message about a file that cannot be written, such as "The page cannot be
             written". Without it an OSError is shown with its traceback.
         stopped: the message after Ctrl-C.
+        settings: of the configs, if `main` takes one.
 
     Returns:
         The exit code: 0, 2 after a mistake that the message explains, 130 after Ctrl-C, 143 after SIGTERM.
     """
     usage = (usage or "").strip()
-    if any(word in _HELP for word in argv[1:]):
-        print_lines(usage)
-        return 0
     try:
-        words, options = parse_command_line(main, argv, usage)
+        if any(word in _HELP for word in argv[1:]):
+            print_lines(usage)
+            if settings:
+                print_lines(f"\n{_describe_config(argv, settings)}")
+            return 0
+        words, options = parse_command_line(main, argv, usage, settings)
         try:
             main(*words, **options)
         except OSError as error:
@@ -107,7 +126,7 @@ def run(
 
 
 def parse_command_line(
-    main: Callable[..., None], argv: Sequence[str], usage: str
+    main: Callable[..., None], argv: Sequence[str], usage: str, settings: ConfigFlags | None = None
 ) -> tuple[list[str], dict[str, Any]]:
     """Returns the words and the flags of a command line, as `main` takes them; see `run`."""
     parameters = inspect.signature(main, eval_str=True).parameters
@@ -128,7 +147,7 @@ def parse_command_line(
     try:
         argv = known.read_flags_from_files(list(argv), force_gnu=True)
         if takes_config:
-            argv, config = _define_config(argv, known)
+            argv, config = _define_config(argv, known, settings)
         words = known(argv)[1:]
     except flags.UnrecognizedFlagError as error:
         near = difflib.get_close_matches(error.flagname, list(known), n=1)
@@ -172,16 +191,45 @@ def _define_flag(name: str, parameter: inspect.Parameter, known: flags.FlagValue
     _DEFINITIONS[kind](name, default, "", flag_values=known)
 
 
+def list_override_texts(argv: Sequence[str]) -> dict[str, str]:
+    """Returns the text of each setting that flags such as `--config.epochs=5` set, by dotted path."""
+    matches = (re.match(r"--?(?:no)?config\.([^=]*)=?(.*)", w, re.DOTALL) for w in argv[1:])
+    return {match[1]: match[2] for match in matches if match}
+
+
+def _describe_config(argv: Sequence[str], settings: ConfigFlags) -> str:
+    """Returns the list of the settings of the config that a command line names, or how to get it."""
+    place, _ = _take_config([word for word in argv if word not in _HELP])
+    if place is None:
+        return "--help together with --config=NAME lists the settings of that config."
+    return settings.describe(load_config_file(place))
+
+
 def _define_config(
-    argv: Sequence[str], known: flags.FlagValues
+    argv: Sequence[str], known: flags.FlagValues, settings: ConfigFlags | None
 ) -> tuple[list[str], ConfigDict | None]:
     """Loads the file of `--config`, if there is one, and defines a flag for each overridden setting.
 
     Returns the command line without `--config`, and the config, which parsing the command line changes.
     """
+    place, rest = _take_config(argv)
+    if place is None:
+        return rest, None
+    config = load_config_file(place)
+    if settings:
+        settings.prepare(config, list_override_texts(rest))
+    # ml_collections finds these mistakes too, but its messages are for the config's author.
+    for path in list_overrides(rest):
+        find_setting(config, path)
+    config_flags.DEFINE_config_dict("config", config, flag_values=known, sys_argv=rest)
+    return rest, known["config"].value
+
+
+def _take_config(argv: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Returns the value of `--config`, None without the flag, and the other words of a command line."""
     places = [i for i, word in enumerate(argv) if i and re.match(r"--?config(=|$)", word)]
     if not places:
-        return list(argv), None
+        return None, list(argv)
     if len(places) > 1:
         raise UserError("--config is given twice: one run has one config.")
     start = places[0]
@@ -189,13 +237,7 @@ def _define_config(
     end = start + 1
     if not equals:
         place, end = "".join(argv[end : end + 1]), end + 1
-    config = load_config_file(place)
-    rest = [*argv[:start], *argv[end:]]
-    # ml_collections finds these mistakes too, but its messages are for the config's author.
-    for path in list_overrides(rest):
-        find_setting(config, path)
-    config_flags.DEFINE_config_dict("config", config, flag_values=known, sys_argv=rest)
-    return rest, known["config"].value
+    return place, [*argv[:start], *argv[end:]]
 
 
 def _check_words(

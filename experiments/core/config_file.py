@@ -2,19 +2,26 @@
 
 import importlib.util
 import os
+import re
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError, suggest_nearest
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 SHARED = "common"  # in a folder of configs the file that the others are made from
 
 
 def load_config_file(place: str) -> ConfigDict:
-    """Runs the config file at `FILE[:ARGUMENT]`, and returns what its `get_config` returns."""
+    """Runs the config file at `FILE[:ARGUMENT]`, and returns what its `get_config` returns.
+
+    The name of a file of `experiments/configs` is enough.
+    """
     file, colon, argument = place.partition(":")
     path = Path(file)
+    if re.fullmatch(r"[A-Za-z_]\w{,80}", file) and not path.exists():  # the name of one of ours
+        path = CONFIGS / f"{file}.py"
     if path.suffix != ".py" or not os.path.isfile(path):  # Path.is_file fails for long names
         known = list_configs(path if os.path.isdir(path) else path.parent)
         hint = suggest_nearest(path.stem, known) if known else "; its folder holds no configs."

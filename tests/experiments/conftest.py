@@ -147,7 +147,7 @@ def ask(monkeypatch, capsys, tmp_path):
         with flagsaver.flagsaver(), jax.numpy_dtype_promotion("standard"):
             seen.train = loop if deep else lambda config, *_, **__: validate.resolve_config(config)
             with contextlib.suppress(Compiles):
-                code = cli.run(command.main, words, command.__doc__)
+                code = cli.run(command.main, words, command.__doc__, settings=command.SETTINGS)
                 out, err = capsys.readouterr()
                 if code == 0 and not deep:
                     return None

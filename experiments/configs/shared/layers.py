@@ -39,7 +39,7 @@ SECTIONS: dict[str, Mapping[str, Any]] = {
 DECIDED = (
     "name", "parent", "features", "kernel_size", "strides", "padding", "input_dilation", "kernel_dilation",
     "feature_group_count", "num_classes", "backbone", "output_stride", "spatial_axes", "warehouse", "place",
-    "use_running_average", "dtype", "param_dtype",
+    "use_running_average", "use_bias", "dtype", "param_dtype",
 )  # fmt: skip
 _EXAMPLES = {bool: True, int: 4, float: 0.5, str: "text"}
 

@@ -1,5 +1,6 @@
 """Checks values against the limits that stand beside the settings' defaults."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -102,6 +103,13 @@ def shorten(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:60]}..."
 
 
+def describe_allowed(setting: Setting) -> str:
+    """Describes the values that a setting takes, such as `0 or more`; '' if it takes any."""
+    if isinstance(setting.allowed, tuple):
+        return ", ".join(map(str, setting.allowed))
+    return _describe_interval(setting.allowed) if setting.allowed else ""
+
+
 def _check_entries(name: str, values: tuple | list, setting: Setting) -> None:
     """Checks the number and the values of a tuple's entries."""
     right = len(values) in setting.lengths if setting.lengths else 0 < len(values) <= MOST_ENTRIES
@@ -130,7 +138,8 @@ def _lies_in(value: float, interval: str) -> bool:
 
 def _describe_interval(interval: str) -> str:
     """Describes an interval, such as `0 or more`."""
-    low, high = (f"{end:g}" if abs(end) < 1e6 else str(end) for end in _parse_interval(interval))
+    ends = _parse_interval(interval)
+    low, high = (f"{end:g}" if abs(end) < 1e6 or math.isinf(end) else f"{end:.0f}" for end in ends)
     low = "" if low == "-inf" else f"{low} or more" if interval[0] == "[" else f"more than {low}"
     high = (
         "" if high == "inf" else f"{high} or less" if interval[-1] == "]" else f"less than {high}"

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from experiments.configs.shared.flags import add_layer_fields
+from experiments.configs.shared.layers import list_layer_fields
+from experiments.configs.shared.settings import LAYER_SECTIONS
 from experiments.core.config_file import find_setting
 from experiments.core.errors import UserError, describe_kind
 
@@ -24,6 +27,8 @@ def override(config: ConfigDict, path: str, value: object, flag: str = "--overri
 
     A missing setting, or a value of another kind, is a UserError that names `flag`.
     """
+    if _is_layer_field(config, path):
+        add_layer_fields(config, {path: str(value)})
     example = find_setting(config, path, f"{flag}=")
     config.update_from_flattened_dict({path: _convert(example, value, f"{flag}={path}")})
 
@@ -38,12 +43,22 @@ def override_all(
 
 
 def has_setting(config: ConfigDict, path: str) -> bool:
-    """Returns whether a config has a setting of this dotted path."""
+    """Returns whether a config has a setting of this dotted path, or a layer with this field."""
+    if _is_layer_field(config, path):
+        return True
     for key in path.split("."):
         if not isinstance(config, ConfigDict) or key not in config:
             return False
         config = config[key]
     return True
+
+
+def _is_layer_field(config: ConfigDict, path: str) -> bool:
+    """Returns whether a path names a field that a layer of a config has."""
+    section, _, field = path.partition(".")
+    if section not in LAYER_SECTIONS or section not in config:
+        return False
+    return field in list_layer_fields(section, config[section].name)
 
 
 def sweep(configs: Sequence[ConfigDict], grid: Mapping[str, Sequence[str]]) -> list[ConfigDict]:

@@ -23,110 +23,141 @@ class Setting:
     default: Any  # its type is the setting's
     allowed: str | tuple[Any, ...] | None = None  # interval of a number, or choices; None for any
     lengths: tuple[int, ...] = ()  # numbers of entries that a tuple may have; () for any
+    meaning: str = ""  # for --help, where the name does not say it
 
 
 # All settings that some experiment has.
 SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     # The settings that stand alone.
     "name": Setting(""),
-    "baseline": Setting("base"),  # the config that reports compare this one with
+    "baseline": Setting("base", meaning="the config that reports compare this one with"),
     "task": Setting(
         "classification", ("classification", "segmentation", "tagging", "reconstruction", "acgan")
     ),
-    "dataset": Setting(""),  # the name of the data set in folders and reports
+    "dataset": Setting("", meaning="the name of the data set in folders and reports"),
     "seed": Setting(0, "[0, inf)"),
     "augment": Setting("none"),
     "dtype": Setting("float32", ("float32", "bfloat16", "float16")),
-    "average": Setting(0.0, "[0, 1)"),  # decay of the parameters' moving average; 0 keeps none
-    "init_from": Setting(""),  # a run's workdir, or a file of torch's weights, to start from
-    "adapt_gates": Setting(False),  # only what decides the gates learns; needs init_from
+    "average": Setting(
+        0.0, "[0, 1)", meaning="decay of the parameters' moving average; 0 keeps none"
+    ),
+    "init_from": Setting(
+        "", meaning="a run's workdir, or a file of torch's weights, to start from"
+    ),
+    "adapt_gates": Setting(False, meaning="only what decides the gates learns; needs init_from"),
     "batch_size": Setting(32, "[1, 16777216]"),
-    "accumulate": Setting(1, "[1, inf)"),  # microbatches of a batch; batch norm sees one at a time
-    "shard_parameters": Setting(False),  # parameters and optimizer state, over the devices
+    "accumulate": Setting(
+        1, "[1, inf)", meaning="microbatches of a batch; batch norm sees one at a time"
+    ),
+    "shard_parameters": Setting(False, meaning="parameters and optimizer state, over the devices"),
     "epochs": Setting(30, "[1, inf)"),
-    "evaluate_every": Setting(1, "[1, inf)"),  # epochs
-    "steps": Setting(0, "[0, inf)"),  # ends before the epochs do; 0 for no limit
-    "log_every": Setting(10, "[1, inf)"),  # steps
-    "checkpoint_every": Setting(200, "[1, inf)"),  # steps; also after each evaluation
+    "evaluate_every": Setting(1, "[1, inf)", meaning="epochs"),
+    "steps": Setting(0, "[0, inf)", meaning="ends before the epochs do; 0 for no limit"),
+    "log_every": Setting(10, "[1, inf)", meaning="steps"),
+    "checkpoint_every": Setting(200, "[1, inf)", meaning="steps; also after each evaluation"),
     "tensorboard": Setting(False),
-    "wandb": Setting(""),  # a project of Weights & Biases; '' for none
+    "wandb": Setting("", meaning="a project of Weights & Biases; '' for none"),
     "data": {
         "name": Setting(
             "digits",
             ("digits", "tiny_imagenet", "ucr", "folder", "voc2012", "mask_folder", "tfds", "audio"),
         ),
-        "variant": Setting(""),  # which set of the UCR archive or of the TFDS catalogue; or songs
-        "source": Setting(""),  # where the data is; '' to find or download it
-        "dir": Setting(""),  # where prepared data is kept; '' for ~/.cache/dyn
-        "validation": Setting(0.1, "[0, 1)"),  # share of train
-        "test": Setting(0.2, "[0, 1)"),  # share, where the set has no test split of its own
-        "classes": Setting(""),  # names, comma separated; '' for all
-        "fold": Setting(-1, "[-1, inf)"),  # tested on, all splits pooled; -1 for the set's own
+        "variant": Setting(
+            "", meaning="which set of the UCR archive or of the TFDS catalogue; or songs"
+        ),
+        "source": Setting("", meaning="where the data is; '' to find or download it"),
+        "dir": Setting("", meaning="where prepared data is kept; '' for ~/.cache/dyn"),
+        "validation": Setting(0.1, "[0, 1)", meaning="share of train"),
+        "test": Setting(0.2, "[0, 1)", meaning="share, where the set has no test split of its own"),
+        "classes": Setting("", meaning="names, comma separated; '' for all"),
+        "fold": Setting(
+            -1, "[-1, inf)", meaning="tested on, all splits pooled; -1 for the set's own"
+        ),
         "folds": Setting(10, "[2, inf)"),
-        "limit": Setting(0, "[0, inf)"),  # most examples of a split; 0 for all
-        "extra_train": Setting(""),  # a folder of more pictures to train on, one folder a class
-        "max_skipped": Setting(0.1, "[0, inf)"),  # share of unusable files that is tolerated
+        "limit": Setting(0, "[0, inf)", meaning="most examples of a split; 0 for all"),
+        "extra_train": Setting(
+            "", meaning="a folder of more pictures to train on, one folder a class"
+        ),
+        "max_skipped": Setting(
+            0.1, "[0, inf)", meaning="share of unusable files that is tolerated"
+        ),
     },
     # The way from recordings to pictures and their labels: see experiments/data/sounds.py.
     "audio": {
-        "sample_rate": Setting(32_000, "[1000, 768000]"),  # Hz
-        "seconds": Setting(2.0, "(0, 3600]"),  # of a window
-        "hop": Setting(1.0, "(0, 86400]"),  # seconds from one window to the next
-        "windows": Setting("grid", ("grid", "annotations")),  # or around annotations
-        "channel": Setting("mean"),  # or a number: 0 is the left one
-        "pad": Setting("zero", ("zero", "repeat", "drop")),  # the last window's end; drop omits it
+        "sample_rate": Setting(32_000, "[1000, 768000]", meaning="Hz"),
+        "seconds": Setting(2.0, "(0, 3600]", meaning="of a window"),
+        "hop": Setting(1.0, "(0, 86400]", meaning="seconds from one window to the next"),
+        "windows": Setting("grid", ("grid", "annotations"), meaning="or around annotations"),
+        "channel": Setting("mean", meaning="or a number: 0 is the left one"),
+        "pad": Setting(
+            "zero", ("zero", "repeat", "drop"), meaning="the last window's end; drop omits it"
+        ),
         "picture": Setting("mel", ("mel", "linear", "wavelet")),
-        "n_fft": Setting(1024, "[16, 65536]"),  # of mel and linear pictures
-        "win": Setting(0, "[0, 65536]"),  # samples of the transform's window; 0 for n_fft
-        "step": Setting(320, "[1, 16777216]"),  # samples from one column to the next
-        "bands": Setting(128, "[1, 4096]"),  # mel bands, or wavelets
-        "low": Setting(0.0, "[0, 384000]"),  # Hz
-        "high": Setting(0.0, "[0, 384000]"),  # Hz; 0 for half the sample rate
-        "decibels": Setting(80.0, "(0, inf)"),  # from black to white, the loudest of a window
-        "drop_dc": Setting(False),  # omits the lowest row of a linear picture
-        "height": Setting(0, "[0, 8192]"),  # pixels; 0 keeps the spectrogram's own
+        "n_fft": Setting(1024, "[16, 65536]", meaning="of mel and linear pictures"),
+        "win": Setting(0, "[0, 65536]", meaning="samples of the transform's window; 0 for n_fft"),
+        "step": Setting(320, "[1, 16777216]", meaning="samples from one column to the next"),
+        "bands": Setting(128, "[1, 4096]", meaning="mel bands, or wavelets"),
+        "low": Setting(0.0, "[0, 384000]", meaning="Hz"),
+        "high": Setting(0.0, "[0, 384000]", meaning="Hz; 0 for half the sample rate"),
+        "decibels": Setting(
+            80.0, "(0, inf)", meaning="from black to white, the loudest of a window"
+        ),
+        "drop_dc": Setting(False, meaning="omits the lowest row of a linear picture"),
+        "height": Setting(0, "[0, 8192]", meaning="pixels; 0 keeps the spectrogram's own"),
         "width": Setting(0, "[0, 8192]"),
-        "colour": Setting("grey", ("grey", "rgb", "magma")),  # rgb is grey three times
+        "colour": Setting("grey", ("grey", "rgb", "magma"), meaning="rgb is grey three times"),
         "labels": Setting("class", ("class", "multi", "none")),
-        "label_pattern": Setting(""),  # its first group is a path's label; '' where the folder is
-        "annotations": Setting(""),  # a CSV; '' for Raven's tables, where there are any
-        "label_column": Setting(""),  # of Raven's tables and the CSV; '' for the usual ones
+        "label_pattern": Setting(
+            "", meaning="its first group is a path's label; '' where the folder is"
+        ),
+        "annotations": Setting("", meaning="a CSV; '' for Raven's tables, where there are any"),
+        "label_column": Setting("", meaning="of Raven's tables and the CSV; '' for the usual ones"),
         "no_class": Setting(("noise", "background", "silence", "other")),
-        "min_overlap": Setting(0.25, "[0, inf)"),  # seconds of an annotation that label a window
-        "min_fraction": Setting(0.5, "(0, 1]"),  # or this share of the annotation
-        "exhaustive": Setting(False),  # whether labels=multi takes what is not annotated as absent
-        "group_pattern": Setting(""),  # recordings with the same first group share a split
-        "splits": Setting(""),  # a CSV with the columns file and split, instead of shares
+        "min_overlap": Setting(
+            0.25, "[0, inf)", meaning="seconds of an annotation that label a window"
+        ),
+        "min_fraction": Setting(0.5, "(0, 1]", meaning="or this share of the annotation"),
+        "exhaustive": Setting(
+            False, meaning="whether labels=multi takes what is not annotated as absent"
+        ),
+        "group_pattern": Setting("", meaning="recordings with the same first group share a split"),
+        "splits": Setting("", meaning="a CSV with the columns file and split, instead of shares"),
     },
     # The most that augment=spectrogram changes.
     "spectrogram": {
-        "masks": Setting(2, "[0, 16]"),  # of time, and as many of frequency
-        "mask_share": Setting(0.15, "[0, 1]"),  # of the picture's side, each
-        "noise": Setting(20.0, "[0, inf)"),  # decibels below the loudest, at most; 0 for none
-        "gain": Setting(6.0, "[0, inf)"),  # decibels up or down
-        "shift": Setting(0.1, "[0, 1]"),  # share of the window, around its end
+        "masks": Setting(2, "[0, 16]", meaning="of time, and as many of frequency"),
+        "mask_share": Setting(0.15, "[0, 1]", meaning="of the picture's side, each"),
+        "noise": Setting(
+            20.0, "[0, inf)", meaning="decibels below the loudest, at most; 0 for none"
+        ),
+        "gain": Setting(6.0, "[0, inf)", meaning="decibels up or down"),
+        "shift": Setting(0.1, "[0, 1]", meaning="share of the window, around its end"),
     },
-    "image_size": Setting(0, "[0, 8192]"),  # pixels; 0 keeps the pictures' own
+    "image_size": Setting(0, "[0, 8192]", meaning="pixels; 0 keeps the pictures' own"),
     "normalise": {
         "mean": Setting((0.5,), "(-inf, inf)", lengths=(1, 3)),
         "std": Setting((0.25,), "(0, inf)", lengths=(1, 3)),
     },
-    "conv": {"name": Setting("conv")},  # in the blocks
-    "attention": {"name": Setting("none")},  # after the last norm of a block
+    "conv": {"name": Setting("conv", meaning="in the blocks")},
+    "attention": {"name": Setting("none", meaning="after the last norm of a block")},
     "classifier": {"name": Setting("dense")},
     "model": {
         # net1 and net2 are for series.
         "network": Setting("resnet", ("resnet", "vgg16", "mobilenet_v2", *SERIES_NETWORKS)),
-        "depth": Setting(18, (6, 10, 18, 34, 50)),  # of a ResNet
-        "width": Setting(64, "[1, 65536]"),  # 64 is each network as published
+        "depth": Setting(18, (6, 10, 18, 34, 50), meaning="of a ResNet"),
+        "width": Setting(64, "[1, 65536]", meaning="64 is each network as published"),
         "stem": Setting("imagenet", ("imagenet", "small")),
         "dropout": Setting(0.2, "[0, 1)"),
-        "hidden": Setting(0, "[0, 1048576]"),  # size of a layer before the classifier; 0 for none
+        "hidden": Setting(
+            0, "[0, 1048576]", meaning="size of a layer before the classifier; 0 for none"
+        ),
         # The context of a ResNet's attention; see dyn.models.ResNet.
         "context": Setting("input", ("input", "block", "carried", "carried_pixels")),
-        "representation": Setting(64, "[1, 65536]"),  # size of a carried context
-        "output_stride": Setting(16, "[1, 64]"),  # of a segmentation network's backbone
-        "shortcut": Setting("static", ("static", "conv")),  # conv: its 1x1 convolutions are dynamic
+        "representation": Setting(64, "[1, 65536]", meaning="size of a carried context"),
+        "output_stride": Setting(16, "[1, 64]", meaning="of a segmentation network's backbone"),
+        "shortcut": Setting(
+            "static", ("static", "conv"), meaning="conv: its 1x1 convolutions are dynamic"
+        ),
     },
     "series": {
         "features": Setting(64, "[1, 65536]"),
@@ -147,13 +178,15 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     },
     # A GAN, whose generator convolves with `conv`; see dyn.models.ACGAN.
     "gan": {
-        "latent": Setting(100, "[1, 65536]"),  # size of the noise
+        "latent": Setting(100, "[1, 65536]", meaning="size of the noise"),
         "widths": Setting((128, 64, 32, 16), "[1, 65536]", lengths=(4,)),
         "cbam_reduction": Setting(8.0, "[1, inf)"),
-        "aux_on_fake": Setting(True),  # the discriminator learns their class too
+        "aux_on_fake": Setting(True, meaning="the discriminator learns their class too"),
         "discriminator_dropout": Setting(0.0, "[0, 1)"),
-        "discriminator_rate": Setting(1.0, "(0, inf)"),  # times the learning rate of the generator
-        "diff_augment": Setting(False),  # rolls and cuts all that the discriminator sees
+        "discriminator_rate": Setting(
+            1.0, "(0, inf)", meaning="times the learning rate of the generator"
+        ),
+        "diff_augment": Setting(False, meaning="rolls and cuts all that the discriminator sees"),
     },
     # See dyn.models.Autoencoder.
     "autoencoder": {
@@ -161,7 +194,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
             (64, 128, 256, 6), "[1, 65536]"
         ),  # features of each level, last the code's
         "pooling": Setting("implicit", ("implicit", "explicit")),
-        "window": Setting(4, (2, 4)),  # of explicit pooling
+        "window": Setting(4, (2, 4), meaning="of explicit pooling"),
         "code_activation": Setting("relu", ("relu", "none")),
         "norm": Setting(True),
     },
@@ -169,7 +202,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     # overflow are left out, and the scale is halved.
     "loss_scale": {
         "start": Setting(1.0, "[1, inf)"),
-        "grow_every": Setting(0, "[0, inf)"),  # 0 steps: it stays as it is
+        "grow_every": Setting(0, "[0, inf)", meaning="0 steps: it stays as it is"),
     },
     "optimizer": {
         "name": Setting("adam", ("adam", "adamw", "sgd")),
@@ -177,8 +210,8 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "weight_decay": Setting(0.0, "[0, inf)"),
         "schedule": Setting("plateau", ("plateau", "cosine", "decades", "constant")),
         "warmup_epochs": Setting(0.0, "[0, inf)"),
-        "clip": Setting(0.0, "[0, inf)"),  # the gradients' norm; 0 for no limit
-        "betas": Setting((0.9, 0.999), "[0, 1)", lengths=(2,)),  # of adam and adamw
+        "clip": Setting(0.0, "[0, inf)", meaning="the gradients' norm; 0 for no limit"),
+        "betas": Setting((0.9, 0.999), "[0, 1)", lengths=(2,), meaning="of adam and adamw"),
     },
     # For optimizer.schedule=plateau.
     "plateau": {
@@ -197,7 +230,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "mixup": Setting(0.0, "[0, inf)"),
         "cutmix": Setting(0.0, "[0, inf)"),
     },
-    "early_stopping": {"patience": Setting(10, "[0, inf)")},  # 0 never stops early
+    "early_stopping": {"patience": Setting(10, "[0, inf)", meaning="0 never stops early")},
     # The start from init_from: in a study `config` names the run; candidate kernels differ by `noise`.
     "start": {
         "config": Setting(""),

@@ -34,6 +34,15 @@ def started(ask, monkeypatch):
         ([ODCONV, "--config.gan.latent=3"], "there is no setting 'gan'"),
         ([ODCONV, "--config.model.network=vgg16", "--config.model.depth=50"], "'depth'"),
         ([ODCONV, "--config.epochs=1.5"], "a whole number, such as 2"),
+        (["--config=odcon"], "did you mean 'odconv'"),
+        (
+            [ODCONV, "--config.conv.reductoin=0.5"],
+            "no field 'reductoin'; did you mean 'reduction'",
+        ),
+        ([ODCONV, "--config.conv.reduction=much"], "is not a number, such as 0.0625"),
+        ([ODCONV, "--config.conv.reduction=-1.0"], "choose more than 0"),
+        ([ODCONV, "--config.conv.name=conv", "--config.conv.reduction=0.5"], "conv has no field"),
+        ([ODCONV, "--config.conv.lowering=fast"], "lowering"),
         # Found when settings are compared.
         ([ODCONV, "--config.adapt_gates=True"], "with gates"),
         ([ODCONV, "--config.data.name=folder"], "two data sets"),
@@ -118,6 +127,40 @@ def test_the_flags_reach_the_run(ask, started, tmp_path):
     (config, workdir), (static, usual) = started
     assert (config.name, config.epochs, workdir) == ("odconv", 5, tmp_path / "run")
     assert (static.name, static.epochs, usual) == ("base", 120, Path("runs/base-adiac"))
+
+
+def test_the_name_of_a_config_is_enough_and_fields_of_layers_are_flags(ask, started, tmp_path):
+    layer = ("--config.conv.reduction=0.5", "--config.conv.lowering=taps")
+    ask("--config=odconv:smoke", *layer, deep=False)
+    other = ("--config.conv.name=condconv", "--config.conv.num_kernels=2")
+    ask(
+        "--config=base:smoke",
+        *other,
+        "--config.attention.name=cbam",
+        "--config.attention.reduction=2",
+        deep=False,
+    )
+    (config, _), (changed, _) = started
+    assert (config.name, config.conv.reduction, config.conv.lowering) == ("odconv", 0.5, "taps")
+    assert changed.conv.to_dict() == {"name": "condconv", "num_kernels": 2}
+    assert changed.attention.reduction == 2.0
+
+
+def test_help_lists_the_settings_of_a_config(capsys):
+    from experiments import main as command
+    from experiments.core import cli
+
+    for words, says in {
+        ("--help",): "--help together with --config=NAME",
+        ("--config=odconv", "--help"): "--config.conv.reduction=0.0625",
+        ("-h", "--config", "odconv:voc2012"): "--config.head.name=fcn",
+    }.items():
+        assert (
+            cli.run(command.main, ["main", *words], command.__doc__, settings=command.SETTINGS) == 0
+        )
+        out = capsys.readouterr().out
+        assert out.startswith("Trains one experiment") and says in out
+    assert "--config.epochs=30" in out and "of a ResNet" in out
 
 
 def test_a_compilation_cache_that_is_set_is_kept(ask, started, tmp_path):

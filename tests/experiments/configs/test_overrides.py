@@ -27,6 +27,12 @@ def test_config_without_the_swept_setting_occurs_once():
     assert {c.baseline for c in swept} == {"base"}
 
 
+def test_a_field_of_a_layer_is_swept_where_the_layer_has_it():
+    configs = [load_config(name, "digits") for name in ("base", "odconv")]
+    swept = sweep(configs, {"conv.reduction": ["0.25", "0.5"]})
+    assert [c.conv.get("reduction") for c in swept] == [None, 0.25, 0.5]
+
+
 @pytest.mark.parametrize(
     ("grid", "fragment"),
     [
