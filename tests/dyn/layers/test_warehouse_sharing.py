@@ -1,5 +1,7 @@
 """Networks whose convolutions share warehouses: their parameters, their gradients, and the plan."""
 
+from functools import partial
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -40,10 +42,9 @@ def test_the_gradient_of_shared_cells_is_the_sum_over_layers():
         @nn.compact
         def __call__(self, x, y):
             cells = Warehouse((KernelShape((3,), 4, 4),) * 2, name="warehouse")
-            first = WarehouseConv(4, (3,), warehouse=cells, place=0, name="first")(x)
-            return first.sum(), WarehouseConv(4, (3,), warehouse=cells, place=1, name="second")(
-                y
-            ).sum()
+            conv = partial(WarehouseConv, 4, (3,), attention_norm="batch", warehouse=cells)
+            first, second = conv(place=0, name="first")(x), conv(place=1, name="second")(y)
+            return first.sum(), second.sum()
 
     x, y = random_input(2, 6, 4), random_input(2, 6, 4, seed=2)
     net = Two()
