@@ -32,6 +32,26 @@ def write_text(path: str | os.PathLike, text: str) -> None:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
+def check_own_text(path: str | os.PathLike, mark: str) -> None:
+    """Raises a UserError if there is a file at `path` without a text that all of a command's files have.
+
+    A command that may be repeated at any time replaces its own files, and no others.
+    """
+    path = Path(path)
+    if not path.exists():
+        return
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(
+            f"{path} exists, and cannot be read ({error}): choose another --out."
+        ) from error
+    if mark.encode() not in content:
+        raise UserError(
+            f"{path} exists, and this command has not written it: choose another --out."
+        )
+
+
 def write_json(path: str | os.PathLike, obj: object) -> None:
     """Writes a JSON file such as `summary.json` of what `to_json` takes; its folder is created."""
     write_text(path, json.dumps(to_json(obj), indent=2, ensure_ascii=False, allow_nan=False) + "\n")

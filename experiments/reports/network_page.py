@@ -16,7 +16,7 @@ import numpy as np
 from dyn.diagnostics import Cost
 from experiments.core.errors import UserError
 from experiments.core.escaping import escape_html
-from experiments.core.files import write_text
+from experiments.core.files import check_own_text, write_text
 from experiments.reports import map_figures, network_figures
 from experiments.reports.network import (
     KernelUse,
@@ -75,6 +75,7 @@ def write_page(
     out = Path(out).expanduser() if out else run / "inspect.html"
     if out.is_dir():
         raise UserError(f"--out={out} is a folder: give a file.")
+    check_own_text(out, "<h2>Findings</h2>")
     summary = read_summary(run)
     if summary is None:
         raise UserError(f"{run} is not the folder of a finished run, which has a summary.json.")

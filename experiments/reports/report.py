@@ -19,6 +19,10 @@ from experiments.runs.find import Run, find_runs, is_run_folder
 Saved = TypeVar("Saved", artifacts.Maps, artifacts.Samples)
 
 
+_TITLE = "# Comparison of runs"
+_TABLES = ("report.tex", "report.csv", "runs.csv")
+
+
 def write_report(
     folders: Iterable[str | os.PathLike], out: str | os.PathLike | None = None
 ) -> Path:
@@ -36,10 +40,11 @@ def write_report(
     if not runs and not excluded:
         raise UserError(f"There are no runs in {', '.join(map(str, folders))}.")
     place = _choose_place(folders, out)
+    _check_place(place)
     comparisons = compare_runs(runs)
 
     lines = [
-        "# Comparison of runs",
+        _TITLE,
         "",
         f"{count_noun(len(runs), 'finished run')}. `python -m experiments.report RUNS... --out=DIR` "
         "makes it again.",
@@ -82,6 +87,17 @@ def _name_figure_folders(comparisons: Sequence[DatasetComparison]) -> list[Path]
         Path("figures") / (name if names.count(name) == 1 else f"{name}_{comparison.metric}")
         for name, comparison in zip(names, comparisons, strict=True)
     ]
+
+
+def _check_place(place: Path) -> None:
+    """Raises a UserError if a file is in the way that no report has written."""
+    files.check_own_text(place / "report.md", _TITLE)
+    tables_there = [place / name for name in _TABLES if (place / name).exists()]
+    if tables_there and not (place / "report.md").exists():
+        raise UserError(
+            f"{tables_there[0]} exists, and there is no report.md beside it: move it away, or choose another "
+            "--out."
+        )
 
 
 def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> list[str]:

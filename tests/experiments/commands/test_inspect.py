@@ -63,3 +63,8 @@ def test_inspect(run, tmp_path, capsys):
     assert not any("gate" in text for text in texts)
     assert cli.run(inspect.main, [*words[:2], f"--out={tmp_path}"], inspect.__doc__) == 2
     assert "is a folder" in capsys.readouterr().err
+    settings = (run / "config.json").read_bytes()
+    words[-1] = f"--out={run / 'config.json'}"
+    assert cli.run(inspect.main, words, inspect.__doc__) == 2
+    assert "has not written it" in capsys.readouterr().err
+    assert (run / "config.json").read_bytes() == settings

@@ -141,3 +141,16 @@ def test_report_stays_out_of_run_folders(tmp_path, write_run):
         write_report([folder], folder)
     with pytest.raises(UserError, match="There are no runs in"):
         write_report([folder / "figures"])
+
+
+def test_files_that_no_report_has_written_stay(tmp_path, write_run):
+    run, out = write_run("base", 0.9, 0), tmp_path / "out"
+    out.mkdir()
+    for name in ("report.md", "runs.csv"):
+        (out / name).write_text("my notes")
+        with pytest.raises(UserError, match=f"{name} exists"):
+            write_report([run], out)
+        assert (out / name).read_text() == "my notes"
+        (out / name).unlink()
+    write_report([run], out)
+    write_report([run], out)
