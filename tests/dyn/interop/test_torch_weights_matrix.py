@@ -31,6 +31,12 @@ def test_has_torchs_logits(name):
     assert_torchs_logits(jax.jit(net.apply)(variables, pictures()), name)
 
 
+def test_weights_with_a_batch_norm_say_so_to_a_network_with_another():
+    net = network("odconv50", conv=partial(ODConv, num_kernels=4))
+    with pytest.raises(ValueError, match="make the network with attention_norm='batch'"):
+        from_torch(variable_shapes(net), weights_of("odconv50"))
+
+
 def test_a_dynamic_network_starts_with_torchs_static_logits():
     static = variable_shapes(network("seresnet"))
     twin = from_torch(static, weights_of("seresnet")).variables

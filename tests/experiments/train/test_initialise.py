@@ -107,6 +107,15 @@ def test_networks_with_gates_or_shared_cells_start_from_their_static_twin(traine
     assert "/attention/cell/" in words and "stage1/cells" not in words
 
 
+def test_another_norm_of_the_attention_is_named_with_what_to_write(trained, tmp_path):
+    """Runs of before the layer norm, and the papers' weights, have a batch norm there."""
+    trained(config_with(conv={**ODCONV, "attention_norm": "batch"}), 3)
+    with pytest.raises(
+        UserError, match=r"another norm: write --config\.conv\.attention_norm=batch"
+    ):
+        start(tmp_path, config_with(conv={**ODCONV, "attention_norm": "layer"}), 3)
+
+
 def test_another_number_of_kernels_is_named_with_both_shapes(trained, tmp_path):
     trained(config_with(conv=ODCONV), 3)
     says = r"start from .*: params/\S+/bias is \(2,\) there and \(4,\) here; .*; and \d+ more"
