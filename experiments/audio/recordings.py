@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.audio import containers, contents, mpeg
+from experiments.audio import containers, contents, flac, mpeg
 from experiments.audio.require import require_library
 from experiments.core.errors import UserError
 from experiments.core.listing import list_files
@@ -256,11 +256,7 @@ def _find_all_frames(path: pathlib.Path, file: Any, stack: contextlib.ExitStack)
     frame_bytes = _SAMPLE_BYTES.get(file.subtype, 0) * file.channels
     sound = containers.locate_sound(path)
     if sound is None:
-        if file.format == "MP3" and (head := mpeg.add_length(path, file.frames)):
-            whole = _open_part(stack, path, head, 0)
-            note = f"its header says {file.frames:,} frames, and {whole.frames:,} are there"
-            return _OpenSound(whole, whole.frames, note)
-        return _OpenSound(file, file.frames, containers.describe_ogg(path))
+        return _find_compressed_frames(path, file, stack)
     frames = sound.present // frame_bytes if frame_bytes else file.frames
     if frames > file.frames:
         # If the library counts frames in another way than by the header, its way is right.
@@ -277,6 +273,25 @@ def _find_all_frames(path: pathlib.Path, file: Any, stack: contextlib.ExitStack)
         file = _open_part(stack, path, b"", sound.begin, **raw)
         frames = min(frames, file.frames)
     return _OpenSound(file, frames, containers.describe_size(sound, frames, frame_bytes))
+
+
+def _find_compressed_frames(
+    path: pathlib.Path, file: Any, stack: contextlib.ExitStack
+) -> _OpenSound:
+    """Returns an open MP3 or FLAC file with a header that states its true length, and others as they are."""
+    head, stated = b"", file.frames
+    if file.format == "MP3":
+        head = mpeg.add_length(path, stated)
+        whole = head and _open_part(stack, path, head, 0)
+    elif file.format == "FLAC":
+        head = flac.correct_header(path)
+        whole = head and _open_part(stack, path, head, flac.HEADER)
+    if not head:
+        return _OpenSound(file, stated, containers.describe_ogg(path))
+    if stated >= MAX_FRAMES:  # A program that wrote into a pipe did not know the length.
+        return _OpenSound(whole, whole.frames, "")
+    note = f"its header says {stated:,} frames, and {whole.frames:,} are there"
+    return _OpenSound(whole, whole.frames, note)
 
 
 class _Part(io.RawIOBase):

@@ -6,7 +6,7 @@ import time
 import numpy as np
 import pytest
 
-from experiments.audio import recordings
+from experiments.audio import flac, recordings
 
 soundfile = pytest.importorskip("soundfile")
 
@@ -128,6 +128,20 @@ def test_mp3_without_its_length_is_read_to_the_end(save, rng):
         len(found) > 79_000
         and note == f"its header says 40,000 frames, and {len(found):,} are there"
     )
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+@pytest.mark.parametrize("frames", [1000, 4096, 40_000, 700_001])
+def test_flac_is_read_to_its_end(save, rng, channels, frames):
+    path = save("x.flac", rng.standard_normal((frames, channels)) / 10, 44_100)
+    content, (found, note) = path.read_bytes(), read(path)
+    assert len(found) == frames and note == ""
+    for stated in (0, 500):
+        path.write_bytes(flac.replace_total(content[:42], stated) + content[42:])
+        assert flac.read_total(path.read_bytes()[:42]) == stated
+        again, note = read(path)
+        np.testing.assert_array_equal(again, found)
+        assert note == (f"its header says 500 frames, and {frames:,} are there" if stated else "")
 
 
 @pytest.mark.parametrize(

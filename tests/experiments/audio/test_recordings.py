@@ -217,7 +217,7 @@ def test_absurd_frame_count_has_a_reason(save, rng):
     content = bytearray(path.read_bytes())
     # The last 36 bits of these are the number of samples; 0 is for unknown, and is read as 2^63 - 1.
     content[21:26] = bytes([content[21] & 0xF0, 0, 0, 0, 0])
-    path.write_bytes(content)
+    path.write_bytes(content[: content.index(b"\xff\xf8")] + bytes(9000))  # No frame has a number.
     with pytest.raises(ValueError, match="its header says 9,223,372,036,854,775,807 frames"):
         recordings.probe_recording(path)
 
