@@ -6,6 +6,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from dyn.ops.sharding import automate_sharding, mesh_axes
+
 Array = jax.Array
 
 
@@ -56,7 +58,8 @@ def set_temperature(variables: Mapping[str, Any], temperature: Array | float) ->
         temperature: the new value; may be traced.
 
     Returns:
-        A copy of `variables` in which every `temperature` of the collection `attention` is replaced.
+        A copy of `variables` in which every `temperature` of the collection `attention` is replaced. Shapes
+        and dtypes stay: layers stacked by `nn.scan` or `nn.vmap` all get the new value.
 
     Raises:
         ValueError: if the temperature is not positive and not traced.
@@ -117,8 +120,14 @@ def _set_everywhere(
     if "attention" not in variables:
         return {**variables}
 
+    def fill(leaf: Array, value: Array) -> Array:
+        return jnp.broadcast_to(value, leaf.shape)
+
     def replace(path: tuple[Any, ...], leaf: Array) -> Array:
-        return jnp.asarray(value, leaf.dtype) if getattr(path[-1], "key", None) == name else leaf
+        if getattr(path[-1], "key", None) != name:
+            return leaf
+        value_of_leaf = jnp.asarray(value, leaf.dtype)
+        return automate_sharding(fill, leaf, value_of_leaf, axes=mesh_axes(leaf))
 
     attention = jax.tree_util.tree_map_with_path(replace, variables["attention"])
     return {**variables, "attention": attention}

@@ -91,8 +91,9 @@ def warm_start(
 
     Raises:
         ValueError: for a variable of the static network whose counterpart is missing or has another shape,
-            for a dynamic layer that the static network does not have, for candidates that are weighted by
-            another layer, for warehouses with too few cells, and for noise without a key.
+            for a dynamic layer that the static network does not have, for layers that `nn.scan` or `nn.vmap`
+            has stacked, for candidates that are weighted by another layer, for warehouses with too few cells,
+            and for noise without a key.
 
     Example:
         >>> import flax.linen as nn, jax, jax.numpy as jnp
@@ -121,6 +122,7 @@ def warm_start(
     )
     trained = traverse_util.flatten_dict(dict(static_variables))
     layers = dict(_find_layers(dynamic_variables["params"], ("params",)))
+    _check_not_stacked(layers)
     cells, held = fill_warehouses(started, trained, warehouses)
     started |= cells
 
@@ -155,6 +157,23 @@ def warm_start(
     started |= open_gates(started, trained)
     started |= undo_spectral_norms(started)
     return traverse_util.unflatten_dict(started)
+
+
+def _check_not_stacked(layers: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Checks that no layer is a stack, whose first axis could be taken for that of the candidates.
+
+    Raises:
+        ValueError: for a layer with attention whose parameters have an axis too many.
+    """
+    for path, layer in layers.items():
+        branch = {**layer, **layer.get("attention", {})}
+        heads = [branch.get(name) for name in ("squeeze", "kernel", "filter", "routing")]
+        kernels = [head["kernel"] for head in heads if isinstance(head, Mapping)]
+        if any(len(kernel.shape) > 2 for kernel in kernels):
+            raise ValueError(
+                f"{'/'.join(path)} is several layers, stacked by nn.scan or nn.vmap: start them one by one, "
+                "with jax.vmap(warm_start) over the stacked axis of their variables in both networks."
+            )
 
 
 def _neutralise_attention(

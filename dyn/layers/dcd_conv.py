@@ -24,6 +24,7 @@ from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import apply_batch_norm
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
@@ -341,15 +342,19 @@ def bin_averages(x: Array, bins: int, dtype: jnp.dtype) -> Array:
     if the length is no multiple of the number of bins. The result is ordered by features first, as in
     torch, so that published weights fit.
     """
-    for axis in range(1, x.ndim - 1):
-        n = x.shape[axis]
-        bounds = [(i * n // bins, -(-(i + 1) * n // bins)) for i in range(bins)]
-        means = [
-            jnp.mean(lax.slice_in_dim(x, start, end, axis=axis), axis=axis, dtype=dtype)
-            for start, end in bounds
-        ]
-        x = jnp.stack(means, axis=axis)
-    return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], math.prod(x.shape[1:]))
+
+    def average(x: Array) -> Array:
+        for axis in range(1, x.ndim - 1):
+            n = x.shape[axis]
+            bounds = [(i * n // bins, -(-(i + 1) * n // bins)) for i in range(bins)]
+            means = [
+                jnp.mean(lax.slice_in_dim(x, start, end, axis=axis), axis=axis, dtype=dtype)
+                for start, end in bounds
+            ]
+            x = jnp.stack(means, axis=axis)
+        return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], math.prod(x.shape[1:]))
+
+    return automate_sharding(average, x)
 
 
 def _gate(v: Array) -> Array:

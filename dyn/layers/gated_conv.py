@@ -351,17 +351,16 @@ def prune_kernels(params: dict[str, Any], gates: Array) -> dict[str, Any]:
         ValueError: if the parameters belong to another layer or granularity.
     """
     kernel, attention = params["kernel"], params.get("attention", {})
-    if (
-        gates.ndim != 2
-        or gates.shape[1] != kernel.shape[0]
-        or not {"kernel", "gates"} & set(attention)
-    ):
+    heads = {name: attention[name] for name in ("kernel", "gates") if name in attention}
+    # The gates' logits have the kernels along their last axis; two axes would be several layers.
+    sizes = {leaf.shape[-1] for leaf in jax.tree.leaves(heads)}
+    stacked = min((leaf.ndim for leaf in jax.tree.leaves(heads)), default=1) > 1
+    if gates.ndim != 2 or stacked or sizes != {kernel.shape[0]} or sizes != {gates.shape[1]}:
         raise ValueError(
             "prune_kernels needs the parameters of a GatedConv with granularity='kernel' and its gates "
             f"[N, K]; got a kernel of shape {kernel.shape} and gates of shape {gates.shape}."
         )
     used = np.asarray(gates > 0).any(axis=0)
     used = np.flatnonzero(used) if used.any() else np.arange(1)
-    # The gates' parameters have the kernels along their last axis.
-    attention = jax.tree.map(lambda leaf: leaf[..., used], attention)
-    return {**params, "kernel": kernel[used], "attention": attention}
+    heads = jax.tree.map(lambda leaf: leaf[..., used], heads)
+    return {**params, "kernel": kernel[used], "attention": {**attention, **heads}}

@@ -17,7 +17,7 @@ from dyn.layers.convolution import flatten_batch
 from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import LayerNorm
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.sharding import shard_batch_like
+from dyn.ops.sharding import automate_sharding, mesh_axes, shard_batch_like
 
 Array = jax.Array
 
@@ -127,9 +127,13 @@ def append_state(x: Array, state: Array) -> Array:
     """
     dtype = float32_or_wider(x, state)
     spatial = x.ndim - state.ndim
-    state = state.reshape(*state.shape[:-1], *(1,) * spatial, state.shape[-1])
-    state = jnp.broadcast_to(state.astype(dtype), (*x.shape[:-1], state.shape[-1]))
-    return jnp.concatenate([x.astype(dtype), state], axis=-1)
+
+    def append(x: Array, state: Array) -> Array:
+        state = state.reshape(*state.shape[:-1], *(1,) * spatial, state.shape[-1])
+        state = jnp.broadcast_to(state.astype(dtype), (*x.shape[:-1], state.shape[-1]))
+        return jnp.concatenate([x.astype(dtype), state], axis=-1)
+
+    return automate_sharding(append, x, state, axes=mesh_axes(x)[:-1])
 
 
 beside = append_state  # the former name

@@ -17,6 +17,7 @@ from dyn.layers.attention import MixtureAttention, global_average
 from dyn.layers.convolution import ConvLayer, check_context, flatten_batch
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.geometry import Geometry
+from dyn.ops.sharding import automate_sharding, mesh_axes
 
 Array = jax.Array
 
@@ -150,12 +151,16 @@ def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bo
             f"context lies on a grid of {context.shape[1:-1]}; the input's is {spatial} and the "
             f"output's {out}: it must lie on one of them."
         )
-    # A padding that repeats inputs repeats the context, too.
-    context = geometry.pad_edges(context)
-    for axis in range(geometry.rank):
-        reach = (geometry.size[axis] - 1) * geometry.kernel_dilation[axis]
-        start = np.arange(out[axis]) * geometry.strides[axis] - geometry.padding[axis][0]
-        index = (start + (reach if causal else reach // 2)) // geometry.input_dilation[axis]
-        index = np.clip(index, 0, geometry.spatial[axis] - 1)
-        context = jnp.take(context, index, axis=axis + 1, mode="clip")
-    return context
+
+    def move(context: Array) -> Array:
+        # A padding that repeats inputs repeats the context, too.
+        context = geometry.pad_edges(context)
+        for axis in range(geometry.rank):
+            reach = (geometry.size[axis] - 1) * geometry.kernel_dilation[axis]
+            start = np.arange(out[axis]) * geometry.strides[axis] - geometry.padding[axis][0]
+            index = (start + (reach if causal else reach // 2)) // geometry.input_dilation[axis]
+            index = np.clip(index, 0, geometry.spatial[axis] - 1)
+            context = jnp.take(context, index, axis=axis + 1, mode="clip")
+        return context
+
+    return automate_sharding(move, context, axes=mesh_axes(context)[:-1])

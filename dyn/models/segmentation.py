@@ -18,6 +18,7 @@ from dyn.models.backbone import make_batch_norm
 from dyn.models.dropout import Dropout
 from dyn.models.resnet import ResNet18
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.sharding import shard_like
 
 Array = jax.Array
 Backbone = Callable[..., nn.Module]
@@ -153,7 +154,8 @@ class DeepLabV3Plus(CheckedModule):
         # A small share, so that they do not outweigh the pyramid's (section 3 of the paper).
         low_features = max(1, self.features * 3 // 16)
         low = ConvNorm(low_features, 1, dtype=self.dtype, name="low_level")(first, train)
-        y = jnp.concatenate([resize(y, first.shape[1:3]), low], axis=-1)
+        y = shard_like(resize(y, first.shape[1:3]), low)
+        y = jnp.concatenate([y, low], axis=-1)
         for n in (1, 2):
             y = SeparableConv(self.features, dtype=self.dtype, name=f"decoder{n}")(y, train)
         y = nn.Conv(self.num_classes, (1, 1), dtype=self.dtype, name="logits")(y)
@@ -177,7 +179,7 @@ class ASPP(nn.Module):
             branches.append(atrous(x, train))
         pooled = global_average(x, 2, float32_or_wider(x))[:, None, None]
         pooled = conv1x1(name="pooled")(pooled, train)
-        branches.append(jnp.broadcast_to(pooled, branches[0].shape))
+        branches.append(shard_like(jnp.broadcast_to(pooled, branches[0].shape), branches[0]))
         return conv1x1(name="project")(jnp.concatenate(branches, axis=-1), train)
 
 

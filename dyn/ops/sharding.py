@@ -51,6 +51,11 @@ def automate_sharding(
     return jax.jit(run, inline=True)(*arrays)
 
 
+def shard_like(array: Array, like: Array) -> Array:
+    """Shards each axis of an array as that of another, where mesh axes are explicit."""
+    return automate_sharding(lambda _, array: array, like, array, axes=mesh_axes(like))
+
+
 def shard_batch_like(array: Array, like: Array) -> Array:
     """Shards the first axis of an array as that of another, where mesh axes are explicit."""
     return automate_sharding(lambda _, array: array, like, array)
