@@ -40,7 +40,7 @@ def filled(layer, *args, scale=0.3, seed=0, dtype=np.float32):
             case "var" | "scale" | "temperature":
                 values = 1 + np.abs(values)
             case "blend":
-                values = np.zeros(())
+                values = np.zeros(leaf.shape)
         return np.asarray(values, dtype)
 
     return jax.tree_util.tree_map_with_path(fill, init_shapes(layer, *args))

@@ -1,9 +1,12 @@
 """Gradients and train steps, compiled for a batch that is sharded over a number of devices.
 
 As a program, on eight devices, it prints a report on every layer compiled for one, four and eight of them.
+Its argument is the type of the mesh's axes.
 """
 
 import json
+import math
+import sys
 from functools import partial
 
 import jax
@@ -23,17 +26,32 @@ CASES = {
 }
 
 
-def shardings(devices=4):
+# Axis types of a mesh: JAX's default, and that of older programs.
+AXIS_TYPES = {"explicit": AxisType.Explicit, "auto": AxisType.Auto}
+
+
+def make_mesh(shape, axes):
+    """Returns a mesh over the first devices with the axes 'data' and 'model', or 'data' alone.
+
+    Args:
+        shape: number of devices along each axis.
+        axes: 'explicit', 'auto', or for two axes also 'explicit, auto' and 'auto, explicit'.
+    """
+    types = [AXIS_TYPES[name] for name in axes.split(", ")]
+    types = tuple(types * len(shape) if len(types) == 1 else types)
+    devices = jax.devices()[: math.prod(shape)]
+    return jax.make_mesh(shape, ("data", "model")[: len(shape)], axis_types=types, devices=devices)
+
+
+def shardings(devices=4, axes="auto"):
     """Returns two shardings: replicated on all devices, and split along the first axis."""
-    mesh = jax.make_mesh(
-        (devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices]
-    )
+    mesh = make_mesh((devices,), axes)
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
 
 
-def layer_gradient(name, devices, shape=None):
+def layer_gradient(name, devices, shape=None, axes="auto"):
     """Compiles a layer's gradient in training with respect to parameters and inputs."""
-    (case, fields), (replicated, batch) = CASES[name], shardings(devices)
+    (case, fields), (replicated, batch) = CASES[name], shardings(devices, axes)
     layer = case.layer(**fields)
     x = jax.ShapeDtypeStruct(shape or (BATCH, *case.shape[1:]), jnp.float32)
 
@@ -55,7 +73,7 @@ def layer_gradient(name, devices, shape=None):
     return step.lower(params, others, x).compile()
 
 
-def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1), devices=4):
+def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1), devices=4, axes="auto"):
     """Returns the compiled text of a train step of a tiny ResNet with a sharded batch."""
     net = ResNet(stage_sizes, block, num_classes=3, width=8, stem="small", conv=conv)
     x = jax.ShapeDtypeStruct((BATCH, 16, 16, 3), jnp.float32)
@@ -75,7 +93,7 @@ def train_step_text(conv, block=BasicBlock, stage_sizes=(1, 1), devices=4):
         params = jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient)
         return {**variables, **state, "params": params}, value
 
-    replicated, batch = shardings(devices)
+    replicated, batch = shardings(devices, axes)
     step = jax.jit(
         train_step,
         in_shardings=(replicated, batch, batch),
@@ -96,20 +114,21 @@ def large(name):
     return (256, *(32,) * (len(shape) - 2), shape[-1])
 
 
-def report():
+def report(axes):
     """Returns for each layer the FLOPs per device by number of devices, and the lines that gather."""
     results = {}
     for name in CASES:
-        compiled = {n: layer_gradient(name, n, large(name)) for n in (1, 4, 8)}
+        compiled = {n: layer_gradient(name, n, large(name), axes) for n in (1, 4, 8)}
         results[name] = {
             "flops": {n: step.cost_analysis()["flops"] for n, step in compiled.items()},
             "reduces": [n for n, step in compiled.items() if "all-reduce" in step.as_text()],
             "gathers": [line for step in compiled.values() for line in gathers(step.as_text())],
         }
-    text = train_step_text(partial(ODConv, num_kernels=4, attention_norm="batch"), devices=8)
+    conv = partial(ODConv, num_kernels=4, attention_norm="batch")
+    text = train_step_text(conv, devices=8, axes=axes)
     results["network"] = {"reduces": "all-reduce" in text, "gathers": gathers(text)}
     return results
 
 
 if __name__ == "__main__":
-    print(json.dumps(report()))
+    print(json.dumps(report(sys.argv[1])))

@@ -14,18 +14,23 @@ from dyn.ops import dynamic_conv, explain, lowerings
 pytestmark = pytest.mark.matrix
 
 
+EITHER = pytest.mark.parametrize("axes", ["explicit", "auto"])
+
+
+@EITHER
 @pytest.mark.parametrize("name", CASES)
-def test_the_gradient_of_no_layer_gathers(name):
+def test_the_gradient_of_no_layer_gathers(name, axes):
     """In training, with respect to parameters and inputs, with the lowering that 'auto' chooses."""
-    text = layer_gradient(name, devices=4).as_text()
+    text = layer_gradient(name, 4, axes=axes).as_text()
     assert "all-reduce" in text
     assert not gathers(text)
 
 
+@EITHER
 @pytest.mark.parametrize("name", CASES)
-def test_four_devices_share_the_work(name):
+def test_four_devices_share_the_work(name, axes):
     """With inputs large enough for other lowerings."""
-    alone, shared = (layer_gradient(name, devices, large(name)) for devices in (1, 4))
+    alone, shared = (layer_gradient(name, devices, large(name), axes) for devices in (1, 4))
     assert "all-reduce" in shared.as_text() and not gathers(shared.as_text())
     flops = [compiled.cost_analysis()["flops"] for compiled in (alone, shared)]
     assert flops[1] == pytest.approx(flops[0] / 4, rel=0.02)
@@ -35,15 +40,17 @@ def test_four_devices_share_the_work(name):
 ONE_BLOCK = (0, 1)
 
 
+@EITHER
 @pytest.mark.parametrize("lowering", ["taps", "patches", "shared"])
-def test_lowerings_that_auto_may_choose_gather_nothing(lowering):
+def test_lowerings_that_auto_may_choose_gather_nothing(lowering, axes):
     conv = partial(ODConv, num_kernels=4, attention_norm="batch", lowering=lowering)
-    text = train_step_text(conv, stage_sizes=ONE_BLOCK)
+    text = train_step_text(conv, stage_sizes=ONE_BLOCK, axes=axes)
     assert "all-reduce" in text
     assert not gathers(text)
 
 
-def test_mixing_outputs_gathers_nothing():
+@EITHER
+def test_mixing_outputs_gathers_nothing(axes):
     """`outputs` cannot do tap attention, so it is compiled for the 1x1 convolutions of a bottleneck."""
 
     def conv(features, kernel_size, strides, **fields):
@@ -58,15 +65,16 @@ def test_mixing_outputs_gathers_nothing():
             **fields,
         )
 
-    text = train_step_text(conv, Bottleneck, ONE_BLOCK)
+    text = train_step_text(conv, Bottleneck, ONE_BLOCK, axes=axes)
     assert "all-reduce" in text
     assert not gathers(text)
 
 
-def test_the_reference_gathers():
+@EITHER
+def test_the_reference_gathers(axes):
     """The control: the other tests would notice a lowering that gathers."""
     conv = partial(ODConv, num_kernels=4, attention_norm="batch", lowering="reference")
-    text = train_step_text(conv, stage_sizes=ONE_BLOCK)
+    text = train_step_text(conv, stage_sizes=ONE_BLOCK, axes=axes)
     assert any("all-gather" in line for line in gathers(text))
 
 

@@ -14,16 +14,16 @@ pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[3]
 
 
-@pytest.fixture(scope="module")
-def on_eight_devices():
-    """Returns the report of a process with eight devices."""
+@pytest.fixture(scope="module", params=["explicit", "auto"])
+def on_eight_devices(request):
+    """Returns the report of a process with eight devices, for each type of axes."""
     settings = {
         "JAX_NUM_CPU_DEVICES": "8",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         "JAX_NUMPY_DTYPE_PROMOTION": "strict",
         "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")])),
     }
-    command = [sys.executable, str(ROOT / "tests/dyn/sharded_steps.py")]
+    command = [sys.executable, str(ROOT / "tests/dyn/sharded_steps.py"), request.param]
     done = subprocess.run(
         command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=600
     )
