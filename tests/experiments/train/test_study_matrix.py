@@ -75,10 +75,10 @@ def test_finished_runs_are_not_trained_again(folded, toy, capsys):
 def test_failed_run_is_reported_and_tried_again(toy, tmp_path, monkeypatch):
     train = grid.train
 
-    def fail_for_seed_0(config, workdir, programs):
+    def fail_for_seed_0(config, workdir, programs, **options):
         if config.seed == 0:
             raise RuntimeError("out of luck")
-        return train(config, workdir, programs)
+        return train(config, workdir, programs, **options)
 
     monkeypatch.setattr(grid, "train", fail_for_seed_0)
     run_study(load_toy_configs(toy, "net1"), tmp_path, 2, 0, False)
