@@ -47,14 +47,16 @@ def read_safetensors(path: str | os.PathLike[str]) -> dict[str, np.ndarray]:
         OSError: if the file cannot be opened.
     """
     try:
-        from safetensors import SafetensorError, deserialize
+        from safetensors import SafetensorError, deserialize, safe_open
     except ImportError as error:
         raise ImportError(
             f"reading {path} needs the library safetensors: pip install safetensors."
         ) from error
-    with open(path, "rb") as file:
-        content = file.read()
     try:
+        with safe_open(path, "numpy"):  # checks the header against the size of the file
+            pass
+        with open(path, "rb") as file:
+            content = file.read()
         entries = deserialize(content)
     except SafetensorError as error:
         raise ValueError(

@@ -222,7 +222,7 @@ def from_torch(
     }
     kept = sorted(path for path in targets if _is_below(path.partition("/")[2], without))
     filled: dict[str, Any] = {}
-    left_out, unmatched, misshapen = [], [], []
+    left_out, unmatched, misshapen, doubled = [], [], [], []
     for name, layer, leaf, value in _match_layers(weights, table):
         if leaf in _COUNTS or (layer and _is_below(layer, without)):
             left_out.append(name)
@@ -242,6 +242,8 @@ def from_torch(
                 continue
             if array.shape != shape:
                 misshapen.append(f"{name} {value.shape} for {path} {shape}")
+            if path in filled:
+                doubled.append(f"{name} for {path}")
             filled[path] = jnp.asarray(array, targets[path].dtype)
     missing = [
         f"{path} {tuple(leaf.shape)}"
@@ -250,6 +252,7 @@ def from_torch(
     ]
     problems = {
         "of another shape": misshapen,
+        "for what other weights have filled": doubled,
         "without a counterpart in the network": unmatched,
         "missing for parameters of the network": missing,
     }

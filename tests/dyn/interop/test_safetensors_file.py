@@ -83,3 +83,12 @@ def test_bytes_that_are_no_booleans_are_true(tmp_path):
         "w"
     ]
     assert weights.view(np.uint8).tolist() == [0, 1, 1]
+
+
+def test_a_file_with_a_header_that_lies_is_not_read_into_memory(tmp_path):
+    """A file that ends in a hole takes no room on a disk, but all of it in memory."""
+    path = write(tmp_path / "net.safetensors", {"w": ("U8", [1], b"1")})
+    with open(path, "r+b") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(ValueError, match=r"net\.safetensors cannot be read: it is damaged"):
+        read_weights(path)

@@ -101,6 +101,14 @@ def test_weights_of_an_unknown_network_say_what_differs():
     assert "params/" in str(raised.value) and len(str(raised.value)) < 800
 
 
+def test_weights_that_are_there_twice_are_refused():
+    """A checkpoint that holds a network and its compiled self: prefixes are ignored, so names collide."""
+    weights = weights_of("seresnet")
+    weights["_orig_mod.conv1.weight"] = weights["conv1.weight"] + 1
+    with pytest.raises(ValueError, match=r"1 for what other weights .* _orig_mod\.conv1\.weight"):
+        from_torch(variable_shapes(network("seresnet")), weights)
+
+
 def test_complex_weights_are_no_real_ones():
     weights = weights_of("seresnet")
     weights["conv1.weight"] = weights["conv1.weight"].astype(np.complex64)
