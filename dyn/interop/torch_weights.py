@@ -294,15 +294,13 @@ def _count_matches(named: Mapping[str, Any], table: Table) -> int:
 
 def _describe_foreign(weights: Mapping[str, np.ndarray], targets: Mapping[str, Any]) -> str:
     """Says how the names of an unknown network differ from those of a network here."""
-    table = SOURCES[detect_source(weights)]
-    unknown = [
-        f"{name} {value.shape}"
-        for name, layer, leaf, value in _match_layers(weights, table)
-        if layer is None and leaf not in _COUNTS
-    ]
-    ours = [f"{path} {tuple(leaf.shape)}" for path, leaf in targets.items()]
+    matches = _match_layers(weights, SOURCES[detect_source(weights)])
+    counted = [match for match in matches if match[2] not in _COUNTS]
+    unknown = [f"{name} {value.shape}" for name, layer, _, value in counted if layer is None]
+    parameters_first = sorted(targets, key=lambda path: not path.startswith("params/"))
+    ours = [f"{path} {tuple(targets[path].shape)}" for path in parameters_first]
     return (
-        f"the weights are of a network that is not known here: {len(unknown)} of {len(weights)} names are "
+        f"the weights are of a network that is not known here: {len(unknown)} of {len(counted)} names are "
         f"those of none of the sources {', '.join(SOURCES)}, such as {', '.join(unknown[:3])}; the network "
         f"has {len(ours)} arrays, such as {', '.join(ours[:3])}. If both compute the same, pass a table from "
         "the names of its layers to the paths here: from_torch(variables, weights, table)."
