@@ -45,6 +45,7 @@ OUTPUT_FILES = (
 OUTPUT_FOLDERS = (CHECKPOINTS, "figures", "damaged", "bad_step")
 URL_MARKS = ("\\", ":/")
 PATTERN_MARKS = ("*", "?", "[")
+SHOWN = 12  # differences in a message
 MAX_PATH_BYTES = 3800  # of 4096, because the files of a checkpoint lie deep
 
 
@@ -112,7 +113,7 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
     sections &= {*LAYER_SECTIONS}
     names = [n for n in {**old, **new} if n in new or n.partition(".")[0] in sections]
     compared = [name for name in names if name not in FREE_SETTINGS]
-    if differences := describe_differences(old, new, names=compared):
+    if differences := describe_differences(old, new, names=compared, limit=SHOWN):
         raise UserError(
             f"{workdir} holds a run with other settings: {differences}. Choose another --workdir for the new "
             "settings, or repeat the old ones to continue that run."

@@ -65,7 +65,7 @@ SUMMARY = Record(
         "seed": Nullable(Number(whole=True)),
         "fold": Nullable(Number(whole=True)),
         "test": Record({"iou": Nullable(MapOf(Nullable(Metric())))}, others=Numbers()),
-        "best": Nullable(BEST),
+        "best": BEST,
         **dict.fromkeys(("steps", "parameters", "macs", "batch_size", "skipped"), Nullable(COUNT)),
         **dict.fromkeys(("compile_seconds", "seconds", "step_seconds"), AMOUNT),
         **dict.fromkeys(("xla_flops_per_step", "examples_per_second"), AMOUNT),

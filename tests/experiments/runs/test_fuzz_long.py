@@ -9,6 +9,7 @@ import pytest
 from finished_runs import config_with, write_finished
 
 from experiments.configs.shared.settings import list_paths
+from experiments.core.cli import join_lines
 from experiments.core.errors import UserError
 from experiments.data.extra import read_description
 from experiments.figures.curves import draw_training_curves
@@ -21,7 +22,11 @@ from experiments.runs.artifacts import load_maps, load_samples, save_samples
 from experiments.runs.checkpoints import read_best_step, restore_best_variables
 from experiments.runs.find import find_runs
 from experiments.runs.folder import check_or_write_config
-from experiments.runs.integrity import find_damaged_file, set_aside_without_metrics
+from experiments.runs.integrity import (
+    find_damaged_file,
+    set_aside_without_metrics,
+    write_checksums,
+)
 from experiments.runs.log import MetricLog, read_rows
 from experiments.runs.schema import find_settings, read_config, read_progress, read_summary
 from experiments.train.banner import describe_result
@@ -97,6 +102,7 @@ def run(tmp_path_factory):
     progress["early_stopping"] = {"patience": 3, "best_metric": 0.5, "should_stop": False}
     for step in ("4", "6"):
         (folder / "checkpoints" / step / "progress" / "metadata").write_text(json.dumps(progress))
+        write_checksums(folder / "checkpoints" / step)
     picture, mask = np.zeros((9, 7, 3), np.uint8), np.ones((9, 7), np.uint8)
     save_samples(folder / "samples.npz", [picture], [mask], [mask], "ab")
     about = {"run": "runs/x", "counts": {"a": 2, "b": 2}, "per_class": 2, "seed": 0, "asked": 2}
@@ -116,7 +122,7 @@ def attempt(*readers):
             except UserError as error:
                 failures.append(error)
         if failures:
-            assert all(0 < len(str(error)) < 2000 for error in failures)
+            assert all(0 < len(join_lines(str(error))) < 4000 for error in failures)
             raise failures[0]
 
     return read
@@ -266,4 +272,4 @@ def attempt_load(run):
     try:
         load(run)
     except UserError as error:
-        assert len(str(error)) < 2000
+        assert len(join_lines(str(error))) < 4000
