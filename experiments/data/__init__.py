@@ -84,6 +84,8 @@ def load(
         dataset = reader.load(config, audio, seed, known_splits.choose_split(known))
     else:
         dataset = reader.load(config, seed)
+    if config.name != "audio":
+        _check_single_labels(dataset, config)
     if config.get("fold", -1) >= 0:
         pool = folds.pool_splits(dataset)
         # The folds are the same for every seed, because runs are compared fold by fold.
@@ -135,6 +137,17 @@ def _import_reader(name: str) -> types.ModuleType:
         )
     module = {"tfds": "tfds_catalogue", "audio": "sounds"}.get(name, name)
     return importlib.import_module(f"experiments.data.{module}")
+
+
+def _check_single_labels(dataset: Dataset, config: ConfigDict) -> None:
+    """Raises a UserError if a setting needs one label for each example, and examples have several."""
+    wanted = {"fold": config.get("fold", -1) >= 0, "classes": bool(config.get("classes"))}
+    for name in (name for name, is_set in wanted.items() if is_set):
+        if np.ndim(dataset.splits["train"][0]["label"]):
+            raise UserError(
+                f"--config.data.{name}: the examples of {dataset.name} have more than one label: "
+                "leave it out."
+            )
 
 
 def _select_classes(dataset: Dataset, names: list[str]) -> Dataset:

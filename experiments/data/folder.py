@@ -1,6 +1,5 @@
 """The user's own pictures: `root/<split>/<class>/*`, or `root/<class>/*` to be split here."""
 
-import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,46 +7,34 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.core import digests, listing
+from experiments.core import listing
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
-from experiments.data import paths, pictures, splits
-from experiments.data.dataset import Dataset, Example
+from experiments.data import paths, pictures, splits, table
+from experiments.data.dataset import Dataset
 
 _LAYOUT = (
     "Give --config.data.source=PATH, where PATH holds one folder of pictures per class, or the folders "
-    "train, validation and test with one folder per class in each."
+    "train, validation and test with one folder per class in each, or PATH is a CSV with the columns path "
+    "and label."
 )
 
 ClassFiles = Mapping[str, Sequence[Path]]
 """The files of each class folder, by the folder's name."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _PictureFiles:
-    """Pictures that are read when they are needed."""
-
-    paths: Sequence[Path]
-    labels: np.ndarray
-    digests: Sequence[int]
-    names: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> Example:
-        path = self.paths[index]
-        return {"inputs": pictures.read_picture(path, path), "label": self.labels[index]}
-
-
 def load(config: ConfigDict, seed: int) -> Dataset:
     """Returns the pictures of the folder `source`, one class per subfolder, as uint8 RGB.
+
+    `source` may be a table of pictures and labels instead, see `table`.
 
     Every file is opened once to check that it can be used; the unusable ones are in `skipped`.
     """
     root = paths.get_source_path(config)
     if root is None:
         raise UserError(f"No folder of pictures is set. {_LAYOUT}")
+    if root.is_file():
+        return table.load_table(root, config, seed)
     if not root.is_dir():
         raise UserError(f"{root} is not a folder. {_LAYOUT}")
     folders = _find_split_folders(root)
@@ -55,7 +42,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     files = [
         path for classes in listed.values() for members in classes.values() for path in members
     ]
-    checked, skipped = pictures.check_all(root, files, _check_file)
+    checked, skipped = pictures.check_all(root, files, pictures.check_and_digest)
     usable = {
         split: {
             name: [path for path in members if path in checked] for name, members in classes.items()
@@ -152,12 +139,6 @@ def _join_names(folder: Path, root: Path, names: Sequence[str]) -> str:
     return ", ".join(str((folder / name).relative_to(root)) for name in names)
 
 
-def _check_file(path: Path) -> tuple[tuple[tuple[int, int], int] | None, str]:
-    """Returns the size `(H, W)` of a picture and the digest of its content, or the reason to skip it."""
-    size, reason = pictures.check_picture(path)
-    return (size, digests.compute_file_digest(path)) if size else None, reason
-
-
 def _make_pool(
     root: Path,
     files: ClassFiles,
@@ -167,7 +148,7 @@ def _make_pool(
     members = [(path, label) for label, name in enumerate(classes) for path in files.get(name, ())]
     in_order = [path for path, _ in members]
     labels = np.array([label for _, label in members], dtype=np.int32)
-    source = _PictureFiles(
+    source = pictures.PictureFiles(
         in_order,
         labels,
         [checked[path][1] for path in in_order],

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import io
 import os
 import stat
@@ -13,7 +14,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from experiments.core import digests
 from experiments.core.errors import UserError
+from experiments.data.dataset import Example
 
 MAX_PIXELS = 89_478_485
 """Larger pictures are refused. As RGB this is a quarter of a gigabyte; Pillow warns from there on."""
@@ -35,6 +38,23 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _SIDEWAYS = (5, 6, 7, 8)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class PictureFiles:
+    """Pictures that are read when they are needed; for each its label, the digest of its file and a name."""
+
+    paths: Sequence[Path]
+    labels: np.ndarray
+    digests: Sequence[int]
+    names: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> Example:
+        path = self.paths[index]
+        return {"inputs": read_picture(path, path), "label": self.labels[index]}
 
 
 @contextlib.contextmanager
@@ -130,6 +150,12 @@ def check_picture(path: str | Path) -> tuple[tuple[int, int] | None, str]:
     return (height, width), ""
 
 
+def check_and_digest(path: Path) -> tuple[tuple[tuple[int, int], int] | None, str]:
+    """Returns the size `(H, W)` of a picture and the digest of its content, or the reason to skip it."""
+    size, reason = check_picture(path)
+    return (size, digests.compute_file_digest(path)) if size else None, reason
+
+
 @contextlib.contextmanager
 def silence_pillow() -> Iterator[None]:
     """Suppresses Pillow's warnings while many pictures are checked.
@@ -149,7 +175,7 @@ def check_all(
     """Checks many files with threads.
 
     Args:
-        root: the folder that the names of skipped files are relative to.
+        root: the folder that the names of skipped files are relative to, if they are in it.
         files: the files.
         check: returns what is known of a usable file, and None and a reason for another one.
 
@@ -160,7 +186,8 @@ def check_all(
     with silence_pillow(), concurrent.futures.ThreadPoolExecutor() as pool:
         for path, (seen, reason) in zip(files, pool.map(check, files), strict=True):
             if seen is None:
-                skipped.append((str(path.relative_to(root)), reason))
+                name = path.relative_to(root) if path.is_relative_to(root) else path
+                skipped.append((str(name), reason))
             else:
                 usable[path] = seen
     return usable, skipped

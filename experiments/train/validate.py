@@ -3,6 +3,7 @@
 import math
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.configs.shared.assemble import complete_config
@@ -36,6 +37,12 @@ def check_data_fit(config: ConfigDict, dataset: Dataset) -> None:
         raise UserError(
             f"--config.model.network={config.model.network} is for series, and {dataset.name} has pictures: "
             "choose another config."
+        )
+    label = np.asarray(dataset.splits["train"][0]["label"])
+    if label.ndim == 1 and config.task in ("classification", "acgan"):
+        raise UserError(
+            f"{dataset.name}: its examples have several labels; add --config.task=tagging, or give each of "
+            "them one label."
         )
     if len(dataset.classes) < 2 and config.task in ("classification", "segmentation"):
         raise UserError(f"{dataset.name} has one class: there is nothing to tell it from.")
