@@ -15,7 +15,7 @@ from experiments.core.errors import UserError
 from experiments.core.files import read_csv_records
 from experiments.data import Example
 from experiments.data.reading import File
-from experiments.inference.audio_windows import make_audio_settings, read_windows
+from experiments.inference.audio_windows import OpenRecording, make_audio_settings, read_windows
 from experiments.inference.files import read_items
 from experiments.inference.trained import Trained
 
@@ -93,16 +93,23 @@ def read_pieces(
                 yield Piece(item.file.name, np.nan, np.nan, False, item.example)
         return
 
-    audio, noted = make_audio_settings(trained.config.audio), set()
+    audio = make_audio_settings(trained.config.audio)
+
+    def say_note(recording: OpenRecording | None) -> None:
+        if recording is not None and recording.note:
+            say(f"{recording.file.name}: {recording.note}")
+
     windows = read_windows(files, audio, lambda file, reason: skip(file.name, reason), say)
+    previous = None
     for recording, window in windows:
-        name = recording.file.name
+        if recording is not previous:  # Only now all of the previous one has been read.
+            say_note(previous)
+            previous = recording
         with clock.measure("spectrograms"):
             example = trained.prepare(spectrograms.compute_spectrogram(window.samples, audio))
-        if recording.note and name not in noted:
-            noted.add(name)
-            say(f"{name}: {recording.note}")
+        name = recording.file.name
         yield Piece(name, window.start, window.end, window.silent, example, window.samples)
+    say_note(previous)
 
 
 def embed_pieces(

@@ -11,11 +11,15 @@ from experiments.inference.indices import _average_groups
 from experiments.inference.trained import Trained
 
 
-def test_windows_of_recordings_become_pieces(tmp_path, rng):
-    soundfile = pytest.importorskip("soundfile")
+@pytest.fixture
+def trained():
     audio = {"sample_rate": 8000, "seconds": 0.5, "hop": 0.5, "n_fft": 64, "step": 100, "bands": 8}
     config = config_with("audio,smoke", **{f"audio.{name}": v for name, v in audio.items()})
-    trained = Trained(config, "ab", (8, 41, 1), {})
+    return Trained(config, "ab", (8, 41, 1), {})
+
+
+def test_windows_of_recordings_become_pieces(trained, tmp_path, rng):
+    soundfile = pytest.importorskip("soundfile")
     sound = rng.normal(0, 0.1, 12_000)
     sound[4000:8000] = 0
     soundfile.write(tmp_path / "a.wav", sound.astype(np.float32), 8000, subtype="FLOAT")
@@ -31,6 +35,22 @@ def test_windows_of_recordings_become_pieces(tmp_path, rng):
     ]  # fmt: skip
     assert all(piece.example["inputs"].shape == (8, 41, 1) for piece in pieces)
     assert [name for name, _ in skipped] == ["b.wav"] and not remarks and clock["spectrograms"] > 0
+
+
+def test_flaws_that_show_at_the_end_of_a_recording_are_said(trained, tmp_path, rng):
+    soundfile = pytest.importorskip("soundfile")
+    sound = rng.normal(0, 0.1, 20_000).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", np.stack([sound, -sound], 1), 8000, subtype="FLOAT")
+    soundfile.write(tmp_path / "b.flac", sound, 8000)
+    content = (tmp_path / "b.flac").read_bytes()
+    (tmp_path / "b.flac").write_bytes(content[: len(content) * 2 // 3])
+    files = [File(tmp_path / name, name) for name in ("a.wav", "b.flac")]
+    remarks = []
+    list(read_pieces(trained, files, lambda *reason: None, remarks.append, Clock()))
+    assert (
+        len(remarks) == 2 and "cancel each other" in remarks[0] and remarks[0].startswith("a.wav")
+    )
+    assert remarks[1].startswith("b.flac: truncated")
 
 
 def test_no_pieces_have_no_codes():
