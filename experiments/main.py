@@ -17,6 +17,7 @@
 The same command again continues a run that was stopped, and shows the result of one that is finished.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from experiments.configs.shared.flags import add_layer_fields, describe_settings
 from experiments.core import cli
 from experiments.core.config_file import find_setting
 from experiments.core.errors import UserError
+from experiments.train.interrupts import announce_abrupt_end
 
 EXAMPLE = "--config=experiments/configs/odconv.py"
 SETTINGS = cli.ConfigFlags(add_layer_fields, describe_settings)
@@ -53,8 +55,14 @@ def main(
     if heartbeat < 2:
         raise UserError(f"--heartbeat={heartbeat}: choose 2 seconds or more.")
     place = (coordinator_address, num_processes, process_id)
-    if distributed or place != (None, None, None):
-        join_processes(*place, heartbeat=heartbeat)
+    with contextlib.ExitStack() as stack:
+        if distributed or place != (None, None, None):
+            stack.enter_context(announce_abrupt_end(process_id))
+            join_processes(*place, heartbeat=heartbeat)
+        _train(config, workdir, profile)
+
+
+def _train(config: ConfigDict, workdir: str, profile: str) -> None:
     cli.keep_compiled()
     # Imported late, so that a mistake in the flags is answered at once.
     from experiments.train.loop import train

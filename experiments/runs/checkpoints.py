@@ -20,7 +20,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
-from experiments.core.hosts import max_over_hosts
+from experiments.core.hosts import find_lost_process, max_over_hosts
 from experiments.runs.folder import check_name
 from experiments.runs.integrity import (
     describe_cause,
@@ -33,6 +33,8 @@ from experiments.runs.integrity import (
 from experiments.runs.schema import CHECKPOINTS, list_steps, read_progress, read_summary
 
 NO_STEP = -1
+# Seconds, a hundred years: Orbax compares times of a clock that may jump, and would give up a save.
+NO_TIMEOUT = 100 * 365 * 24 * 3600
 METADATA_BYTES = 1_000_000  # a generous bound on everything in a checkpoint but its arrays
 
 
@@ -65,7 +67,9 @@ class Checkpoints:
                 # Remove what a killed process left half written.
                 cleanup_tmp_directories=True,
                 # Runs on one host, after all have written and before the folder gets its final name.
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+                async_options=ocp.AsyncOptions(
+                    timeout_secs=NO_TIMEOUT, post_finalization_callback=self._write_checksums
+                ),
                 preservation_policy=policies.AnyPreservationPolicy([policies.LatestN(2), best]),
             ),
         )
@@ -123,6 +127,8 @@ class Checkpoints:
             yield
         # tensorstore raises ValueError for a full disk.
         except (OSError, RuntimeError, ValueError) as error:
+            if lost := find_lost_process(error):  # no save ends without all processes
+                raise lost from None
             raise UserError(
                 f"A checkpoint cannot be written to {self._directory} ({describe_cause(error)}). The earlier "
                 "checkpoints are intact: free space or make the folder writable, then run the same command "
@@ -218,13 +224,13 @@ class Checkpoints:
         if error is None:
             self.close()
             return
-        if jax.process_count() > 1 and isinstance(error, jax.errors.JaxRuntimeError):
-            return  # another process may be lost, without which a save never ends
+        if find_lost_process(error):
+            return  # without the other process a save never ends
         # In a thread of its own: here Python would make `error` the cause of the failure.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             failure = thread.submit(self.close).exception()
         if failure and str(failure) != str(error):
-            warn(str(failure).removesuffix("."))
+            warn(" ".join(str(failure).split()).removesuffix("."))
 
 
 def check_structure(folder: Path, like: Any) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import subprocess
 import threading
 from collections.abc import Iterator
 
@@ -10,6 +11,9 @@ import jax
 from jax.experimental import multihost_utils
 
 from experiments.core.errors import UserError
+from experiments.core.hosts import find_lost_process
+
+START_AGAIN = "Start all of them again: the same command continues from the last checkpoint."
 
 
 class Stopped(KeyboardInterrupt):
@@ -77,15 +81,40 @@ def handle_signals(start_step: int) -> Iterator[StopRequest]:
 def explain_lost_process() -> Iterator[None]:
     """Turns JAX's error about another lost process of the run into a UserError.
 
-    Some losses abort this process inside C++, where no `except` runs: then JAX's own message is the last.
+    Some losses abort this process inside C++, where no `except` runs: see `announce_abrupt_end`.
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+    except Exception as error:  # Orbax's own among them, with JAX's for a cause
+        lost = find_lost_process(error)
+        if lost is None:
             raise
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(lost).split())[:200]
         raise UserError(
-            f"Process {jax.process_index()} of {jax.process_count()} has lost another one ({reason}). "
-            "Start all of them again: the same command continues from the last checkpoint."
+            f"Process {jax.process_index()} of {jax.process_count()} has lost another one ({reason}), whose "
+            f"last line may say why. {START_AGAIN}"
         ) from error
+
+
+@contextlib.contextmanager
+def announce_abrupt_end(index: int | None) -> Iterator[None]:
+    """Has the last word if process `index` of a run is killed or aborts inside C++ during a `with`.
+
+    JAX aborts where it learns of a lost process outside of Python's calls. A shell waits for the end of this
+    process, and prints a sentence unless it is told before that Python can speak for itself.
+    """
+    process = "A process" if index is None else f"Process {index}"
+    sentence = (
+        f"error: {process} of this run was killed, or JAX has ended it because another one is lost, whose "
+        f"last line may say why. {START_AGAIN}"
+    )
+    shell = subprocess.Popen(
+        ["/bin/sh", "-c", 'read -r line || echo "$0" >&2', sentence],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,  # Ctrl-C is for this process alone
+    )
+    try:
+        yield
+    finally:
+        shell.communicate(b"\n")

@@ -27,7 +27,7 @@ from experiments.train.optimizer import StepCounts, make_optimizer, make_plateau
 from experiments.train.sharding import (
     AXIS,
     ParameterSharding,
-    make_mesh,
+    find_mesh,
     shard_batch,
     shardings_of,
     with_shards,
@@ -98,7 +98,7 @@ def find_program(
         for example in (train_example, eval_example)
         for name, value in sorted(example.items())
     )
-    key = (FrozenConfigDict(compiled), steps, num_classes, shapes)
+    key = (FrozenConfigDict(compiled), steps, num_classes, shapes, find_mesh())
     if key in programs:
         known = programs[key]
         return dataclasses.replace(known, cost={**known.cost, "compile_seconds": 0.0})
@@ -124,9 +124,9 @@ def compile_program(
         steps: number of steps in each phase of the run.
         train_example: an example as training sees it; only shapes and dtypes matter.
         eval_example: the same for evaluation.
-        mesh: the devices, with an axis `data` of any type; all there are if left out.
+        mesh: the devices, with an axis `data` of any type; `find_mesh()` if left out.
     """
-    mesh = make_mesh() if mesh is None else mesh
+    mesh = find_mesh() if mesh is None else mesh
     train_batch = _batch_shapes(train_example, config.batch_size, mesh)
     eval_batch = _batch_shapes({**eval_example, "mask": np.float32(1)}, config.batch_size, mesh)
     model = task.make_model(num_classes, spatial_axes=train_batch["inputs"].ndim - 2)

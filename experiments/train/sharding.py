@@ -9,18 +9,31 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from experiments.core.errors import UserError
+
 AXIS = "data"  # of a mesh, over which batches are split
 # Gathering a smaller array takes longer than splitting it saves.
 SMALLEST_SHARDED = 4096
 
 
-def make_mesh(axis_type: AxisType = AxisType.Auto) -> Mesh:
-    """Returns all devices of all hosts as a mesh of one axis.
+def find_mesh() -> Mesh:
+    """Returns the mesh that `jax.set_mesh` has set, or else all devices of all hosts as one axis.
 
-    The axis is automatic unless said otherwise: then XLA decides how to split what is computed. A step takes
-    a mesh with explicit axes too, but not every layer of Flax does.
+    That axis is automatic: XLA decides how to split what is computed. A run takes explicit axes too, with
+    the same result, but layers of Flax such as its dropout do not.
+
+    Raises:
+        UserError: if the mesh that is set has no axis `data`.
     """
-    return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(axis_type,))
+    mesh = jax.sharding.get_mesh()
+    if mesh.empty:
+        return jax.make_mesh((jax.device_count(),), (AXIS,), axis_types=(AxisType.Auto,))
+    if AXIS not in mesh.axis_names:
+        raise UserError(
+            f"jax.set_mesh has set a mesh of the axes {', '.join(mesh.axis_names)}: a batch is split over "
+            f"the axis '{AXIS}'; give one of them that name."
+        )
+    return mesh
 
 
 def shard_batch(batch: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -27,9 +27,9 @@ jax.distributed.initialize(address, 2, rank)
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec as P
 from experiments.runs.checkpoints import Checkpoints
-from experiments.train.sharding import AXIS, make_mesh
+from experiments.train.sharding import AXIS, find_mesh
 
-rows = NamedSharding(make_mesh(), P(AXIS))
+rows = NamedSharding(find_mesh(), P(AXIS))
 numbers = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
 state = {"params": jax.make_array_from_callback((64, 64), rows, lambda index: numbers[index])}
 checkpoints = Checkpoints(workdir / "checkpoints")

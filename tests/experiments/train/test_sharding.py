@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec as P
 
-from experiments.train.sharding import make_mesh, shard_batch, with_shards
+from experiments.train.sharding import find_mesh, shard_batch, with_shards
 
 DEVICES = 4
 
@@ -21,7 +21,7 @@ def test_an_array_is_split_along_its_longest_axis_that_the_devices_divide():
     }
     placed = with_shards(
         {name: jax.ShapeDtypeStruct(shape, jnp.bfloat16) for name, shape in shapes.items()},
-        make_mesh(),
+        find_mesh(),
     )
     assert {name: leaf.sharding.spec for name, leaf in placed.items()} == {
         "kernel": P(None, None, None, None, "data"),
@@ -37,5 +37,5 @@ def test_an_array_is_split_along_its_longest_axis_that_the_devices_divide():
 
 
 def test_a_batch_is_split_by_example():
-    batch = shard_batch({"inputs": np.zeros((8, 3)), "label": np.arange(8)}, make_mesh())
+    batch = shard_batch({"inputs": np.zeros((8, 3)), "label": np.arange(8)}, find_mesh())
     assert {len(shard.data) for shard in batch["label"].addressable_shards} == {8 // DEVICES}

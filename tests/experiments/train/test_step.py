@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from experiments.train.loss_scale import make_loss_scale
 from experiments.train.optimizer import StepCounts
-from experiments.train.sharding import ParameterSharding, make_mesh, shardings_of, with_shards
+from experiments.train.sharding import ParameterSharding, find_mesh, shardings_of, with_shards
 from experiments.train.step import (
     StepSettings,
     accumulate_gradients,
@@ -216,7 +216,7 @@ def test_a_loss_scale_does_not_change_float32():
 
 def test_sharded_parameters_give_the_same_step():
     width = 2048  # the smallest that is sharded: 2 * 4096 / 4
-    mesh = make_mesh()
+    mesh = find_mesh()
     state, step = make(width=width)
     params = with_shards(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params), mesh
