@@ -229,7 +229,7 @@ def flip(file):
 @pytest.fixture(scope="module")
 def two_checkpoints(tmp_path_factory):
     """A folder with the checkpoints 1 and 2 of a state that lies on all devices: whole and in shares."""
-    mesh = jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+    mesh = jax.make_mesh((jax.device_count(),), ("data",))  # with an explicit axis
     shares, whole = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
     numbers = np.random.default_rng(0).normal(size=(64, 64)).astype(np.float32)
     state = {
@@ -450,3 +450,30 @@ def test_a_save_that_fails_in_the_background_does_not_hide_the_first_error(
             checkpoints.save(1, NETWORK, {}, metrics(0.1))
             checkpoints.wait()
     assert not capsys.readouterr().err
+
+
+def test_a_save_that_another_process_is_missing_from_is_no_trouble_of_the_disk(
+    opened, monkeypatch, capsys
+):
+    checkpoints = opened()
+    lost = jax.errors.JaxRuntimeError("UNAVAILABLE: Task 1 heartbeat timeout")
+
+    def wait():
+        raise TimeoutError("Timed out while waiting for a barrier.") from lost
+
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "process_count", lambda: 2)
+        patch.setattr(checkpoints._manager, "wait_until_finished", wait)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="heartbeat"), checkpoints:
+            checkpoints.wait()
+    assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seconds", [1e6, -1e6])
+def test_a_clock_that_jumps_does_not_end_a_save(tmp_path, slow_writer, kept, monkeypatch, seconds):
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        checkpoints.save(1, NETWORK, {}, metrics(0.1))
+        now = time.time
+        monkeypatch.setattr(time, "time", lambda: now() + seconds)
+        checkpoints.save(2, NETWORK, {}, metrics(0.1))
+    assert kept() == [1, 2]

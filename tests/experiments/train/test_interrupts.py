@@ -51,5 +51,11 @@ def test_a_lost_process_becomes_a_sentence(monkeypatch):
     with pytest.raises(UserError, match="Process 0 of 2 has lost another one"):
         with explain_lost_process():
             raise lost
+    # Orbax's own words about the same.
+    with pytest.raises(UserError, match=r"lost another one \(UNKNOWN: Gloo"):
+        with explain_lost_process():
+            raise TimeoutError("barrier") from lost
+    with pytest.raises(TimeoutError, match="slow disk"), explain_lost_process():
+        raise TimeoutError("slow disk")
     with pytest.raises(jax.errors.JaxRuntimeError), explain_lost_process():
         raise full

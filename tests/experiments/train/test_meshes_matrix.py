@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
-from small_runs import change
+from small_runs import assert_near_run, change, interrupted_before, small
 
 from experiments.configs import (
     base,
@@ -17,7 +17,9 @@ from experiments.configs import (
     soundscape_autoencoder,
     species_multilabel,
 )
+from experiments.load import load
 from experiments.tasks import make_task
+from experiments.train.loop import train
 from experiments.train.optimizer import StepCounts
 from experiments.train.program import compile_program
 from experiments.train.sharding import AXIS
@@ -165,3 +167,31 @@ def test_explicit_axes_of_fewer_devices(devices):
     name = "microbatches of sharded parameters"
     mesh = make_mesh(EXPLICIT, devices=devices)
     assert_close(run(name, mesh), expected_of(name), 1e-4, 1e-5)
+
+
+LOOP = {"shard_parameters": True, "optimizer.name": "sgd", "optimizer.learning_rate": 0.01}
+
+
+@pytest.mark.parametrize("types", [(EXPLICIT, AUTO), (AUTO, EXPLICIT)])
+def test_a_run_on_one_type_of_axes_continues_on_the_other(tmp_path, types):
+    config = small(odconv, **LOOP)
+    train(config, tmp_path / "whole")
+    first, then = map(make_mesh, types)
+    with jax.set_mesh(first), interrupted_before(7):
+        train(config, tmp_path / "run")
+    with jax.set_mesh(then):
+        train(config, tmp_path / "run")
+    assert_near_run(tmp_path / "run", tmp_path / "whole")
+    pictures = np.random.default_rng(0).integers(0, 256, (5, 8, 8, 1), np.uint8)
+    expected = load(tmp_path / "whole")(pictures)
+    with jax.set_mesh(make_mesh(EXPLICIT)):
+        np.testing.assert_allclose(load(tmp_path / "whole")(pictures), expected, 1e-5)
+
+
+def test_a_run_on_explicit_axes_starts_from_another(tmp_path):
+    train(small(base, **LOOP), tmp_path / "static")
+    warm = small(odconv, **LOOP, init_from=str(tmp_path / "static"))
+    train(warm, tmp_path / "automatic")
+    with jax.set_mesh(make_mesh(EXPLICIT)):
+        train(warm, tmp_path / "explicit")
+    assert_near_run(tmp_path / "explicit", tmp_path / "automatic")

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.train.loss_scale import make_loss_scale
 from experiments.train.optimizer import StepCounts
-from experiments.train.sharding import ParameterSharding, find_mesh, shardings_of, with_shards
+from experiments.train.sharding import ParameterSharding, shardings_of, with_shards
 from experiments.train.step import (
     StepSettings,
     accumulate_gradients,
@@ -214,9 +214,10 @@ def test_a_loss_scale_does_not_change_float32():
     assert_equal(scaled.params, plain.params)
 
 
-def test_sharded_parameters_give_the_same_step():
+@pytest.mark.parametrize("axis_type", [AxisType.Auto, AxisType.Explicit])
+def test_sharded_parameters_give_the_same_step(axis_type):
     width = 2048  # the smallest that is sharded: 2 * 4096 / 4
-    mesh = find_mesh()
+    mesh = jax.make_mesh((4,), ("data",), axis_types=(axis_type,))
     state, step = make(width=width)
     params = with_shards(
         jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state.params), mesh
@@ -228,6 +229,7 @@ def test_sharded_parameters_give_the_same_step():
     sharded, _ = sharded_step(
         state.replace(params=jax.device_put(state.params, shardings_of(params))), batch()
     )
+    assert sharded.params["body"]["kernel"].sharding == params["body"]["kernel"].sharding
     assert_close(sharded.params, whole.params)
 
 
