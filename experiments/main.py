@@ -59,10 +59,10 @@ def main(
         if distributed or place != (None, None, None):
             stack.enter_context(announce_abrupt_end(process_id))
             join_processes(*place, heartbeat=heartbeat)
-        _train(config, workdir, profile)
+        _train(config, workdir, profile, accept_new_data)
 
 
-def _train(config: ConfigDict, workdir: str, profile: str) -> None:
+def _train(config: ConfigDict, workdir: str, profile: str, accept_new_data: bool) -> None:
     cli.keep_compiled()
     # Imported late, so that a mistake in the flags is answered at once.
     from experiments.train.loop import train
