@@ -118,19 +118,35 @@ def describe_missing_frames(frames: int, promised: int) -> str:
 
 
 def describe_ogg(path: Path) -> str:
-    """Returns a note if the end of an Ogg file is missing, whose last page has a mark; '' otherwise."""
+    """Returns a note if an Ogg file has lost its end, or is several files joined; '' otherwise.
+
+    libsndfile reads the first of joined files. The last page of a whole file has a mark.
+    """
     size = path.stat().st_size
     with open(path, "rb") as file:
-        if file.read(4) != b"OggS":
+        head = file.read(_MAX_OGG_PAGE)
+        if not head.startswith(b"OggS"):
             return ""
         file.seek(max(size - _MAX_OGG_PAGE, 0))
         rest = file.read()
     page = rest[max(rest.rfind(b"OggS"), 0) :]
-    if len(page) > 27 and page[5] & 4:
-        num_segments = page[26]
-        if len(page) >= 27 + num_segments + sum(page[27 : 27 + num_segments]):
-            return ""
-    return "truncated: its last page is missing"
+    if len(page) <= 27 or not page[5] & 4 or len(page) < _measure_ogg_page(page):
+        return "truncated: its last page is missing"
+    streams, begin = set(), 0  # A mark has the first page of each stream; they come first.
+    while head[begin : begin + 4] == b"OggS" and len(head) > begin + 5 and head[begin + 5] & 2:
+        streams.add(head[begin + 14 : begin + 18])
+        begin += _measure_ogg_page(head[begin:])
+    if page[14:18] not in streams:
+        return "several Ogg files are joined in it; frames of the first one alone are read"
+    return ""
+
+
+def _measure_ogg_page(page: bytes) -> int:
+    """Returns the bytes of a page: its header, the lengths of its segments, and these."""
+    if len(page) < 27:
+        return 27
+    num_segments = page[26]
+    return 27 + num_segments + sum(page[27 : 27 + num_segments])
 
 
 def _find_chunk(file: BinaryIO, size: int, layout: _Layout) -> Sound | None:

@@ -130,6 +130,14 @@ def test_mp3_without_its_length_is_read_to_the_end(save, rng):
     )
 
 
+def test_joined_ogg_files_are_noted(save, rng):
+    paths = [save(name, rng.standard_normal(FRAMES) / 10) for name in ("x.ogg", "y.ogg")]
+    assert read(paths[0])[1] == ""
+    paths[0].write_bytes(b"".join(path.read_bytes() for path in paths))
+    found, note = read(paths[0])
+    assert len(found) == FRAMES and "joined" in note
+
+
 @pytest.mark.parametrize("channels", [1, 2])
 @pytest.mark.parametrize("frames", [1000, 4096, 40_000, 700_001])
 def test_flac_is_read_to_its_end(save, rng, channels, frames):
