@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import rel_entr
 
-from experiments import data
 from experiments.audio.spectrograms import SETTINGS, remove_colours
 from experiments.core import files
-from experiments.core.console import print_result
+from experiments.core.console import print_line, print_result
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Example, pictures
 from experiments.data.extra import read_description
 from experiments.inference.trained import Trained
+from experiments.runs.data_record import load_test_split
 
 SPLITS = 10
 
@@ -167,7 +167,9 @@ def _prepare_generated(
 def _prepare_real(labels: set[int], classifier: Trained) -> Iterator[tuple[int, Example]]:
     """Yields the test examples of some classes as the classifier sees them, and their labels."""
     config = classifier.config
-    source = data.load(config.data, config.seed, config.get("audio")).splits["test"]
+    source, warning = load_test_split(config, classifier.source)
+    if warning:
+        print_line(f"warning: {warning}", error=True)
     number = 0
     for index in range(len(source)):
         example = source[index]

@@ -8,11 +8,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ml_collections import ConfigDict
+
+from experiments import data
 from experiments.core import files
 from experiments.core.checked_json import read_json
 from experiments.data import groups
-from experiments.data.dataset import Dataset
-from experiments.data.fingerprint import Entry, Fingerprint
+from experiments.data.dataset import Dataset, Source
+from experiments.data.fingerprint import (
+    Entry,
+    Fingerprint,
+    compute_fingerprint,
+    describe_changes,
+)
 from experiments.runs.schema import DATA, DATA_FILE
 
 LIST_FILE, SPLITS_FILE = "data.jsonl.gz", "splits.csv"
@@ -87,3 +95,22 @@ def read_known_entries(workdir: Path) -> list[Entry]:
             Entry(split, name, "", "", "") for name, split in table.items() if name not in listed
         ]
     return entries
+
+
+def load_test_split(config: ConfigDict, workdir: Path) -> tuple[Source, str]:
+    """Loads the examples that a run has been tested on, with a warning if they are not what they were.
+
+    Files that the run knows are in their splits: what has been trained on is not tested on. The run may be a
+    file of weights, which knows nothing of its data.
+    """
+    is_folder = workdir.is_dir()
+    known = read_known_entries(workdir) if is_folder else ()
+    dataset = data.load(config.data, config.seed, config.get("audio"), known)
+    record = read_record(workdir) if is_folder else None
+    if record is None:
+        return dataset.splits["test"], ""
+    fingerprint = compute_fingerprint(dataset)
+    if fingerprint.digests["test"] == record.fingerprint.digests.get("test"):
+        return dataset.splits["test"], ""
+    change = describe_changes(record.fingerprint, fingerprint)
+    return dataset.splits["test"], f"the data has changed since {workdir} was trained: {change}."

@@ -4,12 +4,12 @@ import time
 
 import numpy as np
 import pytest
-from fuzz import EDGES, mutate, run_fuzz
 from picture_files import write_classes
 
 from experiments import data
 from experiments.core.errors import UserError
 from experiments.data import table, ucr
+from tests.fuzz import EDGES, mutate, run_fuzz
 
 pytestmark = pytest.mark.long
 
