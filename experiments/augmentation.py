@@ -23,7 +23,7 @@ from experiments.configs.shared.overrides import split_override
 from experiments.core import cli
 from experiments.core.console import print_line
 from experiments.core.errors import UserError
-from experiments.inference.generate import generate
+from experiments.inference.generate import MOST_PER_CLASS, generate
 from experiments.load import load
 from experiments.reports.report import write_report
 from experiments.train.augmentation import reject_fixed_settings, train_augmentations
@@ -43,8 +43,8 @@ def main(
     """Trains the runs of the comparison that the flags describe, and writes its report."""
     if not 1 <= seeds <= 1000:
         raise UserError(f"--seeds={seeds}: choose 1 to 1000 repetitions.")
-    if per_class < 1:
-        raise UserError(f"--per_class={per_class}: choose 1 or more pictures.")
+    if not 1 <= per_class <= MOST_PER_CLASS:
+        raise UserError(f"--per_class={per_class}: choose 1 to {MOST_PER_CLASS:,} pictures.")
     cli.keep_compiled()
     dataset = "audio" if source else "songs"
     changes = dict(split_override(text, "--override") for text in override)

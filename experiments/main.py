@@ -52,8 +52,8 @@ def main(
         raise UserError(f"Which experiment? Give {EXAMPLE}, for example.")
     if not config.name:
         raise UserError("--config.name=: folders and reports know a config by its name; write one.")
-    if heartbeat < 2:
-        raise UserError(f"--heartbeat={heartbeat}: choose 2 seconds or more.")
+    if not 2 <= heartbeat <= 86_400:
+        raise UserError(f"--heartbeat={heartbeat}: choose 2 seconds or more, at most a day.")
     place = (coordinator_address, num_processes, process_id)
     with contextlib.ExitStack() as stack:
         if distributed or place != (None, None, None):
@@ -82,7 +82,7 @@ def join_processes(
     """Joins the other processes before JAX lists its devices; None lets the cluster decide."""
     try:
         jax.distributed.initialize(address, number, index, heartbeat_timeout_seconds=heartbeat)
-    except (RuntimeError, TypeError, ValueError) as error:
+    except (RuntimeError, TypeError, ValueError, OverflowError) as error:
         raise UserError(
             f"--distributed finds no cluster ({' '.join(str(error).split())}). It is for Cloud TPU pods, "
             "Slurm, Open MPI and Kubernetes, which know the processes; elsewhere give "

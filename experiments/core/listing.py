@@ -1,6 +1,8 @@
-"""Lists the files below a user's folder."""
+"""Lists the files below a user's folder, and tells files from what is none."""
 
+import errno
 import os
+import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
@@ -26,3 +28,9 @@ def list_files(folder: Path, exclude: Collection[Path] = ()) -> Iterator[Path]:
         for name in sorted(names):
             if not name.startswith(".") and Path(real, name) not in exclude:
                 yield Path(current, name)
+
+
+def check_regular_file(path: str | os.PathLike) -> None:
+    """Raises an OSError if a path is no file, or a pipe or a device: to read one may never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))

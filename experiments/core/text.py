@@ -5,6 +5,8 @@ import os
 import re
 from pathlib import Path
 
+from experiments.core.listing import check_regular_file
+
 # The mark of UTF-32 begins with that of UTF-16.
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -28,6 +30,7 @@ def read_text(path: str | os.PathLike) -> str:
         OSError: if the file cannot be opened.
         ValueError: if it is not text, or in another encoding.
     """
+    check_regular_file(path)
     content = Path(path).read_bytes()
     encoding = detect_encoding(content[:HEAD])
     try:

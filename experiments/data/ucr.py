@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from experiments.core import digests
 from experiments.core.errors import UserError
+from experiments.core.listing import check_regular_file
 from experiments.core.words import agree, count_noun
 from experiments.data import paths, splits
 from experiments.data.dataset import Dataset
@@ -118,6 +119,7 @@ def read_series(path: Path, labelled: bool = True) -> list[Series]:
     If `labelled`, a `.ts` file that declares no labels is refused; otherwise its labels are ''.
     """
     try:
+        check_regular_file(path)
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path} cannot be read ({error}).") from error

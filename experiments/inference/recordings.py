@@ -1,7 +1,6 @@
 """Predicts the classes in recordings, window by window. Any length takes the same memory."""
 
 import itertools
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -26,6 +25,7 @@ from experiments.inference.thresholds import make_thresholds
 from experiments.inference.trained import Trained
 
 OUT = "predictions"
+LONGEST_HOP = 86_400  # seconds, as in the settings
 _TASKS = ("classification", "tagging")
 
 
@@ -122,8 +122,8 @@ def _check_arguments(trained: Trained, out: Path, merge: int, hop: float) -> Non
         raise UserError(f"--out={out}: for recordings give a folder, such as {OUT}/.")
     if merge < 1:
         raise UserError(f"--merge={merge}: choose 1 or more; 1 merges nothing.")
-    if hop and not 1 / trained.config.audio.sample_rate <= hop < math.inf:
-        raise UserError(f"--hop={hop}: choose a number of seconds above 0.")
+    if hop and not 1 / trained.config.audio.sample_rate <= hop <= LONGEST_HOP:
+        raise UserError(f"--hop={hop}: choose a number of seconds above 0, up to {LONGEST_HOP:,}.")
 
 
 def _find_frequency_band(audio: ConfigDict) -> tuple[float, float]:

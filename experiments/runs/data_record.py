@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from experiments import data
 from experiments.core import files
 from experiments.core.checked_json import read_json
+from experiments.core.listing import check_regular_file
 from experiments.data import groups
 from experiments.data.dataset import Dataset, Source
 from experiments.data.fingerprint import (
@@ -75,6 +76,7 @@ def write_record(workdir: Path, record: DataRecord, dataset: Dataset) -> None:
 def read_entries(workdir: Path) -> list[Entry]:
     """Reads the list of a run's files; [] if there is none, or it is damaged."""
     try:
+        check_regular_file(workdir / LIST_FILE)
         with gzip.open(workdir / LIST_FILE) as file:
             lines = file.read(MAX_LIST_BYTES).decode().split("\n")
         header, *rows = map(json.loads, lines)

@@ -40,7 +40,7 @@ FREE_SETTINGS = {
 # What a run writes into its folder.
 OUTPUT_FILES = (
     CONFIG_FILE, SUMMARY_FILE, "summary.txt", "metrics.jsonl", "skipped.csv", "splits.csv", "confusion.csv",
-    "per_class.csv", "maps.npz", "samples.npz", "data.json", "data.jsonl.gz",
+    "per_class.csv", "maps.npz", "samples.npz", "data.json", "data.jsonl.gz", "data.json", "data.jsonl.gz",
 )  # fmt: skip
 OUTPUT_FOLDERS = (CHECKPOINTS, "figures", "damaged", "bad_step")
 URL_MARKS = ("\\", ":/")

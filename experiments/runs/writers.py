@@ -8,6 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
+from experiments.core.files import read_small_file
 
 
 class TensorBoardWriter:
@@ -45,7 +46,8 @@ class WandbWriter:
         id_file.parent.mkdir(parents=True, exist_ok=True)
         if not id_file.exists():
             id_file.write_text(secrets.token_hex(8))
-        run = {"name": workdir.name, "id": id_file.read_text(), "resume": "allow"}
+        written = read_small_file(id_file).decode(errors="replace").strip()
+        run = {"name": workdir.name, "id": written, "resume": "allow"}
         self._run = wandb.init(project=project, dir=str(workdir), config=dict(config), **run)
         # wandb's own step count may not go back, and the step of a run that continues does.
         self._run.define_metric("*", step_metric="step")

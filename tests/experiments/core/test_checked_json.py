@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from experiments.core import text
 from experiments.core.checked_json import (
     Flag,
     ListOf,
@@ -20,6 +21,7 @@ from experiments.core.checked_json import (
 )
 from experiments.core.errors import UserError
 from experiments.core.files import read_small_file
+from experiments.data import ucr
 
 FORM = Record({"name": Text(), "steps": Number(0, 99, whole=True)}, needed=("name",))
 
@@ -101,3 +103,12 @@ def test_only_a_regular_file_of_a_sensible_size_is_read(tmp_path):
     for name in ("dangling", "nothing", "large/below"):
         with pytest.raises(FileNotFoundError):
             read_small_file(tmp_path / name)
+
+
+def test_tables_that_are_pipes_do_not_wait(tmp_path):
+    pipe = tmp_path / "a.txt"
+    os.mkfifo(pipe)
+    with pytest.raises(OSError, match="not a regular file"):
+        text.read_text(pipe)
+    with pytest.raises(UserError, match="not a regular file"):
+        ucr.read_series(pipe)
