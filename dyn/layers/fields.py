@@ -81,7 +81,10 @@ Kind = tuple[Callable[[Any], bool], str]
 @functools.cache
 def _list_fields(module: type[nn.Module]) -> Mapping[str, tuple[Kind, ...]]:
     """Returns the kinds of values of each field; none for a field that may have any value."""
-    hints = typing.get_type_hints(module)
+    try:
+        hints = typing.get_type_hints(module)
+    except NameError:  # annotations as text, of a class that was made inside a function
+        hints = {}
     names = list(inspect.signature(module.__init__).parameters)[1:]
     return {name: _find_kinds(hints.get(name, Any)) for name in names}
 

@@ -91,3 +91,14 @@ def test_what_nn_conv_takes_is_taken():
     masked = layers.ODConv(1, (1,), mask=[[[0.0]]], use_bias=False)
     y = masked.init_with_output(jax.random.key(0), jnp.ones((2, 4, 1)))[0]
     assert not y.any()
+
+
+def test_a_layer_whose_annotations_cannot_be_read_is_not_checked():
+    """With `from __future__ import annotations` and a name that only a function knows."""
+
+    class OwnConv(layers.ODConv):
+        mine: "Local" = 3  # noqa: F821
+
+    assert OwnConv(8, (3, 3), mine="x").mine == "x"
+    with pytest.raises(TypeError, match="did you mean mine"):
+        OwnConv(8, (3, 3), miner="x")
