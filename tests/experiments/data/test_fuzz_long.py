@@ -57,9 +57,8 @@ def test_series(tmp_path, make_config, kind):
         # What is neither used nor listed is blank or a comment.
         lines = file.read_text("utf-8-sig").splitlines()
         if suffix == "ts":
-            start = next(
-                i for i, one in enumerate(lines) if one.strip().lower().startswith("@data")
-            )
+            keys = [one.strip().partition(" ")[0].lower() for one in lines]
+            start = keys.index("@data")
             lines = [one for one in lines[start + 1 :] if not one.strip().startswith(("#", "%"))]
         in_train = sum("TRAIN" in name for name in lost) + len(dataset.splits["train"])
         assert in_train == sum(bool(one.strip()) for one in lines)
