@@ -122,12 +122,12 @@ def test_half_precision_inputs_of_any_size(name, norm, dtype):
         if name.startswith("GatedConv"):
             continue  # a logit near zero may round to either side
         want, *_ = in_float64(differentiate, variables, x)
-        error = largest_error(y, want) / np.abs(np.asarray(want)).max()
-        # The gates keep the dtype of their inputs.
-        assert error < (2 * float(jnp.finfo(dtype).eps) if y.dtype == dtype else 1e-4), (
-            size,
-            error,
-        )
+        allowed = 1e-4 * np.abs(np.asarray(want)).max()
+        if y.dtype == dtype:  # gates keep the dtype of their inputs; the least ones lose digits
+            limits = jnp.finfo(dtype)
+            allowed = 2 * (float(limits.eps) * np.abs(np.asarray(want)).max())
+            allowed += 2 * float(limits.smallest_subnormal)
+        assert largest_error(y, want) <= allowed, size
 
 
 def test_cbam_warns_too_if_its_statistics_are_never_updated():
