@@ -55,6 +55,17 @@ def test_a_variance_is_exact_whatever_the_mean(name):
             assert ("batch_stats" in variables) == (name != "layer")
 
 
+@pytest.mark.parametrize("name", ["batch", "layer"])
+def test_half_precision_is_normalised_in_float32(name):
+    axis = -1 if name == "layer" else 0
+    for dtype in (jnp.float16, jnp.bfloat16):
+        for size in (1e-6, 1.0, 6e4):
+            x = np.clip(size * np.random.default_rng(0).standard_normal((32, 16)), -6e4, 6e4)
+            x = jnp.asarray(x, dtype)
+            y = np.asarray(compile_norm(name)(x)[0], np.float64)
+            np.testing.assert_allclose(y, normalise(x, axis), rtol=0, atol=1e-5)
+
+
 def test_attention_far_from_zero():
     """Mean 293 (kelvin, for example) and spread 0.5, where E[x^2] - E[x]^2 was off by 0.02."""
     layer = ODConv(6, (1, 1), num_kernels=2, attention_norm="batch")
