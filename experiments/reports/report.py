@@ -195,8 +195,14 @@ def _list_remarks(comparison: DatasetComparison, place: Path) -> list[str]:
                 f"{', '.join(settings)}."
             )
         for run in results.runs:
+            if run.trouble:
+                text = _shorten_path(UserError(run.trouble), run, place)
+                remarks.append(
+                    f"The settings of {results.label}, {run.replicate}, are not known: {text}"
+                )
             try:
-                _ = run.log
+                if not run.log:
+                    remarks.append(f"{results.label}, {run.replicate}, has no metrics.jsonl.")
             except UserError as error:
                 text = _shorten_path(error, run, place)
                 remarks.append(

@@ -1,5 +1,6 @@
 """Every reader of a run's folder meets thousands of damaged files: a sentence within a second, or a run."""
 
+import gzip
 import json
 import shutil
 
@@ -246,6 +247,19 @@ def test_generated_pictures(run):
     )
     file = folder / "generated.json"
     print(run_fuzz(file, attempt(*readers), UserError, 3000, SEED, mutate=mutate_json))
+
+
+def test_record_of_the_data(run):
+    from experiments.runs.data_record import LIST_FILE, read_known_entries, read_record
+
+    about = {"digest": "a" * 64, "classes": ["a", "b"], "examples": {"train": 2}, "digests": {}}
+    (run / "data.json").write_text(json.dumps(about | {"changes": []}))
+    rows = [["split", "file", "label", "bytes", "sha256"], ["train", "a.png", "a", "9", "c" * 64]]
+    (run / LIST_FILE).write_bytes(gzip.compress("\n".join(map(json.dumps, rows)).encode()))
+    readers = (lambda: read_record(run), lambda: read_known_entries(run))
+    file = run / "data.json"
+    print(run_fuzz(file, attempt(*readers), UserError, 3000, SEED, mutate=mutate_json))
+    print(run_fuzz(run / LIST_FILE, attempt(*readers), UserError, 3000, SEED))
 
 
 def test_exported_parameters(run):
