@@ -25,6 +25,7 @@ MAX_BYTES = 32 * MEGABYTE
 MAX_DEPTH = 12  # of brackets; the files of a run have 4
 MAX_SHOWN = 40  # characters of a wrong value
 MAX_DIGITS = 20
+MAX_NAME = 1000  # characters
 LARGEST = 1e300  # a float and a sum of several
 
 
@@ -216,6 +217,8 @@ def _describe_fault(value: Any, wanted: str, name: str) -> str:
 def _make_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """Returns an object; a key that is there twice is a ValueError, because readers disagree on it."""
     value = dict(pairs)
+    if any(len(key) > MAX_NAME for key in value):
+        raise ValueError(f"it has a name of more than {MAX_NAME:,} characters")
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]
         twice = next(key for key in keys if keys.count(key) > 1)

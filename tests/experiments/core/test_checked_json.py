@@ -46,6 +46,7 @@ FORM = Record({"name": Text(), "steps": Number(0, 99, whole=True)}, needed=("nam
         (b'{"name": "a", "name": "b"}', "'name' is there twice"),
         (b'{"name": "\xff"}', "byte 10 is not UTF-8"),
         ("{}".encode("utf-16"), "not UTF-8"),
+        (b'{"' + b"x" * 2000 + b'": 1}', "name of more than 1,000"),
         (b"[" * 100_000, "brackets in brackets"),
         (b'{"name": "a", "other": ' + b"[" * 20 + b"]" * 20 + b"}", "brackets in brackets"),
     ],
