@@ -6,6 +6,7 @@ A run keeps it, so that it is never continued with other data unnoticed.
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,8 @@ from experiments.core.words import agree, count_noun
 from experiments.data.dataset import Dataset, Source
 from experiments.data.views import flatten, list_labels
 
+# Names that a source gives to examples that are no files.
+_NUMBERED = re.compile(r"^(example|picture|record) \d|, line \d+$")
 SHOWN = 3  # names and differences of each kind that a message spells out
 
 
@@ -109,13 +112,7 @@ def describe_changes(old: Fingerprint, new: Fingerprint) -> str:
     """Returns what of the data has changed, as the middle of a sentence; '' if nothing has."""
     if old.digest == new.digest:
         return ""
-    phrases = []
-    if list(old.classes) != list(new.classes):
-        phrases.append(
-            f"the classes were {_join(old.classes)} and are now {_join(new.classes)}"
-            if sorted(old.classes) != sorted(new.classes)
-            else f"the classes are in another order, {_join(new.classes)}"
-        )
+    phrases = _describe_classes(old.classes, new.classes)
     if old.entries:
         phrases += _describe_entries(old, new)
     for split in {**old.examples, **new.examples}:
@@ -123,6 +120,21 @@ def describe_changes(old: Fingerprint, new: Fingerprint) -> str:
         if before != now:
             phrases.append(f"{split} had {count_noun(before, 'example')} and has {now:,}")
     return "; ".join(phrases) or "files, labels or their order differ"
+
+
+def _describe_classes(old: Sequence[str], new: Sequence[str]) -> list[str]:
+    """Returns a phrase for each kind of change in the classes."""
+    renamed = _match_renamed(old, new)
+    gone = [name for name in old if name not in new and name not in renamed]
+    added = [name for name in new if name not in old and name not in renamed.values()]
+    phrases = [f"the class {before} is now called {now}" for before, now in renamed.items()][:SHOWN]
+    for names, what in ((gone, "removed"), (added, "added")):
+        if names:
+            count = count_noun(len(names), "class", "classes")
+            phrases.append(f"{count} {agree(len(names), 'was', 'were')} {what} ({_join(names)})")
+    if not phrases and list(old) != list(new):
+        phrases.append("the classes are in another order")
+    return phrases
 
 
 def _describe_entries(old: Fingerprint, new: Fingerprint) -> list[str]:
@@ -159,7 +171,7 @@ def _describe_entries(old: Fingerprint, new: Fingerprint) -> list[str]:
         if before[file].split != now[file].split
     ]
     kinds.append(("was", "moved between splits", moved))
-    unit = "example" if next(iter(now), "").startswith(("example ", "picture ")) else "file"
+    unit = "example" if _NUMBERED.search(next(iter(now), "")) else "file"
     phrases = []
     for verb, what, names in kinds:
         if names:

@@ -1,5 +1,6 @@
 """Loads the data of a run, and keeps a run from being continued with other data unnoticed."""
 
+import dataclasses
 import functools
 import json
 from pathlib import Path
@@ -65,7 +66,8 @@ def load_run_data(
             print_line(f"note: this run continues with other data: {change}")
         if change or record is None or not record.fingerprint.entries:
             write_record(workdir, new_record, dataset)
-    return dataset, new_record
+    # The list may have millions of files, and is not needed any more.
+    return dataset, DataRecord(dataclasses.replace(fingerprint, entries=()), changes)
 
 
 def describe_new_data(config: ConfigDict, workdir: Path, one_of_many: bool) -> str:
