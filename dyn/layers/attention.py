@@ -11,6 +11,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from dyn.layers.norms import LayerNorm, apply_batch_norm
 from dyn.ops.sharding import automate_sharding, mesh_axes
@@ -164,7 +165,8 @@ def reduce_max(x: Array, axis: int | tuple[int, ...]) -> Array:
         x = jnp.moveaxis(x, axes, range(-len(axes), 0))
         # The size is written out, because -1 cannot be inferred for an empty batch.
         x = x.reshape(*x.shape[: len(rest)], math.prod(x.shape[len(rest) :]))
-        first = jnp.argmax(x, axis=-1, keepdims=True) == jnp.arange(x.shape[-1])
+        numbers = lax.broadcast_to_rank(jnp.arange(x.shape[-1]), x.ndim)
+        first = jnp.argmax(x, axis=-1, keepdims=True) == numbers
         return jnp.sum(jnp.where(first, x, jnp.zeros_like(x)), axis=-1)
 
     return automate_sharding(reduce, x, axes=[mesh_axes(x)[n] for n in rest])

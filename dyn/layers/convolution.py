@@ -178,7 +178,7 @@ class ConvLayer(CheckedModule):
         mask = jnp.asarray(self.mask)
         if mask.shape != shape:
             raise ValueError(f"mask must have the shape of one kernel, {shape}; got {mask.shape}.")
-        return kernel * mask.astype(kernel.dtype)
+        return kernel * lax.broadcast_to_rank(mask.astype(kernel.dtype), kernel.ndim)
 
     def resolve_geometry(self, x: Array) -> Geometry:
         """Returns how the kernel slides over the flat inputs."""
@@ -279,7 +279,7 @@ class ConvLayer(CheckedModule):
         if not self.use_bias:
             return y
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        return y + bias.astype(y.dtype)
+        return y + lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)
 
     def add_mixed_bias(self, y: Array, num_kernels: int, mix: Array | None) -> Array:
         """Adds the parameter `bias`, `(K, O)`, mixed like the kernels, if `use_bias`."""
@@ -288,7 +288,7 @@ class ConvLayer(CheckedModule):
         shape = (num_kernels, self.features)
         bias = self.param("bias", per_candidate(self.bias_init), shape, self.param_dtype)
         if mix is None:
-            return y + bias[0].astype(y.dtype)
+            return y + lax.broadcast_to_rank(bias[0].astype(y.dtype), y.ndim)
         # As exact as the mixture of kernels, even if matrix products are rounded by default.
         mixed = jnp.matmul(mix, bias.astype(mix.dtype), precision=lax.Precision.HIGHEST)
         return y + expand_over_space(mixed, y)

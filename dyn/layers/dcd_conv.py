@@ -243,7 +243,7 @@ class DCDDense(CheckedModule):
         y = jnp.matmul(x, kernel.astype(dtype), precision=self.precision)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-            y = y + bias.astype(dtype)
+            y = y + lax.broadcast_to_rank(bias.astype(dtype), y.ndim)
         y = y * filters.astype(dtype) + apply_latent_branch(
             x,
             matrix,

@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from dyn.layers.attention import global_average
 from dyn.layers.convolution import ConvLayer
@@ -163,6 +164,7 @@ class FDConv(ConvLayer):
 
             def transform(mix, taps, neighbours, real, imaginary, local_kernel) -> Array:
                 w = mix[:, groups]
+                real, imaginary = (lax.broadcast_to_rank(a, w.ndim) for a in (real, imaginary))
                 kernel = self.apply_mask(_kernel_from_parts(w * real, w * imaginary, shape))
                 return scale_kernels(kernel, taps, neighbours, local_kernel).astype(x.dtype)
 
@@ -341,8 +343,9 @@ def _kernel_from_parts(real: Array, imaginary: Array, shape: Sequence[int]) -> A
 
 def disjoint_kernels(spectrum: Array, shape: Sequence[int], num_groups: int) -> Array:
     """Returns the part of the kernel in each group of frequencies, `[K, *shape]`; they add up to it."""
-    groups = jnp.asarray(frequency_groups(shape, num_groups))[..., None]
+    groups = jnp.asarray(frequency_groups(shape, num_groups))[None, ..., None]
     numbers = jnp.arange(num_groups, dtype=groups.dtype).reshape(-1, 1, 1, 1)
+    spectrum = spectrum[None]
     parts = jnp.where(groups == numbers, spectrum, jnp.zeros_like(spectrum))
     return spectrum_to_kernel(parts, shape)
 

@@ -305,7 +305,7 @@ class WarehouseAttention(AttentionBranch):
         t = read_blend(self).astype(self.dtype)
         beta = nn.one_hot(jnp.asarray(self.assignment), num_cells + 1, dtype=self.dtype)
         # The last cell is zeros: it counts in the sum above, but adds nothing to the kernel.
-        mix = ((1 - t) * q + t * beta)[..., :-1]
+        mix = ((1 - t) * q + lax.broadcast_to_rank(t * beta, q.ndim))[..., :-1]
         share = jnp.sum(jnp.abs(mix), axis=1)
         share = share / jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), 1e-12)
         self.sow_weights(kernel=share, cell=mix)

@@ -223,6 +223,23 @@ def compile_training(layer):
     return train
 
 
+def trace_strictly(layer, x):
+    """Traces initialisation, inference and training where neither ranks nor dtypes may be promoted."""
+    with jax.numpy_rank_promotion("raise"), jax.numpy_dtype_promotion("strict"):
+        variables = jax.eval_shape(layer.init, jax.random.key(0), x)
+        jax.eval_shape(layer.apply, variables, x)
+
+        def gradient(variables, x):
+            def loss(params, x):
+                mutable = ["batch_stats", "intermediates", "losses"]
+                y, state = layer.apply({**variables, "params": params}, x, mutable=mutable)
+                return jnp.sum(y.astype(jnp.float32)), state
+
+            return jax.grad(loss, (0, 1), has_aux=True)(variables["params"], x)
+
+        jax.eval_shape(gradient, variables, x)
+
+
 def assert_trees_close(got, want, **tolerance):
     jax.tree.map(partial(np.testing.assert_allclose, **tolerance), got, want)
 

@@ -162,7 +162,8 @@ def test_in_the_context_of_a_mesh_nothing_need_be_compiled(name):
     mesh = make_mesh((2,), "explicit")
     sharded = jax.device_put(x, NamedSharding(mesh, PartitionSpec("data")))
     with jax.set_mesh(mesh):
-        y, variables = layer.init_with_output(jax.random.key(0), sharded)
+        variables = layer.init(jax.random.key(0), sharded)
+        y = layer.apply(variables, sharded)
         assert jax.typeof(y).sharding.spec[0] == "data"
         others = {k: v for k, v in variables.items() if k != "params"}
 
