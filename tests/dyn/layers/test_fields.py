@@ -89,7 +89,7 @@ def test_what_nn_conv_takes_is_taken():
         layer = make(np.int64(4), [3, np.int32(3)], strides=[1, 1], use_bias=np.bool_(True))
         assert jax.eval_shape(layer.init_with_output, jax.random.key(0), x)[0].shape == (2, 5, 5, 4)
     masked = layers.ODConv(1, (1,), mask=[[[0.0]]], use_bias=False)
-    y = masked.init_with_output(jax.random.key(0), jnp.ones((2, 4, 1)))[0]
+    y = jax.jit(masked.init_with_output)(jax.random.key(0), jnp.ones((2, 4, 1)))[0]
     assert not y.any()
 
 
