@@ -47,6 +47,8 @@ def check_saved_settings(saved: Mapping[str, Any], source: object) -> None:
         if section != isinstance(value, Mapping):
             kind = "a group of settings" if section else "one setting"
             raise UserError(f"{source} cannot be read: {name} is not {kind}.")
+    if _has_dotted_name(saved):
+        raise UserError(f"{source} cannot be read: the name of a setting has a point in it.")
     given = dict(list_paths(saved))
     default = Kind().choices
     for path in default:  # they decide which settings there are
@@ -57,9 +59,16 @@ def check_saved_settings(saved: Mapping[str, Any], source: object) -> None:
         if path in settings:
             _check_saved_value(source, path, value, settings[path])
         elif section in LAYER_SECTIONS and f"{section}.name" in settings:
+            if "." in field:
+                raise UserError(f"{source} cannot be read: {shorten(path)} is in another setting.")
             fields = list_layer_fields(section, given.get(f"{section}.name"))
             example = fields.get(field, value)
             _check_saved_value(source, path, value, Setting(example, LAYER_FIELDS.get(path)))
+
+
+def _has_dotted_name(saved: Mapping[str, Any]) -> bool:
+    below = [value for value in saved.values() if isinstance(value, Mapping)]
+    return any("." in name for name in saved) or any(map(_has_dotted_name, below))
 
 
 def _check_saved_value(source: object, path: str, value: object, setting: Setting) -> None:

@@ -75,6 +75,8 @@ def test_settings_that_are_nowhere_are_not_made_up(run):
             "conv.num_kernels=4 is not a whole number",
         ),
         ({"conv": {"name": "odconv", "reduction": 1e-30}}, ""),
+        ({"conv": {"name": "odconv", "num_kernels": {"x": 1}}}, "is in another setting"),
+        ({"epochs.x": 1}, "has a point in it"),
         ({"conv": {"name": "odconv", "reduction": -1.0}}, "more than 0"),
         ({"normalise": {"mean": [0.1, 0.2]}}, "give 1 or 3"),
         ({"normalise": {"mean": ["a"]}}, "normalise.mean"),
@@ -83,7 +85,7 @@ def test_settings_that_are_nowhere_are_not_made_up(run):
 def test_settings_of_others_are_bounded(run, setting, says):
     saved = json.loads((run / "config.json").read_text())
     for name, value in setting.items():
-        both = isinstance(value, dict) and isinstance(saved[name], dict)
+        both = isinstance(value, dict) and isinstance(saved.get(name), dict)
         saved[name] = saved[name] | value if both else value
     write(run / "config.json", saved)
     if not says:
