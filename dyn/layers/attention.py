@@ -165,8 +165,8 @@ def reduce_max(x: Array, axis: int | tuple[int, ...]) -> Array:
         x = jnp.moveaxis(x, axes, range(-len(axes), 0))
         # The size is written out, because -1 cannot be inferred for an empty batch.
         x = x.reshape(*x.shape[: len(rest)], math.prod(x.shape[len(rest) :]))
-        numbers = lax.broadcast_to_rank(jnp.arange(x.shape[-1]), x.ndim)
-        first = jnp.argmax(x, axis=-1, keepdims=True) == numbers
+        first = jnp.argmax(x, axis=-1, keepdims=True)
+        first = first == lax.broadcast_to_rank(jnp.arange(x.shape[-1]), x.ndim)
         return jnp.sum(jnp.where(first, x, jnp.zeros_like(x)), axis=-1)
 
     return automate_sharding(reduce, x, axes=[mesh_axes(x)[n] for n in rest])

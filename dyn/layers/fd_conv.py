@@ -164,8 +164,9 @@ class FDConv(ConvLayer):
 
             def transform(mix, taps, neighbours, real, imaginary, local_kernel) -> Array:
                 w = mix[:, groups]
-                real, imaginary = (lax.broadcast_to_rank(a, w.ndim) for a in (real, imaginary))
-                kernel = self.apply_mask(_kernel_from_parts(w * real, w * imaginary, shape))
+                real = w * lax.broadcast_to_rank(real, w.ndim)
+                imaginary = w * lax.broadcast_to_rank(imaginary, w.ndim)
+                kernel = self.apply_mask(_kernel_from_parts(real, imaginary, shape))
                 return scale_kernels(kernel, taps, neighbours, local_kernel).astype(x.dtype)
 
             # Apart, because a gradient that sums over an axis of two numbers takes most of a step.
@@ -343,10 +344,11 @@ def _kernel_from_parts(real: Array, imaginary: Array, shape: Sequence[int]) -> A
 
 def disjoint_kernels(spectrum: Array, shape: Sequence[int], num_groups: int) -> Array:
     """Returns the part of the kernel in each group of frequencies, `[K, *shape]`; they add up to it."""
-    groups = jnp.asarray(frequency_groups(shape, num_groups))[None, ..., None]
+    groups = jnp.asarray(frequency_groups(shape, num_groups))[..., None]
     numbers = jnp.arange(num_groups, dtype=groups.dtype).reshape(-1, 1, 1, 1)
-    spectrum = spectrum[None]
-    parts = jnp.where(groups == numbers, spectrum, jnp.zeros_like(spectrum))
+    in_group = lax.broadcast_to_rank(groups, 4) == numbers
+    zeros = lax.broadcast_to_rank(jnp.zeros_like(spectrum), 4)
+    parts = jnp.where(in_group, lax.broadcast_to_rank(spectrum, 4), zeros)
     return spectrum_to_kernel(parts, shape)
 
 

@@ -3,13 +3,14 @@
 from functools import partial
 
 import flax.core
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from layer_cases import init_shapes
 
-from dyn.layers import ODConv
+from dyn.layers import ODConv, WarehouseConv
 from dyn.models import Net2
 from dyn.schedules import linear_temperature, set_blend, set_temperature
 
@@ -52,6 +53,27 @@ def test_only_the_temperatures_of_the_collection_attention_are_set():
         np.testing.assert_array_equal(changed["seen"], 1.0)
     without = {"params": {"kernel": jnp.ones(3), "temperature": jnp.ones(())}}
     assert set_temperature(without, 2.0) == without
+
+
+@pytest.mark.parametrize("lift", ["scan", "vmap"])
+def test_stacked_layers_keep_shapes_and_dtypes(lift):
+    class Block(nn.Module):
+        @nn.compact
+        def __call__(self, x, _):
+            x = ODConv(4, (3,), num_kernels=2)(x)
+            return WarehouseConv(4, (3,))(x), None
+
+    fields = dict(variable_axes={"params": 0, "attention": 0}, split_rngs={"params": True})
+    if lift == "scan":
+        blocks = nn.scan(Block, **fields, length=3)()
+    else:
+        blocks = nn.vmap(Block, **fields, in_axes=None, axis_size=3)()
+    variables = init_shapes(blocks, np.ones((2, 8, 4), np.float32), None)
+    stacked = jax.tree.map(lambda leaf: jnp.ones(leaf.shape, leaf.dtype), variables)
+    changed = set_blend(set_temperature(stacked, 30.0), 0.5)
+    assert jax.tree.map(jnp.shape, changed) == jax.tree.map(jnp.shape, stacked)
+    values = sorted(np.asarray(leaf).tolist() for leaf in jax.tree.leaves(changed["attention"]))
+    assert values == [[0.5] * 3, [30.0] * 3]
 
 
 def test_temperature_may_be_traced_and_batched(variables):

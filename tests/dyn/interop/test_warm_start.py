@@ -313,3 +313,18 @@ def test_missing_layers_keys_and_variables_are_errors():
     del static["params"]["conv2"]
     with pytest.raises(ValueError, match=r"conv2, .* \(4, 5, 4, 4\), is not in the static"):
         warm_start(dynamic, static, noise=0)
+
+
+def test_stacked_layers_are_started_one_by_one():
+    """There are as many layers as candidates, for which they could be taken."""
+
+    def make_stack(layer):
+        variables = {"params": {"conv": filled(layer, jnp.ones((2, 5, 3)))["params"]}}
+        return jax.tree.map(lambda leaf: np.stack([leaf] * 2), variables)
+
+    static = make_stack(nn.Conv(4, (3,)))
+    dynamic = make_stack(layers.ODConv(4, (3,), num_kernels=2))
+    with pytest.raises(ValueError, match=r"several layers.*jax\.vmap"):
+        warm_start(dynamic, static, noise=0)
+    started = jax.vmap(partial(warm_start, noise=0))(dynamic, static)
+    assert jax.tree.map(jnp.shape, started) == jax.tree.map(jnp.shape, dynamic)
