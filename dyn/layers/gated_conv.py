@@ -18,6 +18,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from dyn.layers.attention import AttentionBranch
 from dyn.layers.convolution import ConvLayer
@@ -170,7 +171,7 @@ class GatedConv(ConvLayer):
                 by_kernel = gates[0].reshape(-1, *(1,) * (wide.ndim - 1))
                 wide = jnp.sum(wide * by_kernel, 0, keepdims=True)
             else:
-                wide = wide * gates[0]
+                wide = wide * lax.broadcast_to_rank(gates[0], wide.ndim)
             return self.convolve(x, wide, lowering=self.lowering)
         if self.granularity == "filter":
             y = self.convolve(x, kernel, lowering=self.lowering)

@@ -236,7 +236,7 @@ def _weights_by_tap(mix: Array | None, taps: Array | None, number: int) -> Array
     if taps is None:
         return jnp.broadcast_to(mix, (number, *mix.shape))
     dtype = float32_or_wider(mix, taps)
-    return mix.astype(dtype) * taps.astype(dtype)
+    return lax.broadcast_to_rank(mix.astype(dtype), taps.ndim) * taps.astype(dtype)
 
 
 def _grouped_kernels(kernels: Array, geometry: Geometry) -> Array:
