@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from dyn.layers.attention import (
     apply_head,
@@ -24,6 +25,7 @@ from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import apply_batch_norm
 from dyn.layers.squeeze_excite import attention_dtype, flatten_features
 from dyn.ops.dynamic_conv import expand_over_space
+from dyn.ops.sharding import automate_sharding, mesh_axes
 
 Array = jax.Array
 
@@ -107,6 +109,15 @@ class CBAM(CheckedModule):
         return (x * spatial[..., None].astype(x.dtype)).reshape(inputs.shape)
 
 
+def convolve_batch(inputs: Array, kernel: Array, *args: Any, **fields: Any) -> Array:
+    """Computes `jax.lax.conv_general_dilated`, and its gradient also over a sharded axis of `jax.vmap`."""
+
+    def convolve(inputs: Array, kernel: Array) -> Array:
+        return lax.conv_general_dilated(inputs, kernel, *args, **fields)
+
+    return automate_sharding(convolve, inputs, kernel, axes=mesh_axes(inputs)[:-1])
+
+
 class ChannelGate(nn.Module):
     """Computes channel weights (section 3, equation 2 of the paper): `[B, *spatial, C]` to `[B, C]`."""
 
@@ -152,6 +163,7 @@ class SpatialGate(nn.Module):
             (self.kernel_size,) * (x.ndim - 2),
             use_bias=False,
             kernel_init=he_normal_fan_out,
+            conv_general_dilated=convolve_batch,
             **types,
             name="conv",
         )(z)

@@ -24,7 +24,7 @@ from dyn.layers.attention import AttentionBranch
 from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
-from dyn.ops.sharding import automate_sharding
+from dyn.ops.sharding import automate_sharding, mesh_axes
 
 Array = jax.Array
 
@@ -277,8 +277,12 @@ def hard_gate(logits: Array, temperature: Array | float, active: int | None = No
     """
     if active is None:
         return (logits > 0).astype(logits.dtype)
-    # Ranks by sorting twice, because a scatter would gather a sharded batch.
-    ranks = jnp.argsort(jnp.argsort(logits, axis=-1, descending=True), axis=-1)
+
+    def rank(logits: Array) -> Array:
+        # By sorting twice, because a scatter would gather a sharded batch.
+        return jnp.argsort(jnp.argsort(logits, axis=-1, descending=True), axis=-1)
+
+    ranks = automate_sharding(rank, logits, axes=mesh_axes(logits))
     return (ranks < active).astype(logits.dtype)
 
 

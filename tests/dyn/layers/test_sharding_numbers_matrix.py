@@ -236,6 +236,7 @@ class Scanned(nn.Module):
 @pytest.mark.parametrize("name", ["Conv", "ODConv", "WarehouseConv", "FDConv, local"])
 def test_under_scan(name):
     net, x = Scanned(CASES[name][0]), random_input(4, 6, 4, 4)
-    variables, train = filled(net, x), compile_training(net)
+    # Small, so that three layers do not magnify what rounding changes.
+    variables, train = filled(net, x, scale=0.1), compile_training(net)
     got = train(*place(make_mesh((2, 2), "explicit"), variables, x, ["data"]))
     assert_trees_close(got, train(variables, x), **CLOSE)
