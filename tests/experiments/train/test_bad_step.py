@@ -13,7 +13,7 @@ from experiments.data import Dataset
 from experiments.data.pipeline import train_records
 from experiments.data.views import Arrays
 from experiments.runs.checkpoints import restore_arrays
-from experiments.train import loop
+from experiments.train import loop, run_data
 from experiments.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -46,7 +46,7 @@ def broken_record(monkeypatch):
     parts[0].inputs[record, 7] = np.inf
     splits = dict(zip(("train", "validation", "test"), parts, strict=True))
     dataset = Dataset("Toy", splits, ("a", "b"), (24, 1))
-    monkeypatch.setattr(loop.data, "load_for_training", lambda *_, **__: dataset)
+    monkeypatch.setattr(run_data.data, "load_for_training", lambda *_, **__: dataset)
     return record
 
 
@@ -99,6 +99,6 @@ def test_an_evaluation_that_is_not_finite_keeps_the_state(
     broken_record, programs, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(loop, "evaluate", lambda *_: {"loss": np.nan})
-    loop.data.load_for_training().splits["train"].inputs[broken_record] = 0
+    run_data.data.load_for_training().splits["train"].inputs[broken_record] = 0
     with pytest.raises(UserError, match=r"The validation loss is nan at step 4\. The state is in"):
         train(config_with(), tmp_path, programs)

@@ -3,10 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import linen as nn
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dyn.models.dropout import Dropout
+
+pytestmark = pytest.mark.matrix
 
 
 def drop(layer, x, train=True):
