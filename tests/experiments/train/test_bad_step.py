@@ -13,7 +13,7 @@ from experiments.data import Dataset
 from experiments.data.pipeline import train_records
 from experiments.data.views import Arrays
 from experiments.runs.checkpoints import restore_arrays
-from experiments.train import loop, run_data
+from experiments.train import bad_step, loop, run_data
 from experiments.train.loop import train
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
@@ -88,9 +88,13 @@ def test_a_loss_that_is_not_finite_names_its_step_and_examples_and_keeps_them(
     assert all(row["step"] < BAD_STEP for row in rows)
 
 
-def test_a_batch_that_cannot_be_kept_does_not_hide_the_error(broken_record, programs, tmp_path):
-    (tmp_path / "run").mkdir()
-    (tmp_path / "run" / "bad_step").write_text("a file where the folder should be")
+def test_a_batch_that_cannot_be_kept_does_not_hide_the_error(
+    broken_record, programs, tmp_path, monkeypatch
+):
+    def raise_no_room(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(bad_step.np, "savez", raise_no_room)
     with pytest.raises(UserError, match=r"The loss is nan at step 3.* It could not be kept: "):
         train(config_with(), tmp_path / "run", programs)
 
