@@ -71,7 +71,10 @@ def test_as_an_nnx_layer_it_computes_the_same_and_trains(name):
         assert all(np.abs(new - old).max() > 0 for old, new in pairs)
 
 
-@pytest.mark.parametrize("name", PLAIN)
+@pytest.mark.parametrize(
+    "name",
+    [n if n in ("ODConv", "DCDConv") else pytest.param(n, marks=pytest.mark.long) for n in PLAIN],
+)
 def test_odd_layers_train_on_batches_of_any_size(name):
     """Empty, of one and without a batch axis, where `nn.Conv` does: outputs and gradients are finite."""
     net = make_odd_network(name)

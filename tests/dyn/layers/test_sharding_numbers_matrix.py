@@ -155,6 +155,7 @@ def test_series_volumes_and_several_batch_axes():
 # Under JAX's transformations, in and outside of a mesh's context.
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CASES)
 def test_in_the_context_of_a_mesh_nothing_need_be_compiled(name):
     """Also initialisation and the gradient; without a context JAX differentiates only what is compiled."""

@@ -147,7 +147,13 @@ def assert_close(ours, theirs, rtol=1e-5, atol=1e-6):
         np.testing.assert_allclose(np.float64(mine), np.float64(other), rtol, atol, err_msg=where)
 
 
-@pytest.mark.parametrize("name", RUNS)
+# The others compile for minutes.
+QUICK = ("microbatches of sharded parameters", "fcn", "reconstruction")
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.long) for name in RUNS]
+)
 def test_explicit_axes_compute_what_automatic_ones_do(name):
     assert_close(run(name, make_mesh(EXPLICIT)), expected_of(name))
 
@@ -157,6 +163,7 @@ def test_explicit_axes_compute_what_automatic_ones_do(name):
     [(EXPLICIT, AUTO), (AUTO, EXPLICIT), (EXPLICIT, EXPLICIT), (AUTO, AUTO)],
     ids=lambda types: "-".join(one.name for one in types),
 )
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["microbatches of sharded parameters", "tagging"])
 def test_batches_are_split_over_the_data_axis_of_any_mesh(name, types):
     assert_close(run(name, make_mesh(*types)), expected_of(name), 1e-4, 1e-5)
