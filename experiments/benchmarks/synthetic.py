@@ -24,6 +24,7 @@ CLASSES = 10
 _PHOTO = (375, 500)  # height and width of most of VOC's pictures
 _SERIES = 176  # length of Adiac's
 _TEST = 20
+_PALETTE = np.random.default_rng(0).integers(0, 256, 768).tolist()  # all masks share it
 
 
 def write_digits(root: Path, count: int) -> dict[str, str]:
@@ -127,7 +128,7 @@ def make_picture(rng: np.random.Generator, height: int, width: int) -> Image.Ima
 def make_mask(rng: np.random.Generator, height: int, width: int) -> Image.Image:
     """Returns a palette picture: ellipses of VOC's classes on its background, with borders to ignore."""
     image = Image.new("P", (width, height))
-    image.putpalette(rng.integers(0, 256, 768).tolist())
+    image.putpalette(_PALETTE)
     draw = ImageDraw.Draw(image)
     for number in rng.integers(1, len(voc2012.CLASSES), 4).tolist():
         left, right = np.sort(rng.integers(0, width, 2)).tolist()

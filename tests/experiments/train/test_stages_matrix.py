@@ -35,7 +35,7 @@ def start(tmp_path):
         }
         config = small(base, **settings)
         _, variables = random_variables(config, range(7), (8, 8, 1))
-        write_weights(path, variables, {"config": {}, "classes": [], "shape": []})
+        write_weights(path, variables, {"config": {}, "classes": [], "shape": [16, 16, 3]})
         return config
 
     return write
