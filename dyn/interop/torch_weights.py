@@ -144,7 +144,7 @@ _LEAVES = {
     "running_mean": (("batch_stats", "mean"),),
     "running_var": (("batch_stats", "var"),),
 }
-# How often statistics and averages were updated.
+# Numbers of updates of statistics and averages.
 _COUNTS = ("num_batches_tracked", "n_averaged")
 
 _WARM_START = (
@@ -317,7 +317,7 @@ def _is_static_for(
 
 
 def _find_attended(paths: Iterable[str]) -> set[str]:
-    """Returns the layers that have attention or routing of their own."""
+    """Returns the layers with attention or routing."""
     parts = (re.split("/(?:attention|routing)(?:/|$)", path) for path in paths)
     return {layer for layer, *rest in parts if rest}
 

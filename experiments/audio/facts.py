@@ -7,7 +7,6 @@ file has been touched, of the recording agree.
 import json
 import os
 import stat
-import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,9 @@ def read_facts(file: Path, spectrograms: Path, recording: Path) -> dict[str, Any
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise Damaged(f"{file} cannot be read: {error}") from error
-    if not isinstance(content, dict) or content.pop(_CHECKSUM, None) != _compute_checksum(content):
+    if not isinstance(content, dict) or content.pop(_CHECKSUM, None) != digests.compute_json_crc32(
+        content
+    ):
         raise Damaged(f"{file} has changed since it was written")
     if "spectrograms_crc32" in content:
         try:
@@ -84,12 +85,8 @@ def _is_same(file: Path, content: dict[str, Any], recording: Path) -> bool:
 
 def _write(file: Path, content: dict[str, Any]) -> None:
     """Writes facts and their checksum, onto the disk before the name."""
-    text = json.dumps({**content, _CHECKSUM: _compute_checksum(content)}, indent=2)
+    text = json.dumps({**content, _CHECKSUM: digests.compute_json_crc32(content)}, indent=2)
     with replace_file(file) as temporary, open(temporary, "w", encoding="utf-8") as opened:
         opened.write(text + "\n")
         opened.flush()
         os.fsync(opened.fileno())
-
-
-def _compute_checksum(content: dict[str, Any]) -> int:
-    return zlib.crc32(json.dumps(content, sort_keys=True).encode())

@@ -1,9 +1,11 @@
 """64-bit digests of contents, by which copies are recognised."""
 
 import hashlib
+import json
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 _WHOLE = 2**20  # bytes of a file that are read completely
 _BLOCKS, _BLOCK = 32, 2**14  # and what is read of a larger one
@@ -26,6 +28,11 @@ def compute_file_crc32(path: str | os.PathLike) -> int:
         while block := file.read(1 << 20):
             crc32 = zlib.crc32(block, crc32)
     return crc32
+
+
+def compute_json_crc32(value: Any) -> int:
+    """Returns the checksum of a value that JSON knows."""
+    return zlib.crc32(json.dumps(value, sort_keys=True).encode())
 
 
 def compute_sampled_digest(path: str | os.PathLike) -> int:

@@ -84,7 +84,6 @@ def load(
         dataset = reader.load(config, audio, seed, known_splits.choose_split(known))
     else:
         dataset = reader.load(config, seed)
-    if config.name != "audio":
         _check_single_labels(dataset, config)
     if config.get("fold", -1) >= 0:
         pool = folds.pool_splits(dataset)
@@ -92,9 +91,9 @@ def load(
         assignment, notes = folds.assign_folds(pool.labels, config.folds, seed=0)
         dataset = folds.make_fold_dataset(dataset, pool, assignment, config.fold, config, seed)
         dataset = dataclasses.replace(dataset, notes=[*dataset.notes, *notes])
-    if config.get("classes") and config.name != "audio":
-        dataset = _select_classes(dataset, config.classes.split(","))
     if config.name != "audio":
+        if config.get("classes"):
+            dataset = _select_classes(dataset, config.classes.split(","))
         dataset = known_splits.keep_splits(dataset, known)
     notes = [*dataset.notes, *duplicates.describe_duplicates(dataset.splits)]
     notes += duplicates.describe_contradictions(dataset.splits)

@@ -239,7 +239,7 @@ def check_structure(folder: Path, like: Any) -> None:
     Raises:
         UserError: names the first arrays that differ, parameters before the optimizer's state.
     """
-    # Where a coroutine of Orbax fails it drops the others, and Python warns.
+    # If a coroutine of Orbax fails it drops the others, and Python warns.
     with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         try:
             old = list_shapes(read_structure(folder / "state"))

@@ -86,9 +86,12 @@ def read_entries(workdir: Path) -> list[Entry]:
         return []
 
 
-def read_known_entries(workdir: Path) -> list[Entry]:
-    """Returns the files of a run with their splits; of an older run on recordings, those of `splits.csv`."""
-    entries = read_entries(workdir)
+def read_known_entries(workdir: Path, record: DataRecord | None = None) -> list[Entry]:
+    """Returns the files of a run with their splits; of an older run on recordings, those of `splits.csv`.
+
+    The list of files is that of the `record`, if there is one, and is read otherwise.
+    """
+    entries = list(record.fingerprint.entries) if record else read_entries(workdir)
     listed = {entry.file for entry in entries}
     file = workdir / SPLITS_FILE
     if file.is_file():
@@ -106,9 +109,9 @@ def load_test_split(config: ConfigDict, workdir: Path) -> tuple[Source, str]:
     file of weights, which knows nothing of its data.
     """
     is_folder = workdir.is_dir()
-    known = read_known_entries(workdir) if is_folder else ()
-    dataset = data.load(config.data, config.seed, config.get("audio"), known)
     record = read_record(workdir) if is_folder else None
+    known = read_known_entries(workdir, record) if is_folder else ()
+    dataset = data.load(config.data, config.seed, config.get("audio"), known)
     if record is None:
         return dataset.splits["test"], ""
     fingerprint = compute_fingerprint(dataset)

@@ -37,10 +37,10 @@ FREE_SETTINGS = {
     "data.source", "data.dir", "data.max_skipped", "input.threads", "input.workers", "tensorboard", "wandb",
     "shard_parameters",  # a checkpoint fits either way
 }  # fmt: skip
-# What a run writes into its folder.
+# The files and folders of a run.
 OUTPUT_FILES = (
     CONFIG_FILE, SUMMARY_FILE, "summary.txt", "metrics.jsonl", "skipped.csv", "splits.csv", "confusion.csv",
-    "per_class.csv", "maps.npz", "samples.npz", "data.json", "data.jsonl.gz", "data.json", "data.jsonl.gz",
+    "per_class.csv", "maps.npz", "samples.npz", "data.json", "data.jsonl.gz",
 )  # fmt: skip
 OUTPUT_FOLDERS = (CHECKPOINTS, "figures", "damaged", "bad_step")
 URL_MARKS = ("\\", ":/")

@@ -5,17 +5,15 @@ Orbax verifies its index but not the array data: a flipped bit would go unnotice
 
 import enum
 import errno
-import json
-import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 
 from experiments.core.checked_json import Metric, Record, read_json
 from experiments.core.console import print_line
-from experiments.core.digests import compute_file_crc32
+from experiments.core.digests import compute_file_crc32, compute_json_crc32
 from experiments.core.errors import UserError
 from experiments.core.files import write_json
 from experiments.core.hosts import max_over_hosts
@@ -42,7 +40,8 @@ def write_checksums(folder: Path) -> None:
         if file.is_file()
     }
     write_json(
-        folder / CHECKSUMS_FILE, {"crc32": checksums, "crc32_of_these": _crc32_of_json(checksums)}
+        folder / CHECKSUMS_FILE,
+        {"crc32": checksums, "crc32_of_these": compute_json_crc32(checksums)},
     )
 
 
@@ -53,7 +52,7 @@ def read_checksums(folder: Path) -> dict[str, int]:
     except (FileNotFoundError, UserError):
         return {}
     checksums = content["crc32"]
-    return checksums if _crc32_of_json(checksums) == content["crc32_of_these"] else {}
+    return checksums if compute_json_crc32(checksums) == content["crc32_of_these"] else {}
 
 
 def find_damaged_file(folder: Path, below: str = "") -> Path | None:
@@ -165,7 +164,3 @@ def _find_lost_metrics(folder: Path, metric: str | None) -> Path | None:
         if file.parent.exists():
             return file
     return find_damaged_file(folder, below="metrics/")
-
-
-def _crc32_of_json(value: Any) -> int:
-    return zlib.crc32(json.dumps(value, sort_keys=True).encode())

@@ -43,10 +43,10 @@ BEST = Record(
     others=Numbers(),
 )
 CLASSES = ListOf(Text(), longest=MAX_CLASSES)
-# Of an example: of pictures as image_size allows, of series longer.
+# The shape of an example: pictures are as large as image_size allows, series longer.
 SHAPE = ListOf(Number(1, 2**24, whole=True), shortest=2, longest=3)
 DATA_CHANGES = ListOf(Record({"step": COUNT, "change": Text(), "digest": Text()}))
-# Of the data that a run was trained on, see `data_record`.
+# The record of the data that a run was trained on, see `data_record`.
 DATA = Record(
     {
         "digest": Text(),
@@ -108,7 +108,7 @@ PROGRESS = Record(
 CHECKSUMS = Record(
     {"crc32": MapOf(COUNT), "crc32_of_these": COUNT}, needed=("crc32", "crc32_of_these")
 )
-# Of a file of weights; each value is a JSON text.
+# The metadata of a file of weights; each value is a JSON text.
 WEIGHTS_METADATA = {"config": CONFIG, "classes": CLASSES, "shape": SHAPE, "versions": Anything()}
 
 

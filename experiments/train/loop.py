@@ -191,6 +191,8 @@ def _train(
             describe_start(config, dataset, program.cost, workdir, step, steps),
             quiet=brief or not is_process_0,
         )
+        # With the settings, in case that `config.json` is lost.
+        progress["config"] = files.to_json(config.to_dict())
         progress["data"] = data_record.fingerprint.digest
         log = None
         if is_process_0:
@@ -373,8 +375,7 @@ def inspect_examples(run: TrainingRun, variables: Variables, split: str) -> dict
 
 def save_checkpoint(run: TrainingRun, metrics: dict[str, float] | None = None) -> None:
     """Starts writing a checkpoint; one with metrics takes part in the choice of the best."""
-    # With the settings, in case that `config.json` is lost.
-    run.progress |= {"seconds": run.seconds, "config": files.to_json(run.config.to_dict())}
+    run.progress["seconds"] = run.seconds
     run.checkpoints.save(run.step, run.state, run.progress, metrics)
 
 

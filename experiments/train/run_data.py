@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -14,7 +15,12 @@ from experiments.core.errors import UserError
 from experiments.core.files import to_json
 from experiments.core.hosts import hosts_agree
 from experiments.data import Dataset
-from experiments.data.fingerprint import Fingerprint, compute_fingerprint, describe_changes
+from experiments.data.fingerprint import (
+    Entry,
+    Fingerprint,
+    compute_fingerprint,
+    describe_changes,
+)
 from experiments.runs.data_record import (
     DataRecord,
     read_known_entries,
@@ -45,7 +51,8 @@ def load_run_data(
     continues = has_results(workdir)
     record = read_record(workdir) if continues else None
     is_process_0 = jax.process_index() == 0
-    dataset, fingerprint = _load(config, workdir, workdir if is_process_0 else None)
+    known = read_known_entries(workdir, record) if continues else ()
+    dataset, fingerprint = _load(config, known, workdir if is_process_0 else None)
     if not hosts_agree(fingerprint.digest):
         raise UserError(
             f"{config.data.name}: the processes see different data. Give all of them the same files "
@@ -82,22 +89,24 @@ def describe_new_data(config: ConfigDict, workdir: Path, one_of_many: bool) -> s
     try:
         if compute(_make_key(config)) == record.fingerprint.digest:
             return ""
-        _, fingerprint = _load(config, workdir, None)
+        _, fingerprint = _load(config, read_known_entries(workdir, record), None)
     except UserError as error:
         return f"The data of this run could not be compared with what is there now: {error}"
     change = describe_changes(record.fingerprint, fingerprint)
     return f"The data has changed since this run: {change}." if change else ""
 
 
-def _load(config: ConfigDict, workdir: Path, output: Path | None) -> tuple[Dataset, Fingerprint]:
-    """Loads the data with the splits that the run has had, and computes its fingerprint."""
+def _load(
+    config: ConfigDict, known: Sequence[Entry], output: Path | None
+) -> tuple[Dataset, Fingerprint]:
+    """Loads the data, the files of the run in the splits that they had, and computes its fingerprint."""
     dataset = data.load_for_training(
         config.data,
         config.seed,
         audio=config.get("audio"),
         image_size=config.get("image_size", 0),
         workdir=output,
-        known=read_known_entries(workdir) if has_results(workdir) else (),
+        known=known,
     )
     return dataset, compute_fingerprint(dataset)
 

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,6 +30,21 @@ def standard_promotion():
     """Sets the promotion that the loop runs under: Optax fails under the strict one."""
     with jax.numpy_dtype_promotion("standard"):
         yield
+
+
+@pytest.fixture
+def slow_writer(monkeypatch):
+    """Makes every save take longer, in the background, than a few small steps."""
+    # Not at once: Orbax takes a second, and few tests need it.
+    from experiments.runs.checkpoints import Checkpoints
+
+    write = Checkpoints._write_checksums
+
+    def write_slowly(self):
+        time.sleep(0.5)
+        write(self)
+
+    monkeypatch.setattr(Checkpoints, "_write_checksums", write_slowly)
 
 
 @pytest.fixture

@@ -78,7 +78,7 @@ def test_changes_are_named(print_folder, root, change, words):
     change(root)
     after = print_folder()
     assert after.digest != before.digest and words in describe_changes(before, after)
-    # Where the list was lost, something is still said.
+    # If the list was lost, something is still said.
     assert describe_changes(dataclasses.replace(before, entries=()), after)
 
 

@@ -54,7 +54,7 @@ def test_series(tmp_path, make_config, kind):
     def read():
         dataset = data.load(config, 0)
         lost = [name for name, _ in dataset.skipped]
-        # What is neither used nor listed is blank or a comment.
+        # Everything neither used nor listed is blank or a comment.
         lines = file.read_text("utf-8-sig").splitlines()
         if suffix == "ts":
             keys = [one.strip().partition(" ")[0].lower() for one in lines]

@@ -396,18 +396,6 @@ def test_a_checkpoint_of_another_network_is_named_and_stays(opened, kept):
     assert kept() == [1]
 
 
-@pytest.fixture
-def slow_writer(monkeypatch):
-    """Makes every save take a moment, in the background, before it is complete."""
-    write = Checkpoints._write_checksums
-
-    def write_slowly(self):
-        time.sleep(0.2)
-        write(self)
-
-    monkeypatch.setattr(Checkpoints, "_write_checksums", write_slowly)
-
-
 def test_an_error_leaves_no_save_half_way(tmp_path, slow_writer, kept):
     with pytest.raises(ZeroDivisionError), Checkpoints(tmp_path / "checkpoints") as checkpoints:
         checkpoints.save(1, NETWORK, {}, metrics(0.1))
@@ -444,7 +432,7 @@ def test_a_save_that_fails_in_the_background_does_not_hide_the_first_error(
     assert raised.value.__cause__ is None
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: A checkpoint cannot be written") and "No space left" in line
-    # Where the failure itself is the error, it is said once.
+    # If the failure itself is the error, it is said once.
     with pytest.raises(UserError, match="No space left"):
         with Checkpoints(tmp_path / "other") as checkpoints:
             checkpoints.save(1, NETWORK, {}, metrics(0.1))

@@ -1,7 +1,6 @@
 """The whole loop, small: eight steps of a network a few channels wide."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -9,7 +8,6 @@ from PIL import Image
 from small_runs import assert_same_run, interrupted_before, rows, small, steps_kept
 
 from experiments.configs import base
-from experiments.runs.checkpoints import Checkpoints
 from experiments.tasks.classification import Classification
 from experiments.train import loop
 from experiments.train.loop import train
@@ -109,18 +107,6 @@ def test_a_finished_run_only_shows_its_result_again(finished, monkeypatch, capsy
 def no_figures(monkeypatch):
     """Leaves out the figures, which take as long as everything else, and are not compared."""
     monkeypatch.setattr(Classification, "draw_figures", lambda *_: None)
-
-
-@pytest.fixture
-def slow_writer(monkeypatch):
-    """Makes a save take longer than the steps after it."""
-    write = Checkpoints._write_checksums
-
-    def write_slowly(self):
-        time.sleep(0.5)
-        write(self)
-
-    monkeypatch.setattr(Checkpoints, "_write_checksums", write_slowly)
 
 
 def test_an_interrupted_odconv_run_continues_bit_for_bit(
