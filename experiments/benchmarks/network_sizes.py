@@ -37,7 +37,8 @@ def list_networks() -> dict[str, nn.Module]:
         "ODConv(num_kernels=1)": partial(layers.ODConv, num_kernels=1),
         "DynamicConv": layers.DynamicConv,
         "CondConv": layers.CondConv,
-        "FDConv": layers.FDConv,
+        # With 'auto', the products depend on how many devices this machine has.
+        "FDConv": partial(layers.FDConv, lowering="samples"),
         "PixelDynamicConv": layers.PixelDynamicConv,
         "GatedConv": layers.GatedConv,
         "RotatedConv": layers.RotatedConv,
