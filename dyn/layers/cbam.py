@@ -158,6 +158,7 @@ class SpatialGate(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         mean = jnp.mean(x, axis=-1, dtype=self.dtype)
         z = jnp.stack([reduce_max(x, -1).astype(self.dtype), mean], axis=-1)
+        # Its precision is the default: at each position, the highest would double the cost of the layer.
         z = nn.Conv(
             1,
             (self.kernel_size,) * (x.ndim - 2),

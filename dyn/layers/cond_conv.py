@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 
+from dyn.layers.attention import ATTENTION_PRECISION
 from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
 
@@ -79,6 +80,7 @@ class CondConv(ConvLayer):
             router = nn.Dense(
                 self.num_kernels,
                 kernel_init=nn.initializers.glorot_uniform(),
+                precision=ATTENTION_PRECISION,
                 dtype=dtype,
                 param_dtype=self.param_dtype,
                 name="routing",

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dyn.layers.attention import global_average
+from dyn.layers.attention import ATTENTION_PRECISION, global_average
 from dyn.layers.convolution import ConvLayer
 from dyn.layers.norms import LayerNorm
 from dyn.layers.od_conv import ODAttention
@@ -215,9 +215,11 @@ class FrequencyAttention(ODAttention):
     zero to two for every weight, including those of the groups of frequencies.
     """
 
-    def squeeze_context(self, context: Array) -> Array:
+    def squeeze_context(
+        self, context: Array, precision: lax.Precision | None = ATTENTION_PRECISION
+    ) -> Array:
         """Returns StarReLU(norm(W context)), `[B, squeezed]`."""
-        z = super().squeeze_context(context)
+        z = super().squeeze_context(context, precision)
         # The initial values are those of the paper that introduces StarReLU (arXiv 2210.13452).
         constant = nn.initializers.constant
         scale = self.param("scale", constant(0.8944), (), self.param_dtype).astype(self.dtype)
@@ -310,7 +312,7 @@ def local_weights(neighbours: Array, kernel: Array, shape: Sequence[int]) -> Arr
     grouped = neighbours.reshape(-1, 1, groups, i, neighbours.shape[-1])
     # [T, groups, N, O / groups]
     kernel = jnp.moveaxis(kernel.reshape(len(kernel), -1, groups, o // groups), 0, 2)
-    v = jnp.matmul(grouped, kernel)  # [b, T, groups, i, O / groups]
+    v = jnp.matmul(grouped, kernel, precision=ATTENTION_PRECISION)  # [b, T, groups, i, O / groups]
     v = jnp.moveaxis(v, 2, 3).reshape(-1, *size, i, o)
     return 2 * nn.sigmoid(v)
 

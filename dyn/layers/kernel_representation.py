@@ -7,12 +7,14 @@ of the current features, the history of earlier layers and learned parameters, a
 it into attention. The residual update, the sizes and the initialisations are our choice.
 """
 
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn.layers.attention import ATTENTION_PRECISION
 from dyn.layers.convolution import flatten_batch
 from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import LayerNorm
@@ -104,14 +106,15 @@ class KernelRepresentation(CheckedModule):
         state = flatten_batch(state.astype(dtype), 1)[0]
 
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
+        dense = partial(nn.Dense, precision=ATTENTION_PRECISION, **types)
         pooled = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=dtype)
         name = f"contribution_{layer}"
-        contribution = nn.Dense(self.features, use_bias=False, name=name, **types)(pooled)
+        contribution = dense(self.features, use_bias=False, name=name)(pooled)
         history = LayerNorm(name="norm", **types)(state)
         z = jnp.concatenate([history, contribution], axis=-1)
-        z = nn.relu(nn.Dense(self.hidden or self.features, name="hidden", **types)(z))
+        z = nn.relu(dense(self.hidden or self.features, name="hidden")(z))
         # If it started at zero, no layer's contribution would have a gradient at first.
-        state = state + nn.Dense(self.features, name="update", **types)(z)
+        state = state + dense(self.features, name="update")(z)
         return state.reshape(*batch, self.features)
 
 

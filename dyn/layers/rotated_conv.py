@@ -16,7 +16,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import MixtureAttention, read_temperature, reduce_max
+from dyn.layers.attention import (
+    ATTENTION_PRECISION,
+    MixtureAttention,
+    read_temperature,
+    reduce_max,
+)
 from dyn.layers.convolution import ConvLayer, resolve_kernel_size
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.rotation import rotate_kernels
@@ -197,7 +202,12 @@ class OrientationPool(nn.Module):
         space = tuple(range(1, responses.ndim - 2))
         strength = jnp.mean(nn.relu(responses), axis=space, dtype=self.dtype)  # [B, n, O]
         score = nn.Dense(
-            1, use_bias=False, dtype=self.dtype, param_dtype=self.param_dtype, name="score"
+            1,
+            use_bias=False,
+            precision=ATTENTION_PRECISION,
+            dtype=self.dtype,
+            param_dtype=self.param_dtype,
+            name="score",
         )(strength)[..., 0]
         weights = nn.softmax(score / read_temperature(self).astype(self.dtype))
         self.sow("intermediates", "weights", {"orientation": weights})
