@@ -4,5 +4,4 @@ from absl import flags
 
 RUNS = flags.DEFINE_integer("runs", 5, "Timed rounds; medians are shown.", lower_bound=1)
 QUICK = flags.DEFINE_bool("quick", False, "Measures only a part, within a minute or two.")
-OUT = flags.DEFINE_string("out", "runs/benchmarks", "The folder of the numbers and the plot.")
 DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")

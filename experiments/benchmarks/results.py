@@ -5,10 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from experiments.benchmarks.options import OUT
+from absl import flags
+
 from experiments.core import files
 from experiments.core.errors import UserError
 from experiments.figures import style
+
+OUT = flags.DEFINE_string("out", "runs/benchmarks", "The folder of the numbers and the plot.")
 
 
 def make_folder() -> Path:
@@ -40,10 +43,29 @@ def write_results(
 ) -> None:
     """Writes numbers to `<path>.json` and a plot of ratios to `<path>.png`, and prints their paths.
 
+    The other arguments are those of `plot_ratios`.
+    """
+    files.write_json(f"{path}.json", numbers)
+    options = {"title": title, "caption": caption, "axis": axis, "line": line}
+    plot_ratios(path, ratios, **options, more_is_better=more_is_better)
+    print(f"\n{path}.json\n{path}.png")
+
+
+def plot_ratios(
+    path: Path,
+    ratios: Mapping[str, float],
+    *,
+    title: str,
+    caption: str,
+    axis: str,
+    line: float,
+    more_is_better: bool,
+) -> None:
+    """Writes a plot of ratios to `<path>.png`.
+
     The bars are in the order of `ratios`, which `axis` describes. Those on the good side of `line` have
     another colour: above it if more is better, else below.
     """
-    files.write_json(f"{path}.json", numbers)
     names, values = list(ratios), list(ratios.values())
     good = [value >= line if more_is_better else value <= line for value in values]
     figure = style.new_figure(7, 1.2 + 0.32 * len(names), title, caption)
@@ -63,4 +85,3 @@ def write_results(
     axes.invert_yaxis()
     style.style_axes(axes, axis)
     style.save_figure(figure, f"{path}.png")
-    print(f"\n{path}.json\n{path}.png")

@@ -7,10 +7,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags
 
 from dyn.diagnostics import count_parameters
+from experiments.benchmarks.adam_step import CLASSES, make_step
 from experiments.benchmarks.options import DTYPE, RUNS
 from experiments.core.memory import check_fits
 
@@ -18,9 +18,6 @@ SIZE = flags.DEFINE_integer("size", 64, "Side of a picture in pixels.", lower_bo
 # Batch norm inside attention needs at least two examples.
 BATCH = flags.DEFINE_integer("batch", 32, "Pictures per step.", lower_bound=2)
 WIDTH = flags.DEFINE_integer("width", 64, "Features of the network's first stage.", lower_bound=1)
-
-CLASSES = 1000
-LEARNING_RATE = 1e-3
 
 
 def list_settings() -> dict[str, Any]:
@@ -54,38 +51,15 @@ class TrainingStep:
         )
         keys = jax.random.split(jax.random.key(0))
         self._x = jax.random.normal(keys[0], (BATCH.value, SIZE.value, SIZE.value, 3))
-        labels = jnp.arange(BATCH.value) % CLASSES
-        optimizer = optax.adam(LEARNING_RATE)
-
-        def create(key: jax.Array) -> tuple[Any, Any, Any]:
-            variables = model.init(key, self._x[:2])
-            params = variables.pop("params")
-            # `init` sows these, too; they are not state.
-            for collection in ("intermediates", "losses"):
-                variables.pop(collection, None)
-            return params, variables, optimizer.init(params)
-
-        def train(params: Any, rest: Any, moments: Any, x: jax.Array) -> tuple[Any, Any, Any]:
-            def loss(params: Any) -> tuple[jax.Array, Any]:
-                logits, changed = model.apply(
-                    {"params": params, **rest}, x, train=True, mutable=["batch_stats"]
-                )
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-                return losses.mean(), changed
-
-            gradients, changed = jax.grad(loss, has_aux=True)(params)
-            updates, moments = optimizer.update(gradients, moments)
-            return optax.apply_updates(params, updates), {**rest, **changed}, moments
-
-        self._state = jax.jit(create)(keys[1])
-        self.parameters = count_parameters(self._state[0])
+        create, train = make_step(model)
+        self._state = jax.jit(create)(keys[1], self._x[:2])
+        self.parameters = count_parameters(self._state.params)
         started = time.perf_counter()
-        lowered = jax.jit(train, donate_argnums=(0, 1, 2)).lower(*self._state, self._x)
-        self._compiled = lowered.compile()
+        self._compiled = jax.jit(train, donate_argnums=0).lower(self._state, self._x).compile()
         self.compile_seconds = time.perf_counter() - started
         memory = self._compiled.memory_analysis()
         self.temporary_bytes = memory.temp_size_in_bytes if memory else 0
 
     def __call__(self) -> None:
         """Takes one step and waits until it is done."""
-        self._state = jax.block_until_ready(self._compiled(*self._state, self._x))
+        self._state = jax.block_until_ready(self._compiled(self._state, self._x))

@@ -10,7 +10,7 @@ import torch  # pyrefly: ignore [missing-import]
 from torch import nn  # pyrefly: ignore [missing-import]
 from torch.nn import functional  # pyrefly: ignore [missing-import]
 
-from experiments.benchmarks.step import CLASSES, LEARNING_RATE
+from experiments.benchmarks.adam_step import CLASSES, LEARNING_RATE
 
 Conv = Callable[[int, int, int], nn.Module]
 """`conv(inputs, outputs, stride)`: a 3x3 convolution without bias, padded by one."""

@@ -17,19 +17,12 @@ counts: compare ratios, not milliseconds. Writes `train_step-<size>.json` and `.
 """
 
 import statistics
-from collections.abc import Callable
-from functools import partial
-from typing import Any
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from absl import flags
 
-from dyn import layers
-from dyn.models import ResNet18, ResNet50
 from experiments.benchmarks import results, timing
-from experiments.benchmarks.flax_resnet import make_flax_resnet
+from experiments.benchmarks.networks import FLAX, make_networks
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.benchmarks.step import BATCH, SIZE, TrainingStep, list_settings
 from experiments.core import cli
@@ -38,45 +31,7 @@ from experiments.core.errors import UserError, suggest_nearest
 DEPTH = flags.DEFINE_enum("depth", "18", ["18", "50"], "Depth of the ResNet.")
 LAYERS = flags.DEFINE_list("layers", [], "Names of rows; all without it.")
 
-FLAX = "flax"
 QUICK_ROWS = ("Conv", "odconv_k1", "odconv")
-
-
-def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
-    """Returns the network of each row, without its classes, width and dtype; other fields are the papers'."""
-    resnet = {18: ResNet18, 50: ResNet50}[depth]
-    papers_norm = {"attention_norm": "batch"}
-
-    def warehouse(**fields: Any) -> nn.Module:
-        def network(conv: Callable[..., nn.Module]) -> nn.Module:
-            return resnet(conv=conv, shortcut=conv, **fields)
-
-        # The shapes of the kernels do not depend on the size of the input.
-        return layers.share_kernels(
-            network, jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32), **papers_norm
-        )
-
-    def resnet_with(layer: Callable[..., nn.Module], **fields: Any) -> partial:
-        return partial(resnet, conv=partial(layer, **fields))
-
-    four_kernels = {"num_kernels": 4}
-    return {
-        FLAX: partial(make_flax_resnet, depth),
-        "Conv": resnet_with(layers.Conv),
-        "odconv_k1": resnet_with(layers.ODConv, num_kernels=1, **papers_norm),
-        "odconv": resnet_with(layers.ODConv, **four_kernels, **papers_norm),
-        "dyconv": resnet_with(layers.DynamicConv, **four_kernels),
-        "condconv": partial(resnet_with(layers.CondConv), context="block"),
-        "dcd": partial(resnet_with(layers.DCDConv), dense=layers.DCDDense),
-        "warehouse": warehouse,
-        "fdconv": resnet_with(layers.FDConv, **papers_norm),
-        "pixel": resnet_with(layers.PixelDynamicConv, **four_kernels),
-        "gated": resnet_with(layers.GatedConv, **four_kernels),
-        "rotated": resnet_with(layers.RotatedConv, **papers_norm),
-        "spectral_norm": resnet_with(layers.SpectralNormConv, **four_kernels),
-        "squeeze_excite": partial(resnet, attention=layers.SqueezeExcite),
-        "cbam": partial(resnet, attention=layers.CBAM),
-    }
 
 
 def main() -> None:

@@ -12,6 +12,7 @@ from experiments.benchmarks import (
     flax_resnet,
     input,
     lowerings,
+    networks,
     timing,
     train_step,
 )
@@ -63,8 +64,8 @@ def test_ratio_is_the_median_of_ratios():
 @pytest.mark.matrix
 def test_train_step(command, read_results, monkeypatch):
     tiny_flax = partial(flax_resnet.FlaxResNet, stage_sizes=(1,))
-    monkeypatch.setattr(train_step, "ResNet18", TINY)
-    monkeypatch.setattr(train_step, "make_flax_resnet", lambda depth, **fields: tiny_flax(**fields))
+    monkeypatch.setattr(networks, "ResNet18", TINY)
+    monkeypatch.setattr(networks, "make_flax_resnet", lambda depth, **fields: tiny_flax(**fields))
     words = ["--size=8", "--batch=2", "--width=4", "--runs=2", "--layers=odconv_k1"]
     code, out, _ = command(train_step, *words)
     assert code == 0

@@ -1,0 +1,224 @@
+"""Compiles the training step of one network for an accelerator, in a process of its own, and describes it.
+
+    python -m experiments.benchmarks.compiled_step REQUEST.json RESULT.json
+
+`experiments.benchmarks.accelerators` starts one for each row of its table. So an error of the compiler ends
+one row, memory is free again after each, and the variables of `chips.make_environment` can be set before jax
+is imported. The request is a `Request`, the result what `describe_program` returns, or `{"status": ...}`.
+"""
+
+import dataclasses
+import re
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import AxisType, Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from dyn.diagnostics import count_parameters
+from dyn.ops.planner import plan_for_platform
+from experiments.benchmarks import hlo
+from experiments.benchmarks.adam_step import CLASSES, State, make_step
+from experiments.benchmarks.chips import CHIPS, Chip, list_devices
+from experiments.benchmarks.networks import make_networks
+from experiments.benchmarks.schedules import Schedule, read_kernels
+from experiments.core.files import write_json
+from experiments.core.memory import count_bytes_on_one_device
+from experiments.runs.checkpoints import with_sharding
+from experiments.train.sharding import AXIS, ParameterSharding, shardings_of, with_shards
+
+SOURCES = ("/dyn/", "/experiments/")
+DEAREST = 40  # operations that a result lists
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A network and the chips that its training step is compiled for.
+
+    Attributes:
+        platform: the name of a chip, see `chips.CHIPS`.
+        topology: 1, or chips such as 4x4.
+        network: a name of `networks.make_networks`.
+        depth: 18 or 50.
+        size: side of a picture in pixels.
+        batch: pictures per step on each chip.
+        width: features of the first stage.
+        dtype: of the computation.
+        shard_parameters: splits parameters and Adam's moments over the chips.
+        dump_folder: where the TPU compiler writes schedules; '' without.
+    """
+
+    platform: str
+    topology: str
+    network: str
+    depth: int = 18
+    size: int = 224
+    batch: int = 128
+    width: int = 64
+    dtype: str = "bfloat16"
+    shard_parameters: bool = False
+    dump_folder: str = ""
+
+
+def compile_step(request: Request) -> dict[str, Any]:
+    """Compiles the step that a request describes, and returns its description."""
+    chip = CHIPS[request.platform]
+    devices = list_devices(chip, request.topology)
+    mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
+    network = make_networks(request.depth)[request.network]
+    model = network(num_classes=CLASSES, width=request.width, dtype=jnp.dtype(request.dtype))
+    shape = (len(devices) * request.batch, request.size, request.size, 3)
+    pictures = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(AXIS)))
+
+    started = time.perf_counter()
+    with plan_for_platform(chip.platform), jax.set_mesh(mesh):
+        create, _ = make_step(model)
+        small = jax.ShapeDtypeStruct((2, *shape[1:]), jnp.float32)
+        state: State = with_sharding(
+            jax.eval_shape(lambda x: create(jax.random.key(0), x), small), NamedSharding(mesh, P())
+        )
+        sharding = None
+        if request.shard_parameters:
+            state = State(
+                with_shards(state.params, mesh), state.rest, with_shards(state.moments, mesh)
+            )
+            sharding = ParameterSharding(NamedSharding(mesh, P()), shardings_of(state.params))
+        _, train = make_step(model, sharding)
+        jitted = jax.jit(train, donate_argnums=0, out_shardings=shardings_of(state))
+        lowered = jitted.lower(state, pictures)
+        traced = time.perf_counter()
+        compiled = lowered.compile()
+    seconds = time.perf_counter() - started
+    kernels = {}
+    if request.dump_folder:
+        kernels = read_kernels(Path(request.dump_folder), chip.delay_slots)
+    return {
+        "parameters": count_parameters(state.params),
+        "state_bytes": count_bytes_on_one_device((state.params, state.moments)),
+        "trace_seconds": round(traced - started, 1),
+        "compile_seconds": round(seconds, 1),
+        **describe_memory(chip, compiled.memory_analysis()),
+        **describe_program(chip, hlo.parse_module(compiled.as_text()), kernels),
+    }
+
+
+def describe_memory(chip: Chip, memory: Any) -> dict[str, Any]:
+    """Describes the memory of a compiled program, and whether the chip has as much."""
+    arguments, temporary = memory.argument_size_in_bytes, memory.temp_size_in_bytes
+    total = arguments + temporary + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return {
+        "status": "fits" if total <= chip.memory else "does not fit",
+        "temporary_bytes": temporary,
+        "memory_bytes": total,
+    }
+
+
+def describe_program(
+    chip: Chip, module: hlo.Module, kernels: Mapping[str, Schedule]
+) -> dict[str, Any]:
+    """Describes what a compiled program costs on one chip.
+
+    Args:
+        chip: the accelerator.
+        module: its program.
+        kernels: the schedules of Pallas kernels on a TPU, by name.
+
+    Returns:
+        Numbers of one step; those of operations in a loop count for each turn.
+        `cycles`: the compiler's estimates, and for each kernel the longer of its schedule and its traffic.
+        `kernel_cycles`: the part of it that is kernels.
+        `bytes`: read from the main memory and written to it, and `traffic_cycles`, the time that takes.
+        `unpriced_cycles`: the same for operations without an estimate, copies in the background left out.
+        `unknown_loops`: loops that count once because their turns are not constant.
+        `missing_kernels`: kernels without a schedule.
+        `collectives`: by kind. `operations`: the dearest ones.
+        A GPU's compiler has no estimates, so there `cycles` is 0.
+    """
+    per_byte = chip.clock / chip.bandwidth
+    totals = dict.fromkeys(("cycles", "kernel_cycles", "bytes", "unpriced_cycles"), 0.0)
+    unknown = missing = 0
+    rows = []
+    for operation, within, times in hlo.walk_operations(module):
+        moved = hlo.count_traffic(module, operation, within)
+        cycles, is_kernel = hlo.read_cycles(operation), hlo.is_kernel(operation)
+        turns = 1.0 if times is None else times
+        if operation.opcode == "while":
+            unknown += hlo.count_trips(module, operation, within) is None
+        if is_kernel and operation.name in kernels:
+            schedule = kernels[operation.name]
+            unknown += schedule.unknown_loops
+            cycles = max(schedule.cycles, moved * per_byte)
+            totals["kernel_cycles"] += turns * cycles
+        missing += is_kernel and operation.name not in kernels
+        # The compiler starts copies early, so that they take no time of their own.
+        if cycles is None and not operation.opcode.endswith(("-start", "-done")):
+            totals["unpriced_cycles"] += turns * moved * per_byte
+        totals["cycles"] += turns * (cycles or 0)
+        totals["bytes"] += turns * moved
+        if moved or cycles:
+            rows.append((turns * (cycles or 0), turns * moved, turns, operation))
+    rows.sort(key=lambda row: row[:2], reverse=True)
+    operations = []
+    for cycles, moved, turns, operation in rows[:DEAREST]:
+        name, source = hlo.find_source(module, operation, SOURCES)
+        operations.append(
+            {
+                "operation": operation.name,
+                "cycles": round(cycles),
+                "bytes": round(moved),
+                "times": round(turns),
+                "name": name,
+                "source": source,
+            }
+        )
+    return {
+        **{name: round(total) for name, total in totals.items()},
+        "traffic_cycles": round(totals["bytes"] * per_byte),
+        "unknown_loops": unknown,
+        "missing_kernels": missing,
+        "collectives": hlo.count_collectives(module),
+        "operations": operations,
+    }
+
+
+def describe_failure(error: Exception) -> dict[str, Any]:
+    """Describes a step that does not compile: it takes too much memory, or the compiler cannot do it."""
+    text = str(error)
+    if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
+        message = " ".join(text.split())[:300]
+        return {"status": "fails", "message": f"{type(error).__name__}: {message}"}
+    result: dict[str, Any] = {"status": "does not fit"}
+    used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) (\w+)", text)
+    if used:
+        result["memory_bytes"] = _read_bytes(used[1], used[2])
+        result["message"] = f"{used[1]}{used[2]} of {used[3]}{used[4]} {used[5]}"
+    buffers = re.findall(r"Size: ([\d.]+)([KMG])", text)
+    result["largest_buffers_bytes"] = sum(_read_bytes(*size) for size in buffers)
+    return result
+
+
+def _read_bytes(number: str, unit: str) -> int:
+    """Returns the bytes of a size such as 18.30 G, as XLA writes it."""
+    return round(float(number) * {"K": 2**10, "M": 2**20, "G": 2**30}[unit])
+
+
+def run_request(request: Request) -> dict[str, Any]:
+    """Compiles a step and describes it, or describes why that fails."""
+    try:
+        return compile_step(request)
+    except (jax.errors.JaxRuntimeError, ValueError, TypeError, NotImplementedError) as error:
+        return describe_failure(error)
+
+
+if __name__ == "__main__":
+    import json
+
+    # Compilation is timed, so nothing may come from a cache.
+    jax.config.update("jax_enable_compilation_cache", False)
+    asked = Request(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))
+    write_json(sys.argv[2], run_request(asked))
