@@ -64,7 +64,7 @@ def format_row(row: Row, static: Row) -> str:
     if row["status"] == "fails":
         return f"{name_row(row)}: fails: {row['message']}"
     if "cycles" not in row:
-        return f"{name_row(row)}: does not fit: {row.get('message', '')}"
+        return f"{name_row(row)}: does not fit: {row['message']}"
     parts = [
         f"{row['bytes'] / 1e9:.1f} GB moved",
         f"{row['temporary_bytes'] / 1e9:.1f} GB temporary",
@@ -158,11 +158,10 @@ def list_notes(rows: Sequence[Row]) -> list[str]:
         if row["status"] == "fails":
             notes.append(f"{name} does not compile: {row['message']}")
         elif "cycles" not in row:
-            largest = row.get("largest_buffers_bytes", 0) / 1e9
-            notes.append(
-                f"{name} does not fit: {row.get('message', 'the compiler says no more')}; its largest "
-                f"buffers have {largest:.1f} GB."
-            )
+            notes.append(f"{name} does not fit: {row['message']}")
+            if row.get("largest_buffers_bytes"):
+                gigabytes = row["largest_buffers_bytes"] / 1e9
+                notes.append(f"{name}: the largest buffers have {gigabytes:.1f} GB together.")
         if row.get("unknown_loops"):
             notes.append(f"{name}: {row['unknown_loops']} loops of unknown length count once.")
         if row.get("missing_kernels"):

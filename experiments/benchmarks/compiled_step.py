@@ -34,6 +34,11 @@ from experiments.train.sharding import AXIS, ParameterSharding, shardings_of, wi
 
 SOURCES = ("/dyn/", "/experiments/")
 DEAREST = 40  # operations that a result lists
+# Sizes in the TPU compiler's messages about a full memory.
+MEMORY_SIZES = {
+    "temporary_bytes": r"HLO temporaries \(([\d.]+)([KMG])\)",
+    "memory_bytes": r"Used ([\d.]+)([KMG]) of",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,13 +197,12 @@ def describe_failure(error: Exception) -> dict[str, Any]:
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
         message = " ".join(text.split())[:300]
         return {"status": "fails", "message": f"{type(error).__name__}: {message}"}
-    result: dict[str, Any] = {"status": "does not fit"}
-    used = re.search(r"Used ([\d.]+)([KMG]) of ([\d.]+)([KMG]) (\w+)", text)
-    if used:
-        result["memory_bytes"] = _read_bytes(used[1], used[2])
-        result["message"] = f"{used[1]}{used[2]} of {used[3]}{used[4]} {used[5]}"
-    buffers = re.findall(r"Size: ([\d.]+)([KMG])", text)
-    result["largest_buffers_bytes"] = sum(_read_bytes(*size) for size in buffers)
+    result: dict[str, Any] = {"status": "does not fit", "message": " ".join(text.split())[:200]}
+    for key, pattern in MEMORY_SIZES.items():
+        if size := re.search(pattern, text):
+            result[key] = _read_bytes(*size.groups())
+    if buffers := re.findall(r"Size: ([\d.]+)([KMG])", text):
+        result["largest_buffers_bytes"] = sum(_read_bytes(*size) for size in buffers)
     return result
 
 

@@ -16,6 +16,10 @@ from experiments.core.files import write_json
 
 ROOT = Path(__file__).parents[2]
 CHILD = "experiments.benchmarks.compiled_step"
+# Modules beside this one that a row depends on.
+MEASURING = (
+    "adam_step", "chips", "compiled_step", "flax_resnet", "hlo", "networks", "schedules",
+)  # fmt: skip
 
 Row = dict[str, Any]
 
@@ -56,8 +60,9 @@ def _explain_exit(process: subprocess.CompletedProcess[str]) -> str:
 
 
 def describe_code(platform: str) -> str:
-    """Returns a text that changes with the library's code and with the versions of the compilers."""
-    files = sorted([*(ROOT / "dyn").rglob("*.py"), *(ROOT / "experiments/benchmarks").glob("*.py")])
+    """Returns a text that changes with the code that is measured, or measures, and with the compilers."""
+    measuring = [Path(__file__).with_name(f"{name}.py") for name in MEASURING]
+    files = [*sorted((ROOT / "dyn").rglob("*.py")), *measuring]
     digest = compute_digest(b"".join(path.read_bytes() for path in files))
     package, _ = COMPILERS[CHIPS[platform].platform]
     versions = [
@@ -70,7 +75,6 @@ def compile_rows(
     requests: Sequence[Row],
     known: Sequence[Row],
     report: Callable[[Row], None],
-    compile_one: Callable[[Row], Row] = compile_in_process,
 ) -> list[Row]:
     """Compiles the steps of requests one after the other.
 
@@ -78,7 +82,6 @@ def compile_rows(
         requests: the rows of a table.
         known: rows that were compiled before; those of an equal request are taken over unless they failed.
         report: called with each row as soon as it is known.
-        compile_one: compiles one.
 
     Returns:
         The rows in the order of the requests.
@@ -86,7 +89,7 @@ def compile_rows(
     rows = []
     for request in requests:
         same = [row for row in known if row["status"] != "fails" and row.items() >= request.items()]
-        rows.append(same[0] if same else compile_one(request))
+        rows.append(same[0] if same else compile_in_process(request))
         report(rows[-1])
     return rows
 

@@ -1,0 +1,179 @@
+"""The command around the compilers, which are not needed here: results of compilations by hand."""
+
+import json
+
+import pytest
+
+from experiments.benchmarks import accelerators, chips, compiled_step, compiling, hlo
+from experiments.benchmarks.chips import CHIPS
+from experiments.benchmarks.schedules import Schedule
+
+COMPILED = {
+    "status": "fits",
+    "parameters": 1_000_000,
+    "state_bytes": 12_000_000,
+    "compile_seconds": 20.0,
+    "temporary_bytes": 2_000_000_000,
+    "memory_bytes": 2_100_000_000,
+    "cycles": 40_000_000,
+    "traffic_cycles": 30_000_000,
+    "kernel_cycles": 0,
+    "unpriced_cycles": 4_000_000,
+    "bytes": 16_000_000_000,
+    "unknown_loops": 1,
+    "missing_kernels": 0,
+    "collectives": {"all-reduce": 3},
+    "operations": [
+        {
+            "operation": "fusion.1",
+            "cycles": 10_000_000,
+            "bytes": 1_000_000_000,
+            "times": 9,
+            "name": "jit(train)/stage1_block1/conv1/patches/dot_general",
+            "source": "dyn/ops/lowerings.py:42",
+        }
+    ],
+}
+TOO_LARGE = (
+    "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO temporaries (17.91G) "
+    "exceeds available HBM (15.75G)."
+)
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """Replaces the compilers, and returns the list of the requests that they got."""
+    asked = []
+
+    def compile_in_process(request):
+        asked.append(request)
+        if request["network"] == "fdconv":
+            return {**request, **compiled_step.describe_failure(RuntimeError(TOO_LARGE))}
+        if request["network"] == "pixel":
+            return {**request, "status": "fails", "message": "the compiler stopped"}
+        times = 3 if request["network"] == "odconv" else 1
+        if request["platform"] == "h100":  # whose compiler has no estimates
+            times = 0
+        return {**request, **COMPILED, "cycles": times * COMPILED["cycles"]}
+
+    monkeypatch.setattr(accelerators, "check_compiler", lambda chip: None)
+    monkeypatch.setattr(compiling, "compile_in_process", compile_in_process)
+    monkeypatch.setattr(compiling, "describe_code", lambda platform: "this code")
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["--platform=a100"], "h100"),
+        (["--layers=odcnv"], "odconv"),
+        (["--topology=2x2x1"], "2x2"),
+        (["--platform=h100", "--topology=2x2"], "H100"),
+        (["--batch=1"], "--batch"),
+        (["--dtype=float16"], "bfloat16"),
+        (["--depth=34"], "50"),
+    ],
+)
+def test_mistakes(command, compiled, words, fragment):
+    code, _, err = command(accelerators, *words)
+    assert code == 2
+    assert err.startswith("error: ") and err.count("\n") == 1 and fragment in err
+    assert not compiled
+
+
+@pytest.mark.parametrize(("platform", "extra"), [("v5e", "[dev,tpu]"), ("h100", "[dev,cuda]")])
+def test_a_missing_compiler_is_one_sentence(command, monkeypatch, platform, extra):
+    monkeypatch.setattr(chips.importlib.util, "find_spec", lambda name: None)
+    code, _, err = command(accelerators, f"--platform={platform}", "--layers=odconv")
+    assert code == 2 and err.count("\n") == 1 and extra in err
+
+
+def test_the_static_network_is_the_measure(command, compiled, read_results, tmp_path):
+    words = ["--layers=odconv,fdconv,pixel", "--topology=1,2x2", "--ops"]
+    code, out, _ = command(accelerators, *words)
+    assert code == 0
+    rows = read_results("accelerators-v5e")["rows"]
+    assert [row["network"] for row in rows] == 2 * ["Conv", "odconv", "fdconv", "pixel"]
+    assert "odconv on 2x2: 120.0 M cycles, 3.00 times static" in out
+    assert "fdconv does not fit: RESOURCE_EXHAUSTED" in out and "pixel does not compile" in out
+    assert "1 loops of unknown length" in out and "4.0 M cycles more" in out
+    assert "3 all-reduce" in out and "dyn/ops/lowerings.py:42" in out
+    header, *records = (tmp_path / "accelerators-v5e.csv").read_text().splitlines()
+    cells = dict(zip(header.split(","), records[1].split(","), strict=True))
+    assert cells["row"] == "odconv" and cells["ratio"] == "3.0"
+
+
+def test_the_same_command_continues(command, compiled, tmp_path):
+    words = ["--layers=odconv,pixel"]
+    command(accelerators, *words)
+    command(accelerators, *words)
+    # A row that failed is tried again.
+    assert [request["network"] for request in compiled] == ["Conv", "odconv", "pixel", "pixel"]
+    command(accelerators, "--layers=odconv", "--batch=64")
+    assert len(compiled) == 6
+    # The earlier rows are kept.
+    command(accelerators, "--layers=odconv")
+    assert len(compiled) == 6
+
+
+def test_other_code_compiles_again(command, compiled, monkeypatch):
+    command(accelerators, "--layers=Conv")
+    monkeypatch.setattr(compiling, "describe_code", lambda platform: "other code")
+    command(accelerators, "--layers=Conv")
+    assert len(compiled) == 2
+
+
+def test_rows_are_written_as_soon_as_they_are_known(compiled, tmp_path, monkeypatch):
+    def stop(request):
+        if request["network"] == "odconv":
+            raise KeyboardInterrupt
+        return {**request, **COMPILED}
+
+    monkeypatch.setattr(compiling, "compile_in_process", stop)
+    requests = compiling.make_requests(["Conv", "odconv"], ["1"], platform="v5e")
+    with pytest.raises(KeyboardInterrupt):
+        accelerators.compile_table(tmp_path / "table", requests)
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [row["network"] for row in rows] == ["Conv"]
+
+
+def test_a_gpu_is_measured_by_its_bytes(command, compiled):
+    code, out, _ = command(accelerators, "--platform=h100", "--layers=odconv")
+    assert code == 0 and "estimate" not in out and "16.0 GB moved" in out
+
+
+def test_a_full_memory_is_a_result():
+    result = compiled_step.describe_failure(RuntimeError(TOO_LARGE))
+    assert result["status"] == "does not fit"
+    assert result["temporary_bytes"] == round(17.91 * 2**30)
+    used = "RESOURCE_EXHAUSTED: Used 18.30G of 15.75G hbm.\n 1. Size: 1.5G\n 2. Size: 512.0M"
+    result = compiled_step.describe_failure(RuntimeError(used))
+    assert result["memory_bytes"] == round(18.3 * 2**30)
+    assert result["largest_buffers_bytes"] == 2**31
+    assert compiled_step.describe_failure(ValueError("no such tile"))["status"] == "fails"
+
+
+KERNELS = """HloModule m
+
+ENTRY %main (a: f32[1000]) -> f32[1000] {
+  %a = f32[1000]{0} parameter(0)
+  %short = f32[1000]{0} custom-call(%a), custom_call_target="tpu_custom_call"
+  %long = f32[1000]{0} custom-call(%short), custom_call_target="tpu_custom_call"
+  %other = f32[1000]{0} custom-call(%long), custom_call_target="tpu_custom_call"
+  %moved = f32[1000]{0} reshape(%other)
+  ROOT %sum = f32[1000]{0} add(%moved, %a), backend_config={"estimated_cycles":"500"}
+}
+"""
+
+
+def test_a_kernel_takes_the_longer_of_schedule_and_traffic():
+    chip = CHIPS["v5e"]
+    kernels = {"short": Schedule(1), "long": Schedule(10_000, unknown_loops=1)}
+    result = compiled_step.describe_program(chip, hlo.parse_module(KERNELS), kernels)
+    traffic = 8000 * chip.clock / chip.bandwidth  # of an operand and a result
+    assert result["kernel_cycles"] == round(traffic + 10_000)
+    assert result["cycles"] == round(traffic + 10_000 + 500)
+    assert result["unknown_loops"] == 1 and result["missing_kernels"] == 1
+    assert result["unpriced_cycles"] == pytest.approx(2 * traffic, abs=1)
+    assert result["bytes"] == 4 * 8000 + 12_000
+    assert [one["operation"] for one in result["operations"]][:2] == ["long", "sum"]
