@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from dyn.layers.attention import global_average, he_normal_fan_out
 from dyn.layers.fields import CheckedModule
+from dyn.layers.static_conv import Conv
 from dyn.models.backbone import make_batch_norm
 from dyn.models.dropout import Dropout
 from dyn.models.resnet import ResNet18
@@ -213,7 +214,9 @@ class ConvNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         """Maps `[B, h, w, C]` to `[B, h, w, features]`."""
-        y = nn.Conv(
+        # Right gradients also on meshes of several axes, where those of a grouped `nn.Conv` are wrong.
+        conv = nn.Conv if self.groups == 1 else partial(Conv, lowering="outputs")
+        y = conv(
             self.features,
             (self.kernel_size,) * 2,
             padding=self.dilation * (self.kernel_size // 2),

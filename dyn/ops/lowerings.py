@@ -19,6 +19,7 @@ from jax import lax
 
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.geometry import Array, Geometry, Problem
+from dyn.ops.sharding import may_use_several_mesh_axes
 
 # Bytes of patches and kernels that `convolve_by_samples` handles at once: a large picture, or several
 # small ones.
@@ -51,8 +52,11 @@ def convolve_by_reference(inputs, kernels, mix, taps, geometry, precision) -> Ar
     """Convolves each sample with its own kernel through `jax.vmap`: the definition, for tests.
 
     XLA turns it into one grouped convolution, which gathers a sharded batch and whose gradient is 15 to
-    50 times slower than a static convolution's.
+    50 times slower than a static convolution's. Where the mesh is known to have several axes, that gradient
+    would be wrong, and patches are multiplied instead.
     """
+    if may_use_several_mesh_axes(inputs, kernels, mix, taps, unknown=False):
+        return convolve_by_patches(inputs, kernels, mix, taps, geometry, precision)
     if mix is None and taps is None:
         return geometry.convolve(inputs, kernels[0].astype(inputs.dtype), precision)
     sample_kernels = mix_kernels(kernels, mix, taps).astype(inputs.dtype)
@@ -95,10 +99,18 @@ def convolve_by_outputs(inputs, kernels, mix, taps, geometry, precision) -> Arra
     """Convolves with each candidate and mixes the outputs: y_b = sum_k mix[b, k] conv(x_b, W_k).
 
     The gradient of a single convolution with all K kernels side by side would take twice the time on a
-    CPU.
+    CPU. On a mesh that may have several axes, groups are convolved as products of patches: XLA's gradient
+    would be wrong, see `may_use_several_mesh_axes`.
     """
     del taps  # always None, see `why_unsupported`
-    y = [geometry.convolve(inputs, kernel.astype(inputs.dtype), precision) for kernel in kernels]
+    multiply = geometry.groups > 1 and may_use_several_mesh_axes(inputs, kernels, mix, unknown=True)
+
+    def convolve(kernel):
+        if multiply:
+            return _multiply_patches(inputs, kernel[None], geometry, precision)
+        return geometry.convolve(inputs, kernel, precision)
+
+    y = [convolve(kernel.astype(inputs.dtype)) for kernel in kernels]
     return y[0] if mix is None else _mix_outputs(y, mix)
 
 
@@ -257,16 +269,20 @@ def _grouped_patches(inputs: Array, geometry: Geometry) -> Array:
 
 
 def _convolve_depthwise(inputs: Array, kernels: Array, geometry: Geometry) -> Array:
-    """Multiplies single numbers, which need no stacked patches: kernels `[B or 1, *k, 1, O]`."""
+    """Multiplies single numbers, which need no stacked patches: kernels `[B or 1, *k, 1, O]`.
+
+    In float32 or wider: the gradient of the kernel is a sum over all positions, and bfloat16 would lose it.
+    """
     multiplier = kernels.shape[-1] // inputs.shape[-1]
+    wide = float32_or_wider(inputs)
     kernels = kernels.reshape(
         kernels.shape[0], geometry.taps, *(1,) * geometry.rank, kernels.shape[-1]
-    )
+    ).astype(wide)
     total: Any = sum(
-        (x if multiplier == 1 else jnp.repeat(x, multiplier, axis=-1)) * kernels[:, t]
+        (x if multiplier == 1 else jnp.repeat(x, multiplier, axis=-1)).astype(wide) * kernels[:, t]
         for t, x in enumerate(geometry.shift_inputs(inputs))
     )
-    return total
+    return total.astype(inputs.dtype)
 
 
 def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
@@ -276,7 +292,9 @@ def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:
     a CPU takes twice as long.
     """
     if w.shape[2] == 1:  # depthwise: products of single numbers, not worth a matrix product
-        return jnp.sum(x * w[:, None, :, 0], axis=2)
+        wide = float32_or_wider(x)
+        y = jnp.sum(x.astype(wide) * w[:, None, :, 0].astype(wide), axis=2)
+        return y.astype(x.dtype)
     batch, positions, taps, groups, features = x.shape
     rows, columns = taps * features, w.shape[-1]
     is_shared = w.shape[0] == 1  # a symbolic batch is not 1

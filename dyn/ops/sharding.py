@@ -70,6 +70,28 @@ def find_explicit_mesh(arrays: Any) -> AbstractMesh | None:
     return None
 
 
+def may_use_several_mesh_axes(*arrays: Any, unknown: bool) -> bool:
+    """Returns whether a program may be partitioned over two or more axes of a mesh.
+
+    XLA then multiplies the kernel's gradient of a grouped convolution by the size of every axis over which
+    the convolution is replicated, for all types of axes (jaxlib 0.10.2). Axes of one device, and the manual
+    ones of `jax.shard_map`, do not count.
+
+    Args:
+        arrays: arrays of the program, or None.
+        unknown: the answer if no mesh is known on four or more devices. `in_shardings` of `jax.jit`, for
+            example, are not known while a function is traced.
+    """
+    meshes = [jax.typeof(array).sharding.mesh for array in arrays if array is not None]
+    known = [mesh for mesh in (*meshes, jax.sharding.get_abstract_mesh()) if not mesh.empty]
+    if not known:
+        return unknown and jax.device_count() >= 4
+    return any(
+        sum(mesh.shape[name] > 1 for name in mesh.axis_names if name not in mesh.manual_axes) > 1
+        for mesh in known
+    )
+
+
 def mesh_axes(array: Array) -> tuple[MeshAxes, ...]:
     """Returns the explicit mesh axes that each axis of an array is sharded over."""
     spec = tuple(jax.typeof(array).sharding.spec)

@@ -86,17 +86,13 @@ def place(mesh, variables, x, axes):
     return jax.device_put(variables, replicated), jax.device_put(x, batch)
 
 
-# XLA multiplies the kernel's gradient of a grouped `nn.Conv` by the size of a mesh axis over which nothing
-# is sharded, whatever the axis types (jaxlib 0.10.2).
-DOUBLED = pytest.mark.xfail(strict=True, reason="XLA doubles gradients of grouped convolutions")
 # The others compile for minutes.
 QUICK = ("ResNet", "DeepLabV3Plus", "ACGAN", "Autoencoder, explicit")
 CASES = [
     pytest.param(
         name,
         kind,
-        marks=([DOUBLED] if (name, kind) == ("DeepLabV3Plus", "explicit data") else [])
-        + ([] if name in QUICK and kind == "explicit data" else [pytest.mark.long]),
+        marks=[] if name in QUICK and kind == "explicit data" else [pytest.mark.long],
     )
     for name in NETWORKS
     for kind in MESHES

@@ -56,6 +56,19 @@ def test_bfloat16_keeps_its_dtype_and_the_value():
         np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.25)
 
 
+@pytest.mark.parametrize("lowering", ["patches", "shared"])
+def test_depthwise_gradients_in_bfloat16_add_up_all_positions(lowering):
+    """The sum over 9216 positions would stop growing, if it were added up in bfloat16."""
+    x, w = jnp.ones((4, 48, 48, 2)), jnp.ones((1, 1, 1, 1, 2))
+
+    def loss(w):
+        low = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
+        y = dynamic_conv(*low, feature_group_count=2, lowering=lowering)
+        return jnp.sum(y.astype(jnp.float32))
+
+    np.testing.assert_allclose(jax.jit(jax.grad(loss))(w), 9216.0, rtol=0.01)
+
+
 @pytest.mark.parametrize("name", ["2d taps", "2d fewer positions than features", "2d groups"])
 def test_channels_and_filters_weigh_inputs_and_outputs(name, rng):
     """Also if the kernel is weighted instead, as by 'samples'."""
