@@ -1,4 +1,4 @@
-"""Parts that the networks share: the type of `conv=`, the norm, and the check of the input."""
+"""Parts that the networks share: types of fields, the norm, the call of a block, the check of the input."""
 
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +12,9 @@ from dyn.layers.norms import BatchNorm
 ConvFactory = Callable[..., nn.Module]
 """`conv(features, kernel_size, strides, padding=..., use_bias=..., dtype=..., name=...)`, as `nn.Conv`."""
 
+Remat = bool | Callable[..., Any]
+"""The results of a block that the backward pass computes again: see `call_block`."""
+
 
 def make_batch_norm(train: bool, dtype: Any) -> Callable[..., BatchNorm]:
     """Returns a factory of batch norms with torch's momentum and epsilon.
@@ -21,6 +24,33 @@ def make_batch_norm(train: bool, dtype: Any) -> Callable[..., BatchNorm]:
         dtype: dtype of the computation; None for the inputs'.
     """
     return partial(BatchNorm, use_running_average=not train, dtype=dtype)
+
+
+def call_block(block: nn.Module, remat: Remat, *inputs: Any) -> Any:
+    """Returns `block(*inputs)`, of which the backward pass may compute parts again.
+
+    Names, variables and random numbers are those of the call itself.
+
+    Args:
+        block: a module with a scope. Modules in its fields, or in a `jax.tree_util.Partial` there, may
+            belong to the network around it.
+        remat: False keeps what the backward pass needs; True keeps only the inputs; a policy of
+            `jax.checkpoint_policies` chooses.
+        inputs: arrays, or trees of them.
+    """
+    if remat is False:
+        return block(*inputs)
+    policy = None if remat is True else remat
+    return nn.remat(_call, policy=policy)(block, *inputs)
+
+
+def _call(block: nn.Module, *inputs: Any) -> Any:
+    return block(*inputs)
+
+
+def make_layer(make: ConvFactory, *args: Any, **fields: Any) -> nn.Module:
+    """Returns `make(*args, **fields)`: the function of a `Partial` whose factory is a module with a scope."""
+    return make(*args, **fields)
 
 
 def check_input(x: jax.Array, spatial_axes: int, stem: str) -> None:

@@ -13,11 +13,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.fields import CheckedModule
 from dyn.layers.static_conv import Conv
-from dyn.models.backbone import ConvFactory, check_input, make_batch_norm
+from dyn.models.backbone import (
+    ConvFactory,
+    Remat,
+    call_block,
+    check_input,
+    make_batch_norm,
+    make_layer,
+)
 from dyn.models.dropout import Dropout
 
 Array = jax.Array
@@ -56,6 +64,7 @@ class MobileNetV2(CheckedModule):
         spatial_axes: 2 for pictures `[B, H, W, C]`, 1 for series `[B, L, C]`.
         dropout: share of the pooled features dropped before the classifier in training.
         dtype: dtype of the computation; None for the inputs'.
+        remat: results of the blocks that the backward pass computes again; see `ResNet`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -79,6 +88,7 @@ class MobileNetV2(CheckedModule):
     spatial_axes: int = 2
     dropout: float = 0.2
     dtype: Any = None
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -96,23 +106,25 @@ class MobileNetV2(CheckedModule):
         x = stem(x)
         x = nn.relu6(norm(name="stem_norm")(x))
 
+        conv = Partial(make_layer, self.conv, **fields)  # shows its modules to `nn.remat`
         features = []
         for stage, (expansion, width, blocks, strides) in enumerate(STAGES, 1):
             if stage == 2 and self.stem == "small":
                 strides = 1
             for block in range(1, blocks + 1):
-                x = InvertedResidual(
+                module = InvertedResidual(
                     features=self._scale(width),
                     expansion=expansion,
                     strides=strides if block == 1 else 1,
-                    conv=partial(self.conv, **fields),
-                    depthwise=partial(self.depthwise or Conv, **fields),
+                    conv=conv,
+                    depthwise=Partial(make_layer, self.depthwise or Conv, **fields),
                     norm=norm,
                     name=f"stage{stage}_block{block}",
-                )(x)
+                )
+                x = call_block(module, self.remat, x)
             features.append(x)
         last_features = self._scale(1280) if self.width > 1 else 1280
-        x = self.conv(last_features, (1,) * axes, padding=0, **fields, name="last_conv")(x)
+        x = conv(last_features, (1,) * axes, padding=0, name="last_conv")(x)
         x = nn.relu6(norm(name="last_norm")(x))
         if self.num_classes is None:
             return (*features, x)

@@ -13,12 +13,20 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.tree_util import Partial
 
 from dyn.layers.attention import global_average, he_normal_fan_out
 from dyn.layers.fields import CheckedModule
 from dyn.layers.kernel_representation import KernelRepresentation, beside
 from dyn.layers.static_conv import Conv
-from dyn.models.backbone import ConvFactory, check_input, make_batch_norm
+from dyn.models.backbone import (
+    ConvFactory,
+    Remat,
+    call_block,
+    check_input,
+    make_batch_norm,
+    make_layer,
+)
 from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.max_pool import max_pool
@@ -63,6 +71,9 @@ class ResNet(CheckedModule):
         representation: size of the carried state.
         output_stride: largest ratio of the input's size to that of the last features. A stage that
             would exceed it dilates its kernels instead of striding; None for no limit.
+        remat: memory for time: True keeps only the input of each block for the backward pass, which computes
+            the block again; a policy keeps more, such as `jax.checkpoint_policies.dots_saveable` the
+            results of convolutions and products. False computes nothing twice.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -91,6 +102,7 @@ class ResNet(CheckedModule):
     context: str = "input"
     representation: int = 64
     output_stride: int | None = None
+    remat: Remat = False
 
     @nn.compact
     def __call__(
@@ -125,7 +137,12 @@ class ResNet(CheckedModule):
             representation = KernelRepresentation(
                 self.representation, spatial_axes=axes, name="representation"
             )
-        context_fn = partial(
+        # `Partial`s show their modules to `nn.remat`.
+        conv = Partial(make_layer, self.conv, **fields)
+        shortcut = static
+        if self.shortcut is not None:
+            shortcut = Partial(make_layer, self.shortcut, **fields)
+        context_fn = Partial(
             compute_extra_inputs, context=self.context, representation=representation
         )
         state = None
@@ -140,17 +157,18 @@ class ResNet(CheckedModule):
                 strides = 1
             stride *= strides
             for block in range(num_blocks):
-                x, state = self.block(
+                module = self.block(
                     features=self.width * 2**stage,
                     strides=strides if block == 0 else 1,
                     dilations=(first_dilation if block == 0 else dilation, dilation),
-                    conv=partial(self.conv, **fields),
-                    shortcut=static if self.shortcut is None else partial(self.shortcut, **fields),
+                    conv=conv,
+                    shortcut=shortcut,
                     norm=norm,
                     context_fn=context_fn,
                     attention=self.attention,
                     name=f"stage{stage + 1}_block{block + 1}",
-                )(x, state)
+                )
+                x, state = call_block(module, self.remat, x, state)
             features.append(x)
         if self.num_classes is None:
             return tuple(features)

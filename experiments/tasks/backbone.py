@@ -27,6 +27,8 @@ RESNETS = {
 }
 # The networks that take any of `CONVS`.
 NETWORKS = ("resnet", "vgg16", "mobilenet_v2")
+# What the backward pass computes again, by `config.model.remat`.
+REMAT = {"none": False, "cheap": jax.checkpoint_policies.dots_saveable, "blocks": True}
 # Layers whose authors replace the depthwise convolutions of MobileNetV2 too.
 DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv)
 
@@ -91,6 +93,7 @@ def make_backbone(config: ConfigDict) -> partial:
     fields = {"stem": config.model.stem, "dtype": jnp.dtype(config.dtype)}
     if config.model.network == "vgg16":
         return partial(models.VGG16, width=config.model.width, **fields)
+    fields["remat"] = REMAT[config.model.remat]
     if config.model.network == "mobilenet_v2":
         # Its width is a factor; 64 is as published, as for the other networks.
         return partial(models.MobileNetV2, width=config.model.width / 64, **fields)

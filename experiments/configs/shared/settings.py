@@ -154,6 +154,11 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         # The context of a ResNet's attention; see dyn.models.ResNet.
         "context": Setting("input", ("input", "block", "carried", "carried_pixels")),
         "representation": Setting(64, "[1, 65536]", meaning="size of a carried context"),
+        "remat": Setting(
+            "none",
+            ("none", "cheap", "blocks"),
+            meaning="computed twice to save memory: all but convolutions and products, or whole blocks",
+        ),
         "output_stride": Setting(16, "[1, 64]", meaning="of a segmentation network's backbone"),
         "shortcut": Setting(
             "static", ("static", "conv"), meaning="conv: its 1x1 convolutions are dynamic"
@@ -348,6 +353,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "model.context": resnet,
         "model.representation": resnet,
         "model.shortcut": resnet,
+        "model.remat": resnet or kind.network == "mobilenet_v2",
         "model.output_stride": pixels,
         "series": series_network,
         "attention": labelled and resnet,

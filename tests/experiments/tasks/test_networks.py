@@ -63,3 +63,9 @@ def test_unknown_networks_are_refused():
     with pytest.raises(UserError, match="segmentation needs a resnet"):
         resolve_config(config_of("vgg16", "voc2012"))
     resolve_config(config_of("vgg16", **{"model.hidden": 8}))
+
+
+@pytest.mark.parametrize("network", ["resnet", "mobilenet_v2"])
+def test_blocks_are_computed_twice_to_save_memory(network):
+    config = config_of(network, **{"model.remat": "blocks"})
+    assert make_task(config).make_model(3, spatial_axes=2).remat is True
