@@ -1,0 +1,383 @@
+"""The gradient of the fused dynamic convolution for its kernels and weights, as a Pallas kernel for TPUs.
+
+For y_b = sum_t shift_t(x_b) @ (sum_k c[b,t,k] W_k[t]), with G_b[t] = shift_t(x_b)^T dy_b:
+
+    dW_k[t] = sum_b c[b,t,k] G_b[t]        dc[b,t,k] = <G_b[t], W_k[t]>
+
+Letters as in `geometry`: B samples, T taps, K candidate kernels, I and O features.
+
+G goes through the matrix unit once, whatever K is, and never leaves VMEM; both sums over it are work of
+the vector unit, 4 K operations a number. The alternative for dW, products of inputs that are scaled by c,
+takes K products; the one for dc, K products of the forward pass. A v5e has four multiply-adds of the
+matrix unit's rows to one of the vector unit's, so both cost more than they save unless I and O are much
+larger than the picture, and then the gain is 20 %. K = 1 is the same kernel: 1/K of the vector work.
+"""
+
+import dataclasses
+import functools
+import itertools
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from dyn.ops.geometry import Array, Geometry
+
+LANES = 128
+# A core of the smallest generation, v4, has 16 MiB of VMEM. The rest is the compiler's, for spills.
+VMEM_LIMIT = 16 * 2**20
+VMEM_FOR_BLOCKS = 13 * 2**20
+
+
+@dataclasses.dataclass(frozen=True)
+class Blocks:
+    """Sizes of the pieces that one step of the grid works on.
+
+    Attributes:
+        samples: number of samples; each accumulator is loaded and stored once for all of them.
+        rows: number of rows of the kernel, all or one.
+        inputs, outputs: number of input and output features.
+    """
+
+    samples: int
+    rows: int
+    inputs: int
+    outputs: int
+
+
+def compute_kernel_gradients(
+    x: Array,
+    dy: Array,
+    kernels: Array,
+    coefficients: Array,
+    geometry: Geometry,
+    *,
+    precision: lax.PrecisionLike = None,
+    interpret: bool | pltpu.InterpretParams = False,
+) -> tuple[Array, Array]:
+    """Returns the gradients of the fused convolution for its candidate kernels and their weights.
+
+    Args:
+        x: inputs `[B, *spatial, I]` with one or two spatial axes.
+        dy: gradient of the outputs, `[B, *out, O]`.
+        kernels: candidates `[K, *k, I, O]`.
+        coefficients: weight of each candidate at each tap, `[B, T, K]` in float32.
+        geometry: strides, dilation of the kernel and paddings with zeros.
+        precision: of the products of float32 arrays, as in `jax.lax.dot`.
+        interpret: parameters of Pallas's interpreter, to run without a TPU.
+
+    Returns:
+        `[K, *k, I, O]` and `[B, T, K]`, both in float32.
+
+    Raises:
+        ValueError: if `fits_vmem` says no.
+    """
+    shape, batch = kernels.shape, x.shape[0]
+    blocks = choose_blocks(geometry, shape, batch, x.dtype.itemsize)
+    if blocks is None:
+        raise ValueError(f"kernels {shape} and inputs {x.shape} do not fit into a TPU's VMEM.")
+    geometry = _add_height(geometry)
+    x = x.reshape(batch, *geometry.spatial, x.shape[-1])
+    dy = dy.reshape(batch, *geometry.out, dy.shape[-1])
+    kernels = kernels.reshape(shape[0], *geometry.size, *shape[-2:])
+    d_kernels, d_coefficients = _call_kernel(
+        x, dy, kernels, coefficients, geometry, blocks, precision, interpret
+    )
+    return d_kernels.reshape(shape), d_coefficients
+
+
+def fits_vmem(geometry: Geometry, kernels: tuple[int, ...], batch: int, itemsize: int) -> bool:
+    """Returns whether `compute_kernel_gradients` has room for its blocks on every generation of TPUs.
+
+    Args:
+        geometry: as in `compute_kernel_gradients`.
+        kernels: shape of the candidates, `(K, *k, I, O)`.
+        batch: number of samples.
+        itemsize: bytes of a number of the inputs.
+    """
+    return choose_blocks(geometry, kernels, batch, itemsize) is not None
+
+
+def choose_blocks(
+    geometry: Geometry, kernels: tuple[int, ...], batch: int, itemsize: int
+) -> Blocks | None:
+    """Returns the largest blocks that VMEM has room for, or None; arguments as in `fits_vmem`."""
+    geometry = _add_height(geometry)
+    features, filters = (LANES if n % LANES == 0 else n for n in kernels[-2:])
+    for rows in sorted({geometry.size[0], 1}, reverse=True):
+        for samples in (4, 2, 1):
+            blocks = Blocks(samples, rows, features, filters)
+            # More than 16 sums in registers would spill.
+            few_sums = samples == 1 or samples * kernels[0] <= 16
+            if (
+                batch % samples == 0
+                and few_sums
+                and _count_bytes(geometry, kernels[0], blocks, itemsize) <= VMEM_FOR_BLOCKS
+            ):
+                return blocks
+    return None
+
+
+def _add_height(geometry: Geometry) -> Geometry:
+    """Returns the geometry in two dimensions: a 1-D convolution has height 1."""
+    if geometry.rank == 2:
+        return geometry
+    ones = {
+        name: (1, *getattr(geometry, name))
+        for name in ("spatial", "size", "strides", "input_dilation", "kernel_dilation")
+    }
+    return dataclasses.replace(geometry, padding=((0, 0), *geometry.padding), **ones)
+
+
+def _count_folded(geometry: Geometry, blocks: Blocks) -> int:
+    """Returns the number of shifts that share the lanes.
+
+    64 features fill half the lanes and a quarter of the matrix unit. Two shifts of the inputs and two of
+    the outputs beside each other give four taps of a row at once.
+    """
+    narrow = 2 * max(blocks.inputs, blocks.outputs) <= LANES
+    return 2 if narrow and geometry.size[1] > 1 and geometry.strides[1] == 1 else 1
+
+
+def _scratch_shapes(
+    geometry: Geometry, blocks: Blocks, itemsize: int
+) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
+    """Returns the shapes of the kernel's buffers for shifted inputs, shifted outputs and float32 inputs."""
+    height, width = geometry.out
+    stride, folded = geometry.strides[0], _count_folded(geometry, blocks)
+    reach = (geometry.size[0] - 1) * geometry.kernel_dilation[0] // stride
+    slabs = -(-geometry.size[1] // folded**2)
+    # Whole tiles, so that all positions form one axis without a copy.
+    width = _round_up(width + (folded - 1) * geometry.kernel_dilation[1], 32 // itemsize)
+    shifted = (blocks.samples, slabs, stride, height + reach, width, folded * blocks.inputs)
+    outputs = (blocks.samples, height, width, folded * blocks.outputs)
+    # Strided loads are for 32 bits only.
+    widened = max(geometry.strides) > 1 and itemsize < 4
+    return shifted, outputs, (*geometry.spatial, blocks.inputs) if widened else None
+
+
+def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize: int) -> int:
+    """Returns the bytes of VMEM that the kernel's blocks and buffers take."""
+    shifted, outputs, widened = _scratch_shapes(geometry, blocks, itemsize)
+    candidates = (num_kernels * blocks.rows * geometry.size[1], blocks.inputs, blocks.outputs)
+    taps = blocks.rows * geometry.size[1]
+    buffers = [
+        (2, (blocks.samples, *geometry.spatial, blocks.inputs), itemsize),
+        (2, (blocks.samples, *geometry.out, blocks.outputs), itemsize),
+        (1, candidates, 4),
+        (2, candidates, 4),
+        (1, (blocks.samples * taps * num_kernels, LANES), 4),
+        (1, shifted, itemsize),
+        (1, outputs, itemsize),
+        (1, widened or (0, 0), 4),
+    ]
+    return sum(number * _count_tiled(shape, size) for number, shape, size in buffers)
+
+
+def _count_tiled(shape: tuple[int, ...], itemsize: int) -> int:
+    """Returns the bytes of an array whose last two axes are filled up to whole tiles."""
+    *outer, rows, lanes = shape
+    number = _round_up(rows, 32 // itemsize) * _round_up(lanes, LANES)
+    return functools.reduce(int.__mul__, outer, number) * itemsize
+
+
+def _round_up(number: int, multiple: int) -> int:
+    return -(-number // multiple) * multiple
+
+
+def _call_kernel(
+    x, dy, kernels, coefficients, geometry: Geometry, blocks: Blocks, precision, interpret
+) -> tuple[Array, Array]:
+    """Computes both gradients in two dimensions; the samples are the innermost axis of the grid."""
+    num_kernels, height, width, features, filters = kernels.shape
+    samples, rows = blocks.samples, blocks.rows
+    batch, *spatial, _ = x.shape
+    grid = (
+        features // blocks.inputs,
+        filters // blocks.outputs,
+        height // rows,
+        batch // samples,
+    )
+    candidates = (num_kernels, rows, width, blocks.inputs, blocks.outputs)
+    sums = rows * width * samples * num_kernels
+    lanes = LANES if blocks.outputs % LANES == 0 else blocks.outputs
+    shifted, outputs, widened = _scratch_shapes(geometry, blocks, x.dtype.itemsize)
+    buffers = [
+        pltpu.VMEM(shifted, x.dtype),
+        pltpu.VMEM(outputs, dy.dtype),
+        pltpu.VMEM((sums, lanes), jnp.float32),
+    ]
+    if widened is not None:
+        buffers.append(pltpu.VMEM(widened, jnp.float32))
+    d_kernels, d_sums = pl.pallas_call(
+        functools.partial(
+            _accumulate_gradients,
+            geometry=geometry,
+            folded=_count_folded(geometry, blocks),
+            precision=precision,
+        ),
+        grid=grid,
+        in_specs=[
+            pl.BlockSpec(
+                (samples, height * width, num_kernels),
+                lambda i, o, row, b: (b, 0, 0),
+                memory_space=pltpu.SMEM,
+            ),
+            pl.BlockSpec((samples, *spatial, blocks.inputs), lambda i, o, row, b: (b, 0, 0, i)),
+            pl.BlockSpec(
+                (samples, *geometry.out, blocks.outputs), lambda i, o, row, b: (b, 0, 0, o)
+            ),
+            pl.BlockSpec(
+                candidates,
+                lambda i, o, row, b: (0, row, 0, i, o),
+                pipeline_mode=pl.Buffered(1),  # it changes only with the first axes of the grid
+            ),
+        ],
+        out_specs=[
+            pl.BlockSpec(candidates, lambda i, o, row, b: (0, row, 0, i, o)),
+            pl.BlockSpec((1, 1, 1, 1, 1, sums), lambda i, o, row, b: (i, o, row, b, 0, 0)),
+        ],
+        out_shape=[
+            jax.ShapeDtypeStruct(kernels.shape, jnp.float32),
+            jax.ShapeDtypeStruct((*grid, 1, sums), jnp.float32),
+        ],
+        scratch_shapes=buffers,
+        compiler_params=pltpu.CompilerParams(
+            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+            vmem_limit_bytes=VMEM_LIMIT,
+        ),
+        interpret=interpret,
+        name="dynamic_conv_kernel_gradients",
+    )(coefficients, x, dy, kernels)
+    d_sums = d_sums.sum((0, 1)).reshape(height // rows, -1, rows * width, samples, num_kernels)
+    d_coefficients = d_sums.transpose(1, 3, 0, 2, 4).reshape(coefficients.shape)
+    return d_kernels, d_coefficients
+
+
+def _accumulate_gradients(
+    c_ref,  # [samples, T, K], scalars
+    x_ref,  # [samples, *spatial, I]
+    dy_ref,  # [samples, *out, O]
+    w_ref,  # [K, rows, kernel width, I, O]
+    dw_ref,  # like w_ref; it stays in VMEM until all samples have passed
+    dc_ref,  # [..., rows * kernel width * samples * K]
+    shifted_ref,
+    outputs_ref,
+    sums_ref,  # dc before the sum over lanes
+    wide_ref=None,
+    *,
+    geometry: Geometry,
+    folded: int,
+    precision,
+):
+    """Adds several samples' share to dW, and writes their dc."""
+    samples = x_ref.shape[0]
+    num_kernels, rows, width, features, filters = w_ref.shape
+    lanes = sums_ref.shape[-1]
+
+    @pl.when(pl.program_id(3) == 0)
+    def _():
+        dw_ref[...] = jnp.zeros_like(dw_ref)
+        shifted_ref[...] = jnp.zeros_like(shifted_ref)
+        outputs_ref[...] = jnp.zeros_like(outputs_ref)
+
+    for s in range(samples):
+        _shift_inputs(x_ref, shifted_ref, wide_ref, s, geometry, folded)
+        for n in range(folded):
+            columns = pl.ds(n * geometry.kernel_dilation[1], geometry.out[1])
+            outputs_ref[s, :, columns, pl.ds(n * filters, filters)] = dy_ref[s]
+
+    def add_kernel_row(row, _):
+        offset = (pl.program_id(2) * rows + row) * geometry.kernel_dilation[0]
+        first, phase = offset // geometry.strides[0], offset % geometry.strides[0]
+        lines = pl.ds(first, geometry.out[0])
+        products = [
+            _multiply_transposed(
+                [shifted_ref[s, n, phase, lines] for n in range(shifted_ref.shape[1])],
+                outputs_ref[s],
+                precision,
+            )
+            for s in range(samples)
+        ]
+        for column, k in itertools.product(range(width), range(num_kernels)):
+            tap = (pl.program_id(2) * rows + row) * width + column
+            total, w = dw_ref[k, row, column], w_ref[k, row, column].astype(jnp.float32)
+            for s, product in enumerate(products):
+                g = _slice_block(product, column // folded, column % folded, features, filters)
+                total += c_ref[s, tap, k] * g
+                weighted = g * w
+                narrow = sum(weighted[:, n : n + lanes] for n in range(0, filters, lanes))
+                index = ((row * width + column) * samples + s) * num_kernels + k
+                sums_ref[pl.ds(index, 1)] = jnp.sum(narrow, axis=0, keepdims=True)
+            dw_ref[k, row, column] = total
+
+    lax.fori_loop(0, rows, add_kernel_row, None)
+    # A product with ones puts the sums over lanes side by side.
+    dc_ref[0, 0, 0, 0] = lax.dot_general(
+        jnp.ones((1, lanes), jnp.float32),
+        sums_ref[...],
+        (((1,), (1,)), ((), ())),
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _shift_inputs(x_ref, shifted_ref, wide_ref, s, geometry: Geometry, folded: int):
+    """Copies a sample's inputs so that each row of the kernel finds its inputs in one slice.
+
+    `shifted[s, slab, phase, r, w, i]` is `x[s, r * stride + phase - before, w', i]` for the input column w'
+    that the kernel's column meets at output column w. Zeros beyond the edges are there already.
+    """
+    features = x_ref.shape[-1]
+    _, _, phases, height, width, _ = shifted_ref.shape
+    (above, _), (left, _) = geometry.padding
+    if wide_ref is None:
+        source = x_ref.at[s]
+    else:
+        wide_ref[...] = x_ref[s].astype(jnp.float32)
+        source = wide_ref
+    shifts = range(-(-geometry.size[1] // folded))
+    for phase, shift in itertools.product(range(phases), shifts):
+        to_rows, from_rows = _match_positions(
+            phase - above, geometry.strides[0], geometry.spatial[0], height
+        )
+        to_columns, from_columns = _match_positions(
+            shift * folded * geometry.kernel_dilation[1] - left,
+            geometry.strides[1],
+            geometry.spatial[1],
+            width,
+        )
+        if to_rows.size and to_columns.size:
+            slab, lanes = shift // folded, pl.ds(shift % folded * features, features)
+            shifted_ref[s, slab, phase, to_rows, to_columns, lanes] = source[
+                from_rows, from_columns, :
+            ].astype(shifted_ref.dtype)
+
+
+def _match_positions(
+    offset: int, stride: int, length: int, count: int
+) -> tuple[pl.Slice, pl.Slice]:
+    """Returns the slices of j and of stride * j + offset for all j < count that meet the `length` inputs."""
+    first = max(0, -(offset // stride))
+    start = first * stride + offset
+    number = max(0, min(count - first, -((start - length) // stride)))
+    return pl.ds(first, number), pl.ds(start, number, stride=stride)
+
+
+def _multiply_transposed(slabs: list[Array], dy: Array, precision) -> Array:
+    """Returns x^T dy over all positions for x, the slabs `[height, width, I]` side by side, in float32."""
+    x = jnp.concatenate([slab.reshape(-1, slab.shape[-1]) for slab in slabs], axis=-1)
+    return lax.dot_general(
+        x,
+        dy.reshape(-1, dy.shape[-1]),
+        (((0,), (0,)), ((), ())),
+        precision=precision if x.dtype == jnp.float32 else None,
+        preferred_element_type=jnp.float32,
+    )
+
+
+def _slice_block(matrix: Array, row: int, column: int, height: int, width: int) -> Array:
+    """Returns block `(row, column)` of a matrix that is cut into blocks of equal size."""
+    return matrix[row * height : (row + 1) * height, column * width : (column + 1) * width]
