@@ -124,11 +124,14 @@ def _add_height(geometry: Geometry) -> Geometry:
     """Returns the geometry in two dimensions: a 1-D convolution has height 1."""
     if geometry.rank == 2:
         return geometry
-    ones = {
-        name: (1, *getattr(geometry, name))
-        for name in ("spatial", "size", "strides", "input_dilation", "kernel_dilation")
-    }
-    return dataclasses.replace(geometry, padding=((0, 0), *geometry.padding), **ones)
+    return Geometry(
+        spatial=(1, *geometry.spatial),
+        size=(1, *geometry.size),
+        strides=(1, *geometry.strides),
+        padding=((0, 0), *geometry.padding),
+        input_dilation=(1, *geometry.input_dilation),
+        kernel_dilation=(1, *geometry.kernel_dilation),
+    )
 
 
 def _count_folded(geometry: Geometry, blocks: Blocks) -> int:
@@ -363,7 +366,7 @@ def _match_positions(
     first = max(0, -(offset // stride))
     start = first * stride + offset
     number = max(0, min(count - first, -((start - length) // stride)))
-    return pl.ds(first, number), pl.ds(start, number, stride=stride)
+    return pl.Slice(first, number), pl.Slice(start, number, stride)
 
 
 def _multiply_transposed(slabs: list[Array], dy: Array, precision) -> Array:

@@ -20,7 +20,7 @@ CASES = {
         (14, 14), (3, 3), strides=2, features=(256, 512), num_kernels=4, batch=8
     ),
     "projection, strides 2": Case((28, 28), (1, 1), strides=2, features=(128, 256), batch=4),
-    "16 kernels": Case((7, 7), (3, 3), features=(512, 512), num_kernels=16),
+    "16 kernels": Case((7, 7), (3, 3), features=(512, 512), num_kernels=16, batch=4),
     "1-D": Case((500,), (5,), features=(64, 192), num_kernels=1, batch=8),
 }
 
