@@ -6,6 +6,7 @@
     --topology=1                one chip; 2x2, 4x4 and the like are slices, 2x2x1 of v4 and v5p. Several are
                                 compared: 1,2x2,4x4
     --layers=odconv,dyconv      names of rows; all rows without it. The static network comes always first
+    --configs=base,odconv       instead of layers, the networks of configs; the first one is the measure
     --size=224 --batch=128      side of a picture in pixels, and pictures per step on each chip
     --depth=18                  or 50
     --width=64                  features of the network's first stage
@@ -28,8 +29,9 @@ from rich.console import Console
 
 from experiments.benchmarks import accelerator_table as tables
 from experiments.benchmarks import compiling, results
+from experiments.benchmarks.adam_step import CLASSES
 from experiments.benchmarks.chips import CHIPS, check_compiler, check_topology
-from experiments.benchmarks.networks import make_networks
+from experiments.benchmarks.networks import make_config_model, make_networks
 from experiments.core import cli
 from experiments.core.console import Progress, print_line
 from experiments.core.errors import UserError, suggest_nearest
@@ -44,6 +46,7 @@ def main(
     platform: str = "v5e",
     topology: str = "1",
     layers: str = "",
+    configs: str = "",
     size: int = 224,
     batch: int = 128,
     depth: int = 18,
@@ -64,28 +67,26 @@ def main(
     slices = topology.split(",")
     for one in slices:
         check_topology(chip, one)
-    known = make_networks(depth)
-    for name in (names := layers.split(",") if layers else list(known)):
-        check_choice("layers", name, known)
+    networks = list_networks(layers, configs, depth)
     check_compiler(chip)
     fields = {"platform": platform, "size": size, "batch": batch, "depth": depth, "width": width}
-    fields |= {"dtype": dtype, "shard_parameters": shard_parameters}
-    networks = list(dict.fromkeys([STATIC, *names]))
+    fields |= {"dtype": dtype, "shard_parameters": shard_parameters, "is_config": bool(configs)}
     path = results.make_folder() / f"accelerators-{platform}"
     rows = compile_table(path, compiling.make_requests(networks, slices, **fields))
+    described = "" if configs else f"ResNet-{depth}, {dtype}, "
     caption = (
-        f"ResNet-{depth}, {size} px, batch {batch} a chip, {dtype}: one Adam step on {chip.title}, by its "
-        "compiler; nothing has run"
+        f"{described}{size} px, batch {batch} a chip: one Adam step on {chip.title}, by its compiler; "
+        "nothing has run"
     )
     # A log file has no width to keep to.
     console = Console(width=None if Console().is_terminal else 200)
-    console.print(tables.make_table(rows, STATIC, caption))
+    console.print(tables.make_table(rows, networks[0], caption))
     for note in tables.list_notes(rows):
         print_line(note)
     for row in rows if ops else ():
         if "operations" in row:
             console.print(tables.make_operations_table(row))
-    tables.write_files(path, rows, STATIC, caption)
+    tables.write_files(path, rows, networks[0], caption)
     for kind in ("json", "csv", "png"):
         print_line(f"{path}.{kind}")
 
@@ -100,12 +101,32 @@ def compile_table(path: Path, requests: Sequence[compiling.Row]) -> list[compili
 
         def report(row: compiling.Row) -> None:
             finished.append(row)
-            progress.say(tables.format_row(row, tables.find_static(row, finished, STATIC)))
+            static = tables.find_static(row, finished, requests[0]["network"])
+            progress.say(tables.format_row(row, static))
             progress.update(len(finished))
             others = [row for row in known if row not in finished]
             write_json(f"{path}.json", {"code": code, "rows": [*finished, *others]})
 
         return compiling.compile_rows(requests, known, report)
+
+
+def list_networks(layers: str, configs: str, depth: int) -> list[str]:
+    """Returns the names of the networks that the flags name; the first one is the measure of the others."""
+    if configs:
+        if layers:
+            raise UserError(
+                "--layers and --configs name two sets of networks: choose one of the flags."
+            )
+        for place in configs.split(","):
+            make_config_model(
+                place, CLASSES
+            )  # says what is wrong with it before hours of compiling
+        return configs.split(",")
+    known = make_networks(depth)
+    names = layers.split(",") if layers else list(known)
+    for name in names:
+        check_choice("layers", name, known)
+    return list(dict.fromkeys([STATIC, *names]))
 
 
 def check_choice(flag: str, value: str, choices: Iterable[str]) -> None:

@@ -50,7 +50,11 @@ def make_step(
 
         def loss(params: Any) -> tuple[jax.Array, Any]:
             logits, changed = model.apply(
-                {"params": params, **state.rest}, pictures, train=True, mutable=["batch_stats"]
+                {"params": params, **state.rest},
+                pictures,
+                train=True,
+                mutable=["batch_stats"],
+                rngs={"dropout": jax.random.key(0)},
             )
             losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
             return losses.mean(), changed

@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -25,7 +26,7 @@ from dyn.ops.planner import plan_for_platform
 from experiments.benchmarks import hlo
 from experiments.benchmarks.adam_step import CLASSES, State, make_step
 from experiments.benchmarks.chips import CHIPS, Chip, list_devices
-from experiments.benchmarks.networks import make_networks
+from experiments.benchmarks.networks import make_config_model, make_networks
 from experiments.benchmarks.schedules import Schedule, read_kernels
 from experiments.core.files import write_json
 from experiments.core.memory import count_bytes_on_one_device
@@ -48,13 +49,14 @@ class Request:
     Attributes:
         platform: the name of a chip, see `chips.CHIPS`.
         topology: 1, or chips such as 4x4.
-        network: a name of `networks.make_networks`.
+        network: a name of `networks.make_networks`, or that of a config if `is_config`.
         depth: 18 or 50.
         size: side of a picture in pixels.
         batch: pictures per step on each chip.
         width: features of the first stage.
         dtype: of the computation.
         shard_parameters: splits parameters and Adam's moments over the chips.
+        is_config: takes the network from a config, with its own depth, width and dtype.
         dump_folder: where the TPU compiler writes schedules; '' without.
     """
 
@@ -67,7 +69,16 @@ class Request:
     width: int = 64
     dtype: str = "bfloat16"
     shard_parameters: bool = False
+    is_config: bool = False
     dump_folder: str = ""
+
+
+def make_model(request: Request) -> nn.Module:
+    """Makes the network of a request."""
+    if request.is_config:
+        return make_config_model(request.network, CLASSES)
+    network = make_networks(request.depth)[request.network]
+    return network(num_classes=CLASSES, width=request.width, dtype=jnp.dtype(request.dtype))
 
 
 def compile_step(request: Request) -> dict[str, Any]:
@@ -75,8 +86,7 @@ def compile_step(request: Request) -> dict[str, Any]:
     chip = CHIPS[request.platform]
     devices = list_devices(chip, request.topology)
     mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
-    network = make_networks(request.depth)[request.network]
-    model = network(num_classes=CLASSES, width=request.width, dtype=jnp.dtype(request.dtype))
+    model = make_model(request)
     shape = (len(devices) * request.batch, request.size, request.size, 3)
     pictures = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(AXIS)))
 

@@ -11,6 +11,10 @@ import jax.numpy as jnp
 from dyn import layers
 from dyn.models import ResNet18, ResNet50
 from experiments.benchmarks.flax_resnet import make_flax_resnet
+from experiments.core.config_file import load_config_file
+from experiments.core.errors import UserError
+from experiments.tasks import make_task
+from experiments.train.validate import resolve_config
 
 FLAX = "flax"
 
@@ -50,3 +54,15 @@ def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
         "squeeze_excite": partial(resnet, attention=layers.SqueezeExcite),
         "cbam": partial(resnet, attention=layers.CBAM),
     }
+
+
+def make_config_model(place: str, num_classes: int) -> nn.Module:
+    """Returns the network of a config, such as `odconv:tiny_imagenet`, for pictures.
+
+    Raises:
+        UserError: if there is no such config, or its network does not classify pictures.
+    """
+    config = resolve_config(load_config_file(place))
+    if config.task != "classification" or "series" in config:
+        raise UserError(f"--configs={place}: its network does not classify pictures.")
+    return make_task(config).make_model(num_classes=num_classes, spatial_axes=2)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from experiments.benchmarks import accelerators, chips, compiled_step, compiling, hlo
+from experiments.benchmarks import accelerators, chips, compiled_step, compiling, hlo, results
 from experiments.benchmarks.chips import CHIPS
 from experiments.benchmarks.schedules import Schedule
 
@@ -62,6 +62,12 @@ def compiled(monkeypatch):
     return asked
 
 
+@pytest.fixture
+def without_plot(monkeypatch):
+    """Leaves out the plot, which takes longer than all else."""
+    monkeypatch.setattr(results, "plot_ratios", lambda *args, **options: None)
+
+
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [
@@ -72,6 +78,9 @@ def compiled(monkeypatch):
         (["--batch=1"], "--batch"),
         (["--dtype=float16"], "bfloat16"),
         (["--depth=34"], "50"),
+        (["--configs=odcnv"], "odconv"),
+        (["--configs=net1:adiac"], "pictures"),
+        (["--configs=base", "--layers=odconv"], "choose one"),
     ],
 )
 def test_mistakes(command, compiled, words, fragment):
@@ -103,7 +112,13 @@ def test_the_static_network_is_the_measure(command, compiled, read_results, tmp_
     assert cells["row"] == "odconv" and cells["ratio"] == "3.0"
 
 
-def test_the_same_command_continues(command, compiled, tmp_path):
+def test_networks_of_configs(command, compiled, without_plot):
+    code, out, _ = command(accelerators, "--configs=base,odconv", "--size=32", "--batch=8")
+    assert code == 0 and "odconv: 120.0 M cycles, 3.00 times static" in out
+    assert [request["is_config"] for request in compiled] == [True, True]
+
+
+def test_the_same_command_continues(command, compiled, without_plot, tmp_path):
     words = ["--layers=odconv,pixel"]
     command(accelerators, *words)
     command(accelerators, *words)
@@ -116,7 +131,7 @@ def test_the_same_command_continues(command, compiled, tmp_path):
     assert len(compiled) == 6
 
 
-def test_other_code_compiles_again(command, compiled, monkeypatch):
+def test_other_code_compiles_again(command, compiled, without_plot, monkeypatch):
     command(accelerators, "--layers=Conv")
     monkeypatch.setattr(compiling, "describe_code", lambda platform: "other code")
     command(accelerators, "--layers=Conv")
@@ -137,7 +152,7 @@ def test_rows_are_written_as_soon_as_they_are_known(compiled, tmp_path, monkeypa
     assert [row["network"] for row in rows] == ["Conv"]
 
 
-def test_a_gpu_is_measured_by_its_bytes(command, compiled):
+def test_a_gpu_is_measured_by_its_bytes(command, compiled, without_plot):
     code, out, _ = command(accelerators, "--platform=h100", "--layers=odconv")
     assert code == 0 and "estimate" not in out and "16.0 GB moved" in out
 
