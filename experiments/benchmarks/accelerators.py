@@ -6,7 +6,8 @@
     --topology=1                one chip; 2x2, 4x4 and the like are slices, 2x2x1 of v4 and v5p. Several are
                                 compared: 1,2x2,4x4
     --layers=odconv,dyconv      names of rows; all rows without it. The static network comes always first
-    --configs=base,odconv       instead of layers, the networks of configs; the first one is the measure
+    --configs=odconv:digits     instead of layers, the network of a config; may be repeated, and the others
+                                are compared with the first one
     --size=224 --batch=128      side of a picture in pixels, and pictures per step on each chip
     --depth=18                  or 50
     --width=64                  features of the network's first stage
@@ -46,7 +47,7 @@ def main(
     platform: str = "v5e",
     topology: str = "1",
     layers: str = "",
-    configs: str = "",
+    configs: Sequence[str] = (),
     size: int = 224,
     batch: int = 128,
     depth: int = 18,
@@ -110,18 +111,17 @@ def compile_table(path: Path, requests: Sequence[compiling.Row]) -> list[compili
         return compiling.compile_rows(requests, known, report)
 
 
-def list_networks(layers: str, configs: str, depth: int) -> list[str]:
+def list_networks(layers: str, configs: Sequence[str], depth: int) -> list[str]:
     """Returns the names of the networks that the flags name; the first one is the measure of the others."""
     if configs:
         if layers:
             raise UserError(
                 "--layers and --configs name two sets of networks: choose one of the flags."
             )
-        for place in configs.split(","):
-            make_config_model(
-                place, CLASSES
-            )  # says what is wrong with it before hours of compiling
-        return configs.split(",")
+        for place in configs:
+            # A mistake is an error before anything is compiled.
+            make_config_model(place, CLASSES)
+        return list(configs)
     known = make_networks(depth)
     names = layers.split(",") if layers else list(known)
     for name in names:

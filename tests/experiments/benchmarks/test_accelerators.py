@@ -113,7 +113,9 @@ def test_the_static_network_is_the_measure(command, compiled, read_results, tmp_
 
 
 def test_networks_of_configs(command, compiled, without_plot):
-    code, out, _ = command(accelerators, "--configs=base,odconv", "--size=32", "--batch=8")
+    code, out, _ = command(
+        accelerators, "--configs=base", "--configs=odconv", "--size=32", "--batch=8"
+    )
     assert code == 0 and "odconv: 120.0 M cycles, 3.00 times static" in out
     assert [request["is_config"] for request in compiled] == [True, True]
 
