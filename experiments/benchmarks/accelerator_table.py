@@ -129,13 +129,13 @@ def make_table(rows: Sequence[Row], static: str, title: str) -> Table:
 
 
 def make_operations_table(row: Row, count: int = 15) -> Table:
-    """Makes the table of the dearest operations of a program, for a terminal."""
+    """Makes the table of the dearest lines of the source, for a terminal."""
     table = Table(title=name_row(row), title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     tpu = CHIPS[row["platform"]].platform == "tpu"
     total = row["cycles" if tpu else "bytes"] or 1
     for heading in ("M cycles", "GB", "share", "times"):
         table.add_column(heading, justify="right")
-    for heading in ("source", "name"):
+    for heading in ("source", "operation"):
         table.add_column(heading, overflow="fold")
     for one in row["operations"][:count]:
         table.add_row(
@@ -144,8 +144,7 @@ def make_operations_table(row: Row, count: int = 15) -> Table:
             f"{(one['cycles'] if tpu else one['bytes']) / total:.1%}",
             str(one["times"]),
             one["source"] or "-",
-            # The innermost names say the most.
-            "/".join(one["name"].split("/")[-3:]) or one["operation"],
+            one["name"],
         )
     return table
 

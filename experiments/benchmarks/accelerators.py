@@ -13,7 +13,7 @@
     --width=64                  features of the network's first stage
     --dtype=bfloat16            or float32: the dtype of the computation
     --shard_parameters          splits parameters and Adam's moments over the chips
-    --ops                       shows the dearest operations of each network, and their lines in the source
+    --ops                       shows the dearest lines of the source of each network
     --out=runs/benchmarks       the folder of the numbers and the plot
 
 Each network is compiled by the compiler of that accelerator, in a process of its own. Cycles are the TPU

@@ -11,7 +11,7 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from experiments.runs.checkpoints import with_sharding
 from experiments.train.sharding import AXIS, ParameterSharding, shardings_of, with_shards
 
 SOURCES = ("/dyn/", "/experiments/")
-DEAREST = 40  # operations that a result lists
+DEAREST = 40  # lines of the source that a result lists
 # Sizes in the TPU compiler's messages about a full memory.
 MEMORY_SIZES = {
     "temporary_bytes": r"HLO temporaries \(([\d.]+)([KMG])\)",
@@ -151,7 +151,7 @@ def describe_program(
         `unpriced_cycles`: the same for operations without an estimate, copies in the background left out.
         `unknown_loops`: loops that count once because their turns are not constant.
         `missing_kernels`: kernels without a schedule.
-        `collectives`: by kind. `operations`: the dearest ones.
+        `collectives`: by kind. `operations`: the dearest lines of the source, see `group_operations`.
         A GPU's compiler has no estimates, so there `cycles` is 0.
     """
     per_byte = chip.clock / chip.bandwidth
@@ -176,29 +176,45 @@ def describe_program(
         totals["cycles"] += turns * (cycles or 0)
         totals["bytes"] += turns * moved
         if moved or cycles:
-            rows.append((turns * (cycles or 0), turns * moved, turns, operation))
-    rows.sort(key=lambda row: row[:2], reverse=True)
-    operations = []
-    for cycles, moved, turns, operation in rows[:DEAREST]:
-        name, source = hlo.find_source(module, operation, SOURCES)
-        operations.append(
-            {
-                "operation": operation.name,
-                "cycles": round(cycles),
-                "bytes": round(moved),
-                "times": round(turns),
-                "name": name,
-                "source": source,
-            }
-        )
+            rows.append((operation, turns * (cycles or 0), turns * moved, turns))
     return {
         **{name: round(total) for name, total in totals.items()},
         "traffic_cycles": round(totals["bytes"] * per_byte),
         "unknown_loops": unknown,
         "missing_kernels": missing,
         "collectives": hlo.count_collectives(module),
-        "operations": operations,
+        "operations": group_operations(module, rows)[:DEAREST],
     }
+
+
+def group_operations(
+    module: hlo.Module, rows: Iterable[tuple[hlo.Operation, float, float, float]]
+) -> list[dict[str, Any]]:
+    """Adds up the operations of each line of the source, and returns the sums, dearest first.
+
+    Args:
+        module: the program.
+        rows: operations, and for each its cycles, its bytes, and the number of times that it runs.
+    """
+    groups: dict[tuple[str, str], list[float]] = {}
+    for operation, *numbers in rows:
+        name, source = hlo.find_source(module, operation, SOURCES)
+        # JAX's name is a path of modules that ends with the primitive.
+        primitive = name.rpartition("/")[2] or operation.opcode
+        direction = " (backward)" if "transpose(" in name else ""
+        sums = groups.setdefault((source, primitive + direction), [0.0, 0.0, 0.0])
+        groups[source, primitive + direction] = [a + b for a, b in zip(sums, numbers, strict=True)]
+    ordered = sorted(groups.items(), key=lambda item: item[1][:2], reverse=True)
+    return [
+        {
+            "source": source,
+            "name": name,
+            "cycles": round(cycles),
+            "bytes": round(moved),
+            "times": round(times),
+        }
+        for (source, name), (cycles, moved, times) in ordered
+    ]
 
 
 def describe_failure(error: Exception) -> dict[str, Any]:
