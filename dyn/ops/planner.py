@@ -103,13 +103,28 @@ PRICES = {
             ),
         },
     ),
+    # Bytes: those that steps compiled for an H100 move, a fit over stages of a ResNet with K = 4 at
+    # batch 128, divided by 3.35 TB/s. Arithmetic: half of the data sheet's in bfloat16, a third per sample.
+    "gpu": Prices(
+        source="bytes moved by programs compiled for an H100; no time was measured",
+        loops=False,
+        of={
+            "reference": Work(product=3e-15, cramped=3e-15, inputs=2.3e-12, kernels=7.5e-12),
+            "taps": Work(
+                *(3e-15, 3e-15, 3e-15),
+                inputs=3.3e-12,
+                kernels=4.8e-12,
+                outputs=2e-12,
+                iterations=1e-5,
+            ),
+            "patches": Work(*(3e-15, 3e-15, 3e-15), inputs=1.7e-12, kernels=4.8e-12, outputs=2e-12),
+            "outputs": Work(*(2e-15, 3e-15, 2e-15), outputs=3.6e-12),
+            "shared": Work(*(2e-15, 3e-15, 2e-15), inputs=1.4e-12, outputs=3.1e-12),
+            "samples": Work(*(3e-15, 3e-15, 3e-15), inputs=1.7e-12, kernels=4.8e-12, outputs=2e-12),
+        },
+    ),
     # Not measured, but about half of an accelerator's data-sheet figures for arithmetic in bfloat16, and
     # memory traffic of six passes over each intermediate.
-    "gpu": Prices(
-        source="not measured; from data-sheet figures of an 80 GB data-centre GPU",
-        loops=False,
-        of=estimate_prices(flops=300e12, batched=200e12, memory=400e9),
-    ),
     "tpu": Prices(
         source="not measured; from data-sheet figures of one TPU v4 chip",
         loops=False,
@@ -186,8 +201,7 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
     def estimate(name: str) -> Estimate:
         if why := lowerings.why_unsupported(name, problem):
             return Estimate(name, why_not=why)
-        if name == "reference":
-            why = "for tests: a slow gradient, and it gathers the batch"
+        if name == "reference" and (why := why_no_reference(problem, platform)):
             return Estimate(name, why_not=why)
         if name == "samples" and no_loop:
             return Estimate(name, why_not=no_loop)
@@ -212,15 +226,15 @@ def count_work(lowering: str, problem: Problem) -> Work:
     batch, positions = lowerings.batch_or_default(problem.batch), geometry.positions
     num_kernels, features = problem.kernels[0], problem.kernels[-1]
     one_kernel = math.prod(problem.kernels[1:])
-    mixes_kernels = lowering in ("taps", "patches", "samples")  # and not outputs
+    mixes_kernels = lowering not in ("outputs", "shared")
     products = 1 if mixes_kernels else num_kernels
 
     # The backward pass is two more products of the forward pass's size.
     flops = 3 * 2 * batch * positions * one_kernel * products
     kind = "product" if geometry.groups == 1 else "grouped"
-    if lowering == "outputs":
+    if lowering in ("outputs", "reference"):
         operands = batch * (math.prod(problem.inputs[1:]) + positions * features)
-        if positions < geometry.taps:
+        if lowering == "outputs" and positions < geometry.taps:
             kind = "cramped"
     else:
         operands = batch * positions * geometry.taps * problem.inputs[-1]
@@ -243,6 +257,19 @@ def count_work(lowering: str, problem: Problem) -> Work:
         weights=itemsize * num_kernels * one_kernel * reads,
         iterations=iterations,
     )
+
+
+def why_no_reference(problem: Problem, platform: str | None = None) -> str | None:
+    """Explains why samples should not be the groups of one convolution; None if they may be."""
+    if "reference" not in PRICES[_priced_platform(platform)].of:
+        return "for tests: a slow gradient, and it gathers the batch"
+    if jax.device_count() > 1:
+        return "a convolution whose groups are samples gathers a batch that is sharded"
+    if problem.geometry.groups > 1:
+        return "samples are its groups, and there are groups of features already"
+    if not (problem.mixed or problem.tap_attention):
+        return "all samples share a kernel; 'outputs' is the same convolution"
+    return None
 
 
 def why_no_loop(platform: str | None = None) -> str | None:
