@@ -53,8 +53,8 @@ def convolve_by_reference(inputs, kernels, mix, taps, geometry, precision) -> Ar
 
     XLA turns it into one convolution whose groups are the samples. It gathers a sharded batch, and on a CPU
     its gradient is 15 to 50 times slower than a static convolution's. On a GPU it is a call of cuDNN, which
-    writes no patches: at many positions it moves a third of their bytes. Where the mesh is known to have several axes, that gradient
-    would be wrong, and patches are multiplied instead.
+    writes no patches: at many positions it moves a third of their bytes. Where the mesh is known to have
+    several axes, the gradient would be wrong, and patches are multiplied instead.
     """
     if may_use_several_mesh_axes(inputs, kernels, mix, taps, unknown=False):
         return convolve_by_patches(inputs, kernels, mix, taps, geometry, precision)
