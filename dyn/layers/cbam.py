@@ -24,6 +24,7 @@ from dyn.layers.attention import (
 from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import apply_batch_norm
 from dyn.layers.squeeze_excite import attention_dtype, flatten_features
+from dyn.ops.dtypes import broadcast_weights
 from dyn.ops.dynamic_conv import expand_over_space
 from dyn.ops.sharding import automate_sharding, mesh_axes
 
@@ -106,7 +107,7 @@ class CBAM(CheckedModule):
             name="spatial",
         )(x)
         self.sow("intermediates", "weights", {"channel": channels, "spatial": spatial})
-        return (x * spatial[..., None].astype(x.dtype)).reshape(inputs.shape)
+        return (x * broadcast_weights(spatial[..., None], x)).reshape(inputs.shape)
 
 
 def convolve_batch(inputs: Array, kernel: Array, *args: Any, **fields: Any) -> Array:

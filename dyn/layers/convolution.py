@@ -18,7 +18,7 @@ from dyn.layers.attention import (
 )
 from dyn.layers.fields import CheckedModule
 from dyn.ops import planner
-from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.dynamic_conv import convolve_with_geometry, expand_over_space
 from dyn.ops.geometry import Geometry, Padding, Problem, resolve_geometry
 from dyn.ops.lowerings import map_chunks, num_chunks
@@ -279,7 +279,7 @@ class ConvLayer(CheckedModule):
         if not self.use_bias:
             return y
         bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        return y + lax.broadcast_to_rank(bias.astype(y.dtype), y.ndim)
+        return y + broadcast_weights(lax.broadcast_to_rank(bias, y.ndim), y)
 
     def add_mixed_bias(self, y: Array, num_kernels: int, mix: Array | None) -> Array:
         """Adds the parameter `bias`, `(K, O)`, mixed like the kernels, if `use_bias`."""
@@ -288,7 +288,7 @@ class ConvLayer(CheckedModule):
         shape = (num_kernels, self.features)
         bias = self.param("bias", per_candidate(self.bias_init), shape, self.param_dtype)
         if mix is None:
-            return y + lax.broadcast_to_rank(bias[0].astype(y.dtype), y.ndim)
+            return y + broadcast_weights(lax.broadcast_to_rank(bias[0], y.ndim), y)
         # As exact as the mixture of kernels, even if matrix products are rounded by default.
         mixed = jnp.matmul(mix, bias.astype(mix.dtype), precision=lax.Precision.HIGHEST)
         return y + expand_over_space(mixed, y)

@@ -1,4 +1,4 @@
-"""The dtype in which attention and kernels are mixed."""
+"""The dtype in which attention and kernels are mixed, and sums over positions are added up."""
 
 import jax
 import jax.numpy as jnp
@@ -11,3 +11,19 @@ def float32_or_wider(*arrays: jax.Array | jax.ShapeDtypeStruct) -> jnp.dtype:
     """
     with jax.numpy_dtype_promotion("standard"):  # also if the caller has forbidden it
         return jnp.result_type(jnp.float32, *(a.dtype for a in arrays))
+
+
+def broadcast_weights(weights: jax.Array, x: jax.Array) -> jax.Array:
+    """Rounds weights to the dtype of `x`, such that their gradient is added up in float32 or wider.
+
+    The gradient of weights is a sum over all positions that they apply to. In bfloat16 it would stop growing
+    after a few hundred terms, so narrow dtypes are broadcast before they are rounded, not after.
+
+    Args:
+        weights: of the rank of `x`, each axis of the size of that of `x` or one.
+        x: the array that they will be multiplied with or added to.
+    """
+    wide = float32_or_wider(x)
+    if x.dtype == wide:
+        return weights.astype(wide)
+    return jnp.broadcast_to(weights.astype(wide), x.shape).astype(x.dtype)

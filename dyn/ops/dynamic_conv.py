@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.ops import lowerings, planner
+from dyn.ops.dtypes import broadcast_weights
 from dyn.ops.geometry import Array, Geometry, Padding, Problem, resolve_geometry
 from dyn.ops.sharding import automate_sharding, mesh_axes
 
@@ -145,7 +146,8 @@ def _convolve(
 
 def expand_over_space(weights: Array, x: Array) -> Array:
     """Brings weights `[B, C]` to the dtype and the axes of `x`, `[B, *spatial, C]`."""
-    return weights.astype(x.dtype).reshape(weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])
+    shape = (weights.shape[0], *(1,) * (x.ndim - 2), weights.shape[1])
+    return broadcast_weights(weights.reshape(shape), x)
 
 
 def explain(

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.geometry import Array, Geometry, Problem
 from dyn.ops.sharding import may_use_several_mesh_axes
 
@@ -122,7 +122,7 @@ def convolve_by_shared_patches(inputs, kernels, mix, taps, geometry, precision) 
     """
     x = _grouped_patches(inputs, geometry)  # [B, P, T, G, i]
     if taps is not None:
-        x = x * taps.reshape(taps.shape[0], 1, geometry.taps, 1, 1).astype(inputs.dtype)
+        x = x * broadcast_weights(taps.reshape(taps.shape[0], 1, geometry.taps, 1, 1), x)
     w = _grouped_kernels(kernels, geometry).astype(inputs.dtype)  # [K, T, i, G, o]
     rows, depthwise = batch_or_default(x.shape[0]) * x.shape[1], w.shape[2] == 1
     if depthwise or rows < w.shape[-1]:
@@ -318,8 +318,6 @@ def _mix_outputs(y: Sequence[Array], mix: Array) -> Array:
 
     They are added one after another: the gradient of a sum over an axis of K takes several times as long.
     """
-    mix = mix.astype(y[0].dtype).reshape(
-        mix.shape[0], *(mix.shape[1:-1] or (1,) * (y[0].ndim - 2)), mix.shape[-1]
-    )
-    total: Any = sum(y_k * mix[..., k, None] for k, y_k in enumerate(y))
+    mix = mix.reshape(mix.shape[0], *(mix.shape[1:-1] or (1,) * (y[0].ndim - 2)), mix.shape[-1])
+    total: Any = sum(y_k * broadcast_weights(mix[..., k, None], y_k) for k, y_k in enumerate(y))
     return total

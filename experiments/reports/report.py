@@ -8,11 +8,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from experiments.core import files
+from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.core.escaping import escape_control, escape_markdown
 from experiments.core.words import count_noun
 from experiments.reports import map_figures, published, recipes, study_figures, tables
 from experiments.reports.comparison import DatasetComparison, compare_runs
+from experiments.reports.data_agreement import list_data_differences
 from experiments.runs import artifacts
 from experiments.runs.find import Run, find_runs, is_run_folder
 
@@ -27,6 +29,8 @@ def write_report(
     folders: Iterable[str | os.PathLike], out: str | os.PathLike | None = None
 ) -> Path:
     """Compares all runs at and below some folders, writes the report, and returns the path of `report.md`.
+
+    Configs that were not trained on the same data are named in the report and in the terminal.
 
     Args:
         folders: the folders of the runs.
@@ -112,6 +116,9 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
     ]
     if text := published.describe_published(comparison.dataset):
         lines += [text, ""]
+    for difference in list_data_differences(comparison):
+        print_line(f"note: {comparison.dataset}: {difference}")
+        lines += [f"**Note**: {escape_markdown(difference)}", ""]
 
     def draw(name: str, draw_figure: Callable[..., bool], content: Any) -> list[str]:
         path = folder / f"{name}.png"

@@ -56,17 +56,25 @@ def test_bfloat16_keeps_its_dtype_and_the_value():
         np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.25)
 
 
-@pytest.mark.parametrize("lowering", ["patches", "shared"])
-def test_depthwise_gradients_in_bfloat16_add_up_all_positions(lowering):
-    """The sum over 9216 positions would stop growing, if it were added up in bfloat16."""
-    x, w = jnp.ones((4, 48, 48, 2)), jnp.ones((1, 1, 1, 1, 2))
+@pytest.mark.parametrize("lowering", ["outputs", "patches", "shared"])
+def test_gradients_in_bfloat16_add_up_all_positions(lowering):
+    """A sum over 2304 positions would stop growing at 256, if it were added up in bfloat16."""
+    arrays = {
+        "kernels": jnp.ones((1, 1, 1, 1, 2)),
+        "mix": jnp.ones((1, 1)),
+        "channels": jnp.ones((1, 2)),
+        "filters": jnp.ones((1, 2)),
+    }
 
-    def loss(w):
-        low = x.astype(jnp.bfloat16), w.astype(jnp.bfloat16)
-        y = dynamic_conv(*low, feature_group_count=2, lowering=lowering)
+    def loss(arrays):
+        x = jnp.ones((1, 48, 48, 2), jnp.bfloat16)
+        arrays = {**arrays, "kernels": arrays["kernels"].astype(x.dtype)}
+        y = dynamic_conv(x, **arrays, feature_group_count=2, lowering=lowering)
         return jnp.sum(y.astype(jnp.float32))
 
-    np.testing.assert_allclose(jax.jit(jax.grad(loss))(w), 9216.0, rtol=0.01)
+    for name, gradient in jax.jit(jax.grad(loss))(arrays).items():
+        want = 4608.0 if name == "mix" else 2304.0
+        np.testing.assert_allclose(gradient.astype(jnp.float32), want, rtol=0.01, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["2d taps", "2d fewer positions than features", "2d groups"])
