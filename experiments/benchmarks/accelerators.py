@@ -30,10 +30,10 @@ from rich.console import Console
 
 from experiments.benchmarks import accelerator_table as tables
 from experiments.benchmarks import compiling, results
-from experiments.benchmarks.adam_step import CLASSES
 from experiments.benchmarks.chips import CHIPS, check_compiler, check_topology
-from experiments.benchmarks.networks import make_config_model, make_networks
+from experiments.benchmarks.networks import make_networks
 from experiments.core import cli
+from experiments.core.config_file import load_config_file
 from experiments.core.console import Progress, print_line
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.files import write_json
@@ -119,8 +119,9 @@ def list_networks(layers: str, configs: Sequence[str], depth: int) -> list[str]:
                 "--layers and --configs name two sets of networks: choose one of the flags."
             )
         for place in configs:
-            # A mistake is an error before anything is compiled.
-            make_config_model(place, CLASSES)
+            # A missing one is an error before anything is compiled. Its network is made where nothing looks
+            # for a TPU, in the process that compiles it.
+            load_config_file(place)
         return list(configs)
     known = make_networks(depth)
     names = layers.split(",") if layers else list(known)

@@ -28,6 +28,7 @@ from experiments.benchmarks.adam_step import CLASSES, State, make_step
 from experiments.benchmarks.chips import CHIPS, Chip, list_devices
 from experiments.benchmarks.networks import make_config_model, make_networks
 from experiments.benchmarks.schedules import Schedule, read_kernels
+from experiments.core.errors import UserError
 from experiments.core.files import write_json
 from experiments.core.memory import count_bytes_on_one_device
 from experiments.runs.checkpoints import with_sharding
@@ -221,8 +222,8 @@ def describe_failure(error: Exception) -> dict[str, Any]:
     """Describes a step that does not compile: it takes too much memory, or the compiler cannot do it."""
     text = str(error)
     if "RESOURCE_EXHAUSTED" not in text and "Ran out of memory" not in text:
-        message = " ".join(text.split())[:300]
-        return {"status": "fails", "message": f"{type(error).__name__}: {message}"}
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        return {"status": "fails", "message": kind + " ".join(text.split())[:300]}
     result: dict[str, Any] = {"status": "does not fit", "message": " ".join(text.split())[:200]}
     for key, pattern in MEMORY_SIZES.items():
         if size := re.search(pattern, text):
@@ -241,7 +242,13 @@ def run_request(request: Request) -> dict[str, Any]:
     """Compiles a step and describes it, or describes why that fails."""
     try:
         return compile_step(request)
-    except (jax.errors.JaxRuntimeError, ValueError, TypeError, NotImplementedError) as error:
+    except (
+        jax.errors.JaxRuntimeError,
+        NotImplementedError,
+        TypeError,
+        UserError,
+        ValueError,
+    ) as error:
         return describe_failure(error)
 
 

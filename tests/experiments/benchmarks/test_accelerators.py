@@ -4,9 +4,18 @@ import json
 
 import pytest
 
-from experiments.benchmarks import accelerators, chips, compiled_step, compiling, hlo, results
+from experiments.benchmarks import (
+    accelerators,
+    chips,
+    compiled_step,
+    compiling,
+    hlo,
+    networks,
+    results,
+)
 from experiments.benchmarks.chips import CHIPS
 from experiments.benchmarks.schedules import Schedule
+from experiments.core.errors import UserError
 
 COMPILED = {
     "status": "fits",
@@ -78,7 +87,6 @@ def without_plot(monkeypatch):
         (["--dtype=float16"], "bfloat16"),
         (["--depth=34"], "50"),
         (["--configs=odcnv"], "odconv"),
-        (["--configs=net1:adiac"], "pictures"),
         (["--configs=base", "--layers=odconv"], "choose one"),
     ],
 )
@@ -109,6 +117,11 @@ def test_the_static_network_is_the_measure(command, compiled, read_results, tmp_
     header, *records = (tmp_path / "accelerators-v5e.csv").read_text().splitlines()
     cells = dict(zip(header.split(","), records[1].split(","), strict=True))
     assert cells["row"] == "odconv" and cells["ratio"] == "3.0"
+
+
+def test_a_config_for_series_is_refused():
+    with pytest.raises(UserError, match="pictures"):
+        networks.make_config_model("net1:adiac", 10)
 
 
 def test_networks_of_configs(command, compiled, without_plot):
