@@ -76,6 +76,7 @@ MESHES = {
     "data": ((4,), "explicit", ["data"]),
     "explicit data": ((2, 2), "explicit, auto", ["data"]),
     "both": ((2, 2), "explicit", [("data", "model")]),
+    "space": ((2, 2), "explicit", ["data", "model"]),
 }
 
 
@@ -92,10 +93,11 @@ CASES = [
     pytest.param(
         name,
         kind,
-        marks=[] if name in QUICK and kind == "explicit data" else [pytest.mark.long],
+        marks=[] if name in QUICK and kind in ("explicit data", "space") else [pytest.mark.long],
     )
     for name in NETWORKS
     for kind in MESHES
+    if kind != "space" or name in ("ResNet", "DeepLabV3Plus")
 ]
 
 
