@@ -45,7 +45,8 @@ def dynamic_conv(
         filters: weight of each output feature, `[B, O]`, likewise.
         strides, padding, input_dilation, kernel_dilation, feature_group_count: as in `flax.linen.Conv`.
         lowering: how to compute it: 'auto' (see `explain`), 'reference', 'taps', 'patches', 'outputs',
-            'shared' or 'samples'. All compute the same numbers; they differ in time and memory.
+            'shared', 'samples', or 'fused' (on TPUs only). All compute the same numbers; they differ in
+            time and memory.
         precision: as in `jax.lax.conv_general_dilated`.
 
     Returns:
@@ -101,7 +102,7 @@ def convolve_with_geometry(
         raise ValueError(
             f"lowering={lowering!r} is unknown: write 'auto' or one of {list(lowerings.LOWERINGS)}."
         )
-    elif why := lowerings.why_unsupported(lowering, problem):
+    elif why := planner.why_unavailable(lowering) or lowerings.why_unsupported(lowering, problem):
         raise ValueError(f"lowering={lowering!r} cannot do this: {why}.")
     out = (inputs.shape[0], *geometry.out, kernels.shape[-1])
     # Handle empty outputs here, once for all lowerings.

@@ -22,7 +22,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.geometry import Array, Geometry, Problem
 
 LANES = 128
@@ -53,6 +52,8 @@ def combine_weights(mix: Array | None, taps: Array | None, number: int) -> Array
 def why_unsupported(problem: Problem) -> str | None:
     """Explains why the kernel cannot solve a problem; None if it can."""
     geometry = problem.geometry
+    if not all(isinstance(n, int) for n in (problem.batch, *geometry.spatial)):
+        return "the kernel needs a batch and a picture of known size"
     if geometry.rank == 3:
         return "the kernel is for one or two spatial axes"
     if geometry.groups > 1:
@@ -69,21 +70,24 @@ def why_unsupported(problem: Problem) -> str | None:
         return "the padding crops the inputs, or is wider than the kernel"
     if problem.itemsize > 4:
         return "TPUs compute in float32 and bfloat16"
-    if not all(isinstance(n, int) for n in (problem.batch, *geometry.spatial)):
-        return "the kernel needs a batch and a picture of known size"
     for one, kernels in (
         (geometry, problem.kernels),
         (transpose_geometry(geometry), (*problem.kernels[:-2], *problem.kernels[:-3:-1])),
     ):
-        blocks = choose_blocks(one, problem.batch, kernels, problem.itemsize)
-        if blocks is None:
+        if choose_blocks(one, problem.batch, kernels, problem.itemsize) is None:
             return "a picture and its kernels do not fit into VMEM"
+    from dyn.ops.fused_tpu_gradient import fits_vmem  # imports Pallas
+
+    if not fits_vmem(geometry, problem.kernels, problem.batch, problem.itemsize):
+        return "a picture and its kernels do not fit into VMEM for the gradient"
     return None
 
 
 def transpose_geometry(geometry: Geometry) -> Geometry:
     """Returns the geometry of the gradient for the inputs: strides become dilations of the input."""
-    before = [size - 1 - pad for size, (pad, _) in zip(geometry.size, geometry.padding, strict=True)]
+    before = [
+        size - 1 - pad for size, (pad, _) in zip(geometry.size, geometry.padding, strict=True)
+    ]
     after = [
         n + size - 2 - pad - (out - 1) * stride
         for n, size, pad, out, stride in zip(
@@ -111,8 +115,6 @@ class Blocks:
         grouped: taps along the height that are contracted at once because they share the lanes, G.
         features: input features, I.
         columns: output features of a grid step.
-        pitch: rows of VMEM that a row of the padded picture takes.
-        height: rows of the padded picture in VMEM, for each of the vertical stride's phases.
     """
 
     geometry: Geometry
@@ -138,6 +140,7 @@ class Blocks:
 
     @property
     def pitch(self) -> int:
+        """Positions from a row of the padded picture to the next."""
         (_, n), (_, (before, after)) = self.geometry.spatial, self.geometry.padding
         stride, dilation = self.geometry.strides[1], self.geometry.input_dilation[1]
         width = before + (n - 1) * dilation + 1 + after
@@ -145,6 +148,7 @@ class Blocks:
 
     @property
     def height(self) -> int:
+        """Rows of the padded picture, for each phase of the vertical stride."""
         geometry, stride = self.geometry, self.geometry.strides[0]
         written = (geometry.spatial[0] - 1) * geometry.input_dilation[0] + geometry.padding[0][0]
         read = (geometry.out[0] - 1) * stride + (self.tap_rows - 1) * self.grouped
@@ -254,17 +258,18 @@ _convolve.defvjp(_convolve_forward, _convolve_backward)
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _compute_gradients(inputs, kernels, coefficients, dy, geometry: Geometry, precision):
     """Returns the gradients for the inputs, the kernels and the coefficients."""
+    from dyn.ops.fused_tpu_gradient import compute_kernel_gradients
+
     # Reversed in space, with input and output features exchanged.
     axes = tuple(range(1, geometry.rank + 1))
     transposed = jnp.flip(kernels, axes).swapaxes(-1, -2)
     reversed_taps = jnp.flip(coefficients, 1)
     dx = run_kernel(dy, transposed, reversed_taps, transpose_geometry(geometry), precision)
 
-    def convolve(kernels, coefficients):
-        return convolve_plainly(inputs, kernels, coefficients, geometry, precision)
-
-    d_kernels, d_coefficients = jax.vjp(convolve, kernels, coefficients)[1](dy)
-    return dx, d_kernels, d_coefficients
+    d_kernels, d_coefficients = compute_kernel_gradients(
+        inputs, dy, kernels, coefficients, geometry, precision=precision
+    )
+    return dx, d_kernels.astype(kernels.dtype), d_coefficients
 
 
 def _gradients_forward(*args):
@@ -308,7 +313,7 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    batch, num_kernels, columns = inputs.shape[0], kernels.shape[0], kernels.shape[-1]
+    batch, columns = inputs.shape[0], kernels.shape[-1]
     blocks = choose_blocks(geometry, batch, kernels.shape, inputs.dtype.itemsize)
     assert blocks is not None  # see `why_unsupported`
     samples, two = blocks.samples, blocks.geometry
@@ -318,6 +323,7 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
     # Each core of a chip with two takes one half of the batch.
     steps = batch // samples
     halves = 2 if steps % 2 == 0 else 1
+
     def block(half, _, step):
         return half * (steps // halves) + step
 
@@ -338,7 +344,8 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
             ),
         ],
         out_specs=pl.BlockSpec(
-            (samples, *two.out, blocks.columns), lambda half, o, step: (block(half, o, step), 0, 0, o)
+            (samples, *two.out, blocks.columns),
+            lambda half, o, step: (block(half, o, step), 0, 0, o),
         ),
         out_shape=jax.ShapeDtypeStruct((batch, *two.out, columns), x.dtype),
         scratch_shapes=[pltpu.VMEM(padded, jnp.float32), pltpu.VMEM(total, jnp.float32)],
@@ -352,7 +359,10 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
 
 
 def group_taps(kernels: Array, coefficients: Array, blocks: Blocks) -> tuple[Array, Array]:
-    """Arranges kernels as `[K, R, kw, G*I, O]` and coefficients as `[B, 1, R*kw*G*K]`, zeros for missing taps."""
+    """Returns kernels `[K, R, kw, G*I, O]` and coefficients `[B, 1, R*kw*G*K]`, for groups of G taps.
+
+    Missing taps are zero. A group along the height shares the lanes.
+    """
     (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
     num_kernels, columns = kernels.shape[0], kernels.shape[-1]
     batch, missing = coefficients.shape[0], groups * grouped - height
@@ -460,12 +470,12 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
         if scales_inputs:
             w = w_ref[0, i, j]
         else:
-            mixed = []
-            for g in range(blocks.grouped):
-                at = (i, j, pl.ds(g * features, features))
-                c = [c_ref[n, 0, (first + g) * num_kernels + k] for k in range(num_kernels)]
-                mixed.append(sum(w_ref[k, *at].astype(jnp.float32) * c[k] for k in range(num_kernels)))
-            w = jnp.concatenate(mixed) if len(mixed) > 1 else mixed[0]
+            w = jnp.concatenate(
+                [
+                    _mix_candidates(w_ref, c_ref, n, (i, j, g), first + g, features)
+                    for g in range(blocks.grouped)
+                ]
+            )
         start = row // phases * blocks.pitch + j
         for tile in range(blocks.lane_tiles):
             depth = min(LANES, blocks.depth - tile * LANES)
@@ -479,6 +489,19 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
                 preferred_element_type=jnp.float32,
             )
     return result
+
+
+def _mix_candidates(w_ref, c_ref, n, place: tuple[Any, int, int], tap, features: int) -> Array:
+    """Returns sum_k c[n, tap, k] W_k for one tap, `[I, columns]` in float32."""
+    from jax.experimental import pallas as pl
+
+    i, j, g = place
+    rows = pl.ds(g * features, features)
+    num_kernels = w_ref.shape[0]
+    mixed = w_ref[0, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels]
+    for k in range(1, num_kernels):
+        mixed += w_ref[k, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels + k]
+    return mixed
 
 
 def _matrix_precision(dtype, precision) -> lax.Precision | None:

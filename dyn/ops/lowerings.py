@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dyn.ops import fused_tpu
 from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.geometry import Array, Geometry, Problem
 from dyn.ops.sharding import may_use_several_mesh_axes
@@ -214,6 +215,7 @@ LOWERINGS: dict[str, Lowering] = {
     "outputs": convolve_by_outputs,
     "shared": convolve_by_shared_patches,
     "samples": convolve_by_samples,
+    "fused": fused_tpu.convolve_by_fused_kernel,
 }
 
 
@@ -223,7 +225,7 @@ def why_unsupported(lowering: str, problem: Problem) -> str | None:
         return "a pixel-wise mixture has no per-sample kernel; only outputs can be mixed"
     if problem.tap_attention and lowering == "outputs":
         return "tap attention changes each sample's kernels; whole outputs cannot be mixed"
-    return None
+    return fused_tpu.why_unsupported(problem) if lowering == "fused" else None
 
 
 def _multiply_patches(inputs: Array, kernels: Array, geometry: Geometry, precision) -> Array:

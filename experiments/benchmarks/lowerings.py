@@ -29,7 +29,7 @@ from dyn.ops import LOWERINGS, dynamic_conv
 from dyn.ops.dynamic_conv import check_arguments
 from dyn.ops.geometry import Geometry, Problem, resolve_geometry
 from dyn.ops.lowerings import why_unsupported
-from dyn.ops.planner import Work, count_work, plan
+from dyn.ops.planner import Work, count_work, plan, why_unavailable
 from experiments.benchmarks import results, timing
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.core import cli
@@ -225,7 +225,9 @@ def measure_case(case: Case) -> dict[str, Any]:
         compiled = jax.jit(function).lower(arrays).compile()
         return lambda: jax.block_until_ready(compiled(arrays))
 
-    supported = [name for name in NAMES if not why_unsupported(name, case.problem)]
+    supported = [
+        name for name in NAMES if not (why_unavailable(name) or why_unsupported(name, case.problem))
+    ]
     seconds = {}
     for phase in ("forward", "training"):
         steps = {name: make_step(name, phase) for name in supported}

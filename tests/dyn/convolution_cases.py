@@ -12,6 +12,10 @@ from dyn.ops import LOWERINGS, dynamic_conv
 from dyn.ops.dynamic_conv import check_arguments
 from dyn.ops.geometry import resolve_geometry
 from dyn.ops.lowerings import why_unsupported
+from dyn.ops.planner import why_unavailable
+
+# `fused` has tests of its own.
+PORTABLE = tuple(name for name in LOWERINGS if not why_unavailable(name, "cpu"))
 
 # Unless a case says otherwise: two kernels 3x3, from two to three features, for pictures of 5x4.
 USUAL = dict(spatial=(5, 4), size=(3, 3), i=2, o=3, k=2)
@@ -76,7 +80,7 @@ def supported_lowerings(name):
     problem = check_arguments(
         x, w, mix, taps, resolve_geometry(case["spatial"], case["size"], **geometry)
     )
-    return [lowering for lowering in LOWERINGS if not why_unsupported(lowering, problem)]
+    return [lowering for lowering in PORTABLE if not why_unsupported(lowering, problem)]
 
 
 def compute_lowerings(name, dtype, *, gradients=False, weights=()):

@@ -33,3 +33,17 @@ def test_importing_the_library_loads_nothing_else():
     # If flax ever loads one of these, `added` no longer notices that the library does.
     laboratory = {"experiments", "optax", "orbax", "grain", "matplotlib", "tensorflow_datasets"}
     assert not (laboratory | {"safetensors"}) & loaded
+
+
+def test_importing_the_library_does_not_load_pallas():
+    """Only the lowering for TPUs needs it, and it takes a second."""
+    code = "import dyn.layers, dyn.ops, sys; print('jax.experimental.pallas.tpu' in sys.modules)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+        timeout=120,
+    )
+    assert result.stdout.strip() == "False"

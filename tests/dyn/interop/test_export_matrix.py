@@ -5,12 +5,13 @@ from functools import partial
 import jax
 import numpy as np
 import pytest
+from convolution_cases import PORTABLE
 from export_checks import BATCHES, assert_same_at_any_batch
 from layer_cases import LAYERS, Case, filled, random_input
 
 from dyn.layers import Conv
 from dyn.models import FCN, BasicBlock, Net2, ResNet
-from dyn.ops import LOWERINGS, dynamic_conv
+from dyn.ops import dynamic_conv
 
 pytestmark = pytest.mark.matrix
 
@@ -24,7 +25,7 @@ def test_every_layer_runs_with_any_batch(name):
 
 
 @pytest.mark.parametrize("groups", [1, 2])
-@pytest.mark.parametrize("lowering", [name for name in LOWERINGS if name != "reference"])
+@pytest.mark.parametrize("lowering", [name for name in PORTABLE if name != "reference"])
 def test_every_lowering_runs_with_any_batch(lowering, groups):
     x, w = random_input(32, 5, 4, 4), random_input(3, 3, 3, 4 // groups, 6, seed=2)
     arrays = [x, random_input(32, 3, seed=3)]

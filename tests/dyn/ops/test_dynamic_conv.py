@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import oracle
 import pytest
-from convolution_cases import assert_lowerings_agree, compute_lowerings, random_arrays
+from convolution_cases import PORTABLE, assert_lowerings_agree, compute_lowerings, random_arrays
 from layer_cases import assert_trees_close
 
-from dyn.ops import LOWERINGS, dynamic_conv, explain, lowerings
+from dyn.ops import dynamic_conv, explain, lowerings
 from dyn.ops.geometry import resolve_geometry
 
 # One case for each way through the lowerings; `test_dynamic_conv_matrix` has all, with gradients.
@@ -47,7 +47,7 @@ def test_bfloat16_keeps_its_dtype_and_the_value():
     def compute(x):
         low = x.astype(jnp.bfloat16)
         return oracle.dynamic_conv(x, w, mix), [
-            dynamic_conv(low, w, mix, lowering=lowering) for lowering in LOWERINGS
+            dynamic_conv(low, w, mix, lowering=lowering) for lowering in PORTABLE
         ]
 
     want, results = compute(x)
@@ -94,14 +94,14 @@ def test_vmap_and_empty_outputs():
     def compute(x):
         mapped = [
             jax.vmap(partial(dynamic_conv, lowering=lowering), in_axes=(0, None, 0))(x, w, mix)
-            for lowering in LOWERINGS
+            for lowering in PORTABLE
         ]
         return dynamic_conv(x[1], w, mix[1]), mapped
 
     want, mapped = compute(x)
     for y in mapped:
         np.testing.assert_allclose(y[1], want, rtol=1e-6)
-    for lowering in LOWERINGS:
+    for lowering in PORTABLE:
         y = dynamic_conv(x[0, :, :2], w, mix[0], padding="VALID", lowering=lowering)
         assert y.shape == (3, 0, 3, 4)
 
@@ -155,6 +155,7 @@ INT = jnp.int32
         (dict(padding=-3), "crops"),
         (dict(padding="SAME", input_dilation=2), "ambiguous"),
         (dict(lowering="fast"), "unknown"),
+        (dict(lowering="fused"), "for TPUs"),
         (dict(lowering="outputs", taps=jnp.ones((2, 3, 3))), "tap attention"),
     ],
 )

@@ -4,10 +4,16 @@ import jax
 import jax.numpy as jnp
 import oracle
 import pytest
-from convolution_cases import CASES, assert_lowerings_agree, compute_lowerings, random_arrays
+from convolution_cases import (
+    CASES,
+    PORTABLE,
+    assert_lowerings_agree,
+    compute_lowerings,
+    random_arrays,
+)
 from jax.test_util import check_grads
 
-from dyn.ops import LOWERINGS, dynamic_conv
+from dyn.ops import dynamic_conv
 
 pytestmark = pytest.mark.matrix
 
@@ -42,7 +48,7 @@ def test_gradients_with_weights_of_channels_and_filters(name, rng):
         assert_lowerings_agree(results, jnp.float64, 1e-10)
 
 
-@pytest.mark.parametrize("lowering", LOWERINGS)
+@pytest.mark.parametrize("lowering", PORTABLE)
 def test_gradients_by_finite_differences(lowering):
     with jax.enable_x64(True):
         args = oracle.random_case(

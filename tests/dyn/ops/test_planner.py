@@ -7,7 +7,7 @@ import pytest
 
 from dyn.ops import LOWERINGS
 from dyn.ops.geometry import Problem, resolve_geometry
-from dyn.ops.planner import PRICES, count_work, plan
+from dyn.ops.planner import PRICES, count_work, plan, why_unavailable
 
 
 def problem(side=14, features=256, batch=16, num_kernels=4):
@@ -41,7 +41,8 @@ def test_a_convolution_of_pictures_smaller_than_its_kernel_is_cramped():
 
 @pytest.mark.parametrize("platform", PRICES)
 def test_prices_are_known_for_all_that_can_be_chosen(platform):
-    assert set(PRICES[platform].of) | {"reference"} == set(LOWERINGS)
+    unavailable = {name for name in LOWERINGS if why_unavailable(name, platform)}
+    assert set(PRICES[platform].of) | {"reference"} == set(LOWERINGS) - unavailable
     assert all(price >= 0 for kinds in PRICES[platform].of.values() for price in kinds)
 
 
@@ -58,7 +59,8 @@ def test_few_positions_share_kernels_and_many_do_not(
     platform, side, features, num_kernels, choices
 ):
     chosen = plan(problem(side, features, 32, num_kernels), platform)
-    assert chosen.choice in choices
+    others = [e.lowering for e in chosen.estimates if e.lowering != "fused"]
+    assert others[0] in choices
 
 
 def choose_on_gpu(devices, monkeypatch, **changes):
@@ -85,3 +87,15 @@ def test_depthwise_convolutions_have_groups_already(monkeypatch):
     chosen = choose_on_gpu(1, monkeypatch, kernels=(4, 3, 3, 1, 64), geometry=depthwise)
     assert chosen.choice != "reference"
     assert "groups of features" in str(chosen)
+
+
+def test_tpus_have_the_fused_kernel_and_take_the_next_best_where_it_cannot():
+    mixed = problem(56, 64, 32)
+    assert plan(mixed, "tpu").choice == "fused"
+    for platform in ("cpu", "gpu"):
+        assert "a kernel for TPUs" in str(plan(mixed, platform))
+    geometry = resolve_geometry((56, 56), (3, 3), kernel_dilation=2)
+    dilated = plan(dataclasses.replace(mixed, geometry=geometry), "tpu")
+    assert dilated.choice != "fused" and "dilation" in str(dilated)
+    ordinary = dataclasses.replace(problem(56, 64, 32, 1), tap_attention=False)
+    assert plan(ordinary, "tpu").choice == "outputs"

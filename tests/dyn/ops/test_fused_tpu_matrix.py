@@ -1,0 +1,51 @@
+"""The fused kernel and its gradients in all its cases, with the interpreter's checks for races and bounds."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from fused_cases import CASES, assert_fused_agrees
+from jax.experimental.pallas import tpu as pltpu
+
+from dyn.ops import dynamic_conv, planner
+
+pytestmark = pytest.mark.matrix
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", CASES)
+def test_the_kernel_and_its_gradients_are_the_definition(name, dtype, capfd):
+    checks = pltpu.InterpretParams(
+        detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
+    )
+    assert_fused_agrees(name, dtype, checks)
+    assert "RACE DETECTED" not in capfd.readouterr().out
+
+
+def test_second_derivatives_come_from_plain_operations():
+    x, mix = jnp.linspace(-1, 1, 96).reshape(2, 6, 8), jnp.array([[0.3, 0.7], [1.0, -1.0]])
+    w = jnp.cos(jnp.arange(2 * 3 * 8 * 8.0)).reshape(2, 3, 8, 8)
+
+    def penalty(mix, lowering):
+        def loss(x):
+            return jnp.sum(dynamic_conv(x, w, mix, lowering=lowering, precision="highest") ** 3)
+
+        return jnp.sum(jax.grad(loss)(x) ** 2)
+
+    want = jax.grad(penalty)(mix, "reference")
+    with planner.plan_for_platform("tpu"), pltpu.force_tpu_interpret_mode():
+        got = jax.jit(jax.grad(penalty), static_argnums=1)(mix, "fused")
+    np.testing.assert_allclose(got, want, rtol=1e-4)
+
+
+def test_vmap():
+    x, w = jnp.linspace(-1, 1, 2 * 2 * 5 * 8).reshape(2, 2, 5, 8), jnp.ones((2, 3, 8, 8))
+    mix = jnp.linspace(0, 1, 8).reshape(2, 2, 2)
+
+    def convolve(lowering):
+        one = jax.vmap(lambda x, mix: dynamic_conv(x, w, mix, lowering=lowering))
+        return jax.jit(one)(x, mix)
+
+    want = convolve("reference")
+    with planner.plan_for_platform("tpu"), pltpu.force_tpu_interpret_mode():
+        np.testing.assert_allclose(convolve("fused"), want, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,50 @@
+"""The fused kernel and its gradients compile for every generation of TPUs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental import topologies
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from dyn.ops import dynamic_conv, planner
+
+pytest.importorskip("libtpu", reason="compiles for TPUs: install libtpu beside jax")
+pytestmark = pytest.mark.tpu
+
+GENERATIONS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
+# Spatial shape, kernel size, strides, features, filters, kernels.
+CASES = {
+    "first stage of a ResNet": ((56, 56), (3, 3), 1, 64, 64, 4),
+    "first of the third stage": ((28, 28), (3, 3), 2, 128, 256, 4),
+    "last stage": ((7, 7), (3, 3), 1, 512, 512, 4),
+    "one kernel with taps": ((7, 7), (3, 3), 1, 512, 512, 1),
+    "projection": ((28, 28), (1, 1), 2, 128, 256, 4),
+    "sequence": ((500,), (5,), 1, 64, 192, 2),
+    "16 kernels": ((14, 14), (3, 3), 1, 128, 128, 16),
+}
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_the_kernel_and_its_gradients_compile(generation, name, dtype):
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=generation)
+    mesh = Mesh(np.array(topology.devices[:1]), "x")
+    spatial, size, strides, features, filters, num_kernels = CASES[name]
+
+    def describe(shape, dtype):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+    x = describe((8, *spatial, features), dtype)
+    w = describe((num_kernels, *size, features, filters), jnp.float32)
+    mix = describe((8, num_kernels), jnp.float32)
+    taps = describe((8, *size), jnp.float32)
+
+    def loss(x, w, mix, taps):
+        y = dynamic_conv(x, w, mix, taps=taps, strides=strides, lowering="fused")
+        return jnp.sum(y.astype(jnp.float32) ** 2)
+
+    with jax.set_mesh(mesh), planner.plan_for_platform("tpu"):
+        compiled = jax.jit(jax.grad(loss, range(4))).lower(x, w, mix, taps).compile()
+    assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
