@@ -25,7 +25,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dyn.ops.geometry import Array, Geometry
 
-LANES = 128
+LANES, SUBLANES = 128, 8  # of a register of 32-bit numbers
 # A core of the smallest generation, v4, has 16 MiB of VMEM. The rest is the compiler's, for spills.
 VMEM_LIMIT = 16 * 2**20
 VMEM_FOR_BLOCKS = 13 * 2**20
@@ -55,7 +55,6 @@ def compute_kernel_gradients(
     geometry: Geometry,
     *,
     precision: lax.PrecisionLike = None,
-    interpret: bool | pltpu.InterpretParams = False,
 ) -> tuple[Array, Array]:
     """Returns the gradients of the fused convolution for its candidate kernels and their weights.
 
@@ -66,7 +65,6 @@ def compute_kernel_gradients(
         coefficients: weight of each candidate at each tap, `[B, T, K]` in float32.
         geometry: strides, dilation of the kernel and paddings with zeros.
         precision: of the products of float32 arrays, as in `jax.lax.dot`.
-        interpret: parameters of Pallas's interpreter, to run without a TPU.
 
     Returns:
         `[K, *k, I, O]` and `[B, T, K]`, both in float32.
@@ -83,7 +81,7 @@ def compute_kernel_gradients(
     dy = dy.reshape(batch, *geometry.out, dy.shape[-1])
     kernels = kernels.reshape(shape[0], *geometry.size, *shape[-2:])
     d_kernels, d_coefficients = _call_kernel(
-        x, dy, kernels, coefficients, geometry, blocks, precision, interpret
+        x, dy, kernels, coefficients, geometry, blocks, precision
     )
     return d_kernels.reshape(shape), d_coefficients
 
@@ -144,26 +142,29 @@ def _count_folded(geometry: Geometry, blocks: Blocks) -> int:
     return 2 if narrow and geometry.size[1] > 1 and geometry.strides[1] == 1 else 1
 
 
-def _scratch_shapes(
-    geometry: Geometry, blocks: Blocks, itemsize: int
-) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...] | None]:
-    """Returns the shapes of the kernel's buffers for shifted inputs, shifted outputs and float32 inputs."""
-    height, width = geometry.out
-    stride, folded = geometry.strides[0], _count_folded(geometry, blocks)
-    reach = (geometry.size[0] - 1) * geometry.kernel_dilation[0] // stride
-    slabs = -(-geometry.size[1] // folded**2)
-    # Whole tiles, so that all positions form one axis without a copy.
-    width = _round_up(width + (folded - 1) * geometry.kernel_dilation[1], 32 // itemsize)
-    shifted = (blocks.samples, slabs, stride, height + reach, width, folded * blocks.inputs)
-    outputs = (blocks.samples, height, width, folded * blocks.outputs)
-    # Strided loads are for 32 bits only.
-    widened = max(geometry.strides) > 1 and itemsize < 4
-    return shifted, outputs, (*geometry.spatial, blocks.inputs) if widened else None
+def _plan_buffers(geometry: Geometry, blocks: Blocks) -> tuple[list[tuple[int, ...]], int]:
+    """Returns the shapes of the buffers for padded inputs and outputs, and the positions of a row."""
+    (height, width), (stride, step) = geometry.out, geometry.strides
+    down, right = geometry.kernel_dilation
+    folded = _count_folded(geometry, blocks)
+    left, _ = geometry.padding[1]
+    # The zeros after one row are the zeros before the next.
+    pitch = max(
+        left + geometry.spatial[1],
+        (width - 1) * step + (geometry.size[1] - 1) * right + 1 - left,
+        (width + (folded - 1) * right) * step,
+    )
+    pitch = _round_up(pitch, SUBLANES * step)
+    # A row of zeros before and one after those that the kernel meets: shifts go beyond both ends.
+    lines = 1 + height + (geometry.size[0] - 1) * down // stride + 1
+    inputs = (blocks.samples, stride, lines * pitch, folded * blocks.inputs)
+    outputs = (blocks.samples, height * pitch // step, folded * blocks.outputs)
+    return [inputs, outputs], pitch
 
 
 def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize: int) -> int:
     """Returns the bytes of VMEM that the kernel's blocks and buffers take."""
-    shifted, outputs, widened = _scratch_shapes(geometry, blocks, itemsize)
+    (inputs, outputs), _ = _plan_buffers(geometry, blocks)
     candidates = (num_kernels * blocks.rows * geometry.size[1], blocks.inputs, blocks.outputs)
     taps = blocks.rows * geometry.size[1]
     buffers = [
@@ -172,9 +173,8 @@ def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize:
         (1, candidates, 4),
         (2, candidates, 4),
         (1, (blocks.samples * taps * num_kernels, LANES), 4),
-        (1, shifted, itemsize),
-        (1, outputs, itemsize),
-        (1, widened or (0, 0), 4),
+        (1, inputs, 4),
+        (1, outputs, 4),
     ]
     return sum(number * _count_tiled(shape, size) for number, shape, size in buffers)
 
@@ -191,7 +191,7 @@ def _round_up(number: int, multiple: int) -> int:
 
 
 def _call_kernel(
-    x, dy, kernels, coefficients, geometry: Geometry, blocks: Blocks, precision, interpret
+    x, dy, kernels, coefficients, geometry: Geometry, blocks: Blocks, precision
 ) -> tuple[Array, Array]:
     """Computes both gradients in two dimensions; the samples are the innermost axis of the grid."""
     num_kernels, height, width, features, filters = kernels.shape
@@ -206,19 +206,14 @@ def _call_kernel(
     candidates = (num_kernels, rows, width, blocks.inputs, blocks.outputs)
     sums = rows * width * samples * num_kernels
     lanes = LANES if blocks.outputs % LANES == 0 else blocks.outputs
-    shifted, outputs, widened = _scratch_shapes(geometry, blocks, x.dtype.itemsize)
-    buffers = [
-        pltpu.VMEM(shifted, x.dtype),
-        pltpu.VMEM(outputs, dy.dtype),
-        pltpu.VMEM((sums, lanes), jnp.float32),
-    ]
-    if widened is not None:
-        buffers.append(pltpu.VMEM(widened, jnp.float32))
+    padded, pitch = _plan_buffers(geometry, blocks)
+    shapes = (*padded, (sums, lanes))
     d_kernels, d_sums = pl.pallas_call(
         functools.partial(
             _accumulate_gradients,
             geometry=geometry,
             folded=_count_folded(geometry, blocks),
+            pitch=pitch,
             precision=precision,
         ),
         grid=grid,
@@ -246,12 +241,11 @@ def _call_kernel(
             jax.ShapeDtypeStruct(kernels.shape, jnp.float32),
             jax.ShapeDtypeStruct((*grid, 1, sums), jnp.float32),
         ],
-        scratch_shapes=buffers,
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in shapes],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
             vmem_limit_bytes=VMEM_LIMIT,
         ),
-        interpret=interpret,
         name="dynamic_conv_kernel_gradients",
     )(coefficients, x, dy, kernels)
     d_sums = d_sums.sum((0, 1)).reshape(height // rows, -1, rows * width, samples, num_kernels)
@@ -266,13 +260,13 @@ def _accumulate_gradients(
     w_ref,  # [K, rows, kernel width, I, O]
     dw_ref,  # like w_ref; it stays in VMEM until all samples have passed
     dc_ref,  # [..., rows * kernel width * samples * K]
-    shifted_ref,
-    outputs_ref,
+    inputs_ref,  # x between zeros, in float32, of which any row can be the first to be loaded
+    outputs_ref,  # dy, likewise
     sums_ref,  # dc before the sum over lanes
-    wide_ref=None,
     *,
     geometry: Geometry,
     folded: int,
+    pitch: int,
     precision,
 ):
     """Adds several samples' share to dW, and writes their dc."""
@@ -283,29 +277,25 @@ def _accumulate_gradients(
     @pl.when(pl.program_id(3) == 0)
     def _():
         dw_ref[...] = jnp.zeros_like(dw_ref)
-        shifted_ref[...] = jnp.zeros_like(shifted_ref)
+        inputs_ref[...] = jnp.zeros_like(inputs_ref)
         outputs_ref[...] = jnp.zeros_like(outputs_ref)
 
     for s in range(samples):
-        _shift_inputs(x_ref, shifted_ref, wide_ref, s, geometry, folded)
-        for n in range(folded):
-            columns = pl.ds(n * geometry.kernel_dilation[1], geometry.out[1])
-            outputs_ref[s, :, columns, pl.ds(n * filters, filters)] = dy_ref[s]
+        _write_inputs(x_ref.at[s], inputs_ref.at[s], geometry, folded, pitch)
+        _write_outputs(dy_ref.at[s], outputs_ref.at[s], geometry, folded)
 
     def add_kernel_row(row, _):
-        offset = (pl.program_id(2) * rows + row) * geometry.kernel_dilation[0]
-        first, phase = offset // geometry.strides[0], offset % geometry.strides[0]
-        lines = pl.ds(first, geometry.out[0])
+        tap_row = pl.program_id(2) * rows + row
         products = [
-            _multiply_transposed(
-                [shifted_ref[s, n, phase, lines] for n in range(shifted_ref.shape[1])],
-                outputs_ref[s],
-                precision,
+            _multiply_shifted(
+                inputs_ref.at[s],
+                outputs_ref[s].astype(dy_ref.dtype),
+                *(tap_row, geometry, folded, pitch, precision),
             )
             for s in range(samples)
         ]
         for column, k in itertools.product(range(width), range(num_kernels)):
-            tap = (pl.program_id(2) * rows + row) * width + column
+            tap = tap_row * width + column
             total, w = dw_ref[k, row, column], w_ref[k, row, column].astype(jnp.float32)
             for s, product in enumerate(products):
                 g = _slice_block(product, column // folded, column % folded, features, filters)
@@ -327,56 +317,53 @@ def _accumulate_gradients(
     )
 
 
-def _shift_inputs(x_ref, shifted_ref, wide_ref, s, geometry: Geometry, folded: int):
-    """Copies a sample's inputs so that each row of the kernel finds its inputs in one slice.
+def _write_inputs(x_ref, padded_ref, geometry: Geometry, folded: int, pitch: int):
+    """Copies a sample's rows between zeros, those of each phase of the vertical stride together.
 
-    `shifted[s, slab, phase, r, w, i]` is `x[s, r * stride + phase - before, w', i]` for the input column w'
-    that the kernel's column meets at output column w. Zeros beyond the edges are there already.
+    Part n of the lanes is `n * folded` columns of the kernel ahead of the first part.
     """
-    features = x_ref.shape[-1]
-    _, _, phases, height, width, _ = shifted_ref.shape
     (above, _), (left, _) = geometry.padding
-    if wide_ref is None:
-        source = x_ref.at[s]
-    else:
-        wide_ref[...] = x_ref[s].astype(jnp.float32)
-        source = wide_ref
-    shifts = range(-(-geometry.size[1] // folded))
-    for phase, shift in itertools.product(range(phases), shifts):
-        to_rows, from_rows = _match_positions(
-            phase - above, geometry.strides[0], geometry.spatial[0], height
-        )
-        to_columns, from_columns = _match_positions(
-            shift * folded * geometry.kernel_dilation[1] - left,
-            geometry.strides[1],
-            geometry.spatial[1],
-            width,
-        )
-        if to_rows.size and to_columns.size:
-            slab, lanes = shift // folded, pl.ds(shift % folded * features, features)
-            shifted_ref[s, slab, phase, to_rows, to_columns, lanes] = source[
-                from_rows, from_columns, :
-            ].astype(shifted_ref.dtype)
+    _, width, features = x_ref.shape
+    for row, n in itertools.product(range(geometry.spatial[0]), range(folded)):
+        line, phase = divmod(row + above, geometry.strides[0])
+        first = (line + 1) * pitch + left - n * folded * geometry.kernel_dilation[1]
+        if (line + 2) * pitch <= padded_ref.shape[1]:  # strides may leave out the last rows
+            lanes = pl.ds(n * features, features)
+            padded_ref[phase, pl.ds(first, width), lanes] = x_ref[row].astype(padded_ref.dtype)
 
 
-def _match_positions(
-    offset: int, stride: int, length: int, count: int
-) -> tuple[pl.Slice, pl.Slice]:
-    """Returns the slices of j and of stride * j + offset for all j < count that meet the `length` inputs."""
-    first = max(0, -(offset // stride))
-    start = first * stride + offset
-    number = max(0, min(count - first, -((start - length) // stride)))
-    return pl.Slice(first, number), pl.Slice(start, number, stride)
+def _write_outputs(dy_ref, padded_ref, geometry: Geometry, folded: int):
+    """Copies the gradients of a sample's outputs between zeros.
+
+    Part n of the lanes is n columns of the kernel behind the first part.
+    """
+    height, width, filters = dy_ref.shape
+    pitch = padded_ref.shape[0] // height
+    for row, n in itertools.product(range(height), range(folded)):
+        positions = pl.ds(row * pitch + n * geometry.kernel_dilation[1], width)
+        lanes = pl.ds(n * filters, filters)
+        padded_ref[positions, lanes] = dy_ref[row].astype(padded_ref.dtype)
 
 
-def _multiply_transposed(slabs: list[Array], dy: Array, precision) -> Array:
-    """Returns x^T dy over all positions for x, the slabs `[height, width, I]` side by side, in float32."""
-    x = jnp.concatenate([slab.reshape(-1, slab.shape[-1]) for slab in slabs], axis=-1)
+def _multiply_shifted(
+    inputs_ref, dy: Array, tap_row, geometry: Geometry, folded: int, pitch: int, precision
+) -> Array:
+    """Returns x^T dy over all positions for one row of the kernel, in float32.
+
+    It consists of blocks `[I, O]`: column c of the kernel is block `(c // folded, c % folded)`.
+    """
+    (stride, step), (down, right) = geometry.strides, geometry.kernel_dilation
+    line, phase = tap_row * down // stride, tap_row * down % stride
+    start = pl.multiple_of((line + 1) * pitch, SUBLANES)
+    shifts = [
+        inputs_ref[phase, pl.ds(start + column * right, dy.shape[0], stride=step)]
+        for column in range(0, geometry.size[1], folded**2)
+    ]
     return lax.dot_general(
-        x,
-        dy.reshape(-1, dy.shape[-1]),
+        jnp.concatenate([x.astype(dy.dtype) for x in shifts], axis=-1),
+        dy,
         (((0,), (0,)), ((), ())),
-        precision=precision if x.dtype == jnp.float32 else None,
+        precision=precision if dy.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
 

@@ -19,7 +19,8 @@ def test_kernel_gradients_are_those_of_the_loop():
     """With several kernels and strides, in bfloat16; float32 and all other cases are in the matrix."""
     case = CASES["3x3, strides 2"]
     arguments, geometry = make_arguments(case, jnp.bfloat16), make_geometry(case)
-    got = compute_kernel_gradients(*arguments, geometry, interpret=pltpu.InterpretParams())
+    with pltpu.force_tpu_interpret_mode():
+        got = compute_kernel_gradients(*arguments, geometry)
     assert_gradients_agree(got, compute_plainly(*arguments, geometry))
 
 

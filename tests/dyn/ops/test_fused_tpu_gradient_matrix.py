@@ -26,7 +26,8 @@ def test_every_case_is_the_loop_without_races(name, dtype, capfd):
     checks = pltpu.InterpretParams(
         detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"
     )
-    got = compute_kernel_gradients(*arguments, geometry, interpret=checks)
+    with pltpu.force_tpu_interpret_mode(checks):
+        got = compute_kernel_gradients(*arguments, geometry)
     assert all(np.isfinite(part).all() for part in got)
     assert_gradients_agree(got, compute_plainly(*arguments, geometry))
     assert "RACE DETECTED" not in capfd.readouterr().out
