@@ -162,7 +162,7 @@ class Blocks:
 
     @property
     def scales_inputs(self) -> bool:
-        """Whether a single candidate's weight of a tap is multiplied onto the inputs, not the kernel."""
+        """Is true if a single candidate's weight of a tap is multiplied onto the inputs, not the kernel."""
         return self.grouped == 1 and self.rows < self.columns
 
     def scratch(self) -> tuple[tuple[int, ...], tuple[int, ...]]:

@@ -204,8 +204,8 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
     def estimate(name: str) -> Estimate:
         if why := why_unavailable(name, platform) or lowerings.why_unsupported(name, problem):
             return Estimate(name, why_not=why)
-        if name == "fused" and not (problem.mixed or problem.tap_attention):
-            return Estimate(name, why_not="nothing is mixed: this is an ordinary convolution")
+        if name == "fused" and (why := why_no_kernel(problem, platform)):
+            return Estimate(name, why_not=why)
         if name == "reference" and (why := why_no_reference(problem, platform)):
             return Estimate(name, why_not=why)
         if name == "samples" and no_loop:
@@ -285,6 +285,17 @@ def why_unavailable(lowering: str, platform: str | None = None) -> str | None:
     platform = _priced_platform(platform)
     if lowering == "fused" and platform != "tpu":
         return f"it is a kernel for TPUs, and the platform is {platform}"
+    return None
+
+
+def why_no_kernel(problem: Problem, platform: str | None = None) -> str | None:
+    """Explains why the fused kernel should not be used on a platform; None if it may be."""
+    if not (problem.mixed or problem.tap_attention):
+        return "nothing is mixed: this is an ordinary convolution"
+    is_here = jax.default_backend() == _priced_platform(platform)
+    devices = max(jax.device_count() if is_here else 1, jax.sharding.get_abstract_mesh().size)
+    if devices > 1:
+        return "the kernel gathers a batch that is sharded"
     return None
 
 

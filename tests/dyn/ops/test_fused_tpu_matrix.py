@@ -36,16 +36,3 @@ def test_second_derivatives_come_from_plain_operations():
     with planner.plan_for_platform("tpu"), pltpu.force_tpu_interpret_mode():
         got = jax.jit(jax.grad(penalty), static_argnums=1)(mix, "fused")
     np.testing.assert_allclose(got, want, rtol=1e-4)
-
-
-def test_vmap():
-    x, w = jnp.linspace(-1, 1, 2 * 2 * 5 * 8).reshape(2, 2, 5, 8), jnp.ones((2, 3, 8, 8))
-    mix = jnp.linspace(0, 1, 8).reshape(2, 2, 2)
-
-    def convolve(lowering):
-        one = jax.vmap(lambda x, mix: dynamic_conv(x, w, mix, lowering=lowering))
-        return jax.jit(one)(x, mix)
-
-    want = convolve("reference")
-    with planner.plan_for_platform("tpu"), pltpu.force_tpu_interpret_mode():
-        np.testing.assert_allclose(convolve("fused"), want, rtol=1e-5, atol=1e-5)

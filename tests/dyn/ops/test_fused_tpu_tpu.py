@@ -48,3 +48,20 @@ def test_the_kernel_and_its_gradients_compile(generation, name, dtype):
     with jax.set_mesh(mesh), planner.plan_for_platform("tpu"):
         compiled = jax.jit(jax.grad(loss, range(4))).lower(x, w, mix, taps).compile()
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
+
+
+def test_vmap_compiles():
+    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
+    mesh = Mesh(np.array(topology.devices[:1]), "x")
+
+    def describe(*shape):
+        sharding = NamedSharding(mesh, PartitionSpec())
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+    def convolve(x, w, mix):
+        return jax.vmap(lambda x, mix: dynamic_conv(x, w, mix, lowering="fused"))(x, mix)
+
+    with jax.set_mesh(mesh), planner.plan_for_platform("tpu"):
+        jax.jit(convolve).lower(
+            describe(2, 4, 8, 8, 128), describe(2, 3, 3, 128, 128), describe(2, 4, 2)
+        ).compile()

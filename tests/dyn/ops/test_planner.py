@@ -99,3 +99,9 @@ def test_tpus_have_the_fused_kernel_and_take_the_next_best_where_it_cannot():
     assert dilated.choice != "fused" and "dilation" in str(dilated)
     ordinary = dataclasses.replace(problem(56, 64, 32, 1), tap_attention=False)
     assert plan(ordinary, "tpu").choice == "outputs"
+
+
+def test_the_fused_kernel_is_not_chosen_where_it_would_gather_the_batch():
+    assert plan(problem(), "tpu").choice == "fused"
+    with jax.set_mesh(jax.make_mesh((4,), ("data",))):
+        assert plan(problem(), "tpu").choice != "fused"
