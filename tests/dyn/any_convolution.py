@@ -7,10 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_oracle
 import pytest
+from convolution_cases import PORTABLE
 from hypothesis import HealthCheck, event, settings
 from hypothesis import strategies as st
 
-from dyn.ops import LOWERINGS, dynamic_conv
+from dyn.ops import dynamic_conv
 from dyn.ops.geometry import Problem
 from dyn.ops.lowerings import why_unsupported
 
@@ -117,7 +118,7 @@ def convolutions(draw):
         "taps": draw(st.booleans()),
         "dtype": draw(st.sampled_from(DTYPES)),
         "kernel_dtype": draw(st.sampled_from(("float32", "float32", "bfloat16"))),
-        "lowering": draw(st.sampled_from((*LOWERINGS, "auto"))),
+        "lowering": draw(st.sampled_from((*PORTABLE, "auto"))),
     }
 
 

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from convolution_cases import PORTABLE
 from layer_cases import filled, random_input, shapes_of
 
 from dyn.layers import Conv
-from dyn.ops import LOWERINGS
 
 CASES = {
     "strided": ((2, 7, 7, 4), (6, (3, 3)), {"strides": 2, "padding": 1}),
@@ -26,7 +26,7 @@ def test_it_is_flax_conv(case):
 
     @jax.jit
     def compute(variables):
-        lowerings = ("auto", *LOWERINGS)
+        lowerings = ("auto", *PORTABLE)
         ours = [Conv(*args, **fields, lowering=name).apply(variables, x) for name in lowerings]
         return theirs.apply(variables, x), ours
 

@@ -7,7 +7,6 @@ import sys
 import jax
 import numpy as np
 from jax.sharding import AxisType
-from test_meshes_matrix import make_mesh, run
 
 AXES = {"auto": AxisType.Auto, "explicit": AxisType.Explicit}
 
@@ -24,6 +23,8 @@ def compare_numbers(ours, theirs):
 
 def compare_meshes(name):
     """Returns the error on each mesh, by its axes."""
+    from test_meshes_matrix import make_mesh, run  # found by the process that the test starts
+
     expected = run(name, make_mesh(AxisType.Auto, devices=1))
     errors = {}
     for axes, types in itertools.product((1, 2), AXES):
