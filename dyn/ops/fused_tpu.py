@@ -191,7 +191,9 @@ def choose_blocks(
     """Chooses the largest blocks that fit into VMEM; None if none does."""
     geometry = add_height(geometry)
     features, columns = kernels[-2:]
-    grouped = min(geometry.size[0], max(1, LANES // features))
+    # A store with strides cannot begin within the lanes.
+    dilated = geometry.input_dilation[1] > 1
+    grouped = 1 if dilated else min(geometry.size[0], max(1, LANES // features))
     # Few positions need several samples to keep the matrix unit busy while it waits for first results.
     most = max(1, min(4, 2048 // max(1, geometry.positions)))
     samples = max(n for n in range(1, most + 1) if batch % n == 0)

@@ -17,6 +17,7 @@ GENERATIONS = ("v4:2x2x1", "v5e:2x2", "v5p:2x2x1", "v6e:2x2")
 CASES = {
     "first stage of a ResNet": ((56, 56), (3, 3), 1, 64, 64, 4),
     "first of the third stage": ((28, 28), (3, 3), 2, 128, 256, 4),
+    "strided, few features": ((8, 8), (3, 3), 2, 16, 32, 4),
     "last stage": ((7, 7), (3, 3), 1, 512, 512, 4),
     "one kernel with taps": ((7, 7), (3, 3), 1, 512, 512, 1),
     "projection": ((28, 28), (1, 1), 2, 128, 256, 4),
