@@ -38,7 +38,8 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_keeps_less_for_the_same_gradient_under_the_same_names(name, monkeypatch):
-    monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (6, 16, 1, 1)))
+    # Wide blocks, beside which the 1280 features after them, which are in no block, are few.
+    monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (60, 16, 1, 1)))
     nets = [
         NETWORKS[name](remat=remat) for remat in (True, checkpoint_policies.dots_saveable, False)
     ]
