@@ -8,6 +8,7 @@ is imported. The request is a `Request`, the result what `describe_program` retu
 """
 
 import dataclasses
+import json
 import re
 import sys
 import time
@@ -156,6 +157,7 @@ def describe_program(
         A GPU's compiler has no estimates, so there `cycles` is 0.
     """
     per_byte = chip.clock / chip.bandwidth
+    kernels = share_schedules(module, kernels)
     totals = dict.fromkeys(("cycles", "kernel_cycles", "bytes", "unpriced_cycles"), 0.0)
     unknown = missing = 0
     rows = []
@@ -186,6 +188,19 @@ def describe_program(
         "collectives": hlo.count_collectives(module),
         "operations": group_operations(module, rows)[:DEAREST],
     }
+
+
+def share_schedules(module: hlo.Module, kernels: Mapping[str, Schedule]) -> dict[str, Schedule]:
+    """Adds the schedules of kernels that are alike, of which the compiler writes only one.
+
+    Args:
+        module: a compiled program.
+        kernels: schedules by the name of the operation.
+    """
+    operations = [one for one, _, _ in hlo.walk_operations(module) if hlo.is_kernel(one)]
+    bodies = {one.name: hlo.read_kernel_body(one) for one in operations}
+    alike = {bodies[name]: kernels[name] for name in bodies if bodies[name] and name in kernels}
+    return {name: alike[body] for name, body in bodies.items() if body in alike} | dict(kernels)
 
 
 def group_operations(
@@ -253,8 +268,6 @@ def run_request(request: Request) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    import json
-
     # Compilation is timed, so nothing may come from a cache.
     jax.config.update("jax_enable_compilation_cache", False)
     asked = Request(**json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")))

@@ -134,8 +134,8 @@ def _walk(
         if operation.opcode == "while":
             trips = count_trips(module, operation, name)
             inner = None if trips is None or times is None else times * trips
-            body = re.search(r"body=%?([\w.\-]+)", operation.attributes)
-            yield from _walk(module, body[1], inner) if body else ()
+            body = _read_called(operation, "body")
+            yield from _walk(module, body, inner) if body else ()
         elif operation.opcode in ("call", "async-start"):
             for called in CALLED.findall(operation.attributes):
                 yield from _walk(module, called, times)
@@ -152,18 +152,17 @@ def count_trips(module: Module, loop: Operation, within: str) -> int | None:
     """
     if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
         return int(known[1])
-    condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)
-    body = re.search(r"body=%?([\w.\-]+)", loop.attributes)
+    condition, body = _read_called(loop, "condition"), _read_called(loop, "body")
     if not condition or not body:
         return None
-    compared = _find_comparison(module, condition[1])
+    compared = _find_comparison(module, condition)
     if compared is None:
         return None
     counter, limit_name, direction = compared
     index = _read_index(counter)
-    limit = _find_constant(module, condition[1], limit_name)
+    limit = _find_constant(module, condition, limit_name)
     start = _find_element(module, within, loop.operands[0], index)
-    step = _find_step(module, body[1], index)
+    step = _find_step(module, body, index)
     if limit is None or start is None or not step:
         return None
     turns = (limit - start) / step
@@ -212,11 +211,11 @@ def _find_constant(module: Module, within: str, name: str) -> int | None:
     # An element of a loop's state is constant if no turn changes it and it was constant before.
     loop, outside = module.callers[within]
     index = _read_index(operation)
-    body = re.search(r"body=%?([\w.\-]+)", loop.attributes)
-    root = module.computations[body[1]].root if body else None
-    if root is None or root.opcode != "tuple":
+    body = _read_called(loop, "body")
+    root = module.computations[body].root if body else None
+    if body is None or root is None or root.opcode != "tuple":
         return None
-    kept = _trace(module.computations[body[1]], root.operands[index])
+    kept = _trace(module.computations[body], root.operands[index])
     if kept is None or kept.opcode != "get-tuple-element" or _read_index(kept) != index:
         return None
     return _find_element(module, outside, loop.operands[0], index)
@@ -245,6 +244,12 @@ def _find_step(module: Module, body: str, index: int) -> int | None:
     return -known[0] if added.opcode == "subtract" else known[0]
 
 
+def _read_called(loop: Operation, role: str) -> str | None:
+    """Returns the name of the computation that is the `body` or the `condition` of a loop."""
+    found = re.search(rf"\b{role}=%?([\w.\-]+)", loop.attributes)
+    return found[1] if found else None
+
+
 def _read_index(operation: Operation) -> int:
     """Returns the place in its tuple of a get-tuple-element."""
     return int(re.search(r"index=(\d+)", operation.attributes)[1])
@@ -264,6 +269,12 @@ def read_cycles(operation: Operation) -> int | None:
 def is_kernel(operation: Operation) -> bool:
     """Returns true for a Pallas kernel, for which the TPU compiler has no estimate."""
     return operation.opcode == "custom-call:tpu_custom_call"
+
+
+def read_kernel_body(operation: Operation) -> str | None:
+    """Returns the encoded program of a Pallas kernel for a TPU, None if it is not written down."""
+    found = re.search(r'"body":"([^"]*)"', operation.attributes)
+    return found[1] if found else None
 
 
 def count_collectives(module: Module) -> dict[str, int]:

@@ -209,3 +209,15 @@ def test_a_kernel_takes_the_longer_of_schedule_and_traffic():
     assert kernels["name"] == "custom-call:tpu_custom_call" and kernels["times"] == 3
     assert kernels["cycles"] == result["kernel_cycles"]
     assert total == {"source": "", "name": "add", "cycles": 500, "bytes": 12_000, "times": 1}
+
+
+def test_kernels_that_are_alike_share_a_schedule():
+    body = 'backend_config={"custom_call_config":{"body":"TUzvUg=="}}'
+    target = 'custom_call_target="tpu_custom_call"'
+    text = KERNELS
+    for name in ("long", "other"):
+        line = next(line for line in text.splitlines() if f"%{name} =" in line)
+        text = text.replace(line, line.replace(target, f"{target}, {body}"))
+    kernels = {"long": Schedule(10_000)}
+    result = compiled_step.describe_program(CHIPS["v5e"], hlo.parse_module(text), kernels)
+    assert result["kernel_cycles"] == 20_000 and result["missing_kernels"] == 1
