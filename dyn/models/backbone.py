@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+from jax.tree_util import Partial
 
 from dyn.layers.norms import BatchNorm
 
@@ -48,8 +49,12 @@ def _call(block: nn.Module, *inputs: Any) -> Any:
     return block(*inputs)
 
 
-def make_layer(make: ConvFactory, *args: Any, **fields: Any) -> nn.Module:
-    """Returns `make(*args, **fields)`: the function of a `Partial` whose factory is a module with a scope."""
+def bind_fields(make: ConvFactory, **fields: Any) -> Partial:
+    """Returns `partial(make, **fields)` in a form that shows the modules in `make` to `call_block`."""
+    return Partial(_make_layer, make, **fields)
+
+
+def _make_layer(make: ConvFactory, *args: Any, **fields: Any) -> nn.Module:
     return make(*args, **fields)
 
 

@@ -13,7 +13,6 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
 from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.fields import CheckedModule
@@ -21,10 +20,10 @@ from dyn.layers.static_conv import Conv
 from dyn.models.backbone import (
     ConvFactory,
     Remat,
+    bind_fields,
     call_block,
     check_input,
     make_batch_norm,
-    make_layer,
 )
 from dyn.models.dropout import Dropout
 
@@ -106,7 +105,7 @@ class MobileNetV2(CheckedModule):
         x = stem(x)
         x = nn.relu6(norm(name="stem_norm")(x))
 
-        conv = Partial(make_layer, self.conv, **fields)  # shows its modules to `nn.remat`
+        conv = bind_fields(self.conv, **fields)
         features = []
         for stage, (expansion, width, blocks, strides) in enumerate(STAGES, 1):
             if stage == 2 and self.stem == "small":
@@ -117,7 +116,7 @@ class MobileNetV2(CheckedModule):
                     expansion=expansion,
                     strides=strides if block == 1 else 1,
                     conv=conv,
-                    depthwise=Partial(make_layer, self.depthwise or Conv, **fields),
+                    depthwise=bind_fields(self.depthwise or Conv, **fields),
                     norm=norm,
                     name=f"stage{stage}_block{block}",
                 )

@@ -22,10 +22,10 @@ from dyn.layers.static_conv import Conv
 from dyn.models.backbone import (
     ConvFactory,
     Remat,
+    bind_fields,
     call_block,
     check_input,
     make_batch_norm,
-    make_layer,
 )
 from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
@@ -137,11 +137,9 @@ class ResNet(CheckedModule):
             representation = KernelRepresentation(
                 self.representation, spatial_axes=axes, name="representation"
             )
-        # `Partial`s show their modules to `nn.remat`.
-        conv = Partial(make_layer, self.conv, **fields)
-        shortcut = static
-        if self.shortcut is not None:
-            shortcut = Partial(make_layer, self.shortcut, **fields)
+        conv = bind_fields(self.conv, **fields)
+        shortcut = static if self.shortcut is None else bind_fields(self.shortcut, **fields)
+        # A `Partial` shows its modules to `call_block`.
         context_fn = Partial(
             compute_extra_inputs, context=self.context, representation=representation
         )

@@ -22,11 +22,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.ops.geometry import Array, Geometry, Problem
-
-LANES = 128
-# VMEM of the TPU with the least, v4, for compilation where the device is not known.
-SMALLEST_VMEM = 16 * 2**20
+from dyn.ops.geometry import Array, Geometry, Problem, add_height
+from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size
 
 
 def convolve_by_fused_kernel(inputs, kernels, mix, taps, geometry, precision) -> Array:
@@ -178,10 +175,10 @@ class Blocks:
         kernels = (num_kernels, self.tap_rows * geometry.size[1], self.depth, self.columns)
         inputs = (2, self.samples, *geometry.spatial, self.features)
         outputs = (2, self.samples, *geometry.out, self.columns)
-        sizes = [_vmem_bytes(shape, 4) for shape in (kernels, *self.scratch())]
-        sizes += [_vmem_bytes(shape, itemsize) for shape in (inputs, outputs)]
+        sizes = [count_vmem_bytes(shape, 4) for shape in (kernels, *self.scratch())]
+        sizes += [count_vmem_bytes(shape, itemsize) for shape in (inputs, outputs)]
         # A product and a mixed kernel are kept in VMEM too, if registers do not suffice.
-        sizes += [_vmem_bytes((self.depth + self.rows, self.columns), 4)]
+        sizes += [count_vmem_bytes((self.depth + self.rows, self.columns), 4)]
         return sum(sizes)
 
 
@@ -203,41 +200,6 @@ def choose_blocks(
         if blocks.count_bytes(kernels[0], itemsize) < 0.9 * find_vmem_size():
             return blocks
     return None
-
-
-def find_vmem_size() -> int:
-    """Returns the bytes of VMEM of the TPU that is compiled for, or of the smallest if it is unknown."""
-    from jax.experimental.pallas import tpu as pltpu
-
-    try:
-        return pltpu.get_tpu_info().vmem_capacity_bytes
-    except ValueError:  # no TPU: the interpreter, or compilation for a topology outside of its mesh
-        return SMALLEST_VMEM
-
-
-def add_height(geometry: Geometry) -> Geometry:
-    """Returns a geometry with two spatial axes, of which the first is one for a sequence."""
-    if geometry.rank == 2:
-        return geometry
-    return Geometry(
-        (1, *geometry.spatial),
-        (1, *geometry.size),
-        (1, *geometry.strides),
-        ((0, 0), *geometry.padding),
-        (1, *geometry.input_dilation),
-        (1, *geometry.kernel_dilation),
-    )
-
-
-def _vmem_bytes(shape: tuple[int, ...], itemsize: int) -> int:
-    """Returns the bytes of an array whose last axes are cut into tiles."""
-    *rest, rows, lanes = shape
-    sublanes = 32 // itemsize
-    return math.prod(rest) * _round_up(rows, sublanes) * _round_up(lanes, LANES) * itemsize
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

@@ -23,9 +23,10 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from dyn.ops.geometry import Array, Geometry
+from dyn.ops.geometry import Array, Geometry, add_height
+from dyn.ops.vmem import LANES, count_vmem_bytes, round_up
 
-LANES, SUBLANES = 128, 8  # of a register of 32-bit numbers
+SUBLANES = 8  # of a register of 32-bit numbers
 # A core of the smallest generation, v4, has 16 MiB of VMEM. The rest is the compiler's, for spills.
 VMEM_LIMIT = 16 * 2**20
 VMEM_FOR_BLOCKS = 13 * 2**20
@@ -76,7 +77,7 @@ def compute_kernel_gradients(
     blocks = choose_blocks(geometry, shape, batch, x.dtype.itemsize)
     if blocks is None:
         raise ValueError(f"kernels {shape} and inputs {x.shape} do not fit into a TPU's VMEM.")
-    geometry = _add_height(geometry)
+    geometry = add_height(geometry)
     x = x.reshape(batch, *geometry.spatial, x.shape[-1])
     dy = dy.reshape(batch, *geometry.out, dy.shape[-1])
     kernels = kernels.reshape(shape[0], *geometry.size, *shape[-2:])
@@ -102,7 +103,7 @@ def choose_blocks(
     geometry: Geometry, kernels: tuple[int, ...], batch: int, itemsize: int
 ) -> Blocks | None:
     """Returns the largest blocks that VMEM has room for, or None; arguments as in `fits_vmem`."""
-    geometry = _add_height(geometry)
+    geometry = add_height(geometry)
     features, filters = (LANES if n % LANES == 0 else n for n in kernels[-2:])
     for rows in sorted({geometry.size[0], 1}, reverse=True):
         for samples in (4, 2, 1):
@@ -116,20 +117,6 @@ def choose_blocks(
             ):
                 return blocks
     return None
-
-
-def _add_height(geometry: Geometry) -> Geometry:
-    """Returns the geometry in two dimensions: a 1-D convolution has height 1."""
-    if geometry.rank == 2:
-        return geometry
-    return Geometry(
-        spatial=(1, *geometry.spatial),
-        size=(1, *geometry.size),
-        strides=(1, *geometry.strides),
-        padding=((0, 0), *geometry.padding),
-        input_dilation=(1, *geometry.input_dilation),
-        kernel_dilation=(1, *geometry.kernel_dilation),
-    )
 
 
 def _count_folded(geometry: Geometry, blocks: Blocks) -> int:
@@ -154,7 +141,7 @@ def _plan_buffers(geometry: Geometry, blocks: Blocks) -> tuple[list[tuple[int, .
         (width - 1) * step + (geometry.size[1] - 1) * right + 1 - left,
         (width + (folded - 1) * right) * step,
     )
-    pitch = _round_up(pitch, SUBLANES * step)
+    pitch = round_up(pitch, SUBLANES * step)
     # A row of zeros before and one after those that the kernel meets: shifts go beyond both ends.
     lines = 1 + height + (geometry.size[0] - 1) * down // stride + 1
     inputs = (blocks.samples, stride, lines * pitch, folded * blocks.inputs)
@@ -176,18 +163,7 @@ def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize:
         (1, inputs, 4),
         (1, outputs, 4),
     ]
-    return sum(number * _count_tiled(shape, size) for number, shape, size in buffers)
-
-
-def _count_tiled(shape: tuple[int, ...], itemsize: int) -> int:
-    """Returns the bytes of an array whose last two axes are filled up to whole tiles."""
-    *outer, rows, lanes = shape
-    number = _round_up(rows, 32 // itemsize) * _round_up(lanes, LANES)
-    return functools.reduce(int.__mul__, outer, number) * itemsize
-
-
-def _round_up(number: int, multiple: int) -> int:
-    return -(-number // multiple) * multiple
+    return sum(number * count_vmem_bytes(shape, size) for number, shape, size in buffers)
 
 
 def _call_kernel(

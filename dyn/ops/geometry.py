@@ -208,6 +208,20 @@ def resolve_geometry(
     )
 
 
+def add_height(geometry: Geometry) -> Geometry:
+    """Returns a geometry with two spatial axes, of which the first is one for a sequence."""
+    if geometry.rank == 2:
+        return geometry
+    return Geometry(
+        (1, *geometry.spatial),
+        (1, *geometry.size),
+        (1, *geometry.strides),
+        ((0, 0), *geometry.padding),
+        (1, *geometry.input_dilation),
+        (1, *geometry.kernel_dilation),
+    )
+
+
 def _reach(size: Sequence[int], kernel_dilation: Sequence[int]) -> tuple[int, ...]:
     """Returns the number of inputs that a kernel spans along each axis."""
     return tuple((k - 1) * d + 1 for k, d in zip(size, kernel_dilation, strict=True))

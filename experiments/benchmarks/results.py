@@ -31,23 +31,14 @@ def make_folder() -> Path:
 
 
 def write_results(
-    path: Path,
-    numbers: Mapping[str, Any],
-    ratios: Mapping[str, float],
-    *,
-    title: str,
-    caption: str,
-    axis: str,
-    line: float,
-    more_is_better: bool,
+    path: Path, numbers: Mapping[str, Any], ratios: Mapping[str, float], **options: Any
 ) -> None:
     """Writes numbers to `<path>.json` and a plot of ratios to `<path>.png`, and prints their paths.
 
-    The other arguments are those of `plot_ratios`.
+    The options are those of `plot_ratios`.
     """
     files.write_json(f"{path}.json", numbers)
-    options = {"title": title, "caption": caption, "axis": axis, "line": line}
-    plot_ratios(path, ratios, **options, more_is_better=more_is_better)
+    plot_ratios(path, ratios, **options)
     print(f"\n{path}.json\n{path}.png")
 
 

@@ -27,7 +27,7 @@ RESNETS = {
 }
 # The networks that take any of `CONVS`.
 NETWORKS = ("resnet", "vgg16", "mobilenet_v2")
-# What the backward pass computes again, by `config.model.remat`.
+# The field `remat` of a network, by `config.model.remat`.
 REMAT = {"none": False, "cheap": jax.checkpoint_policies.dots_saveable, "blocks": True}
 # Layers whose authors replace the depthwise convolutions of MobileNetV2 too.
 DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv)

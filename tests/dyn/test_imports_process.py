@@ -19,16 +19,14 @@ print(*sorted(after))
 """
 
 
+def run_code(code):
+    """Returns what a new process prints that runs some code."""
+    root = Path(__file__).parents[2]
+    return subprocess.check_output([sys.executable, "-c", code], text=True, cwd=root, timeout=120)
+
+
 def test_importing_the_library_loads_nothing_else():
-    result = subprocess.run(
-        [sys.executable, "-c", LOADED],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-        timeout=120,
-    )
-    added, loaded = (set(line.split()) for line in result.stdout.splitlines())
+    added, loaded = (set(line.split()) for line in run_code(LOADED).splitlines())
     assert added - set(sys.stdlib_module_names) == {"dyn"}
     # If flax ever loads one of these, `added` no longer notices that the library does.
     laboratory = {"experiments", "optax", "orbax", "grain", "matplotlib", "tensorflow_datasets"}
@@ -38,12 +36,4 @@ def test_importing_the_library_loads_nothing_else():
 def test_importing_the_library_does_not_load_pallas():
     """Only the lowering for TPUs needs it, and it takes a second."""
     code = "import dyn.layers, dyn.ops, sys; print('jax.experimental.pallas.tpu' in sys.modules)"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=Path(__file__).parents[2],
-        timeout=120,
-    )
-    assert result.stdout.strip() == "False"
+    assert run_code(code).strip() == "False"

@@ -1,0 +1,29 @@
+"""The memory inside a TPU's core, VMEM: its size, and the tiles that arrays in it are made of."""
+
+import math
+
+LANES = 128
+# VMEM of the TPU with the least, v4, for compilation where the device is not known.
+SMALLEST_VMEM = 16 * 2**20
+
+
+def find_vmem_size() -> int:
+    """Returns the bytes of VMEM of the TPU that is compiled for, or of the smallest if it is unknown."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    try:
+        return pltpu.get_tpu_info().vmem_capacity_bytes
+    except ValueError:  # no TPU: the interpreter, or compilation for a topology outside of its mesh
+        return SMALLEST_VMEM
+
+
+def count_vmem_bytes(shape: tuple[int, ...], itemsize: int) -> int:
+    """Returns the bytes of an array in VMEM, whose last two axes are filled up to whole tiles."""
+    *rest, rows, lanes = shape
+    sublanes = 32 // itemsize
+    return math.prod(rest) * round_up(rows, sublanes) * round_up(lanes, LANES) * itemsize
+
+
+def round_up(number: int, multiple: int) -> int:
+    """Returns the smallest multiple that is not below a number."""
+    return -(-number // multiple) * multiple
