@@ -24,11 +24,10 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dyn.ops.geometry import Array, Geometry, add_height
-from dyn.ops.vmem import LANES, count_vmem_bytes, round_up
+from dyn.ops.vmem import LANES, SMALLEST_VMEM, count_vmem_bytes, round_up
 
 SUBLANES = 8  # of a register of 32-bit numbers
-# A core of the smallest generation, v4, has 16 MiB of VMEM. The rest is the compiler's, for spills.
-VMEM_LIMIT = 16 * 2**20
+# The rest of the smallest VMEM is the compiler's, for spills.
 VMEM_FOR_BLOCKS = 13 * 2**20
 
 
@@ -220,7 +219,7 @@ def _call_kernel(
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in shapes],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=VMEM_LIMIT,
+            vmem_limit_bytes=SMALLEST_VMEM,
         ),
         name="dynamic_conv_kernel_gradients",
     )(coefficients, x, dy, kernels)
