@@ -1,16 +1,23 @@
 """The one entry to every convolution whose kernel depends on the sample."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from dyn.ops import lowerings, planner
 from dyn.ops.dtypes import broadcast_weights
 from dyn.ops.geometry import Array, Geometry, Padding, Problem, resolve_geometry
-from dyn.ops.sharding import automate_sharding, mesh_axes
+from dyn.ops.sharding import (
+    BatchShards,
+    automate_sharding,
+    find_batch_shards,
+    map_shards,
+    mesh_axes,
+)
 
 
 def dynamic_conv(
@@ -120,11 +127,36 @@ def convolve_with_geometry(
 def _dynamic_conv(
     inputs, kernels, mix, taps, channels, filters, geometry: Geometry, lowering: str, precision
 ) -> Array:
-    return automate_sharding(
-        partial(_convolve, geometry=geometry, lowering=lowering, precision=precision),
-        *(inputs, kernels, mix, taps, channels, filters),
-        axes=(*mesh_axes(inputs)[:-1], mesh_axes(kernels)[-1]),
+    convolve = partial(_convolve, geometry=geometry, lowering=lowering, precision=precision)
+    weights = (mix, taps, channels, filters)
+    shards = find_batch_shards(inputs) if lowering == "fused" else None
+    if shards is not None and inputs.shape[0] % shards.number == 0:
+        return _convolve_shards(convolve, inputs, kernels, weights, shards)
+    axes = (*mesh_axes(inputs)[:-1], mesh_axes(kernels)[-1])
+    return automate_sharding(convolve, inputs, kernels, *weights, axes=axes)
+
+
+def _convolve_shards(
+    convolve: Callable[..., Array],
+    inputs: Array,
+    kernels: Array,
+    weights: tuple[Array | None, ...],
+    shards: BatchShards,
+) -> Array:
+    """Convolves the shards of a batch where they are; output features stay sharded like the kernels."""
+    batch, features = shards.axes or None, mesh_axes(kernels)[-1]
+    of_features = features if isinstance(features, tuple) else (features,)
+    if set(of_features) & set(shards.axes):
+        features = None  # parameters that are sharded over the devices of the batch are gathered
+    spec, inner = PartitionSpec(batch), (None,) * (inputs.ndim - 2)
+    specs = (
+        spec,
+        PartitionSpec(None, *inner, None, features),
+        *(spec, spec, spec),
+        PartitionSpec(batch, features),
     )
+    out = PartitionSpec(batch, *inner, features)
+    return map_shards(convolve, (inputs, kernels, *weights), specs, out, shards.mesh)
 
 
 def _convolve(
@@ -223,6 +255,7 @@ def check_arguments(
         )
     if taps is not None and taps.shape != (batch, *geometry.size):
         raise ValueError(f"taps must be [B, *k] = {(batch, *geometry.size)}; got {taps.shape}.")
+    shards = find_batch_shards(inputs)
     return Problem(
         batch,
         kernels.shape,
@@ -231,4 +264,5 @@ def check_arguments(
         pixelwise=mix is not None and len(mix.shape) > 2,
         tap_attention=taps is not None,
         itemsize=inputs.dtype.itemsize,
+        batch_shards=None if shards is None else shards.number,
     )

@@ -138,6 +138,7 @@ class Problem:
         pixelwise: whether the mixture differs between output positions.
         tap_attention: whether kernel positions are weighted per sample.
         itemsize: bytes of a number.
+        batch_shards: number of parts into which a mesh divides the batch; None if that is unknown.
     """
 
     batch: int
@@ -147,6 +148,7 @@ class Problem:
     pixelwise: bool = False
     tap_attention: bool = False
     itemsize: int = 4
+    batch_shards: int | None = 1
 
     @property
     def inputs(self) -> tuple[int, ...]:

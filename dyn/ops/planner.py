@@ -292,10 +292,17 @@ def why_no_kernel(problem: Problem, platform: str | None = None) -> str | None:
     """Explains why the fused kernel should not be used on a platform; None if it may be."""
     if not (problem.mixed or problem.tap_attention):
         return "nothing is mixed: this is an ordinary convolution"
+    shards = problem.batch_shards
+    if shards is not None:
+        whole = problem.batch % shards == 0
+        return (
+            None if whole else f"a batch of {problem.batch} does not divide over {shards} devices"
+        )
+    if jax.sharding.get_abstract_mesh().size > 1:
+        return "a mesh with several automatic axes does not say which of them divides the batch"
     is_here = jax.default_backend() == _priced_platform(platform)
-    devices = max(jax.device_count() if is_here else 1, jax.sharding.get_abstract_mesh().size)
-    if devices > 1:
-        return "the kernel gathers a batch that is sharded"
+    if is_here and jax.device_count() > 1:
+        return "nothing says how the batch is divided over the devices: call jax.set_mesh"
     return None
 
 

@@ -8,13 +8,27 @@ automatic axes instead, where XLA decides, and only the sharding of its result i
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh, AxisType, NamedSharding, PartitionSpec
 
 Array = jax.Array
 MeshAxes = str | tuple[str, ...] | None
+
+
+class BatchShards(NamedTuple):
+    """The shards that a mesh divides a batch into.
+
+    Attributes:
+        mesh: the mesh; None if there is a single device.
+        axes: the mesh axes that the batch is sharded over.
+        number: number of shards.
+    """
+
+    mesh: AbstractMesh | None = None
+    axes: tuple[str, ...] = ()
+    number: int = 1
 
 
 def automate_sharding(
@@ -90,6 +104,69 @@ def may_use_several_mesh_axes(*arrays: Any, unknown: bool) -> bool:
         sum(mesh.shape[name] > 1 for name in mesh.axis_names if name not in mesh.manual_axes) > 1
         for mesh in known
     )
+
+
+def find_batch_shards(array: Any) -> BatchShards | None:
+    """Returns how the first axis of an array is sharded; None if that is unknown while it is traced.
+
+    Explicit mesh axes are part of the array's type. An automatic mesh is taken to shard the batch over its
+    only axis of more than one device; if it has several, nobody knows. Manual axes, those of an outer
+    `jax.shard_map`, are left out, since the array is a shard already.
+
+    Args:
+        array: an array, or a `jax.ShapeDtypeStruct`.
+    """
+    mesh = jax.typeof(array).sharding.mesh if isinstance(array, Array) else None
+    if mesh is None or mesh.empty:
+        mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return None
+    wide = [name for name in mesh.axis_names if mesh.shape[name] > 1]
+    free = [name for name in wide if name not in mesh.manual_axes]
+    if not free:
+        return BatchShards()
+    axes = tuple(free)
+    if mesh.explicit_axes:
+        first = mesh_axes(array)[0]
+        axes = first if isinstance(first, tuple) else (first,) if first else ()
+    elif len(free) > 1:
+        return None
+    return BatchShards(mesh, axes, math.prod(mesh.shape[name] for name in axes))
+
+
+def map_shards(
+    function: Callable[..., Array],
+    arrays: Sequence[Array | None],
+    specs: Sequence[PartitionSpec],
+    out: PartitionSpec,
+    mesh: AbstractMesh | None,
+) -> Array:
+    """Computes `function(*arrays)` on each device for its shards: what XLA cannot partition by itself.
+
+    Args:
+        function: maps shards of the arrays to a shard of the result.
+        arrays: arrays, or None.
+        specs: how each array is sharded.
+        out: how the result is sharded.
+        mesh: the mesh; axes that are manual already are left alone. None for a single device.
+    """
+    if mesh is None:
+        return function(*arrays)
+    if mesh.explicit_axes:
+        arrays = [
+            array if array is None else jax.sharding.reshard(array, NamedSharding(mesh, spec))
+            for array, spec in zip(arrays, specs, strict=True)
+        ]
+    # `check_vma` would ask the kernel for the mesh axes that its results vary over.
+    run = jax.shard_map(
+        function,
+        mesh=mesh,
+        in_specs=tuple(specs),
+        out_specs=out,
+        axis_names=set(mesh.axis_names) - set(mesh.manual_axes),
+        check_vma=False,
+    )
+    return run(*arrays)
 
 
 def mesh_axes(array: Array) -> tuple[MeshAxes, ...]:

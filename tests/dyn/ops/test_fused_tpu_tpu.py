@@ -1,11 +1,13 @@
 """The fused kernel and its gradients compile for every generation of TPUs."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dyn.ops import dynamic_conv, planner
 
@@ -66,3 +68,28 @@ def test_vmap_compiles():
         jax.jit(convolve).lower(
             describe(2, 4, 8, 8, 128), describe(2, 3, 3, 128, 128), describe(2, 4, 2)
         ).compile()
+
+
+@pytest.mark.parametrize("topology", ["v5e:2x2", "v4:2x2x1"])
+def test_a_slice_gathers_nothing(topology):
+    """Each chip runs the kernels on its samples; the gradients of the candidates are one message."""
+    devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
+    mesh = Mesh(np.array(devices), "data", axis_types=(AxisType.Auto,))
+
+    def describe(shape, *axes):
+        sharding = NamedSharding(mesh, PartitionSpec(*axes))
+        return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
+
+    def loss(x, w, mix):
+        return jnp.sum(dynamic_conv(x, w, mix) ** 2)
+
+    with jax.set_mesh(mesh), planner.plan_for_platform("tpu"):
+        compiled = jax.jit(jax.grad(loss, range(3))).lower(
+            describe((8, 14, 14, 128), "data"),
+            describe((2, 3, 3, 128, 128)),
+            describe((8, 2), "data"),
+        )
+    text = compiled.compile().as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 3
+    assert len(re.findall(r"= \S+ all-reduce(-start)?\(", text)) == 1
+    assert not re.search(r"all-(gather|to-all)|collective-permute", text)

@@ -1,9 +1,11 @@
 """The planner counts the work of each lowering and chooses the cheapest."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import pytest
+from jax.sharding import AxisType
 
 from dyn.ops import LOWERINGS
 from dyn.ops.geometry import Problem, resolve_geometry
@@ -101,7 +103,18 @@ def test_tpus_have_the_fused_kernel_and_take_the_next_best_where_it_cannot():
     assert plan(ordinary, "tpu").choice == "outputs"
 
 
-def test_the_fused_kernel_is_not_chosen_where_it_would_gather_the_batch():
+def test_the_fused_kernel_is_chosen_where_it_is_known_how_a_mesh_divides_the_batch():
     assert plan(problem(), "tpu").choice == "fused"
-    with jax.set_mesh(jax.make_mesh((4,), ("data",))):
-        assert plan(problem(), "tpu").choice != "fused"
+    shards = partial(dataclasses.replace, problem(batch=16))
+    assert plan(shards(batch_shards=4), "tpu").choice == "fused"
+    assert "16 does not divide over 3" in str(plan(shards(batch_shards=3), "tpu"))
+    with jax.set_mesh(jax.make_mesh((2, 2), ("data", "model"), axis_types=(AxisType.Auto,) * 2)):
+        several = plan(shards(batch_shards=None), "tpu")
+    assert several.choice != "fused" and "several automatic axes" in str(several)
+
+
+def test_the_fused_kernel_is_not_chosen_on_devices_without_a_mesh(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert "call jax.set_mesh" in str(plan(dataclasses.replace(problem(), batch_shards=None)))
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert plan(dataclasses.replace(problem(), batch_shards=None)).choice == "fused"
