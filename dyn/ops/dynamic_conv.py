@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import PartitionSpec
 
-from dyn.ops import lowerings, planner
+from dyn.ops import fused_tpu, lowerings, planner
 from dyn.ops.dtypes import broadcast_weights
 from dyn.ops.geometry import Array, Geometry, Padding, Problem, resolve_geometry
 from dyn.ops.sharding import (
@@ -170,6 +170,10 @@ def _convolve(
             and lowerings.kernel_is_smaller(kernels.shape[1:], geometry)
         ):
             return lowerings.convolve_by_samples(
+                inputs, kernels, mix, taps, geometry, precision, channels=channels, filters=filters
+            )
+        if lowering == "fused" and not (mix is None and taps is None):
+            return fused_tpu.convolve_by_fused_kernel(
                 inputs, kernels, mix, taps, geometry, precision, channels=channels, filters=filters
             )
         x = inputs if channels is None else inputs * expand_over_space(channels, inputs)

@@ -1,15 +1,17 @@
 """A dynamic convolution in one kernel for TPUs, written in Pallas.
 
-    y_b = sum_t shift_t(x_b) (sum_k c[b, t, k] W_k[t]),   c = mix * taps
+    y_b = f_b sum_t shift_t(a_b x_b) (sum_k c[b, t, k] W_k[t]),   c = mix * taps
 
-A grid step computes a few samples. Their pictures are written into VMEM with their padding, a position a
-row and features in the lanes, so that the inputs of each tap are consecutive rows: nothing is shifted and
-no patches are made. The vector unit mixes the kernels of a tap in float32 while the matrix unit multiplies
-those of another; neither per-sample kernels nor candidates' outputs are written to memory.
+with weights a of input features (channels) and f of output features (filters). A grid step computes a few
+samples. Their pictures are written into VMEM with their padding, a position a row and features in the
+lanes, so that the inputs of each tap are consecutive rows: nothing is shifted and no patches are made. The
+vector unit mixes the kernels of a tap in float32 while the matrix unit multiplies those of another; neither
+per-sample kernels nor candidates' outputs are written to memory. Inputs and outputs are weighted on their
+way.
 
 The outputs of a row of positions are followed by those of the padding between two rows, which are thrown
 away. The gradient for the inputs is the same kernel with transposed and reversed candidates; strides become
-dilations.
+dilations. It meets the inputs once more for the gradient of their weights, sum_p x dx/a.
 """
 
 import dataclasses
@@ -23,16 +25,27 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
-from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size
+from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, keep_layout
 
 
-def convolve_by_fused_kernel(inputs, kernels, mix, taps, geometry, precision) -> Array:
-    """Mixes kernels and convolves with them in one Pallas kernel for TPUs: see `dyn.ops.fused_tpu`."""
+def convolve_by_fused_kernel(
+    inputs, kernels, mix, taps, geometry, precision, *, channels=None, filters=None
+) -> Array:
+    """Mixes kernels and convolves with them in one Pallas kernel for TPUs: see `dyn.ops.fused_tpu`.
+
+    `channels [B, I]` and `filters [B, O]` are multiplied onto the inputs and the outputs.
+    """
     if mix is None and taps is None:
         return geometry.convolve(inputs, kernels[0].astype(inputs.dtype), precision)
     x = inputs.astype(jnp.float32) if inputs.dtype == jnp.float16 else inputs  # not a TPU's dtype
     coefficients = combine_weights(mix, taps, geometry.taps)
-    return _convolve(x, kernels, coefficients, geometry, precision).astype(inputs.dtype)
+    scales = None
+    if channels is not None or filters is not None:
+        scales = tuple(
+            jnp.ones((x.shape[0], number), jnp.float32) if one is None else one.astype(jnp.float32)
+            for one, number in ((channels, x.shape[-1]), (filters, kernels.shape[-1]))
+        )
+    return _convolve(x, kernels, coefficients, scales, geometry, precision).astype(inputs.dtype)
 
 
 def combine_weights(mix: Array | None, taps: Array | None, number: int) -> Array:
@@ -67,11 +80,12 @@ def why_unsupported(problem: Problem) -> str | None:
         return "the padding crops the inputs, or is wider than the kernel"
     if problem.itemsize > 4:
         return "TPUs compute in float32 and bfloat16"
-    for one, kernels in (
-        (geometry, problem.kernels),
-        (transpose_geometry(geometry), (*problem.kernels[:-2], *problem.kernels[:-3:-1])),
+    transposed = (*problem.kernels[:-2], *problem.kernels[:-3:-1])
+    for one, kernels, beside in (
+        (geometry, problem.kernels, False),
+        (transpose_geometry(geometry), transposed, True),
     ):
-        if choose_blocks(one, problem.batch, kernels, problem.itemsize) is None:
+        if choose_blocks(one, problem.batch, kernels, problem.itemsize, beside=beside) is None:
             return "a picture and its kernels do not fit into VMEM"
     from dyn.ops.fused_tpu_gradient import fits_vmem  # imports Pallas
 
@@ -169,12 +183,13 @@ class Blocks:
         tiles = -(-self.columns // LANES)
         return padded, (self.samples, tiles, self.rows, min(LANES, self.columns))
 
-    def count_bytes(self, num_kernels: int, itemsize: int) -> int:
+    def count_bytes(self, num_kernels: int, itemsize: int, beside: bool) -> int:
         """Counts the bytes of VMEM: kernels, scratch, inputs and outputs, of which two are there."""
         geometry = self.geometry
         kernels = (num_kernels, self.tap_rows * geometry.size[1], self.depth, self.columns)
         inputs = (2, self.samples, *geometry.spatial, self.features)
-        outputs = (2, self.samples, *geometry.out, self.columns)
+        # With inputs of the outputs' shape.
+        outputs = (4 if beside else 2, self.samples, *geometry.out, self.columns)
         sizes = [count_vmem_bytes(shape, 4) for shape in (kernels, *self.scratch())]
         sizes += [count_vmem_bytes(shape, itemsize) for shape in (inputs, outputs)]
         # A product and a mixed kernel are kept in VMEM too, if registers do not suffice.
@@ -183,9 +198,16 @@ class Blocks:
 
 
 def choose_blocks(
-    geometry: Geometry, batch: int, kernels: tuple[int, ...], itemsize: int
+    geometry: Geometry, batch: int, kernels: tuple[int, ...], itemsize: int, *, beside: bool
 ) -> Blocks | None:
-    """Chooses the largest blocks that fit into VMEM; None if none does."""
+    """Chooses the largest blocks that fit into VMEM; None if none does.
+
+    Args:
+        geometry, batch: of the convolution.
+        kernels: shape of the candidates, `(K, *k, I, O)`.
+        itemsize: bytes of a number of the inputs.
+        beside: whether there are inputs of the outputs' shape, see `run_kernel`.
+    """
     geometry = add_height(geometry)
     features, columns = kernels[-2:]
     # A store with strides cannot begin within the lanes.
@@ -197,19 +219,20 @@ def choose_blocks(
     choices = [columns, *(n for n in range(columns - LANES, 0, -LANES) if columns % n == 0)]
     for n in choices:
         blocks = Blocks(geometry, samples, grouped, features, n)
-        if blocks.count_bytes(kernels[0], itemsize) < 0.9 * find_vmem_size():
+        if blocks.count_bytes(kernels[0], itemsize, beside) < 0.9 * find_vmem_size():
             return blocks
     return None
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
-def _convolve(inputs, kernels, coefficients, geometry: Geometry, precision) -> Array:
-    return run_kernel(inputs, kernels, coefficients, geometry, precision)
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _convolve(inputs, kernels, coefficients, scales, geometry: Geometry, precision) -> Array:
+    """Runs the kernel; scales are `(channels [B, I], filters [B, O])` in float32, or None for ones."""
+    return run_kernel(inputs, kernels, coefficients, scales, geometry, precision)[0]
 
 
-def _convolve_forward(inputs, kernels, coefficients, geometry, precision):
-    y = _convolve(inputs, kernels, coefficients, geometry, precision)
-    return y, (inputs, kernels, coefficients)
+def _convolve_forward(inputs, kernels, coefficients, scales, geometry, precision):
+    y = _convolve(inputs, kernels, coefficients, scales, geometry, precision)
+    return y, (inputs, kernels, coefficients, scales)
 
 
 def _convolve_backward(geometry, precision, saved, dy):
@@ -219,32 +242,37 @@ def _convolve_backward(geometry, precision, saved, dy):
 _convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _compute_gradients(inputs, kernels, coefficients, dy, geometry: Geometry, precision):
-    """Returns the gradients for the inputs, the kernels and the coefficients."""
+@partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _compute_gradients(inputs, kernels, coefficients, scales, dy, geometry: Geometry, precision):
+    """Returns the gradients for the inputs, the kernels, the coefficients and the scales."""
     from dyn.ops.fused_tpu_gradient import compute_kernel_gradients
 
     # Reversed in space, with input and output features exchanged.
     axes = tuple(range(1, geometry.rank + 1))
     transposed = jnp.flip(kernels, axes).swapaxes(-1, -2)
     reversed_taps = jnp.flip(coefficients, 1)
-    dx = run_kernel(dy, transposed, reversed_taps, transpose_geometry(geometry), precision)
-
-    d_kernels, d_coefficients = compute_kernel_gradients(
-        inputs, dy, kernels, coefficients, geometry, precision=precision
+    scaled = scales is not None
+    dx, d_channels = run_kernel(
+        *(dy, transposed, reversed_taps, scales and scales[::-1]),
+        *(transpose_geometry(geometry), precision),
+        beside=inputs if scaled else None,
     )
-    return dx, d_kernels.astype(kernels.dtype), d_coefficients
+    d_kernels, d_coefficients, d_filters = compute_kernel_gradients(
+        inputs, dy, kernels, coefficients, scales, geometry, precision=precision
+    )
+    d_scales = (d_channels, d_filters) if scaled else None
+    return dx, d_kernels.astype(kernels.dtype), d_coefficients, d_scales
 
 
 def _gradients_forward(*args):
-    return _compute_gradients(*args), args[:4]
+    return _compute_gradients(*args), args[:5]
 
 
 def _gradients_backward(geometry, precision, saved, cotangents):
     """Differentiates twice through plain XLA operations: the kernel has no second derivative."""
 
-    def gradients(inputs, kernels, coefficients, dy):
-        arrays = (inputs, kernels, coefficients)
+    def gradients(inputs, kernels, coefficients, scales, dy):
+        arrays = (inputs, kernels, coefficients, scales)
         convolve = partial(convolve_plainly, geometry=geometry, precision=precision)
         return jax.vjp(convolve, *arrays)[1](dy)
 
@@ -254,7 +282,7 @@ def _gradients_backward(geometry, precision, saved, cotangents):
 _compute_gradients.defvjp(_gradients_forward, _gradients_backward)
 
 
-def convolve_plainly(inputs, kernels, coefficients, geometry: Geometry, precision) -> Array:
+def convolve_plainly(inputs, kernels, coefficients, scales, geometry: Geometry, precision) -> Array:
     """Computes the same in plain XLA operations, with a kernel per sample and patches."""
     flat = kernels.reshape(kernels.shape[0], geometry.taps, *kernels.shape[-2:])
     mixed = jnp.einsum(
@@ -263,6 +291,9 @@ def convolve_plainly(inputs, kernels, coefficients, geometry: Geometry, precisio
         flat.astype(jnp.float32),
         precision=lax.Precision.HIGHEST,
     )
+    if scales is not None:
+        channels, filters = scales
+        mixed *= channels[:, None, :, None] * filters[:, None, None, :]
     y = jnp.einsum(
         "bpti,btio->bpo",
         geometry.extract_patches(inputs),
@@ -272,16 +303,32 @@ def convolve_plainly(inputs, kernels, coefficients, geometry: Geometry, precisio
     return y.reshape(inputs.shape[0], *geometry.out, kernels.shape[-1])
 
 
-def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> Array:
-    """Runs the Pallas kernel: inputs `[B, *spatial, I]`, coefficients `[B, T, K]`, `[B, *out, O]`."""
+def run_kernel(
+    inputs, kernels, coefficients, scales, geometry: Geometry, precision, *, beside=None
+) -> tuple[Array, Array | None]:
+    """Runs the Pallas kernel.
+
+    Args:
+        inputs: `[B, *spatial, I]`.
+        kernels: `[K, *k, I, O]`.
+        coefficients: `[B, T, K]` in float32.
+        scales: weights `[B, I]` of the inputs and `[B, O]` of the outputs in float32, or None.
+        geometry: strides, padding with zeros, dilation of the inputs.
+        precision: of the products of float32 arrays.
+        beside: `[B, *out, O]`, whose products with the outputs are summed over positions.
+
+    Returns:
+        `[B, *out, O]`, and with `beside` the sums `[B, O]` in float32, before outputs are weighted.
+    """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
     batch, columns = inputs.shape[0], kernels.shape[-1]
-    blocks = choose_blocks(geometry, batch, kernels.shape, inputs.dtype.itemsize)
+    is_beside = beside is not None
+    blocks = choose_blocks(geometry, batch, kernels.shape, inputs.dtype.itemsize, beside=is_beside)
     assert blocks is not None  # see `why_unsupported`
     samples, two = blocks.samples, blocks.geometry
-    x = inputs.reshape(batch, *two.spatial, inputs.shape[-1])
+    x = keep_layout(inputs).reshape(batch, *two.spatial, inputs.shape[-1])
     w, c = group_taps(kernels, coefficients, blocks)
     padded, total = blocks.scratch()
     # Each core of a chip with two takes one half of the batch.
@@ -291,35 +338,65 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
     def block(half, _, step):
         return half * (steps // halves) + step
 
-    y = pl.pallas_call(
-        partial(_convolve_block, blocks=blocks, precision=_matrix_precision(x.dtype, precision)),
+    weights = pl.BlockSpec(
+        (samples, 1, c.shape[-1]), lambda *at: (block(*at), 0, 0), memory_space=pltpu.SMEM
+    )
+    candidates = pl.BlockSpec(
+        (*w.shape[:-1], blocks.columns),
+        lambda half, o, step: (0, 0, 0, 0, o),
+        pipeline_mode=pl.Buffered(1),
+    )
+    pictures = pl.BlockSpec((samples, *x.shape[1:]), lambda *at: (block(*at), 0, 0, 0))
+    results = pl.BlockSpec(
+        (samples, *two.out, blocks.columns),
+        lambda half, o, step: (block(half, o, step), 0, 0, o),
+    )
+    of_inputs = pl.BlockSpec((samples, 1, x.shape[-1]), lambda *at: (block(*at), 0, 0))
+    of_outputs = pl.BlockSpec(
+        (samples, 1, blocks.columns), lambda half, o, step: (block(half, o, step), 0, o)
+    )
+    out_shapes = [jax.ShapeDtypeStruct((batch, *two.out, columns), x.dtype)]
+    optional = dict.fromkeys(("channels_ref", "filters_ref", "beside_ref", "sums_ref"))
+    arrays, in_specs, out_specs = [c, x, w], [weights, pictures, candidates], [results]
+    if scales is not None:
+        arrays += [scale[:, None] for scale in scales]
+        in_specs += [of_inputs, of_outputs]
+    if beside is not None:
+        arrays.append(keep_layout(beside).reshape(batch, *two.out, columns))
+        in_specs.append(results)
+        out_shapes.append(jax.ShapeDtypeStruct((batch, 1, columns), jnp.float32))
+        out_specs.append(of_outputs)
+    names = [
+        *("c_ref", "x_ref", "w_ref"),
+        *(("channels_ref", "filters_ref") if scales is not None else ()),
+        *(("beside_ref",) if is_beside else ()),
+        "y_ref",
+        *(("sums_ref",) if is_beside else ()),
+        *("padded", "total"),
+    ]
+
+    def body(*refs):
+        _convolve_block(
+            **optional | dict(zip(names, refs, strict=True)),
+            blocks=blocks,
+            precision=_matrix_precision(x.dtype, precision),
+        )
+
+    y, *sums = pl.pallas_call(
+        body,
         grid=(halves, columns // blocks.columns, steps // halves),
-        in_specs=[
-            pl.BlockSpec(
-                (samples, 1, c.shape[-1]),
-                lambda *at: (block(*at), 0, 0),
-                memory_space=pltpu.SMEM,
-            ),
-            pl.BlockSpec((samples, *x.shape[1:]), lambda *at: (block(*at), 0, 0, 0)),
-            pl.BlockSpec(
-                (*w.shape[:-1], blocks.columns),
-                lambda half, o, step: (0, 0, 0, 0, o),
-                pipeline_mode=pl.Buffered(1),
-            ),
-        ],
-        out_specs=pl.BlockSpec(
-            (samples, *two.out, blocks.columns),
-            lambda half, o, step: (block(half, o, step), 0, 0, o),
-        ),
-        out_shape=jax.ShapeDtypeStruct((batch, *two.out, columns), x.dtype),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        out_shape=out_shapes,
         scratch_shapes=[pltpu.VMEM(padded, jnp.float32), pltpu.VMEM(total, jnp.float32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=int(0.95 * find_vmem_size()),
         ),
         name="dynamic_conv",
-    )(c, x, w)
-    return y.reshape(batch, *geometry.out, columns)
+    )(*arrays)
+    y = keep_layout(y.reshape(batch, *geometry.out, columns))
+    return y, sums[0][:, 0] if sums else None
 
 
 def group_taps(kernels: Array, coefficients: Array, blocks: Blocks) -> tuple[Array, Array]:
@@ -339,14 +416,31 @@ def group_taps(kernels: Array, coefficients: Array, blocks: Blocks) -> tuple[Arr
     return w.reshape(num_kernels, groups, width, blocks.depth, columns), c.reshape(batch, 1, -1)
 
 
-def _convolve_block(c_ref, x_ref, w_ref, y_ref, padded, total, *, blocks: Blocks, precision):
+def _convolve_block(
+    *,
+    c_ref,
+    x_ref,
+    w_ref,
+    channels_ref,
+    filters_ref,
+    beside_ref,
+    y_ref,
+    sums_ref,
+    padded,
+    total,
+    blocks: Blocks,
+    precision,
+):
     """Convolves the samples of one grid step.
 
     Args:
         c_ref: coefficients `[N, 1, R*kw*G*K]`, scalars.
         x_ref: inputs `[N, H, W, I]`.
         w_ref: candidates `[K, R, kw, G*I, columns]`.
+        channels_ref, filters_ref: weights `[N, 1, I]` and `[N, 1, columns]`, or None.
+        beside_ref: `[N, H', W', columns]`, or None.
         y_ref: outputs `[N, H', W', columns]`.
+        sums_ref: sums over positions of outputs times `beside_ref`, `[N, 1, columns]`, or None.
         padded: padded inputs `[N, phases, lane tiles, rows, 128]`.
         total: results `[N, lane tiles, rows, up to 128]`.
         blocks: sizes.
@@ -360,7 +454,8 @@ def _convolve_block(c_ref, x_ref, w_ref, y_ref, padded, total, *, blocks: Blocks
 
     samples, tiles = range(blocks.samples), range(total.shape[1])
     for n in samples:
-        _write_padded(x_ref.at[n], padded.at[n], blocks)
+        scale = None if channels_ref is None else channels_ref[n]
+        _write_padded(x_ref.at[n], scale, padded.at[n], blocks)
     total[...] = jnp.zeros_like(total)
 
     def add_tap_row(i, carry):
@@ -374,20 +469,33 @@ def _convolve_block(c_ref, x_ref, w_ref, y_ref, padded, total, *, blocks: Blocks
     lax.fori_loop(0, blocks.tap_rows, add_tap_row, 0)
     (height, width), stride = blocks.geometry.out, blocks.geometry.strides[1]
 
-    def write_row(h, carry):
-        for n in samples:
+    def write_row(h, sums):
+        places = [(n, tile, _lanes(tile, blocks.columns)) for n in samples for tile in tiles]
+        for index, (n, tile, lanes) in enumerate(places):
             start = h * (blocks.pitch // stride)
+            y = total[n, tile, pl.ds(start, width), : lanes.stop - lanes.start]
+            if beside_ref is not None:
+                product = y * beside_ref[n, h, :, lanes].astype(jnp.float32)
+                sums[index] += jnp.sum(product, axis=0, keepdims=True)
+            if filters_ref is not None:
+                y = y * filters_ref[n, :, lanes]
+            y_ref[n, h, :, lanes] = y.astype(y_ref.dtype)
+        return sums
+
+    sums = []
+    if beside_ref is not None:
+        widths = [min(LANES, blocks.columns - tile * LANES) for n in samples for tile in tiles]
+        sums = [jnp.zeros((1, width), jnp.float32) for width in widths]
+    sums = _repeat(height, write_row, sums)
+    if beside_ref is not None:
+        tile_sums = iter(sums)
+        for n in samples:
             for tile in tiles:
-                lanes = _lanes(tile, blocks.columns)
-                y = total[n, tile, pl.ds(start, width), : lanes.stop - lanes.start]
-                y_ref[n, h, :, lanes] = y.astype(y_ref.dtype)
-        return carry
-
-    _repeat(height, write_row)
+                sums_ref[n, :, _lanes(tile, blocks.columns)] = next(tile_sums)
 
 
-def _write_padded(x_ref, padded, blocks: Blocks):
-    """Writes a sample into VMEM with its padding; taps that share the lanes follow each other there."""
+def _write_padded(x_ref, scale, padded, blocks: Blocks):
+    """Writes a weighted sample into VMEM with its padding; taps that share the lanes follow each other."""
     from jax.experimental import pallas as pl
 
     geometry, features = blocks.geometry, blocks.features
@@ -397,6 +505,8 @@ def _write_padded(x_ref, padded, blocks: Blocks):
 
     def write_row(h, carry):
         x = x_ref[h].astype(jnp.float32)
+        if scale is not None:
+            x = x * scale
         for g in range(blocks.grouped):
             row = h * geometry.input_dilation[0] + top + above - g
             start = row // phases * blocks.pitch + left
@@ -407,12 +517,12 @@ def _write_padded(x_ref, padded, blocks: Blocks):
                 padded[row % phases, tile, to, lanes] = part
         return carry
 
-    _repeat(height, write_row)
+    _repeat(height, write_row, 0)
 
 
-def _repeat(number: int, step: Callable[[Any, Any], Any]):
+def _repeat(number: int, step: Callable[[Any, Any], Any], carry: Any) -> Any:
     """Repeats a step, several times per turn of a loop so that the latencies of their loads overlap."""
-    lax.fori_loop(0, number, step, 0, unroll=math.gcd(number, 8))
+    return lax.fori_loop(0, number, step, carry, unroll=math.gcd(number, 8))
 
 
 def _lanes(tile: int, features: int) -> slice:

@@ -1,8 +1,10 @@
 """The gradient of the fused dynamic convolution for its kernels and weights, as a Pallas kernel for TPUs.
 
-For y_b = sum_t shift_t(x_b) @ (sum_k c[b,t,k] W_k[t]), with G_b[t] = shift_t(x_b)^T dy_b:
+For y_b = f_b sum_t shift_t(a_b x_b) @ (sum_k c[b,t,k] W_k[t]), with G_b[t] = shift_t(a_b x_b)^T dy_b and
+R[b,t,k] = sum_i G_b[t,i] W_k[t,i]:
 
-    dW_k[t] = sum_b c[b,t,k] G_b[t]        dc[b,t,k] = <G_b[t], W_k[t]>
+    dW_k[t] = sum_b c[b,t,k] f_b G_b[t]        dc[b,t,k] = <f_b, R[b,t,k]>
+    df_b = sum_tk c[b,t,k] R[b,t,k]
 
 Letters as in `geometry`: B samples, T taps, K candidate kernels, I and O features.
 
@@ -14,7 +16,6 @@ larger than the picture, and then the gain is 20 %. K = 1 is the same kernel: 1/
 """
 
 import dataclasses
-import functools
 import itertools
 
 import jax
@@ -24,7 +25,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dyn.ops.geometry import Array, Geometry, add_height
-from dyn.ops.vmem import LANES, SMALLEST_VMEM, count_vmem_bytes, round_up
+from dyn.ops.vmem import LANES, SMALLEST_VMEM, count_vmem_bytes, keep_layout, round_up
 
 SUBLANES = 8  # of a register of 32-bit numbers
 # The rest of the smallest VMEM is the compiler's, for spills.
@@ -52,22 +53,24 @@ def compute_kernel_gradients(
     dy: Array,
     kernels: Array,
     coefficients: Array,
+    scales: tuple[Array, Array] | None,
     geometry: Geometry,
     *,
     precision: lax.PrecisionLike = None,
-) -> tuple[Array, Array]:
-    """Returns the gradients of the fused convolution for its candidate kernels and their weights.
+) -> tuple[Array, Array, Array | None]:
+    """Returns the gradients of the fused convolution for its kernels, their weights and the outputs'.
 
     Args:
         x: inputs `[B, *spatial, I]` with one or two spatial axes.
         dy: gradient of the outputs, `[B, *out, O]`.
         kernels: candidates `[K, *k, I, O]`.
         coefficients: weight of each candidate at each tap, `[B, T, K]` in float32.
+        scales: weights `[B, I]` of the inputs and `[B, O]` of the outputs in float32, or None.
         geometry: strides, dilation of the kernel and paddings with zeros.
         precision: of the products of float32 arrays, as in `jax.lax.dot`.
 
     Returns:
-        `[K, *k, I, O]` and `[B, T, K]`, both in float32.
+        `[K, *k, I, O]`, `[B, T, K]`, and `[B, O]` or None without scales, all in float32.
 
     Raises:
         ValueError: if `fits_vmem` says no.
@@ -77,13 +80,13 @@ def compute_kernel_gradients(
     if blocks is None:
         raise ValueError(f"kernels {shape} and inputs {x.shape} do not fit into a TPU's VMEM.")
     geometry = add_height(geometry)
-    x = x.reshape(batch, *geometry.spatial, x.shape[-1])
-    dy = dy.reshape(batch, *geometry.out, dy.shape[-1])
+    x = keep_layout(x).reshape(batch, *geometry.spatial, x.shape[-1])
+    dy = keep_layout(dy).reshape(batch, *geometry.out, dy.shape[-1])
     kernels = kernels.reshape(shape[0], *geometry.size, *shape[-2:])
-    d_kernels, d_coefficients = _call_kernel(
-        x, dy, kernels, coefficients, geometry, blocks, precision
+    d_kernels, d_coefficients, d_filters = _call_kernel(
+        x, dy, kernels, coefficients, scales, geometry, blocks, precision
     )
-    return d_kernels.reshape(shape), d_coefficients
+    return d_kernels.reshape(shape), d_coefficients, d_filters
 
 
 def fits_vmem(geometry: Geometry, kernels: tuple[int, ...], batch: int, itemsize: int) -> bool:
@@ -158,7 +161,7 @@ def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize:
         (2, (blocks.samples, *geometry.out, blocks.outputs), itemsize),
         (1, candidates, 4),
         (2, candidates, 4),
-        (1, (blocks.samples * taps * num_kernels, LANES), 4),
+        (1, (blocks.samples, taps * num_kernels, blocks.outputs), 4),
         (1, inputs, 4),
         (1, outputs, 4),
     ]
@@ -166,66 +169,88 @@ def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize:
 
 
 def _call_kernel(
-    x, dy, kernels, coefficients, geometry: Geometry, blocks: Blocks, precision
-) -> tuple[Array, Array]:
-    """Computes both gradients in two dimensions; the samples are the innermost axis of the grid."""
+    x, dy, kernels, coefficients, scales, geometry: Geometry, blocks: Blocks, precision
+) -> tuple[Array, Array, Array | None]:
+    """Computes the gradients in two dimensions; the samples are the innermost axis of the grid."""
     num_kernels, height, width, features, filters = kernels.shape
     samples, rows = blocks.samples, blocks.rows
     batch, *spatial, _ = x.shape
-    grid = (
-        features // blocks.inputs,
-        filters // blocks.outputs,
-        height // rows,
-        batch // samples,
-    )
+    steps = batch // samples
+    grid = (features // blocks.inputs, filters // blocks.outputs, height // rows, steps)
     candidates = (num_kernels, rows, width, blocks.inputs, blocks.outputs)
-    sums = rows * width * samples * num_kernels
-    lanes = LANES if blocks.outputs % LANES == 0 else blocks.outputs
+    sums = rows * width * num_kernels
     padded, pitch = _plan_buffers(geometry, blocks)
-    shapes = (*padded, (sums, lanes))
-    d_kernels, d_sums = pl.pallas_call(
-        functools.partial(
-            _accumulate_gradients,
+    arrays = [coefficients, x, dy, kernels]
+    in_specs = [
+        pl.BlockSpec(
+            (samples, height * width, num_kernels),
+            lambda i, o, row, b: (b, 0, 0),
+            memory_space=pltpu.SMEM,
+        ),
+        pl.BlockSpec((samples, *spatial, blocks.inputs), lambda i, o, row, b: (b, 0, 0, i)),
+        pl.BlockSpec((samples, *geometry.out, blocks.outputs), lambda i, o, row, b: (b, 0, 0, o)),
+        pl.BlockSpec(
+            candidates,
+            lambda i, o, row, b: (0, row, 0, i, o),
+            pipeline_mode=pl.Buffered(1),  # it changes only with the first axes of the grid
+        ),
+    ]
+    out_shape = [
+        jax.ShapeDtypeStruct(kernels.shape, jnp.float32),
+        jax.ShapeDtypeStruct((*grid, samples, sums), jnp.float32),
+    ]
+    out_specs = [
+        pl.BlockSpec(candidates, lambda i, o, row, b: (0, row, 0, i, o)),
+        pl.BlockSpec((1, 1, 1, 1, samples, sums), lambda i, o, row, b: (i, o, row, b, 0, 0)),
+    ]
+    if scales is not None:
+        arrays += [scale.reshape(steps, samples, -1) for scale in scales]
+        in_specs += [
+            pl.BlockSpec((1, samples, blocks.inputs), lambda i, o, row, b: (b, 0, i)),
+            pl.BlockSpec((1, samples, blocks.outputs), lambda i, o, row, b: (b, 0, o)),
+        ]
+        out_shape.append(
+            jax.ShapeDtypeStruct((grid[0], grid[2], steps, samples, filters), jnp.float32)
+        )
+        out_specs.append(
+            pl.BlockSpec((1, 1, 1, samples, blocks.outputs), lambda i, o, row, b: (i, row, b, 0, o))
+        )
+
+    def body(c_ref, x_ref, dy_ref, w_ref, *refs):
+        channels_ref = filters_ref = df_ref = None
+        if scales is None:
+            dw_ref, dc_ref, *scratch = refs
+        else:
+            channels_ref, filters_ref, dw_ref, dc_ref, df_ref, *scratch = refs
+        _accumulate_gradients(
+            *(c_ref, x_ref, dy_ref, w_ref, channels_ref, filters_ref, dw_ref, dc_ref, df_ref),
+            *scratch,
             geometry=geometry,
             folded=_count_folded(geometry, blocks),
             pitch=pitch,
             precision=precision,
-        ),
+        )
+
+    d_kernels, d_sums, *d_filters = pl.pallas_call(
+        body,
         grid=grid,
-        in_specs=[
-            pl.BlockSpec(
-                (samples, height * width, num_kernels),
-                lambda i, o, row, b: (b, 0, 0),
-                memory_space=pltpu.SMEM,
-            ),
-            pl.BlockSpec((samples, *spatial, blocks.inputs), lambda i, o, row, b: (b, 0, 0, i)),
-            pl.BlockSpec(
-                (samples, *geometry.out, blocks.outputs), lambda i, o, row, b: (b, 0, 0, o)
-            ),
-            pl.BlockSpec(
-                candidates,
-                lambda i, o, row, b: (0, row, 0, i, o),
-                pipeline_mode=pl.Buffered(1),  # it changes only with the first axes of the grid
-            ),
+        in_specs=in_specs,
+        out_specs=out_specs,
+        out_shape=out_shape,
+        scratch_shapes=[
+            pltpu.VMEM(shape, jnp.float32) for shape in (*padded, (samples, sums, blocks.outputs))
         ],
-        out_specs=[
-            pl.BlockSpec(candidates, lambda i, o, row, b: (0, row, 0, i, o)),
-            pl.BlockSpec((1, 1, 1, 1, 1, sums), lambda i, o, row, b: (i, o, row, b, 0, 0)),
-        ],
-        out_shape=[
-            jax.ShapeDtypeStruct(kernels.shape, jnp.float32),
-            jax.ShapeDtypeStruct((*grid, 1, sums), jnp.float32),
-        ],
-        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in shapes],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
             vmem_limit_bytes=SMALLEST_VMEM,
         ),
         name="dynamic_conv_kernel_gradients",
-    )(coefficients, x, dy, kernels)
-    d_sums = d_sums.sum((0, 1)).reshape(height // rows, -1, rows * width, samples, num_kernels)
-    d_coefficients = d_sums.transpose(1, 3, 0, 2, 4).reshape(coefficients.shape)
-    return d_kernels, d_coefficients
+    )(*arrays)
+    d_sums = d_sums.sum((0, 1))  # [rows of blocks, steps, samples, sums]
+    d_coefficients = jnp.moveaxis(d_sums, 0, 2).reshape(coefficients.shape)
+    if scales is None:
+        return d_kernels, d_coefficients, None
+    return d_kernels, d_coefficients, d_filters[0].sum((0, 1)).reshape(batch, filters)
 
 
 def _accumulate_gradients(
@@ -233,21 +258,23 @@ def _accumulate_gradients(
     x_ref,  # [samples, *spatial, I]
     dy_ref,  # [samples, *out, O]
     w_ref,  # [K, rows, kernel width, I, O]
+    channels_ref,  # [1, samples, I], or None
+    filters_ref,  # [1, samples, O], or None
     dw_ref,  # like w_ref; it stays in VMEM until all samples have passed
-    dc_ref,  # [..., rows * kernel width * samples * K]
+    dc_ref,  # [..., samples, rows * kernel width * K]
+    df_ref,  # [..., samples, O], or None
     inputs_ref,  # x between zeros, in float32, of which any row can be the first to be loaded
     outputs_ref,  # dy, likewise
-    sums_ref,  # dc before the sum over lanes
+    sums_ref,  # R, [samples, rows * kernel width * K, O]
     *,
     geometry: Geometry,
     folded: int,
     pitch: int,
     precision,
 ):
-    """Adds several samples' share to dW, and writes their dc."""
-    samples = x_ref.shape[0]
+    """Adds several samples' share to dW, and writes their dc and df."""
+    samples = range(x_ref.shape[0])
     num_kernels, rows, width, features, filters = w_ref.shape
-    lanes = sums_ref.shape[-1]
 
     @pl.when(pl.program_id(3) == 0)
     def _():
@@ -255,9 +282,12 @@ def _accumulate_gradients(
         inputs_ref[...] = jnp.zeros_like(inputs_ref)
         outputs_ref[...] = jnp.zeros_like(outputs_ref)
 
-    for s in range(samples):
-        _write_inputs(x_ref.at[s], inputs_ref.at[s], geometry, folded, pitch)
+    for s in samples:
+        scale = None if channels_ref is None else channels_ref[0, pl.ds(s, 1)]
+        _write_inputs(x_ref.at[s], scale, inputs_ref.at[s], geometry, folded, pitch)
         _write_outputs(dy_ref.at[s], outputs_ref.at[s], geometry, folded)
+    if df_ref is not None:
+        df_ref[...] = jnp.zeros_like(df_ref)
 
     def add_kernel_row(row, _):
         tap_row = pl.program_id(2) * rows + row
@@ -267,44 +297,57 @@ def _accumulate_gradients(
                 outputs_ref[s].astype(dy_ref.dtype),
                 *(tap_row, geometry, folded, pitch, precision),
             )
-            for s in range(samples)
+            for s in samples
         ]
-        for column, k in itertools.product(range(width), range(num_kernels)):
+        for column in range(width):
+            place = (column // folded, column % folded, features, filters)
+            parts = weighted = [_slice_block(product, *place) for product in products]
+            if filters_ref is not None:
+                weighted = [g * filters_ref[0, pl.ds(s, 1)] for s, g in enumerate(parts)]
             tap = tap_row * width + column
-            total, w = dw_ref[k, row, column], w_ref[k, row, column].astype(jnp.float32)
-            for s, product in enumerate(products):
-                g = _slice_block(product, column // folded, column % folded, features, filters)
-                total += c_ref[s, tap, k] * g
-                weighted = g * w
-                narrow = sum(weighted[:, n : n + lanes] for n in range(0, filters, lanes))
-                index = ((row * width + column) * samples + s) * num_kernels + k
-                sums_ref[pl.ds(index, 1)] = jnp.sum(narrow, axis=0, keepdims=True)
-            dw_ref[k, row, column] = total
+            for k in range(num_kernels):
+                total, w = dw_ref[k, row, column], w_ref[k, row, column].astype(jnp.float32)
+                for s in samples:
+                    c = c_ref[s, tap, k]
+                    total += c * weighted[s]
+                    result = jnp.sum(parts[s] * w, axis=0, keepdims=True)
+                    sums_ref[s, pl.ds((row * width + column) * num_kernels + k, 1)] = result
+                    if df_ref is not None:
+                        df_ref[0, 0, 0, pl.ds(s, 1)] += c * result
+                dw_ref[k, row, column] = total
 
     lax.fori_loop(0, rows, add_kernel_row, None)
-    # A product with ones puts the sums over lanes side by side.
-    dc_ref[0, 0, 0, 0] = lax.dot_general(
-        jnp.ones((1, lanes), jnp.float32),
-        sums_ref[...],
-        (((1,), (1,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
-        preferred_element_type=jnp.float32,
-    )
+    for s in samples:
+        # A product with the weights, or ones, puts the sums over lanes side by side.
+        scale = jnp.ones((1, filters), jnp.float32)
+        if filters_ref is not None:
+            scale = filters_ref[0, pl.ds(s, 1)]
+        dc_ref[0, 0, 0, 0, pl.ds(s, 1)] = lax.dot_general(
+            scale,
+            sums_ref[s],
+            (((1,), (1,)), ((), ())),
+            precision=lax.Precision.HIGHEST,
+            preferred_element_type=jnp.float32,
+        )
 
 
-def _write_inputs(x_ref, padded_ref, geometry: Geometry, folded: int, pitch: int):
-    """Copies a sample's rows between zeros, those of each phase of the vertical stride together.
+def _write_inputs(x_ref, scale, padded_ref, geometry: Geometry, folded: int, pitch: int):
+    """Writes a sample's weighted rows between zeros, those of each phase of the vertical stride together.
 
     Part n of the lanes is `n * folded` columns of the kernel ahead of the first part.
     """
     (above, _), (left, _) = geometry.padding
     _, width, features = x_ref.shape
-    for row, n in itertools.product(range(geometry.spatial[0]), range(folded)):
+    for row in range(geometry.spatial[0]):
         line, phase = divmod(row + above, geometry.strides[0])
-        first = (line + 1) * pitch + left - n * folded * geometry.kernel_dilation[1]
-        if (line + 2) * pitch <= padded_ref.shape[1]:  # strides may leave out the last rows
-            lanes = pl.ds(n * features, features)
-            padded_ref[phase, pl.ds(first, width), lanes] = x_ref[row].astype(padded_ref.dtype)
+        if (line + 2) * pitch > padded_ref.shape[1]:  # strides may leave out the last rows
+            continue
+        x = x_ref[row].astype(padded_ref.dtype)
+        if scale is not None:
+            x = x * scale
+        for n in range(folded):
+            first = (line + 1) * pitch + left - n * folded * geometry.kernel_dilation[1]
+            padded_ref[phase, pl.ds(first, width), pl.ds(n * features, features)] = x
 
 
 def _write_outputs(dy_ref, padded_ref, geometry: Geometry, folded: int):

@@ -2,6 +2,8 @@
 
 import math
 
+import jax
+
 LANES = 128
 # VMEM of the TPU with the least, v4, for compilation where the device is not known.
 SMALLEST_VMEM = 16 * 2**20
@@ -27,3 +29,16 @@ def count_vmem_bytes(shape: tuple[int, ...], itemsize: int) -> int:
 def round_up(number: int, multiple: int) -> int:
     """Returns the smallest multiple that is not below a number."""
     return -(-number // multiple) * multiple
+
+
+def keep_layout(array: jax.Array) -> jax.Array:
+    """Asks for samples in the lanes where features would leave more of them empty.
+
+    The compiler would extend the kernel's layout, with features in the lanes, to all operations around it.
+    """
+    from jax.experimental.layout import Layout, with_layout_constraint
+
+    batch, features = array.shape[0], array.shape[-1]
+    if batch * round_up(features, LANES) <= features * round_up(batch, LANES):
+        return array
+    return with_layout_constraint(array, Layout((*range(1, array.ndim), 0)))

@@ -27,16 +27,27 @@ CHANGES = {
     "2d several tiles of lanes": dict(i=192, o=256, k=1, size=(3, 1)),
     "2d reflect": dict(padding="REFLECT"),
     "2d one picture": dict(batch=1),
+    "2d weighted features": dict(scales=True),
+    "2d weighted features, strided": dict(spatial=(6, 5), strides=2, batch=4, scales=True),
+    "2d weighted features, several tiles": dict(i=192, o=256, size=(3, 1), scales=True),
+    "2d weighted features, one kernel": dict(k=1, mix=None, o=24, scales=True),
     "1d": dict(spatial=(9,), size=(3,)),
+    "1d weighted features": dict(spatial=(9,), size=(3,), i=64, o=24, scales=True),
     "1d causal, strided": dict(spatial=(9,), size=(5,), strides=2, padding="CAUSAL"),
 }
 CASES = {name: USUAL | changes for name, changes in CHANGES.items()}
-DESCRIPTION = ("spatial", "size", "i", "o", "k", "batch", "taps", "mix")
+DESCRIPTION = ("spatial", "size", "i", "o", "k", "batch", "taps", "mix", "scales")
 
 
 def make_arrays(name):
-    """Returns random `(inputs, kernels, mix, taps)` in float32, None for those that the case lacks."""
-    return oracle.random_case(jax.random.key(2), jnp.float32, **CASES[name])
+    """Returns random `(inputs, kernels, mix, taps, channels, filters)` in float32, None for some."""
+    case = CASES[name].copy()
+    keys = jax.random.split(jax.random.key(3))
+    scales = (None, None)
+    if case.pop("scales", False):
+        shapes = ((case["batch"], case["i"]), (case["batch"], case["o"]))
+        scales = map(jax.random.normal, keys, shapes)
+    return *oracle.random_case(jax.random.key(2), jnp.float32, **case), *scales
 
 
 def compute_with_gradients(name, dtype, lowering, arrays):
@@ -45,8 +56,10 @@ def compute_with_gradients(name, dtype, lowering, arrays):
     x, *others = arrays
 
     def loss(arrays):
-        x, w, mix, taps = arrays
-        y = dynamic_conv(x, w, mix, taps=taps, lowering=lowering, **geometry, precision="highest")
+        x, w, mix, taps, channels, filters = arrays
+        weights = dict(taps=taps, channels=channels, filters=filters)
+        options = dict(lowering=lowering, precision="highest")
+        y = dynamic_conv(x, w, mix, **weights, **geometry, **options)
         weights = jnp.cos(jnp.arange(y.size, dtype=jnp.float32)).reshape(y.shape)
         return jnp.sum(y.astype(jnp.float32) * weights), y
 

@@ -28,6 +28,6 @@ def test_every_case_is_the_loop_without_races(name, dtype, capfd):
     )
     with pltpu.force_tpu_interpret_mode(checks):
         got = compute_kernel_gradients(*arguments, geometry)
-    assert all(np.isfinite(part).all() for part in got)
+    assert all(np.isfinite(part).all() for part in got if part is not None)
     assert_gradients_agree(got, compute_plainly(*arguments, geometry))
     assert "RACE DETECTED" not in capfd.readouterr().out

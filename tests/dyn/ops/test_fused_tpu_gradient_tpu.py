@@ -20,6 +20,9 @@ CASES = {
         (14, 14), (3, 3), strides=2, features=(256, 512), num_kernels=4, batch=8
     ),
     "projection, strides 2": Case((28, 28), (1, 1), strides=2, features=(128, 256), batch=4),
+    "last stage, weighted features": Case(
+        (7, 7), (3, 3), features=(512, 512), num_kernels=4, batch=8, scaled=True
+    ),
     "16 kernels": Case((7, 7), (3, 3), features=(512, 512), num_kernels=16, batch=4),
     "1-D": Case((500,), (5,), features=(64, 192), num_kernels=1, batch=8),
 }
@@ -43,7 +46,10 @@ def test_kernel_gradients_compile(generation, name, dtype):
         describe((case.batch, *geometry.out, filters), dtype),
         describe((case.num_kernels, *case.size, features, filters), jnp.float32),
         describe((case.batch, geometry.taps, case.num_kernels), jnp.float32),
+        tuple(describe((case.batch, n), jnp.float32) for n in case.features)
+        if case.scaled
+        else None,
     )
     with jax.set_mesh(Mesh(np.array([device]), "x")):  # it says for which generation to lower
-        compute = jax.jit(compute_kernel_gradients, static_argnums=4)
+        compute = jax.jit(compute_kernel_gradients, static_argnums=5)
         assert "tpu_custom_call" in compute.lower(*arguments, geometry).compile().as_text()

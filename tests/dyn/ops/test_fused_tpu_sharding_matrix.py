@@ -14,8 +14,8 @@ pytestmark = pytest.mark.matrix
 
 @pytest.mark.parametrize("name", MESHES)
 def test_the_kernel_computes_shards_where_they_are(name, monkeypatch):
-    monkeypatch.setitem(CASES, "four samples", USUAL | dict(batch=4))
-    x, w, mix, taps = arrays = make_arrays("four samples")
+    monkeypatch.setitem(CASES, "four samples", USUAL | dict(batch=4, scales=True))
+    x, w, mix, taps, channels, filters = arrays = make_arrays("four samples")
     want = compute_fused("four samples", jnp.float32, arrays)
     shape, types = MESHES[name]
     mesh = make_mesh(shape, types)
@@ -29,6 +29,8 @@ def test_the_kernel_computes_shards_where_they_are(name, monkeypatch):
         put(w, None, None, None, None, features),
         put(mix, "data"),
         put(taps, "data"),
+        put(channels, "data"),
+        put(filters, "data"),
     )
     with jax.set_mesh(mesh):
         got = compute_fused("four samples", jnp.float32, on_mesh)

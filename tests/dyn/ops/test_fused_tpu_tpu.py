@@ -43,13 +43,16 @@ def test_the_kernel_and_its_gradients_compile(generation, name, dtype):
     w = describe((num_kernels, *size, features, filters), jnp.float32)
     mix = describe((8, num_kernels), jnp.float32)
     taps = describe((8, *size), jnp.float32)
+    channels, filters = describe((8, features), jnp.float32), describe((8, filters), jnp.float32)
 
-    def loss(x, w, mix, taps):
-        y = dynamic_conv(x, w, mix, taps=taps, strides=strides, lowering="fused")
+    def loss(x, w, mix, taps, channels, filters):
+        weights = dict(taps=taps, channels=channels, filters=filters)
+        y = dynamic_conv(x, w, mix, **weights, strides=strides, lowering="fused")
         return jnp.sum(y.astype(jnp.float32) ** 2)
 
     with jax.set_mesh(mesh), planner.plan_for_platform("tpu"):
-        compiled = jax.jit(jax.grad(loss, range(4))).lower(x, w, mix, taps).compile()
+        arguments = (x, w, mix, taps, channels, filters)
+        compiled = jax.jit(jax.grad(loss, range(6))).lower(*arguments).compile()
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
 
 
