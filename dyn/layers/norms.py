@@ -147,7 +147,7 @@ def compute_moments(
 
     # Without spatial axes there is little to read, and different devices must not take different branches.
     spatial = len(reduction.axes) > 1 and reduction.axis_name is None
-    if not spatial or planner.resolve_platform() != "tpu":
+    if not spatial or planner.find_platform() != "tpu":
         return measure(x)
     mean, var, distance = _measure_from(guess.astype(dtype), reduction, x.astype(dtype), mask)
     is_near = jnp.all(distance <= NEAR * var)

@@ -181,7 +181,8 @@ def plan_for_platform(platform: str) -> Iterator[None]:
     """Plans all that is traced within the context for this platform instead of the one JAX runs on.
 
     Args:
-        platform: 'cpu', 'gpu' (or 'cuda', 'rocm') or 'tpu'.
+        platform: 'cpu', 'gpu' (or 'cuda', 'rocm'), 'tpu', or 'onnx' for a program that becomes an ONNX file,
+            with the prices of a TPU.
     """
     token = _PLATFORM.set(platform)
     try:
@@ -190,15 +191,9 @@ def plan_for_platform(platform: str) -> Iterator[None]:
         _PLATFORM.reset(token)
 
 
-def resolve_platform(platform: str | None = None) -> str:
-    """Returns 'cpu', 'gpu' or 'tpu', which have prices here: the one whose prices count for a platform.
-
-    Args:
-        platform: any of JAX's; None for that of `plan_for_platform`, or the one JAX runs on.
-    """
-    platform = platform or _PLATFORM.get() or jax.default_backend()
-    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
-    return platform if platform in PRICES else "gpu"
+def find_platform() -> str:
+    """Returns the platform that is planned for: that of `plan_for_platform`, or the one JAX runs on."""
+    return _PLATFORM.get() or jax.default_backend()
 
 
 def plan(problem: Problem, platform: str | None = None) -> Plan:
@@ -208,7 +203,7 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
         problem: the convolution; a symbolic batch counts as 32.
         platform: 'cpu', 'gpu' or 'tpu'; None for the one JAX runs on.
     """
-    platform = resolve_platform(platform)
+    platform = _priced_platform(platform)
     prices = PRICES[platform]
     no_loop = why_no_loop(platform)
 
@@ -280,7 +275,7 @@ def count_work(lowering: str, problem: Problem) -> Work:
 
 def why_no_reference(problem: Problem, platform: str | None = None) -> str | None:
     """Explains why samples should not be the groups of one convolution; None if they may be."""
-    if "reference" not in PRICES[resolve_platform(platform)].of:
+    if "reference" not in PRICES[_priced_platform(platform)].of:
         return "for tests: a slow gradient, and it gathers the batch"
     if jax.device_count() > 1:
         return "a convolution whose groups are samples gathers a batch that is sharded"
@@ -293,7 +288,7 @@ def why_no_reference(problem: Problem, platform: str | None = None) -> str | Non
 
 def why_unavailable(lowering: str, platform: str | None = None) -> str | None:
     """Explains why a lowering does not exist on a platform; None if it does."""
-    platform = resolve_platform(platform)
+    platform = _priced_platform(platform)
     if lowering == "fused" and platform != "tpu":
         return f"it is a kernel for TPUs, and the platform is {platform}"
     return None
@@ -303,7 +298,7 @@ def why_no_kernel(problem: Problem, platform: str | None = None) -> str | None:
     """Explains why the fused kernel should not be used on a platform; None if it may be."""
     if not (problem.mixed or problem.tap_attention):
         return "nothing is mixed: this is an ordinary convolution"
-    is_here = jax.default_backend() == resolve_platform(platform)
+    is_here = jax.default_backend() == _priced_platform(platform)
     devices = max(jax.device_count() if is_here else 1, jax.sharding.get_abstract_mesh().size)
     if devices > 1:
         return "the kernel gathers a batch that is sharded"
@@ -312,8 +307,15 @@ def why_no_kernel(problem: Problem, platform: str | None = None) -> str | None:
 
 def why_no_loop(platform: str | None = None) -> str | None:
     """Explains why samples should not be handled a few at a time on a platform; None if they may be."""
-    if not PRICES[resolve_platform(platform)].loops:
+    if not PRICES[_priced_platform(platform)].loops:
         return "one sample at a time leaves an accelerator idle"
     if jax.device_count() > 1:
         return "a loop over samples gathers a batch that is sharded"
     return None
+
+
+def _priced_platform(platform: str | None) -> str:
+    """Returns the platform with the prices for this one; None is the one that is planned for."""
+    platform = platform or find_platform()
+    platform = {"cuda": "gpu", "rocm": "gpu", "onnx": "tpu"}.get(platform, platform)
+    return platform if platform in PRICES else "gpu"
