@@ -26,8 +26,8 @@ Array = jax.Array
 
 # The square of a distance from the mean that counts as near, in variances, and the positions for one of
 # which the centre is known: rounding of the sums is magnified by at most about so much.
-NEAR = 64
-SHARE = 32
+NEAR = 16
+SHARE = 16
 
 
 class BatchNorm(nn.BatchNorm):
