@@ -24,14 +24,16 @@ from dyn.ops.sharding import mesh_axes
 
 Array = jax.Array
 
-# The square of a distance from the mean that counts as near, in variances, and the positions for one of
-# which the centre is known: rounding of the sums is magnified by at most about so much.
-NEAR = 16
-SHARE = 16
+# Rounding of the sums is magnified by up to about this number, see `compute_moments`: a guess is near if the
+# square of its distance from the mean is at most so many variances, and a slice has one of so many positions.
+NEAR = SLICES = 16
 
 
 class BatchNorm(nn.BatchNorm):
-    """Flax's batch norm with torch's momentum and epsilon, and an exact variance."""
+    """Flax's batch norm with torch's momentum and epsilon, and an exact variance in one pass.
+
+    Fields, parameters and statistics are flax's; `use_fast_variance` changes nothing.
+    """
 
     momentum: float = 0.9
     epsilon: float = 1e-5
@@ -92,7 +94,7 @@ class LayerNorm(nn.LayerNorm):
 
 @dataclasses.dataclass(frozen=True)
 class Reduction:
-    """What a mean is taken over.
+    """A reduction to means: what they are taken over.
 
     Attributes:
         axes: those of the array, the batch first.
@@ -132,7 +134,8 @@ def compute_moments(
 
     Args:
         reduction: what to reduce.
-        x: the inputs, in the dtype of the sums.
+        dtype: of the sums.
+        x: the inputs.
         guess: what the mean may be, of its shape; it changes no result by more than rounding.
         mask: what counts, to broadcast with `x`; None for all.
 
@@ -187,7 +190,7 @@ def _take_slice(x: Array, axes: Sequence[int]) -> Array:
         length = x.shape[axis]
         # A batch may lie on several devices, and so may space.
         if isinstance(length, int) and length > 1 and mesh_axes(x)[axis] is None:
-            size = -(-length // SHARE)
+            size = -(-length // SLICES)
             return lax.slice_in_dim(x, (length - size) // 2, (length + size) // 2, axis=axis)
     return x
 

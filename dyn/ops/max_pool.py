@@ -17,7 +17,8 @@ def max_pool(
 ) -> Array:
     """Returns the largest input in each window: the numbers and gradient of `flax.linen.max_pool`.
 
-    XLA's gradient scatters, which is slow on a CPU; there and on a GPU this one compares slices.
+    XLA's gradient scatters, which is slow on a CPU: there and on a GPU this one compares slices, which
+    overlooks a NaN that is not the first input of its window.
 
     Args:
         inputs: `[B, *spatial, C]`.
