@@ -1,4 +1,4 @@
-"""Max pooling, with a gradient that a CPU computes quickly, and with the positions of the maxima."""
+"""Max pooling, with a gradient that is quick on each platform, and with the positions of the maxima."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dyn.ops import planner
 from dyn.ops.geometry import Array, Geometry, Padding, resolve_geometry
 from dyn.ops.sharding import automate_sharding, mesh_axes
 
@@ -16,7 +17,8 @@ def max_pool(
 ) -> Array:
     """Returns the largest input in each window: the numbers and gradient of `flax.linen.max_pool`.
 
-    XLA's gradient scatters, which is slow on a CPU; this one compares slices.
+    XLA's gradient scatters, which is slow on a CPU: there and on a GPU this one compares slices, which
+    overlooks a NaN that is not the first input of its window.
 
     Args:
         inputs: `[B, *spatial, C]`.
@@ -33,8 +35,10 @@ def max_pool(
     """
     geometry = resolve_geometry(inputs.shape[1:-1], size, strides, padding)
 
+    pool_padded = _scatter_max_pool if planner.find_platform() == "tpu" else _max_pool
+
     def pool(inputs: Array) -> Array:
-        return _max_pool(geometry.pad_edges(inputs), geometry)
+        return pool_padded(geometry.pad_edges(inputs), geometry)
 
     return automate_sharding(pool, inputs, axes=mesh_axes(inputs))
 
@@ -98,6 +102,13 @@ def _find_places(first: Array, geometry: Geometry) -> Array:
         place = jnp.maximum(start + tap - geometry.padding[axis][0], 0)
         flat = flat * n + place
     return flat
+
+
+def _scatter_max_pool(inputs: Array, geometry: Geometry) -> Array:
+    """Computes `_max_pool` by XLA's operation for windows, whose gradient scatters."""
+    window, strides = (1, *geometry.size, 1), (1, *geometry.strides, 1)
+    padding = ((0, 0), *geometry.padding, (0, 0))
+    return lax.reduce_window(inputs, -jnp.inf, lax.max, window, strides, padding)
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(1,))

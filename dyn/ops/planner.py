@@ -181,13 +181,19 @@ def plan_for_platform(platform: str) -> Iterator[None]:
     """Plans all that is traced within the context for this platform instead of the one JAX runs on.
 
     Args:
-        platform: 'cpu', 'gpu' (or 'cuda', 'rocm') or 'tpu'.
+        platform: 'cpu', 'gpu' (or 'cuda', 'rocm'), 'tpu', or 'onnx' for a program that becomes an ONNX file,
+            with the prices of a TPU.
     """
     token = _PLATFORM.set(platform)
     try:
         yield
     finally:
         _PLATFORM.reset(token)
+
+
+def find_platform() -> str:
+    """Returns the platform that is planned for: that of `plan_for_platform`, or the one JAX runs on."""
+    return _PLATFORM.get() or jax.default_backend()
 
 
 def plan(problem: Problem, platform: str | None = None) -> Plan:
@@ -316,7 +322,7 @@ def why_no_loop(platform: str | None = None) -> str | None:
 
 
 def _priced_platform(platform: str | None) -> str:
-    """Returns the platform with the prices for this one; None is `plan_for_platform`'s, or JAX's own."""
-    platform = platform or _PLATFORM.get() or jax.default_backend()
-    platform = {"cuda": "gpu", "rocm": "gpu"}.get(platform, platform)
+    """Returns the platform with the prices for this one; None is the one that is planned for."""
+    platform = platform or find_platform()
+    platform = {"cuda": "gpu", "rocm": "gpu", "onnx": "tpu"}.get(platform, platform)
     return platform if platform in PRICES else "gpu"

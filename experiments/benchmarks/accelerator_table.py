@@ -170,6 +170,11 @@ def list_notes(rows: Sequence[Row]) -> list[str]:
                 f"{name}: operations without an estimate move bytes for "
                 f"{row['unpriced_cycles'] / 1e6:.1f} M cycles more."
             )
+        if row.get("branch_cycles"):
+            notes.append(
+                f"{name}: branches that a step rarely takes have {row['branch_cycles'] / 1e6:.1f} M cycles "
+                "more."
+            )
     return notes
 
 

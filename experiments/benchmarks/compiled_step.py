@@ -151,6 +151,8 @@ def describe_program(
         `kernel_cycles`: the part of it that is kernels.
         `bytes`: read from the main memory and written to it, and `traffic_cycles`, the time that takes.
         `unpriced_cycles`: the same for operations without an estimate, copies in the background left out.
+        `branch_cycles`: what the dearest branches of conditionals have more than those that count, the
+            cheapest.
         `unknown_loops`: loops that count once because their turns are not constant.
         `missing_kernels`: kernels without a schedule.
         `collectives`: by kind. `operations`: the dearest lines of the source, see `group_operations`.
@@ -180,8 +182,16 @@ def describe_program(
         totals["bytes"] += turns * moved
         if moved or cycles:
             rows.append((operation, turns * (cycles or 0), turns * moved, turns))
+    least, most = (
+        sum(
+            (hlo.read_cycles(one) or 0) * (turns or 1)
+            for one, _, turns in hlo.walk_operations(module, choose)
+        )
+        for choose in (min, max)
+    )
     return {
         **{name: round(total) for name, total in totals.items()},
+        "branch_cycles": round(most - least),
         "traffic_cycles": round(totals["bytes"] * per_byte),
         "unknown_loops": unknown,
         "missing_kernels": missing,

@@ -8,7 +8,7 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 SHAPE = re.compile(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\](\{[^}]*\})?")
 # On a TPU S(1) is the memory inside the chip's core, S(2) its flags; the main memory has no mark.
@@ -117,32 +117,43 @@ def _find_close(text: str, start: int) -> int:
     raise ValueError(f"a parenthesis is never closed: {text[start : start + 80]}")
 
 
-def walk_operations(module: Module) -> Iterator[tuple[Operation, str, float | None]]:
+def walk_operations(
+    module: Module, choose: Callable[..., str] = min
+) -> Iterator[tuple[Operation, str, float | None]]:
     """Yields every operation that runs, the name of its computation, and how often it runs.
 
-    A loop's body runs as often as the loop turns, None if that is not written in the program; all branches of
-    a conditional count. The operations inside a fusion are one operation, the fusion.
+    A loop's body runs as often as the loop turns, None if that is not written in the program. The operations
+    inside a fusion are one operation, the fusion.
+
+    Args:
+        module: the program.
+        choose: which branch of a conditional counts: min for the one with the fewest estimated cycles, which
+            is how the library writes what rarely happens, or max.
     """
-    yield from _walk(module, module.entry, 1)
+    yield from _walk(module, module.entry, 1, choose)
 
 
 def _walk(
-    module: Module, name: str, times: float | None
+    module: Module, name: str, times: float | None, choose: Callable[..., str]
 ) -> Iterator[tuple[Operation, str, float | None]]:
+    def count_cycles(name: str) -> float:
+        walked = _walk(module, name, 1, choose)
+        return sum((read_cycles(one) or 0) * (turns or 1) for one, _, turns in walked)
+
     for operation in module.computations[name].operations.values():
         yield operation, name, times
         if operation.opcode == "while":
             trips = count_trips(module, operation, name)
             inner = None if trips is None or times is None else times * trips
             body = _read_called(operation, "body")
-            yield from _walk(module, body, inner) if body else ()
+            yield from _walk(module, body, inner, choose) if body else ()
         elif operation.opcode in ("call", "async-start"):
             for called in CALLED.findall(operation.attributes):
-                yield from _walk(module, called, times)
+                yield from _walk(module, called, times, choose)
         elif operation.opcode == "conditional":
-            for several, one in BRANCHES.findall(operation.attributes):
-                for branch in re.findall(r"[\w.\-]+", several or one):
-                    yield from _walk(module, branch, times)
+            named = " ".join(map(" ".join, BRANCHES.findall(operation.attributes)))
+            branch = choose(re.findall(r"[\w.\-]+", named), key=count_cycles)
+            yield from _walk(module, branch, times, choose)
 
 
 def count_trips(module: Module, loop: Operation, within: str) -> int | None:

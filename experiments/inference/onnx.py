@@ -38,7 +38,7 @@ def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeS
     onnxruntime, jax2onnx = map(importlib.import_module, ("onnxruntime", "jax2onnx"))
     batch = jax.ShapeDtypeStruct(("B", *example.shape), example.dtype)
     # Not for a CPU: its plans have loops, which gain nothing in ONNX.
-    with planner.plan_for_platform("tpu"), _allow_symbolic_padding():
+    with planner.plan_for_platform("onnx"), _allow_symbolic_padding():
         try:
             # jax2onnx wants a plain function.
             written = jax2onnx.to_onnx(lambda x: function(x), inputs=[batch]).SerializeToString()

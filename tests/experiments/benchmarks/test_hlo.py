@@ -2,7 +2,8 @@
 
 import pytest
 
-from experiments.benchmarks import hlo
+from experiments.benchmarks import compiled_step, hlo
+from experiments.benchmarks.chips import CHIPS
 
 PROGRAM = """HloModule jit_step, is_scheduled=true
 
@@ -158,6 +159,39 @@ def test_turns_of_a_fused_condition():
     module = hlo.parse_module(text)
     outer, within, _ = find(module, "outer")
     assert hlo.count_trips(module, outer, within) == 5
+
+
+BRANCHED = """HloModule m
+
+%dear (x: f32[8]) -> f32[8] {
+  %x = f32[8]{0} parameter(0)
+  ROOT %long = f32[8]{0} negate(%x), backend_config={"estimated_cycles":"50"}
+}
+
+%cheap (y: f32[8]) -> f32[8] {
+  %y = f32[8]{0} parameter(0)
+  ROOT %short = f32[8]{0} negate(%y), backend_config={"estimated_cycles":"5"}
+}
+
+ENTRY %main (p: pred[], a: f32[8]) -> f32[8] {
+  %p = pred[] parameter(0)
+  %a = f32[8]{0} parameter(1)
+  ROOT %chosen = f32[8]{0} conditional(%p, %a, %a), branch_computations={%dear, %cheap}
+}
+"""
+
+
+def test_one_branch_of_a_conditional_counts():
+    old = "true_computation=%cheap, false_computation=%dear"
+    for text in (BRANCHED, BRANCHED.replace("branch_computations={%dear, %cheap}", old)):
+        module = hlo.parse_module(text)
+        names = [
+            {one.name for one, _, _ in hlo.walk_operations(module, choose)} for choose in (min, max)
+        ]
+        assert "short" in names[0] and "long" not in names[0]
+        assert "long" in names[1] and "short" not in names[1]
+    result = compiled_step.describe_program(CHIPS["v5e"], module, {})
+    assert result["cycles"] == 5 and result["branch_cycles"] == 45
 
 
 def test_estimates(module):
