@@ -121,7 +121,8 @@ def test_a_training_step_has_the_numbers_of_one_device(name, kind):
         variables = filled(net, x, dtype=np.float64)
         placed = place(make_mesh(shape, types), variables, x, axes)
         (_, (outputs, _)), _ = got = train(*placed)
-        assert_trees_close(got, train(variables, x), rtol=1e-5, atol=1e-7)
+        # Among gradients of several thousand are some near zero.
+        assert_trees_close(got, train(variables, x), rtol=1e-5, atol=1e-6)
         made = jax.eval_shape(jax.jit(net.init), jax.random.key(0), placed[1])
         assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, variables)
     for y in jax.tree.leaves(outputs):
