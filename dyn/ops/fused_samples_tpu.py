@@ -2,9 +2,9 @@
 
     y_b = sum_t shift_t(x_b) W_b[t]        dW_b[t] = shift_t(x_b)^T dy_b
 
-It is the kernel of `dyn.ops.fused_tpu` without its mixture: no patches are written, and each sample's kernel is
-read once for the outputs and once for the gradient of the inputs, which turns it over in VMEM. The gradient of
-the kernels takes the buffers of `dyn.ops.fused_tpu_gradient`; nothing is summed over the batch.
+It is the kernel of `dyn.ops.fused_tpu` without its mixture: no patches are written, and each sample's kernel
+is read once for the outputs and once for the gradient of the inputs, which turns it over in VMEM. The gradient
+of the kernels is made like that in `dyn.ops.fused_tpu_gradient`, without a sum over the batch.
 """
 
 import itertools
@@ -23,7 +23,7 @@ from dyn.ops.fused_tpu import (
     group_kernels,
     transpose_geometry,
 )
-from dyn.ops.geometry import Array, Geometry, add_height
+from dyn.ops.geometry import Array, Geometry, Problem, add_height
 from dyn.ops.vmem import find_vmem_size
 
 
@@ -43,19 +43,21 @@ def convolve_with_sample_kernels(inputs, kernels, geometry: Geometry, precision)
     return _convolve(x, kernels.astype(x.dtype), geometry, precision).astype(inputs.dtype)
 
 
-def why_unsupported(batch: int, kernel: tuple[int, ...], geometry: Geometry, itemsize: int) -> str | None:
-    """Explains why the kernel cannot do a convolution with kernels `(*k, I/G, O)`; None if it can."""
+def why_unsupported(problem: Problem) -> str | None:
+    """Explains why the kernel cannot solve a problem with a kernel per sample; None if it can."""
+    geometry, batch, itemsize = problem.geometry, problem.batch, problem.itemsize
     if why := explain_limits(geometry, batch, itemsize):
         return why
-    *size, features, filters = kernel
+    *_, features, filters = problem.kernels
     if (
         choose_blocks(geometry, batch, features, filters, itemsize) is None
-        or choose_blocks(transpose_geometry(geometry), batch, filters, features, itemsize, True) is None
+        or choose_blocks(transpose_geometry(geometry), batch, filters, features, itemsize, True)
+        is None
     ):
         return "a picture and its kernel do not fit into VMEM"
     from dyn.ops.fused_tpu_gradient import choose_sample_blocks  # imports Pallas
 
-    if choose_sample_blocks(geometry, kernel, batch, itemsize) is None:
+    if choose_sample_blocks(geometry, problem.kernels[1:], batch, itemsize) is None:
         return "a picture and its kernel do not fit into VMEM for the gradient"
     return None
 
@@ -137,9 +139,7 @@ def convolve_plainly(inputs, kernels, geometry: Geometry, precision) -> Array:
     return y.reshape(inputs.shape[0], *geometry.out, kernels.shape[-1])
 
 
-def _run_kernel(
-    inputs, kernels, geometry: Geometry, precision, transposed: bool = False
-) -> Array:
+def _run_kernel(inputs, kernels, geometry: Geometry, precision, transposed: bool = False) -> Array:
     """Runs the kernel; `transposed` takes the kernels of the convolution whose gradient this is."""
     features, columns = kernels.shape[-2:]
     if transposed:

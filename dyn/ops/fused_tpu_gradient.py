@@ -164,9 +164,7 @@ def compute_sample_gradients(
             (samples, rows, width, blocks.inputs, blocks.outputs),
             lambda i, o, row, b: (b, row, 0, i, o),
         ),
-        out_shape=jax.ShapeDtypeStruct(
-            (batch, height, width, features, filters), kernels.dtype
-        ),
+        out_shape=jax.ShapeDtypeStruct((batch, height, width, features, filters), kernels.dtype),
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in padded],
         compiler_params=_make_parameters(),
         name="sample_conv_kernel_gradients",
@@ -187,10 +185,10 @@ def choose_sample_blocks(
     """
     geometry = add_height(geometry)
     features, filters = kernel[-2:]
-    parts = [(features, filters)]
-    parts += [(features, LANES)] if filters % LANES == 0 else []
-    parts += [(LANES, LANES)] if features % LANES == filters % LANES == 0 else []
-    for samples, rows, (i, o) in itertools.product(
+    # Rows that do not begin with a tile are only loaded from one tile of lanes.
+    i = LANES if features % LANES == 0 else features
+    parts = sorted({filters, LANES} if filters % LANES == 0 else {filters}, reverse=True)
+    for samples, rows, o in itertools.product(
         (4, 2, 1), sorted({geometry.size[0], 1}, reverse=True), parts
     ):
         blocks = Blocks(samples, rows, i, o)

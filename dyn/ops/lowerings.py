@@ -11,13 +11,14 @@ letters are those of `geometry`.
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.ops import fused_tpu
+from dyn.ops import fused_samples_tpu, fused_tpu
 from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.geometry import Array, Geometry, Problem
 from dyn.ops.sharding import may_use_several_mesh_axes
@@ -25,6 +26,8 @@ from dyn.ops.sharding import may_use_several_mesh_axes
 # Bytes of patches and kernels that `convolve_by_samples` handles at once: a large picture, or several
 # small ones.
 CHUNK_BYTES = 4_000_000
+# Bytes of kernels of single samples that are in a TPU's memory at once.
+KERNEL_BYTES = int(__import__("os").environ.get("KB", 200_000_000))
 
 Lowering = Callable[[Array, Array, Array | None, Array | None, Geometry, lax.PrecisionLike], Array]
 
@@ -174,6 +177,20 @@ def kernel_is_smaller(kernel: tuple[int, ...], geometry: Geometry) -> bool:
     return math.prod(kernel) <= inputs + outputs
 
 
+def convolve_by_sample_kernels(inputs, kernels, geometry, precision) -> Array:
+    """Convolves each sample with its own kernel in a Pallas kernel for TPUs: `kernels [B, *k, I, O]`."""
+    out = (inputs.shape[0], *geometry.out, kernels.shape[-1])
+    if 0 in out:
+        return jnp.zeros(out, inputs.dtype)
+    return _sample_conv(geometry.pad_edges(inputs), kernels, geometry, precision)
+
+
+# The jit gives the operation a name in the jaxpr, so that `dyn.diagnostics` can count it.
+@partial(jax.jit, static_argnames=("geometry", "precision"))
+def _sample_conv(inputs, kernels, geometry, precision) -> Array:
+    return fused_samples_tpu.convolve_with_sample_kernels(inputs, kernels, geometry, precision)
+
+
 def map_chunks(function: Callable[..., Array], arrays: tuple, number: int) -> Array:
     """Computes `function(*arrays)` in `number` chunks of the batch, one after another.
 
@@ -208,6 +225,12 @@ def num_chunks(batch: int, kernel: tuple[int, ...], geometry: Geometry, itemsize
     return min(fitting, default=1)
 
 
+def count_kernel_chunks(batch: int, kernel: tuple[int, ...], itemsize: int) -> int:
+    """Returns the smallest number of equal chunks of the batch whose kernels fit `KERNEL_BYTES`."""
+    most = max(1, KERNEL_BYTES // (math.prod(kernel) * itemsize))
+    return next(n for n in range(1, batch + 1) if batch % n == 0 and batch // n <= most)
+
+
 LOWERINGS: dict[str, Lowering] = {
     "reference": convolve_by_reference,
     "taps": convolve_by_taps,
@@ -225,7 +248,12 @@ def why_unsupported(lowering: str, problem: Problem) -> str | None:
         return "a pixel-wise mixture has no per-sample kernel; only outputs can be mixed"
     if problem.tap_attention and lowering == "outputs":
         return "tap attention changes each sample's kernels; whole outputs cannot be mixed"
-    return fused_tpu.why_unsupported(problem) if lowering == "fused" else None
+    if problem.per_sample and lowering in ("outputs", "shared"):
+        return "each sample has a kernel, and there are no candidates to mix"
+    if lowering != "fused":
+        return None
+    kernel = fused_samples_tpu if problem.per_sample else fused_tpu
+    return kernel.why_unsupported(problem)
 
 
 def _multiply_patches(inputs: Array, kernels: Array, geometry: Geometry, precision) -> Array:

@@ -131,7 +131,11 @@ PRICES = {
         source="'fused': its final schedules on a v5e; others: data-sheet figures of one TPU v4 chip",
         loops=False,
         of=estimate_prices(flops=140e12, batched=70e12, memory=200e9)
-        | {"fused": Work(product=1 / 150e12, inputs=5e-12, kernels=3e-13, outputs=5e-12)},
+        | {
+            "fused": Work(product=1 / 150e12, inputs=5e-12, kernels=3e-13, outputs=5e-12),
+            # The kernels of the samples are written and read like those of patches.
+            "fused_samples": Work(product=1 / 150e12, inputs=5e-12, kernels=5e-12, outputs=5e-12),
+        },
     ),
 }
 
@@ -202,7 +206,7 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
     no_loop = why_no_loop(platform)
 
     def estimate(name: str) -> Estimate:
-        if why := why_unavailable(name, platform) or lowerings.why_unsupported(name, problem):
+        if why := why_impossible(name, problem, platform):
             return Estimate(name, why_not=why)
         if name == "fused" and (why := why_no_kernel(problem, platform)):
             return Estimate(name, why_not=why)
@@ -213,7 +217,8 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
         work = count_work(name, problem)
         flops = work.product + work.grouped + work.cramped
         size = work.inputs + work.kernels + work.outputs
-        seconds = sum(amount * price for amount, price in zip(work, prices.of[name], strict=True))
+        priced = "fused_samples" if name == "fused" and problem.per_sample else name
+        seconds = sum(amount * price for amount, price in zip(work, prices.of[priced], strict=True))
         return Estimate(name, float(flops), float(size), seconds)
 
     estimates = sorted(map(estimate, lowerings.LOWERINGS), key=lambda e: e.seconds)
@@ -278,6 +283,11 @@ def why_no_reference(problem: Problem, platform: str | None = None) -> str | Non
     if not (problem.mixed or problem.tap_attention):
         return "all samples share a kernel; 'outputs' is the same convolution"
     return None
+
+
+def why_impossible(lowering: str, problem: Problem, platform: str | None = None) -> str | None:
+    """Explains why a lowering cannot solve a problem on a platform; None if it can."""
+    return why_unavailable(lowering, platform) or lowerings.why_unsupported(lowering, problem)
 
 
 def why_unavailable(lowering: str, platform: str | None = None) -> str | None:
