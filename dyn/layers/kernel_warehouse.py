@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from dyn.layers.attention import AttentionBranch, he_normal_fan_out, read_variable
 from dyn.layers.convolution import ConvLayer

@@ -2,7 +2,7 @@
 
     W_b[t, q i, p o] = sum_j a[b, t, p, q, j] E_j        E_j `[i, o]`
 
-The matrix unit makes one row of a cell for all samples at once: samples lie above each other. A convolution
+The matrix unit makes one row of a kernel for all samples at once: they lie above each other. A convolution
 wants the rows of one sample above each other. XLA writes all kernels and reads them again to exchange the two;
 here the loads from VMEM do, which may skip rows.
 

@@ -2,8 +2,8 @@
 
     y_b = sum_t shift_t(x_b) W_b[t]        dW_b[t] = shift_t(x_b)^T dy_b
 
-It is the kernel of `dyn.ops.fused_tpu` without its mixture: no patches are written, and each sample's kernel
-is read once for the outputs and once for the gradient of the inputs, which turns it over in VMEM. The gradient
+It is the kernel of `dyn.ops.fused_tpu` without its mixture: no patches are written, and a sample's kernel is
+read once for the outputs, and once for the gradient of the inputs, which turns it over in VMEM. The gradient
 of the kernels is made like that in `dyn.ops.fused_tpu_gradient`, without a sum over the batch.
 """
 
