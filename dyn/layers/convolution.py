@@ -23,8 +23,8 @@ from dyn.ops.dynamic_conv import convolve_with_geometry, expand_over_space
 from dyn.ops.geometry import Geometry, Padding, Problem, resolve_geometry
 from dyn.ops.lowerings import (
     convolve_by_sample_kernels,
-    count_kernel_chunks,
     map_chunks,
+    map_with_kernels,
     num_chunks,
 )
 from dyn.ops.sharding import automate_sharding, mesh_axes
@@ -272,8 +272,7 @@ class ConvLayer(CheckedModule):
                 kernels = make_kernels(*weights, *shared)
                 return convolve_by_sample_kernels(x, kernels, geometry, self.precision)
 
-            number = count_kernel_chunks(x.shape[0], kernel, itemsize)
-            return map_chunks(convolve_some, (x, *weights), number)
+            return map_with_kernels(convolve_some, (x, *weights), kernel)
 
         functions = {"samples": convolve_chunks, "fused": convolve_fused}
         return automate_sharding(

@@ -4,11 +4,10 @@
 
 The matrix unit makes one row of a kernel for all samples at once: they lie above each other. A convolution
 wants the rows of one sample above each other. XLA writes all kernels and reads them again to exchange the two;
-here the loads from VMEM do, which may skip rows.
+here they are exchanged before they are written.
 
 For kernels in bfloat16, products of float32 are three products of bfloat16 (those of both high parts, and of
-each high part with the other's low part) beside each other in one contraction, which few cells do not fill
-otherwise.
+each high part with the low part of the other) beside each other in one contraction.
 """
 
 import math
@@ -25,6 +24,7 @@ from dyn.ops.geometry import Array
 from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, round_up
 
 ROWS = 32  # of a cell in a grid step, at most
+TILE = 16  # rows of a tile of kernels in bfloat16
 
 
 def assemble_kernels(mix: Array, cells: Array, dtype) -> Array:
@@ -49,7 +49,7 @@ def why_unsupported(mix: tuple[int, ...], cells: tuple[int, ...], dtype) -> str 
     number, i, o = cells
     if not isinstance(batch, int) or batch % 8:
         return "samples are handled eight at a time"
-    if i % 16:
+    if i % TILE:
         return "rows of cells are handled sixteen at a time"
     if o % LANES and blocks[1] > 1:
         return "cells beside each other must fill the lanes"
@@ -78,7 +78,6 @@ def _assemble(mix, cells, dtype) -> Array:
         ],
         out_specs=kernels,
         out_shape=jax.ShapeDtypeStruct((batch, taps, q * i, p * o), dtype),
-        scratch_shapes=[pltpu.VMEM((rows * samples, lanes), jnp.float32)],
         compiler_params=_make_parameters("parallel"),
         name="assemble_kernels",
     )(weights, _interleave(cells, depth))
@@ -124,7 +123,6 @@ def _compute_gradients(mix, cells, d_kernels) -> tuple[Array, Array]:
             jax.ShapeDtypeStruct((blocks, batch, height), jnp.float32),
             jax.ShapeDtypeStruct((batch // samples, i, depth, o), jnp.float32),
         ],
-        scratch_shapes=[pltpu.VMEM((rows * samples, lanes), jnp.float32)],
         compiler_params=_make_parameters("arbitrary"),
         name="assemble_kernels_gradients",
     )(weights, _interleave(cells, depth), d_kernels)
@@ -151,35 +149,34 @@ def _gradients_backward(saved, cotangents):
 _compute_gradients.defvjp(_gradients_forward, _gradients_backward)
 
 
-def _assemble_block(a_ref, e_ref, w_ref, rows_ref, *, exact: bool):
+def _assemble_block(a_ref, e_ref, w_ref, *, exact: bool):
     """Assembles some rows and columns of one block of several samples' kernels.
 
     Args:
         a_ref: weights `[1, samples, n]`, or `[1, samples, 3 n]` in bfloat16.
         e_ref: cells `[rows, n, columns]`.
         w_ref: kernels `[samples, 1, rows, columns]`.
-        rows_ref: the same, samples within rows: `[rows * samples, columns]`.
         exact: whether kernels are in float32.
     """
-    rows, samples, weights = e_ref.shape[0], w_ref.shape[0], a_ref[0]
+    rows, weights = e_ref.shape[0], a_ref[0]
 
-    def make_row(r, _):
+    def make_row(r):
         e = e_ref[r]
         if not exact:
             high, low = _split(e)
             e = jnp.concatenate([high, high, low])
-        start = pl.multiple_of(r * samples, 8)
-        rows_ref[pl.ds(start, samples)] = _multiply(weights, e, 1, 0)
+        return _multiply(weights, e, 1, 0)
 
-    lax.fori_loop(0, rows, make_row, None, unroll=4)
+    def make_tile(tile, _):
+        made = jnp.stack([make_row(tile * TILE + r) for r in range(TILE)])
+        w_ref[:, 0, pl.ds(pl.multiple_of(tile * TILE, TILE), TILE)] = made.swapaxes(0, 1).astype(
+            w_ref.dtype
+        )
 
-    def write_sample(b, _):
-        w_ref[b, 0] = rows_ref[pl.ds(b, rows, stride=samples)].astype(w_ref.dtype)
-
-    lax.fori_loop(0, samples, write_sample, None, unroll=8)
+    lax.fori_loop(0, rows // TILE, make_tile, None)
 
 
-def _write_gradients(a_ref, e_ref, dw_ref, da_ref, de_ref, rows_ref, *, exact: bool):
+def _write_gradients(a_ref, e_ref, dw_ref, da_ref, de_ref, *, exact: bool):
     """Adds the shares of some rows and columns of a block to the gradients.
 
     Args:
@@ -188,11 +185,10 @@ def _write_gradients(a_ref, e_ref, dw_ref, da_ref, de_ref, rows_ref, *, exact: b
         dw_ref: gradient of the kernels, `[samples, 1, rows, columns]`.
         da_ref: gradient of the weights of all blocks, `[M, samples, n]`, or `[M, samples, 2 n]` to be added.
         de_ref: gradient of the cells, `[1, rows, n, columns]`.
-        rows_ref: as in `_assemble_block`.
         exact: whether kernels are in float32.
     """
     _, rows, depth, _ = de_ref.shape
-    samples, weights, block = dw_ref.shape[0], a_ref[0], pl.program_id(3)
+    weights, block = a_ref[0], pl.program_id(3)
 
     @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0) & (block == 0))
     def _():
@@ -202,21 +198,20 @@ def _write_gradients(a_ref, e_ref, dw_ref, da_ref, de_ref, rows_ref, *, exact: b
     def _():
         de_ref[...] = jnp.zeros_like(de_ref)
 
-    def read_sample(b, _):
-        rows_ref[pl.ds(b, rows, stride=samples)] = dw_ref[b, 0].astype(jnp.float32)
+    def add_tile(tile, total):
+        first = pl.multiple_of(tile * TILE, TILE)
+        dw = dw_ref[:, 0, pl.ds(first, TILE)].astype(jnp.float32)
+        for r, of_row in enumerate(dw.swapaxes(0, 1).astype(dw_ref.dtype)):
+            e = e_ref[first + r]
+            if not exact:
+                e = jnp.concatenate(_split(e))
+            de = _multiply(weights, of_row, 1, 0)
+            de_ref[0, first + r] += de if exact else de[:depth] + de[depth:]
+            total += _multiply(of_row, e, 1, 1)
+        return total
 
-    lax.fori_loop(0, samples, read_sample, None, unroll=8)
-
-    def add_row(r, total):
-        dw = rows_ref[pl.ds(pl.multiple_of(r * samples, 8), samples)].astype(dw_ref.dtype)
-        e = e_ref[r]
-        if not exact:
-            e = jnp.concatenate(_split(e))
-        de = _multiply(weights, dw, 1, 0)
-        de_ref[0, r] += de if exact else de[:depth] + de[depth:]
-        return total + _multiply(dw, e, 1, 1)
-
-    da_ref[block] += lax.fori_loop(0, rows, add_row, jnp.zeros(da_ref.shape[1:], jnp.float32))
+    start = jnp.zeros(da_ref.shape[1:], jnp.float32)
+    da_ref[block] += lax.fori_loop(0, rows // TILE, add_tile, start)
 
 
 def _multiply(a: Array, b: Array, a_axis: int, b_axis: int) -> Array:
@@ -274,7 +269,7 @@ def _choose_samples(batch: int) -> int:
 
 
 def _choose_rows(i: int) -> int:
-    return ROWS if i % ROWS == 0 else 16
+    return ROWS if i % ROWS == 0 else TILE
 
 
 def _choose_lanes(o: int) -> int:
@@ -286,4 +281,4 @@ def _count_bytes(samples: int, blocks: int, number: int, i: int, o: int) -> int:
     rows, lanes, depth = _choose_rows(i), _choose_lanes(o), round_up(number, 16)
     twice = ((samples, rows, lanes), *2 * [(rows, depth, lanes)], (blocks, samples, 2 * depth))
     sizes = [2 * count_vmem_bytes(shape, 4) for shape in twice]
-    return sum(sizes) + count_vmem_bytes((rows * samples, lanes), 4)
+    return sum(sizes) + 2 * count_vmem_bytes((TILE * samples, lanes), 4)
