@@ -3,7 +3,7 @@
     W_b[t, q i, p o] = sum_j a[b, t, p, q, j] E_j        E_j `[i, o]`
 
 The matrix unit makes one row of a kernel for all samples at once: they lie above each other. A convolution
-wants the rows of one sample above each other. XLA writes all kernels and reads them again to exchange the two;
+wants the rows of one sample above each other. XLA writes all kernels and reads them again to exchange them;
 here they are exchanged before they are written.
 
 For kernels in bfloat16, products of float32 are three products of bfloat16 (those of both high parts, and of
