@@ -27,6 +27,7 @@ from dyn.layers.attention import (
 from dyn.layers.convolution import ConvLayer, resolve_kernel_size
 from dyn.ops.assemble import assemble_kernels
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.lowerings import kernel_is_smaller
 from dyn.ops.rotation import rotate_kernels
 from dyn.ops.sharding import automate_sharding
 
@@ -153,9 +154,13 @@ class RotatedConv(ConvLayer):
     def assembles_kernels(self, x: Array, mix: Array) -> bool:
         """Returns whether kernels are made for each sample from the taps of the unrotated ones.
 
-        Only on a TPU, whose kernel for this takes fewer passes over K k^2 taps than over K n rotated kernels.
+        Only on a TPU, and where a kernel is larger than its picture: mixing n rotated kernels in each kernel
+        for TPUs takes longer then than writing and reading one for each sample.
         """
-        if self.lowering not in ("auto", "fused") or mix.shape[0] == 0:
+        geometry = self.resolve_geometry(x)
+        if self.lowering not in ("auto", "fused") or kernel_is_smaller(
+            self.kernel_shape(x), geometry
+        ):
             return False
         return self.choose_sample_lowering(x, "auto") == "fused"
 
