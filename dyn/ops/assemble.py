@@ -13,7 +13,7 @@ def assemble_kernels(mix: Array, cells: Array, dtype, fused: bool) -> Array:
 
     Args:
         mix: weights `[B, T, p, q, n]` of n cells in each of the p x q blocks of T taps.
-        cells: E, `[n, i, o]`.
+        cells: E, `[n, i, o]`, or `[n, T, i, o]` for other cells at each tap, where p = q = 1.
         dtype: of the kernels.
         fused: whether to use a Pallas kernel for TPUs where it can do this, see `dyn.ops.assemble_tpu`.
 
@@ -30,6 +30,11 @@ def assemble_kernels(mix: Array, cells: Array, dtype, fused: bool) -> Array:
 
 def assemble_plainly(mix: Array, cells: Array, dtype) -> Array:
     """Computes `assemble_kernels` in plain XLA operations."""
+    if cells.ndim == 4:
+        kernel = jnp.einsum(
+            "btn,ntio->btio", mix[:, :, 0, 0], cells, precision=lax.Precision.HIGHEST
+        )
+        return kernel.astype(dtype)
     # `jnp.einsum` may exchange the operands; XLA then copies every kernel into another layout.
     rows = mix.reshape(math.prod(mix.shape[:-1]), mix.shape[-1])
     flat = cells.astype(mix.dtype).reshape(cells.shape[0], math.prod(cells.shape[1:]))

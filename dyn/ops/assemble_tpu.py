@@ -32,7 +32,7 @@ def assemble_kernels(mix: Array, cells: Array, dtype) -> Array:
 
     Args:
         mix: weights `[B, T, p, q, n]` of n cells in each of the p x q blocks of T taps.
-        cells: `[n, i, o]`.
+        cells: `[n, i, o]`, or `[n, T, i, o]` for other cells at each tap, where p = q = 1.
         dtype: of the kernels.
 
     Returns:
@@ -46,14 +46,17 @@ def why_unsupported(mix: tuple[int, ...], cells: tuple[int, ...], dtype) -> str 
     if dtype not in (jnp.float32, jnp.bfloat16):
         return "TPUs compute in float32 and bfloat16"
     batch, *blocks, _ = mix
-    number, i, o = cells
+    number, *_, i, o = cells
     if not isinstance(batch, int) or batch % 8:
         return "samples are handled eight at a time"
     if i % TILE:
         return "rows of cells are handled sixteen at a time"
     if o % LANES and blocks[1] > 1:
         return "cells beside each other must fill the lanes"
-    if _count_bytes(_choose_samples(batch), math.prod(blocks), number, i, o) > find_vmem_size():
+    if (
+        _count_bytes(_choose_samples(batch), math.prod(blocks), number, i, o)
+        > 0.9 * find_vmem_size()
+    ):
         return "a part of all cells does not fit into VMEM"
     return None
 
@@ -61,7 +64,7 @@ def why_unsupported(mix: tuple[int, ...], cells: tuple[int, ...], dtype) -> str 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _assemble(mix, cells, dtype) -> Array:
     batch, taps, p, q, number = mix.shape
-    _, i, o = cells.shape
+    i, o = cells.shape[-2:]
     samples, rows, lanes = _choose_samples(batch), _choose_rows(i), _choose_lanes(o)
     depth = round_up(number, 16)
     weights = jnp.pad(_move_blocks(mix), ((0, 0), (0, 0), (0, depth - number)))
@@ -74,11 +77,11 @@ def _assemble(mix, cells, dtype) -> Array:
         grid=(batch // samples, i // rows, o // lanes, taps * p * q),
         in_specs=[
             pl.BlockSpec((1, samples, weights.shape[-1]), lambda b, i, o, m: (m, b, 0)),
-            pl.BlockSpec((rows, depth, lanes), lambda b, i, o, m: (i, 0, o)),
+            _make_cell_spec(cells.shape, depth),
         ],
         out_specs=kernels,
         out_shape=jax.ShapeDtypeStruct((batch, taps, q * i, p * o), dtype),
-        compiler_params=_make_parameters("parallel"),
+        compiler_params=_make_parameters(),
         name="assemble_kernels",
     )(weights, _interleave(cells, depth))
 
@@ -98,7 +101,7 @@ _assemble.defvjp(_assemble_forward, _assemble_backward)
 def _compute_gradients(mix, cells, d_kernels) -> tuple[Array, Array]:
     """Returns the gradients for the weights and the cells."""
     batch, taps, p, q, number = mix.shape
-    _, i, o = cells.shape
+    i, o = cells.shape[-2:]
     samples, rows, lanes = _choose_samples(batch), _choose_rows(i), _choose_lanes(o)
     depth, blocks = round_up(number, 16), taps * p * q
     exact = d_kernels.dtype == jnp.float32
@@ -106,30 +109,31 @@ def _compute_gradients(mix, cells, d_kernels) -> tuple[Array, Array]:
     weights = weights.swapaxes(1, 2)  # [M, n, B]
     if not exact:
         weights = jnp.concatenate(_split(weights), axis=1)
-    height = weights.shape[1]
+    height, interleaved = weights.shape[1], _interleave(cells, depth)
     d_mix, d_cells = pl.pallas_call(
-        partial(_write_gradients, exact=exact),
+        partial(_write_gradients, exact=exact, by_tap=cells.ndim == 4),
         grid=(batch // samples, i // rows, o // lanes, blocks),
         in_specs=[
             pl.BlockSpec((1, height, samples), lambda b, i, o, m: (m, 0, b)),
-            pl.BlockSpec((rows, depth, lanes), lambda b, i, o, m: (i, 0, o)),
+            _make_cell_spec(cells.shape, depth),
             _make_kernel_spec(mix.shape, cells.shape, samples),
         ],
         out_specs=[
             pl.BlockSpec((blocks, samples, height), lambda b, i, o, m: (0, b, 0)),
-            pl.BlockSpec((1, rows, depth, lanes), lambda b, i, o, m: (b, i, 0, o)),
+            _make_cell_spec(cells.shape, depth, sum_of=True),
         ],
         out_shape=[
             jax.ShapeDtypeStruct((blocks, batch, height), jnp.float32),
-            jax.ShapeDtypeStruct((batch // samples, i, depth, o), jnp.float32),
+            jax.ShapeDtypeStruct((batch // samples, *interleaved.shape), jnp.float32),
         ],
-        compiler_params=_make_parameters("arbitrary"),
+        compiler_params=_make_parameters(),
         name="assemble_kernels_gradients",
-    )(weights, _interleave(cells, depth), d_kernels)
+    )(weights, interleaved, d_kernels)
     if not exact:
         d_mix = d_mix[..., :depth] + d_mix[..., depth:]
     d_mix = jnp.moveaxis(d_mix[..., :number], 0, 1).reshape(mix.shape)
-    return d_mix, d_cells.sum(0).swapaxes(0, 1)[:number]
+    d_cells = jnp.moveaxis(d_cells.sum(0)[:, :, :number], 2, 0)
+    return d_mix, d_cells.reshape(cells.shape)
 
 
 def _gradients_forward(*args):
@@ -154,14 +158,14 @@ def _assemble_block(a_ref, e_ref, w_ref, *, exact: bool):
 
     Args:
         a_ref: weights `[1, samples, n]`, or `[1, samples, 3 n]` in bfloat16.
-        e_ref: cells `[rows, n, columns]`.
+        e_ref: cells `[1, rows, n, columns]`.
         w_ref: kernels `[samples, 1, rows, columns]`.
         exact: whether kernels are in float32.
     """
-    rows, weights = e_ref.shape[0], a_ref[0]
+    rows, weights = e_ref.shape[1], a_ref[0]
 
     def make_row(r):
-        e = e_ref[r]
+        e = e_ref[0, r]
         if not exact:
             high, low = _split(e)
             e = jnp.concatenate([high, high, low])
@@ -176,25 +180,26 @@ def _assemble_block(a_ref, e_ref, w_ref, *, exact: bool):
     lax.fori_loop(0, rows // TILE, make_tile, None)
 
 
-def _write_gradients(a_ref, e_ref, dw_ref, da_ref, de_ref, *, exact: bool):
+def _write_gradients(a_ref, e_ref, dw_ref, da_ref, de_ref, *, exact: bool, by_tap: bool):
     """Adds the shares of some rows and columns of a block to the gradients.
 
     Args:
         a_ref: weights `[1, n, samples]`, or `[1, 2 n, samples]` in bfloat16.
-        e_ref: cells `[rows, n, columns]`.
+        e_ref: cells `[1, rows, n, columns]`.
         dw_ref: gradient of the kernels, `[samples, 1, rows, columns]`.
         da_ref: gradient of the weights of all blocks, `[M, samples, n]`, or `[M, samples, 2 n]` to be added.
-        de_ref: gradient of the cells, `[1, rows, n, columns]`.
+        de_ref: gradient of the cells, `[1, 1, rows, n, columns]`.
         exact: whether kernels are in float32.
+        by_tap: whether each block has other cells.
     """
-    _, rows, depth, _ = de_ref.shape
+    rows, depth = de_ref.shape[2:4]
     weights, block = a_ref[0], pl.program_id(3)
 
     @pl.when((pl.program_id(1) == 0) & (pl.program_id(2) == 0) & (block == 0))
     def _():
         da_ref[...] = jnp.zeros_like(da_ref)
 
-    @pl.when(block == 0)
+    @pl.when(by_tap | (block == 0))
     def _():
         de_ref[...] = jnp.zeros_like(de_ref)
 
@@ -202,11 +207,11 @@ def _write_gradients(a_ref, e_ref, dw_ref, da_ref, de_ref, *, exact: bool):
         first = pl.multiple_of(tile * TILE, TILE)
         dw = dw_ref[:, 0, pl.ds(first, TILE)].astype(jnp.float32)
         for r, of_row in enumerate(dw.swapaxes(0, 1).astype(dw_ref.dtype)):
-            e = e_ref[first + r]
+            e = e_ref[0, first + r]
             if not exact:
                 e = jnp.concatenate(_split(e))
             de = _multiply(weights, of_row, 1, 0)
-            de_ref[0, first + r] += de if exact else de[:depth] + de[depth:]
+            de_ref[0, 0, first + r] += de if exact else de[:depth] + de[depth:]
             total += _multiply(of_row, e, 1, 1)
         return total
 
@@ -234,8 +239,29 @@ def _split(x: Array) -> tuple[Array, Array]:
 
 
 def _interleave(cells: Array, depth: int) -> Array:
-    """Returns cells `[n, i, o]` as `[i, depth, o]`, the missing ones zero."""
-    return jnp.pad(cells, ((0, depth - len(cells)), (0, 0), (0, 0))).swapaxes(0, 1)
+    """Returns cells `[n, i, o]` or `[n, T, i, o]` as `[1 or T, i, depth, o]`, the missing ones zero."""
+    cells = cells.reshape(len(cells), -1, *cells.shape[-2:])
+    cells = jnp.pad(cells, ((0, depth - len(cells)), (0, 0), (0, 0), (0, 0)))
+    return jnp.moveaxis(cells, 0, 2)
+
+
+def _make_cell_spec(cells: tuple[int, ...], depth: int, sum_of: bool = False) -> pl.BlockSpec:
+    """Returns the part of the interleaved cells of a step of the grid (samples, rows, columns, block).
+
+    Args:
+        cells: their shape before.
+        depth: number of cells, some of them zero.
+        sum_of: whether they are gradients, for each step along the samples.
+    """
+    rows, lanes = _choose_rows(cells[-2]), _choose_lanes(cells[-1])
+    by_tap = len(cells) == 4
+
+    def find(b, i, o, m):
+        place = (m if by_tap else 0, i, 0, o)
+        return (b, *place) if sum_of else place
+
+    shape = (1, rows, depth, lanes)
+    return pl.BlockSpec((1, *shape) if sum_of else shape, find)
 
 
 def _move_blocks(mix: Array) -> Array:
@@ -247,8 +273,8 @@ def _move_blocks(mix: Array) -> Array:
 def _make_kernel_spec(mix: tuple[int, ...], cells: tuple[int, ...], samples: int) -> pl.BlockSpec:
     """Returns the part of the kernels that a step of the grid (samples, rows, columns, block) has."""
     _, _, p, q, _ = mix
-    rows, lanes = _choose_rows(cells[1]), _choose_lanes(cells[2])
-    down, across = cells[1] // rows, cells[2] // lanes
+    rows, lanes = _choose_rows(cells[-2]), _choose_lanes(cells[-1])
+    down, across = cells[-2] // rows, cells[-1] // lanes
 
     def find(b, i, o, m):
         return b, m // (p * q), m % q * down + i, m // q % p * across + o
@@ -256,9 +282,9 @@ def _make_kernel_spec(mix: tuple[int, ...], cells: tuple[int, ...], samples: int
     return pl.BlockSpec((samples, 1, rows, lanes), find)
 
 
-def _make_parameters(batch: str) -> pltpu.CompilerParams:
+def _make_parameters() -> pltpu.CompilerParams:
     return pltpu.CompilerParams(
-        dimension_semantics=(batch, *("arbitrary",) * 3),
+        dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
         vmem_limit_bytes=int(0.95 * find_vmem_size()),
     )
 
