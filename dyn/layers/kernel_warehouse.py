@@ -25,8 +25,8 @@ from jax import lax
 from dyn.layers.attention import AttentionBranch, he_normal_fan_out, read_variable
 from dyn.layers.convolution import ConvLayer
 from dyn.layers.fields import CheckedModule
-from dyn.ops.assemble import assemble_kernels
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.lowerings import assemble_kernels
 from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array

@@ -25,9 +25,8 @@ from dyn.layers.attention import (
     reduce_max,
 )
 from dyn.layers.convolution import ConvLayer, resolve_kernel_size
-from dyn.ops.assemble import assemble_kernels
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.lowerings import kernel_is_smaller
+from dyn.ops.lowerings import assemble_kernels, kernel_is_smaller
 from dyn.ops.rotation import rotate_kernels
 from dyn.ops.sharding import automate_sharding
 

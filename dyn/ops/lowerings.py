@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.ops import fused_samples_tpu, fused_tpu
+from dyn.ops.assemble import assemble_plainly
 from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.geometry import Array, Geometry, Problem
 from dyn.ops.sharding import may_use_several_mesh_axes
@@ -176,6 +177,26 @@ def kernel_is_smaller(kernel: tuple[int, ...], geometry: Geometry) -> bool:
     inputs = math.prod(geometry.spatial) * kernel[-2] * geometry.groups
     outputs = geometry.positions * kernel[-1]
     return math.prod(kernel) <= inputs + outputs
+
+
+def assemble_kernels(mix: Array, cells: Array, dtype, fused: bool) -> Array:
+    """Assembles a kernel per sample from cells: W_b[t, q i, p o] = sum_j mix[b, t, p, q, j] E_j.
+
+    Args:
+        mix: weights `[B, T, p, q, n]` of n cells in each of the p x q blocks of T taps.
+        cells: E, `[n, i, o]`, or `[n, T, i, o]` for other cells at each tap, where p = q = 1.
+        dtype: of the kernels.
+        fused: whether to use a Pallas kernel for TPUs where it can do this, see `dyn.ops.assemble_tpu`.
+
+    Returns:
+        `[B, T, q i, p o]`.
+    """
+    if fused:
+        from dyn.ops import assemble_tpu  # imports Pallas
+
+        if assemble_tpu.why_unsupported(mix.shape, cells.shape, dtype) is None:
+            return assemble_tpu.assemble_kernels(mix, cells, dtype)
+    return assemble_plainly(mix, cells, dtype)
 
 
 def convolve_by_sample_kernels(inputs, kernels, geometry, precision) -> Array:

@@ -131,11 +131,7 @@ PRICES = {
         source="'fused': its final schedules on a v5e; others: data-sheet figures of one TPU v4 chip",
         loops=False,
         of=estimate_prices(flops=140e12, batched=70e12, memory=200e9)
-        | {
-            "fused": Work(product=1 / 150e12, inputs=5e-12, kernels=3e-13, outputs=5e-12),
-            # The kernels of the samples are written and read like those of patches.
-            "fused_samples": Work(product=1 / 150e12, inputs=5e-12, kernels=5e-12, outputs=5e-12),
-        },
+        | {"fused": Work(product=1 / 150e12, inputs=5e-12, kernels=3e-13, outputs=5e-12)},
     ),
 }
 
@@ -217,8 +213,7 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
         work = count_work(name, problem)
         flops = work.product + work.grouped + work.cramped
         size = work.inputs + work.kernels + work.outputs
-        priced = "fused_samples" if name == "fused" and problem.per_sample else name
-        seconds = sum(amount * price for amount, price in zip(work, prices.of[priced], strict=True))
+        seconds = sum(amount * price for amount, price in zip(work, prices.of[name], strict=True))
         return Estimate(name, float(flops), float(size), seconds)
 
     estimates = sorted(map(estimate, lowerings.LOWERINGS), key=lambda e: e.seconds)
@@ -261,6 +256,9 @@ def count_work(lowering: str, problem: Problem) -> Work:
     if mixes_kernels and (problem.mixed or problem.tap_attention):
         # The fused kernel never writes them; its price is that of mixing all candidates.
         sample_kernels = batch * one_kernel * (num_kernels if lowering == "fused" else 1)
+    if lowering == "fused" and problem.per_sample:
+        # Nothing is mixed: each sample's kernel is written and read, like its inputs.
+        operands, sample_kernels = operands + sample_kernels, 0
     reads = iterations if lowering == "samples" else 1
     return Work(
         **{kind: flops},
