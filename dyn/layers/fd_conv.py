@@ -56,7 +56,7 @@ class FDConv(ConvLayer):
     If samples are handled a few at a time ('samples', and 'auto' on one CPU device), the spectrum is
     weighted for each sample and transformed once. Otherwise the K kernels are stored at once, which takes as
     many numbers as K static kernels. `local` adds a kernel per sample, for which only 'taps' and 'patches'
-    are efficient then.
+    are efficient then, and on a TPU 'fused'.
 
     Attributes:
         features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
@@ -69,8 +69,8 @@ class FDConv(ConvLayer):
             `dyn.layers`.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
-        lowering: see `dyn.ops.dynamic_conv`; with `local`: 'samples', 'taps', 'patches', 'reference' or
-            'auto'.
+        lowering: see `dyn.ops.dynamic_conv`; with `local`: 'samples', 'taps', 'patches', 'reference',
+            'fused' or 'auto'.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -187,9 +187,9 @@ class FDConv(ConvLayer):
                 if taps is not None:
                     weights = weights * taps.reshape(len(mix), -1, 1)
                 cells = candidates.reshape(num_kernels, -1, *shape[-2:])
-                kernel = assemble_kernels(weights[:, :, None, None], cells, x.dtype, fused=True)
-                kernel = kernel.reshape(-1, *shape)
-                return scale_kernels(kernel, None, neighbours, local_kernel).astype(x.dtype)
+                weights, scales = weights[:, :, None, None], (neighbours, local_kernel)
+                kernel = assemble_kernels(weights, cells, x.dtype, True, scales)
+                return kernel.reshape(-1, *shape)
 
             return self.convolve_samples(x, assemble, weights, (candidates, local_kernel), "fused")
 

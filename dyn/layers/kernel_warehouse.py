@@ -194,7 +194,7 @@ class WarehouseConv(ConvLayer):
             `dyn.layers`.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
-        lowering: 'taps', 'patches', 'samples', 'reference' or 'auto'; see `dyn.ops.dynamic_conv`.
+        lowering: 'taps', 'patches', 'samples', 'reference', 'fused' or 'auto'; see `dyn.ops.dynamic_conv`.
 
     Example:
         >>> import jax, jax.numpy as jnp

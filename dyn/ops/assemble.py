@@ -3,17 +3,20 @@
 import math
 
 import jax.numpy as jnp
-from jax import lax
+from jax import lax, nn
 
 from dyn.ops.geometry import Array
 
 
-def assemble_plainly(mix: Array, cells: Array, dtype) -> Array:
+def assemble_plainly(mix: Array, cells: Array, dtype, scales=None) -> Array:
     """Assembles a kernel per sample from cells in plain XLA operations; see `lowerings.assemble_kernels`."""
     if cells.ndim == 4:
         kernel = jnp.einsum(
             "btn,ntio->btio", mix[:, :, 0, 0], cells, precision=lax.Precision.HIGHEST
         )
+        if scales is not None:
+            logits = jnp.einsum("bin,nto->btio", *scales, precision=lax.Precision.HIGHEST)
+            kernel = kernel * (2 * nn.sigmoid(logits))
         return kernel.astype(dtype)
     # `jnp.einsum` may exchange the operands; XLA then copies every kernel into another layout.
     rows = mix.reshape(math.prod(mix.shape[:-1]), mix.shape[-1])

@@ -179,7 +179,13 @@ def kernel_is_smaller(kernel: tuple[int, ...], geometry: Geometry) -> bool:
     return math.prod(kernel) <= inputs + outputs
 
 
-def assemble_kernels(mix: Array, cells: Array, dtype, fused: bool) -> Array:
+def assemble_kernels(
+    mix: Array,
+    cells: Array,
+    dtype,
+    fused: bool,
+    scales: tuple[Array, Array] | None = None,
+) -> Array:
     """Assembles a kernel per sample from cells: W_b[t, q i, p o] = sum_j mix[b, t, p, q, j] E_j.
 
     Args:
@@ -187,6 +193,8 @@ def assemble_kernels(mix: Array, cells: Array, dtype, fused: bool) -> Array:
         cells: E, `[n, i, o]`, or `[n, T, i, o]` for other cells at each tap, where p = q = 1.
         dtype: of the kernels.
         fused: whether to use a Pallas kernel for TPUs where it can do this, see `dyn.ops.assemble_tpu`.
+        scales: `(u [B, i, N], v [N, T, o])` for the weight 2 sigmoid(sum_n u[b, i, n] v[n, t, o]) of every
+            number of a kernel, with cells for each tap; None for no weights.
 
     Returns:
         `[B, T, q i, p o]`.
@@ -194,9 +202,10 @@ def assemble_kernels(mix: Array, cells: Array, dtype, fused: bool) -> Array:
     if fused:
         from dyn.ops import assemble_tpu  # imports Pallas
 
-        if assemble_tpu.why_unsupported(mix.shape, cells.shape, dtype) is None:
-            return assemble_tpu.assemble_kernels(mix, cells, dtype)
-    return assemble_plainly(mix, cells, dtype)
+        terms = 0 if scales is None else scales[0].shape[-1]
+        if assemble_tpu.why_unsupported(mix.shape, cells.shape, dtype, terms) is None:
+            return assemble_tpu.assemble_kernels(mix, cells, dtype, scales)
+    return assemble_plainly(mix, cells, dtype, scales)
 
 
 def convolve_by_sample_kernels(inputs, kernels, geometry, precision) -> Array:

@@ -69,20 +69,30 @@ def assert_convolution_agrees(name, dtype, params=None):
     assert_close(got, want, dtype)
 
 
-def assert_assembly_agrees(name, dtype, params=None):
+def assert_assembly_agrees(name, dtype, params=None, terms=0):
     """Compares assembled kernels, and the gradients, with the plain form in float32."""
     rng = np.random.default_rng(0)
-    mix, cells = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ASSEMBLIES[name])
+    of_mix, of_cells = ASSEMBLIES[name]
+    shapes = [of_mix, of_cells]
+    if terms:
+        (batch, taps, *_), (*_, i, o) = ASSEMBLIES[name]
+        shapes += [(batch, i, terms), (terms, taps, o)]
+    mix, cells, *scales = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in shapes)
+    arrays = (mix, cells, tuple(scales) or None)
     dw = jnp.asarray(rng.normal(size=assemble_plainly(mix, cells, dtype).shape), dtype)
     with pltpu.force_tpu_interpret_mode(params or pltpu.InterpretParams()):
-        w, back = jax.vjp(lambda *arrays: assemble_kernels(*arrays, dtype), mix, cells)
-        got = (w, *back(dw))
-    w, back = jax.vjp(lambda *arrays: assemble_plainly(*arrays, jnp.float32), mix, cells)
-    want = (w, *back(dw.astype(jnp.float32)))
+        w, back = jax.vjp(
+            lambda mix, cells, scales: assemble_kernels(mix, cells, dtype, scales), *arrays
+        )
+        got = (w, *jax.tree.leaves(back(dw)))
+    w, back = jax.vjp(
+        lambda mix, cells, scales: assemble_plainly(mix, cells, jnp.float32, scales), *arrays
+    )
+    want = (w, *jax.tree.leaves(back(dw.astype(jnp.float32))))
     assert got[0].dtype == dtype
     assert_close(got[:1], want[:1], dtype)
-    # Gradients are not rounded to bfloat16.
-    assert_close(got[1:], want[1:], jnp.float32)
+    # Gradients are not rounded to bfloat16, but for those of scaled numbers.
+    assert_close(got[1:], want[1:], dtype if terms else jnp.float32)
 
 
 def assert_close(got, want, dtype):

@@ -74,3 +74,26 @@ def test_the_assembly_and_its_gradients_compile(generation, name, dtype):
         ((128, taps, q * i, p * o), dtype),
     )
     assert compile_for(generation, compute, *arrays) == 2
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_the_assembly_with_scales_compiles(generation, dtype):
+    batch, taps, number, features, terms = 128, 9, 64, 512, 5
+
+    def compute(mix, cells, u, v, dw):
+        def assemble(mix, cells, u, v):
+            return assemble_kernels(mix, cells, dtype, (u, v))
+
+        w, back = jax.vjp(assemble, mix, cells, u, v)
+        return w, back(dw)
+
+    shapes = (
+        (batch, taps, 1, 1, number),
+        (number, taps, features, features),
+        (batch, features, terms),
+        (terms, taps, features),
+    )
+    arrays = [(shape, jnp.float32) for shape in shapes]
+    d_kernels = ((batch, taps, features, features), dtype)
+    assert compile_for(generation, compute, *arrays, d_kernels) == 2
