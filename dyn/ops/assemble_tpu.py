@@ -236,7 +236,6 @@ def _write_gradients(a_ref, e_ref, dw_ref, *refs, exact: bool, by_tap: bool):
     weights, block, dtype = a_ref[0], pl.program_id(3), dw_ref.dtype
     first_columns = (pl.program_id(2) == 0) & (block == 0)
     first_step = (pl.program_id(1) == 0) & first_columns
-    columns = pl.ds(pl.multiple_of(pl.program_id(2) * lanes, lanes), lanes)
 
     def clear(ref):
         ref[...] = jnp.zeros_like(ref)
@@ -257,6 +256,9 @@ def _write_gradients(a_ref, e_ref, dw_ref, *refs, exact: bool, by_tap: bool):
         unscaled = dw * (2 * gate)
         d_logits = (unscaled * w * (1 - gate)).astype(dtype)
         du_ref[r] += _multiply(d_logits, v, 1, 1)
+        # Lanes can only be cut at whole tiles.
+        first = pl.multiple_of(pl.program_id(2) * lanes, lanes)
+        columns = pl.ds(first, lanes) if lanes < dv_ref.shape[-1] else slice(None)
         dv_ref[0, block, :, columns] += _multiply(u, d_logits, 0, 0)
         return unscaled
 

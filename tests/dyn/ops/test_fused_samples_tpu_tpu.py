@@ -77,9 +77,10 @@ def test_the_assembly_and_its_gradients_compile(generation, name, dtype):
 
 
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
+@pytest.mark.parametrize("features", [64, 512])
 @pytest.mark.parametrize("generation", GENERATIONS)
-def test_the_assembly_with_scales_compiles(generation, dtype):
-    batch, taps, number, features, terms = 128, 9, 64, 512, 5
+def test_the_assembly_with_scales_compiles(generation, features, dtype):
+    batch, taps, number, terms = 128, 9, 64, 5
 
     def compute(mix, cells, u, v, dw):
         def assemble(mix, cells, u, v):
