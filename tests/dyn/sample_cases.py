@@ -18,7 +18,7 @@ CASES = {name: case for name, case in MIXTURES.items() if "16 kernels" not in na
 ASSEMBLIES = {
     "taps": ((8, 9, 1, 1, 9), (9, 16, 24)),
     "blocks of features": ((8, 3, 2, 2, 5), (5, 16, 128)),
-    "other cells at each tap": ((8, 3, 1, 1, 5), (5, 3, 32, 128)),
+    "other cells at each tap": ((8, 2, 1, 1, 5), (5, 2, 32, 256)),
     "several steps": ((16, 1, 1, 2, 20), (20, 64, 256)),
     "several blocks of samples": ((256, 1, 1, 1, 3), (3, 16, 16)),
 }
