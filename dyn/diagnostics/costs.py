@@ -128,6 +128,8 @@ def _macs_by_scope(jaxpr: jex_core.Jaxpr, outer: str = "") -> Counter[str]:
         scope = "/".join(filter(None, (outer, str(eqn.source_info.name_stack))))
         if eqn.params.get("name") == "_dynamic_conv" and _is_forward(inputs, outputs):
             total[scope] += _dynamic_conv_macs(inputs, outputs[0])
+        elif eqn.params.get("name") == "_sample_conv" and len(outputs) == 1:
+            total[scope] += math.prod(outputs[0][:-1]) * math.prod(inputs[1][1:])
         elif name == "dot_general":
             (contract, _), _ = eqn.params["dimension_numbers"]
             total[scope] += math.prod(outputs[0]) * math.prod(inputs[0][axis] for axis in contract)

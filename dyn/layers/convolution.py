@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from dyn.layers.attention import (
     global_average,
@@ -21,13 +22,18 @@ from dyn.ops import planner
 from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.dynamic_conv import convolve_with_geometry, expand_over_space
 from dyn.ops.geometry import Geometry, Padding, Problem, resolve_geometry
-from dyn.ops.lowerings import map_chunks, num_chunks
-from dyn.ops.sharding import automate_sharding, mesh_axes
+from dyn.ops.lowerings import (
+    convolve_by_sample_kernels,
+    map_chunks,
+    map_with_kernels,
+    num_chunks,
+)
+from dyn.ops.sharding import automate_sharding, find_batch_shards, map_shards, mesh_axes
 
 Array = jax.Array
 
 # The lowerings for per-sample kernels that are no mixture of candidates.
-SAMPLE_LOWERINGS = ("taps", "patches", "samples", "reference")
+SAMPLE_LOWERINGS = ("taps", "patches", "samples", "reference", "fused")
 
 
 class HasAttention(Protocol):
@@ -231,11 +237,11 @@ class ConvLayer(CheckedModule):
                 `make_kernels(*weights, *shared)`; it must not read arrays from elsewhere.
             weights: `[B, ...]` or None each.
             shared: arrays, or None, that all samples share.
-            lowering: 'samples' (kernels are made when they are needed, and again in the backward pass),
-                'taps', 'patches' or 'reference' (all are made first); see `dyn.ops.dynamic_conv`.
+            lowering: 'samples' or 'fused' (kernels are made when they are needed, and again in the backward
+                pass), 'taps', 'patches' or 'reference' (all are made first); see `dyn.ops.dynamic_conv`.
 
         Raises:
-            ValueError: for a lowering that needs candidates to mix.
+            ValueError: for a lowering that needs candidates to mix, or cannot do this.
         """
         if lowering not in ("auto", *SAMPLE_LOWERINGS):
             raise ValueError(
@@ -247,13 +253,7 @@ class ConvLayer(CheckedModule):
             # There are no kernels to make; any kernel gives the shape of the output.
             return self.convolve(x, jnp.zeros((1, *kernel), x.dtype))
         geometry, itemsize = self.resolve_geometry(x), x.dtype.itemsize
-        if lowering == "auto":
-            # To the planner, per-sample kernels are one candidate weighted by tap attention.
-            problem = Problem(
-                x.shape[0], (1, *kernel), geometry, tap_attention=True, itemsize=itemsize
-            )
-            estimates = planner.plan(problem).estimates
-            lowering = next(e.lowering for e in estimates if e.lowering in SAMPLE_LOWERINGS)
+        lowering = self.choose_sample_lowering(x, lowering)
 
         def convolve(x: Array, weights: tuple, shared: tuple, lowering: str) -> Array:
             def convolve_one(x: Array, w: Array) -> Array:
@@ -268,11 +268,52 @@ class ConvLayer(CheckedModule):
                 num_chunks(x.shape[0], kernel, geometry, itemsize),
             )
 
+        def convolve_fused(x: Array, weights: tuple, shared: tuple) -> Array:
+            def convolve_some(x: Array, *weights: Array | None) -> Array:
+                kernels = make_kernels(*weights, *shared)
+                return convolve_by_sample_kernels(x, kernels, geometry, self.precision)
+
+            return map_with_kernels(convolve_some, (x, *weights), kernel)
+
+        shards = find_batch_shards(x) if lowering == "fused" else None
+        if shards is not None and x.shape[0] % shards.number == 0:
+            number, batch = 1 + len(weights), PartitionSpec(shards.axes or None)
+            return map_shards(
+                lambda x, *others: convolve_fused(x, others[: number - 1], others[number - 1 :]),
+                (x, *weights, *shared),
+                [batch] * number + [PartitionSpec()] * len(shared),
+                batch,
+                shards.mesh,
+            )
+        functions = {"samples": convolve_chunks, "fused": convolve_fused}
         return automate_sharding(
-            convolve_chunks if lowering == "samples" else partial(convolve, lowering=lowering),
+            functions.get(lowering, partial(convolve, lowering=lowering)),
             *(x, weights, shared),
             axes=mesh_axes(x)[:-1],
         )
+
+    def choose_sample_lowering(self, x: Array, lowering: str) -> str:
+        """Returns the lowering for a kernel per sample, one of `SAMPLE_LOWERINGS`; 'auto' asks the planner.
+
+        Raises:
+            ValueError: for 'fused' where its kernel cannot do this.
+        """
+        shards = find_batch_shards(x)
+        # To the planner, per-sample kernels are one candidate weighted by tap attention.
+        problem = Problem(
+            x.shape[0],
+            (1, *self.kernel_shape(x)),
+            self.resolve_geometry(x),
+            tap_attention=True,
+            per_sample=True,
+            itemsize=x.dtype.itemsize,
+            batch_shards=None if shards is None else shards.number,
+        )
+        if lowering == "auto":
+            return planner.plan(problem).choice
+        if lowering == "fused" and (why := planner.why_impossible(lowering, problem)):
+            raise ValueError(f"lowering={lowering!r} cannot do this: {why}.")
+        return lowering
 
     def add_bias(self, y: Array) -> Array:
         """Adds the parameter `bias`, `(O,)`, if `use_bias`."""

@@ -28,7 +28,7 @@ from dyn.layers.od_conv import ODAttention
 from dyn.ops import planner
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
-from dyn.ops.lowerings import mix_kernels
+from dyn.ops.lowerings import assemble_kernels, mix_kernels
 from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
@@ -56,7 +56,7 @@ class FDConv(ConvLayer):
     If samples are handled a few at a time ('samples', and 'auto' on one CPU device), the spectrum is
     weighted for each sample and transformed once. Otherwise the K kernels are stored at once, which takes as
     many numbers as K static kernels. `local` adds a kernel per sample, for which only 'taps' and 'patches'
-    are efficient then.
+    are efficient then, and on a TPU 'fused'.
 
     Attributes:
         features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
@@ -69,8 +69,8 @@ class FDConv(ConvLayer):
             `dyn.layers`.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
-        lowering: see `dyn.ops.dynamic_conv`; with `local`: 'samples', 'taps', 'patches', 'reference' or
-            'auto'.
+        lowering: see `dyn.ops.dynamic_conv`; with `local`: 'samples', 'taps', 'patches', 'reference',
+            'fused' or 'auto'.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -172,6 +172,26 @@ class FDConv(ConvLayer):
             # Apart, because a gradient that sums over an axis of two numbers takes most of a step.
             shared = (spectrum[..., 0], spectrum[..., 1], local_kernel)
             return self.convolve_samples(x, transform, weights, shared, "samples")
+
+        sample_lowering = self.lowering
+        if self.local and self.lowering in ("auto", "fused"):
+            sample_lowering = self.choose_sample_lowering(x, self.lowering)
+        if sample_lowering == "fused":
+            candidates = self.apply_mask(
+                transform_by_products(spectrum, shape, num_kernels, x.dtype)
+            )
+            size = shape[:-2]
+
+            def assemble(mix, taps, neighbours, candidates, local_kernel) -> Array:
+                weights = jnp.broadcast_to(mix[:, None], (len(mix), math.prod(size), num_kernels))
+                if taps is not None:
+                    weights = weights * taps.reshape(len(mix), -1, 1)
+                cells = candidates.reshape(num_kernels, -1, *shape[-2:])
+                weights, scales = weights[:, :, None, None], (neighbours, local_kernel)
+                kernel = assemble_kernels(weights, cells, x.dtype, True, scales)
+                return kernel.reshape(-1, *shape)
+
+            return self.convolve_samples(x, assemble, weights, (candidates, local_kernel), "fused")
 
         # The transform of a batch cannot be split over devices, but a mixture of kernels can.
         candidates = self.apply_mask(disjoint_kernels(spectrum, shape, num_kernels))
@@ -352,6 +372,56 @@ def disjoint_kernels(spectrum: Array, shape: Sequence[int], num_groups: int) -> 
     zeros = lax.broadcast_to_rank(jnp.zeros_like(spectrum), 4)
     parts = jnp.where(in_group, lax.broadcast_to_rank(spectrum, 4), zeros)
     return spectrum_to_kernel(parts, shape)
+
+
+def transform_by_products(
+    spectrum: Array, shape: Sequence[int], num_groups: int, dtype: jnp.dtype
+) -> Array:
+    """Returns `disjoint_kernels` by matrix products, in float32.
+
+    For a TPU, which has no Fourier transform of its own: XLA's passes over the memory many times.
+
+    Args:
+        spectrum, shape, num_groups: as in `disjoint_kernels`.
+        dtype: of the kernels that are made of the result; the products are as precise.
+    """
+    *size, i, o = shape
+    first, rest = _row_column_taps(size)
+    (rows, columns), half = _matrix_shape(shape), spectrum.shape[1]
+    exact = dtype != jnp.bfloat16
+    wide = jnp.float32 if exact else dtype
+    precision = lax.Precision.HIGHEST if exact else None
+
+    def make_waves(frequencies: int, length: int) -> tuple[Array, Array]:
+        """Returns cosines and sines of 2 pi f n / length, `[f, n]`; the integers are exact."""
+        turns = jnp.arange(frequencies)[:, None] * jnp.arange(length)[None] % length
+        angle = turns.astype(jnp.float32) * (math.tau / length)
+        scale = 1 / math.sqrt(length)
+        return jnp.cos(angle) * scale, jnp.sin(angle) * scale
+
+    cos, sin = make_waves(rows, rows)
+    # [from real or imaginary, frequency, to real or imaginary, o, first]
+    down = jnp.stack([jnp.stack([cos, sin], 1), jnp.stack([-sin, cos], 1)])
+    down = down.reshape(2, rows, 2, o, first)
+    cos, sin = make_waves(half, columns)
+    # All but the mean, and the highest frequency of an even number, stand for two.
+    twice = jnp.where((jnp.arange(half) * 2) % columns == 0, 1.0, 2.0)[:, None]
+    across = jnp.stack([cos * twice, -sin * twice]).reshape(2, half, i, rest)
+
+    groups = jnp.asarray(frequency_groups(shape, num_groups))
+    numbers = jnp.arange(num_groups, dtype=groups.dtype)[:, None, None]
+    parts = jnp.where(groups == numbers, jnp.moveaxis(spectrum, -1, 0)[:, None], 0)
+    waves = jnp.einsum(
+        "qmpof,qkmg->pfokg", down.astype(wide), parts.astype(wide), precision=precision
+    )
+    kernels = jnp.einsum(
+        "pfokg,pgir->kfrio",
+        waves.astype(wide),
+        across.astype(wide),
+        precision=precision,
+        preferred_element_type=jnp.float32,
+    )
+    return kernels.reshape(num_groups, *shape)
 
 
 def spectrum_shape(shape: Sequence[int]) -> tuple[int, int, int]:

@@ -26,6 +26,7 @@ from dyn.layers.attention import AttentionBranch, he_normal_fan_out, read_variab
 from dyn.layers.convolution import ConvLayer
 from dyn.layers.fields import CheckedModule
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.lowerings import assemble_kernels
 from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
@@ -193,7 +194,7 @@ class WarehouseConv(ConvLayer):
             `dyn.layers`.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
-        lowering: 'taps', 'patches', 'samples', 'reference' or 'auto'; see `dyn.ops.dynamic_conv`.
+        lowering: 'taps', 'patches', 'samples', 'reference', 'fused' or 'auto'; see `dyn.ops.dynamic_conv`.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -248,16 +249,13 @@ class WarehouseConv(ConvLayer):
         mix = mix.reshape(-1, taps, out_blocks, in_blocks, mix.shape[-1])
         x = x.astype(self.conv_dtype(x))
 
-        def assemble(mix: Array, cells: Array) -> Array:
-            # `jnp.einsum` may exchange the operands; XLA then copies every kernel into another layout.
-            rows = mix.reshape(math.prod(mix.shape[:-1]), mix.shape[-1])
-            flat = cells.astype(dtype).reshape(cells.shape[0], math.prod(cells.shape[1:]))
-            kernel = jnp.matmul(rows, flat, precision=lax.Precision.HIGHEST)
-            kernel = kernel.reshape(*mix.shape[:-1], *cells.shape[1:])  # [b, T, p, q, i, o]
-            kernel = kernel.transpose(0, 1, 3, 4, 2, 5)
-            return self.apply_mask(kernel.reshape(-1, *self.kernel_shape(x))).astype(x.dtype)
+        lowering = self.choose_sample_lowering(x, self.lowering)
 
-        y = self.convolve_samples(x, assemble, (mix,), (cells,), self.lowering)
+        def assemble(mix: Array, cells: Array) -> Array:
+            kernel = assemble_kernels(mix, cells, x.dtype, fused=lowering == "fused")
+            return self.apply_mask(kernel.reshape(-1, *self.kernel_shape(x)))
+
+        y = self.convolve_samples(x, assemble, (mix,), (cells,), lowering)
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 

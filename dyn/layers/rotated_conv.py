@@ -10,11 +10,13 @@ convolution before the pooling; here it is the squeeze and head of the other met
 theirs.
 """
 
+import math
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from dyn.layers.attention import (
     ATTENTION_PRECISION,
@@ -24,6 +26,7 @@ from dyn.layers.attention import (
 )
 from dyn.layers.convolution import ConvLayer, resolve_kernel_size
 from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.lowerings import assemble_kernels, kernel_is_smaller
 from dyn.ops.rotation import rotate_kernels
 from dyn.ops.sharding import automate_sharding
 
@@ -114,12 +117,15 @@ class RotatedConv(ConvLayer):
             )
         kernel = self.make_candidates(x, self.num_kernels)
         rotations = 1 if size == (1, 1) else self.rotations
-        bank = rotate_kernels(kernel, rotations)  # [n, K, k, k, i, O]
         dtype = float32_or_wider(x, kernel)
         context = self.flatten_context(context, x, batch)
         mix = self.weight_candidates(context, rotations, dtype)
 
         x = x.astype(self.conv_dtype(x))
+        if self.pooling == "mixture" and mix is not None and self.assembles_kernels(x, mix):
+            y = self.convolve_assembled(x, kernel, mix, rotations)
+            return self.add_bias(y).reshape(*batch, *y.shape[1:])
+        bank = rotate_kernels(kernel, rotations)  # [n, K, k, k, i, O]
         if self.pooling == "mixture":
             candidates = jnp.swapaxes(bank, 0, 1).reshape(-1, *kernel.shape[1:])
             y = self.convolve(x, candidates, mix, lowering=self.lowering)
@@ -143,6 +149,45 @@ class RotatedConv(ConvLayer):
         if self.num_kernels > 1:
             return MixtureAttention(num_kernels=self.num_kernels, **fields)(context)
         return None
+
+    def assembles_kernels(self, x: Array, mix: Array) -> bool:
+        """Returns whether kernels are made for each sample from the taps of the unrotated ones.
+
+        Only on a TPU, and where a kernel is larger than its picture: mixing n rotated kernels in each kernel
+        for TPUs takes longer then than writing and reading one for each sample.
+        """
+        geometry = self.resolve_geometry(x)
+        if self.lowering not in ("auto", "fused") or kernel_is_smaller(
+            self.kernel_shape(x), geometry
+        ):
+            return False
+        return self.choose_sample_lowering(x, "auto") == "fused"
+
+    def convolve_assembled(self, x: Array, kernel: Array, mix: Array, rotations: int) -> Array:
+        """Convolves with sum_{k,r} a[k, r] R_r W_k, of which each tap is a mixture of the taps of all W_k.
+
+        Args:
+            x: `[B, H, W, I]`.
+            kernel: `[K, k, k, I, O]`.
+            mix: `[B, K n]`.
+            rotations: n.
+        """
+        number, *size, i, o = kernel.shape
+        taps = math.prod(size)
+
+        def assemble(mix: Array, kernel: Array) -> Array:
+            mix = mix.reshape(-1, number, rotations)
+            units = jnp.eye(taps, dtype=mix.dtype).reshape(taps, *size, 1, 1)
+            turned = rotate_kernels(units, rotations).reshape(
+                rotations, taps, taps
+            )  # [n, from, to]
+            # [b, to, 1, 1, K from]
+            weights = jnp.einsum("bkr,rft->btkf", mix, turned, precision=lax.Precision.HIGHEST)
+            weights = weights.reshape(-1, taps, 1, 1, number * taps)
+            cells = kernel.reshape(number * taps, i, o)
+            return assemble_kernels(weights, cells, x.dtype, fused=True).reshape(-1, *size, i, o)
+
+        return self.convolve_samples(x, assemble, (mix,), (kernel,), "fused")
 
     def compute_responses(self, x: Array, bank: Array, mix: Array | None) -> Array:
         """Returns the response of each orientation, `[B, *out, n, O]`.

@@ -109,7 +109,7 @@ def convolve_with_geometry(
         raise ValueError(
             f"lowering={lowering!r} is unknown: write 'auto' or one of {list(lowerings.LOWERINGS)}."
         )
-    elif why := planner.why_unavailable(lowering) or lowerings.why_unsupported(lowering, problem):
+    elif why := planner.why_impossible(lowering, problem):
         raise ValueError(f"lowering={lowering!r} cannot do this: {why}.")
     out = (inputs.shape[0], *geometry.out, kernels.shape[-1])
     # Handle empty outputs here, once for all lowerings.

@@ -62,7 +62,25 @@ def combine_weights(mix: Array | None, taps: Array | None, number: int) -> Array
 def why_unsupported(problem: Problem) -> str | None:
     """Explains why the kernel cannot solve a problem; None if it can."""
     geometry = problem.geometry
-    if not all(isinstance(n, int) for n in (problem.batch, *geometry.spatial)):
+    if why := explain_limits(geometry, problem.batch, problem.itemsize):
+        return why
+    transposed = (*problem.kernels[:-2], *problem.kernels[:-3:-1])
+    for one, kernels, beside in (
+        (geometry, problem.kernels, False),
+        (transpose_geometry(geometry), transposed, True),
+    ):
+        if choose_blocks(one, problem.batch, kernels, problem.itemsize, beside=beside) is None:
+            return "a picture and its kernels do not fit into VMEM"
+    from dyn.ops.fused_tpu_gradient import fits_vmem  # imports Pallas
+
+    if not fits_vmem(geometry, problem.kernels, problem.batch, problem.itemsize):
+        return "a picture and its kernels do not fit into VMEM for the gradient"
+    return None
+
+
+def explain_limits(geometry: Geometry, batch: int, itemsize: int) -> str | None:
+    """Explains why a kernel of this form cannot do a convolution, whatever its size; None if it can."""
+    if not all(isinstance(n, int) for n in (batch, *geometry.spatial)):
         return "the kernel needs a batch and a picture of known size"
     if geometry.rank == 3:
         return "the kernel is for one or two spatial axes"
@@ -78,19 +96,8 @@ def why_unsupported(problem: Problem) -> str | None:
         for pad in pads
     ):
         return "the padding crops the inputs, or is wider than the kernel"
-    if problem.itemsize > 4:
+    if itemsize > 4:
         return "TPUs compute in float32 and bfloat16"
-    transposed = (*problem.kernels[:-2], *problem.kernels[:-3:-1])
-    for one, kernels, beside in (
-        (geometry, problem.kernels, False),
-        (transpose_geometry(geometry), transposed, True),
-    ):
-        if choose_blocks(one, problem.batch, kernels, problem.itemsize, beside=beside) is None:
-            return "a picture and its kernels do not fit into VMEM"
-    from dyn.ops.fused_tpu_gradient import fits_vmem  # imports Pallas
-
-    if not fits_vmem(geometry, problem.kernels, problem.batch, problem.itemsize):
-        return "a picture and its kernels do not fit into VMEM for the gradient"
     return None
 
 
@@ -126,6 +133,8 @@ class Blocks:
         grouped: taps along the height that are contracted at once because they share the lanes, G.
         features: input features, I.
         columns: output features of a grid step.
+        per_sample: each sample has a kernel of its own, and nothing is mixed.
+        transposed: it is the kernel `[O, I]` of the convolution whose gradient this is.
     """
 
     geometry: Geometry
@@ -133,6 +142,8 @@ class Blocks:
     grouped: int
     features: int
     columns: int
+    per_sample: bool = False
+    transposed: bool = False
 
     @property
     def tap_rows(self) -> int:
@@ -174,7 +185,12 @@ class Blocks:
     @property
     def scales_inputs(self) -> bool:
         """Is true if a single candidate's weight of a tap is multiplied onto the inputs, not the kernel."""
-        return self.grouped == 1 and self.rows < self.columns
+        return not self.per_sample and self.grouped == 1 and self.rows < self.columns
+
+    @property
+    def matrix(self) -> tuple[int, int]:
+        """Shape of the part of a kernel that a contraction takes."""
+        return (self.columns, self.depth) if self.transposed else (self.depth, self.columns)
 
     def scratch(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the shapes of the padded pictures and of the results, in float32."""
@@ -183,14 +199,17 @@ class Blocks:
         tiles = -(-self.columns // LANES)
         return padded, (self.samples, tiles, self.rows, min(LANES, self.columns))
 
-    def count_bytes(self, num_kernels: int, itemsize: int, beside: bool) -> int:
+    def count_bytes(
+        self, num_kernels: int, itemsize: int, kernel_itemsize: int = 4, *, beside: bool = False
+    ) -> int:
         """Counts the bytes of VMEM: kernels, scratch, inputs and outputs, of which two are there."""
         geometry = self.geometry
-        kernels = (num_kernels, self.tap_rows * geometry.size[1], self.depth, self.columns)
+        kernels = (num_kernels, self.tap_rows * geometry.size[1], *self.matrix)
         inputs = (2, self.samples, *geometry.spatial, self.features)
         # With inputs of the outputs' shape.
         outputs = (4 if beside else 2, self.samples, *geometry.out, self.columns)
-        sizes = [count_vmem_bytes(shape, 4) for shape in (kernels, *self.scratch())]
+        sizes = [count_vmem_bytes(kernels, kernel_itemsize)]
+        sizes += [count_vmem_bytes(shape, 4) for shape in self.scratch()]
         sizes += [count_vmem_bytes(shape, itemsize) for shape in (inputs, outputs)]
         # A product and a mixed kernel are kept in VMEM too, if registers do not suffice.
         sizes += [count_vmem_bytes((self.depth + self.rows, self.columns), 4)]
@@ -210,18 +229,33 @@ def choose_blocks(
     """
     geometry = add_height(geometry)
     features, columns = kernels[-2:]
-    # A store with strides cannot begin within the lanes.
-    dilated = geometry.input_dilation[1] > 1
-    grouped = 1 if dilated else min(geometry.size[0], max(1, LANES // features))
-    # Few positions need several samples to keep the matrix unit busy while it waits for first results.
-    most = max(1, min(4, 2048 // max(1, geometry.positions)))
-    samples = max(n for n in range(1, most + 1) if batch % n == 0)
-    choices = [columns, *(n for n in range(columns - LANES, 0, -LANES) if columns % n == 0)]
-    for n in choices:
+    samples, grouped = choose_samples(geometry, batch)[0], count_grouped(geometry, features)
+    for n in choose_columns(columns):
         blocks = Blocks(geometry, samples, grouped, features, n)
-        if blocks.count_bytes(kernels[0], itemsize, beside) < 0.9 * find_vmem_size():
+        if blocks.count_bytes(kernels[0], itemsize, beside=beside) < 0.9 * find_vmem_size():
             return blocks
     return None
+
+
+def choose_samples(geometry: Geometry, batch: int) -> list[int]:
+    """Returns the numbers of samples that a grid step can compute, the best first.
+
+    Few positions need several samples to keep the matrix unit busy while it waits for first results.
+    """
+    most = max(1, min(4, 2048 // max(1, geometry.positions)))
+    return [n for n in range(most, 0, -1) if batch % n == 0]
+
+
+def choose_columns(columns: int) -> list[int]:
+    """Returns the numbers of output features that a grid step can compute, the largest first."""
+    return [columns, *(n for n in range(columns - LANES, 0, -LANES) if columns % n == 0)]
+
+
+def count_grouped(geometry: Geometry, features: int) -> int:
+    """Returns the number of taps along the height that share the lanes, G."""
+    # A store with strides cannot begin within the lanes.
+    dilated = geometry.input_dilation[1] > 1
+    return 1 if dilated else min(geometry.size[0], max(1, LANES // features))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -320,16 +354,37 @@ def run_kernel(
     Returns:
         `[B, *out, O]`, and with `beside` the sums `[B, O]` in float32, before outputs are weighted.
     """
+    blocks = choose_blocks(
+        *(geometry, inputs.shape[0], kernels.shape, inputs.dtype.itemsize),
+        beside=beside is not None,
+    )
+    assert blocks is not None  # see `why_unsupported`
+    w, c = group_kernels(kernels, blocks), group_coefficients(coefficients, blocks)
+    y, sums = call_kernel(
+        inputs, w, c, kernels.shape[-1], blocks, precision, scales=scales, beside=beside
+    )
+    return y.reshape(inputs.shape[0], *geometry.out, kernels.shape[-1]), sums
+
+
+def call_kernel(
+    inputs, w, c, columns: int, blocks: Blocks, precision, *, scales=None, beside=None
+) -> tuple[Array, Array | None]:
+    """Calls the Pallas kernel on a grid of blocks; returns what `run_kernel` does, in two dimensions.
+
+    Args:
+        inputs: `[B, *spatial, I]`.
+        w: candidates `[K, R, kw, G*I, O]`, or the kernels of all samples, `[B, ...]`.
+        c: coefficients `[B, 1, R*kw*G*K]`; None for kernels of single samples.
+        columns: number of output features, O.
+        blocks: sizes.
+        precision: of the products.
+        scales, beside: as in `run_kernel`.
+    """
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    batch, columns = inputs.shape[0], kernels.shape[-1]
-    is_beside = beside is not None
-    blocks = choose_blocks(geometry, batch, kernels.shape, inputs.dtype.itemsize, beside=is_beside)
-    assert blocks is not None  # see `why_unsupported`
-    samples, two = blocks.samples, blocks.geometry
+    batch, samples, two = inputs.shape[0], blocks.samples, blocks.geometry
     x = keep_layout(inputs).reshape(batch, *two.spatial, inputs.shape[-1])
-    w, c = group_taps(kernels, coefficients, blocks)
     padded, total = blocks.scratch()
     # Each core of a chip with two takes one half of the batch.
     steps = batch // samples
@@ -338,15 +393,16 @@ def run_kernel(
     def block(half, _, step):
         return half * (steps // halves) + step
 
-    weights = pl.BlockSpec(
-        (samples, 1, c.shape[-1]), lambda *at: (block(*at), 0, 0), memory_space=pltpu.SMEM
-    )
-    candidates = pl.BlockSpec(
-        (*w.shape[:-1], blocks.columns),
-        lambda half, o, step: (0, 0, 0, 0, o),
-        pipeline_mode=pl.Buffered(1),
-    )
+    def kernels_of(half, o, step):
+        first = block(half, o, step) if blocks.per_sample else 0
+        return (first, 0, 0, o, 0) if blocks.transposed else (first, 0, 0, 0, o)
+
     pictures = pl.BlockSpec((samples, *x.shape[1:]), lambda *at: (block(*at), 0, 0, 0))
+    kernels = pl.BlockSpec(
+        (samples if blocks.per_sample else len(w), *w.shape[1:3], *blocks.matrix),
+        kernels_of,
+        pipeline_mode=None if blocks.per_sample else pl.Buffered(1),
+    )
     results = pl.BlockSpec(
         (samples, *two.out, blocks.columns),
         lambda half, o, step: (block(half, o, step), 0, 0, o),
@@ -355,29 +411,31 @@ def run_kernel(
     of_outputs = pl.BlockSpec(
         (samples, 1, blocks.columns), lambda half, o, step: (block(half, o, step), 0, o)
     )
-    out_shapes = [jax.ShapeDtypeStruct((batch, *two.out, columns), x.dtype)]
-    optional = dict.fromkeys(("channels_ref", "filters_ref", "beside_ref", "sums_ref"))
-    arrays, in_specs, out_specs = [c, x, w], [weights, pictures, candidates], [results]
+    # Each array by the name that `_convolve_block` has for it.
+    arrays, in_specs = {"x_ref": x, "w_ref": w}, [pictures, kernels]
+    outputs, out_specs = (
+        {"y_ref": jax.ShapeDtypeStruct((batch, *two.out, columns), x.dtype)},
+        [results],
+    )
+    if c is not None:
+        arrays["c_ref"] = c
+        in_specs.append(
+            pl.BlockSpec(
+                (samples, 1, c.shape[-1]), lambda *at: (block(*at), 0, 0), memory_space=pltpu.SMEM
+            )
+        )
     if scales is not None:
-        arrays += [scale[:, None] for scale in scales]
+        arrays["channels_ref"], arrays["filters_ref"] = (scale[:, None] for scale in scales)
         in_specs += [of_inputs, of_outputs]
     if beside is not None:
-        arrays.append(keep_layout(beside).reshape(batch, *two.out, columns))
+        arrays["beside_ref"] = keep_layout(beside).reshape(batch, *two.out, columns)
         in_specs.append(results)
-        out_shapes.append(jax.ShapeDtypeStruct((batch, 1, columns), jnp.float32))
+        outputs["sums_ref"] = jax.ShapeDtypeStruct((batch, 1, columns), jnp.float32)
         out_specs.append(of_outputs)
-    names = [
-        *("c_ref", "x_ref", "w_ref"),
-        *(("channels_ref", "filters_ref") if scales is not None else ()),
-        *(("beside_ref",) if is_beside else ()),
-        "y_ref",
-        *(("sums_ref",) if is_beside else ()),
-        *("padded", "total"),
-    ]
 
     def body(*refs):
         _convolve_block(
-            **optional | dict(zip(names, refs, strict=True)),
+            **dict(zip((*arrays, *outputs, "padded", "total"), refs, strict=True)),
             blocks=blocks,
             precision=_matrix_precision(x.dtype, precision),
         )
@@ -387,56 +445,63 @@ def run_kernel(
         grid=(halves, columns // blocks.columns, steps // halves),
         in_specs=in_specs,
         out_specs=out_specs,
-        out_shape=out_shapes,
+        out_shape=list(outputs.values()),
         scratch_shapes=[pltpu.VMEM(padded, jnp.float32), pltpu.VMEM(total, jnp.float32)],
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=int(0.95 * find_vmem_size()),
         ),
-        name="dynamic_conv",
-    )(*arrays)
-    y = keep_layout(y.reshape(batch, *geometry.out, columns))
-    return y, sums[0][:, 0] if sums else None
+        name="sample_conv" if blocks.per_sample else "dynamic_conv",
+    )(*arrays.values())
+    return keep_layout(y), sums[0][:, 0] if sums else None
 
 
-def group_taps(kernels: Array, coefficients: Array, blocks: Blocks) -> tuple[Array, Array]:
-    """Returns kernels `[K, R, kw, G*I, O]` and coefficients `[B, 1, R*kw*G*K]`, for groups of G taps.
+def group_kernels(kernels: Array, blocks: Blocks) -> Array:
+    """Returns kernels `[N, R, kw, G*I, O]`, for groups of G taps along the height that share the lanes.
 
-    Missing taps are zero. A group along the height shares the lanes.
+    Missing taps are zero.
     """
     (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
-    num_kernels, columns = kernels.shape[0], kernels.shape[-1]
-    batch, missing = coefficients.shape[0], groups * grouped - height
-    w = kernels.reshape(num_kernels, height, width, blocks.features, columns)
-    w = jnp.pad(w, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)))
-    w = w.reshape(num_kernels, groups, grouped, width, blocks.features, columns).swapaxes(2, 3)
+    matrix = kernels.shape[-2:]
+    w = kernels.reshape(len(kernels), height, width, *matrix)
+    if grouped == 1:
+        return w
+    w = jnp.pad(w, ((0, 0), (0, groups * grouped - height), (0, 0), (0, 0), (0, 0)))
+    w = w.reshape(len(w), groups, grouped, width, *matrix).swapaxes(2, 3)
+    return w.reshape(len(w), groups, width, blocks.depth, matrix[1])
+
+
+def group_coefficients(coefficients: Array, blocks: Blocks) -> Array:
+    """Returns coefficients `[B, 1, R*kw*G*K]` in the order of the taps of `group_kernels`."""
+    (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
+    batch, _, num_kernels = coefficients.shape
     c = coefficients.reshape(batch, height, width, num_kernels)
-    c = jnp.pad(c, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    c = jnp.pad(c, ((0, 0), (0, groups * grouped - height), (0, 0), (0, 0)))
     c = c.reshape(batch, groups, grouped, width, num_kernels).swapaxes(2, 3)
-    return w.reshape(num_kernels, groups, width, blocks.depth, columns), c.reshape(batch, 1, -1)
+    return c.reshape(batch, 1, -1)
 
 
 def _convolve_block(
     *,
-    c_ref,
     x_ref,
     w_ref,
-    channels_ref,
-    filters_ref,
-    beside_ref,
     y_ref,
-    sums_ref,
     padded,
     total,
+    c_ref=None,
+    channels_ref=None,
+    filters_ref=None,
+    beside_ref=None,
+    sums_ref=None,
     blocks: Blocks,
     precision,
 ):
     """Convolves the samples of one grid step.
 
     Args:
-        c_ref: coefficients `[N, 1, R*kw*G*K]`, scalars.
+        c_ref: coefficients `[N, 1, R*kw*G*K]`, scalars; None for kernels of single samples.
         x_ref: inputs `[N, H, W, I]`.
-        w_ref: candidates `[K, R, kw, G*I, columns]`.
+        w_ref: candidates `[K, R, kw, G*I, columns]`, or the samples' kernels, `[N, ...]`.
         channels_ref, filters_ref: weights `[N, 1, I]` and `[N, 1, columns]`, or None.
         beside_ref: `[N, H', W', columns]`, or None.
         y_ref: outputs `[N, H', W', columns]`.
@@ -487,7 +552,7 @@ def _convolve_block(
         widths = [min(LANES, blocks.columns - tile * LANES) for n in samples for tile in tiles]
         sums = [jnp.zeros((1, width), jnp.float32) for width in widths]
     sums = _repeat(height, write_row, sums)
-    if beside_ref is not None:
+    if sums_ref is not None:
         tile_sums = iter(sums)
         for n in samples:
             for tile in tiles:
@@ -534,14 +599,19 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
     """Returns the sum over the i-th group of rows of taps, `[rows, columns]` in float32."""
     from jax.experimental import pallas as pl
 
-    num_kernels, width, features = w_ref.shape[0], blocks.geometry.size[1], blocks.features
+    width, features = blocks.geometry.size[1], blocks.features
     phases, stride = blocks.geometry.strides
-    scales_inputs = num_kernels == 1 and blocks.scales_inputs
+    scales_inputs = w_ref.shape[0] == 1 and blocks.scales_inputs
+    contracted = 1 if blocks.transposed else 0
     row = i * blocks.grouped + blocks.grouped - 1
     result = jnp.zeros((blocks.rows, blocks.columns), jnp.float32)
     for j in range(width):
         first = (i * width + j) * blocks.grouped
-        if scales_inputs:
+        if blocks.transposed:
+            w = w_ref[n, blocks.tap_rows - 1 - i, width - 1 - j]
+        elif blocks.per_sample:
+            w = w_ref[n, i, j]
+        elif scales_inputs:
             w = w_ref[0, i, j]
         else:
             w = jnp.concatenate(
@@ -556,9 +626,11 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
             x = padded[n, row % phases, tile, pl.ds(start, blocks.rows, stride=stride)]
             if scales_inputs:
                 x = x * c_ref[n, 0, first]
-            result += jnp.dot(
+            part = lax.slice_in_dim(w, tile * LANES, tile * LANES + depth, axis=contracted)
+            result += lax.dot_general(
                 x[:, :depth].astype(dtype),
-                w[tile * LANES : tile * LANES + depth].astype(dtype),
+                part.astype(dtype),
+                (((1,), (contracted,)), ((), ())),
                 precision=precision,
                 preferred_element_type=jnp.float32,
             )

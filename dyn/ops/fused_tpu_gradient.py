@@ -16,6 +16,7 @@ larger than the picture, and then the gain is 20 %. K = 1 is the same kernel: 1/
 """
 
 import dataclasses
+import functools
 import itertools
 
 import jax
@@ -121,6 +122,96 @@ def choose_blocks(
     return None
 
 
+def compute_sample_gradients(
+    x: Array,
+    dy: Array,
+    kernels: Array,
+    geometry: Geometry,
+    *,
+    precision: lax.PrecisionLike = None,
+) -> Array:
+    """Returns the gradient x_b^T dy_b of each sample's kernel, `[B, *k, I, O]` in the kernels' dtype.
+
+    Args:
+        x, dy, geometry, precision: as in `compute_kernel_gradients`.
+        kernels: `[B, *k, I, O]`, of which only the shape and the dtype count.
+
+    Raises:
+        ValueError: if `choose_sample_blocks` finds none.
+    """
+    batch, *_, features, filters = kernels.shape
+    blocks = choose_sample_blocks(geometry, kernels.shape[1:], batch, x.dtype.itemsize)
+    if blocks is None:
+        raise ValueError(f"kernels {kernels.shape} and inputs {x.shape} do not fit into VMEM.")
+    geometry = add_height(geometry)
+    height, width = geometry.size
+    samples, rows = blocks.samples, blocks.rows
+    x = keep_layout(x).reshape(batch, *geometry.spatial, features)
+    dy = keep_layout(dy).reshape(batch, *geometry.out, filters)
+    padded, pitch = _plan_buffers(geometry, blocks)
+    d_kernels = pl.pallas_call(
+        functools.partial(
+            _write_gradients,
+            geometry=geometry,
+            folded=_count_folded(geometry, blocks),
+            pitch=pitch,
+            precision=precision,
+        ),
+        grid=(
+            features // blocks.inputs,
+            filters // blocks.outputs,
+            height // rows,
+            batch // samples,
+        ),
+        in_specs=_make_specs(geometry, blocks),
+        out_specs=pl.BlockSpec(
+            (samples, rows, width, blocks.inputs, blocks.outputs),
+            lambda i, o, row, b: (b, row, 0, i, o),
+        ),
+        out_shape=jax.ShapeDtypeStruct((batch, height, width, features, filters), kernels.dtype),
+        scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in padded],
+        compiler_params=_make_parameters(),
+        name="sample_conv_kernel_gradients",
+    )(x, dy)
+    return d_kernels.reshape(kernels.shape)
+
+
+def choose_sample_blocks(
+    geometry: Geometry, kernel: tuple[int, ...], batch: int, itemsize: int
+) -> Blocks | None:
+    """Returns the largest blocks of `compute_sample_gradients` that VMEM has room for, or None.
+
+    Args:
+        geometry: as in `compute_kernel_gradients`.
+        kernel: shape of one kernel, `(*k, I, O)`.
+        batch: number of samples.
+        itemsize: bytes of a number of the inputs and of the kernels.
+    """
+    geometry = add_height(geometry)
+    features, filters = kernel[-2:]
+    # Rows that do not begin with a tile are only loaded from one tile of lanes.
+    i = LANES if features % LANES == 0 else features
+    parts = sorted({filters, LANES} if filters % LANES == 0 else {filters}, reverse=True)
+    for samples, rows, o in itertools.product(
+        (4, 2, 1), sorted({geometry.size[0], 1}, reverse=True), parts
+    ):
+        blocks = Blocks(samples, rows, i, o)
+        buffers, _ = _plan_buffers(geometry, blocks)
+        width = geometry.size[1]
+        sizes = [count_vmem_bytes(shape, 4) for shape in (*buffers, (width * i, o))]
+        sizes += [
+            2 * count_vmem_bytes((samples, *shape), itemsize)
+            for shape in (
+                (*geometry.spatial, i),
+                (*geometry.out, o),
+                (rows, width, i, o),
+            )
+        ]
+        if batch % samples == 0 and sum(sizes) <= VMEM_FOR_BLOCKS:
+            return blocks
+    return None
+
+
 def _count_folded(geometry: Geometry, blocks: Blocks) -> int:
     """Returns the number of shifts that share the lanes.
 
@@ -174,7 +265,7 @@ def _call_kernel(
     """Computes the gradients in two dimensions; the samples are the innermost axis of the grid."""
     num_kernels, height, width, features, filters = kernels.shape
     samples, rows = blocks.samples, blocks.rows
-    batch, *spatial, _ = x.shape
+    batch = x.shape[0]
     steps = batch // samples
     grid = (features // blocks.inputs, filters // blocks.outputs, height // rows, steps)
     candidates = (num_kernels, rows, width, blocks.inputs, blocks.outputs)
@@ -187,8 +278,7 @@ def _call_kernel(
             lambda i, o, row, b: (b, 0, 0),
             memory_space=pltpu.SMEM,
         ),
-        pl.BlockSpec((samples, *spatial, blocks.inputs), lambda i, o, row, b: (b, 0, 0, i)),
-        pl.BlockSpec((samples, *geometry.out, blocks.outputs), lambda i, o, row, b: (b, 0, 0, o)),
+        *_make_specs(geometry, blocks),
         pl.BlockSpec(
             candidates,
             lambda i, o, row, b: (0, row, 0, i, o),
@@ -240,10 +330,7 @@ def _call_kernel(
         scratch_shapes=[
             pltpu.VMEM(shape, jnp.float32) for shape in (*padded, (samples, sums, blocks.outputs))
         ],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-            vmem_limit_bytes=SMALLEST_VMEM,
-        ),
+        compiler_params=_make_parameters(),
         name="dynamic_conv_kernel_gradients",
     )(*arrays)
     d_sums = d_sums.sum((0, 1))  # [rows of blocks, steps, samples, sums]
@@ -251,6 +338,63 @@ def _call_kernel(
     if scales is None:
         return d_kernels, d_coefficients, None
     return d_kernels, d_coefficients, d_filters[0].sum((0, 1)).reshape(batch, filters)
+
+
+def _make_specs(geometry: Geometry, blocks: Blocks) -> list[pl.BlockSpec]:
+    """Returns the parts of the inputs and of the outputs' gradients that a step of the grid reads."""
+    samples = blocks.samples
+    return [
+        pl.BlockSpec(
+            (samples, *geometry.spatial, blocks.inputs), lambda i, o, row, b: (b, 0, 0, i)
+        ),
+        pl.BlockSpec((samples, *geometry.out, blocks.outputs), lambda i, o, row, b: (b, 0, 0, o)),
+    ]
+
+
+def _make_parameters() -> pltpu.CompilerParams:
+    """Returns the compiler's parameters for a grid whose last axis are the samples."""
+    return pltpu.CompilerParams(
+        dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
+        vmem_limit_bytes=SMALLEST_VMEM,
+    )
+
+
+def _write_gradients(
+    x_ref,  # [samples, *spatial, I]
+    dy_ref,  # [samples, *out, O]
+    dw_ref,  # [samples, rows, kernel width, I, O]
+    inputs_ref,  # as in `_accumulate_gradients`
+    outputs_ref,
+    *,
+    geometry: Geometry,
+    folded: int,
+    pitch: int,
+    precision,
+):
+    """Writes the gradient of several samples' kernels."""
+    samples, rows, width, features, filters = dw_ref.shape
+
+    @pl.when(pl.program_id(3) == 0)
+    def _():
+        inputs_ref[...] = jnp.zeros_like(inputs_ref)
+        outputs_ref[...] = jnp.zeros_like(outputs_ref)
+
+    for s in range(samples):
+        _write_inputs(x_ref.at[s], None, inputs_ref.at[s], geometry, folded, pitch)
+        _write_outputs(dy_ref.at[s], outputs_ref.at[s], geometry, folded)
+
+    def write_kernel_row(row, _):
+        for s in range(samples):
+            product = _multiply_shifted(
+                inputs_ref.at[s],
+                outputs_ref[s].astype(dy_ref.dtype),
+                *(pl.program_id(2) * rows + row, geometry, folded, pitch, precision),
+            )
+            for column in range(width):
+                g = _slice_block(product, column // folded, column % folded, features, filters)
+                dw_ref[s, row, column] = g.astype(dw_ref.dtype)
+
+    lax.fori_loop(0, rows, write_kernel_row, None)
 
 
 def _accumulate_gradients(

@@ -137,6 +137,7 @@ class Problem:
         mixed: whether there is a mixture at all (K > 1, or a weight for the only kernel).
         pixelwise: whether the mixture differs between output positions.
         tap_attention: whether kernel positions are weighted per sample.
+        per_sample: whether each sample has a kernel that is no mixture; K is 1 then.
         itemsize: bytes of a number.
         batch_shards: number of parts into which a mesh divides the batch; None if that is unknown.
     """
@@ -147,6 +148,7 @@ class Problem:
     mixed: bool = False
     pixelwise: bool = False
     tap_attention: bool = False
+    per_sample: bool = False
     itemsize: int = 4
     batch_shards: int | None = 1
 

@@ -208,7 +208,7 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
     no_loop = why_no_loop(platform)
 
     def estimate(name: str) -> Estimate:
-        if why := why_unavailable(name, platform) or lowerings.why_unsupported(name, problem):
+        if why := why_impossible(name, problem, platform):
             return Estimate(name, why_not=why)
         if name == "fused" and (why := why_no_kernel(problem, platform)):
             return Estimate(name, why_not=why)
@@ -262,6 +262,9 @@ def count_work(lowering: str, problem: Problem) -> Work:
     if mixes_kernels and (problem.mixed or problem.tap_attention):
         # The fused kernel never writes them; its price is that of mixing all candidates.
         sample_kernels = batch * one_kernel * (num_kernels if lowering == "fused" else 1)
+    if lowering == "fused" and problem.per_sample:
+        # Nothing is mixed: each sample's kernel is written and read, like its inputs.
+        operands, sample_kernels = operands + sample_kernels, 0
     reads = iterations if lowering == "samples" else 1
     return Work(
         **{kind: flops},
@@ -286,6 +289,11 @@ def why_no_reference(problem: Problem, platform: str | None = None) -> str | Non
     return None
 
 
+def why_impossible(lowering: str, problem: Problem, platform: str | None = None) -> str | None:
+    """Explains why a lowering cannot solve a problem on a platform; None if it can."""
+    return why_unavailable(lowering, platform) or lowerings.why_unsupported(lowering, problem)
+
+
 def why_unavailable(lowering: str, platform: str | None = None) -> str | None:
     """Explains why a lowering does not exist on a platform; None if it does."""
     platform = _priced_platform(platform)
@@ -305,7 +313,9 @@ def why_no_kernel(problem: Problem, platform: str | None = None) -> str | None:
             None if whole else f"a batch of {problem.batch} does not divide over {shards} devices"
         )
     if jax.sharding.get_abstract_mesh().size > 1:
-        return "a mesh with several automatic axes does not say which of them divides the batch"
+        return (
+            "the mesh divides pictures, or has several automatic axes and none says what it divides"
+        )
     is_here = jax.default_backend() == _priced_platform(platform)
     if is_here and jax.device_count() > 1:
         return "nothing says how the batch is divided over the devices: call jax.set_mesh"

@@ -109,7 +109,7 @@ def may_use_several_mesh_axes(*arrays: Any, unknown: bool) -> bool:
 def find_batch_shards(array: Any) -> BatchShards | None:
     """Returns how the first axis of an array is sharded; None if that is unknown while it is traced.
 
-    Explicit mesh axes are part of the array's type. An automatic mesh is taken to shard the batch over its
+    It is also None if a spatial axis, one between the first and the last, is sharded. Explicit mesh axes are part of the array's type. An automatic mesh is taken to shard the batch over its
     only axis of more than one device; if it has several, nobody knows. Manual axes, those of an outer
     `jax.shard_map`, are left out, since the array is a shard already.
 
@@ -127,7 +127,9 @@ def find_batch_shards(array: Any) -> BatchShards | None:
         return BatchShards()
     axes = tuple(free)
     if mesh.explicit_axes:
-        first = mesh_axes(array)[0]
+        first, *others = mesh_axes(array)
+        if any(others[:-1]):
+            return None
         axes = first if isinstance(first, tuple) else (first,) if first else ()
     elif len(free) > 1:
         return None

@@ -15,6 +15,7 @@ from dyn.layers.fd_conv import (
     kernel_to_spectrum,
     spectrum_shape,
     spectrum_to_kernel,
+    transform_by_products,
 )
 from dyn.schedules import set_temperature
 
@@ -201,3 +202,11 @@ def test_follows_the_formulas(name, local, lowering):
             out = out if depthwise else out * weights("filter")[b]
             want.append(out + params["bias"])
     np.testing.assert_allclose(y, np.stack(want), rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("shape", [(3, 3, 4, 6), (3, 3, 5, 3), (3, 4, 5), (3, 2, 2, 4, 4)])
+def test_products_transform_like_the_fourier_transform(shape):
+    spectrum = jax.random.normal(jax.random.key(0), spectrum_shape(shape))
+    got = transform_by_products(spectrum, shape, 5, jnp.dtype(jnp.float32))
+    want = disjoint_kernels(spectrum, shape, 5)
+    np.testing.assert_allclose(got, want, atol=3e-6)
