@@ -109,9 +109,10 @@ def may_use_several_mesh_axes(*arrays: Any, unknown: bool) -> bool:
 def find_batch_shards(array: Any) -> BatchShards | None:
     """Returns how the first axis of an array is sharded; None if that is unknown while it is traced.
 
-    It is also None if a spatial axis, one between the first and the last, is sharded. Explicit mesh axes are part of the array's type. An automatic mesh is taken to shard the batch over its
-    only axis of more than one device; if it has several, nobody knows. Manual axes, those of an outer
-    `jax.shard_map`, are left out, since the array is a shard already.
+    It is also None if a spatial axis, one between the first and the last, is sharded. Explicit mesh axes are
+    part of the array's type. An automatic mesh is taken to shard the batch over its only axis of more than
+    one device; if it has several, nobody knows. Manual axes, those of an outer `jax.shard_map`, are left out,
+    since the array is a shard already.
 
     Args:
         array: an array, or a `jax.ShapeDtypeStruct`.
