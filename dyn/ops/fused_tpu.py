@@ -31,6 +31,10 @@ def convolve_by_fused_kernel(inputs, kernels, mix, taps, geometry, precision) ->
     if mix is None and taps is None:
         return geometry.convolve(inputs, kernels[0].astype(inputs.dtype), precision)
     x = inputs.astype(jnp.float32) if inputs.dtype == jnp.float16 else inputs  # not a TPU's dtype
+    if mix is not None and mix.ndim > 2:
+        from dyn.ops.fused_pixels_tpu import convolve_pixels  # imports Pallas
+
+        return convolve_pixels(x, kernels, mix, geometry, precision).astype(inputs.dtype)
     coefficients = combine_weights(mix, taps, geometry.taps)
     return _convolve(x, kernels, coefficients, geometry, precision).astype(inputs.dtype)
 
@@ -67,6 +71,10 @@ def why_unsupported(problem: Problem) -> str | None:
         return "the padding crops the inputs, or is wider than the kernel"
     if problem.itemsize > 4:
         return "TPUs compute in float32 and bfloat16"
+    if problem.pixelwise:
+        from dyn.ops import fused_pixels_tpu  # imports Pallas
+
+        return fused_pixels_tpu.why_unsupported(problem)
     for one, kernels in (
         (geometry, problem.kernels),
         (transpose_geometry(geometry), (*problem.kernels[:-2], *problem.kernels[:-3:-1])),
@@ -292,7 +300,7 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
         return half * (steps // halves) + step
 
     y = pl.pallas_call(
-        partial(_convolve_block, blocks=blocks, precision=_matrix_precision(x.dtype, precision)),
+        partial(_convolve_block, blocks=blocks, precision=choose_matrix_precision(x.dtype, precision)),
         grid=(halves, columns // blocks.columns, steps // halves),
         in_specs=[
             pl.BlockSpec(
@@ -323,20 +331,26 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
 
 
 def group_taps(kernels: Array, coefficients: Array, blocks: Blocks) -> tuple[Array, Array]:
-    """Returns kernels `[K, R, kw, G*I, O]` and coefficients `[B, 1, R*kw*G*K]`, for groups of G taps.
+    """Returns kernels as `group_kernels` does, and coefficients `[B, 1, R*kw*G*K]`."""
+    (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
+    num_kernels, batch, missing = kernels.shape[0], coefficients.shape[0], groups * grouped - height
+    c = coefficients.reshape(batch, height, width, num_kernels)
+    c = jnp.pad(c, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    c = c.reshape(batch, groups, grouped, width, num_kernels).swapaxes(2, 3)
+    return group_kernels(kernels, blocks), c.reshape(batch, 1, -1)
+
+
+def group_kernels(kernels: Array, blocks: Blocks) -> Array:
+    """Returns kernels `[K, R, kw, G*I, O]`, for groups of G taps.
 
     Missing taps are zero. A group along the height shares the lanes.
     """
     (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
     num_kernels, columns = kernels.shape[0], kernels.shape[-1]
-    batch, missing = coefficients.shape[0], groups * grouped - height
     w = kernels.reshape(num_kernels, height, width, blocks.features, columns)
-    w = jnp.pad(w, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)))
+    w = jnp.pad(w, ((0, 0), (0, groups * grouped - height), (0, 0), (0, 0), (0, 0)))
     w = w.reshape(num_kernels, groups, grouped, width, blocks.features, columns).swapaxes(2, 3)
-    c = coefficients.reshape(batch, height, width, num_kernels)
-    c = jnp.pad(c, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    c = c.reshape(batch, groups, grouped, width, num_kernels).swapaxes(2, 3)
-    return w.reshape(num_kernels, groups, width, blocks.depth, columns), c.reshape(batch, 1, -1)
+    return w.reshape(num_kernels, groups, width, blocks.depth, columns)
 
 
 def _convolve_block(c_ref, x_ref, w_ref, y_ref, padded, total, *, blocks: Blocks, precision):
@@ -360,14 +374,14 @@ def _convolve_block(c_ref, x_ref, w_ref, y_ref, padded, total, *, blocks: Blocks
 
     samples, tiles = range(blocks.samples), range(total.shape[1])
     for n in samples:
-        _write_padded(x_ref.at[n], padded.at[n], blocks)
+        write_padded(x_ref.at[n], padded.at[n], blocks)
     total[...] = jnp.zeros_like(total)
 
     def add_tap_row(i, carry):
         for n in samples:
             result = _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks, x_ref.dtype, precision)
             for tile in tiles:
-                part = result[:, _lanes(tile, blocks.columns)]
+                part = result[:, slice_lanes(tile, blocks.columns)]
                 total[n, tile, :, : part.shape[1]] += part
         return carry
 
@@ -378,15 +392,15 @@ def _convolve_block(c_ref, x_ref, w_ref, y_ref, padded, total, *, blocks: Blocks
         for n in samples:
             start = h * (blocks.pitch // stride)
             for tile in tiles:
-                lanes = _lanes(tile, blocks.columns)
+                lanes = slice_lanes(tile, blocks.columns)
                 y = total[n, tile, pl.ds(start, width), : lanes.stop - lanes.start]
                 y_ref[n, h, :, lanes] = y.astype(y_ref.dtype)
         return carry
 
-    _repeat(height, write_row)
+    repeat_step(height, write_row)
 
 
-def _write_padded(x_ref, padded, blocks: Blocks):
+def write_padded(x_ref, padded, blocks: Blocks):
     """Writes a sample into VMEM with its padding; taps that share the lanes follow each other there."""
     from jax.experimental import pallas as pl
 
@@ -402,20 +416,20 @@ def _write_padded(x_ref, padded, blocks: Blocks):
             start = row // phases * blocks.pitch + left
             to = pl.ds(start, width, stride=geometry.input_dilation[1])
             for tile in range(-(-features // LANES)):
-                part = x[:, _lanes(tile, features)]
+                part = x[:, slice_lanes(tile, features)]
                 lanes = slice(g * features, g * features + part.shape[1])
                 padded[row % phases, tile, to, lanes] = part
         return carry
 
-    _repeat(height, write_row)
+    repeat_step(height, write_row)
 
 
-def _repeat(number: int, step: Callable[[Any, Any], Any]):
+def repeat_step(number: int, step: Callable[[Any, Any], Any]):
     """Repeats a step, several times per turn of a loop so that the latencies of their loads overlap."""
     lax.fori_loop(0, number, step, 0, unroll=math.gcd(number, 8))
 
 
-def _lanes(tile: int, features: int) -> slice:
+def slice_lanes(tile: int, features: int) -> slice:
     """Returns the features that lie in one tile of lanes."""
     return slice(tile * LANES, min((tile + 1) * LANES, features))
 
@@ -468,7 +482,7 @@ def _mix_candidates(w_ref, c_ref, n, place: tuple[Any, int, int], tap, features:
     return mixed
 
 
-def _matrix_precision(dtype, precision) -> lax.Precision | None:
+def choose_matrix_precision(dtype, precision) -> lax.Precision | None:
     """Returns the precision of the matrix unit, which has two of them for float32."""
     if dtype == jnp.bfloat16:
         return None
