@@ -300,7 +300,7 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
         return half * (steps // halves) + step
 
     y = pl.pallas_call(
-        partial(_convolve_block, blocks=blocks, precision=choose_matrix_precision(x.dtype, precision)),
+        partial(_convolve_block, blocks=blocks, precision=_matrix_precision(x.dtype, precision)),
         grid=(halves, columns // blocks.columns, steps // halves),
         in_specs=[
             pl.BlockSpec(
@@ -331,26 +331,20 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
 
 
 def group_taps(kernels: Array, coefficients: Array, blocks: Blocks) -> tuple[Array, Array]:
-    """Returns kernels as `group_kernels` does, and coefficients `[B, 1, R*kw*G*K]`."""
-    (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
-    num_kernels, batch, missing = kernels.shape[0], coefficients.shape[0], groups * grouped - height
-    c = coefficients.reshape(batch, height, width, num_kernels)
-    c = jnp.pad(c, ((0, 0), (0, missing), (0, 0), (0, 0)))
-    c = c.reshape(batch, groups, grouped, width, num_kernels).swapaxes(2, 3)
-    return group_kernels(kernels, blocks), c.reshape(batch, 1, -1)
-
-
-def group_kernels(kernels: Array, blocks: Blocks) -> Array:
-    """Returns kernels `[K, R, kw, G*I, O]`, for groups of G taps.
+    """Returns kernels `[K, R, kw, G*I, O]` and coefficients `[B, 1, R*kw*G*K]`, for groups of G taps.
 
     Missing taps are zero. A group along the height shares the lanes.
     """
     (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
     num_kernels, columns = kernels.shape[0], kernels.shape[-1]
+    batch, missing = coefficients.shape[0], groups * grouped - height
     w = kernels.reshape(num_kernels, height, width, blocks.features, columns)
-    w = jnp.pad(w, ((0, 0), (0, groups * grouped - height), (0, 0), (0, 0), (0, 0)))
+    w = jnp.pad(w, ((0, 0), (0, missing), (0, 0), (0, 0), (0, 0)))
     w = w.reshape(num_kernels, groups, grouped, width, blocks.features, columns).swapaxes(2, 3)
-    return w.reshape(num_kernels, groups, width, blocks.depth, columns)
+    c = coefficients.reshape(batch, height, width, num_kernels)
+    c = jnp.pad(c, ((0, 0), (0, missing), (0, 0), (0, 0)))
+    c = c.reshape(batch, groups, grouped, width, num_kernels).swapaxes(2, 3)
+    return w.reshape(num_kernels, groups, width, blocks.depth, columns), c.reshape(batch, 1, -1)
 
 
 def _convolve_block(c_ref, x_ref, w_ref, y_ref, padded, total, *, blocks: Blocks, precision):
@@ -374,14 +368,14 @@ def _convolve_block(c_ref, x_ref, w_ref, y_ref, padded, total, *, blocks: Blocks
 
     samples, tiles = range(blocks.samples), range(total.shape[1])
     for n in samples:
-        write_padded(x_ref.at[n], padded.at[n], blocks)
+        _write_padded(x_ref.at[n], padded.at[n], blocks)
     total[...] = jnp.zeros_like(total)
 
     def add_tap_row(i, carry):
         for n in samples:
             result = _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks, x_ref.dtype, precision)
             for tile in tiles:
-                part = result[:, slice_lanes(tile, blocks.columns)]
+                part = result[:, _lanes(tile, blocks.columns)]
                 total[n, tile, :, : part.shape[1]] += part
         return carry
 
@@ -392,15 +386,15 @@ def _convolve_block(c_ref, x_ref, w_ref, y_ref, padded, total, *, blocks: Blocks
         for n in samples:
             start = h * (blocks.pitch // stride)
             for tile in tiles:
-                lanes = slice_lanes(tile, blocks.columns)
+                lanes = _lanes(tile, blocks.columns)
                 y = total[n, tile, pl.ds(start, width), : lanes.stop - lanes.start]
                 y_ref[n, h, :, lanes] = y.astype(y_ref.dtype)
         return carry
 
-    repeat_step(height, write_row)
+    _repeat(height, write_row)
 
 
-def write_padded(x_ref, padded, blocks: Blocks):
+def _write_padded(x_ref, padded, blocks: Blocks):
     """Writes a sample into VMEM with its padding; taps that share the lanes follow each other there."""
     from jax.experimental import pallas as pl
 
@@ -416,20 +410,20 @@ def write_padded(x_ref, padded, blocks: Blocks):
             start = row // phases * blocks.pitch + left
             to = pl.ds(start, width, stride=geometry.input_dilation[1])
             for tile in range(-(-features // LANES)):
-                part = x[:, slice_lanes(tile, features)]
+                part = x[:, _lanes(tile, features)]
                 lanes = slice(g * features, g * features + part.shape[1])
                 padded[row % phases, tile, to, lanes] = part
         return carry
 
-    repeat_step(height, write_row)
+    _repeat(height, write_row)
 
 
-def repeat_step(number: int, step: Callable[[Any, Any], Any]):
+def _repeat(number: int, step: Callable[[Any, Any], Any]):
     """Repeats a step, several times per turn of a loop so that the latencies of their loads overlap."""
     lax.fori_loop(0, number, step, 0, unroll=math.gcd(number, 8))
 
 
-def slice_lanes(tile: int, features: int) -> slice:
+def _lanes(tile: int, features: int) -> slice:
     """Returns the features that lie in one tile of lanes."""
     return slice(tile * LANES, min((tile + 1) * LANES, features))
 
@@ -482,7 +476,7 @@ def _mix_candidates(w_ref, c_ref, n, place: tuple[Any, int, int], tap, features:
     return mixed
 
 
-def choose_matrix_precision(dtype, precision) -> lax.Precision | None:
+def _matrix_precision(dtype, precision) -> lax.Precision | None:
     """Returns the precision of the matrix unit, which has two of them for float32."""
     if dtype == jnp.bfloat16:
         return None
