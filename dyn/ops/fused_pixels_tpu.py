@@ -47,7 +47,7 @@ def _count_bytes(problem: Problem) -> int:
     geometry, itemsize = add_height(problem.geometry), problem.itemsize
     num_kernels = problem.kernels[0]
     features, filters = (round_up(n, 32 // itemsize) for n in problem.kernels[-2:])
-    rows, taps, (_, wide) = geometry.size[0], geometry.taps, _pad_width(geometry)
+    rows, taps, wide = geometry.size[0], geometry.taps, _pad_width(geometry)
     x = (geometry.spatial[1], features, LANES)
     y, m = (geometry.out[1], filters, LANES), (geometry.out[1], num_kernels, LANES)
     padded = (wide, features, LANES)
@@ -164,7 +164,7 @@ def run_forward(inputs, kernels, mix, geometry: Geometry, precision) -> Array:
 def run_input_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision):
     """Runs the kernel of the gradients for the inputs and for the mixture, `[B, *out, K]`."""
     two, (num_kernels, *_, features, filters) = add_height(geometry), kernels.shape
-    (height, width), (rows, columns) = two.out, two.size
+    height, (rows, columns) = two.out[0], two.size
     x = _put_samples_last(inputs, two.spatial)
     m, dy = (_put_samples_last(a, two.out) for a in (mix, dy))
     w = kernels.reshape(num_kernels, two.taps, features, filters).swapaxes(0, 1)
@@ -174,13 +174,9 @@ def run_input_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision):
         """Returns the map from a row of inputs to that of outputs which meets it with tap row i."""
         return lambda q: jnp.clip(_find_output(q, i, two)[0], 0, height - 1)
 
-    def place_or_spare(i: int) -> Callable[[Any], Any]:
-        """Returns the same map, which leads to a row of no use if there is no such row of outputs."""
-        return lambda q: jnp.where(_find_output(q, i, two)[1], _find_output(q, i, two)[0], height)
-
     taps = range(rows)
-    mixture = jax.ShapeDtypeStruct((height + 1, *m.shape[1:]), jnp.float32)
-    dx, *d_mix = pl.pallas_call(
+    shares = (1, rows, *m.shape[1:3], LANES)
+    dx, d_mix = pl.pallas_call(
         partial(
             _differentiate_inputs_row,
             geometry=two,
@@ -195,9 +191,12 @@ def run_input_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision):
         ],
         out_specs=[
             _block_row(x, lambda q: q),
-            *(_block_row(m, place_or_spare(i)) for i in taps),
+            pl.BlockSpec(shares, lambda b, q: (q, 0, 0, 0, b)),
         ],
-        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype), *[mixture] * rows],
+        out_shape=[
+            jax.ShapeDtypeStruct(x.shape, x.dtype),
+            jax.ShapeDtypeStruct((two.spatial[0], rows, *m.shape[1:]), jnp.float32),
+        ],
         scratch_shapes=[
             _pad_rows(two, 1, features, x.dtype),
             _pad_rows(two, 1, features, jnp.float32),
@@ -205,14 +204,16 @@ def run_input_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision):
         compiler_params=_make_parameters("parallel", "arbitrary"),
         name="pixel_conv_input_gradient",
     )(x, w, *[m] * rows, *[dy] * rows)
-    # Rows of taps that meet only padding have written nothing.
-    total = jnp.zeros_like(m)
-    for i in taps:
-        met = [
-            0 <= h * two.strides[0] + i - two.padding[0][0] < two.spatial[0] for h in range(height)
-        ]
-        total += jnp.where(jnp.array(met)[:, None, None, None], d_mix[i][:height], 0)
+    total = sum(_gather_rows(d_mix[:, i], i, two) for i in taps)
     return _put_samples_first(dx, geometry.spatial), _put_samples_first(total, geometry.out)
+
+
+def _gather_rows(x: Array, i: int, geometry: Geometry) -> Array:
+    """Returns the rows of x, as many as inputs, that the rows of outputs meet with tap row i, or zeros."""
+    stride, before = geometry.strides[0], geometry.padding[0][0] - i
+    length = (geometry.out[0] - 1) * stride + 1
+    ends = [(before, length - x.shape[0] - before, 0), *[(0, 0, 0)] * (x.ndim - 1)]
+    return lax.pad(x, jnp.zeros((), x.dtype), ends)[::stride]
 
 
 def run_kernel_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision) -> Array:
@@ -280,16 +281,15 @@ def _make_parameters(*semantics: str) -> pltpu.CompilerParams:
     )
 
 
-def _pad_width(geometry: Geometry) -> tuple[int, int]:
-    """Returns the padding on the left and the width with all padding."""
-    left, width = geometry.padding[1][0], geometry.spatial[1]
+def _pad_width(geometry: Geometry) -> int:
+    """Returns the width of a row of inputs with its padding."""
     read = (geometry.out[1] - 1) * geometry.strides[1] + geometry.size[1]
-    return left, max(left + width, read)
+    return max(geometry.padding[1][0] + geometry.spatial[1], read)
 
 
 def _pad_rows(geometry: Geometry, rows: int, features: int, dtype) -> Any:
     """Returns memory for rows of inputs with their padding."""
-    return pltpu.VMEM((rows, _pad_width(geometry)[1], features, LANES), dtype)
+    return pltpu.VMEM((rows, _pad_width(geometry), features, LANES), dtype)
 
 
 def _find_output(q: Any, i: int, geometry: Geometry) -> tuple[Any, Any]:
@@ -301,24 +301,18 @@ def _find_output(q: Any, i: int, geometry: Geometry) -> tuple[Any, Any]:
 
 def _write_rows(x_refs: Sequence[Any], padded, geometry: Geometry):
     """Writes the rows of inputs that a row of outputs meets between zeros."""
-    left, _ = _pad_width(geometry)
-    width = geometry.spatial[1]
-
-    @pl.when(pl.program_id(1) == 0)
-    def _():  # the padding at both ends of a row stays zero afterwards
-        padded[...] = jnp.zeros_like(padded)
-
     for i, x_ref in enumerate(x_refs):
         row = pl.program_id(1) * geometry.strides[0] + i - geometry.padding[0][0]
         inside = (row >= 0) & (row < geometry.spatial[0])
+        _write_row(x_ref, padded.at[i], geometry, inside)
 
-        @pl.when(inside)
-        def _(i=i, x_ref=x_ref):
-            padded[i, left : left + width] = x_ref[0]
 
-        @pl.when(jnp.logical_not(inside))
-        def _(i=i, x_ref=x_ref):
-            padded[i, left : left + width] = jnp.zeros_like(x_ref[0])
+def _write_row(x_ref, padded, geometry: Geometry, inside: Any = True):
+    """Writes a row of inputs between zeros; all zeros if it is not inside the picture."""
+    left, width = geometry.padding[1][0], geometry.spatial[1]
+    padded[:left] = jnp.zeros_like(padded[:left])
+    padded[left + width :] = jnp.zeros_like(padded[left + width :])
+    padded[left : left + width] = jnp.where(inside, x_ref[0], jnp.zeros_like(x_ref[0]))
 
 
 def _read_patch(padded, w, geometry: Geometry) -> Array:
@@ -365,22 +359,16 @@ def _convolve_row(
 def _differentiate_inputs_row(
     x_ref,  # [1, W, I, 128]
     w_ref,  # [kh, kw, K * I, O]
-    *refs,  # for each row of taps: mixtures [1, W', K, 128], dy [1, W', O, 128]; dx; dm; memory
+    *refs,  # for each row of taps: mixtures [1, W', K, 128], dy [1, W', O, 128]; dx; dm; padded rows
     geometry: Geometry,
     precision,
 ):
     """Computes dx of one row of inputs, and its share of dm for each row of taps."""
     (rows, columns), features = geometry.size, x_ref.shape[2]
     m_refs, dy_refs, dx_ref = refs[:rows], refs[rows : 2 * rows], refs[2 * rows]
-    dm_refs, (padded, d_padded) = refs[2 * rows + 1 : 3 * rows + 1], refs[-2:]
-    num_kernels, (left, _) = m_refs[0].shape[2], _pad_width(geometry)
-    inside = slice(left, left + geometry.spatial[1])
-
-    @pl.when(pl.program_id(1) == 0)
-    def _():
-        padded[...] = jnp.zeros_like(padded)
-
-    padded[0, inside] = x_ref[0]
+    dm_ref, padded, d_padded = refs[2 * rows + 1 :]
+    num_kernels = m_refs[0].shape[2]
+    _write_row(x_ref, padded.at[0], geometry)
     d_padded[...] = jnp.zeros_like(d_padded)
 
     def add_position(i, w):
@@ -396,7 +384,7 @@ def _differentiate_inputs_row(
                 sums[k] += (x * part).reshape(-1, SUBLANES, LANES).sum(0)
             d_padded[0, at] = total
         for k in range(num_kernels):
-            dm_refs[i][0, w, k : k + 1] = jnp.sum(sums[k], axis=0, keepdims=True)
+            dm_ref[0, i, w, k : k + 1] = jnp.sum(sums[k], axis=0, keepdims=True)
 
     for i in range(rows):
         _, exists = _find_output(pl.program_id(1), i, geometry)
@@ -405,7 +393,8 @@ def _differentiate_inputs_row(
         def _(i=i):
             _repeat(geometry.out[1], partial(add_position, i))
 
-    dx_ref[0] = d_padded[0, inside].astype(dx_ref.dtype)
+    left = geometry.padding[1][0]
+    dx_ref[0] = d_padded[0, left : left + geometry.spatial[1]].astype(dx_ref.dtype)
 
 
 def _differentiate_kernels_row(
