@@ -42,6 +42,18 @@ def why_unsupported(problem: Problem) -> str | None:
     return None
 
 
+def why_slow(problem: Problem) -> str | None:
+    """Explains why XLA's own convolutions are faster for a pixel-wise problem; None if they are not."""
+    if problem.batch % LANES:
+        return f"its lanes are samples, and {problem.batch} are no multiple of {LANES}"
+    tile = 32 // problem.itemsize
+    if any(features % tile for features in problem.kernels[-2:]):
+        return f"its rows are features, which do not fill tiles of {tile}"
+    if max(problem.kernels[-2:]) > 2 * LANES:
+        return "for many features the K convolutions are as fast"
+    return None
+
+
 def _count_bytes(problem: Problem) -> int:
     """Returns the bytes of VMEM of the kernel that needs most; blocks are there twice."""
     geometry, itemsize = add_height(problem.geometry), problem.itemsize
@@ -310,8 +322,9 @@ def _write_rows(x_refs: Sequence[Any], padded, geometry: Geometry):
 def _write_row(x_ref, padded, geometry: Geometry, inside: Any = True):
     """Writes a row of inputs between zeros; all zeros if it is not inside the picture."""
     left, width = geometry.padding[1][0], geometry.spatial[1]
-    padded[:left] = jnp.zeros_like(padded[:left])
-    padded[left + width :] = jnp.zeros_like(padded[left + width :])
+    for start, end in ((0, left), (left + width, padded.shape[0])):
+        if start < end:
+            padded[start:end] = jnp.zeros((end - start, *padded.shape[1:]), padded.dtype)
     padded[left : left + width] = jnp.where(inside, x_ref[0], jnp.zeros_like(x_ref[0]))
 
 

@@ -231,8 +231,9 @@ def count_work(lowering: str, problem: Problem) -> Work:
     batch, positions = lowerings.batch_or_default(problem.batch), geometry.positions
     num_kernels, features = problem.kernels[0], problem.kernels[-1]
     one_kernel = math.prod(problem.kernels[1:])
-    mixes_kernels = lowering not in ("outputs", "shared")
+    mixes_kernels = lowering not in ("outputs", "shared") and not problem.pixelwise
     products = 1 if mixes_kernels else num_kernels
+    written = 1 if lowering == "fused" else products
 
     # The backward pass is two more products of the forward pass's size.
     flops = 3 * 2 * batch * positions * one_kernel * products
@@ -261,7 +262,7 @@ def count_work(lowering: str, problem: Problem) -> Work:
         **{kind: flops},
         inputs=itemsize * operands,
         kernels=itemsize * sample_kernels,
-        outputs=itemsize * batch * positions * features * products,
+        outputs=itemsize * batch * positions * features * written,
         weights=itemsize * num_kernels * one_kernel * reads,
         iterations=iterations,
     )
@@ -296,6 +297,10 @@ def why_no_kernel(problem: Problem, platform: str | None = None) -> str | None:
     devices = max(jax.device_count() if is_here else 1, jax.sharding.get_abstract_mesh().size)
     if devices > 1:
         return "the kernel gathers a batch that is sharded"
+    if problem.pixelwise:
+        from dyn.ops.fused_pixels_tpu import why_slow  # imports Pallas
+
+        return why_slow(problem)
     return None
 
 

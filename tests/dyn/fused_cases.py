@@ -30,27 +30,23 @@ CHANGES = {
     "1d": dict(spatial=(9,), size=(3,)),
     "1d causal, strided": dict(spatial=(9,), size=(5,), strides=2, padding="CAUSAL"),
 }
-# A mixture at each position. Features and kernels fill tiles of lanes in each way: shared, one, several.
+# A mixture at each position.
 PIXELS = dict(mix="pixel", taps=False)
 PIXEL_CHANGES = {
     "pixels 2d": {},
-    "pixels 2d one kernel": dict(k=1, batch=3),
-    "pixels 2d strided": dict(spatial=(6, 5), strides=2, k=3),
+    "pixels 2d two blocks of samples": dict(spatial=(2, 3), batch=130),
+    "pixels 2d one kernel": dict(k=1, batch=1),
+    "pixels 2d strided": dict(spatial=(6, 5), strides=2, k=3, o=24),
     "pixels 2d strided, even": dict(spatial=(6, 6), strides=2, padding="VALID", i=3),
     "pixels 2d strided along one axis": dict(
         spatial=(5, 4), strides=(1, 2), padding=[(2, 0), (1, 1)], k=4
     ),
-    "pixels 2d pointwise": dict(size=(1, 1), i=24, o=16),
-    "pixels 2d pointwise, strided": dict(spatial=(5, 4), size=(1, 1), strides=2, batch=1),
-    "pixels 2d 3x5": dict(spatial=(4, 6), size=(3, 5), k=3, i=20, o=40),
+    "pixels 2d pointwise": dict(size=(1, 1), i=16, o=24),
+    "pixels 2d pointwise, strided": dict(spatial=(5, 4), size=(1, 1), strides=2),
+    "pixels 2d 3x5": dict(spatial=(4, 6), size=(3, 5), i=20, o=40),
     "pixels 2d 7x7, strided": dict(spatial=(8, 9), size=(7, 7), strides=2),
     "pixels 2d 16 kernels": dict(k=16, size=(1, 3)),
-    "pixels 2d 64 features": dict(i=64, o=64, k=4),
-    "pixels 2d 64 features, 3 kernels": dict(i=64, o=128, k=3),
-    "pixels 2d several tiles of lanes": dict(i=192, o=256, size=(3, 1)),
-    "pixels 2d several blocks": dict(i=256, o=192, size=(1, 3), strides=2),
-    "pixels 2d several pieces": dict(spatial=(23, 25)),
-    "pixels 2d several pieces, strided": dict(spatial=(47, 46), strides=2),
+    "pixels 2d one row": dict(spatial=(1, 5)),
     "pixels 2d reflect": dict(padding="REFLECT"),
     "pixels 1d": dict(spatial=(9,), size=(3,)),
     "pixels 1d causal, strided": dict(spatial=(9,), size=(5,), strides=2, padding="CAUSAL"),

@@ -105,3 +105,23 @@ def test_the_fused_kernel_is_not_chosen_where_it_would_gather_the_batch():
     assert plan(problem(), "tpu").choice == "fused"
     with jax.set_mesh(jax.make_mesh((4,), ("data",))):
         assert plan(problem(), "tpu").choice != "fused"
+
+
+@pytest.mark.parametrize(
+    ("side", "features", "batch", "choice", "why"),
+    [
+        (56, 64, 128, "fused", ""),
+        (56, 64, 32, "outputs", "no multiple of 128"),
+        (56, 60, 128, "outputs", "tiles of 16"),
+        (7, 512, 128, "outputs", "many features"),
+    ],
+)
+def test_pixel_wise_mixtures_have_a_kernel_where_xla_is_slower(side, features, batch, choice, why):
+    pixelwise = dataclasses.replace(
+        problem(side, features, batch), pixelwise=True, tap_attention=False, itemsize=2
+    )
+    chosen = plan(pixelwise, "tpu")
+    assert chosen.choice == choice and why in str(chosen)
+    work = count_work("fused", pixelwise)
+    assert work.product == count_work("outputs", pixelwise).product and work.kernels == 0
+    assert 4 * work.outputs == count_work("outputs", pixelwise).outputs
