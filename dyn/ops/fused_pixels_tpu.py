@@ -26,18 +26,19 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
-from dyn.ops.fused_tpu import _matrix_precision
+from dyn.ops.dtypes import choose_matrix_precision
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
 from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, round_up
 
 SUBLANES = 8  # of a register of 32-bit numbers
+VMEM_SHARE = 0.95  # of all VMEM
 
 
 def why_unsupported(problem: Problem) -> str | None:
     """Explains why the kernels cannot solve a pixel-wise problem that `fused_tpu` could; None if they can."""
     if problem.tap_attention:
         return "the kernel for pixel-wise mixtures knows no tap attention"
-    if _count_bytes(problem) > 0.9 * find_vmem_size():
+    if _count_bytes(problem) > VMEM_SHARE * find_vmem_size():
         return "rows of a picture and the kernels do not fit into VMEM"
     return None
 
@@ -66,12 +67,14 @@ def _count_bytes(problem: Problem) -> int:
     w = (num_kernels * filters, taps * features)
     forward = [(2 * rows, x, itemsize), (2, m, 4), (2, y, itemsize), (1, w, itemsize)]
     forward += [(rows, padded, itemsize)]
-    inputs = [(4, x, itemsize), (2 * rows, y, itemsize), (4 * rows, m, 4)]
+    inputs = [(4, x, itemsize), (2, y, itemsize), (4, m, 4)]
     inputs += [(1, (taps * num_kernels * features, filters), itemsize)]
     inputs += [(1, padded, itemsize), (1, padded, 4)]
     kernels = [(2 * rows, x, itemsize), (2, m, 4), (2, y, itemsize), (rows, padded, itemsize)]
     kernels += [(2, (taps * features, num_kernels * filters), 4)]
-    return max(
+    # Registers do not suffice for the products of two positions.
+    spilled = 2 * count_vmem_bytes((num_kernels * max(features, filters), LANES), 4)
+    return spilled + max(
         sum(number * count_vmem_bytes(shape, size) for number, shape, size in arrays)
         for arrays in (forward, inputs, kernels)
     )
@@ -161,7 +164,9 @@ def run_forward(inputs, kernels, mix, geometry: Geometry, precision) -> Array:
     w = kernels.reshape(num_kernels, two.taps * features, filters).swapaxes(1, 2)
     w = w.reshape(num_kernels * filters, -1).astype(x.dtype)
     y = pl.pallas_call(
-        partial(_convolve_row, geometry=two, precision=_matrix_precision(inputs.dtype, precision)),
+        partial(
+            _convolve_row, geometry=two, precision=choose_matrix_precision(inputs.dtype, precision)
+        ),
         grid=(x.shape[-1] // LANES, height),
         in_specs=[_block_row(m, lambda h: h), _block_whole(w), *_block_tap_rows(x, two)],
         out_specs=pl.BlockSpec((1, width, filters, LANES), lambda b, h: (h, 0, 0, b)),
@@ -182,28 +187,29 @@ def run_input_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision):
     w = kernels.reshape(num_kernels, two.taps, features, filters).swapaxes(0, 1)
     w = w.reshape(rows, columns, num_kernels * features, filters).astype(x.dtype)
 
-    def place(i: int) -> Callable[[Any], Any]:
-        """Returns the map from a row of inputs to that of outputs which meets it with tap row i."""
-        return lambda q: jnp.clip(_find_output(q, i, two)[0], 0, height - 1)
+    # The innermost axis of the grid are the rows of taps, so that each step meets one row of outputs.
+    def find_output(b, q, i):
+        return jnp.clip(_find_output(q, i, two)[0], 0, height - 1), 0, 0, b
 
-    taps = range(rows)
-    shares = (1, rows, *m.shape[1:3], LANES)
+    def find_input(b, q, i):
+        return q, 0, 0, b
+
     dx, d_mix = pl.pallas_call(
         partial(
             _differentiate_inputs_row,
             geometry=two,
-            precision=_matrix_precision(inputs.dtype, precision),
+            precision=choose_matrix_precision(inputs.dtype, precision),
         ),
-        grid=(x.shape[-1] // LANES, two.spatial[0]),
+        grid=(x.shape[-1] // LANES, two.spatial[0], rows),
         in_specs=[
-            _block_row(x, lambda q: q),
+            pl.BlockSpec((1, *m.shape[1:3], LANES), find_output),
+            pl.BlockSpec((1, *dy.shape[1:3], LANES), find_output),
+            pl.BlockSpec((1, *x.shape[1:3], LANES), find_input),
             _block_whole(w),
-            *(_block_row(m, place(i)) for i in taps),
-            *(_block_row(dy, place(i)) for i in taps),
         ],
         out_specs=[
-            _block_row(x, lambda q: q),
-            pl.BlockSpec(shares, lambda b, q: (q, 0, 0, 0, b)),
+            pl.BlockSpec((1, *x.shape[1:3], LANES), find_input),
+            pl.BlockSpec((1, 1, *m.shape[1:3], LANES), lambda b, q, i: (q, i, 0, 0, b)),
         ],
         out_shape=[
             jax.ShapeDtypeStruct(x.shape, x.dtype),
@@ -213,10 +219,10 @@ def run_input_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision):
             _pad_rows(two, 1, features, x.dtype),
             _pad_rows(two, 1, features, jnp.float32),
         ],
-        compiler_params=_make_parameters("parallel", "arbitrary"),
+        compiler_params=_make_parameters("parallel", "arbitrary", "arbitrary"),
         name="pixel_conv_input_gradient",
-    )(x, w, *[m] * rows, *[dy] * rows)
-    total = sum(_gather_rows(d_mix[:, i], i, two) for i in taps)
+    )(m, dy, x, w)
+    total: Any = sum(_gather_rows(d_mix[:, i], i, two) for i in range(rows))
     return _put_samples_first(dx, geometry.spatial), _put_samples_first(total, geometry.out)
 
 
@@ -238,7 +244,7 @@ def run_kernel_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision)
         partial(
             _differentiate_kernels_row,
             geometry=two,
-            precision=_matrix_precision(inputs.dtype, precision),
+            precision=choose_matrix_precision(inputs.dtype, precision),
         ),
         grid=(x.shape[-1] // LANES, two.out[0]),
         in_specs=[
@@ -273,7 +279,7 @@ def _block_row(x: Array, find_row: Callable[[Any], Any]) -> pl.BlockSpec:
 
 def _block_whole(w: Array) -> pl.BlockSpec:
     """Returns the block of a whole array."""
-    return pl.BlockSpec(w.shape, lambda b, h: (0,) * w.ndim, pipeline_mode=pl.Buffered(1))
+    return pl.BlockSpec(w.shape, lambda *_: (0,) * w.ndim, pipeline_mode=pl.Buffered(1))
 
 
 def _block_tap_rows(x: Array, geometry: Geometry) -> list[pl.BlockSpec]:
@@ -286,10 +292,10 @@ def _block_tap_rows(x: Array, geometry: Geometry) -> list[pl.BlockSpec]:
     return [_block_row(x, find(i)) for i in range(geometry.size[0])]
 
 
-def _make_parameters(*semantics: str) -> pltpu.CompilerParams:
+def _make_parameters(*semantics: Any) -> pltpu.CompilerParams:
     """Returns the compiler's parameters for the axes of a grid."""
     return pltpu.CompilerParams(
-        dimension_semantics=semantics, vmem_limit_bytes=int(0.95 * find_vmem_size())
+        dimension_semantics=semantics, vmem_limit_bytes=int(VMEM_SHARE * find_vmem_size())
     )
 
 
@@ -304,7 +310,7 @@ def _pad_rows(geometry: Geometry, rows: int, features: int, dtype) -> Any:
     return pltpu.VMEM((rows, _pad_width(geometry), features, LANES), dtype)
 
 
-def _find_output(q: Any, i: int, geometry: Geometry) -> tuple[Any, Any]:
+def _find_output(q: Any, i: Any, geometry: Geometry) -> tuple[Any, Any]:
     """Returns the row of outputs that meets row q of the inputs with tap row i, and whether it exists."""
     shifted, stride = q + geometry.padding[0][0] - i, geometry.strides[0]
     row = shifted // stride
@@ -361,7 +367,7 @@ def _convolve_row(
             precision=precision,
             preferred_element_type=jnp.float32,
         )
-        y = sum(
+        y: Any = sum(
             m_ref[0, w, k : k + 1] * z[k * filters : (k + 1) * filters] for k in range(num_kernels)
         )
         y_ref[0, w] = y.astype(y_ref.dtype)
@@ -370,44 +376,49 @@ def _convolve_row(
 
 
 def _differentiate_inputs_row(
+    m_ref,  # [1, W', K, 128]
+    dy_ref,  # [1, W', O, 128]
     x_ref,  # [1, W, I, 128]
     w_ref,  # [kh, kw, K * I, O]
-    *refs,  # for each row of taps: mixtures [1, W', K, 128], dy [1, W', O, 128]; dx; dm; padded rows
+    dx_ref,  # like x_ref
+    dm_ref,  # like m_ref, with another axis in front
+    padded,  # [1, padded W, I, 128]
+    d_padded,  # likewise, in float32
+    *,
     geometry: Geometry,
     precision,
 ):
-    """Computes dx of one row of inputs, and its share of dm for each row of taps."""
-    (rows, columns), features = geometry.size, x_ref.shape[2]
-    m_refs, dy_refs, dx_ref = refs[:rows], refs[rows : 2 * rows], refs[2 * rows]
-    dm_ref, padded, d_padded = refs[2 * rows + 1 :]
-    num_kernels = m_refs[0].shape[2]
-    _write_row(x_ref, padded.at[0], geometry)
-    d_padded[...] = jnp.zeros_like(d_padded)
+    """Adds what one row of taps gives to dx of a row of inputs, and computes its share of dm."""
+    num_kernels, features = m_ref.shape[2], x_ref.shape[2]
+    row, (left, _) = pl.program_id(2), geometry.padding[1]
 
-    def add_position(i, w):
-        dy, sums = dy_refs[i][0, w], [0.0] * num_kernels
-        for j in range(columns):
-            s = jnp.dot(w_ref[i, j], dy, precision=precision, preferred_element_type=jnp.float32)
+    @pl.when(row == 0)
+    def _():
+        _write_row(x_ref, padded.at[0], geometry)
+        d_padded[...] = jnp.zeros_like(d_padded)
+
+    def add_position(w):
+        dy, sums = dy_ref[0, w], [0.0] * num_kernels
+        for j in range(geometry.size[1]):
+            s = jnp.dot(w_ref[row, j], dy, precision=precision, preferred_element_type=jnp.float32)
             at = w * geometry.strides[1] + j
             x, total = padded[0, at].astype(jnp.float32), d_padded[0, at]
             for k in range(num_kernels):
                 part = s[k * features : (k + 1) * features]
-                total += m_refs[i][0, w, k : k + 1] * part
+                total += m_ref[0, w, k : k + 1] * part
                 # The sums over features of different registers; those within one follow.
                 sums[k] += (x * part).reshape(-1, SUBLANES, LANES).sum(0)
             d_padded[0, at] = total
         for k in range(num_kernels):
-            dm_ref[0, i, w, k : k + 1] = jnp.sum(sums[k], axis=0, keepdims=True)
+            dm_ref[0, 0, w, k : k + 1] = jnp.sum(sums[k], axis=0, keepdims=True)
 
-    for i in range(rows):
-        _, exists = _find_output(pl.program_id(1), i, geometry)
+    @pl.when(_find_output(pl.program_id(1), row, geometry)[1])
+    def _():
+        _repeat(geometry.out[1], add_position)
 
-        @pl.when(exists)
-        def _(i=i):
-            _repeat(geometry.out[1], partial(add_position, i))
-
-    left = geometry.padding[1][0]
-    dx_ref[0] = d_padded[0, left : left + geometry.spatial[1]].astype(dx_ref.dtype)
+    @pl.when(row == geometry.size[0] - 1)
+    def _():
+        dx_ref[0] = d_padded[0, left : left + geometry.spatial[1]].astype(dx_ref.dtype)
 
 
 def _differentiate_kernels_row(

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dyn.ops.dtypes import choose_matrix_precision
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
 from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size
 
@@ -300,7 +301,9 @@ def run_kernel(inputs, kernels, coefficients, geometry: Geometry, precision) -> 
         return half * (steps // halves) + step
 
     y = pl.pallas_call(
-        partial(_convolve_block, blocks=blocks, precision=_matrix_precision(x.dtype, precision)),
+        partial(
+            _convolve_block, blocks=blocks, precision=choose_matrix_precision(x.dtype, precision)
+        ),
         grid=(halves, columns // blocks.columns, steps // halves),
         in_specs=[
             pl.BlockSpec(
@@ -474,12 +477,3 @@ def _mix_candidates(w_ref, c_ref, n, place: tuple[Any, int, int], tap, features:
     for k in range(1, num_kernels):
         mixed += w_ref[k, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels + k]
     return mixed
-
-
-def _matrix_precision(dtype, precision) -> lax.Precision | None:
-    """Returns the precision of the matrix unit, which has two of them for float32."""
-    if dtype == jnp.bfloat16:
-        return None
-    wanted = precision if isinstance(precision, tuple) else (precision,)
-    high = any(one not in (None, "default", "fastest", lax.Precision.DEFAULT) for one in wanted)
-    return lax.Precision.HIGHEST if high else lax.Precision.DEFAULT

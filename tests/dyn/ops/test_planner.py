@@ -5,7 +5,7 @@ import dataclasses
 import jax
 import pytest
 
-from dyn.ops import LOWERINGS
+from dyn.ops import LOWERINGS, fused_pixels_tpu
 from dyn.ops.geometry import Problem, resolve_geometry
 from dyn.ops.planner import PRICES, count_work, plan, why_unavailable
 
@@ -111,17 +111,27 @@ def test_the_fused_kernel_is_not_chosen_where_it_would_gather_the_batch():
     ("side", "features", "batch", "choice", "why"),
     [
         (56, 64, 128, "fused", ""),
+        (28, 128, 128, "fused", ""),
+        (14, 256, 128, "outputs", "VMEM"),
         (56, 64, 32, "outputs", "no multiple of 128"),
         (56, 60, 128, "outputs", "tiles of 16"),
-        (7, 512, 128, "outputs", "many features"),
     ],
 )
 def test_pixel_wise_mixtures_have_a_kernel_where_xla_is_slower(side, features, batch, choice, why):
-    pixelwise = dataclasses.replace(
-        problem(side, features, batch), pixelwise=True, tap_attention=False, itemsize=2
-    )
+    pixelwise = make_pixelwise(side, features, batch)
     chosen = plan(pixelwise, "tpu")
     assert chosen.choice == choice and why in str(chosen)
     work = count_work("fused", pixelwise)
     assert work.product == count_work("outputs", pixelwise).product and work.kernels == 0
     assert 4 * work.outputs == count_work("outputs", pixelwise).outputs
+
+
+def test_many_features_are_left_to_xla(monkeypatch):
+    monkeypatch.setattr(fused_pixels_tpu, "find_vmem_size", lambda: 2**27)
+    assert plan(make_pixelwise(14, 256, 128), "tpu").choice == "fused"
+    assert "many features" in str(plan(make_pixelwise(14, 384, 128), "tpu"))
+
+
+def make_pixelwise(side, features, batch):
+    changes = {"pixelwise": True, "tap_attention": False, "itemsize": 2}
+    return dataclasses.replace(problem(side, features, batch), **changes)
