@@ -30,7 +30,7 @@ class PixelDynamicConv(ConvLayer):
 
     at each output position p, where c[p] is the context there: a vector of features on the grid of the
     output. The outputs of the kernels are mixed, which is equivalent and needs no kernel per position: it
-    costs K convolutions.
+    costs K convolutions. On a TPU they are mixed before they are written (`dyn.ops.fused_pixels_tpu`).
 
     The context may be (D is any number of features):
 
@@ -51,7 +51,8 @@ class PixelDynamicConv(ConvLayer):
         attention_norm: 'none', 'batch' (over positions and samples) or 'layer'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
-        lowering: see `dyn.ops.dynamic_conv`; pixel-wise mixtures need 'outputs', 'shared' or 'auto'.
+        lowering: see `dyn.ops.dynamic_conv`; pixel-wise mixtures need 'outputs', 'shared', 'fused' (on
+            TPUs) or 'auto'.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,7 +1,8 @@
-"""The dtype in which attention and kernels are mixed, and sums over positions are added up."""
+"""The dtype in which attention and kernels are mixed, and sums over positions are added up; precisions."""
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 
 def float32_or_wider(*arrays: jax.Array | jax.ShapeDtypeStruct) -> jnp.dtype:
@@ -27,3 +28,12 @@ def broadcast_weights(weights: jax.Array, x: jax.Array) -> jax.Array:
     if x.dtype == wide:
         return weights.astype(wide)
     return jnp.broadcast_to(weights.astype(wide), x.shape).astype(x.dtype)
+
+
+def choose_matrix_precision(dtype: jnp.dtype, precision: lax.PrecisionLike) -> lax.Precision | None:
+    """Returns the precision of a TPU's matrix unit, which has two of them for float32."""
+    if dtype == jnp.bfloat16:
+        return None
+    wanted = precision if isinstance(precision, tuple) else (precision,)
+    high = any(one not in (None, "default", "fastest", lax.Precision.DEFAULT) for one in wanted)
+    return lax.Precision.HIGHEST if high else lax.Precision.DEFAULT

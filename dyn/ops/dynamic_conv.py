@@ -172,7 +172,8 @@ def _convolve(
             return lowerings.convolve_by_samples(
                 inputs, kernels, mix, taps, geometry, precision, channels=channels, filters=filters
             )
-        if lowering == "fused" and not (mix is None and taps is None):
+        mixes_kernels = taps is not None or (mix is not None and mix.ndim == 2)
+        if lowering == "fused" and mixes_kernels:
             return fused_tpu.convolve_by_fused_kernel(
                 inputs, kernels, mix, taps, geometry, precision, channels=channels, filters=filters
             )

@@ -15,6 +15,7 @@ dilations. It meets the inputs once more for the gradient of their weights, sum_
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from functools import partial
@@ -24,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dyn.ops.dtypes import choose_matrix_precision
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
 from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, keep_layout
 
@@ -38,6 +40,10 @@ def convolve_by_fused_kernel(
     if mix is None and taps is None:
         return geometry.convolve(inputs, kernels[0].astype(inputs.dtype), precision)
     x = inputs.astype(jnp.float32) if inputs.dtype == jnp.float16 else inputs  # not a TPU's dtype
+    if mix is not None and mix.ndim > 2:
+        from dyn.ops.fused_pixels_tpu import convolve_pixels  # imports Pallas
+
+        return convolve_pixels(x, kernels, mix, geometry, precision).astype(inputs.dtype)
     coefficients = combine_weights(mix, taps, geometry.taps)
     scales = None
     if channels is not None or filters is not None:
@@ -64,6 +70,10 @@ def why_unsupported(problem: Problem) -> str | None:
     geometry = problem.geometry
     if why := explain_limits(geometry, problem.batch, problem.itemsize):
         return why
+    if problem.pixelwise:
+        from dyn.ops import fused_pixels_tpu  # imports Pallas
+
+        return fused_pixels_tpu.why_unsupported(problem)
     transposed = (*problem.kernels[:-2], *problem.kernels[:-3:-1])
     for one, kernels, beside in (
         (geometry, problem.kernels, False),
@@ -135,6 +145,7 @@ class Blocks:
         columns: output features of a grid step.
         per_sample: each sample has a kernel of its own, and nothing is mixed.
         transposed: it is the kernel `[O, I]` of the convolution whose gradient this is.
+        beside: buffers for inputs of the outputs' shape, see `run_kernel`.
     """
 
     geometry: Geometry
@@ -144,6 +155,7 @@ class Blocks:
     columns: int
     per_sample: bool = False
     transposed: bool = False
+    beside: int = 0
 
     @property
     def tap_rows(self) -> int:
@@ -199,15 +211,12 @@ class Blocks:
         tiles = -(-self.columns // LANES)
         return padded, (self.samples, tiles, self.rows, min(LANES, self.columns))
 
-    def count_bytes(
-        self, num_kernels: int, itemsize: int, kernel_itemsize: int = 4, *, beside: bool = False
-    ) -> int:
+    def count_bytes(self, num_kernels: int, itemsize: int, kernel_itemsize: int = 4) -> int:
         """Counts the bytes of VMEM: kernels, scratch, inputs and outputs, of which two are there."""
         geometry = self.geometry
         kernels = (num_kernels, self.tap_rows * geometry.size[1], *self.matrix)
         inputs = (2, self.samples, *geometry.spatial, self.features)
-        # With inputs of the outputs' shape.
-        outputs = (4 if beside else 2, self.samples, *geometry.out, self.columns)
+        outputs = (2 + self.beside, self.samples, *geometry.out, self.columns)
         sizes = [count_vmem_bytes(kernels, kernel_itemsize)]
         sizes += [count_vmem_bytes(shape, 4) for shape in self.scratch()]
         sizes += [count_vmem_bytes(shape, itemsize) for shape in (inputs, outputs)]
@@ -230,9 +239,10 @@ def choose_blocks(
     geometry = add_height(geometry)
     features, columns = kernels[-2:]
     samples, grouped = choose_samples(geometry, batch)[0], count_grouped(geometry, features)
-    for n in choose_columns(columns):
-        blocks = Blocks(geometry, samples, grouped, features, n)
-        if blocks.count_bytes(kernels[0], itemsize, beside=beside) < 0.9 * find_vmem_size():
+    # The next inputs are fetched while these are worked on, if there is room.
+    for n, buffers in itertools.product(choose_columns(columns), (2, 1) if beside else (0,)):
+        blocks = Blocks(geometry, samples, grouped, features, n, beside=buffers)
+        if blocks.count_bytes(kernels[0], itemsize) < 0.9 * find_vmem_size():
             return blocks
     return None
 
@@ -429,7 +439,11 @@ def call_kernel(
         in_specs += [of_inputs, of_outputs]
     if beside is not None:
         arrays["beside_ref"] = keep_layout(beside).reshape(batch, *two.out, columns)
-        in_specs.append(results)
+        in_specs.append(
+            pl.BlockSpec(
+                results.block_shape, results.index_map, pipeline_mode=pl.Buffered(blocks.beside)
+            )
+        )
         outputs["sums_ref"] = jax.ShapeDtypeStruct((batch, 1, columns), jnp.float32)
         out_specs.append(of_outputs)
 
@@ -437,7 +451,7 @@ def call_kernel(
         _convolve_block(
             **dict(zip((*arrays, *outputs, "padded", "total"), refs, strict=True)),
             blocks=blocks,
-            precision=_matrix_precision(x.dtype, precision),
+            precision=choose_matrix_precision(x.dtype, precision),
         )
 
     y, *sums = pl.pallas_call(
@@ -648,12 +662,3 @@ def _mix_candidates(w_ref, c_ref, n, place: tuple[Any, int, int], tap, features:
     for k in range(1, num_kernels):
         mixed += w_ref[k, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels + k]
     return mixed
-
-
-def _matrix_precision(dtype, precision) -> lax.Precision | None:
-    """Returns the precision of the matrix unit, which has two of them for float32."""
-    if dtype == jnp.bfloat16:
-        return None
-    wanted = precision if isinstance(precision, tuple) else (precision,)
-    high = any(one not in (None, "default", "fastest", lax.Precision.DEFAULT) for one in wanted)
-    return lax.Precision.HIGHEST if high else lax.Precision.DEFAULT

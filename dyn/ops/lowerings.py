@@ -287,7 +287,7 @@ LOWERINGS: dict[str, Lowering] = {
 
 def why_unsupported(lowering: str, problem: Problem) -> str | None:
     """Explains why a lowering cannot solve a problem; None if it can."""
-    if problem.pixelwise and lowering not in ("outputs", "shared"):
+    if problem.pixelwise and lowering not in ("outputs", "shared", "fused"):
         return "a pixel-wise mixture has no per-sample kernel; only outputs can be mixed"
     if problem.tap_attention and lowering == "outputs":
         return "tap attention changes each sample's kernels; whole outputs cannot be mixed"

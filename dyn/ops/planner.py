@@ -237,8 +237,9 @@ def count_work(lowering: str, problem: Problem) -> Work:
     batch, positions = lowerings.batch_or_default(problem.batch), geometry.positions
     num_kernels, features = problem.kernels[0], problem.kernels[-1]
     one_kernel = math.prod(problem.kernels[1:])
-    mixes_kernels = lowering not in ("outputs", "shared")
+    mixes_kernels = lowering not in ("outputs", "shared") and not problem.pixelwise
     products = 1 if mixes_kernels else num_kernels
+    written = 1 if lowering == "fused" else products
 
     # The backward pass is two more products of the forward pass's size.
     flops = 3 * 2 * batch * positions * one_kernel * products
@@ -270,7 +271,7 @@ def count_work(lowering: str, problem: Problem) -> Work:
         **{kind: flops},
         inputs=itemsize * operands,
         kernels=itemsize * sample_kernels,
-        outputs=itemsize * batch * positions * features * products,
+        outputs=itemsize * batch * positions * features * written,
         weights=itemsize * num_kernels * one_kernel * reads,
         iterations=iterations,
     )
@@ -307,18 +308,20 @@ def why_no_kernel(problem: Problem, platform: str | None = None) -> str | None:
     if not (problem.mixed or problem.tap_attention):
         return "nothing is mixed: this is an ordinary convolution"
     shards = problem.batch_shards
-    if shards is not None:
-        whole = problem.batch % shards == 0
-        return (
-            None if whole else f"a batch of {problem.batch} does not divide over {shards} devices"
-        )
-    if jax.sharding.get_abstract_mesh().size > 1:
-        return (
-            "the mesh divides pictures, or has several automatic axes and none says what it divides"
-        )
-    is_here = jax.default_backend() == _priced_platform(platform)
-    if is_here and jax.device_count() > 1:
-        return "nothing says how the batch is divided over the devices: call jax.set_mesh"
+    if shards is None:
+        if jax.sharding.get_abstract_mesh().size > 1:
+            return (
+                "the mesh divides pictures, or several automatic axes leave open what they divide"
+            )
+        is_here = jax.default_backend() == _priced_platform(platform)
+        if is_here and jax.device_count() > 1:
+            return "nothing says how the batch is divided over the devices: call jax.set_mesh"
+    elif problem.batch % shards:
+        return f"a batch of {problem.batch} does not divide over {shards} devices"
+    if problem.pixelwise:
+        from dyn.ops.fused_pixels_tpu import why_slow  # imports Pallas
+
+        return why_slow(dataclasses.replace(problem, batch=problem.batch // (shards or 1)))
     return None
 
 

@@ -20,7 +20,7 @@ from pathlib import Path
 
 BUNDLE = re.compile(r"^ *(?:0x)?[0-9a-f]+ +(\w\w)?: ", re.MULTILINE)
 EXIT_TEST = re.compile(
-    r"(%p\w+) = scmp\.ge\.s32\.totalorder (%s\w+), (\d+)[^;]*?/\* loop exit test"
+    r"(%p\w+) = scmp\.ge\.s32\.totalorder (?:\(!?%p\w+\), )?(%s\w+), (\d+)[^;]*?/\* loop exit test"
 )
 LABELLED_TEST = re.compile(r"(%p\w+) = scmp[^;]*?/\* loop exit test")
 BRANCH = re.compile(r"sbr\.rel \(!(%p\w+)\)")

@@ -10,7 +10,10 @@ from dyn.ops.fused_tpu import transpose_geometry
 from dyn.ops.geometry import resolve_geometry
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("1d causal, strided", jnp.bfloat16)])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("1d causal, strided", jnp.bfloat16), ("pixels 1d causal, strided", jnp.bfloat16)],
+)
 def test_the_kernel_and_its_gradients_are_the_definition(name, dtype):
     assert_fused_agrees(name, dtype)
 
@@ -24,6 +27,8 @@ def test_the_kernel_and_its_gradients_are_the_definition(name, dtype):
         (dict(padding=-1), "crops"),
         (dict(kernels=jnp.ones((2, 2, 2, 4, 4))), "odd"),
         (dict(inputs=jnp.ones((2, 400, 400, 4))), "VMEM"),
+        (dict(mix=jnp.ones((2, 8, 8, 2)), taps=jnp.ones((2, 3, 3))), "tap attention"),
+        (dict(inputs=jnp.ones((2, 1, 9000, 4)), mix=jnp.ones((2, 1, 9000, 2))), "VMEM"),
     ],
 )
 def test_what_the_kernel_cannot_do_is_refused(changes, message):

@@ -7,7 +7,7 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
-from dyn.ops import LOWERINGS
+from dyn.ops import LOWERINGS, fused_pixels_tpu
 from dyn.ops.geometry import Problem, resolve_geometry
 from dyn.ops.planner import PRICES, count_work, plan, why_unavailable
 
@@ -118,3 +118,33 @@ def test_the_fused_kernel_is_not_chosen_on_devices_without_a_mesh(monkeypatch):
     assert "call jax.set_mesh" in str(plan(dataclasses.replace(problem(), batch_shards=None)))
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     assert plan(dataclasses.replace(problem(), batch_shards=None)).choice == "fused"
+
+
+@pytest.mark.parametrize(
+    ("side", "features", "batch", "choice", "why"),
+    [
+        (56, 64, 128, "fused", ""),
+        (28, 128, 128, "fused", ""),
+        (14, 256, 128, "outputs", "VMEM"),
+        (56, 64, 32, "outputs", "no multiple of 128"),
+        (56, 60, 128, "outputs", "tiles of 16"),
+    ],
+)
+def test_pixel_wise_mixtures_have_a_kernel_where_xla_is_slower(side, features, batch, choice, why):
+    pixelwise = make_pixelwise(side, features, batch)
+    chosen = plan(pixelwise, "tpu")
+    assert chosen.choice == choice and why in str(chosen)
+    work = count_work("fused", pixelwise)
+    assert work.product == count_work("outputs", pixelwise).product and work.kernels == 0
+    assert 4 * work.outputs == count_work("outputs", pixelwise).outputs
+
+
+def test_many_features_are_left_to_xla(monkeypatch):
+    monkeypatch.setattr(fused_pixels_tpu, "find_vmem_size", lambda: 2**27)
+    assert plan(make_pixelwise(14, 256, 128), "tpu").choice == "fused"
+    assert "many features" in str(plan(make_pixelwise(14, 384, 128), "tpu"))
+
+
+def make_pixelwise(side, features, batch):
+    changes = {"pixelwise": True, "tap_attention": False, "itemsize": 2}
+    return dataclasses.replace(problem(side, features, batch), **changes)

@@ -46,6 +46,9 @@ second_minor_factor: 1 */ }
 def test_a_loop_counts_its_turns():
     assert count_cycles(HEAD + LOOP, delay_slots=4) == Schedule(1 + 24 * 7 + 1)
     assert count_cycles(HEAD + LOOP, delay_slots=1) == Schedule(1 + 24 * 4 + 4)
+    # The test of an outer loop may stand where the inner one ends, under its condition.
+    conditional = LOOP.replace("totalorder %s9", "totalorder (%p8_p1), %s9")
+    assert count_cycles(HEAD + conditional, delay_slots=4) == Schedule(1 + 24 * 7 + 1)
 
 
 def test_a_grid_counts_its_steps_and_not_the_turns_of_its_copies():
