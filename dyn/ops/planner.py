@@ -191,6 +191,11 @@ def plan_for_platform(platform: str) -> Iterator[None]:
         _PLATFORM.reset(token)
 
 
+def find_prices(platform: str | None = None) -> Prices:
+    """Returns the prices on a platform; None for the one that is planned for."""
+    return PRICES[_priced_platform(platform)]
+
+
 def find_platform() -> str:
     """Returns the platform that is planned for: that of `plan_for_platform`, or the one JAX runs on."""
     return _PLATFORM.get() or jax.default_backend()

@@ -15,7 +15,8 @@ from experiments.core.digests import compute_digest
 from experiments.core.files import write_json
 
 ROOT = Path(__file__).parents[2]
-CHILD = "experiments.benchmarks.compiled_step"
+STEP = "experiments.benchmarks.compiled_step"
+LOWERING = "experiments.benchmarks.compiled_lowering"
 # Modules beside this one that a row depends on.
 MEASURING = (
     "adam_step", "chips", "compiled_step", "flax_resnet", "hlo", "networks", "schedules",
@@ -24,11 +25,12 @@ MEASURING = (
 Row = dict[str, Any]
 
 
-def compile_in_process(request: Row) -> Row:
-    """Compiles the step of a request in a process of its own, and returns the request with the result.
+def compile_in_process(request: Row, module: str = STEP) -> Row:
+    """Compiles what a request asks for in a process of its own, and returns the request with the result.
 
     Args:
-        request: the fields of a `compiled_step.Request`, but for `dump_folder`.
+        request: the fields of a `compiled_step.Request`, or what another module takes, but for `dump_folder`.
+        module: `STEP` or `LOWERING`.
     """
     chip = CHIPS[request["platform"]]
     with tempfile.TemporaryDirectory(prefix="compiled_step-") as name:
@@ -39,7 +41,7 @@ def compile_in_process(request: Row) -> Row:
         write_json(asked, {**request, "dump_folder": dump_folder})
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         process = subprocess.run(
-            [sys.executable, "-m", CHILD, str(asked), str(answer)],
+            [sys.executable, "-m", module, str(asked), str(answer)],
             env=os.environ | {"PYTHONPATH": path} | make_environment(chip, dump_folder),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
