@@ -4,7 +4,7 @@
 
     --platform=v5e              estimates by the compiler of v4, v5e, v5p, v6e or h100, which need not be
                                 here: see docs/accelerators.md; of a GPU, the time of the bytes moved
-    --batch=128                 samples of each case, instead of its own number
+    --samples=128               samples of each case, instead of its own number
     --fit                       also fits and prints this platform's constants of dyn/ops/planner.py
     --dtype=float32             or bfloat16
     --cases=4x4,depthwise       only cases whose name contains one of these
@@ -39,7 +39,7 @@ from experiments.core.errors import UserError
 FIT = flags.DEFINE_bool("fit", False, "Whether the planner's constants are fitted.")
 CASES = flags.DEFINE_list("cases", [], "Parts of the names of cases; all cases without it.")
 PLATFORM = flags.DEFINE_enum("platform", None, list(CHIPS), "The chip that is compiled for.")
-BATCH = flags.DEFINE_integer("batch", None, "Samples of each case.", lower_bound=1)
+SAMPLES = flags.DEFINE_integer("samples", None, "Samples of each case.", lower_bound=1)
 
 TOLERANCE = 1.15  # times the best lowering
 
@@ -53,8 +53,8 @@ def main() -> None:
     if QUICK.value:
         cases = [c for c in cases if sum(count_work("patches", c.problem)[:3]) < 2.5e9]
     changed: dict[str, Any] = {"dtype": DTYPE.value}
-    if BATCH.value:
-        changed["batch"] = BATCH.value
+    if SAMPLES.value:
+        changed["batch"] = SAMPLES.value
     cases = list(dict.fromkeys(case._replace(**changed) for case in cases))
     machine, platform, measure = timing.describe_machine(), None, measure_case
     on = f"{machine['devices']} x {machine['device']}, {DTYPE.value}"

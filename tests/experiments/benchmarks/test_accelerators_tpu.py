@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from experiments.benchmarks.chips import CHIPS, make_environment
-from experiments.benchmarks.compiling import ROOT, compile_in_process
+from experiments.benchmarks.compiling import LOWERING, ROOT, compile_in_process
+from experiments.benchmarks.lowering_cases import Case
 
 pytestmark = [
     pytest.mark.tpu,
@@ -77,3 +78,12 @@ def test_a_training_step_compiles_for_one_chip_and_for_a_slice():
 def test_a_step_that_does_not_fit_is_a_row():
     row = compile_in_process({**SMALL, "topology": "1", "size": 1024, "batch": 2048})
     assert row["status"] == "does not fit" and "RESOURCE_EXHAUSTED" in row["message"]
+
+
+def test_lowerings_are_compared():
+    """The kernel writes no patches, so its forward pass is shorter."""
+    case = Case(16, (176,), 16, 16, 3, 1, 1, 4, dtype="bfloat16")
+    request = {"platform": "v5e", "case": case._asdict(), "lowerings": ["patches", "fused"]}
+    result = compile_in_process(request, LOWERING)
+    assert result["failures"] == {} and set(result["seconds"]) == {"forward", "training"}
+    assert 0 < result["seconds"]["forward"]["fused"] < result["seconds"]["forward"]["patches"]
