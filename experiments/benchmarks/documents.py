@@ -139,9 +139,10 @@ def update_document(path: Path, text: str) -> str:
     Raises:
         ValueError: if a table or a sentence does not fit its results.
     """
-    for mark in MARK.finditer(text):
-        end = re.compile(r"\n(?!\|)|\Z").search(text, mark.end()).start()
-        table = text[mark.end() : end]
+    old = text
+    for mark in MARK.finditer(old):
+        end = re.compile(r"\n(?!\|)|\Z").search(old, mark.end()).start()
+        table = old[mark.end() : end]
         try:
             written = update_table(table, read_records(mark[1]), mark[2])
         except (KeyError, ValueError) as error:

@@ -46,6 +46,14 @@ def test_numbers_keep_their_form():
         documents.update_table(table.replace("base_w33", "odconv"), records, "config | - | - | -")
 
 
+def test_a_table_may_grow_before_another(tmp_path, monkeypatch):
+    monkeypatch.setattr(documents, "RESULTS", tmp_path)
+    (tmp_path / "one.csv").write_text("row,n\na,123456\n", encoding="utf-8")
+    text = "<!-- one.csv: row | n -->\n| row | n |\n|---|---|\n| a | {} |\n\nText.\n\n"
+    old, new = text.format("1") * 2, text.format("123,456") * 2
+    assert documents.update_document(tmp_path / "guide.md", old) == new
+
+
 def test_sentences_are_found_over_lines():
     record = {"accuracy": "0.97772", "parameters": "11943944"}
     sentence = "accuracy {accuracy:.4f} with {parameters:,.0f} parameters"
