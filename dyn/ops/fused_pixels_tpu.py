@@ -28,7 +28,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dyn.ops.dtypes import choose_matrix_precision
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
-from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, round_up
+from dyn.ops.vmem import LANES, count_vmem_bytes, fill_axis, find_vmem_size, round_up
 
 SUBLANES = 8  # of a register of 32-bit numbers
 VMEM_SHARE = 0.95  # of all VMEM
@@ -92,18 +92,10 @@ def convolve_pixels(inputs, kernels, mix, geometry: Geometry, precision) -> Arra
     """
     batch, filters = inputs.shape[0], kernels.shape[-1]
     rows = 32 // inputs.dtype.itemsize
-    x = _fill_axis(_fill_axis(inputs, 0, LANES), -1, rows)
-    w = _fill_axis(_fill_axis(kernels, -2, rows), -1, rows)
-    m = _fill_axis(mix.astype(jnp.float32), 0, LANES)
+    x = fill_axis(fill_axis(inputs, 0, LANES), -1, rows)
+    w = fill_axis(fill_axis(kernels, -2, rows), -1, rows)
+    m = fill_axis(mix.astype(jnp.float32), 0, LANES)
     return _convolve(x, w, m, geometry, precision)[:batch, ..., :filters]
-
-
-def _fill_axis(x: Array, axis: int, multiple: int) -> Array:
-    """Fills an axis up with zeros to whole tiles."""
-    missing = round_up(x.shape[axis], multiple) - x.shape[axis]
-    ends = [(0, 0)] * x.ndim
-    ends[axis] = (0, missing)
-    return jnp.pad(x, ends) if missing else x
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4))

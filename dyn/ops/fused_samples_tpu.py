@@ -49,6 +49,8 @@ def why_unsupported(problem: Problem) -> str | None:
     if why := explain_limits(geometry, batch, itemsize):
         return why
     *_, features, filters = problem.kernels
+    if features == 1:
+        return "a product of one input feature is nothing for a matrix unit"
     if (
         choose_blocks(geometry, batch, features, filters, itemsize) is None
         or choose_blocks(transpose_geometry(geometry), batch, filters, features, itemsize, True)

@@ -26,7 +26,14 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dyn.ops.geometry import Array, Geometry, add_height
-from dyn.ops.vmem import LANES, SMALLEST_VMEM, count_vmem_bytes, keep_layout, round_up
+from dyn.ops.vmem import (
+    LANES,
+    SMALLEST_VMEM,
+    count_vmem_bytes,
+    fill_axis,
+    keep_layout,
+    round_up,
+)
 
 SUBLANES = 8  # of a register of 32-bit numbers
 # The rest of the smallest VMEM is the compiler's, for spills.
@@ -81,13 +88,24 @@ def compute_kernel_gradients(
     if blocks is None:
         raise ValueError(f"kernels {shape} and inputs {x.shape} do not fit into a TPU's VMEM.")
     geometry = add_height(geometry)
-    x = keep_layout(x).reshape(batch, *geometry.spatial, x.shape[-1])
+    x = _fill_features(keep_layout(x), -1).reshape(batch, *geometry.spatial, -1)
     dy = keep_layout(dy).reshape(batch, *geometry.out, dy.shape[-1])
-    kernels = kernels.reshape(shape[0], *geometry.size, *shape[-2:])
+    kernels = _fill_features(kernels.reshape(shape[0], *geometry.size, *shape[-2:]), -2)
+    if scales is not None:
+        scales = (_fill_features(scales[0], -1), scales[1])
     d_kernels, d_coefficients, d_filters = _call_kernel(
         x, dy, kernels, coefficients, scales, geometry, blocks, precision
     )
-    return d_kernels.reshape(shape), d_coefficients, d_filters
+    d_kernels = d_kernels[..., : shape[-2], :].reshape(shape)
+    return d_kernels, d_coefficients, d_filters
+
+
+def _fill_features(array: Array, axis: int) -> Array:
+    """Fills input features up to whole tiles of lanes, where they are in several.
+
+    Rows that do not begin with a tile are only loaded from one tile of lanes.
+    """
+    return fill_axis(array, axis, LANES) if array.shape[axis] > LANES else array
 
 
 def fits_vmem(geometry: Geometry, kernels: tuple[int, ...], batch: int, itemsize: int) -> bool:
@@ -107,7 +125,9 @@ def choose_blocks(
 ) -> Blocks | None:
     """Returns the largest blocks that VMEM has room for, or None; arguments as in `fits_vmem`."""
     geometry = add_height(geometry)
-    features, filters = (LANES if n % LANES == 0 else n for n in kernels[-2:])
+    features, filters = kernels[-2:]
+    features = min(features, LANES)  # see `_fill_features`
+    filters = LANES if filters % LANES == 0 else filters
     for rows in sorted({geometry.size[0], 1}, reverse=True):
         for samples in (4, 2, 1):
             blocks = Blocks(samples, rows, features, filters)
@@ -146,8 +166,9 @@ def compute_sample_gradients(
     geometry = add_height(geometry)
     height, width = geometry.size
     samples, rows = blocks.samples, blocks.rows
-    x = keep_layout(x).reshape(batch, *geometry.spatial, features)
+    x = _fill_features(keep_layout(x), -1).reshape(batch, *geometry.spatial, -1)
     dy = keep_layout(dy).reshape(batch, *geometry.out, filters)
+    filled = x.shape[-1]
     padded, pitch = _plan_buffers(geometry, blocks)
     d_kernels = pl.pallas_call(
         functools.partial(
@@ -158,7 +179,7 @@ def compute_sample_gradients(
             precision=precision,
         ),
         grid=(
-            features // blocks.inputs,
+            filled // blocks.inputs,
             filters // blocks.outputs,
             height // rows,
             batch // samples,
@@ -168,12 +189,12 @@ def compute_sample_gradients(
             (samples, rows, width, blocks.inputs, blocks.outputs),
             lambda i, o, row, b: (b, row, 0, i, o),
         ),
-        out_shape=jax.ShapeDtypeStruct((batch, height, width, features, filters), kernels.dtype),
+        out_shape=jax.ShapeDtypeStruct((batch, height, width, filled, filters), kernels.dtype),
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in padded],
         compiler_params=_make_parameters(),
         name="sample_conv_kernel_gradients",
     )(x, dy)
-    return d_kernels.reshape(kernels.shape)
+    return d_kernels[..., :features, :].reshape(kernels.shape)
 
 
 def choose_sample_blocks(
@@ -189,8 +210,7 @@ def choose_sample_blocks(
     """
     geometry = add_height(geometry)
     features, filters = kernel[-2:]
-    # Rows that do not begin with a tile are only loaded from one tile of lanes.
-    i = LANES if features % LANES == 0 else features
+    i = min(features, LANES)  # see `_fill_features`
     parts = sorted({filters, LANES} if filters % LANES == 0 else {filters}, reverse=True)
     for samples, rows, o in itertools.product(
         (4, 2, 1), sorted({geometry.size[0], 1}, reverse=True), parts

@@ -3,6 +3,7 @@
 import math
 
 import jax
+import jax.numpy as jnp
 
 LANES = 128
 # VMEM of the TPU with the least, v4, for compilation where the device is not known.
@@ -29,6 +30,14 @@ def count_vmem_bytes(shape: tuple[int, ...], itemsize: int) -> int:
 def round_up(number: int, multiple: int) -> int:
     """Returns the smallest multiple that is not below a number."""
     return -(-number // multiple) * multiple
+
+
+def fill_axis(x: jax.Array, axis: int, multiple: int) -> jax.Array:
+    """Fills an axis up with zeros to whole tiles."""
+    missing = round_up(x.shape[axis], multiple) - x.shape[axis]
+    ends = [(0, 0)] * x.ndim
+    ends[axis] = (0, missing)
+    return jnp.pad(x, ends) if missing else x
 
 
 def keep_layout(array: jax.Array) -> jax.Array:

@@ -40,6 +40,9 @@ CASES = {
     "1-D": Case((11,), (3,), num_kernels=3),
     "1-D, causal, strides 2": Case((12,), (5,), strides=2, padding="CAUSAL"),
     "blocks of features": Case((4, 4), (3, 3), features=(256, 256), num_kernels=2),
+    "features between tiles of lanes": Case(
+        (4, 4), (3, 3), features=(192, 40), num_kernels=2, scaled=True
+    ),
     "3x3, 64 features": Case((4, 6), (3, 3), features=(64, 64)),
 }
 

@@ -30,6 +30,7 @@ def test_assembled_kernels_and_their_gradients_are_those_of_the_products():
         (dict(groups=2), "groups"),
         (dict(kernel_dilation=2), "dilation"),
         (dict(size=(2, 2)), "odd"),
+        (dict(features=1), "one input feature"),
         (dict(batch="b"), "known size"),
         (dict(spatial=(400, 400)), "VMEM"),
     ],

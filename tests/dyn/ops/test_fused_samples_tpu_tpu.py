@@ -23,6 +23,7 @@ CASES = {
     "last stage": ((7, 7), (3, 3), 1, 512, 512),
     "projection": ((28, 28), (1, 1), 2, 128, 256),
     "sequence": ((500,), (5,), 1, 64, 192),
+    "features between tiles of lanes": ((7, 7), (3, 3), 1, 192, 320),
 }
 # Taps, blocks along outputs and inputs, cells, and a cell's features.
 ASSEMBLIES = {

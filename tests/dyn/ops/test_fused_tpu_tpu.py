@@ -24,6 +24,7 @@ CASES = {
     "one kernel with taps": ((7, 7), (3, 3), 1, 512, 512, 1),
     "projection": ((28, 28), (1, 1), 2, 128, 256, 4),
     "sequence": ((500,), (5,), 1, 64, 192, 2),
+    "features between tiles of lanes": ((7, 7), (3, 3), 1, 192, 320, 2),
     "16 kernels": ((14, 14), (3, 3), 1, 128, 128, 16),
 }
 
