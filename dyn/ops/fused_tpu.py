@@ -257,8 +257,9 @@ def choose_samples(geometry: Geometry, batch: int) -> list[int]:
 
 
 def choose_columns(columns: int) -> list[int]:
-    """Returns the numbers of output features that a grid step can compute, the largest first."""
-    return [columns, *(n for n in range(columns - LANES, 0, -LANES) if columns % n == 0)]
+    """Returns the numbers of output features that a grid step can compute, all or whole tiles of lanes."""
+    tiles = range(columns // LANES, 0, -1) if columns % LANES == 0 else ()
+    return list(dict.fromkeys([columns, *(n * LANES for n in tiles if columns % (n * LANES) == 0)]))
 
 
 def count_grouped(geometry: Geometry, features: int) -> int:

@@ -6,7 +6,7 @@ import pytest
 from fused_cases import assert_fused_agrees
 
 from dyn.ops import dynamic_conv, planner
-from dyn.ops.fused_tpu import transpose_geometry
+from dyn.ops.fused_tpu import choose_columns, transpose_geometry
 from dyn.ops.geometry import resolve_geometry
 
 
@@ -49,6 +49,12 @@ def test_what_the_kernel_cannot_do_is_refused(changes, message):
 def test_other_platforms_are_refused():
     with pytest.raises(ValueError, match="for TPUs"):
         dynamic_conv(jnp.ones((1, 2, 2, 8)), jnp.ones((1, 1, 1, 8, 8)), lowering="fused")
+
+
+def test_blocks_of_output_features_fill_the_lanes():
+    assert choose_columns(512) == [512, 256, 128]
+    assert choose_columns(384) == [384, 128]
+    assert [choose_columns(n) for n in (64, 128, 320)] == [[64], [128], [320]]
 
 
 @pytest.mark.parametrize(("size", "stride", "n"), [(3, 1, 7), (3, 2, 8), (1, 2, 5), (5, 3, 11)])
