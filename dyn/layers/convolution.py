@@ -28,7 +28,13 @@ from dyn.ops.lowerings import (
     map_with_kernels,
     num_chunks,
 )
-from dyn.ops.sharding import automate_sharding, find_batch_shards, map_shards, mesh_axes
+from dyn.ops.sharding import (
+    automate_sharding,
+    count_batch_shards,
+    find_batch_shards,
+    map_shards,
+    mesh_axes,
+)
 
 Array = jax.Array
 
@@ -298,7 +304,6 @@ class ConvLayer(CheckedModule):
         Raises:
             ValueError: for 'fused' where its kernel cannot do this.
         """
-        shards = find_batch_shards(x)
         # To the planner, per-sample kernels are one candidate weighted by tap attention.
         problem = Problem(
             x.shape[0],
@@ -307,7 +312,7 @@ class ConvLayer(CheckedModule):
             tap_attention=True,
             per_sample=True,
             itemsize=x.dtype.itemsize,
-            batch_shards=None if shards is None else shards.number,
+            batch_shards=count_batch_shards(x),
         )
         if lowering == "auto":
             return planner.plan(problem).choice

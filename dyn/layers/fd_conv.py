@@ -379,7 +379,7 @@ def transform_by_products(
 ) -> Array:
     """Returns `disjoint_kernels` by matrix products, in float32.
 
-    For a TPU, which has no Fourier transform of its own: XLA's passes over the memory many times.
+    For a TPU, which has no unit for Fourier transforms: XLA's own reads and writes the memory many times.
 
     Args:
         spectrum, shape, num_groups: as in `disjoint_kernels`.

@@ -24,8 +24,8 @@ from dyn.ops.sharding import mesh_axes
 
 Array = jax.Array
 
-# Rounding of the sums is magnified by up to about this number, see `compute_moments`: a guess is near if the
-# square of its distance from the mean is at most so many variances, and a slice has one of so many positions.
+# Rounding of the sums is magnified by up to about this number, see `compute_moments`. A guess is near if the
+# square of its distance from the mean is at most NEAR variances; a slice has one position in SLICES.
 NEAR = SLICES = 16
 
 

@@ -18,11 +18,17 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
 
 from dyn.ops.assemble import assemble_plainly
 from dyn.ops.geometry import Array
-from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, round_up
+from dyn.ops.vmem import (
+    LANES,
+    count_vmem_bytes,
+    fill_axis,
+    find_vmem_size,
+    make_parameters,
+    round_up,
+)
 
 Scales = tuple[Array, Array]
 
@@ -81,7 +87,7 @@ def _assemble(mix, cells, scales: Scales | None, dtype) -> Array:
     i, o = cells.shape[-2:]
     exact, depth = dtype == jnp.float32, round_up(number, 16)
     samples, rows, lanes = _choose_samples(batch), _choose_rows(i, scales), _choose_lanes(o)
-    weights = _join(_pad(_move_blocks(mix), 2), 2, "left", exact)
+    weights = _join(fill_axis(_move_blocks(mix), 2, TILE), 2, "left", exact)
     arrays = [weights, _interleave(cells, depth)]
     specs = [
         pl.BlockSpec((1, samples, weights.shape[-1]), lambda b, i, o, m: (m, b, 0)),
@@ -96,7 +102,7 @@ def _assemble(mix, cells, scales: Scales | None, dtype) -> Array:
         in_specs=specs,
         out_specs=_make_kernel_spec(mix.shape, cells.shape, rows, samples),
         out_shape=jax.ShapeDtypeStruct((batch, taps, q * i, p * o), dtype),
-        compiler_params=_make_parameters(),
+        compiler_params=make_parameters("parallel", "arbitrary", "arbitrary", "arbitrary"),
         name="assemble_kernels",
     )(*arrays)
 
@@ -119,7 +125,7 @@ def _compute_gradients(mix, cells, scales: Scales | None, d_kernels):
     i, o = cells.shape[-2:]
     exact, depth, blocks = d_kernels.dtype == jnp.float32, round_up(number, 16), taps * p * q
     samples, rows, lanes = _choose_samples(batch), _choose_rows(i, scales), _choose_lanes(o)
-    moved = _pad(_move_blocks(mix), 2)
+    moved = fill_axis(_move_blocks(mix), 2, TILE)
     weights = moved.swapaxes(1, 2)  # [M, n, B]
     if not exact:
         weights = jnp.concatenate(_split(weights), axis=1)
@@ -153,7 +159,7 @@ def _compute_gradients(mix, cells, scales: Scales | None, d_kernels):
         in_specs=specs,
         out_specs=out_specs,
         out_shape=[jax.ShapeDtypeStruct(shape, jnp.float32) for shape in shapes],
-        compiler_params=_make_parameters(),
+        compiler_params=make_parameters("parallel", "arbitrary", "arbitrary", "arbitrary"),
         name="assemble_kernels_gradients",
     )(*arrays)
     if not exact:
@@ -306,17 +312,13 @@ def _join(x: Array, axis: int, side: str, exact: bool) -> Array:
     return jnp.concatenate([high, low, high] if side == "left" else [high, high, low], axis=axis)
 
 
-def _pad(x: Array, axis: int) -> Array:
-    """Fills an axis up with zeros to a multiple of sixteen."""
-    missing = [(0, 0)] * x.ndim
-    missing[axis] = (0, -x.shape[axis] % 16)
-    return jnp.pad(x, missing)
-
-
 def _arrange_scales(scales: Scales, exact: bool) -> list[Array]:
     """Returns u as `[i, B, N]` and v as `[T, N, o]`, or three times N in bfloat16."""
     u, v = (array.swapaxes(0, 1) for array in scales)
-    return [_join(_pad(u, 2), 2, "left", exact), _join(_pad(v, 1), 1, "right", exact)]
+    return [
+        _join(fill_axis(u, 2, TILE), 2, "left", exact),
+        _join(fill_axis(v, 1, TILE), 1, "right", exact),
+    ]
 
 
 def _make_scale_specs(scales, rows: int, samples: int, lanes: int) -> list[pl.BlockSpec]:
@@ -375,13 +377,6 @@ def _make_kernel_spec(
         return b, m // (p * q), m % q * down + i, m // q % p * across + o
 
     return pl.BlockSpec((samples, 1, rows, lanes), find)
-
-
-def _make_parameters() -> pltpu.CompilerParams:
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "arbitrary", "arbitrary", "arbitrary"),
-        vmem_limit_bytes=int(0.95 * find_vmem_size()),
-    )
 
 
 def _choose_samples(batch: int) -> int:

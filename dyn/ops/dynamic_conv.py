@@ -14,6 +14,7 @@ from dyn.ops.geometry import Array, Geometry, Padding, Problem, resolve_geometry
 from dyn.ops.sharding import (
     BatchShards,
     automate_sharding,
+    count_batch_shards,
     find_batch_shards,
     map_shards,
     mesh_axes,
@@ -260,7 +261,6 @@ def check_arguments(
         )
     if taps is not None and taps.shape != (batch, *geometry.size):
         raise ValueError(f"taps must be [B, *k] = {(batch, *geometry.size)}; got {taps.shape}.")
-    shards = find_batch_shards(inputs)
     return Problem(
         batch,
         kernels.shape,
@@ -269,5 +269,5 @@ def check_arguments(
         pixelwise=mix is not None and len(mix.shape) > 2,
         tap_attention=taps is not None,
         itemsize=inputs.dtype.itemsize,
-        batch_shards=None if shards is None else shards.number,
+        batch_shards=count_batch_shards(inputs),
     )

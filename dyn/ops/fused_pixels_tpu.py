@@ -28,10 +28,16 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dyn.ops.dtypes import choose_matrix_precision
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
-from dyn.ops.vmem import LANES, count_vmem_bytes, fill_axis, find_vmem_size, round_up
-
-SUBLANES = 8  # of a register of 32-bit numbers
-VMEM_SHARE = 0.95  # of all VMEM
+from dyn.ops.vmem import (
+    LANES,
+    SUBLANES,
+    VMEM_SHARE,
+    count_vmem_bytes,
+    fill_axis,
+    find_vmem_size,
+    make_parameters,
+    round_up,
+)
 
 
 def why_unsupported(problem: Problem) -> str | None:
@@ -164,7 +170,7 @@ def run_forward(inputs, kernels, mix, geometry: Geometry, precision) -> Array:
         out_specs=pl.BlockSpec((1, width, filters, LANES), lambda b, h: (h, 0, 0, b)),
         out_shape=jax.ShapeDtypeStruct((height, width, filters, x.shape[-1]), x.dtype),
         scratch_shapes=[_pad_rows(two, two.size[0], features, x.dtype)],
-        compiler_params=_make_parameters("parallel", "arbitrary"),
+        compiler_params=make_parameters("parallel", "arbitrary"),
         name="pixel_conv",
     )(m, w, *[x] * two.size[0])
     return _put_samples_first(y, geometry.out)
@@ -211,7 +217,7 @@ def run_input_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision):
             _pad_rows(two, 1, features, x.dtype),
             _pad_rows(two, 1, features, jnp.float32),
         ],
-        compiler_params=_make_parameters("parallel", "arbitrary", "arbitrary"),
+        compiler_params=make_parameters("parallel", "arbitrary", "arbitrary"),
         name="pixel_conv_input_gradient",
     )(m, dy, x, w)
     total: Any = sum(_gather_rows(d_mix[:, i], i, two) for i in range(rows))
@@ -247,7 +253,7 @@ def run_kernel_gradient(inputs, kernels, mix, dy, geometry: Geometry, precision)
         out_specs=pl.BlockSpec(shape, lambda b, h: (0, 0)),
         out_shape=jax.ShapeDtypeStruct(shape, jnp.float32),
         scratch_shapes=[_pad_rows(two, two.size[0], features, x.dtype)],
-        compiler_params=_make_parameters("arbitrary", "arbitrary"),
+        compiler_params=make_parameters("arbitrary", "arbitrary"),
         name="pixel_conv_kernel_gradient",
     )(m, dy, *[x] * two.size[0])
     dw = dw.reshape(two.taps * features, num_kernels, filters)
@@ -282,13 +288,6 @@ def _block_tap_rows(x: Array, geometry: Geometry) -> list[pl.BlockSpec]:
         return lambda h: jnp.clip(h * geometry.strides[0] + i - geometry.padding[0][0], 0, last)
 
     return [_block_row(x, find(i)) for i in range(geometry.size[0])]
-
-
-def _make_parameters(*semantics: Any) -> pltpu.CompilerParams:
-    """Returns the compiler's parameters for the axes of a grid."""
-    return pltpu.CompilerParams(
-        dimension_semantics=semantics, vmem_limit_bytes=int(VMEM_SHARE * find_vmem_size())
-    )
 
 
 def _pad_width(geometry: Geometry) -> int:

@@ -27,7 +27,7 @@ from jax import lax
 
 from dyn.ops.dtypes import choose_matrix_precision
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
-from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, keep_layout
+from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, keep_layout, make_parameters
 
 
 def convolve_by_fused_kernel(
@@ -462,10 +462,7 @@ def call_kernel(
         out_specs=out_specs,
         out_shape=list(outputs.values()),
         scratch_shapes=[pltpu.VMEM(padded, jnp.float32), pltpu.VMEM(total, jnp.float32)],
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-            vmem_limit_bytes=int(0.95 * find_vmem_size()),
-        ),
+        compiler_params=make_parameters("parallel", "arbitrary", "arbitrary"),
         name="sample_conv" if blocks.per_sample else "dynamic_conv",
     )(*arrays.values())
     return keep_layout(y), sums[0][:, 0] if sums else None

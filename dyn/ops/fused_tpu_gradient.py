@@ -29,13 +29,13 @@ from dyn.ops.geometry import Array, Geometry, add_height
 from dyn.ops.vmem import (
     LANES,
     SMALLEST_VMEM,
+    SUBLANES,
     count_vmem_bytes,
     fill_axis,
     keep_layout,
     round_up,
 )
 
-SUBLANES = 8  # of a register of 32-bit numbers
 # The rest of the smallest VMEM is the compiler's, for spills.
 VMEM_FOR_BLOCKS = 13 * 2**20
 

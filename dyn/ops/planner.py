@@ -284,7 +284,7 @@ def count_work(lowering: str, problem: Problem) -> Work:
 
 def why_no_reference(problem: Problem, platform: str | None = None) -> str | None:
     """Explains why samples should not be the groups of one convolution; None if they may be."""
-    if "reference" not in PRICES[_priced_platform(platform)].of:
+    if "reference" not in find_prices(platform).of:
         return "for tests: a slow gradient, and it gathers the batch"
     if jax.device_count() > 1:
         return "a convolution whose groups are samples gathers a batch that is sharded"
@@ -332,7 +332,7 @@ def why_no_kernel(problem: Problem, platform: str | None = None) -> str | None:
 
 def why_no_loop(platform: str | None = None) -> str | None:
     """Explains why samples should not be handled a few at a time on a platform; None if they may be."""
-    if not PRICES[_priced_platform(platform)].loops:
+    if not find_prices(platform).loops:
         return "one sample at a time leaves an accelerator idle"
     if jax.device_count() > 1:
         return "a loop over samples gathers a batch that is sharded"

@@ -137,6 +137,12 @@ def find_batch_shards(array: Any) -> BatchShards | None:
     return BatchShards(mesh, axes, math.prod(mesh.shape[name] for name in axes))
 
 
+def count_batch_shards(array: Any) -> int | None:
+    """Returns the number of shards of a batch; None if it is unknown, as in `find_batch_shards`."""
+    shards = find_batch_shards(array)
+    return None if shards is None else shards.number
+
+
 def map_shards(
     function: Callable[..., Array],
     arrays: Sequence[Array | None],

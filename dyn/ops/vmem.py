@@ -1,11 +1,14 @@
 """The memory inside a TPU's core, VMEM: its size, and the tiles that arrays in it are made of."""
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 LANES = 128
+SUBLANES = 8  # of a register of 32-bit numbers
+VMEM_SHARE = 0.95  # of all VMEM, for a kernel
 # VMEM of the TPU with the least, v4, for compilation where the device is not known.
 SMALLEST_VMEM = 16 * 2**20
 
@@ -18,6 +21,15 @@ def find_vmem_size() -> int:
         return pltpu.get_tpu_info().vmem_capacity_bytes
     except ValueError:  # no TPU: the interpreter, or compilation for a topology outside of its mesh
         return SMALLEST_VMEM
+
+
+def make_parameters(*semantics: Any) -> Any:
+    """Returns the compiler's parameters for a kernel, with what each axis of its grid is."""
+    from jax.experimental.pallas import tpu as pltpu
+
+    return pltpu.CompilerParams(
+        dimension_semantics=semantics, vmem_limit_bytes=int(VMEM_SHARE * find_vmem_size())
+    )
 
 
 def count_vmem_bytes(shape: tuple[int, ...], itemsize: int) -> int:
