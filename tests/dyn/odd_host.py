@@ -25,6 +25,7 @@ PLAIN = {
     "RotatedConv": layers.RotatedConv,
     "RotatedConv, max": partial(layers.RotatedConv, pooling="max"),
     "RotatedConv, attention": partial(layers.RotatedConv, pooling="attention"),
+    "SelectiveKernel": layers.SelectiveKernel,
     "SpectralNormConv": layers.SpectralNormConv,
     "SpectralNormConv, mixed": partial(layers.SpectralNormConv, num_kernels=4),
 }

@@ -97,7 +97,8 @@ def test_a_training_step(name):
     sown = state["intermediates"].get("attention", state["intermediates"])
     (weights,) = sown["weights"]
     assert weights and all(w.shape[0] == len(x) for w in weights.values())
-    if name in CONVOLUTIONS and name not in ("DCDConv", "GatedConv, filters", "GatedConv, slices"):
+    others = ("DCDConv", "GatedConv, filters", "GatedConv, slices", "SelectiveKernel")
+    if name in CONVOLUTIONS and name not in others:
         assert weights["kernel"].ndim == 2  # the mixture of candidates, under one name
 
 
@@ -197,7 +198,7 @@ def test_bfloat16_inputs_promote_with_float32_parameters_as_in_flax_conv(name):
     assert dynamic.dtype == static.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["SqueezeExcite", "CBAM"])
+@pytest.mark.parametrize("name", [n for n in LAYERS if n not in (*CONVOLUTIONS, "DCDDense")])
 def test_gates_keep_the_dtype_and_weigh_in_float32(name):
     layer, variables, x, *_ = compiled_case(name)
     apply = partial(layer.apply, mutable=["intermediates"])

@@ -21,8 +21,8 @@ from dyn.schedules import set_temperature
 
 pytestmark = pytest.mark.matrix
 
-# SqueezeExcite and CBAM scale their inputs in any dtype.
-WITH_DTYPE = [name for name in LAYERS if name not in ("SqueezeExcite", "CBAM")]
+# The layers between convolutions take their inputs in any dtype.
+WITH_DTYPE = [name for name in LAYERS if hasattr(LAYERS[name].layer(), "dtype")]
 
 
 @pytest.mark.parametrize("name", LAYERS)
