@@ -26,6 +26,7 @@ Choose a layer for
   `KernelRepresentation` to carry information from layer to layer;
 * a network whose parts are switched off, to be read or pruned: `GatedConv`;
 * features that rotate with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
+* kernels whose positions follow what is in the picture: `DeformableConv`;
 * kernels of several sizes, selected for each channel: `SelectiveKernel`;
 * the cheapest change of a static network: `SqueezeExcite`, `EfficientChannelAttention`, `CBAM` or
   `CoordinateAttention`, at the end of a block;
@@ -44,6 +45,9 @@ from dyn.layers.coordinate_attention import CoordinateAttention
 
 # A static kernel and a small dynamic matrix, without per-sample kernels. DCDDense is its classifier.
 from dyn.layers.dcd_conv import DCDConv, DCDDense
+
+# Kernel positions that move and are weighted at each output position.
+from dyn.layers.deformable_conv import DeformableConv
 
 # A mixture of candidate kernels and biases under softmax attention with a temperature.
 from dyn.layers.dynamic_conv import DynamicConv
@@ -97,6 +101,7 @@ __all__ = [
     "CoordinateAttention",
     "DCDConv",
     "DCDDense",
+    "DeformableConv",
     "DynamicConv",
     "DynamicReLU",
     "EfficientChannelAttention",

@@ -139,6 +139,7 @@ CONVOLUTIONS = {
         temperature=True,
         statistics=True,
     ),
+    "DeformableConv": Case(partial(layers.DeformableConv, offset_groups=2), looks_at=lambda x: x),
     "SelectiveKernel": Case(
         partial(layers.SelectiveKernel, **BATCH), looks_at=None, statistics=True
     ),
