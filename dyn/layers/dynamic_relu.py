@@ -107,13 +107,13 @@ class DynamicReLU(CheckedModule):
         slopes = first + self.scale_slopes * theta[..., : self.pieces]
         intercepts = self.scale_intercepts * theta[..., self.pieces :]
         sown = {"slope": slopes, "intercept": intercepts}
-        y = functools.reduce(
-            jnp.maximum,
-            [
-                x * expand_over_space(slopes[..., m], x) + expand_over_space(intercepts[..., m], x)
-                for m in range(self.pieces)
-            ],
+        lines = (
+            x * expand_over_space(slopes[..., m], x) + expand_over_space(intercepts[..., m], x)
+            for m in range(self.pieces)
         )
+        # The gradient of `jnp.maximum` looks for the line that equals the maximum. XLA may compute the lines
+        # again for that, with different rounding: none is equal then.
+        y = functools.reduce(lambda a, b: jnp.where(b > a, b, a), lines)
         if self.form == "C":
             scores = apply_head(
                 "spatial", x.astype(dtype), 1, use_bias=False, precision=None, **types

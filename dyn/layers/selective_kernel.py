@@ -24,6 +24,7 @@ from dyn.layers.static_conv import Conv
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
 from dyn.ops.geometry import Padding
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
@@ -183,6 +184,9 @@ class PathAttention(AttentionBranch):
         """Computes the weights."""
         z = self.squeeze_context(context)
         logits = self.apply_head("path", z, self.num_paths * self.features, use_bias=False)
-        weights = nn.softmax(logits.reshape(len(z), self.num_paths, self.features), axis=1)
+        shape = (len(z), self.num_paths, self.features)
+        weights = automate_sharding(
+            lambda logits: nn.softmax(logits.reshape(shape), axis=1), logits
+        )
         self.sow_weights(path=weights)
         return weights

@@ -139,7 +139,7 @@ CONVOLUTIONS = {
         temperature=True,
         statistics=True,
     ),
-    "DeformableConv": Case(partial(layers.DeformableConv, offset_groups=2), looks_at=lambda x: x),
+    "DeformableConv": Case(layers.DeformableConv, looks_at=lambda x: x),
     "SelectiveKernel": Case(
         partial(layers.SelectiveKernel, **BATCH), looks_at=None, statistics=True
     ),
@@ -182,7 +182,7 @@ LAYERS = {
         partial(layers.DynamicReLU, reduction=0.5, spatial_axes=2), args=(), shape=(4, 6, 5, 8)
     ),
     "DynamicReLU, positions": Case(
-        partial(layers.DynamicReLU, "C", reduction=0.5, spatial_axes=2),
+        partial(layers.DynamicReLU, form="C", reduction=0.5, spatial_axes=2),
         args=(),
         shape=(4, 6, 5, 8),
     ),

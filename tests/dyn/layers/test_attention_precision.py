@@ -40,7 +40,7 @@ def test_products_of_attention_ask_for_the_highest_precision(name):
     if has_field:
         layer = layer.clone(precision="high")
     found = set(trace(layer, random_input(*LAYERS[name].shape)))
-    if name in ("PixelDynamicConv", "CBAM", "DynamicReLU, positions"):
+    if name in ("PixelDynamicConv", "DeformableConv", "CBAM", "DynamicReLU, positions"):
         # Attention at each position is not tiny.
         assert found == {Precision.HIGH if has_field else Precision.HIGHEST, None}
     else:
