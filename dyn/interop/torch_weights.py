@@ -296,7 +296,9 @@ def from_torch(
             if items
         ]
         hint = ""
-        if any(".attention." in name and ".running_" in name for name in unmatched):
+        if any(
+            re.search(r"\.attn\.|\.attention\.", name) and ".running_" in name for name in unmatched
+        ):
             hint = (
                 " Their attention has a batch norm: make the network with attention_norm='batch'."
             )

@@ -74,5 +74,5 @@ def check_input(
             f"the network takes [B, *spatial, C] with spatial_axes={spatial_axes}; got shape {x.shape}."
         )
     if stem not in stems:
-        known = " or ".join(map(repr, stems))
+        known = f"{', '.join(map(repr, stems[:-1]))} or {stems[-1]!r}"
         raise ValueError(f"stem={stem!r} is unknown: write {known}.")
