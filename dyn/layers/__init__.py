@@ -26,7 +26,8 @@ Choose a layer for
   `KernelRepresentation` to carry information from layer to layer;
 * a network whose parts are switched off, to be read or pruned: `GatedConv`;
 * features that rotate with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
-* kernels whose positions follow what is in the picture: `DeformableConv`;
+* kernels whose positions follow what is in the picture: `DeformableConv`, or in a transformer's block
+  `DeformableAggregation`;
 * kernels of several sizes, selected for each channel: `SelectiveKernel`;
 * the cheapest change of a static network: `SqueezeExcite`, `EfficientChannelAttention`, `CBAM` or
   `CoordinateAttention`, at the end of a block;
@@ -45,6 +46,9 @@ from dyn.layers.coordinate_attention import CoordinateAttention
 
 # A static kernel and a small dynamic matrix, without per-sample kernels. DCDDense is its classifier.
 from dyn.layers.dcd_conv import DCDConv, DCDDense
+
+# Sums values at moved points by weights of each position: DCNv3 and DCNv4. It is not a convolution.
+from dyn.layers.deformable_aggregation import DeformableAggregation
 
 # Kernel positions that move and are weighted at each output position.
 from dyn.layers.deformable_conv import DeformableConv
@@ -101,6 +105,7 @@ __all__ = [
     "CoordinateAttention",
     "DCDConv",
     "DCDDense",
+    "DeformableAggregation",
     "DeformableConv",
     "DynamicConv",
     "DynamicReLU",

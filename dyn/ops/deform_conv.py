@@ -111,6 +111,76 @@ def deform_conv(
     return automate_sharding(compute, inputs, kernel, offsets, mask, axes=mesh_axes(inputs)[:-1])
 
 
+def deform_aggregate(
+    inputs: Array,
+    offsets: Array,
+    mask: Array,
+    *,
+    kernel_size: int | Sequence[int],
+    strides: int | Sequence[int] | None = 1,
+    padding: Padding = "SAME",
+    kernel_dilation: int | Sequence[int] | None = 1,
+    offset_scale: float = 1.0,
+    remove_center: bool = False,
+) -> Array:
+    """Sums inputs around each output position with weights of that position, at moved points.
+
+        y[p] = sum_t mask[p, t] x(s p - before + c + offset_scale (d t - c + offsets[p, t]))
+
+    with c = d (k - 1) // 2, the middle of the kernel: `offset_scale` spreads its points as well as the
+    offsets. Features are summed by themselves. This is the core of DCNv3 and DCNv4, with their order of
+    points: the last axis is outermost, and comes first in an offset.
+
+    Args:
+        inputs: `[B, *spatial, C]`.
+        offsets: `[B, *out, G, K, n]`: for each of G equal runs of features and each of K points a distance
+            along each of the n spatial axes, the last axis first, in inputs.
+        mask: `[B, *out, G, K]`, used as it is.
+        kernel_size, strides, padding, kernel_dilation: as in `nn.Conv`; paddings must add zeros.
+        offset_scale: spread of the points.
+        remove_center: whether the middle of an odd kernel is left out.
+
+    Returns:
+        `[B, *out, C]`, in the inputs' dtype.
+
+    Raises:
+        ValueError: if offsets or mask do not fit, or the kernel has no middle to leave out.
+    """
+    size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
+    geometry = resolve_geometry(inputs.shape[1:-1], size, strides, padding, 1, kernel_dilation)
+    if geometry.mode is not None:
+        raise ValueError(f"padding={padding!r} repeats inputs; write one that adds zeros.")
+    if remove_center and not all(k % 2 for k in size):
+        raise ValueError(f"kernel_size={size} has no middle: write remove_center=False.")
+    points = list_spread_points(geometry, offset_scale, remove_center)
+    check_offsets(inputs, offsets, mask, geometry.out, len(points), "points")
+
+    def compute(inputs: Array, offsets: Array, mask: Array) -> Array:
+        width = float32_or_wider(inputs)
+        y = jnp.zeros((inputs.shape[0], geometry.positions, inputs.shape[-1]), width)
+        moves = offset_scale * jnp.flip(offsets, -1)
+
+        def add(y: Array, sample: Array) -> Array:
+            return y + sample.astype(width)
+
+        y = visit_points(add, y, inputs, moves, mask, points)
+        return y.reshape(inputs.shape[0], *geometry.out, inputs.shape[-1]).astype(inputs.dtype)
+
+    return automate_sharding(compute, inputs, offsets, mask, axes=mesh_axes(inputs)[:-1])
+
+
+def list_spread_points(geometry: Geometry, scale: float, remove_center: bool) -> np.ndarray:
+    """Returns the points `[K, *out, n]` of `deform_aggregate` without offsets, in its order."""
+    points = list_points(geometry)
+    reach = np.array(geometry.kernel_dilation) * (np.array(geometry.size) - 1)
+    middle = points[0] + reach // 2
+    spread = middle + scale * (points - middle)
+    spread = spread.reshape(*geometry.size, *geometry.out, geometry.rank)
+    order = [*range(geometry.rank)[::-1], *range(geometry.rank, spread.ndim)]
+    spread = spread.transpose(order).reshape(geometry.taps, *geometry.out, geometry.rank)
+    return np.delete(spread, geometry.taps // 2, axis=0) if remove_center else spread
+
+
 def check_offsets(
     inputs: Array,
     offsets: Array,

@@ -186,6 +186,25 @@ LAYERS = {
         args=(),
         shape=(4, 6, 5, 8),
     ),
+    "DeformableAggregation": Case(
+        partial(layers.DeformableAggregation, kernel_size=(3, 3), groups=2),
+        args=(),
+        shape=(4, 6, 5, 8),
+        looks_at=None,
+    ),
+    "DeformableAggregation, version 3": Case(
+        partial(
+            layers.DeformableAggregation,
+            kernel_size=(3, 3),
+            groups=2,
+            version=3,
+            scale_center=True,
+            remove_center=True,
+        ),
+        args=(),
+        shape=(4, 6, 5, 8),
+        looks_at=None,
+    ),
     "DCDDense": Case(
         partial(layers.DCDDense, latent=3, squeezed=5),
         args=(6,),

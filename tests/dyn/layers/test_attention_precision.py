@@ -32,7 +32,8 @@ def trace(module, *args, **options):
     )
 
 
-@pytest.mark.parametrize("name", LAYERS)
+# All products of DeformableAggregation are at each position.
+@pytest.mark.parametrize("name", [n for n in LAYERS if not n.startswith("DeformableAgg")])
 def test_products_of_attention_ask_for_the_highest_precision(name):
     """The field `precision` stays that of the convolution."""
     layer = LAYERS[name].layer()

@@ -11,7 +11,7 @@ from jax.test_util import check_grads
 from layer_cases import random_input, sines
 from numpy_deform_conv import deform_conv as deform_by_loops
 
-from dyn.ops import deform_conv
+from dyn.ops import deform_aggregate, deform_conv
 
 
 @pytest.mark.parametrize(
@@ -53,6 +53,39 @@ def test_published_parity_vectors(size, out, runs, groups, masked, geometry, sum
         arrays = (x, kernel, offsets, mask if masked else None)
         y = np.asarray(run(*jax.tree.map(jnp.asarray, arrays))) + sines((6,), 0.9)
     y = y.transpose(0, 3, 1, 2).ravel()
+    np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
+    np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
+
+
+@pytest.mark.parametrize(
+    ("out", "points", "geometry", "sums", "entries"),
+    [
+        (
+            (5, 6), 9, dict(padding=1),
+            (-0.7497772095, 49.0920891509),
+            (-0.08372771, -0.08548127, -0.08273276, -0.07562696, -0.07205955),
+        ),
+        (
+            (3, 3), 8, dict(padding=1, strides=2, offset_scale=0.7, remove_center=True),
+            (0.2732604745, 24.5149241224),
+            (-0.18725113, -0.13352962, -0.07277548, -0.00818846, 0.34561819),
+        ),
+        (
+            (5, 6), 9, dict(padding=2, kernel_dilation=2),
+            (3.4603294058, 26.7861907374),
+            (0.04843898, 0.05999578, 0.06839277, 0.0731877, 0.08581592),
+        ),
+    ],
+    ids=["DCN3-A", "DCN3-B", "DCN3-C"],
+)  # fmt: skip
+def test_published_parity_vectors_of_the_aggregation(out, points, geometry, sums, entries):
+    values = sines((2, 5, 6, 8), 0.05, 1.0, 0.23)
+    offsets = sines((2, *out, 4 * points), 0.3, 1.3).reshape(2, *out, 2, points, 2)
+    mask = np.exp(sines((2, *out, 2, points), 0.5, 2))
+    mask /= mask.sum(-1, keepdims=True)
+    with jax.enable_x64(True):
+        run = jax.jit(partial(deform_aggregate, kernel_size=(3, 3), **geometry))
+        y = np.asarray(run(*map(jnp.asarray, (values, offsets, mask)))).ravel()
     np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
     np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)
 
@@ -148,3 +181,11 @@ def test_shapes_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(deform_conv, *arrays)
+    run = partial(deform_aggregate, kernel_size=(3, 2))
+    offsets = jnp.zeros((2, 5, 4, 1, 6, 2))
+    for fields, message in (
+        (dict(remove_center=True), "no middle"),
+        (dict(padding="CIRCULAR"), "repeats inputs"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            jax.eval_shape(partial(run, **fields), x, offsets, offsets[..., 0])
