@@ -5,7 +5,7 @@ All functions take flat dictionaries of variables, `{path: array}`, and return t
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,43 +23,79 @@ _EPSILON = 1e-5  # of the norms in `dyn.models`
 
 
 def open_gates(started: Flat, trained: Mapping[Path, Any]) -> Flat:
-    """Sets the gates of `SqueezeExcite` and `CBAM` to one half, and doubles the norms before them.
+    """Sets the gates at the ends of blocks to one half, and makes up for it in the norms before them.
 
-    A gate follows the last norm of its block, `norm2` or `norm3`, whose scale and bias become twice as
-    large, or four times for the two gates of `CBAM`. A gate with a large bias instead would be near one too,
+    A gate follows the last norm of its block, `norm2` or `norm3`, whose scale and bias become twice as large
+    for each gate: `SqueezeExcite` and `EfficientChannelAttention` have one, `CBAM` has two, and
+    `CoordinateAttention` one for each spatial axis. A gate with a large bias instead would be near one too,
     but saturated, and learn nothing. Gates without such a norm stay as they are, and so do those that the
     trained network has.
     """
     changed: Flat = {}
-    for path in started:
-        if path[0] != "params" or path[-2:] != ("expand", "kernel"):
-            continue
-        gate = path[:-2]
-        if path in trained or (*gate, "reduce", "kernel") not in started:
-            continue
-        zeros = [path, (*path[:-1], "bias")]
-        factor = 2.0
-        block = gate[:-1]
-        if gate[-1] == "channel" and (*block, "spatial", "conv", "kernel") in started:  # CBAM
-            spatial = (*block, "spatial")
-            if (*spatial, "norm", "scale") in started:
-                zeros += [(*spatial, "norm", "scale"), (*spatial, "norm", "bias")]
-            else:
-                zeros.append((*spatial, "conv", "kernel"))
-            factor = 4.0
-            block = block[:-1]
+    for block, zeros, factor in _find_gates(started):
         norms = [
             other[:-1]
             for other in started
             if other[:-2] == block and re.fullmatch(r"norm\d+", other[-2])
         ]
-        if not norms:
+        if not norms or zeros[0] in trained:
             continue
         last_norm = max(norms, key=lambda norm: int(norm[-1].removeprefix("norm")))
-        changed |= {path: jnp.zeros_like(started[path]) for path in zeros}
+        changed |= {path: jnp.zeros_like(started[path]) for path in zeros if path in started}
         for leaf in ("scale", "bias"):
             changed[*last_norm, leaf] = factor * started[*last_norm, leaf]
     return changed
+
+
+def _find_gates(started: Flat) -> Iterator[tuple[Path, list[Path], float]]:
+    """Yields the block of each layer of gates, what is zero where they are one half, and their inverse."""
+    for path, value in started.items():
+        if path[0] != "params":
+            continue
+        gate, leaf = path[:-2], path[-2:]
+        block = gate[:-1]
+        if leaf == ("expand", "kernel") and (*gate, "reduce", "kernel") in started:
+            zeros = [path, (*gate, "expand", "bias")]
+            spatial = (*block, "spatial")
+            if gate[-1] != "channel" or (*spatial, "conv", "kernel") not in started:
+                yield block, zeros, 2.0
+            elif (*spatial, "norm", "scale") in started:  # CBAM
+                zeros += [(*spatial, "norm", "scale"), (*spatial, "norm", "bias")]
+                yield block[:-1], zeros, 4.0
+            else:
+                yield block[:-1], [*zeros, (*spatial, "conv", "kernel")], 4.0
+        elif leaf == ("conv", "kernel") and value.shape[1:] == (1, 1):  # EfficientChannelAttention
+            yield block, [path], 2.0
+        elif leaf == ("expand0", "kernel"):  # CoordinateAttention
+            heads = [
+                other
+                for other in started
+                if other[:-2] == gate and re.fullmatch(r"expand\d+", other[-2])
+            ]
+            yield block[:-1], heads, 2.0 ** len({head[-2] for head in heads})
+
+
+def rest_taps(started: Flat, trained: Mapping[Path, Any]) -> Flat:
+    """Sets the offsets of `DeformableConv` to zero and its weights to one half, and doubles its kernel."""
+    changed: Flat = {}
+    for path in started:
+        name = path[-2] if len(path) > 1 else ""
+        if path[0] != "params" or name not in ("offsets", "offsets_and_masks") or path in trained:
+            continue
+        changed[path] = jnp.zeros_like(started[path])
+        kernel = (*path[:-2], "kernel")
+        if name == "offsets_and_masks" and kernel in trained:
+            changed[kernel] = 2 * started[kernel]
+    return changed
+
+
+def straighten_relus(started: Flat, trained: Mapping[Path, Any]) -> Flat:
+    """Sets the coefficients of `DynamicReLU` to those of ReLU."""
+    return {
+        path: jnp.zeros_like(value)
+        for path, value in started.items()
+        if path[0] == "params" and path[-2:-1] == ("coefficients",) and path not in trained
+    }
 
 
 def undo_spectral_norms(started: Flat) -> Flat:

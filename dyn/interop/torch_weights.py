@@ -3,8 +3,7 @@
 These have the padding, strides, epsilon and layers of torchvision and timm (a bottleneck strides in its 3x3
 convolution, as in both). A table of regular expressions maps the layer names of a source; `from_torch`
 accepts further tables for other networks. Some networks have no counterpart here: timm's published CondConv
-networks are EfficientNets (`CONDCONV` maps the layout of their layers), and its 'd' variants of a ResNet
-have another stem and shortcut.
+networks are EfficientNets (`CONDCONV` maps the layout of their layers).
 """
 
 import fnmatch
@@ -36,6 +35,8 @@ TORCHVISION: Table = (
     # timm's SE-ResNets: `attention=partial(SqueezeExcite, min_squeeze=8)`.
     (_BLOCK + r"se\.fc1", _BLOCK_PATH + "attention/reduce"),
     (_BLOCK + r"se\.fc2", _BLOCK_PATH + "attention/expand"),
+    # Its ECA-ResNets: `attention=EfficientChannelAttention`.
+    (_BLOCK + r"se\.conv", _BLOCK_PATH + "attention/conv"),
     (r"fc", "head"),
 )
 """torchvision's ResNets, and timm's of the same names: `resnet18`, `resnet34`, `resnet50`, `seresnet50`."""
@@ -59,6 +60,34 @@ CONDCONV: Table = (*TORCHVISION, (_BLOCK + r"routing_fn", _BLOCK_PATH + "conv*/r
 
 Here each convolution of a block has its own routing. With `context="block"` they all get the block's input
 and start with the same weights.
+"""
+
+
+SELECTIVE: Table = (
+    *TORCHVISION,
+    (_BLOCK + r"conv(?P<n>\d)\.conv", _BLOCK_PATH + "conv{n}"),
+    (_BLOCK + r"conv(?P<n>\d)\.bn", _BLOCK_PATH + "norm{n}"),
+    (_BLOCK + r"conv(?P<n>\d)\.paths\.(?P<p>\d)\.conv", _BLOCK_PATH + "conv{n}/path{p}_conv"),
+    (_BLOCK + r"conv(?P<n>\d)\.paths\.(?P<p>\d)\.bn", _BLOCK_PATH + "conv{n}/path{p}_norm"),
+    (_BLOCK + r"conv(?P<n>\d)\.attn\.fc_reduce", _BLOCK_PATH + "conv{n}/attention/squeeze"),
+    (_BLOCK + r"conv(?P<n>\d)\.attn\.bn", _BLOCK_PATH + "conv{n}/attention/norm"),
+    (_BLOCK + r"conv(?P<n>\d)\.attn\.fc_select", _BLOCK_PATH + "conv{n}/attention/path"),
+)
+"""timm's SK-ResNets: `SKResNet18()`, `SKResNet34()`, `SKResNet50()` and `SKResNeXt50()`."""
+
+RESNET_D: Table = (
+    (_BLOCK + r"downsample\.1", _BLOCK_PATH + "downsample_conv"),
+    (_BLOCK + r"downsample\.2", _BLOCK_PATH + "downsample_norm"),
+    (r"conv1\.0", "stem_conv1"),
+    (r"conv1\.1", "stem_norm1"),
+    (r"conv1\.3", "stem_conv2"),
+    (r"conv1\.4", "stem_norm2"),
+    (r"conv1\.6", "stem_conv3"),
+    *SELECTIVE,
+)
+"""timm's 'd' variants of all these, such as `resnet50d`, `ecaresnet50d` and `skresnet50d`:
+
+`ResNet50(stem="deep", shortcut=PooledConv)`.
 """
 
 
@@ -133,6 +162,8 @@ SOURCES: Mapping[str, Table] = {
     "odconv": ODCONV,
     "condconv": CONDCONV,
     "dcd": DCD,
+    "selective": SELECTIVE,
+    "resnet_d": RESNET_D,
     "vgg16": VGG16,
     "mobilenet_v2": MOBILENET_V2,
 }
@@ -265,7 +296,9 @@ def from_torch(
             if items
         ]
         hint = ""
-        if any(".attention." in name and ".running_" in name for name in unmatched):
+        if any(
+            re.search(r"\.attn\.|\.attention\.", name) and ".running_" in name for name in unmatched
+        ):
             hint = (
                 " Their attention has a batch norm: make the network with attention_norm='batch'."
             )
@@ -366,6 +399,8 @@ def _transpose_matrix(value: np.ndarray) -> np.ndarray:
 
 def _transpose_kernel(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Converts `[O, I, *k]` to `[*k, I, O]`, with or without candidates, which timm flattens."""
+    if len(shape) == value.ndim == 3:
+        return value.transpose(2, 1, 0)
     if len(shape) not in (4, 5):
         return value
     *candidates, height, width, i, o = shape

@@ -13,7 +13,13 @@ import jax
 import jax.numpy as jnp
 from flax import traverse_util
 
-from dyn.interop.compensation import fill_warehouses, open_gates, undo_spectral_norms
+from dyn.interop.compensation import (
+    fill_warehouses,
+    open_gates,
+    rest_taps,
+    straighten_relus,
+    undo_spectral_norms,
+)
 from dyn.layers.fd_conv import kernel_to_spectrum, spectrum_shape
 from dyn.layers.warehouse_sharing import Warehouses
 
@@ -59,8 +65,10 @@ def warm_start(
 
     Some layers need an adjustment elsewhere, which `dyn.interop.compensation` describes:
 
-    - `SqueezeExcite` and `CBAM`: gates of one half; the block's last norm, before them, is made two or four
-      times as large.
+    - `SqueezeExcite`, `EfficientChannelAttention`, `CBAM` and `CoordinateAttention`: gates of one half; the
+      block's last norm, before them, is made twice as large for each gate.
+    - `DeformableConv`: no offsets, and weights of one half, which a kernel twice as large makes up for.
+    - `DynamicReLU`: the coefficients of ReLU, in forms 'A' and 'B'.
     - `SpectralNormConv`: the norm after it is rescaled. In inference this is exact; in training, where norms
       use the statistics of the batch, up to the norms' epsilon. Noise is undone at temperature 1 (elsewhere
       the difference is the noise times the differences of the candidates' spectral norms).
@@ -70,8 +78,9 @@ def warm_start(
     The function is *not* kept by `RotatedConv` with kernels larger than 1x1, because the mean of a kernel
     over all orientations is another kernel, as is the largest response; it still starts from the trained
     kernels. A `WarehouseConv` with a `cell_ratio` below 1 has too few numbers, and a `CondConv` with another
-    layer's router does not know its weights: both are errors. Gates with `active=`, and a `SqueezeExcite`,
-    `CBAM` or `SpectralNormConv` without a norm named as in `dyn.models.ResNet`, stay as initialised.
+    layer's router does not know its weights: both are errors. Gates with `active=`, and gates at the ends of
+    blocks or a `SpectralNormConv` without a norm named as in `dyn.models.ResNet`, stay as initialised.
+    A `SelectiveKernel` has no place for a static kernel, which is an error too.
 
     Noise makes the candidates different. The weights of equal candidates have no gradient and the candidates
     have equal ones, so with `noise=0` a `DynamicConv` remains a static convolution forever. (The sigmoids of
@@ -155,6 +164,8 @@ def warm_start(
 
     _neutralise_attention(started, trained, layers)
     started |= open_gates(started, trained)
+    started |= rest_taps(started, trained)
+    started |= straighten_relus(started, trained)
     started |= undo_spectral_norms(started)
     return traverse_util.unflatten_dict(started)
 

@@ -26,7 +26,12 @@ Choose a layer for
   `KernelRepresentation` to carry information from layer to layer;
 * a network whose parts are switched off, to be read or pruned: `GatedConv`;
 * features that rotate with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
-* the cheapest change of a static network: `SqueezeExcite`, or `CBAM`, at the end of a block;
+* kernels whose positions follow what is in the picture: `DeformableConv`, or in a transformer's block
+  `DeformableAggregation`;
+* kernels of several sizes, selected for each channel: `SelectiveKernel`;
+* the cheapest change of a static network: `SqueezeExcite`, `EfficientChannelAttention`, `CBAM` or
+  `CoordinateAttention`, at the end of a block;
+* an activation that depends on the input: `DynamicReLU`;
 * a discriminator: `SpectralNormConv`.
 """
 
@@ -36,11 +41,26 @@ from dyn.layers.cbam import CBAM
 # A weighted sum of expert kernels; a block can share its sigmoid routing.
 from dyn.layers.cond_conv import CondConv
 
+# Scales channels by a weight per row and one per column: from x to an x of the same shape.
+from dyn.layers.coordinate_attention import CoordinateAttention
+
 # A static kernel and a small dynamic matrix, without per-sample kernels. DCDDense is its classifier.
 from dyn.layers.dcd_conv import DCDConv, DCDDense
 
+# Sums values at moved points by weights of each position: DCNv3 and DCNv4. It is not a convolution.
+from dyn.layers.deformable_aggregation import DeformableAggregation
+
+# Kernel positions that move and are weighted at each output position.
+from dyn.layers.deformable_conv import DeformableConv
+
 # A mixture of candidate kernels and biases under softmax attention with a temperature.
 from dyn.layers.dynamic_conv import DynamicConv
+
+# An activation: the maximum of linear functions with coefficients from the input.
+from dyn.layers.dynamic_relu import DynamicReLU
+
+# Scales channels by the means of those beside them: from x to an x of the same shape.
+from dyn.layers.efficient_channel_attention import EfficientChannelAttention
 
 # Candidate kernels that divide one kernel's spectrum: many kernels for one kernel's parameters.
 from dyn.layers.fd_conv import FDConv
@@ -63,6 +83,9 @@ from dyn.layers.pixel_conv import PixelDynamicConv
 # A bank of rotated kernels, mixed by attention or pooled over orientations. 2-D.
 from dyn.layers.rotated_conv import RotatedConv
 
+# Paths with kernels of several dilations, weighted for each channel.
+from dyn.layers.selective_kernel import SelectiveKernel
+
 # Kernels of spectral norm one, for discriminators. SpectralNormDense is their head.
 from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense
 
@@ -79,9 +102,14 @@ __all__ = [
     "CBAM",
     "CondConv",
     "Conv",
+    "CoordinateAttention",
     "DCDConv",
     "DCDDense",
+    "DeformableAggregation",
+    "DeformableConv",
     "DynamicConv",
+    "DynamicReLU",
+    "EfficientChannelAttention",
     "FDConv",
     "GatedConv",
     "KernelRepresentation",
@@ -89,6 +117,7 @@ __all__ = [
     "ODConv",
     "PixelDynamicConv",
     "RotatedConv",
+    "SelectiveKernel",
     "SpectralNormConv",
     "SpectralNormDense",
     "SqueezeExcite",

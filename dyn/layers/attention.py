@@ -158,6 +158,18 @@ def squeezed_size(features: int, reduction: float, least: int) -> int:
     return max(int(features * reduction), least)
 
 
+def round_to_multiple(size: float, multiple: int, least_share: float = 0.0) -> int:
+    """Returns the multiple nearest to a size, one at least; the next one if that is less than a share of it.
+
+    Args:
+        size: the exact number.
+        multiple: what the result is a multiple of.
+        least_share: smallest ratio of the result to the size.
+    """
+    nearest = max(multiple, int(size + multiple / 2) // multiple * multiple)
+    return nearest if nearest >= least_share * size else nearest + multiple
+
+
 def global_average(x: Array, spatial_axes: int, dtype: jnp.dtype) -> Array:
     """Averages over the spatial axes: `[B, *spatial, C]` to `[B, C]`."""
     return jnp.mean(x, axis=tuple(range(1, 1 + spatial_axes)), dtype=dtype)

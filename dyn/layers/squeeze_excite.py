@@ -67,18 +67,8 @@ class SqueezeExcite(CheckedModule):
             ValueError: if the inputs have too few axes or are integers, or the context does not fit them.
         """
         x, batch = flatten_features(self, inputs, self.spatial_axes)
-        if context is not None:
-            check_context(context)
-        if context is not None and context.shape[:-1] != batch:
-            raise ValueError(
-                f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
-                f"{context.shape}."
-            )
         dtype = attention_dtype(x, self.param_dtype)
-        if context is None:
-            context = global_average(x, x.ndim - 2, dtype)
-        else:
-            context = flatten_batch(context, 1)[0].astype(dtype)
+        context = resolve_context(context, x, batch, dtype)
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
         squeezed = squeezed_size(x.shape[-1], self.reduction, self.min_squeeze)
         z = nn.relu(apply_head("reduce", context, squeezed, **types))
@@ -90,6 +80,31 @@ class SqueezeExcite(CheckedModule):
 def attention_dtype(x: Array, param_dtype: Any) -> jnp.dtype:
     """Returns the dtype of the attention: float32, or wider if input or parameters are."""
     return float32_or_wider(x, jax.ShapeDtypeStruct((), param_dtype))
+
+
+def resolve_context(
+    context: Array | None, x: Array, batch: tuple[int, ...], dtype: jnp.dtype
+) -> Array:
+    """Returns the context of attention, `[B, D]`: the one passed, or the mean of the input over space.
+
+    Args:
+        context: `[*batch, D]` or None.
+        x: the flat inputs, `[B, *spatial, C]`.
+        batch: shape of the batch axes that the inputs had.
+        dtype: dtype of the attention.
+
+    Raises:
+        ValueError: if the context has other batch axes than the inputs.
+    """
+    if context is None:
+        return global_average(x, x.ndim - 2, dtype)
+    check_context(context)
+    if context.shape[:-1] != batch:
+        raise ValueError(
+            f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
+            f"{context.shape}."
+        )
+    return flatten_batch(context, 1)[0].astype(dtype)
 
 
 def flatten_features(

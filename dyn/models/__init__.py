@@ -6,6 +6,15 @@ from dyn.models.classifier import Classifier
 from dyn.models.mobilenet import MobileNetV2
 from dyn.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
 from dyn.models.segmentation import FCN, DeepLabV3Plus
+from dyn.models.selective_resnet import (
+    PooledConv,
+    SelectiveBasicBlock,
+    SelectiveBottleneck,
+    SKResNet18,
+    SKResNet34,
+    SKResNet50,
+    SKResNeXt50,
+)
 from dyn.models.time_series import Net1, Net2, SeriesNet
 from dyn.models.vgg import VGG, VGG16
 
@@ -22,9 +31,16 @@ __all__ = [
     "MobileNetV2",
     "Net1",
     "Net2",
+    "PooledConv",
     "ResNet",
     "ResNet18",
     "ResNet34",
     "ResNet50",
+    "SKResNeXt50",
+    "SKResNet18",
+    "SKResNet34",
+    "SKResNet50",
+    "SelectiveBasicBlock",
+    "SelectiveBottleneck",
     "SeriesNet",
 ]

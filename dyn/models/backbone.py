@@ -58,7 +58,12 @@ def _make_layer(make: ConvFactory, *args: Any, **fields: Any) -> nn.Module:
     return make(*args, **fields)
 
 
-def check_input(x: jax.Array, spatial_axes: int, stem: str) -> None:
+def check_input(
+    x: jax.Array,
+    spatial_axes: int,
+    stem: str,
+    stems: tuple[str, ...] = ("imagenet", "small"),
+) -> None:
     """Checks the axes of a backbone's input and the name of its stem.
 
     Raises:
@@ -68,5 +73,6 @@ def check_input(x: jax.Array, spatial_axes: int, stem: str) -> None:
         raise ValueError(
             f"the network takes [B, *spatial, C] with spatial_axes={spatial_axes}; got shape {x.shape}."
         )
-    if stem not in ("imagenet", "small"):
-        raise ValueError(f"stem={stem!r} is unknown: write 'imagenet' or 'small'.")
+    if stem not in stems:
+        known = f"{', '.join(map(repr, stems[:-1]))} or {stems[-1]!r}"
+        raise ValueError(f"stem={stem!r} is unknown: write {known}.")

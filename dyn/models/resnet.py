@@ -8,7 +8,7 @@ its 3x3 convolution, and norms have torch's momentum and epsilon, so that publis
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
@@ -56,9 +56,12 @@ class ResNet(CheckedModule):
         shortcut: makes the 1x1 convolutions of the shortcuts; None for static ones.
         attention: makes a layer that follows the last norm of every block's residual branch, for instance
             `SqueezeExcite` or `CBAM`; None for no such layer.
+        activation: makes what stands for each ReLU of the blocks, for instance `DynamicReLU`; None for
+            ReLU.
         dense: makes the classifier, a callable with `nn.Dense`'s arguments such as `DCDDense`.
         width: features of the first stage; each later stage has twice as many.
-        stem: 'imagenet' (7x7, stride 2, max pooling) or 'small' (3x3, stride 1) for pictures below
+        stem: 'imagenet' (7x7, stride 2, max pooling), 'deep' (three of 3x3 instead of 7x7, as in timm's 'd'
+            variants, which also have `shortcut=PooledConv`) or 'small' (3x3, stride 1) for pictures below
             about 100 pixels and for short series.
         spatial_axes: 2 for pictures `[B, H, W, C]`, 1 for series `[B, L, C]`.
         dropout: share of the pooled features dropped before the classifier in training.
@@ -93,6 +96,7 @@ class ResNet(CheckedModule):
     conv: ConvFactory = Conv
     shortcut: ConvFactory | None = None
     attention: Callable[..., nn.Module] | None = None
+    activation: Callable[..., nn.Module] | None = None
     dense: Callable[..., nn.Module] = nn.Dense
     width: int = 64
     stem: str = "imagenet"
@@ -116,21 +120,27 @@ class ResNet(CheckedModule):
                 `mutable=["batch_stats"]`, and the rng `dropout` if there is any.
             head_only: whether only `head` trains: everything below it then runs as in inference.
         """
-        check_input(x, self.spatial_axes, self.stem)
+        check_input(x, self.spatial_axes, self.stem, ("imagenet", "deep", "small"))
         axes = self.spatial_axes
         norm = make_batch_norm(train and not head_only, self.dtype)
         fields = {"use_bias": False, "dtype": self.dtype}
         static = partial(Conv, **fields, kernel_init=he_normal_fan_out)
 
-        if self.stem == "imagenet":
-            x = static(self.width, (7,) * axes, 2, padding=3, name="stem_conv")(x)
-            x = nn.relu(norm(name="stem_norm")(x))
-            x = max_pool(x, (3,) * axes, 2, padding=1)
-            stride = 4
-        else:
+        small = self.stem == "small"
+        if self.stem == "deep":
+            for n, strides in ((1, 2), (2, 1)):
+                conv = partial(static, padding=1, name=f"stem_conv{n}")
+                x = conv(self.width // 2, (3,) * axes, strides)(x)
+                x = nn.relu(norm(name=f"stem_norm{n}")(x))
+            x = static(self.width, (3,) * axes, 1, padding=1, name="stem_conv3")(x)
+        elif small:
             x = static(self.width, (3,) * axes, 1, padding=1, name="stem_conv")(x)
-            x = nn.relu(norm(name="stem_norm")(x))
-            stride = 1
+        else:
+            x = static(self.width, (7,) * axes, 2, padding=3, name="stem_conv")(x)
+        x = nn.relu(norm(name="stem_norm")(x))
+        if not small:
+            x = max_pool(x, (3,) * axes, 2, padding=1)
+        stride = 1 if small else 4
 
         representation = None
         if self.context in ("carried", "carried_pixels"):
@@ -164,6 +174,8 @@ class ResNet(CheckedModule):
                     norm=norm,
                     context_fn=context_fn,
                     attention=self.attention,
+                    activation=self.activation,
+                    static=static,
                     name=f"stage{stage + 1}_block{block + 1}",
                 )
                 x, state = call_block(module, self.remat, x, state)
@@ -216,7 +228,13 @@ class ResidualBlock(nn.Module):
         dilations: of the strided 3x3 convolution, and of those after it.
         context_fn: computes the extra inputs of the branch's convolutions.
         attention: as in `ResNet`.
+        activation: as in `ResNet`.
+        static: makes the branch's other convolutions, if `conv` does not make all.
+        groups: groups of the 3x3 convolutions.
     """
+
+    # The number of the only convolution that `conv` makes, with norms of its own; None if it makes all.
+    selective: ClassVar[int | None] = None
 
     features: int
     strides: int
@@ -226,10 +244,17 @@ class ResidualBlock(nn.Module):
     dilations: tuple[int, int] = (1, 1)
     context_fn: ContextFn = compute_extra_inputs
     attention: Callable[..., nn.Module] | None = None
+    activation: Callable[..., nn.Module] | None = None
+    static: ConvFactory = Conv
+    groups: int = 1
 
     def _list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
         """Lists features, kernel size, stride and dilation of the branch's convolutions."""
         raise NotImplementedError
+
+    def _activate(self, number: int, x: Array) -> Array:
+        """Applies ReLU, or what stands for it after a convolution of the branch or after the sum."""
+        return nn.relu(x) if self.activation is None else self.activation(name=f"relu{number}")(x)
 
     @nn.compact
     def __call__(self, x: Array, state: Array | None = None) -> tuple[Array, Array | None]:
@@ -238,19 +263,25 @@ class ResidualBlock(nn.Module):
         convolutions = self._list_convolutions()
         y = x
         for n, (features, size, strides, dilation) in enumerate(convolutions, start=1):
-            extra_inputs, state = self.context_fn(f"{self.name}_conv{n}", x, y, state)
-            conv = self.conv(
+            extra_inputs = {}
+            make = self.static
+            if self.selective in (None, n):
+                extra_inputs, state = self.context_fn(f"{self.name}_conv{n}", x, y, state)
+                make = self.conv
+            conv = make(
                 features,
                 kernel_size=(size,) * axes,
                 strides=strides,
                 padding=dilation * (size // 2),
-                # Not every layer can be dilated.
+                # Not every layer can be dilated, or grouped.
                 **({"kernel_dilation": dilation} if dilation > 1 else {}),
+                **({"feature_group_count": self.groups} if size > 1 and self.groups > 1 else {}),
                 name=f"conv{n}",
             )
-            y = self.norm(name=f"norm{n}")(conv(y, **extra_inputs))
-            if n < len(convolutions):
-                y = nn.relu(y)
+            y = conv(y, **extra_inputs)
+            if n != self.selective:
+                y = self.norm(name=f"norm{n}")(y)
+                y = self._activate(n, y) if n < len(convolutions) else y
         if self.attention is not None:
             y = self.attention(name="attention")(y)
         if x.shape != y.shape:
@@ -258,7 +289,7 @@ class ResidualBlock(nn.Module):
                 y.shape[-1], (1,) * axes, self.strides, padding=0, name="downsample_conv"
             )
             x = self.norm(name="downsample_norm")(project(x))
-        return nn.relu(y + x), state
+        return self._activate(len(convolutions), y + x), state
 
 
 class BasicBlock(ResidualBlock):
@@ -272,12 +303,21 @@ class BasicBlock(ResidualBlock):
 
 
 class Bottleneck(ResidualBlock):
-    """1x1, 3x3 (strided) and 1x1 convolutions, and a shortcut; O = 4 * features."""
+    """1x1, 3x3 (strided) and 1x1 convolutions, and a shortcut; O = 4 * features.
+
+    ResNeXt-50 32x4d has `block=partial(Bottleneck, groups=32, group_width=4)`.
+
+    Attributes:
+        group_width: features of each group per 64 features of the block.
+    """
+
+    group_width: int = 64
 
     def _list_convolutions(self) -> Sequence[tuple[int, int, int, int]]:
+        inner = self.features * self.group_width // 64 * self.groups
         return (
-            (self.features, 1, 1, 1),
-            (self.features, 3, self.strides, self.dilations[0]),
+            (inner, 1, 1, 1),
+            (inner, 3, self.strides, self.dilations[0]),
             (4 * self.features, 1, 1, 1),
         )
 

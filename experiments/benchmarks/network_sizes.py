@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from dyn import layers
 from dyn.diagnostics import count_macs, count_parameters
-from dyn.models import ResNet18
+from dyn.models import ResNet18, SKResNet18
 from experiments.benchmarks.documents import RESULTS
 from experiments.core import cli
 from experiments.core.files import write_csv
@@ -42,6 +42,7 @@ def list_networks() -> dict[str, nn.Module]:
         "PixelDynamicConv": layers.PixelDynamicConv,
         "GatedConv": layers.GatedConv,
         "RotatedConv": layers.RotatedConv,
+        "DeformableConv": layers.DeformableConv,
         "SpectralNormConv(num_kernels=4)": partial(layers.SpectralNormConv, num_kernels=4),
     }
     networks = {name: ResNet18(num_classes=1000, conv=conv) for name, conv in convs.items()}
@@ -54,6 +55,10 @@ def list_networks() -> dict[str, nn.Module]:
     )
     networks["SqueezeExcite"] = ResNet18(num_classes=1000, attention=layers.SqueezeExcite)
     networks["CBAM"] = ResNet18(num_classes=1000, attention=layers.CBAM)
+    for attention in (layers.EfficientChannelAttention, layers.CoordinateAttention):
+        networks[attention.__name__] = ResNet18(num_classes=1000, attention=attention)
+    networks["DynamicReLU"] = ResNet18(num_classes=1000, activation=layers.DynamicReLU)
+    networks["SelectiveKernel"] = SKResNet18(num_classes=1000)
     return networks
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn import layers
-from dyn.models import ResNet18, ResNet50
+from dyn.models import ResNet18, ResNet50, SKResNet18, SKResNet50
 from experiments.benchmarks.flax_resnet import make_flax_resnet
 from experiments.core.config_file import load_config_file
 from experiments.core.errors import UserError
@@ -51,8 +51,13 @@ def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
         "gated": resnet_with(layers.GatedConv, **four_kernels),
         "rotated": resnet_with(layers.RotatedConv, **papers_norm),
         "spectral_norm": resnet_with(layers.SpectralNormConv, **four_kernels),
+        "deformable": resnet_with(layers.DeformableConv),
+        "selective": {18: SKResNet18, 50: SKResNet50}[depth],
         "squeeze_excite": partial(resnet, attention=layers.SqueezeExcite),
         "cbam": partial(resnet, attention=layers.CBAM),
+        "efficient_channel": partial(resnet, attention=layers.EfficientChannelAttention),
+        "coordinate": partial(resnet, attention=partial(layers.CoordinateAttention, **papers_norm)),
+        "dynamic_relu": partial(resnet, activation=layers.DynamicReLU),
     }
 
 

@@ -139,6 +139,10 @@ CONVOLUTIONS = {
         temperature=True,
         statistics=True,
     ),
+    "DeformableConv": Case(layers.DeformableConv, looks_at=lambda x: x),
+    "SelectiveKernel": Case(
+        partial(layers.SelectiveKernel, **BATCH), looks_at=None, statistics=True
+    ),
     # The guide promises that its example is a layer like the others.
     "MeanMaxConv": Case(
         read_document_layer("MeanMaxConv"),
@@ -160,6 +164,46 @@ LAYERS = {
         shape=(4, 6, 5, 8),
         looks_at=None,
         statistics=True,
+    ),
+    "EfficientChannelAttention": Case(
+        partial(layers.EfficientChannelAttention, spatial_axes=2),
+        args=(),
+        shape=(4, 6, 5, 8),
+        looks_at=None,
+    ),
+    "CoordinateAttention": Case(
+        partial(layers.CoordinateAttention, spatial_axes=2, min_squeeze=4, **BATCH),
+        args=(),
+        shape=(4, 6, 5, 8),
+        looks_at=None,
+        statistics=True,
+    ),
+    "DynamicReLU": Case(
+        partial(layers.DynamicReLU, reduction=0.5, spatial_axes=2), args=(), shape=(4, 6, 5, 8)
+    ),
+    "DynamicReLU, positions": Case(
+        partial(layers.DynamicReLU, form="C", reduction=0.5, spatial_axes=2),
+        args=(),
+        shape=(4, 6, 5, 8),
+    ),
+    "DeformableAggregation": Case(
+        partial(layers.DeformableAggregation, kernel_size=(3, 3), groups=2),
+        args=(),
+        shape=(4, 6, 5, 8),
+        looks_at=None,
+    ),
+    "DeformableAggregation, version 3": Case(
+        partial(
+            layers.DeformableAggregation,
+            kernel_size=(3, 3),
+            groups=2,
+            version=3,
+            scale_center=True,
+            remove_center=True,
+        ),
+        args=(),
+        shape=(4, 6, 5, 8),
+        looks_at=None,
     ),
     "DCDDense": Case(
         partial(layers.DCDDense, latent=3, squeezed=5),

@@ -25,6 +25,9 @@ PLAIN = {
     "RotatedConv": layers.RotatedConv,
     "RotatedConv, max": partial(layers.RotatedConv, pooling="max"),
     "RotatedConv, attention": partial(layers.RotatedConv, pooling="attention"),
+    "DeformableConv": layers.DeformableConv,
+    "DeformableConv, unmodulated": partial(layers.DeformableConv, modulated=False),
+    "SelectiveKernel": layers.SelectiveKernel,
     "SpectralNormConv": layers.SpectralNormConv,
     "SpectralNormConv, mixed": partial(layers.SpectralNormConv, num_kernels=4),
 }

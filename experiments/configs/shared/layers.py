@@ -15,16 +15,24 @@ CONVS = {
     "conv": layers.Conv,
     "condconv": layers.CondConv,
     "dcd": layers.DCDConv,
+    "deformable": layers.DeformableConv,
     "dyconv": layers.DynamicConv,
     "fdconv": layers.FDConv,
     "gated": layers.GatedConv,
     "odconv": layers.ODConv,
     "pixel": layers.PixelDynamicConv,
     "rotated": layers.RotatedConv,
+    "selective": layers.SelectiveKernel,
     "spectral_norm": layers.SpectralNormConv,
     "warehouse": layers.WarehouseConv,
 }
-ATTENTIONS = {"none": None, "squeeze_excite": layers.SqueezeExcite, "cbam": layers.CBAM}
+ATTENTIONS = {
+    "none": None,
+    "squeeze_excite": layers.SqueezeExcite,
+    "cbam": layers.CBAM,
+    "coordinate": layers.CoordinateAttention,
+    "efficient_channel": layers.EfficientChannelAttention,
+}
 CLASSIFIERS = {"dense": nn.Dense, "dcd": layers.DCDDense}
 HEADS = {"fcn": models.FCN, "deeplabv3plus": models.DeepLabV3Plus}
 

@@ -40,6 +40,8 @@ KEY = jax.random.key(5)
         partial(layers.DCDConv),
         partial(layers.FDConv, num_kernels=3),
         partial(layers.FDConv, num_kernels=3, local=False),
+        partial(layers.DeformableConv),
+        partial(layers.DeformableConv, modulated=False, offset_groups=3),
     ],
 )
 def test_every_layer_starts_as_the_static_one(layer):
@@ -86,6 +88,10 @@ NETWORKS = {
         shortcut=partial(layers.ODConv, num_kernels=2),
         attention=layers.CBAM,
     ),
+    "EfficientChannelAttention": STATIC.copy(attention=layers.EfficientChannelAttention),
+    "CoordinateAttention": STATIC.copy(attention=layers.CoordinateAttention),
+    "DynamicReLU": STATIC.copy(activation=layers.DynamicReLU),
+    "DeformableConv": STATIC.copy(conv=layers.DeformableConv),
     "SpectralNormConv": STATIC.copy(conv=layers.SpectralNormConv),
     "SpectralNormConv, K = 3": STATIC.copy(conv=partial(layers.SpectralNormConv, num_kernels=3)),
     "WarehouseConv": STATIC.copy(conv=layers.WarehouseConv),

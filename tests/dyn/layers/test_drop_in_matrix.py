@@ -89,8 +89,8 @@ def test_odd_layers_train_on_batches_of_any_size(name):
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
     for batch in ((0,), (1,), (), (2, 1)):
-        # DCDConv normalises its latent vectors, and has one position in a batch of one.
-        if name == "DCDConv" and batch in ((1,), ()):
+        # They normalise over samples and positions, and there is one in a batch of one.
+        if name in ("DCDConv", "SelectiveKernel") and batch in ((1,), ()):
             with pytest.raises(ValueError, match="larger pictures"):
                 train(variables, random_input(*batch, 3, 3, 1))
             continue

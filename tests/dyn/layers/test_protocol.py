@@ -97,7 +97,8 @@ def test_a_training_step(name):
     sown = state["intermediates"].get("attention", state["intermediates"])
     (weights,) = sown["weights"]
     assert weights and all(w.shape[0] == len(x) for w in weights.values())
-    if name in CONVOLUTIONS and name not in ("DCDConv", "GatedConv, filters", "GatedConv, slices"):
+    others = ("DCDConv", "GatedConv, filters", "GatedConv, slices")
+    if name in CONVOLUTIONS and name not in (*others, "SelectiveKernel", "DeformableConv"):
         assert weights["kernel"].ndim == 2  # the mixture of candidates, under one name
 
 
@@ -143,8 +144,8 @@ def test_a_context_may_have_any_number_of_features(name):
 @pytest.mark.parametrize("name", LOOKING)
 def test_a_context_that_does_not_fit_is_refused(name):
     layer, _, x, *_ = compiled_case(name)
-    # The pixel-wise layer takes a context for each position of its input.
-    pixels = (4, 6, 4, 7) if name == "PixelDynamicConv" else (4, 6, 5, 7)
+    # These layers take a context for each position of their input.
+    pixels = (4, 6, 4, 7) if name in ("PixelDynamicConv", "DeformableConv") else (4, 6, 5, 7)
     for shape in ((2, 7), (7,), (4, 1, 7), pixels):
         with pytest.raises(ValueError, match="context ") as error:
             jax.eval_shape(layer.init, jax.random.key(0), x, jnp.ones(shape))
@@ -197,7 +198,7 @@ def test_bfloat16_inputs_promote_with_float32_parameters_as_in_flax_conv(name):
     assert dynamic.dtype == static.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("name", ["SqueezeExcite", "CBAM"])
+@pytest.mark.parametrize("name", [n for n in LAYERS if not hasattr(LAYERS[n].layer(), "dtype")])
 def test_gates_keep_the_dtype_and_weigh_in_float32(name):
     layer, variables, x, *_ = compiled_case(name)
     apply = partial(layer.apply, mutable=["intermediates"])
@@ -224,7 +225,6 @@ ERRORS = {
         (dict(feature_group_count=3), PICTURES, "must divide"),
         (dict(feature_group_count=4), PICTURES, "6 output"),
         (dict(mask=jnp.ones((3, 3))), PICTURES, "mask"),
-        (dict(lowering="fast"), PICTURES, "'fast'"),
     ],
     "DCDConv": [
         (dict(feature_group_count=2), PICTURES, "grouped and depthwise"),
@@ -270,7 +270,10 @@ def errors_of(name):
     yield from ERRORS["*"]
     if name != "DCDConv":
         yield from ERRORS["grouped"]
-    if hasattr(LAYERS[name].layer(), "attention_norm"):
+    layer = LAYERS[name].layer()
+    if hasattr(layer, "lowering") and name != "DCDConv":
+        yield dict(lowering="fast"), PICTURES, "'fast'"
+    if hasattr(layer, "attention_norm"):
         yield dict(attention_norm="group"), PICTURES, "'group' is unknown"
     yield from ERRORS.get(name, ())
 

@@ -21,8 +21,8 @@ from dyn.schedules import set_temperature
 
 pytestmark = pytest.mark.matrix
 
-# SqueezeExcite and CBAM scale their inputs in any dtype.
-WITH_DTYPE = [name for name in LAYERS if name not in ("SqueezeExcite", "CBAM")]
+# The layers between convolutions take their inputs in any dtype.
+WITH_DTYPE = [name for name in LAYERS if hasattr(LAYERS[name].layer(), "dtype")]
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -87,7 +87,9 @@ def test_low_precision_is_for_the_convolution_only(name, dtype):
     attention, exact = state["intermediates"], exact["intermediates"]
     assert all_float32(attention)
     trees = (tree.get("attention", tree) for tree in (attention, exact))
-    assert_trees_close(*trees, rtol=1e-4, atol=1e-6)
+    # SelectiveKernel's attention looks at what its paths have computed.
+    rtol = 1e-2 if name == "SelectiveKernel" else 1e-4
+    assert_trees_close(*trees, rtol=rtol, atol=1e-6)
     # bfloat16 has 8 bits: each of dozens of products is off by up to 2^-8, with signs at random.
     np.testing.assert_allclose(y.astype(jnp.float32), want, atol=0.03 * np.abs(want).max())
 

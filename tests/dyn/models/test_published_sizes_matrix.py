@@ -14,6 +14,7 @@ from dyn.layers import (
     DCDConv,
     DCDDense,
     DynamicConv,
+    EfficientChannelAttention,
     GatedConv,
     ODConv,
     PixelDynamicConv,
@@ -26,9 +27,14 @@ from dyn.models import (
     VGG16,
     DeepLabV3Plus,
     MobileNetV2,
+    PooledConv,
     ResNet18,
     ResNet34,
     ResNet50,
+    SKResNet18,
+    SKResNet34,
+    SKResNet50,
+    SKResNeXt50,
 )
 
 pytestmark = pytest.mark.matrix
@@ -46,6 +52,10 @@ def od_conv(num_kernels, *names):
 
 def gated(**fields):
     return {"conv": partial(GatedConv, **fields)}
+
+
+# timm's 'd' variants.
+DEEP = {"stem": "deep", "shortcut": PooledConv}
 
 
 def rotated(**fields):
@@ -72,6 +82,12 @@ def rotated(**fields):
         (ResNet50, dcd(pool=1), 1000, 29_835_056),
         (ResNet18, {"attention": SqueezeExcite}, 1000, 11_778_592),
         (ResNet18, {"attention": CBAM}, 1000, 11_779_392),
+        (SKResNet18, {}, 1000, 11_958_056),
+        (SKResNet34, {}, 1000, 22_282_376),
+        (SKResNet50, {}, 1000, 25_803_160),
+        (SKResNet50, DEEP, 1000, 25_822_392),
+        (SKResNeXt50, {}, 1000, 27_479_784),
+        (ResNet50, {"attention": EfficientChannelAttention, **DEEP}, 1000, 25_576_350),
         # Not published: 11,181,642 of the static network, and I O gates for each slice of a kernel,
         (ResNet18, gated(granularity="slice", static=True), 10, 12_402_250),
         # heads of (I + 1) O for filters, or a second kernel 9 I O and heads of 2 (I + 1).

@@ -214,7 +214,7 @@ def test_takes_series_and_pictures_of_odd_sizes(shape):
     [
         ({"spatial_axes": 1}, (2, 8, 8, 3), r"spatial_axes=1; got shape \(2, 8, 8, 3\)"),
         ({}, (8, 8, 3), r"spatial_axes=2; got shape \(8, 8, 3\)"),
-        ({"stem": "tiny"}, (2, 8, 8, 3), "'tiny' is unknown: write 'imagenet' or 'small'"),
+        ({"stem": "tiny"}, (2, 8, 8, 3), "'tiny' is unknown: write 'imagenet', 'deep' or 'small'"),
         ({"context": "carry"}, (2, 8, 8, 3), "'carry' is unknown: write 'input', 'block'"),
     ],
 )
