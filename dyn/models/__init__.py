@@ -3,6 +3,12 @@
 from dyn.models.acgan import ACGAN
 from dyn.models.autoencoder import Autoencoder
 from dyn.models.classifier import Classifier
+from dyn.models.efficientnet import (
+    EfficientNet,
+    EfficientNetB0,
+    EfficientNetB1,
+    EfficientNetLite0,
+)
 from dyn.models.mobilenet import MobileNetV2
 from dyn.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
 from dyn.models.segmentation import FCN, DeepLabV3Plus
@@ -19,6 +25,10 @@ __all__ = [
     "Bottleneck",
     "Classifier",
     "DeepLabV3Plus",
+    "EfficientNet",
+    "EfficientNetB0",
+    "EfficientNetB1",
+    "EfficientNetLite0",
     "MobileNetV2",
     "Net1",
     "Net2",

@@ -25,11 +25,15 @@ from dyn.models import (
     FCN,
     VGG16,
     DeepLabV3Plus,
+    EfficientNetB0,
+    EfficientNetB1,
+    EfficientNetLite0,
     MobileNetV2,
     ResNet18,
     ResNet34,
     ResNet50,
 )
+from dyn.models.efficientnet import make_condconv_fields
 
 pytestmark = pytest.mark.matrix
 
@@ -90,8 +94,15 @@ def rotated(**fields):
         (MobileNetV2, {}, 1000, 3_504_872),
         (MobileNetV2, od_conv(1, "depthwise"), 1000, 4_940_185),
         (MobileNetV2, od_conv(4, "depthwise"), 1000, 11_512_149),
+        (MobileNetV2, {"width": 0.75, **od_conv(1, "depthwise")}, 1000, 3_507_113),
+        (MobileNetV2, {"width": 0.75, **od_conv(4, "depthwise")}, 1000, 7_496_013),
         (MobileNetV2, {"width": 0.5, **od_conv(1, "depthwise")}, 1000, 2_425_537),
         (MobileNetV2, {"width": 0.5, **od_conv(4, "depthwise")}, 1000, 4_435_501),
+        (EfficientNetB0, {}, 1000, 5_288_548),
+        (EfficientNetB1, {}, 1000, 7_794_184),
+        (EfficientNetLite0, {}, 1000, 4_652_008),
+        (EfficientNetB0, make_condconv_fields(8), 1000, 24_013_284),
+        (EfficientNetB1, make_condconv_fields(8), 1000, 39_715_968),
     ],
 )
 def test_number_of_parameters(network, fields, num_classes, parameters):
