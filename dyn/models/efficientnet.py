@@ -60,8 +60,8 @@ class EfficientNet(InvertedResidualNet):
             and the last convolution. Not in the Lite networks.
         drop_connect: share of the samples whose residual branch the last block drops in training; it grows
             in equal steps from 0 in the first block.
-        router: makes the routing that all dynamic convolutions of a block share (`CondConv`'s field), from the
-            mean of the block's input: `partial(nn.Dense, 4)` for 4 experts; None: each has its own attention.
+        router: makes the routing that all dynamic convolutions of a block share (`CondConv`'s field), from
+            the block's mean input: `partial(nn.Dense, 4)` for 4 experts. None: each has its own attention.
 
     Example:
         >>> import jax, jax.numpy as jnp
