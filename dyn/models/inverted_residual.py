@@ -117,9 +117,7 @@ class InvertedResidualNet(CheckedModule):
         check_input(x, self.spatial_axes, self.stem)
         layout, axes = self.make_layout(), self.spatial_axes
         trains = train and not head_only
-        norm = make_batch_norm(
-            trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum
-        )
+        norm = make_batch_norm(trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum)
         fields: dict[str, Any] = {"use_bias": False, "dtype": self.dtype}
         fields["kernel_init"] = he_normal_fan_out
         static = partial(Conv, **fields)

@@ -159,9 +159,7 @@ def test_gradients_reach_all_parameters_and_drop_connect_drops_samples(few_stage
     @jax.jit
     def compute(params, rng):
         seen = {**variables, "params": params}
-        y, changed = net.apply(
-            seen, x, train=True, mutable=["batch_stats"], rngs={"dropout": rng}
-        )
+        y, changed = net.apply(seen, x, train=True, mutable=["batch_stats"], rngs={"dropout": rng})
         return jnp.sum(jnp.sin(y)), (y, changed["batch_stats"])
 
     rngs = jax.random.key(0), jax.random.key(7)

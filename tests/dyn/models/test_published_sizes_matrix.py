@@ -38,8 +38,12 @@ from dyn.models.efficientnet import make_condconv_fields
 pytestmark = pytest.mark.matrix
 
 
-def dcd(pool):
-    return {"conv": partial(DCDConv, pool=pool), "dense": DCDDense}
+def dcd(pool, **fields):
+    return {"conv": partial(DCDConv, pool=pool, **fields), "dense": DCDDense}
+
+
+def mobile_dcd(reduction):
+    return {**dcd(None, reduction=reduction), "dynamic_stages": range(2, 8)}
 
 
 def od_conv(num_kernels, *names):
@@ -98,6 +102,8 @@ def rotated(**fields):
         (MobileNetV2, {"width": 0.75, **od_conv(4, "depthwise")}, 1000, 7_496_013),
         (MobileNetV2, {"width": 0.5, **od_conv(1, "depthwise")}, 1000, 2_425_537),
         (MobileNetV2, {"width": 0.5, **od_conv(4, "depthwise")}, 1000, 4_435_501),
+        (MobileNetV2, mobile_dcd(1 / 8), 1000, 7_452_088),
+        (MobileNetV2, mobile_dcd(1 / 16), 1000, 5_720_028),
         (EfficientNetB0, {}, 1000, 5_288_548),
         (EfficientNetB1, {}, 1000, 7_794_184),
         (EfficientNetLite0, {}, 1000, 4_652_008),
