@@ -117,3 +117,62 @@ EFFICIENTNET_LITE0: Table = _make_lite_table((1, 2, 2, 3, 3, 4, 1))
 
 Its pictures are `(x - 127) / 128`, for x from 0 to 255.
 """
+
+
+# The blocks of MobileNetV3-Large by stage: whether each has squeeze-and-excitation.
+_MOBILENET_V3_STAGES = ((False,), (False,) * 2, (True,) * 3, (False,) * 4, (True,) * 2, (True,) * 3)
+
+
+def _make_mobilenet_v3_table() -> Table:
+    """Returns the table of torchvision's MobileNetV3-Large, whose very first block does not expand."""
+    rows = [(r"features\.0\.0", "stem_conv"), (r"features\.0\.1", "stem_norm")]
+    squeezes = [squeezed for stage in _MOBILENET_V3_STAGES for squeezed in stage]
+    paths = _list_blocks([len(stage) for stage in _MOBILENET_V3_STAGES])
+    for index, (path, squeezed) in enumerate(zip(paths, squeezes, strict=True), 1):
+        module = rf"features\.{index}\.block\."
+        parts = ["expand", "depthwise"] if index > 1 else ["depthwise"]
+        for n, part in enumerate([*parts, *["squeeze_excite"] * squeezed, "project"]):
+            if part == "squeeze_excite":
+                rows.append((rf"{module}{n}\.fc1", path + "squeeze_excite/reduce"))
+                rows.append((rf"{module}{n}\.fc2", path + "squeeze_excite/expand"))
+            else:
+                rows.append((rf"{module}{n}\.0", path + part))
+                rows.append((rf"{module}{n}\.1", f"{path}{part}_norm"))
+    last = rf"features\.{len(squeezes) + 1}\."
+    rows += [(f"{last}0", "last_conv"), (f"{last}1", "last_norm")]
+    return (*rows, (r"classifier\.0", "hidden"), (r"classifier\.3", "head"))
+
+
+MOBILENET_V3: Table = _make_mobilenet_v3_table()
+"""torchvision's `mobilenet_v3_large`: `MobileNetV3`."""
+
+
+def _make_dymn_table() -> Table:
+    """Returns the table of a DyMN, of dynamic blocks and of static ones without squeeze-and-excitation."""
+    rows = [(r"in_c\.0", "stem_conv"), (r"in_c\.1", "stem_norm")]
+    for index, path in enumerate(_list_blocks([len(stage) for stage in _MOBILENET_V3_STAGES])):
+        module = rf"layers\.{index}\."
+        for theirs, part in (("exp", "expand"), ("depth", "depthwise"), ("proj", "project")):
+            rows.append((rf"{module}{theirs}_conv", path + part))
+            rows.append((rf"{module}{theirs}_conv\.residuals\.0", f"{path}{part}/attention/kernel"))
+            rows.append((rf"{module}{theirs}_norm", f"{path}{part}_norm"))
+        rows.append((rf"{module}depth_act\.coef_net\.0", path + "dynamic_relu"))
+        for theirs, part in (
+            *(("joint_conv", "joint"), ("joint_norm", "joint_norm")),
+            *(("conv_f", "gate1"), ("conv_t", "gate2")),
+        ):
+            rows.append((rf"{module}context_gen\.{theirs}", f"{path}context/{part}"))
+        parts = ("expand", "depthwise", "project") if index else ("depthwise", "project")
+        for n, part in enumerate(parts):
+            rows.append((rf"{module}block\.{n}\.0", path + part))
+            rows.append((rf"{module}block\.{n}\.1", f"{path}{part}_norm"))
+    rows += [(r"out_c\.0", "last_conv"), (r"out_c\.1", "last_norm")]
+    return (*rows, (r"classifier\.2", "hidden"), (r"classifier\.5", "head"))
+
+
+DYMN: Table = _make_dymn_table()
+"""EfficientAT's dynamic networks (fschmid56/EfficientAT), `dymn10_as` and others: `DyMN(527)`.
+
+After the import, `set_temperature(variables, 1.0)` suits those for AudioSet (`*_as`), and 30.0 those for
+ImageNet (`*_im`).
+"""

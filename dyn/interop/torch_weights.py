@@ -17,9 +17,11 @@ from flax import traverse_util
 
 from dyn.interop.mobile_tables import (
     DCD_MOBILENET_V2,
+    DYMN,
     EFFICIENTNET,
     EFFICIENTNET_LITE0,
     MOBILENET_V2,
+    MOBILENET_V3,
     ODCONV_MOBILENET_V2,
 )
 from dyn.interop.torch_rows import Table, make_dcd_rows, make_odconv_rows
@@ -96,6 +98,8 @@ SOURCES: Mapping[str, Table] = {
     "mobilenet_v2": MOBILENET_V2,
     "odconv_mobilenet_v2": ODCONV_MOBILENET_V2,
     "dcd_mobilenet_v2": DCD_MOBILENET_V2,
+    "mobilenet_v3": MOBILENET_V3,
+    "dymn": DYMN,
     "efficientnet": EFFICIENTNET,
     "efficientnet_lite0": EFFICIENTNET_LITE0,
 }
@@ -109,6 +113,8 @@ _LEAVES = {
 }
 # Numbers of updates of statistics and averages.
 _COUNTS = ("num_batches_tracked", "n_averaged")
+# Constants of DyMN's dynamic ReLU that its files have beside the weights.
+_CONSTANTS = {"lambdas": (1.0, 1.0, 0.5, 0.5), "init_v": (1.0, 0.0, 0.0, 0.0)}
 
 _WARM_START = (
     " The weights are static and the network is dynamic: fill its static twin, and start from that by "
@@ -121,7 +127,8 @@ class Imported(NamedTuple):
 
     Attributes:
         variables: variables of the network.
-        left_out: names of weights that were not used: torch's counts of batches, and layers in `without`.
+        left_out: names of weights that were not used: torch's counts of batches, constants, and layers in
+            `without`.
         kept: paths of the parameters in `without`, which keep their values.
     """
 
@@ -187,7 +194,8 @@ def from_torch(
     filled: dict[str, Any] = {}
     left_out, unmatched, misshapen, doubled = [], [], [], []
     for name, layer, leaf, value in _match_layers(weights, table):
-        if leaf in _COUNTS or (layer and _is_below(layer, without)):
+        is_constant = leaf in _CONSTANTS and np.array_equal(value, _CONSTANTS[leaf])
+        if leaf in _COUNTS or is_constant or (layer and _is_below(layer, without)):
             left_out.append(name)
             continue
         paths = [
@@ -328,13 +336,14 @@ def _transpose_matrix(value: np.ndarray) -> np.ndarray:
 
 
 def _transpose_kernel(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Converts `[O, I, *k]` to `[*k, I, O]`, with or without candidates, which timm flattens."""
+    """Converts `[O, I, *k]` to `[*k, I, O]`, with or without candidates, which timm and DyMN flatten."""
     if len(shape) not in (4, 5):
         return value
     *candidates, height, width, i, o = shape
     torch_shape = (*candidates, o, i, height, width)
     flattened = (*candidates, o * i * height * width)
-    if candidates and value.shape in (flattened, torch_shape[-4:]) and value.size == np.prod(shape):
+    known = (flattened, (1, 1, *flattened), torch_shape[-4:])
+    if candidates and value.shape in known and value.size == np.prod(shape):
         value = value.reshape(torch_shape)
     return np.moveaxis(value, (-4, -3), (-1, -2)) if value.ndim == len(shape) else value
 

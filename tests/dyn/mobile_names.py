@@ -10,7 +10,7 @@ from layer_cases import init_shapes
 from dyn.interop import from_torch
 from dyn.interop.torch_weights import detect_source, num_classes
 from dyn.layers import DCDConv, DCDDense, ODConv
-from dyn.models import EfficientNetB0, EfficientNetLite0, MobileNetV2
+from dyn.models import DyMN, EfficientNetB0, EfficientNetLite0, MobileNetV2, MobileNetV3
 from dyn.models.efficientnet import TENSORFLOW, make_condconv_fields
 
 NORM = ("weight", "bias", "running_mean", "running_var")
@@ -155,6 +155,78 @@ def list_dcd():
     return shapes | {"classifier.1.cls.bias": (1000,)}
 
 
+# For each block its kernel, expanded and output features, and whether it has squeeze-and-excitation.
+MOBILENET_V3 = [
+    *(
+        (3, 16, 16, 0),
+        (3, 64, 24, 0),
+        (3, 72, 24, 0),
+        (5, 72, 40, 1),
+        (5, 120, 40, 1),
+        (5, 120, 40, 1),
+    ),
+    *((3, 240, 80, 0), (3, 200, 80, 0), (3, 184, 80, 0), (3, 184, 80, 0), (3, 480, 112, 1)),
+    *((3, 672, 112, 1), (5, 672, 160, 1), (5, 960, 160, 1), (5, 960, 160, 1)),
+]
+
+
+def list_mobilenet_v3():
+    """Returns the names and shapes of torchvision's `mobilenet_v3_large`."""
+    shapes, inputs = {"features.0.0.weight": (16, 3, 3, 3), **norm("features.0.1", 16)}, 16
+    for number, (kernel, hidden, features, squeezes) in enumerate(MOBILENET_V3, 1):
+        name = f"features.{number}.block."
+        convs = [(hidden, inputs, 1, 1), (hidden, 1, kernel, kernel), (features, hidden, 1, 1)]
+        convs = convs[1:] if number == 1 else convs
+        for place, shape in enumerate(convs):
+            if squeezes and place == 2:
+                squeezed = {72: 24, 120: 32, 480: 120, 672: 168, 960: 240}[hidden]
+                shapes |= linear(f"{name}2.fc1", squeezed, hidden, 1, 1)
+                shapes |= linear(f"{name}2.fc2", hidden, squeezed, 1, 1)
+                place = 3
+            shapes[f"{name}{place}.0.weight"] = shape
+            shapes |= norm(f"{name}{place}.1", shape[0])
+        inputs = features
+    shapes |= {"features.16.0.weight": (960, 160, 1, 1), **norm("features.16.1", 960)}
+    return shapes | linear("classifier.0", 1280, 960) | linear("classifier.3", 1000, 1280)
+
+
+def list_dymn(replaces_se=False):
+    """Returns the names and shapes of `dymn10_as`, or of the network with dynamic blocks instead of SE."""
+    shapes, inputs = {"in_c.0.weight": (16, 1, 3, 3), **norm("in_c.1", 16)}, 16
+    contexts = [32] * 6 + [64, 48, 48, 48, 120] + [128] * 4
+    for number, (block, size) in enumerate(zip(MOBILENET_V3, contexts, strict=True)):
+        (kernel, hidden, features, squeezes), name = block, f"layers.{number}."
+        convs = [
+            ("exp", (hidden, inputs, 1, 1)),
+            ("depth", (hidden, 1, kernel, kernel)),
+            ("proj", (features, hidden, 1, 1)),
+        ]
+        convs, inputs = convs if number else convs[1:], features
+        if replaces_se and not squeezes:
+            for place, (_, shape) in enumerate(convs):
+                shapes[f"{name}block.{place}.0.weight"] = shape
+                shapes |= norm(f"{name}block.{place}.1", shape[0])
+            continue
+        for conv, shape in convs:
+            shapes[f"{name}{conv}_conv.weight"] = (1, 1, 4, int(np.prod(shape)))
+            shapes |= linear(f"{name}{conv}_conv.residuals.0", 4, size)
+            shapes |= norm(f"{name}{conv}_norm", shape[0])
+        shapes |= {f"{name}depth_act.lambdas": (4,), f"{name}depth_act.init_v": (4,)}
+        shapes |= linear(f"{name}depth_act.coef_net.0", 4 * hidden, size)
+        context, seen = f"{name}context_gen.", block_input(number)
+        shapes |= {f"{context}joint_conv.weight": (size, seen, 1, 1)}
+        shapes |= norm(f"{context}joint_norm", size)
+        for axis in ("conv_f", "conv_t"):
+            shapes |= linear(context + axis, hidden, size, 1, 1)
+    shapes |= {"out_c.0.weight": (960, 160, 1, 1), **norm("out_c.1", 960)}
+    return shapes | linear("classifier.2", 1280, 960) | linear("classifier.5", 527, 1280)
+
+
+def block_input(number):
+    """Returns the input features of a block of MobileNetV3, from 0."""
+    return MOBILENET_V3[number - 1][2] if number else 16
+
+
 def odconv(kernels):
     conv = partial(ODConv, num_kernels=kernels, attention_norm="batch")
     return MobileNetV2(num_classes=1000, conv=conv, depthwise=conv)
@@ -170,6 +242,9 @@ FILES = {
     ),
     "odconv_mobilenet_v2, K = 1": (list_odconv(1), odconv(1), 824),
     "odconv_mobilenet_v2, K = 4": (list_odconv(4), odconv(4), 926),
+    "mobilenet_v3": (list_mobilenet_v3(), MobileNetV3(num_classes=1000), None),
+    "dymn": (list_dymn(), DyMN(num_classes=527), 578),
+    "dymn, replace_se": (list_dymn(True), DyMN(num_classes=527, dynamic_blocks="replace_se"), None),
     "dcd_mobilenet_v2": (
         list_dcd(),
         MobileNetV2(
@@ -187,11 +262,17 @@ def assert_every_name_has_its_place(name):
     """Asserts that weights with the names and shapes of a published file fill the network."""
     shapes, net, number = FILES[name]
     assert number in (None, len(shapes))
-    weights = {key: np.zeros(shape, np.float32) for key, shape in shapes.items()}
+    constants = {"lambdas": (1, 1, 0.5, 0.5), "init_v": (1, 0, 0, 0)}
+    weights = {
+        key: np.array(constants.get(key.rpartition(".")[2], np.zeros(shape)), np.float32)
+        for key, shape in shapes.items()
+    }
     source = detect_source(weights)
-    assert name.partition(",")[0] == source and num_classes(weights) == 1000
+    assert name.partition(",")[0] == source
+    assert num_classes(weights) == (527 if source == "dymn" else 1000)
     channels = 1 if source == "dymn" else 3
     variables = init_shapes(net, jax.ShapeDtypeStruct((2, 32, 32, channels), jnp.float32))
     variables = {part: variables[part] for part in ("params", "batch_stats")}
     _, left_out, kept = from_torch(variables, weights)
-    assert kept == () and all(key.endswith("num_batches_tracked") for key in left_out)
+    assert kept == ()
+    assert {key.rpartition(".")[2] for key in left_out} <= {"num_batches_tracked", *constants}

@@ -37,6 +37,23 @@ def test_flattened_experts_become_kernels():
     np.testing.assert_array_equal(block["routing"]["kernel"], routing)
 
 
+def test_kernels_of_dymn_lose_two_axes_and_its_constants_must_be_as_published():
+    path = {"stage2_block1": {"expand": {"kernel": jax.ShapeDtypeStruct((4, 1, 1, 16, 64), "f4")}}}
+    kernels = sines((1, 1, 4, 1024), 0.3).astype(np.float32)
+    weights = {"layers.1.exp_conv.weight": kernels}
+    weights["layers.1.depth_act.lambdas"] = np.float32([1, 1, 0.5, 0.5])
+    imported = from_torch({"params": path}, weights)
+    assert imported.left_out == ("layers.1.depth_act.lambdas",)
+    stack = kernels.reshape(4, 64, 16, 1, 1).transpose(0, 3, 4, 2, 1)
+    got = imported.variables["params"]["stage2_block1"]["expand"]["kernel"]
+    np.testing.assert_array_equal(got, stack)
+    weights["layers.1.depth_act.lambdas"] = np.float32([1, 1, 1, 1])
+    with pytest.raises(
+        ValueError, match=r"1 without a counterpart .* layers\.1\.depth_act\.lambdas"
+    ):
+        from_torch({"params": path}, weights)
+
+
 # The file is not part of the repository: docs/weights.md says where it comes from.
 LITE0 = Path(os.environ.get("DYN_LITE0_WEIGHTS", ""))
 # Rows: the first five classes, their logits, logits 0 and 999, the sum of all and of their absolute values.

@@ -25,10 +25,12 @@ from dyn.models import (
     FCN,
     VGG16,
     DeepLabV3Plus,
+    DyMN,
     EfficientNetB0,
     EfficientNetB1,
     EfficientNetLite0,
     MobileNetV2,
+    MobileNetV3,
     ResNet18,
     ResNet34,
     ResNet50,
@@ -104,6 +106,11 @@ def rotated(**fields):
         (MobileNetV2, {"width": 0.5, **od_conv(4, "depthwise")}, 1000, 4_435_501),
         (MobileNetV2, mobile_dcd(1 / 8), 1000, 7_452_088),
         (MobileNetV2, mobile_dcd(1 / 16), 1000, 5_720_028),
+        (MobileNetV3, {}, 1000, 5_483_032),
+        (DyMN, {}, 527, 10_548_479),
+        (DyMN, {"width": 2.0}, 527, 39_966_143),
+        (DyMN, {"width": 0.4, "dynamic_blocks": "replace_se"}, 527, 1_829_287),
+        (DyMN, {"dynamic_blocks": "replace_se"}, 527, 9_833_935),
         (EfficientNetB0, {}, 1000, 5_288_548),
         (EfficientNetB1, {}, 1000, 7_794_184),
         (EfficientNetLite0, {}, 1000, 4_652_008),
@@ -114,7 +121,8 @@ def rotated(**fields):
 def test_number_of_parameters(network, fields, num_classes, parameters):
     net = network(num_classes=num_classes, **fields)
     # The number does not depend on the size of the pictures; small ones are quicker to trace.
-    shapes = init_shapes(net, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
+    channels = 1 if network is DyMN else 3
+    shapes = init_shapes(net, jax.ShapeDtypeStruct((2, 32, 32, channels), jnp.float32))
     assert count_parameters(shapes["params"]) == parameters
 
 
