@@ -154,7 +154,9 @@ def _make_dymn_table() -> Table:
         module = rf"layers\.{index}\."
         for theirs, part in (("exp", "expand"), ("depth", "depthwise"), ("proj", "project")):
             rows.append((rf"{module}{theirs}_conv", path + part))
-            rows.append((rf"{module}{theirs}_conv\.residuals\.0", f"{path}{part}/attention/kernel"))
+            rows.append(
+                (rf"{module}{theirs}_conv\.residuals\.0", f"{path}{part}/attention/mixture")
+            )
             rows.append((rf"{module}{theirs}_norm", f"{path}{part}_norm"))
         rows.append((rf"{module}depth_act\.coef_net\.0", path + "dynamic_relu"))
         for theirs, part in (

@@ -140,10 +140,11 @@ class MixtureAttention(AttentionBranch, kw_only=True):
         # TPU a copy. Products at each position are no longer tiny: in the highest precision, six passes on a
         # TPU, the squeeze would take a third of the time of K = 4 convolutions 1x1.
         precision = ATTENTION_PRECISION if context.ndim == 2 else None
-        z = self.squeeze_context(context, precision) if self.squeezes else context
-        logits = self.apply_head(
-            "kernel", z.astype(self.dtype), self.num_kernels, precision=precision
-        )
+        # Methods are recognised by the names of parameters: gates have a `kernel` without a squeeze.
+        z, name = context.astype(self.dtype), "mixture"
+        if self.squeezes:
+            z, name = self.squeeze_context(context, precision), "kernel"
+        logits = self.apply_head(name, z, self.num_kernels, precision=precision)
         mix = nn.softmax(logits / self.read_temperature())
         self.sow_mixture(mix)
         return mix

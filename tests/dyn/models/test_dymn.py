@@ -45,7 +45,7 @@ def make_block(kernel, expanded, features, strides, activation, temperature):
     block = DynamicBlock(shape, CONTEXT, conv, conv, norm)
 
     def list_conv(name, outputs, inputs, size):
-        head = f"{name}/attention/kernel/"
+        head = f"{name}/attention/mixture/"
         return [
             (f"{name}/kernel", (KERNELS, outputs, inputs, size, size)),
             *((head + "kernel", (KERNELS, CONTEXT)), (head + "bias", (KERNELS,))),
@@ -66,7 +66,7 @@ def make_block(kernel, expanded, features, strides, activation, temperature):
         ("context/gate2/bias", (expanded,)),
     ]
     names = [
-        path.partition("/")[0] for path, _ in entries if path.endswith("attention/kernel/bias")
+        path.partition("/")[0] for path, _ in entries if path.endswith("attention/mixture/bias")
     ]
     temperatures = {
         name: {"attention": {"temperature": np.asarray(temperature, np.float32)}} for name in names
@@ -115,7 +115,7 @@ def block_by_numpy(variables, x, strides, temperature):
         gates.append(sigmoid(dense(context[f"gate{number}"], np.stack(pooled, 1))))
 
     def conv(name, y, **geometry):
-        logits = dense(params[name]["attention"]["kernel"], h) / temperature
+        logits = dense(params[name]["attention"]["mixture"], h) / temperature
         mix = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
         return norm(
             f"{name}_norm", numpy_oracle.convolve(y, params[name]["kernel"], mix, **geometry)
