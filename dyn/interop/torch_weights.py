@@ -114,7 +114,7 @@ _LEAVES = {
 # Numbers of updates of statistics and averages.
 _COUNTS = ("num_batches_tracked", "n_averaged")
 # Constants of DyMN's dynamic ReLU that its files have beside the weights.
-_CONSTANTS = {"lambdas": (1.0, 1.0, 0.5, 0.5), "init_v": (1.0, 0.0, 0.0, 0.0)}
+CONSTANTS = {"lambdas": (1.0, 1.0, 0.5, 0.5), "init_v": (1.0, 0.0, 0.0, 0.0)}
 
 _WARM_START = (
     " The weights are static and the network is dynamic: fill its static twin, and start from that by "
@@ -194,7 +194,7 @@ def from_torch(
     filled: dict[str, Any] = {}
     left_out, unmatched, misshapen, doubled = [], [], [], []
     for name, layer, leaf, value in _match_layers(weights, table):
-        is_constant = leaf in _CONSTANTS and np.array_equal(value, _CONSTANTS[leaf])
+        is_constant = leaf in CONSTANTS and np.array_equal(value, CONSTANTS[leaf])
         if leaf in _COUNTS or is_constant or (layer and _is_below(layer, without)):
             left_out.append(name)
             continue
