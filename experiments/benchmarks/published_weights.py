@@ -117,12 +117,14 @@ def load_network(published: Published, path: str) -> Callable[[np.ndarray], jax.
     net = published.make(num_classes=1000)
     x = jax.ShapeDtypeStruct((1, published.size, published.size, 3), jnp.float32)
     try:
-        variables = from_torch(
-            jax.eval_shape(net.init, jax.random.key(0), x), read_weights(path)
-        ).variables
-    except (OSError, ValueError) as error:
+        weights = read_weights(path)
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(str(error)) from error
+    try:
+        imported = from_torch(jax.eval_shape(net.init, jax.random.key(0), x), weights)
+    except ValueError as error:
         raise UserError(f"{path}: {error}") from error
-    return jax.jit(partial(net.apply, variables))
+    return jax.jit(partial(net.apply, imported.variables))
 
 
 def read_batches(
