@@ -50,8 +50,8 @@ class DyMN(MobileNetV3):
         u = norm(depthwise(act(norm(expand(x))))),    t = 2 sigmoid(W h + w) - 1 for each channel
 
     There is no squeeze-and-excitation. The input is `[B, mels, time, 1]`. The authors anneal the temperature
-    from 30 to 1; the published networks for AudioSet (`*_as`) need a temperature of 1, those for ImageNet
-    (`*_im`) 30.
+    from 30 to 1 (`dyn.schedules.two_slope_temperature`); the published networks for AudioSet (`*_as`) need a
+    temperature of 1, those for ImageNet (`*_im`) 30.
 
     Attributes:
         num_classes: number of logits, 527 for AudioSet; the other fields are `MobileNetV2`'s. The published

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_oracle
 import pytest
+from jax.test_util import check_grads
 from layer_cases import assert_learns, assert_published, filled, init_shapes, shapes_of, sines
 from named_order import fill_in_order
 
@@ -138,6 +139,18 @@ def test_a_block_is_its_formulas_in_plain_loops():
     with jax.enable_x64(True):
         got = jax.jit(block.apply)(*jax.tree.map(jnp.asarray, (variables, X)))
     np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
+
+
+def test_the_gradient_of_a_block_is_that_of_finite_differences():
+    block, variables = make_block(*PUBLISHED["strided"][0])
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(jnp.asarray, (variables, X[:, :3, :4]))
+
+        @jax.jit
+        def compute(params, x):
+            return jnp.sum(jnp.sin(block.apply({**variables, "params": params}, x)))
+
+        check_grads(compute, (variables["params"], x), order=1, modes=["rev"], eps=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 2, 5, 6])

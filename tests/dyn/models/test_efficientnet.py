@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_oracle
 import pytest
+from jax.test_util import check_grads
 from layer_cases import assert_learns, assert_published, filled, init_shapes, shapes_of, sines
 from named_order import fill_in_order
 
@@ -115,6 +116,19 @@ def test_a_block_of_experts_is_its_formulas_in_plain_loops():
     with jax.enable_x64(True):
         got = jax.jit(block(5, 6, 2, 4).apply)(*jax.tree.map(jnp.asarray, (variables, X)))
     np.testing.assert_allclose(got, y, rtol=1e-11, atol=1e-12)
+
+
+def test_the_gradient_of_a_block_is_that_of_finite_differences():
+    variables = block_variables(3, 8, 4)
+    with jax.enable_x64(True):
+        variables, x = jax.tree.map(jnp.asarray, (variables, X[:, :3, :4]))
+
+        @jax.jit
+        def compute(params, x):
+            y = block(3, 8, 1, 4).apply({**variables, "params": params}, x)
+            return jnp.sum(jnp.sin(y))
+
+        check_grads(compute, (variables["params"], x), order=1, modes=["rev"], rtol=1e-6)
 
 
 def test_published_number_of_parameters():

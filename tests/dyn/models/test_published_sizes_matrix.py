@@ -34,6 +34,7 @@ from dyn.models import (
     ResNet18,
     ResNet34,
     ResNet50,
+    efficientnet,
 )
 from dyn.models.efficientnet import make_condconv_fields
 
@@ -126,10 +127,36 @@ def test_number_of_parameters(network, fields, num_classes, parameters):
     assert count_parameters(shapes["params"]) == parameters
 
 
-@pytest.mark.parametrize(("network", "macs"), [(VGG16, 15.47e9), (MobileNetV2, 301e6)])
-def test_number_of_multiply_adds(network, macs):
-    net, x = network(num_classes=1000), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+@pytest.mark.parametrize(
+    ("network", "macs", "shape"),
+    [
+        (VGG16, 15.47e9, (1, 224, 224, 3)),
+        (MobileNetV2, 301e6, (1, 224, 224, 3)),
+        (MobileNetV3, 217e6, (1, 224, 224, 3)),
+        (DyMN, 0.58e9, (1, 128, 1000, 1)),  # of ten seconds
+    ],
+)
+def test_number_of_multiply_adds(network, macs, shape):
+    net, x = network(num_classes=1000), jax.ShapeDtypeStruct(shape, jnp.float32)
     assert count_macs(net.apply, init_shapes(net, x), x) == pytest.approx(macs, rel=0.005)
+
+
+@pytest.mark.parametrize("squeezed", [True, False])
+def test_number_of_multiply_adds_of_efficientnet(squeezed):
+    """By hand: positions times products of features, and 9 or 25 for each depthwise kernel."""
+    macs, size, inputs = 112**2 * 9 * 3 * 32, 112, 32
+    for expansion, kernel, features, blocks, strides in efficientnet.STAGES:
+        for block in range(blocks):
+            hidden, before = expansion * inputs, size
+            size //= strides if block == 0 else 1
+            macs += before**2 * inputs * hidden * (expansion > 1)
+            macs += size**2 * (kernel**2 * hidden + hidden * features)
+            macs += 2 * hidden * (inputs // 4) * squeezed
+            inputs = features
+    macs += 49 * 320 * 1280 + 1280 * 1000
+    network = EfficientNetB0 if squeezed else EfficientNetLite0
+    net, x = network(num_classes=1000), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    assert count_macs(net.apply, init_shapes(net, x), x) == macs
 
 
 RESNET18, RESNET50 = 11_689_512 - 513_000, 25_557_032 - 2_049_000  # without classifiers
