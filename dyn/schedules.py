@@ -50,6 +50,34 @@ def geometric_temperature(step: Array | int, start: float, steps: int) -> Array:
     return jnp.asarray(start, jnp.float32) ** linear_blend(step, steps)
 
 
+def two_slope_temperature(
+    epoch: Array | int,
+    start: float = 30.0,
+    fast: float = 1.0,
+    slow: float = 0.02,
+    least: float = 1.0,
+) -> Array:
+    """Anneals quickly, then slowly, as DyMN's authors do; the defaults are theirs.
+
+        T = max(start - fast e,  1 + slow ((start - 1) / fast - e),  least)
+
+    Args:
+        epoch: e, from 0; may be traced.
+        start: temperature at epoch 0.
+        fast: what an epoch takes away at first.
+        slow: what an epoch takes away later.
+        least: the lowest temperature.
+
+    Example:
+        >>> from dyn.schedules import two_slope_temperature
+        >>> [float(two_slope_temperature(e, 30.0, 2.0, 0.5)) for e in (0, 10, 13, 99)]
+        [30.0, 10.0, 4.0, 1.0]
+    """
+    epochs = jnp.asarray(epoch, jnp.float32)
+    early, late = start - fast * epochs, 1.0 + slow * ((start - 1.0) / fast - epochs)
+    return jnp.maximum(jnp.maximum(early, late), least)
+
+
 def set_temperature(variables: Mapping[str, Any], temperature: Array | float) -> dict[str, Any]:
     """Sets the temperature of every layer in `variables`.
 

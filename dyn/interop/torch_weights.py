@@ -2,8 +2,7 @@
 
 These have the padding, strides, epsilon and layers of torchvision and timm (a bottleneck strides in its 3x3
 convolution, as in both). A table of regular expressions maps the layer names of a source; `from_torch`
-accepts further tables for other networks. Some networks have no counterpart here: timm's published CondConv
-networks are EfficientNets (`CONDCONV` maps the layout of their layers).
+accepts further tables for other networks.
 """
 
 import fnmatch
@@ -15,12 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-Table = Sequence[tuple[str, str]]
-"""Rows of a regular expression for the name of a torch module, and the path of the same layer here.
-
-A path may contain `{group}` for a named group of the expression, `{next_group}` for its number plus one
-(torch counts blocks from 0), and `*` for all layers that match.
-"""
+from dyn.interop.mobile_tables import (
+    DCD_MOBILENET_V2,
+    DYMN,
+    EFFICIENTNET,
+    EFFICIENTNET_LITE0,
+    MOBILENET_V2,
+    MOBILENET_V3,
+    ODCONV_MOBILENET_V2,
+)
+from dyn.interop.torch_rows import Table, make_dcd_rows, make_odconv_rows
 
 _BLOCK = r"layer(?P<stage>\d)\.(?P<block>\d+)\."
 _BLOCK_PATH = "stage{stage}_block{next_block}/"
@@ -43,12 +46,7 @@ TORCHVISION: Table = (
 
 ODCONV: Table = (
     *TORCHVISION,
-    (_BLOCK + r"conv(?P<n>\d)\.attention\.fc", _BLOCK_PATH + "conv{n}/attention/squeeze"),
-    (_BLOCK + r"conv(?P<n>\d)\.attention\.bn", _BLOCK_PATH + "conv{n}/attention/norm"),
-    (
-        _BLOCK + r"conv(?P<n>\d)\.attention\.(?P<head>channel|filter|spatial|kernel)_fc",
-        _BLOCK_PATH + "conv{n}/attention/{head}",
-    ),
+    *make_odconv_rows(_BLOCK + r"conv(?P<n>\d)", _BLOCK_PATH + "conv{n}"),
 )
 """The ResNets of ODConv's authors (OSVAI/ODConv):
 
@@ -91,25 +89,10 @@ RESNET_D: Table = (
 """
 
 
-def _make_dcd_rows(module: str, path: str, static: str, prefix: str = "") -> Table:
-    """Returns the rows of a layer that DCD's authors have made dynamic."""
-    return (
-        (module + static, path),
-        (rf"{module}{prefix}q", f"{path}/compress"),
-        (rf"{module}{prefix}p", f"{path}/expand"),
-        (rf"{module}bn1", f"{path}/compress_norm"),
-        (rf"{module}bn2", f"{path}/latent_norm"),
-        (rf"{module}fc\.0", f"{path}/attention/squeeze"),
-        (rf"{module}fc\.1\.fc\.0", f"{path}/attention/excite"),
-        (rf"{module}fc_phi", f"{path}/attention/latent"),
-        (rf"{module}fc_scale", f"{path}/attention/filter"),
-    )
-
-
 DCD: Table = (
     *TORCHVISION,
-    *_make_dcd_rows(_BLOCK + r"conv(?P<n>\d)\.", _BLOCK_PATH + "conv{n}", "conv"),
-    *_make_dcd_rows(r"classifier\.\d\.", "head", "cls", "cls_"),
+    *make_dcd_rows(_BLOCK + r"conv(?P<n>\d)\.", _BLOCK_PATH + "conv{n}", "conv"),
+    *make_dcd_rows(r"classifier\.\d\.", "head", "cls", "cls_"),
 )
 """The ResNets of DCD's authors (liyunsheng13/dcd): `ResNet18(conv=DCDConv, dense=DCDDense)`.
 
@@ -135,28 +118,6 @@ VGG16: Table = _make_vgg_table((2, 2, 3, 3, 3))
 """torchvision's `vgg16`."""
 
 
-def _make_mobilenet_table(stage_sizes: Sequence[int]) -> Table:
-    """Returns the table of a MobileNetV2, whose very first block does not expand."""
-    rows = [(r"features\.0\.0", "stem_conv"), (r"features\.0\.1", "stem_norm")]
-    paths = [
-        f"stage{stage}_block{block}/"
-        for stage, num_blocks in enumerate(stage_sizes, 1)
-        for block in range(1, num_blocks + 1)
-    ]
-    for index, path in enumerate(paths, 1):
-        module = rf"features\.{index}\.conv\."
-        parts = ("expand", "depthwise") if index > 1 else ("depthwise",)
-        for n, part in enumerate(parts):
-            rows += [(rf"{module}{n}\.0", path + part), (rf"{module}{n}\.1", f"{path}{part}_norm")]
-        n = len(parts)
-        rows += [(f"{module}{n}", f"{path}project"), (f"{module}{n + 1}", f"{path}project_norm")]
-    last = rf"features\.{len(paths) + 1}\."
-    return (*rows, (f"{last}0", "last_conv"), (f"{last}1", "last_norm"), (r"classifier\.1", "head"))
-
-
-MOBILENET_V2: Table = _make_mobilenet_table((1, 2, 3, 4, 3, 3, 1))
-"""torchvision's `mobilenet_v2`."""
-
 SOURCES: Mapping[str, Table] = {
     "torchvision": TORCHVISION,
     "odconv": ODCONV,
@@ -166,6 +127,12 @@ SOURCES: Mapping[str, Table] = {
     "resnet_d": RESNET_D,
     "vgg16": VGG16,
     "mobilenet_v2": MOBILENET_V2,
+    "odconv_mobilenet_v2": ODCONV_MOBILENET_V2,
+    "dcd_mobilenet_v2": DCD_MOBILENET_V2,
+    "mobilenet_v3": MOBILENET_V3,
+    "dymn": DYMN,
+    "efficientnet": EFFICIENTNET,
+    "efficientnet_lite0": EFFICIENTNET_LITE0,
 }
 
 # For each array of a torch module, its collection and names here: in a layer, or in a norm.
@@ -177,6 +144,8 @@ _LEAVES = {
 }
 # Numbers of updates of statistics and averages.
 _COUNTS = ("num_batches_tracked", "n_averaged")
+# Constants of DyMN's dynamic ReLU that its files have beside the weights.
+CONSTANTS = {"lambdas": (1.0, 1.0, 0.5, 0.5), "init_v": (1.0, 0.0, 0.0, 0.0)}
 
 _WARM_START = (
     " The weights are static and the network is dynamic: fill its static twin, and start from that by "
@@ -189,7 +158,8 @@ class Imported(NamedTuple):
 
     Attributes:
         variables: variables of the network.
-        left_out: names of weights that were not used: torch's counts of batches, and layers in `without`.
+        left_out: names of weights that were not used: torch's counts of batches, constants, and layers in
+            `without`.
         kept: paths of the parameters in `without`, which keep their values.
     """
 
@@ -255,7 +225,8 @@ def from_torch(
     filled: dict[str, Any] = {}
     left_out, unmatched, misshapen, doubled = [], [], [], []
     for name, layer, leaf, value in _match_layers(weights, table):
-        if leaf in _COUNTS or (layer and _is_below(layer, without)):
+        is_constant = leaf in CONSTANTS and np.array_equal(value, CONSTANTS[leaf])
+        if leaf in _COUNTS or is_constant or (layer and _is_below(layer, without)):
             left_out.append(name)
             continue
         paths = [
@@ -398,7 +369,7 @@ def _transpose_matrix(value: np.ndarray) -> np.ndarray:
 
 
 def _transpose_kernel(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """Converts `[O, I, *k]` to `[*k, I, O]`, with or without candidates, which timm flattens."""
+    """Converts `[O, I, *k]` to `[*k, I, O]`, with or without candidates, which timm and DyMN flatten."""
     if len(shape) == value.ndim == 3:
         return value.transpose(2, 1, 0)
     if len(shape) not in (4, 5):
@@ -406,7 +377,8 @@ def _transpose_kernel(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     *candidates, height, width, i, o = shape
     torch_shape = (*candidates, o, i, height, width)
     flattened = (*candidates, o * i * height * width)
-    if candidates and value.shape in (flattened, torch_shape[-4:]) and value.size == np.prod(shape):
+    known = (flattened, (1, 1, *flattened), torch_shape[-4:])
+    if candidates and value.shape in known and value.size == np.prod(shape):
         value = value.reshape(torch_shape)
     return np.moveaxis(value, (-4, -3), (-1, -2)) if value.ndim == len(shape) else value
 

@@ -30,7 +30,7 @@ _SIGMOIDS = ("channel", "filter", "spatial")
 # The linear layers that compute the attention, the local one of `FDConv`, and the one after the latent
 # space of `DCDConv`.
 _HEADS = (
-    *(("attention", name) for name in (*_SIGMOIDS, "kernel")),
+    *(("attention", name) for name in (*_SIGMOIDS, "kernel", "mixture")),
     ("routing",),
     ("local", "conv"),
     ("expand",),
@@ -78,9 +78,10 @@ def warm_start(
     The function is *not* kept by `RotatedConv` with kernels larger than 1x1, because the mean of a kernel
     over all orientations is another kernel, as is the largest response; it still starts from the trained
     kernels. A `WarehouseConv` with a `cell_ratio` below 1 has too few numbers, and a `CondConv` with another
-    layer's router does not know its weights: both are errors. Gates with `active=`, and gates at the ends of
-    blocks or a `SpectralNormConv` without a norm named as in `dyn.models.ResNet`, stay as initialised.
-    A `SelectiveKernel` has no place for a static kernel, which is an error too.
+    layer's router, unless that is a module `routing` beside it as in `EfficientNet`, does not know its
+    weights: both are errors. Gates with `active=`, and gates at the ends of blocks or a `SpectralNormConv`
+    without a norm named as in `dyn.models.ResNet`, stay as initialised. A `SelectiveKernel` has no place for
+    a static kernel, which is an error too.
 
     Noise makes the candidates different. The weights of equal candidates have no gradient and the candidates
     have equal ones, so with `noise=0` a `DynamicConv` remains a static convolution forever. (The sigmoids of
@@ -154,7 +155,8 @@ def warm_start(
             copies = jnp.broadcast_to(value, old.shape)
             if path[-1] == "kernel" and noise and key is not None and len(copies) > 1:
                 copies = copies + noise * _make_noise(jax.random.fold_in(key, number), copies)
-            new = copies * _neutral_scale(layer, len(copies), path)
+            router = layers.get((*path[:-2], "routing"))
+            new = copies * _neutral_scale(layer, len(copies), path, router)
         else:
             raise ValueError(
                 f"{'/'.join(path)} has shape {value.shape} in the static network, which does not fit "
@@ -198,6 +200,8 @@ def _neutralise_attention(
         ValueError: for a dynamic layer that the static network does not have.
     """
     for path, layer in layers.items():
+        if path[-1] == "routing" and (*path, "kernel") not in trained:
+            started[(*path, "kernel")] = jnp.zeros_like(started[(*path, "kernel")])
         if not _has_attention(layer):
             continue
         if (*path, "kernel") not in trained:
@@ -217,8 +221,8 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
 
     They are the parameters that `warm_start` took from a static layer for a dynamic one: `kernel` (or
     `spectrum`) and `bias` of layers with `attention` or `routing`. Attention, static layers, norms and
-    classifiers are not marked, nor are the cells of a `Warehouse` and the experts of a `CondConv` with
-    another layer's router.
+    classifiers are not marked, nor are the cells of a `Warehouse`, and the experts of a `CondConv` with
+    another layer's router only if that is a module `routing` beside it.
 
     With optax and an optimiser `o`, this trains all other parameters:
 
@@ -239,10 +243,12 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
         >>> frozen["kernel"], frozen["bias"], frozen["attention"]["kernel"]["bias"]
         (True, True, False)
     """
+    layers = dict(_find_layers(params))
     candidates = {
         (*path, name)
-        for path, layer in _find_layers(params)
-        if _has_attention(layer) and ("spectrum" in layer or len(layer["kernel"].shape) > 3)
+        for path, layer in layers.items()
+        if (_has_attention(layer) or (*path[:-1], "routing") in layers)
+        and ("spectrum" in layer or len(layer["kernel"].shape) > 3)
         for name in ("kernel", "spectrum", "bias")
     }
     return traverse_util.path_aware_map(lambda path, _: path in candidates, dict(params))
@@ -263,20 +269,28 @@ def _has_attention(layer: Mapping[str, Any]) -> bool:
     return "attention" in layer or "routing" in layer
 
 
-def _neutral_scale(layer: Mapping[str, Any], num_kernels: int, path: Path) -> float:
+def _neutral_scale(
+    layer: Mapping[str, Any], num_kernels: int, path: Path, router: Mapping[str, Any] | None
+) -> float:
     """Returns the factor that makes K equal kernels under neutral attention reproduce one.
 
     The method is recognised by the names of its parameters, which are fixed.
+
+    Args:
+        layer: the parameters of the layer.
+        num_kernels: K.
+        path: of the kernel, for the message.
+        router: the parameters of a module `routing` beside the layer, which layers without attention share.
 
     Raises:
         ValueError: if the layer's parameters do not show how its candidates are weighted.
     """
     attention = layer.get("attention", {})
-    if "routing" in layer:
+    if "routing" in layer or (router is not None and not attention):
         return 2 / num_kernels
     if "excite" in attention:  # DCDConv: its filter weights are 1 for zero kernels
         return 1.0
-    if "squeeze" in attention:
+    if "squeeze" in attention or "mixture" in attention:
         return 2.0 ** sum(name in attention for name in _SIGMOIDS)
     if attention or num_kernels == 1:  # GatedConv: open gates add up
         return 1 / num_kernels

@@ -117,19 +117,21 @@ class AttentionBranch(nn.Module, kw_only=True):
         self.sow("intermediates", "weights", present)
 
 
-class MixtureAttention(AttentionBranch):
+class MixtureAttention(AttentionBranch, kw_only=True):
     """Mixes K candidate kernels: `[B, *out, D]` or `[B, D]` to weights `[B, *out, K]` or `[B, K]`.
 
-        a = softmax((V ReLU(norm(U c)) + b) / T)
+        a = softmax((V ReLU(norm(U c)) + b) / T),  or without a squeeze  a = softmax((V c + b) / T)
 
     The weights sum to one. Sows `weights`: `kernel`, `[B, K]`, averaged over positions, and `pixel`, the
     mixture at each position, if there are several.
 
     Attributes:
         num_kernels: K.
+        squeezes: whether the context is squeezed.
     """
 
     num_kernels: int
+    squeezes: bool = True
 
     @nn.compact
     def __call__(self, context: Array) -> Array:
@@ -138,8 +140,11 @@ class MixtureAttention(AttentionBranch):
         # TPU a copy. Products at each position are no longer tiny: in the highest precision, six passes on a
         # TPU, the squeeze would take a third of the time of K = 4 convolutions 1x1.
         precision = ATTENTION_PRECISION if context.ndim == 2 else None
-        z = self.squeeze_context(context, precision)
-        logits = self.apply_head("kernel", z, self.num_kernels, precision=precision)
+        # Methods are recognised by the names of parameters: gates have a `kernel` without a squeeze.
+        z, name = context.astype(self.dtype), "mixture"
+        if self.squeezes:
+            z, name = self.squeeze_context(context, precision), "kernel"
+        logits = self.apply_head(name, z, self.num_kernels, precision=precision)
         mix = nn.softmax(logits / self.read_temperature())
         self.sow_mixture(mix)
         return mix

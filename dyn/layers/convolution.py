@@ -46,19 +46,21 @@ class HasAttention(Protocol):
     """The fields of a layer whose attention squeezes its context.
 
     Attributes:
-        reduction: size of the squeezed vector, as a share of the context's.
-        min_squeeze: lower bound on that size.
+        min_squeeze: lower bound on the size of the squeezed vector.
         attention_norm: 'batch', 'layer' or 'none'.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
         param_dtype: dtype of the parameters.
     """
 
-    reduction: float
     min_squeeze: int
     attention_norm: str
     use_running_average: bool | None
     param_dtype: Any
+
+    @property
+    def reduction(self) -> float | None:
+        """Size of the squeezed vector, as a share of the context's; None if the context is not squeezed."""
 
 
 class ConvLayer(CheckedModule):
@@ -134,7 +136,7 @@ class ConvLayer(CheckedModule):
             dtype: dtype of the attention.
         """
         return {
-            "squeezed": squeezed_size(context_size, self.reduction, self.min_squeeze),
+            "squeezed": squeezed_size(context_size, self.reduction or 0.0, self.min_squeeze),
             "norm": self.attention_norm,
             "use_running_average": self.use_running_average,
             "dtype": dtype,

@@ -49,10 +49,17 @@ class DCDConv(ConvLayer):
     The context is the mean of the input in `pool` bins along each spatial axis. The authors use 2 bins in
     the basic blocks of ResNet-18 and 34, and 1 in the bottlenecks of ResNet-50.
 
+    In the 1x1 convolutions of MobileNetV2, `pool=None`, they use 2 bins where a layer has more outputs than
+    inputs, and 1 elsewhere. L is then the smaller of I * pool ** axes and O, divided by 2 * pool ** axes, and
+    halved while L * L exceeds 2 * I * pool ** axes; at least 4. The `reduction` of their published file is
+    1 / 16, that of their code 1 / 8.
+
     Attributes:
         features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
-        pool: number of bins along each spatial axis, with the bounds of torch's adaptive average.
-        latent: L; None for the square root, rounded down, of I * pool ** (number of spatial axes).
+        pool: number of bins along each spatial axis, with the bounds of torch's adaptive average; None for
+            the rule of MobileNetV2.
+        latent: L; None for the square root, rounded down, of I * pool ** (number of spatial axes), or for
+            the rule of MobileNetV2 with `pool=None`.
         reduction: size of the squeezed vector, as a share of the larger of the context's size and L * L.
         min_squeeze: lower bound on that size.
         attention_norm: 'none' (the authors'), 'layer' or 'batch', applied to A_1 g. Without a norm F grows
@@ -72,7 +79,7 @@ class DCDConv(ConvLayer):
         (2, 16, 16, 16)
     """
 
-    pool: int = 2
+    pool: int | None = 2
     latent: int | None = None
     reduction: float = 1 / 16
     min_squeeze: int = 4
@@ -99,14 +106,21 @@ class DCDConv(ConvLayer):
         self._check_fields()
         kernel = self.make_candidates(x, 1)
         wide = float32_or_wider(x, kernel)
+        pool = self.pool
+        if pool is None:
+            pool = 2 if x.shape[-1] < self.features else 1
         if context is None:
-            context = bin_averages(x, self.pool, wide)
+            context = bin_averages(x, pool, wide)
         else:
             context = self.flatten_context(context, x, batch).astype(wide)
 
         latent = self.latent
         if latent is None:
-            latent = math.isqrt(x.shape[-1] * self.pool ** (x.ndim - 2))
+            seen = x.shape[-1] * pool ** (x.ndim - 2)
+            if self.pool is None:
+                latent = choose_mobile_latent(seen, self.features, 2 * pool ** (x.ndim - 2))
+            else:
+                latent = math.isqrt(seen)
         fields = self.attention_fields(max(context.shape[-1], latent**2), wide)
         filters, matrix = DCDAttention(features=self.features, latent=latent, **fields)(context)
 
@@ -151,7 +165,7 @@ class DCDConv(ConvLayer):
                 "mask would hide weights of DCDConv's static kernel only, not of its dynamic part: use "
                 "another layer if positions must stay hidden."
             )
-        if self.pool < 1:
+        if self.pool is not None and self.pool < 1:
             raise ValueError(f"pool={self.pool} must be at least 1 bin along each spatial axis.")
 
 
@@ -355,6 +369,19 @@ def bin_averages(x: Array, bins: int, dtype: jnp.dtype) -> Array:
         return jnp.moveaxis(x, -1, 1).reshape(x.shape[0], math.prod(x.shape[1:]))
 
     return automate_sharding(average, x)
+
+
+def choose_mobile_latent(seen: int, features: int, divisor: int) -> int:
+    """Returns L of a 1x1 convolution in the authors' MobileNetV2.
+
+    Args:
+        seen: size of the context, I * pool ** axes.
+        features: number of output features.
+        divisor: of the smaller of both, doubled while L * L exceeds twice `seen`.
+    """
+    while (latent := min(seen, features) // divisor) ** 2 > 2 * seen:
+        divisor *= 2
+    return max(latent, 4)
 
 
 def _gate(v: Array) -> Array:

@@ -34,7 +34,8 @@ class DynamicConv(ConvLayer):
     Attributes:
         features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
         num_kernels: K, the number of candidate kernels, and of biases.
-        reduction: size of the squeezed vector, as a share of the context's.
+        reduction: size of the squeezed vector, as a share of the context's; None: the context is not
+            squeezed, and the logits are W_2 context + b_2, as in DyMN, whose blocks squeeze it.
         min_squeeze: lower bound on that size.
         attention_norm: 'none' (the paper's), 'batch' or 'layer', before the attention's ReLU.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
@@ -52,7 +53,7 @@ class DynamicConv(ConvLayer):
     """
 
     num_kernels: int = 4
-    reduction: float = 1 / 4
+    reduction: float | None = 1 / 4
     min_squeeze: int = 4
     attention_norm: str = "none"
     use_running_average: bool | None = None
@@ -79,6 +80,7 @@ class DynamicConv(ConvLayer):
         if self.num_kernels > 1:
             dtype = float32_or_wider(x, kernel)
             fields = self.attention_fields(context.shape[-1], dtype)
+            fields["squeezes"] = self.reduction is not None
             mix = MixtureAttention(num_kernels=self.num_kernels, **fields)(context)
         y = self.convolve(x.astype(self.conv_dtype(x)), kernel, mix, lowering=self.lowering)
         y = self.add_mixed_bias(y, self.num_kernels, mix)

@@ -7,6 +7,7 @@ start as those of the other attention heads here, normal with variance 2 / fan_o
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -36,6 +37,8 @@ class SqueezeExcite(CheckedModule):
             first and the last are spatial.
         param_dtype: dtype of the parameters. The weights are computed in float32 or wider; the output has
             the input's dtype.
+        activation: in place of ReLU: SiLU in EfficientNet.
+        gate: in place of the sigmoid: `nn.hard_sigmoid` in MobileNetV3.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -51,6 +54,8 @@ class SqueezeExcite(CheckedModule):
     min_squeeze: int = 1
     spatial_axes: int | None = None
     param_dtype: Any = jnp.float32
+    activation: Callable[[Array], Array] = nn.relu
+    gate: Callable[[Array], Array] = nn.sigmoid
 
     @nn.compact
     def __call__(self, inputs: Array, context: Array | None = None) -> Array:
@@ -71,8 +76,8 @@ class SqueezeExcite(CheckedModule):
         context = resolve_context(context, x, batch, dtype)
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
         squeezed = squeezed_size(x.shape[-1], self.reduction, self.min_squeeze)
-        z = nn.relu(apply_head("reduce", context, squeezed, **types))
-        channels = nn.sigmoid(apply_head("expand", z, x.shape[-1], **types))
+        z = self.activation(apply_head("reduce", context, squeezed, **types))
+        channels = self.gate(apply_head("expand", z, x.shape[-1], **types))
         self.sow("intermediates", "weights", {"channel": channels})
         return (x * expand_over_space(channels, x)).reshape(inputs.shape)
 

@@ -3,7 +3,15 @@
 from dyn.models.acgan import ACGAN
 from dyn.models.autoencoder import Autoencoder
 from dyn.models.classifier import Classifier
+from dyn.models.dymn import DyMN
+from dyn.models.efficientnet import (
+    EfficientNet,
+    EfficientNetB0,
+    EfficientNetB1,
+    EfficientNetLite0,
+)
 from dyn.models.mobilenet import MobileNetV2
+from dyn.models.mobilenet_v3 import MobileNetV3
 from dyn.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
 from dyn.models.segmentation import FCN, DeepLabV3Plus
 from dyn.models.selective_resnet import (
@@ -28,7 +36,13 @@ __all__ = [
     "Bottleneck",
     "Classifier",
     "DeepLabV3Plus",
+    "DyMN",
+    "EfficientNet",
+    "EfficientNetB0",
+    "EfficientNetB1",
+    "EfficientNetLite0",
     "MobileNetV2",
+    "MobileNetV3",
     "Net1",
     "Net2",
     "PooledConv",

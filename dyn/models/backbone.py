@@ -17,14 +17,15 @@ Remat = bool | Callable[..., Any]
 """The results of a block that the backward pass computes again: see `call_block`."""
 
 
-def make_batch_norm(train: bool, dtype: Any) -> Callable[..., BatchNorm]:
-    """Returns a factory of batch norms with torch's momentum and epsilon.
+def make_batch_norm(train: bool, dtype: Any, **fields: Any) -> Callable[..., BatchNorm]:
+    """Returns a factory of batch norms, with torch's momentum and epsilon unless told otherwise.
 
     Args:
         train: whether norms use (and update) the statistics of the batch.
         dtype: dtype of the computation; None for the inputs'.
+        fields: other fields of the norm.
     """
-    return partial(BatchNorm, use_running_average=not train, dtype=dtype)
+    return partial(BatchNorm, use_running_average=not train, dtype=dtype, **fields)
 
 
 def call_block(block: nn.Module, remat: Remat, *inputs: Any) -> Any:

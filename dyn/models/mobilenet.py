@@ -6,28 +6,14 @@ https://arxiv.org/abs/1801.04381
 Sizes, padding and norms are torchvision's, so that published weights fit.
 """
 
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
 import flax.linen as nn
-import jax
-import jax.numpy as jnp
 
-from dyn.layers.attention import he_normal_fan_out
-from dyn.layers.fields import CheckedModule
-from dyn.layers.static_conv import Conv
-from dyn.models.backbone import (
-    ConvFactory,
-    Remat,
-    bind_fields,
-    call_block,
-    check_input,
-    make_batch_norm,
+from dyn.models.inverted_residual import (
+    BlockShape,
+    InvertedResidualNet,
+    Layout,
+    round_features,
 )
-from dyn.models.dropout import Dropout
-
-Array = jax.Array
 
 # For each stage: expansion of its blocks, features, number of blocks, stride of the first block.
 STAGES = (
@@ -41,13 +27,18 @@ STAGES = (
 )
 
 
-class MobileNetV2(CheckedModule):
+class MobileNetV2(InvertedResidualNet):
     """A stem, seven stages of inverted residual blocks, a last 1x1 convolution, a linear classifier.
 
     `conv` makes the 1x1 convolutions, those of the blocks and the last one: nearly all multiply-adds and
     parameters are in them. `depthwise` makes the depthwise ones, which CondConv's, DyConv's and ODConv's
-    authors made dynamic too. (DCD's authors left them static: its latent space cannot be depthwise.) The
-    stem is always static.
+    authors made dynamic too. DCD's authors left them static, because its latent space cannot be depthwise,
+    and so they did the first stage and the last convolution:
+
+        conv, dense = partial(DCDConv, pool=None, reduction=1 / 16), DCDDense
+        net = MobileNetV2(1000, conv, dense=dense, dynamic_stages=range(2, 8))
+
+    The stem is always static.
 
     Attributes:
         num_classes: number of logits; None for no classifier: the network then returns the features
@@ -64,6 +55,8 @@ class MobileNetV2(CheckedModule):
         dropout: share of the pooled features dropped before the classifier in training.
         dtype: dtype of the computation; None for the inputs'.
         remat: results of the blocks that the backward pass computes again; see `ResNet`.
+        dynamic_stages: the stages, from 1, whose convolutions `conv` and `depthwise` make, the others' being
+            static; the last convolution counts as a stage of its own, the eighth. None for all.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -78,94 +71,16 @@ class MobileNetV2(CheckedModule):
         (2, 10)
     """
 
-    num_classes: int | None
-    conv: ConvFactory = Conv
-    depthwise: ConvFactory | None = None
-    dense: Callable[..., nn.Module] = nn.Dense
-    width: float = 1.0
-    stem: str = "imagenet"
-    spatial_axes: int = 2
-    dropout: float = 0.2
-    dtype: Any = None
-    remat: Remat = False
-
-    @nn.compact
-    def __call__(
-        self, x: Array, train: bool = False, head_only: bool = False
-    ) -> Array | tuple[Array, ...]:
-        """Returns the logits or the features of `x`, `[B, *spatial, C]`; the arguments are `ResNet`'s."""
-        check_input(x, self.spatial_axes, self.stem)
-        axes = self.spatial_axes
-        norm = make_batch_norm(train and not head_only, self.dtype)
-        fields = {"use_bias": False, "dtype": self.dtype, "kernel_init": he_normal_fan_out}
-        stem_strides = 2 if self.stem == "imagenet" else 1
-        stem = Conv(
-            self._scale(32), (3,) * axes, stem_strides, padding=1, **fields, name="stem_conv"
-        )
-        x = stem(x)
-        x = nn.relu6(norm(name="stem_norm")(x))
-
-        conv = bind_fields(self.conv, **fields)
-        features = []
-        for stage, (expansion, width, blocks, strides) in enumerate(STAGES, 1):
-            if stage == 2 and self.stem == "small":
-                strides = 1
-            for block in range(1, blocks + 1):
-                module = InvertedResidual(
-                    features=self._scale(width),
-                    expansion=expansion,
-                    strides=strides if block == 1 else 1,
-                    conv=conv,
-                    depthwise=bind_fields(self.depthwise or Conv, **fields),
-                    norm=norm,
-                    name=f"stage{stage}_block{block}",
-                )
-                x = call_block(module, self.remat, x)
-            features.append(x)
-        last_features = self._scale(1280) if self.width > 1 else 1280
-        x = conv(last_features, (1,) * axes, padding=0, name="last_conv")(x)
-        x = nn.relu6(norm(name="last_norm")(x))
-        if self.num_classes is None:
-            return (*features, x)
-
-        x = jnp.mean(x, axis=tuple(range(1, axes + 1)))
-        x = Dropout(self.dropout, deterministic=not train)(x)
-        return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
-
-    def _scale(self, features: int) -> int:
-        """Multiplies by `width` and rounds to a multiple of 8: at least 8, and at most a tenth less."""
-        exact = features * self.width
-        nearest = max(8, int(exact + 4) // 8 * 8)
-        return nearest if nearest >= 0.9 * exact else nearest + 8
-
-
-class InvertedResidual(nn.Module):
-    """A 1x1 convolution that expands, a depthwise 3x3, a linear 1x1 that projects; a shortcut."""
-
-    features: int
-    expansion: int
-    strides: int
-    conv: ConvFactory
-    depthwise: ConvFactory
-    norm: Callable[..., nn.Module]
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps `[B, *spatial, C]` to `[B, *spatial / strides, features]`."""
-        axes = x.ndim - 2
-        hidden = self.expansion * x.shape[-1]
-        conv1x1 = partial(self.conv, kernel_size=(1,) * axes, padding=0)
-        y = x
-        if self.expansion > 1:
-            y = nn.relu6(self.norm(name="expand_norm")(conv1x1(hidden, name="expand")(y)))
-        y = self.depthwise(
-            hidden,
-            (3,) * axes,
-            self.strides,
-            padding=1,
-            feature_group_count=hidden,
-            name="depthwise",
-        )(y)
-        y = nn.relu6(self.norm(name="depthwise_norm")(y))
-        y = self.norm(name="project_norm")(conv1x1(self.features, name="project")(y))
-        return x + y if x.shape == y.shape else y
+    def make_layout(self) -> Layout:
+        """Returns the sizes of the network."""
+        inputs = stem = round_features(32 * self.width)
+        stages = []
+        for expansion, width, repeats, strides in STAGES:
+            features, blocks = round_features(width * self.width), []
+            for block in range(repeats):
+                first = strides if block == 0 else 1
+                blocks.append(BlockShape(3, expansion * inputs, features, first, nn.relu6))
+                inputs = features
+            stages.append(blocks)
+        last = round_features(1280 * max(self.width, 1.0))
+        return Layout(stem, stages, last, nn.relu6)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dyn import layers, models
+from dyn.models.efficientnet import TENSORFLOW, make_condconv_fields
 from experiments.configs.shared.layers import ATTENTIONS, CLASSIFIERS, CONVS
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.tasks.task import Array, Variables
@@ -25,11 +26,20 @@ RESNETS = {
     34: models.ResNet34,
     50: models.ResNet50,
 }
-# The networks that take any of `CONVS`.
-NETWORKS = ("resnet", "vgg16", "mobilenet_v2")
+# The networks of inverted residual blocks.
+MOBILE = {
+    "mobilenet_v2": models.MobileNetV2,
+    "mobilenet_v3": models.MobileNetV3,
+    "dymn": models.DyMN,
+    "efficientnet_b0": models.EfficientNetB0,
+    "efficientnet_b1": models.EfficientNetB1,
+    "efficientnet_lite0": models.EfficientNetLite0,
+}
+# The networks that take any of `CONVS`; `dymn` takes some.
+NETWORKS = ("resnet", "vgg16", *MOBILE)
 # The field `remat` of a network, by `config.model.remat`.
 REMAT = {"none": False, "cheap": jax.checkpoint_policies.dots_saveable, "blocks": True}
-# Layers whose authors replace the depthwise convolutions of MobileNetV2 too.
+# Layers whose authors replace depthwise convolutions too.
 DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv)
 
 
@@ -50,8 +60,8 @@ def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.
         convs = {"conv": conv}
         if resnet:
             convs["shortcut"] = conv if config.model.shortcut == "conv" else None
-        elif config.model.network == "mobilenet_v2":
-            convs["depthwise"] = conv if CONVS[config.conv.name] in DEPTHWISE else None
+        elif config.model.network in MOBILE:
+            convs = _make_mobile_fields(config, conv)
         if not config.model.hidden:
             return backbone(**ends, **convs)
         return models.Classifier(
@@ -62,6 +72,34 @@ def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.
         )
 
     return build_with_conv(config, build, spatial_axes, share=None if resnet else _find_stage)
+
+
+def _make_mobile_fields(config: ConfigDict, conv: Callable[..., nn.Module]) -> dict[str, Any]:
+    """Returns the fields of a network of inverted residual blocks that make it that of the layer's authors.
+
+    Raises:
+        UserError: for a DyMN with a layer that cannot be in it.
+    """
+    layer, network = CONVS[config.conv.name], config.model.network
+    fields: dict[str, Any] = {"conv": conv, "depthwise": conv if layer in DEPTHWISE else None}
+    if network == "dymn":
+        if layer not in DEPTHWISE:
+            known = ", ".join(name for name, known in CONVS.items() if known in DEPTHWISE)
+            raise UserError(
+                f"--config.conv.name={config.conv.name}: the blocks of dymn give a context to their "
+                f"convolutions, depthwise ones included; choose one of {known}."
+            )
+        if layer is layers.DynamicConv and "reduction" not in config.conv:
+            # The block has squeezed the context.
+            fields |= dict.fromkeys(("conv", "depthwise"), partial(conv, reduction=None))
+    elif layer is layers.CondConv and network.startswith("efficientnet"):
+        fields = make_condconv_fields(config.conv.get("num_kernels", layer.num_kernels)) | fields
+    elif layer is layers.DCDConv:
+        # Neither the first stage nor the last convolution.
+        fields["dynamic_stages"] = range(2, 7 if network == "mobilenet_v3" else 8)
+        if "pool" not in config.conv:
+            fields["conv"] = partial(conv, pool=None)
+    return fields
 
 
 def build_with_conv(
@@ -84,7 +122,7 @@ def build_with_conv(
 
 
 def _find_stage(path: tuple[str, ...]) -> str:
-    """Returns the stage of a layer of VGG or MobileNet: `stage2` for `stage2_conv1`."""
+    """Returns the stage of a layer of VGG or a mobile network: `stage2` for `stage2_conv1`."""
     return next(name for name in path if name != "backbone").partition("_")[0]
 
 
@@ -94,9 +132,12 @@ def make_backbone(config: ConfigDict) -> partial:
     if config.model.network == "vgg16":
         return partial(models.VGG16, width=config.model.width, **fields)
     fields["remat"] = REMAT[config.model.remat]
-    if config.model.network == "mobilenet_v2":
+    if config.model.network in MOBILE:
+        if config.model.get("padding") == "same":
+            fields |= TENSORFLOW
         # Its width is a factor; 64 is as published, as for the other networks.
-        return partial(models.MobileNetV2, width=config.model.width / 64, **fields)
+        network = MOBILE[config.model.network]
+        return partial(network, width=config.model.width / 64, **fields)
     if config.model.context != "input" and config.conv.name == "conv":
         raise UserError(
             f"--config.model.context={config.model.context}: a static convolution looks at no "

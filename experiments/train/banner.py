@@ -13,6 +13,15 @@ from experiments.runs.metrics import count_classes, select_scalars
 from experiments.train.optimizer import StepCounts
 
 Rows = list[tuple[str, str]]
+# The names of the networks whose width is a factor.
+MOBILE_NAMES = {
+    "mobilenet_v2": "MobileNetV2",
+    "mobilenet_v3": "MobileNetV3-Large",
+    "dymn": "DyMN",
+    "efficientnet_b0": "EfficientNet-B0",
+    "efficientnet_b1": "EfficientNet-B1",
+    "efficientnet_lite0": "EfficientNet-Lite0",
+}
 
 
 def describe_start(
@@ -79,8 +88,10 @@ def describe_network(config: ConfigDict) -> str:
             network = f"ResNet-{config.model.depth}, width {config.model.width}"
         case "vgg16":
             network = f"VGG-16, width {config.model.width}"
-        case "mobilenet_v2":
-            network = f"MobileNetV2, {config.model.width / 64:g} times as wide as published"
+        case name if name in MOBILE_NAMES:
+            network = (
+                f"{MOBILE_NAMES[name]}, {config.model.width / 64:g} times as wide as published"
+            )
         case series:
             return f"{series}, {config.series.features} features"
     if config.task != "segmentation" and config.model.hidden:

@@ -14,7 +14,7 @@ from flax import traverse_util
 from ml_collections import ConfigDict
 
 from dyn.interop import from_torch, read_weights, warm_start
-from dyn.interop.torch_weights import detect_source, has_known_names
+from dyn.interop.torch_weights import CONSTANTS, detect_source, has_known_names
 from dyn.interop.torch_weights import num_classes as num_classes_of
 from dyn.layers import Warehouses
 from experiments.core.differences import describe_differences
@@ -38,8 +38,26 @@ _FITTING = {
     "--config.model.depth, with .stem=imagenet",
     "vgg16": "--config.model.network=vgg16 with .width=64",
     "mobilenet_v2": "--config.model.network=mobilenet_v2 of their --config.model.width (64)",
+    "odconv_mobilenet_v2": "--config.model.network=mobilenet_v2 of their --config.model.width (64), and "
+    "--config.conv.name=odconv with their .num_kernels and .attention_norm=batch",
+    "dcd_mobilenet_v2": "--config.model.network=mobilenet_v2, --config.classifier.name=dcd, and "
+    "--config.conv.name=dcd with .reduction=0.0625 and no .pool: experiments/configs/mobilenet_dcd.py",
+    "mobilenet_v3": "--config.model.network=mobilenet_v3",
+    "dymn": "--config.model.network=dymn of their --config.model.width (64; 25.6 for dymn04, 128 for dymn20) "
+    "and --config.conv.name=dyconv: experiments/configs/dymn.py",
+    "efficientnet": "--config.model.network=efficientnet_b0 or efficientnet_b1, with .padding=same if their "
+    "name begins with tf_; those of CondConv experiments/configs/efficientnet_condconv.py with their "
+    "--config.conv.num_kernels",
+    "efficientnet_lite0": "--config.model.network=efficientnet_lite0",
 }
-_STATIC = ("torchvision", "vgg16", "mobilenet_v2")
+_STATIC = (
+    "torchvision",
+    "vgg16",
+    "mobilenet_v2",
+    "mobilenet_v3",
+    "efficientnet",
+    "efficientnet_lite0",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -213,7 +231,8 @@ def _read_torch_file(
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"--config.init_from: {error}") from error
     source, classes = detect_source(theirs), num_classes_of(theirs)
-    twin = _static_twin(config, theirs) if source in _STATIC else config
+    static = source in _STATIC and not any("routing_fn" in name for name in theirs)
+    twin = _static_twin(config, theirs) if static else config
     shapes = _variable_shapes(twin, classes or num_classes, inputs)
     has_backbone = "backbone" in shapes["params"]
     if has_backbone:
@@ -235,7 +254,9 @@ def _read_torch_file(
     if has_backbone:
         variables = {name: {"backbone": tree} for name, tree in variables.items()}
     counts = [name for name in imported.left_out if name.endswith("num_batches_tracked")]
-    unused = [name for name in imported.left_out if name not in counts]
+    # Constants are those of the network here.
+    known = (*counts, *(name for name in imported.left_out if name.rpartition(".")[2] in CONSTANTS))
+    unused = [name for name in imported.left_out if name not in known]
     unused += [f"{count_noun(len(counts), 'count')} of batches"] if counts else []
     return TrainedWeights(variables, str(path), unused)
 

@@ -12,7 +12,12 @@ from layer_cases import init_shapes
 
 from dyn.layers import ODConv, WarehouseConv
 from dyn.models import Net2
-from dyn.schedules import linear_temperature, set_blend, set_temperature
+from dyn.schedules import (
+    linear_temperature,
+    set_blend,
+    set_temperature,
+    two_slope_temperature,
+)
 
 
 def test_temperature_falls_linearly_to_one():
@@ -20,6 +25,13 @@ def test_temperature_falls_linearly_to_one():
     for step, temperature in [(0, 30.0), (1, 27.1), (9, 3.9), (10, 1.0), (11, 1.0), (10**6, 1.0)]:
         assert float(linear_temperature(step, 30, 10)) == pytest.approx(temperature, rel=1e-6)
     assert float(linear_temperature(0, 30.0, 0)) == 1.0
+
+
+def test_temperature_falls_along_two_slopes():
+    # max(30 - 2 e, 1 + e_0 / 2 - e / 2) with e_0 = 29 / 2, and not below a half.
+    for epoch, temperature in [(0, 30.0), (13, 4.0), (14.2, 1.6), (15, 0.75), (99, 0.5)]:
+        value = two_slope_temperature(epoch, 30.0, 2.0, 0.5, 0.5)
+        assert float(value) == pytest.approx(temperature, rel=1e-5)
 
 
 @pytest.fixture

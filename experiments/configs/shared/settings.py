@@ -10,6 +10,11 @@ from typing import Any
 from ml_collections import ConfigDict
 
 SERIES_NETWORKS = ("net1", "net2")
+EFFICIENTNETS = ("efficientnet_b0", "efficientnet_b1")
+MOBILE_NETWORKS = (
+    *("mobilenet_v2", "mobilenet_v3", "dymn"),
+    *(*EFFICIENTNETS, "efficientnet_lite0"),
+)
 # Layers that have neither a temperature nor a blend to anneal.
 NOT_ANNEALED = ("conv", "condconv", "dcd")
 # Sections that hold the name of a layer and, beside it, whatever fields of the layer are set.
@@ -143,7 +148,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     "classifier": {"name": Setting("dense")},
     "model": {
         # net1 and net2 are for series.
-        "network": Setting("resnet", ("resnet", "vgg16", "mobilenet_v2", *SERIES_NETWORKS)),
+        "network": Setting("resnet", ("resnet", "vgg16", *MOBILE_NETWORKS, *SERIES_NETWORKS)),
         "depth": Setting(18, (6, 10, 18, 34, 50), meaning="of a ResNet"),
         "width": Setting(64, "[1, 65536]", meaning="64 is each network as published"),
         "stem": Setting("imagenet", ("imagenet", "small")),
@@ -160,6 +165,11 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
             meaning="computed twice to save memory: all but convolutions and products, or whole blocks",
         ),
         "output_stride": Setting(16, "[1, 64]", meaning="of a segmentation network's backbone"),
+        "padding": Setting(
+            "torch",
+            ("torch", "same"),
+            meaning="same, with an epsilon of 1e-3, is TensorFlow's, as timm's tf_efficientnet_* need it",
+        ),
         "shortcut": Setting(
             "static", ("static", "conv"), meaning="conv: its 1x1 convolutions are dynamic"
         ),
@@ -353,7 +363,8 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "model.context": resnet,
         "model.representation": resnet,
         "model.shortcut": resnet,
-        "model.remat": resnet or kind.network == "mobilenet_v2",
+        "model.remat": resnet or kind.network in MOBILE_NETWORKS,
+        "model.padding": kind.network in EFFICIENTNETS,
         "model.output_stride": pixels,
         "series": series_network,
         "attention": labelled and resnet,

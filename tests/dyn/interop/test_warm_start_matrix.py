@@ -11,8 +11,9 @@ from layer_cases import filled, init_shapes, random_input, shapes_of
 from warm_starts import assert_same, initialised
 
 from dyn import layers
-from dyn.interop import warm_start
-from dyn.models import BasicBlock, Bottleneck, ResNet
+from dyn.interop import candidate_kernels, warm_start
+from dyn.models import BasicBlock, Bottleneck, EfficientNet, ResNet, efficientnet
+from dyn.models.efficientnet import make_condconv_fields
 from dyn.schedules import set_blend, set_temperature
 
 pytestmark = pytest.mark.matrix
@@ -26,6 +27,7 @@ KEY = jax.random.key(5)
         partial(layers.DynamicConv, num_kernels=3),
         partial(layers.DynamicConv, num_kernels=1),
         partial(layers.DynamicConv, num_kernels=3, use_bias=False),
+        partial(layers.DynamicConv, num_kernels=3, reduction=None),
         partial(layers.ODConv, num_kernels=3),
         partial(layers.ODConv, num_kernels=1, attention_norm="layer", use_bias=False),
         partial(layers.ODConv, kernel_size=(1, 1)),  # without attention over positions
@@ -38,6 +40,7 @@ KEY = jax.random.key(5)
         partial(layers.GatedConv, granularity="filter"),
         partial(layers.GatedConv, granularity="slice"),
         partial(layers.DCDConv),
+        partial(layers.DCDConv, pool=None),
         partial(layers.FDConv, num_kernels=3),
         partial(layers.FDConv, num_kernels=3, local=False),
         partial(layers.DeformableConv),
@@ -54,6 +57,21 @@ def test_every_layer_starts_as_the_static_one(layer):
     fresh = initialised(net, x)
     variables = warm_start(fresh, trained, noise=0.3, key=KEY)
     assert_same(jax.jit(net.apply)(variables, x), jax.jit(static.apply)(trained, x))
+
+
+def test_experts_that_share_a_routing_start_as_the_static_network(monkeypatch):
+    monkeypatch.setattr(efficientnet, "STAGES", ((1, 3, 16, 1, 1), (6, 3, 16, 1, 1)))
+    x = random_input(3, 9, 8, 2)
+    static = EfficientNet(3, width=0.25, stem="small")
+    trained = filled(static, x)
+    experts = make_condconv_fields(3) | {"dynamic_stages": (2,)}
+    net = static.clone(**experts)
+    variables = warm_start(initialised(net, x), trained, noise=0.3, key=KEY)
+    assert_same(jax.jit(net.apply)(variables, x), jax.jit(static.apply)(trained, x))
+    frozen = candidate_kernels(variables["params"])["stage2_block1"]
+    assert frozen["expand"]["kernel"] and frozen["depthwise"]["kernel"]
+    assert not frozen["routing"]["kernel"] and not frozen["squeeze_excite"]["reduce"]["kernel"]
+    assert not candidate_kernels(variables["params"])["stage1_block1"]["project"]["kernel"]
 
 
 STATIC = ResNet((1, 1), BasicBlock, num_classes=3, width=8, stem="small")

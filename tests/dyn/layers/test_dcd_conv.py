@@ -9,6 +9,7 @@ import numpy as np
 import numpy_oracle
 import pytest
 from layer_cases import assert_published, filled, init_shapes, random_input, shapes_of, sines
+from named_order import fill_in_order
 
 from dyn.layers.dcd_conv import DCDConv, DCDDense, bin_averages
 
@@ -46,6 +47,42 @@ def test_published_parity_vector():
     sums = (12.4530941216, 364.3866098101)
     entries = (-0.33449565, -0.58163794, -0.49247271, -0.36782591, 0.27986239)
     assert_published(layer, variables, x, sums, entries)
+
+
+MOBILE = {
+    "wider": (
+        *(8, 48, 4, 4, 4),
+        (15.7739974476, 415.2017630429),
+        (0.37019634, 0.37489279, 0.38015569, 0.38570785, 0.46567204),
+    ),
+    "narrower": (
+        *(48, 8, 1, 4, 6),
+        (-1.2398890072, 81.3254835482),
+        (0.50662958, 0.52557844, 0.53897324, 0.5461085, -0.29524166),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MOBILE)
+def test_published_parity_vectors_of_the_layers_of_mobilenet(name):
+    inputs, features, bins, latent, squeezed, sums, entries = MOBILE[name]
+    variables = fill_in_order(
+        [
+            ("kernel", (1, features, inputs, 1, 1)),
+            ("compress/kernel", (latent, inputs)),
+            ("attention/squeeze/kernel", (squeezed, inputs * bins)),
+            ("attention/excite/kernel", (squeezed, squeezed)),
+            ("attention/latent/kernel", (latent**2, squeezed)),
+            ("attention/filter/kernel", (features, squeezed)),
+            ("expand/kernel", (features, latent)),
+            ("compress_norm", (latent,)),
+            ("latent_norm", (latent,)),
+        ],
+        0.3,
+    )
+    x = sines((2, inputs, 4, 4), 0.05, 1.0, 0.23).transpose(0, 2, 3, 1)
+    layer = DCDConv(features, (1, 1), use_bias=False, pool=None, reduction=1 / 8)
+    assert_published(layer.clone(param_dtype=jnp.float64), variables, x, sums, entries)
 
 
 # The formulas in numpy.

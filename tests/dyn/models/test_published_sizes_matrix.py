@@ -26,7 +26,12 @@ from dyn.models import (
     FCN,
     VGG16,
     DeepLabV3Plus,
+    DyMN,
+    EfficientNetB0,
+    EfficientNetB1,
+    EfficientNetLite0,
     MobileNetV2,
+    MobileNetV3,
     PooledConv,
     ResNet18,
     ResNet34,
@@ -35,13 +40,19 @@ from dyn.models import (
     SKResNet34,
     SKResNet50,
     SKResNeXt50,
+    efficientnet,
 )
+from dyn.models.efficientnet import make_condconv_fields
 
 pytestmark = pytest.mark.matrix
 
 
-def dcd(pool):
-    return {"conv": partial(DCDConv, pool=pool), "dense": DCDDense}
+def dcd(pool, **fields):
+    return {"conv": partial(DCDConv, pool=pool, **fields), "dense": DCDDense}
+
+
+def mobile_dcd(reduction):
+    return {**dcd(None, reduction=reduction), "dynamic_stages": range(2, 8)}
 
 
 def od_conv(num_kernels, *names):
@@ -106,21 +117,62 @@ def rotated(**fields):
         (MobileNetV2, {}, 1000, 3_504_872),
         (MobileNetV2, od_conv(1, "depthwise"), 1000, 4_940_185),
         (MobileNetV2, od_conv(4, "depthwise"), 1000, 11_512_149),
+        (MobileNetV2, {"width": 0.75, **od_conv(1, "depthwise")}, 1000, 3_507_113),
+        (MobileNetV2, {"width": 0.75, **od_conv(4, "depthwise")}, 1000, 7_496_013),
         (MobileNetV2, {"width": 0.5, **od_conv(1, "depthwise")}, 1000, 2_425_537),
         (MobileNetV2, {"width": 0.5, **od_conv(4, "depthwise")}, 1000, 4_435_501),
+        (MobileNetV2, mobile_dcd(1 / 8), 1000, 7_452_088),
+        (MobileNetV2, mobile_dcd(1 / 16), 1000, 5_720_028),
+        (MobileNetV3, {}, 1000, 5_483_032),
+        (DyMN, {}, 527, 10_548_479),
+        (DyMN, {"width": 2.0}, 527, 39_966_143),
+        (DyMN, {"width": 0.4, "dynamic_blocks": "replace_se"}, 527, 1_829_287),
+        (DyMN, {"dynamic_blocks": "replace_se"}, 527, 9_833_935),
+        (EfficientNetB0, {}, 1000, 5_288_548),
+        (EfficientNetB1, {}, 1000, 7_794_184),
+        (EfficientNetLite0, {}, 1000, 4_652_008),
+        (EfficientNetB0, make_condconv_fields(8), 1000, 24_013_284),
+        (EfficientNetB1, make_condconv_fields(8), 1000, 39_715_968),
     ],
 )
 def test_number_of_parameters(network, fields, num_classes, parameters):
     net = network(num_classes=num_classes, **fields)
     # The number does not depend on the size of the pictures; small ones are quicker to trace.
-    shapes = init_shapes(net, jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32))
+    channels = 1 if network is DyMN else 3
+    shapes = init_shapes(net, jax.ShapeDtypeStruct((2, 32, 32, channels), jnp.float32))
     assert count_parameters(shapes["params"]) == parameters
 
 
-@pytest.mark.parametrize(("network", "macs"), [(VGG16, 15.47e9), (MobileNetV2, 301e6)])
-def test_number_of_multiply_adds(network, macs):
-    net, x = network(num_classes=1000), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+@pytest.mark.parametrize(
+    ("network", "macs", "shape"),
+    [
+        (VGG16, 15.47e9, (1, 224, 224, 3)),
+        (MobileNetV2, 301e6, (1, 224, 224, 3)),
+        (MobileNetV3, 217e6, (1, 224, 224, 3)),
+        (DyMN, 0.58e9, (1, 128, 1000, 1)),  # of ten seconds
+    ],
+)
+def test_number_of_multiply_adds(network, macs, shape):
+    net, x = network(num_classes=1000), jax.ShapeDtypeStruct(shape, jnp.float32)
     assert count_macs(net.apply, init_shapes(net, x), x) == pytest.approx(macs, rel=0.005)
+
+
+@pytest.mark.parametrize("squeezed", [True, False])
+def test_number_of_multiply_adds_of_efficientnet(squeezed):
+    """By hand: positions times products of features, and 9 or 25 for each depthwise kernel."""
+    macs, size, inputs = 112**2 * 9 * 3 * 32, 112, 32
+    for expansion, kernel, features, blocks, strides in efficientnet.STAGES:
+        for block in range(blocks):
+            hidden, before = expansion * inputs, size
+            size //= strides if block == 0 else 1
+            macs += before**2 * inputs * hidden * (expansion > 1)
+            macs += size**2 * (kernel**2 * hidden + hidden * features)
+            macs += 2 * hidden * (inputs // 4) * squeezed
+            inputs = features
+    macs += 49 * 320 * 1280 + 1280 * 1000
+    network = EfficientNetB0 if squeezed else EfficientNetLite0
+    net, x = network(num_classes=1000), jax.ShapeDtypeStruct((1, 224, 224, 3), jnp.float32)
+    assert count_macs(net.apply, init_shapes(net, x), x) == macs
 
 
 RESNET18, RESNET50 = 11_689_512 - 513_000, 25_557_032 - 2_049_000  # without classifiers

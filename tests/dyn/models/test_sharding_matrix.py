@@ -21,6 +21,7 @@ from dyn.layers import (
     SqueezeExcite,
     share_kernels,
 )
+from dyn.models.efficientnet import make_condconv_fields
 from dyn.ops import max_pool, max_pool_with_argmax, max_unpool
 from dyn.ops.planner import plan_for_platform
 
@@ -54,6 +55,24 @@ NETWORKS = {
         models.MobileNetV2(3, width=0.1, stem="small", conv=od, depthwise=od, dropout=0),
         (4, 8, 8, 3),
     ),
+    "EfficientNet": (
+        models.EfficientNet(
+            *(3, pixel, od),
+            width=0.1,
+            stem="small",
+            dropout=0,
+            drop_connect=0,
+            dynamic_stages=(2, 3),
+        ),
+        (4, 8, 8, 3),
+    ),
+    "EfficientNet, experts": (
+        models.EfficientNet(
+            3, width=0.1, stem="small", dropout=0, drop_connect=0, **make_condconv_fields(2)
+        ),
+        (4, 8, 8, 3),
+    ),
+    "DyMN": (models.DyMN(3, width=0.1, stem="small", dropout=0), (4, 8, 8, 3)),
     "VGG": (models.VGG((1, 1), num_classes=3, width=4, conv=od, dropout=0), PICTURES),
     "FCN": (models.FCN(num_classes=3, backbone=backbone, dropout=0), PICTURES),
     "DeepLabV3Plus": (

@@ -1,5 +1,7 @@
 """The networks that a config can name: their parts and sizes."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import pytest
@@ -52,9 +54,25 @@ def test_a_width_of_64_is_as_published():
     config = config_of("mobilenet_v2", "folder")
     assert count_config_parameters(config) == 3_504_872 - 990 * 1281
     assert describe_network(config) == "MobileNetV2, 1 times as wide as published"
+    config = config_of("efficientnet_lite0", "folder")
+    assert count_config_parameters(config) == 4_652_008 - 990 * 1281
+    assert describe_network(config) == "EfficientNet-Lite0, 1 times as wide as published"
     config = config_of("vgg16", "folder")
     assert count_config_parameters(config) == 138_357_544 - 990 * 4097
     assert describe_network(config) == "VGG-16, width 64"
+
+
+def test_layers_are_where_their_authors_have_them():
+    """Published numbers of parameters, less those of all but ten classes; DyMN's pictures were grey."""
+    for name, parameters in (
+        ("efficientnet_condconv", 13_314_116 - 990 * 1281),
+        ("mobilenet_dcd", 5_720_028 - 990 * (1281 + 32 + 32)),
+        ("dymn", 10_548_479 - 517 * 1281 + 2 * 9 * 16),
+    ):
+        module = importlib.import_module(f"experiments.configs.{name}")
+        assert count_config_parameters(module.get_config("folder")) == parameters, name
+    with pytest.raises(UserError, match="choose one of condconv, dyconv, odconv"):
+        resolve_config(config_of("dymn"))
 
 
 def test_unknown_networks_are_refused():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dyn import models
-from dyn.models import mobilenet
+from dyn.models import efficientnet, mobilenet, mobilenet_v3
 from experiments.configs import common
 from experiments.tasks import make_task
 from experiments.tasks.backbone import CONVS
@@ -15,9 +15,12 @@ pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("standard_promotion")]
 
 
 @pytest.mark.parametrize("name", CONVS)
-@pytest.mark.parametrize("network", ["vgg16", "mobilenet_v2"])
+@pytest.mark.parametrize(
+    "network", ["vgg16", "mobilenet_v2", "mobilenet_v3", "dymn", "efficientnet_b0"]
+)
 def test_a_network_takes_every_convolution(network, name, monkeypatch):
-    monkeypatch.setattr(mobilenet, "STAGES", mobilenet.STAGES[:2])
+    for module in (mobilenet, mobilenet_v3, efficientnet):
+        monkeypatch.setattr(module, "STAGES", module.STAGES[:2])
     monkeypatch.setitem(models.VGG16.keywords, "stage_sizes", (1, 2))
     config = common.get_config("smoke")
     config.model.network = network

@@ -1,6 +1,7 @@
 """Files of torch's weights for every network, and files that do not fit."""
 
 import jax
+import mobile_names
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -9,8 +10,10 @@ from finished_runs import config_with
 from new_states import LIKE_TORCH, ODCONV, TORCH, start_from, weights_of
 from torch_numbers import pictures
 
+from dyn.interop import SOURCES
 from experiments.core.errors import UserError
 from experiments.tasks import make_task
+from experiments.train import initialise
 
 pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("standard_promotion")]
 
@@ -73,6 +76,46 @@ def test_a_file_starts_the_network_that_it_belongs_to(tmp_path, name, words, cha
     if "model.network" in changes:
         with pytest.raises(UserError, match=f"Such weights fit --config.model.network={name}"):
             start_from_file(path)
+
+
+MOBILE = {
+    "efficientnet_lite0": {"model.network": "efficientnet_lite0"},
+    "efficientnet, 4 experts": {
+        "model.network": "efficientnet_b0",
+        "model.padding": "same",
+        "conv": {"name": "condconv", "num_kernels": 4},
+    },
+    "mobilenet_v3": {"model.network": "mobilenet_v3"},
+    "odconv_mobilenet_v2, K = 4": {"model.network": "mobilenet_v2", "conv": ODCONV18},
+    "dcd_mobilenet_v2": {
+        "model.network": "mobilenet_v2",
+        "conv": {"name": "dcd", "reduction": 1 / 16},
+        "classifier": {"name": "dcd"},
+    },
+    "dymn": {"model.network": "dymn", "conv": {"name": "dyconv", "num_kernels": 4}},
+}
+
+
+@pytest.mark.parametrize("name", MOBILE)
+def test_a_published_mobile_network_starts_from_its_file(tmp_path, name):
+    shapes = mobile_names.FILES[name][0]
+    constants = {"lambdas": [1, 1, 0.5, 0.5], "init_v": [1, 0, 0, 0]}
+    weights = {
+        key: np.array(constants.get(key.rpartition(".")[2], np.zeros(shape)), np.float32)
+        for key, shape in shapes.items()
+    }
+    path = torch_zip.save(tmp_path / "file.pth", weights)
+    picture = PICTURE[..., :1] if name == "dymn" else PICTURE
+    changes = {"model.width": 64, **MOBILE[name]}
+    _, _, words = start_from_file(path, num_classes=3, inputs=picture, **changes)
+    number = int(words.partition(": ")[2].partition(" of ")[0])
+    assert number > 100 and "new (other classes): head/" in words and "lambdas" not in words
+    with pytest.raises(UserError, match="Such weights fit"):
+        start_from_file(path)
+
+
+def test_every_source_says_what_its_weights_fit():
+    assert initialise._FITTING.keys() == SOURCES.keys()
 
 
 @pytest.mark.parametrize("conv", [{"name": "conv"}, ODCONV], ids=["static", "dynamic"])

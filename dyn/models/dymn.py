@@ -1,0 +1,224 @@
+"""Dynamic MobileNet (DyMN), for spectrograms: MobileNetV3-Large whose blocks are dynamic in three ways.
+
+Schmid, Koutini, Widmer: Dynamic Convolutional Neural Networks as Efficient Pre-trained Audio Models.
+IEEE/ACM TASLP 2024. https://arxiv.org/abs/2310.15648
+
+Deviations from the authors' code: one or two spatial axes instead of frequency and time; the heads of the
+kernels' attention start normal with variance 2 / fan_out (theirs with a standard deviation of 0.01).
+"""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dyn.layers.attention import ATTENTION_PRECISION, he_normal_fan_out
+from dyn.layers.dynamic_conv import DynamicConv
+from dyn.layers.static_conv import Conv
+from dyn.models.backbone import ConvFactory
+from dyn.models.inverted_residual import (
+    BlockShape,
+    InvertedResidual,
+    add_shortcut,
+    find_padding,
+    round_features,
+)
+from dyn.models.mobilenet_v3 import MobileNetV3
+from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dynamic_conv import expand_over_space
+
+Array = jax.Array
+
+_Conv = partial(DynamicConv, num_kernels=4, reduction=None)
+_small_init = nn.initializers.normal(0.01)
+
+
+class DyMN(MobileNetV3):
+    """MobileNetV3-Large with blocks whose kernels, activations and gates look at one context of the block.
+
+    With the block's input x, and its means m_i over all spatial axes but the i-th,
+
+        q = hswish(norm(J [m_1; m_2])),    h = mean of q over its positions,    g_i = V_i q_i + c_i
+
+    the context h decides the mixture of the kernels of the three convolutions, and the coefficients of a
+    dynamic ReLU after the depthwise one. The gates g_i, one for each position of an axis, weight its result:
+
+        y = P [r * sigmoid(g_1) * sigmoid(g_2)],    r = max(u (1 + t_1) + t_3 / 2,  u t_2 + t_4 / 2)
+        u = norm(depthwise(act(norm(expand(x))))),    t = 2 sigmoid(W h + w) - 1 for each channel
+
+    There is no squeeze-and-excitation. The input is `[B, mels, time, 1]`. The authors anneal the temperature
+    from 30 to 1 (`dyn.schedules.two_slope_temperature`); the published networks for AudioSet (`*_as`) need a
+    temperature of 1, those for ImageNet (`*_im`) 30.
+
+    Attributes:
+        num_classes: number of logits, 527 for AudioSet; the other fields are `MobileNetV2`'s. The published
+            networks have a `width` of 0.4, 1 and 2.
+        conv: makes the 1x1 convolutions of dynamic blocks, which take a `context`.
+        depthwise: makes their depthwise convolutions.
+        dynamic_blocks: 'all', or 'replace_se' for those where MobileNetV3 has squeeze-and-excitation, the
+            others being MobileNetV3's own.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.models import DyMN
+        >>> net = DyMN(num_classes=527, width=0.4)
+        >>> x = jax.ShapeDtypeStruct((2, 128, 100, 1), jnp.float32)
+        >>> logits, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x)
+        >>> logits.shape, sorted(variables)
+        ((2, 527), ['attention', 'batch_stats', 'params'])
+    """
+
+    conv: ConvFactory = _Conv
+    depthwise: ConvFactory | None = _Conv
+    dynamic_stages: Sequence[int] | None = (
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    )  # all blocks, not the last convolution
+    dynamic_blocks: str = "all"
+
+    def make_block(self, shape: BlockShape, **fields: Any) -> nn.Module:
+        """Returns a block, from its sizes and the other fields of `InvertedResidual`.
+
+        Raises:
+            ValueError: for an unknown name of the dynamic blocks.
+        """
+        if self.dynamic_blocks not in ("all", "replace_se"):
+            raise ValueError(
+                f"dynamic_blocks={self.dynamic_blocks!r} is unknown: write 'all' or 'replace_se'."
+            )
+        is_dynamic = fields.pop("is_dynamic")
+        if is_dynamic and (self.dynamic_blocks == "all" or shape.squeezed):
+            least, most = (round_features(n * self.width) for n in (32, 128))
+            size = min(max(round_features(shape.expanded // 4), least), most)
+            return DynamicBlock(shape, size, **fields)
+        static = partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out)
+        return InvertedResidual(
+            shape, **fields | {"conv": static, "depthwise": static}, gate=nn.hard_sigmoid
+        )
+
+
+class DynamicBlock(nn.Module):
+    """An inverted residual block with a context of its own: see `DyMN`.
+
+    Attributes:
+        shape: the sizes; the activation follows the first 1x1 convolution.
+        context_size: size of the context.
+        conv: makes the 1x1 convolutions.
+        depthwise: makes the depthwise convolution.
+        norm: makes a norm.
+        padding: see `Layout`.
+        drop: share of the samples whose residual branch is dropped.
+    """
+
+    shape: BlockShape
+    context_size: int
+    conv: ConvFactory
+    depthwise: ConvFactory
+    norm: Any
+    padding: str = "torch"
+    drop: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `[B, *spatial, C]` to `[B, *spatial / strides, features]`."""
+        shape, axes = self.shape, x.ndim - 2
+        make_context = BlockContext(
+            self.context_size, shape.expanded, shape.strides, self.norm, name="context"
+        )
+        context, gates = make_context(x)
+        conv1x1 = partial(self.conv, kernel_size=(1,) * axes, padding=0)
+        y = x
+        if shape.expanded != x.shape[-1]:
+            y = conv1x1(shape.expanded, name="expand")(y, context=context)
+            y = shape.activation(self.norm(name="expand_norm")(y))
+        y = self.depthwise(
+            shape.expanded,
+            (shape.kernel,) * axes,
+            shape.strides,
+            padding=find_padding(shape.kernel, self.padding),
+            feature_group_count=shape.expanded,
+            name="depthwise",
+        )(y, context=context)
+        y = self.norm(name="depthwise_norm")(y)
+        coefficients = nn.Dense(
+            4 * shape.expanded,
+            kernel_init=_small_init,
+            dtype=context.dtype,
+            precision=ATTENTION_PRECISION,
+            name="dynamic_relu",
+        )(context)
+        y = apply_dynamic_relu(y, 2 * nn.sigmoid(coefficients) - 1)
+        for gate in gates:
+            y = y * gate.astype(y.dtype)
+        y = conv1x1(shape.features, name="project")(y, context=context)
+        return add_shortcut(x, self.norm(name="project_norm")(y), shape.strides, self.drop)
+
+
+class BlockContext(nn.Module):
+    """Computes a block's context, and its gates along each spatial axis.
+
+    Attributes:
+        features: size of the context.
+        gated: number of gated features.
+        strides: of the block: the gates are averaged over three positions, one each `strides`.
+        norm: makes a norm.
+    """
+
+    features: int
+    gated: int
+    strides: int
+    norm: Any
+
+    @nn.compact
+    def __call__(self, x: Array) -> tuple[Array, list[Array]]:
+        """Maps `[B, *spatial, C]` to the context `[B, features]` and the gates of each axis."""
+        axes, dtype = range(1, x.ndim - 1), float32_or_wider(x)
+        means = [
+            jnp.mean(x, [other for other in axes if other != axis], dtype=dtype) for axis in axes
+        ]
+        dense = partial(
+            nn.Dense, dtype=dtype, kernel_init=he_normal_fan_out, precision=ATTENTION_PRECISION
+        )
+        z = dense(self.features, use_bias=False, name="joint")(jnp.concatenate(means, 1))
+        q = nn.hard_swish(self.norm(name="joint_norm", dtype=dtype)(z))
+        gates, start = [], 0
+        for axis in axes:
+            part = jax.lax.slice_in_dim(q, start, start + x.shape[axis], axis=1)
+            start += x.shape[axis]
+            gate = nn.sigmoid(
+                dense(self.gated, name=f"gate{axis}")(average_threes(part, self.strides))
+            )
+            gates.append(jnp.expand_dims(gate, [other for other in axes if other != axis]))
+        return jnp.mean(q, 1), gates
+
+
+def average_threes(z: Array, strides: int) -> Array:
+    """Averages `z`, `[B, L, C]`, over three positions, with zeros around; a stride of 1 changes nothing."""
+    if strides == 1:
+        return z
+    padded = jnp.pad(z, ((0, 0), (1, 1), (0, 0)))
+    reach = z.shape[1] - 1  # of the first position of a window
+    return (
+        sum((padded[:, n : n + reach + 1 : strides] for n in range(3)), jnp.zeros((), z.dtype)) / 3
+    )
+
+
+def apply_dynamic_relu(x: Array, theta: Array) -> Array:
+    """Computes max(x (1 + t_1) + t_3 / 2, x t_2 + t_4 / 2) for each channel.
+
+    Chen, Dai, Liu, Chen, Yuan, Liu: Dynamic ReLU. ECCV 2020 (version B, two pieces).
+
+    Args:
+        x: `[B, *spatial, C]`.
+        theta: `[B, 4 C]`: t_1, t_2, t_3, t_4 of the first channel, and so on.
+    """
+    pieces = theta.reshape(theta.shape[0], x.shape[-1], 4)
+    slope1, slope2, shift1, shift2 = (expand_over_space(pieces[..., n], x) for n in range(4))
+    return jnp.maximum(x * (1 + slope1) + shift1 / 2, x * slope2 + shift2 / 2)

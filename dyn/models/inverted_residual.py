@@ -1,0 +1,269 @@
+"""Networks of inverted residual blocks with interchangeable convolutions, and the block that they share.
+
+Sandler, Howard, Zhu, Zhmoginov, Chen: MobileNetV2: Inverted Residuals and Linear Bottlenecks. CVPR 2018.
+https://arxiv.org/abs/1801.04381
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from dyn.layers.attention import global_average, he_normal_fan_out
+from dyn.layers.fields import CheckedModule
+from dyn.layers.squeeze_excite import SqueezeExcite
+from dyn.layers.static_conv import Conv
+from dyn.models.backbone import (
+    ConvFactory,
+    Remat,
+    bind_fields,
+    call_block,
+    check_input,
+    make_batch_norm,
+)
+from dyn.models.dropout import Dropout
+from dyn.ops.dtypes import float32_or_wider
+
+Array = jax.Array
+Activation = Callable[[Array], Array]
+
+
+class BlockShape(NamedTuple):
+    """Sizes of an inverted residual block.
+
+    Attributes:
+        kernel: positions of the depthwise kernel along each axis.
+        expanded: features between the two 1x1 convolutions; the first one is absent if they are the input's.
+        features: output features.
+        strides: of the depthwise convolution.
+        activation: after the first 1x1 and the depthwise convolution.
+        squeezed: size of the squeezed vector of squeeze-and-excitation; 0 for none.
+    """
+
+    kernel: int
+    expanded: int
+    features: int
+    strides: int
+    activation: Activation
+    squeezed: int = 0
+
+
+class Layout(NamedTuple):
+    """Sizes of a network of inverted residual blocks.
+
+    Attributes:
+        stem: features of the stem.
+        stages: the blocks of each stage.
+        last: features of the last 1x1 convolution.
+        activation: after the stem and after the last convolution.
+        padding: 'torch' (symmetric) or 'same' (TensorFlow's, which is not, for strided kernels).
+        epsilon: of the norms.
+        momentum: share of the running statistics that a step keeps.
+        drop_connect: share of the samples whose residual branch the last block drops in training; it grows
+            in equal steps from 0 in the first block.
+        depthwise_init: initialises the depthwise kernels.
+    """
+
+    stem: int
+    stages: Sequence[Sequence[BlockShape]]
+    last: int
+    activation: Activation
+    padding: str = "torch"
+    epsilon: float = 1e-5
+    momentum: float = 0.9
+    drop_connect: float = 0.0
+    depthwise_init: nn.initializers.Initializer = he_normal_fan_out
+
+
+class InvertedResidualNet(CheckedModule):
+    """A stem, stages of inverted residual blocks, a last 1x1 convolution, a classifier.
+
+    The base of `MobileNetV2`, which describes the fields, `MobileNetV3` and `EfficientNet`.
+    """
+
+    num_classes: int | None
+    conv: ConvFactory = Conv
+    depthwise: ConvFactory | None = None
+    dense: Callable[..., nn.Module] = nn.Dense
+    width: float = 1.0
+    stem: str = "imagenet"
+    spatial_axes: int = 2
+    dropout: float = 0.2
+    dtype: Any = None
+    remat: Remat = False
+    dynamic_stages: Sequence[int] | None = None
+
+    def make_layout(self) -> Layout:
+        """Returns the sizes of the network."""
+        raise NotImplementedError
+
+    def make_block(self, shape: BlockShape, **fields: Any) -> nn.Module:
+        """Returns a block, from its sizes and the other fields of `InvertedResidual`."""
+        return InvertedResidual(shape, **fields)
+
+    def apply_head(self, x: Array, train: bool) -> Array:
+        """Returns the logits of the pooled features `[B, C]`."""
+        x = Dropout(self.dropout, deterministic=not train)(x)
+        return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool = False, head_only: bool = False
+    ) -> Array | tuple[Array, ...]:
+        """Returns the logits or the features of `x`, `[B, *spatial, C]`; the arguments are `ResNet`'s."""
+        check_input(x, self.spatial_axes, self.stem)
+        layout, axes = self.make_layout(), self.spatial_axes
+        trains = train and not head_only
+        norm = make_batch_norm(trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum)
+        fields: dict[str, Any] = {"use_bias": False, "dtype": self.dtype}
+        fields["kernel_init"] = he_normal_fan_out
+        static = partial(Conv, **fields)
+        conv = bind_fields(self.conv, **fields)
+        fields["kernel_init"] = layout.depthwise_init
+        depthwise = bind_fields(self.depthwise or Conv, **fields)
+        static_depthwise = partial(Conv, **fields)
+        stages = range(1, len(layout.stages) + 2)  # the last convolution counts as one
+        dynamic = stages if self.dynamic_stages is None else self.dynamic_stages
+        if unknown := set(dynamic) - set(stages):
+            raise ValueError(
+                f"dynamic_stages={tuple(dynamic)} has {min(unknown)}: the network has the stages 1 to "
+                f"{stages[-1]}, the last of which is its last convolution."
+            )
+
+        x = static(
+            layout.stem,
+            (3,) * axes,
+            2 if self.stem == "imagenet" else 1,
+            padding=find_padding(3, layout.padding),
+            name="stem_conv",
+        )(x)
+        x = layout.activation(norm(name="stem_norm")(x))
+
+        features = []
+        count, number = sum(map(len, layout.stages)), 0
+        for stage, blocks in enumerate(layout.stages, 1):
+            for block, shape in enumerate(blocks, 1):
+                if stage == 2 and self.stem == "small":
+                    shape = shape._replace(strides=1)
+                module = self.make_block(
+                    shape,
+                    conv=conv if stage in dynamic else static,
+                    depthwise=depthwise if stage in dynamic else static_depthwise,
+                    norm=norm,
+                    padding=layout.padding,
+                    is_dynamic=stage in dynamic,
+                    drop=layout.drop_connect * number / count if trains else 0.0,
+                    name=f"stage{stage}_block{block}",
+                )
+                x = call_block(module, self.remat, x)
+                number += 1
+            features.append(x)
+        last = conv if stages[-1] in dynamic else static
+        x = last(layout.last, (1,) * axes, padding=0, name="last_conv")(x)
+        x = layout.activation(norm(name="last_norm")(x))
+        if self.num_classes is None:
+            return (*features, x)
+        return self.apply_head(jnp.mean(x, axis=tuple(range(1, axes + 1))), train)
+
+
+class InvertedResidual(nn.Module):
+    """A 1x1 convolution that expands, a depthwise one, a linear 1x1 that projects; a shortcut.
+
+    Attributes:
+        shape: the sizes.
+        conv: makes the 1x1 convolutions.
+        depthwise: makes the depthwise convolution.
+        norm: makes a norm.
+        padding: see `Layout`.
+        is_dynamic: whether `conv` and `depthwise` are the network's; they are static otherwise.
+        drop: share of the samples whose residual branch is dropped.
+        router: makes the module `routing`, from the mean of the block's input over space to logits, which
+            dynamic convolutions share as their `router`; None for no such module.
+        gate: of squeeze-and-excitation.
+        squeeze_activation: after the first layer of squeeze-and-excitation.
+    """
+
+    shape: BlockShape
+    conv: ConvFactory
+    depthwise: ConvFactory
+    norm: Callable[..., nn.Module]
+    padding: str = "torch"
+    is_dynamic: bool = True
+    drop: float = 0.0
+    router: Callable[..., nn.Module] | None = None
+    gate: Activation = nn.sigmoid
+    squeeze_activation: Activation = nn.relu
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """Maps `[B, *spatial, C]` to `[B, *spatial / strides, features]`."""
+        shape, axes = self.shape, x.ndim - 2
+        shared: dict[str, Any] = {}
+        extra_inputs = {}
+        if self.router is not None and self.is_dynamic:
+            shared["router"] = self.router(name="routing")
+            extra_inputs["context"] = global_average(x, axes, float32_or_wider(x))
+        conv1x1 = partial(self.conv, kernel_size=(1,) * axes, padding=0, **shared)
+        y = x
+        if shape.expanded != x.shape[-1]:
+            y = conv1x1(shape.expanded, name="expand")(y, **extra_inputs)
+            y = shape.activation(self.norm(name="expand_norm")(y))
+        y = self.depthwise(
+            shape.expanded,
+            (shape.kernel,) * axes,
+            shape.strides,
+            padding=find_padding(shape.kernel, self.padding),
+            feature_group_count=shape.expanded,
+            name="depthwise",
+            **shared,
+        )(y, **extra_inputs)
+        y = shape.activation(self.norm(name="depthwise_norm")(y))
+        if shape.squeezed:
+            y = SqueezeExcite(
+                0.0,
+                shape.squeezed,
+                activation=self.squeeze_activation,
+                gate=self.gate,
+                name="squeeze_excite",
+            )(y)
+        y = conv1x1(shape.features, name="project")(y, **extra_inputs)
+        return add_shortcut(x, self.norm(name="project_norm")(y), shape.strides, self.drop)
+
+
+def add_shortcut(x: Array, y: Array, strides: int, drop: float = 0.0) -> Array:
+    """Adds a block's input to its residual branch, if there is a shortcut; call it in a compact method.
+
+    Args:
+        x: the block's input.
+        y: the residual branch, dropped for a share `drop` of the samples.
+        strides: of the block; only one without strides has a shortcut.
+        drop: the share. The branch of the other samples is divided by `1 - drop`.
+    """
+    if strides != 1 or x.shape != y.shape:
+        return y
+    if drop:
+        y = Dropout(drop, tuple(range(1, y.ndim)), deterministic=False)(y)
+    return x + y
+
+
+def find_padding(kernel: int, padding: str) -> int | str:
+    """Returns the padding of a convolution of odd size.
+
+    Raises:
+        ValueError: for another name than 'torch' or 'same'.
+    """
+    match padding:
+        case "torch":
+            return (kernel - 1) // 2
+        case "same":
+            return "SAME"
+    raise ValueError(f"padding={padding!r} is unknown: write 'torch' or 'same'.")
+
+
+def round_features(exact: float) -> int:
+    """Rounds to a multiple of 8: at least 8, and at most a tenth less."""
+    nearest = max(8, int(exact + 4) // 8 * 8)
+    return nearest if nearest >= 0.9 * exact else nearest + 8
