@@ -8,6 +8,7 @@ inside the largest box, and back. There is no Fourier transform of the input. Ex
 1-D and 3-D inputs, of which every axis but the last is treated as the first of a picture.
 """
 
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -83,9 +84,7 @@ class BandModulation(CheckedModule):
         # The maps of a group are next to each other, so that one grouped convolution makes all.
         kernel, bias = (jnp.stack(parts, -1) for parts in zip(*maps, strict=True))
         kernel = kernel.reshape(1, *kernel.shape[:-2], groups * number).astype(self.dtype)
-        logits = dynamic_conv(
-            x, kernel, feature_group_count=groups, precision=ATTENTION_PRECISION
-        )
+        logits = dynamic_conv(x, kernel, feature_group_count=groups, precision=ATTENTION_PRECISION)
         bias = bias.reshape(*(1,) * (logits.ndim - 1), groups * number)
         logits = (logits + bias.astype(self.dtype)).reshape(*logits.shape[:-1], groups, number)
         weights = self.activate(logits)
@@ -134,7 +133,7 @@ def modulate_bands(x: Array, weights: Array, divisors: Sequence[int]) -> Array:
         divisors: of the low-passes, from high to low frequencies.
     """
     passes = [x, *low_passes(x, divisors)]
-    bands = [high - low for high, low in zip(passes, passes[1:], strict=False)]
+    bands = [high - low for high, low in itertools.pairwise(passes)]
     bands.append(passes[-1])
     groups, number = weights.shape[-2:]
     split = (*x.shape[:-1], groups, x.shape[-1] // groups)

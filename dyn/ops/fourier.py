@@ -1,4 +1,4 @@
-"""Fourier transforms as matrix products, for platforms without an FFT: TPUs, which have no unit for it, and ONNX.
+"""Fourier transforms as matrix products, for what has no fast ones: TPUs and ONNX files.
 
 A transform of length n = p q is two products, with p x p and q x q matrices (Cooley and Tukey: An Algorithm
 for the Machine Calculation of Complex Fourier Series. Mathematics of Computation 19, 1965). With the
@@ -99,6 +99,4 @@ def _make_factors(length: int, frequencies: int) -> tuple[np.ndarray, np.ndarray
 
 def _pair_up(factor: np.ndarray) -> np.ndarray:
     """Returns the product with a complex factor as one of pairs: `[from, to, ...]`."""
-    return np.stack(
-        [np.stack([factor.real, factor.imag]), np.stack([-factor.imag, factor.real])]
-    )
+    return np.stack([np.stack([factor.real, factor.imag]), np.stack([-factor.imag, factor.real])])
