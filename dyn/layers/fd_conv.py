@@ -53,10 +53,10 @@ class FDConv(ConvLayer):
         a_l = 2 sigmoid(conv1d(layernorm(GAP(x))))    every number of the kernel, if `local`
 
     The input of 3x3 kernels passes through `dyn.layers.band_modulation.BandModulation`, which weights its
-    octaves at each position, unless the layer strides. All weights start at one: a new layer is the static
-    convolution with the kernel `sum_k W_k`. The local attention is a 1-D convolution along the input
-    channels, with one output for each kernel position and filter; like the modulation of bands, it always
-    looks at the layer's own input, not at the context.
+    octaves at each position. All weights start at one: a new layer is the static convolution with the kernel
+    `sum_k W_k`. The local attention is a 1-D convolution along the input channels, with one output for each
+    kernel position and filter; like the modulation of bands, it always looks at the layer's own input, not
+    at the context.
 
     *Where the authors do not use it, this is the plain convolution*, with a parameter `kernel`: for 16 or
     fewer input or output features, and for kernels of other sizes than 1 and 3. `min_features=0` and
@@ -83,7 +83,8 @@ class FDConv(ConvLayer):
         min_features: the layer is plain unless it has more input and more output features than this.
         kernel_sizes: sizes that each axis of the kernel may have, else the layer is plain; None for any.
         band_sizes: sizes that each axis of the kernel must have for bands to be modulated; `()` for never.
-        strided_bands: whether to modulate the input of a layer that strides, too.
+        strided_bands: whether to modulate the input of layers that stride whatever their kernel's size, too.
+        band_divisors: bands end at 0.5 / d of the sampling frequency.
         band_groups: number of maps of each band; more than 64 stand for one per channel.
         band_activation: 'sigmoid', 'tanh' or 'softmax' (over the maps), as in `BandModulation`.
         weigh_lowest_band: whether to weight what lies below all bands, too.
@@ -121,6 +122,7 @@ class FDConv(ConvLayer):
     kernel_sizes: Sequence[int] | None = (1, 3)
     band_sizes: Sequence[int] = (3,)
     strided_bands: bool = False
+    band_divisors: Sequence[int] = (2, 4, 8)
     band_groups: int = 1
     band_activation: str = "sigmoid"
     weigh_lowest_band: bool = False
@@ -204,12 +206,12 @@ class FDConv(ConvLayer):
 
     def modulate(self, x: Array, dtype: jnp.dtype) -> Array:
         """Returns the inputs with their bands weighted, if this kernel's are."""
-        strides = self.resolve_geometry(x).strides
-        if any(k not in self.band_sizes for k in resolve_kernel_size(self.kernel_size, x)):
-            return x
-        if any(stride > 1 for stride in strides) and not self.strided_bands:
+        strided = any(stride > 1 for stride in self.resolve_geometry(x).strides)
+        size = resolve_kernel_size(self.kernel_size, x)
+        if any(k not in self.band_sizes for k in size) and not (strided and self.strided_bands):
             return x
         return BandModulation(
+            divisors=self.band_divisors,
             groups=self.band_groups,
             activation=self.band_activation,
             weigh_rest=self.weigh_lowest_band,
