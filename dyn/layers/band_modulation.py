@@ -159,14 +159,14 @@ def low_passes(x: Array, divisors: Sequence[int]) -> list[Array]:
             waves = waves[:1]  # of a real input
         spectrum = _multiply_axis(spectrum, axis, waves)
     results = []
-    for band in range(len(divisors)):
+    for of_band in zip(*passed, strict=True):
         y = spectrum
-        for axis in range(rank):
-            length, frequencies = x.shape[1 + axis], kept[axis]
-            inside = np.flatnonzero(np.isin(frequencies, passed[axis][band]))
-            frequencies = frequencies[inside]
-            y = lax.slice_in_dim(y, inside[0], inside[-1] + 1, axis=2 + axis)
-            # The transform of each real sinusoid, from its conjugate wave, divided by the length.
+        for axis, frequencies in enumerate(of_band):
+            start = int(np.searchsorted(kept[axis], frequencies[0]))
+            y = lax.slice_in_dim(y, start, start + len(frequencies), axis=2 + axis)
+        for axis, frequencies in enumerate(of_band):
+            length = x.shape[1 + axis]
+            # Back, by the conjugate waves.
             waves = _make_waves(-frequencies, length).swapaxes(1, 3) / length
             if axis == rank - 1:
                 # All but the mean, and the highest of an even number, stand for two; the result is real.
