@@ -82,7 +82,8 @@ class FDConv(ConvLayer):
             'fused' or 'auto'. The plain convolution has its own.
         min_features: the layer is plain unless it has more input and more output features than this.
         kernel_sizes: sizes that each axis of the kernel may have, else the layer is plain; None for any.
-        band_sizes: sizes that each axis of the kernel must have for bands to be modulated; `()` for never.
+        bands: whether to modulate the bands of inputs.
+        band_sizes: sizes that each axis of the kernel must have for that.
         strided_bands: whether to modulate the input of layers that stride whatever their kernel's size, too.
         band_divisors: bands end at 0.5 / d of the sampling frequency.
         band_groups: number of maps of each band; more than 64 stand for one per channel.
@@ -120,6 +121,7 @@ class FDConv(ConvLayer):
     lowering: str = "auto"
     min_features: int = 16
     kernel_sizes: Sequence[int] | None = (1, 3)
+    bands: bool = True
     band_sizes: Sequence[int] = (3,)
     strided_bands: bool = False
     band_divisors: Sequence[int] = (2, 4, 8)
@@ -208,7 +210,8 @@ class FDConv(ConvLayer):
         """Returns the inputs with their bands weighted, if this kernel's are."""
         strided = any(stride > 1 for stride in self.resolve_geometry(x).strides)
         size = resolve_kernel_size(self.kernel_size, x)
-        if any(k not in self.band_sizes for k in size) and not (strided and self.strided_bands):
+        other_size = any(k not in self.band_sizes for k in size)
+        if not self.bands or (other_size and not (strided and self.strided_bands)):
             return x
         return BandModulation(
             divisors=self.band_divisors,
@@ -301,8 +304,8 @@ class FDConv(ConvLayer):
         groups = frequency_groups(shape, self.count_groups(shape), self.kept_frequencies)
         if spectrum.ndim == 4:  # of a ratio: the weights of a spectrum are next to each other
             groups = groups + (groups.max() + 1) * np.arange(len(spectrum))[:, None, None]
-        # A frequency without a group has no weight.
-        groups = np.where(groups < 0, 0, groups)
+        # A frequency without a group has no weight. onnxruntime has no small integers for indices.
+        groups = np.maximum(groups, 0).astype(np.int32 if by_products else groups.dtype)
 
         def transform(mix, taps, neighbours, real, imaginary, local_kernel) -> Array:
             w = mix[:, groups]

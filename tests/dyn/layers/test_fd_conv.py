@@ -179,7 +179,7 @@ def test_bands_of_strided_layers():
         ((3, 3), {}, True),
         ((1, 1), {}, False),
         ((1, 1), {"strided_bands": True}, True),
-        ((3, 3), {"band_sizes": ()}, False),
+        ((3, 3), {"bands": False}, False),
     ):
         params = init_shapes(FDConv(20, size, strides=2, **fields), x)["params"]
         assert ("bands" in params) == bands
@@ -275,7 +275,7 @@ def test_follows_the_formulas(name, local, lowering):
         EVERYWHERE,
         num_kernels=3,
         local=local,
-        band_sizes=(),
+        bands=False,
         attention_norm="batch",
         lowering=lowering,
     )
