@@ -6,6 +6,7 @@ accepts further tables for other networks.
 """
 
 import fnmatch
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -100,6 +101,33 @@ In ResNet-50 it is `partial(DCDConv, pool=1)`.
 """
 
 
+FDCONV: Table = (
+    *TORCHVISION,
+    (_BLOCK + r"conv(?P<n>\d)\.KSM_Global\.fc", _BLOCK_PATH + "conv{n}/attention/squeeze"),
+    (_BLOCK + r"conv(?P<n>\d)\.KSM_Global\.bn", _BLOCK_PATH + "conv{n}/attention/norm"),
+    (_BLOCK + r"conv(?P<n>\d)\.KSM_Global\.relu", _BLOCK_PATH + "conv{n}/attention"),
+    (
+        _BLOCK + r"conv(?P<n>\d)\.KSM_Global\.(?P<head>channel|filter|spatial|kernel)_fc",
+        _BLOCK_PATH + "conv{n}/attention/{head}",
+    ),
+    (
+        _BLOCK + r"conv(?P<n>\d)\.KSM_Local\.(?P<part>conv|norm)",
+        _BLOCK_PATH + "conv{n}/local/{part}",
+    ),
+    (
+        _BLOCK + r"conv(?P<n>\d)\.FBM\.freq_weight_conv_list\.(?P<band>\d+)",
+        _BLOCK_PATH + "conv{n}/bands/conv{next_band}",
+    ),
+)
+"""The ResNets of FDConv's authors (Linwei-Chen/FDConv):
+
+`ResNet50(conv=partial(FDConv, attention_norm="batch"))`.
+
+Their detectors have the prefix `backbone.`, which has to be removed, and other parts, which have to be left
+out. A static network that their script has converted fills the static twin, and `warm_start` does the rest.
+"""
+
+
 def _make_vgg_table(stage_sizes: Sequence[int]) -> Table:
     """Returns the table of a VGG; torch numbers all layers: convolutions, ReLUs, and a pooling per stage."""
     rows = []
@@ -125,6 +153,7 @@ SOURCES: Mapping[str, Table] = {
     "dcd": DCD,
     "selective": SELECTIVE,
     "resnet_d": RESNET_D,
+    "fdconv": FDCONV,
     "vgg16": VGG16,
     "mobilenet_v2": MOBILENET_V2,
     "odconv_mobilenet_v2": ODCONV_MOBILENET_V2,
@@ -138,7 +167,9 @@ SOURCES: Mapping[str, Table] = {
 # For each array of a torch module, its collection and names here: in a layer, or in a norm.
 _LEAVES = {
     "weight": (("params", "kernel"), ("params", "scale")),
-    "bias": (("params", "bias"),),
+    "bias": (("params", "bias"), ("params", "shift")),
+    "scale": (("params", "scale"),),
+    "dft_weight": (("params", "spectrum"), ("params", "kernel")),
     "running_mean": (("batch_stats", "mean"),),
     "running_var": (("batch_stats", "var"),),
 }
@@ -238,7 +269,7 @@ def from_torch(
             unmatched.append(f"{name} {value.shape}")
         for path in paths:
             shape = tuple(targets[path].shape)
-            array = _convert_layout(value, path, shape)
+            array = _convert_layout(value, leaf, path, targets)
             if np.iscomplexobj(array):  # JAX would drop the imaginary parts
                 misshapen.append(f"{name} of {array.dtype} for {path}")
                 continue
@@ -267,9 +298,9 @@ def from_torch(
             if items
         ]
         hint = ""
-        if any(
-            re.search(r"\.attn\.|\.attention\.", name) and ".running_" in name for name in unmatched
-        ):
+        branches = (".attention.", ".attn.", ".KSM_Global.")
+        statistics = [name for name in unmatched if ".running_" in name]
+        if any(branch in name for name in statistics for branch in branches):
             hint = (
                 " Their attention has a batch norm: make the network with attention_norm='batch'."
             )
@@ -356,10 +387,23 @@ def _fill_path(path: str, match: re.Match[str]) -> str:
     return path.format(**groups, **following)
 
 
-def _convert_layout(value: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Converts a torch array to the layout of the variable at `path`."""
+def _convert_layout(
+    value: np.ndarray, name: str, path: str, targets: Mapping[str, Any]
+) -> np.ndarray:
+    """Converts the array of a torch module to the layout of the variable at `path`, one of `targets`."""
+    shape = tuple(targets[path].shape)
+    if path.endswith(("/scale", "/shift")) and shape == () and value.shape == (1,):
+        return value[0]
+    if path.endswith("/spectrum"):
+        layer = path.removesuffix("/spectrum")
+        return _convert_spectrum(value, shape, targets[f"{layer}/attention/squeeze/kernel"].shape)
     if not path.endswith("/kernel"):
         return value
+    if path.endswith("/local/conv/kernel"):
+        layer = path.removesuffix("/local/conv/kernel")
+        return _transpose_local(value, shape, targets[f"{layer}/spectrum"].shape)
+    if name == "dft_weight":
+        return _invert_spectrum(value, shape)
     return _transpose_matrix(value) if len(shape) == 2 else _transpose_kernel(value, shape)
 
 
@@ -381,6 +425,54 @@ def _transpose_kernel(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     if candidates and value.shape in known and value.size == np.prod(shape):
         value = value.reshape(torch_shape)
     return np.moveaxis(value, (-4, -3), (-1, -2)) if value.ndim == len(shape) else value
+
+
+def _convert_spectrum(
+    value: np.ndarray, shape: tuple[int, ...], squeeze: tuple[int, ...]
+) -> np.ndarray:
+    """Converts FDConv's `dft_weight`, `[R, O k, C // 2 + 1, 2]` with C = I k, to an orthonormal spectrum.
+
+    The authors' transform has no factor, and they divide it by half the smaller number of features.
+
+    Args:
+        value: the torch array.
+        shape: shape of the spectrum here, without R for a single one.
+        squeeze: shape of the kernel that squeezes the layer's attention, whose context has I features.
+    """
+    # With only some of the frequencies, the authors' layer computes something else.
+    if len(shape) < 3 or value.shape not in (shape, (1, *shape)):
+        return value
+    # Their code cannot invert an odd number of columns.
+    rows, columns = shape[-3], 2 * (shape[-2] - 1)
+    size = columns // squeeze[0]
+    factor = (min(rows // size, squeeze[0]) // 2) / math.sqrt(rows * columns)
+    return value.reshape(shape) * factor
+
+
+def _invert_spectrum(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Converts FDConv's `dft_weight` to the static kernel `[k, k, I, O]` that it was made from."""
+    size, _, i, o = shape
+    if value.shape[1:] != (o * size, i * size // 2 + 1, 2):
+        return value
+    spectrum = (value[..., 0] + 1j * value[..., 1]).sum(0) * (min(i, o) // 2)
+    matrix = np.fft.irfft2(spectrum, s=(o * size, i * size))
+    return matrix.reshape(o, size, i, size).transpose(1, 3, 2, 0)
+
+
+def _transpose_local(
+    value: np.ndarray, shape: tuple[int, ...], spectrum: tuple[int, ...]
+) -> np.ndarray:
+    """Converts the kernel of FDConv's local attention, `[O k k, 1, N]`, to `[N, 1, k k O]`.
+
+    Args:
+        value: the torch array.
+        shape: of the kernel here.
+        spectrum: shape of the layer's spectrum, `[..., O k, C // 2 + 1, 2]`.
+    """
+    if len(spectrum) < 3 or value.shape != shape[::-1]:
+        return value
+    taps = (len(value) // spectrum[-3]) ** 2
+    return value.reshape(-1, taps, value.shape[-1]).transpose(2, 1, 0).reshape(shape)
 
 
 def _is_below(path: str, layers: Iterable[str]) -> bool:

@@ -27,12 +27,13 @@ Array = jax.Array
 Path = tuple[str, ...]
 
 _SIGMOIDS = ("channel", "filter", "spatial")
-# The linear layers that compute the attention, the local one of `FDConv`, and the one after the latent
-# space of `DCDConv`.
+# The linear layers that compute the attention, the local one and that of the bands of `FDConv`, and the one
+# after the latent space of `DCDConv`.
 _HEADS = (
     *(("attention", name) for name in (*_SIGMOIDS, "kernel", "mixture")),
     ("routing",),
     ("local", "conv"),
+    *(("bands", f"conv{number}") for number in range(1, 10)),
     ("expand",),
 )
 _SAME_MODEL = ": build both from the same model, so that the same layers have the same names."
@@ -60,8 +61,8 @@ def warm_start(
     equally, the noise sums to zero, and c undoes the constant factor of the attention. c is 1 for a softmax
     (`DynamicConv`, `PixelDynamicConv`), 2 for each of the sigmoids of `ODConv` (so 8, and 4 for a 1x1 kernel
     or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels of `GatedConv`, whose gates start open,
-    and 1 for `DCDConv`, `DCDDense` and `FDConv`. The source of the context, another input or a
-    `KernelRepresentation`, makes no difference.
+    1 for `DCDConv` and `DCDDense`, and 1 / R for the R spectra of `FDConv`. The source of the context,
+    another input or a `KernelRepresentation`, makes no difference.
 
     Some layers need an adjustment elsewhere, which `dyn.interop.compensation` describes:
 
@@ -151,6 +152,12 @@ def warm_start(
             )
         if old.shape == (spectrum_shape(value.shape) if transform else value.shape):
             new = kernel_to_spectrum(value) if transform else value
+        elif transform and old.shape[1:] == spectrum_shape(value.shape):
+            # Several spectra, which add up.
+            copies = jnp.broadcast_to(value / len(old), (len(old), *value.shape))
+            if noise and key is not None:
+                copies = copies + noise * _make_noise(jax.random.fold_in(key, number), copies)
+            new = jax.vmap(kernel_to_spectrum)(copies)
         elif len(old.shape) == len(value.shape) + 1 and old.shape[1:] == value.shape:
             copies = jnp.broadcast_to(value, old.shape)
             if path[-1] == "kernel" and noise and key is not None and len(copies) > 1:

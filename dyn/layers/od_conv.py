@@ -104,7 +104,7 @@ class ODConv(ConvLayer):
 class ODAttention(AttentionBranch):
     """The four attentions of ODConv (section 3.2 of the paper), from a context `[B, D]`.
 
-    Returns `(channels [B, I], filters [B, O] or None, taps [B, *k] or None, mix [B, K] or None)`; None
+    Returns `(channels [B, I], filters [B, O], taps [B, *k], mix [B, K])`, each of which may be None, which
     stands for a weight of one that is not computed. Sows what it returns as `weights`.
     """
 
@@ -115,23 +115,31 @@ class ODAttention(AttentionBranch):
     num_kernels: int
 
     @nn.compact
-    def __call__(self, context: Array) -> tuple[Array, Array | None, Array | None, Array | None]:
+    def __call__(self, context: Array) -> tuple[Array | None, ...]:
         """Computes the weights of channels, filters, kernel positions and candidate kernels."""
         z, temperature = self.squeeze_context(context), self.read_temperature()
 
         def compute_logits(name: str, size: int) -> Array:
             return self.apply_head(name, z, size) / temperature
 
-        channels = self.gate(compute_logits("channel", self.in_features))
-        filters = taps = None
-        if not self.groups == self.in_features == self.features:  # not depthwise
+        parts = self.list_parts()
+        channels = filters = taps = None
+        if "channel" in parts:
+            channels = self.gate(compute_logits("channel", self.in_features))
+        if "filter" in parts:
             filters = self.gate(compute_logits("filter", self.features))
-        if any(k > 1 for k in self.kernel_size):
+        if "spatial" in parts:
             taps = self.gate(compute_logits("spatial", math.prod(self.kernel_size)))
             taps = taps.reshape(-1, *self.kernel_size)
         mix = self.weight_candidates(compute_logits)
         self.sow_weights(channel=channels, filter=filters, spatial=taps, kernel=mix)
         return channels, filters, taps, mix
+
+    def list_parts(self) -> tuple[str, ...]:
+        """Returns the parts of the convolution that are weighted beside the candidate kernels."""
+        depthwise = self.groups == self.in_features == self.features
+        several_taps = any(k > 1 for k in self.kernel_size)
+        return ("channel", *(() if depthwise else ("filter",)), *(("spatial",) * several_taps))
 
     def gate(self, logits: Array) -> Array:
         """Turns logits into independent weights."""

@@ -1,11 +1,11 @@
-"""Frequency dynamic convolution (Chen et al., CVPR 2025), without the modulation of its input's bands.
+"""Frequency dynamic convolution (Chen et al., CVPR 2025), in every layer of the blocks, however small.
 
 Eight groups of frequencies instead of the paper's 64: each costs a kernel's worth of memory.
 
     python -m experiments.main --config=experiments/configs/fdconv.py
 
-Measured on two x86-64 cores (jax 0.10.2), seed 0: digits, the command above, test accuracy 0.9916 (359
-pictures). Other data sets: not run.
+Measured on two x86-64 cores (jax 0.10.2), seed 0: digits, the command above with --config.conv.bands=False,
+test accuracy 0.9916 (359 pictures). With the modulation of bands, and other data sets: not run.
 """
 
 from ml_collections import ConfigDict
@@ -15,5 +15,5 @@ from experiments.configs import common
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns FDConv with eight groups of frequencies for the data set that `argument` names."""
-    conv = {"name": "fdconv", "num_kernels": 8, "attention_norm": "layer"}
+    conv = {"name": "fdconv", "num_kernels": 8, "min_features": 0, "attention_norm": "layer"}
     return common.get_config(argument, name="fdconv", conv=conv)

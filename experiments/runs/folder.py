@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.configs.shared.assemble import keep_former_norm
+from experiments.configs.shared.assemble import keep_former_defaults
 from experiments.configs.shared.settings import LAYER_SECTIONS
 from experiments.core import files
 from experiments.core.console import print_line
@@ -90,7 +90,7 @@ def continue_with_former_norm(workdir: Path, config: ConfigDict) -> ConfigDict:
         saved, _ = find_settings(workdir)
     except UserError:
         return config  # `check_or_write_config` says what is wrong with the file
-    return keep_former_norm(config, saved) if saved and has_results(workdir) else config
+    return keep_former_defaults(config, saved) if saved and has_results(workdir) else config
 
 
 def check_or_write_config(workdir: Path, config: ConfigDict) -> None:

@@ -104,6 +104,8 @@ def read_document_layer(name):
 
 
 BATCH = {"attention_norm": "batch"}  # has statistics, which the default has not
+EVERYWHERE = {"min_features": 0, "kernel_sizes": None}  # not a plain convolution for small layers
+SMALL_BANDS = {"band_divisors": (2, 4)}  # small pictures have nothing in a third band
 CONVOLUTIONS = {
     "ODConv": Case(
         partial(layers.ODConv, num_kernels=2, **BATCH), temperature=True, statistics=True
@@ -117,12 +119,14 @@ CONVOLUTIONS = {
     ),
     "WarehouseConv": Case(partial(layers.WarehouseConv, in_ratio=0.5, **BATCH), statistics=True),
     "FDConv": Case(
-        partial(layers.FDConv, num_kernels=3, local=False, **BATCH),
+        partial(layers.FDConv, num_kernels=3, local=False, **EVERYWHERE, **SMALL_BANDS, **BATCH),
         temperature=True,
         statistics=True,
     ),
     "FDConv, local": Case(
-        partial(layers.FDConv, num_kernels=3, **BATCH), temperature=True, statistics=True
+        partial(layers.FDConv, num_kernels=3, **EVERYWHERE, **SMALL_BANDS, **BATCH),
+        temperature=True,
+        statistics=True,
     ),
     "PixelDynamicConv": Case(
         partial(layers.PixelDynamicConv, num_kernels=2), looks_at=lambda x: x, temperature=True

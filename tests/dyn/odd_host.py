@@ -18,6 +18,7 @@ PLAIN = {
     "DCDConv": layers.DCDConv,
     "WarehouseConv": layers.WarehouseConv,
     "FDConv": layers.FDConv,
+    "FDConv, everywhere": partial(layers.FDConv, min_features=0, kernel_sizes=None),
     "PixelDynamicConv": layers.PixelDynamicConv,
     "GatedConv": layers.GatedConv,
     "GatedConv, filters": partial(layers.GatedConv, granularity="filter"),

@@ -17,10 +17,13 @@ from experiments.configs.shared.settings import (
 from experiments.core.errors import UserError
 
 KNOWN = {path for path, _ in list_paths(SECTIONS)}
-# Their attention had a batch norm unless it was told otherwise; now it has a layer norm. New runs write
-# down which; a run that did not is an old one.
-FORMERLY_BATCH_NORM = ("fdconv", "odconv", "rotated", "warehouse")
-NORM = "conv.attention_norm"
+# Defaults of convolutions that changed: what they were and what they are. New runs write these settings down;
+# a run that did not is an old one.
+_NORM = {"conv.attention_norm": ("batch", "layer")}
+CHANGED_DEFAULTS = {
+    "fdconv": {**_NORM, "conv.min_features": (0, 16), "conv.bands": (False, True)},
+    **dict.fromkeys(("odconv", "rotated", "warehouse"), _NORM),
+}
 
 
 def make_config(kind: Kind, *recipes: Mapping[str, Any]) -> ConfigDict:
@@ -49,7 +52,7 @@ def complete_config(config: ConfigDict) -> ConfigDict:
             raise UserError(
                 f"The config {config.name} has a setting '{path}', which does not exist."
             )
-    return _nest(_name_norm(values, "layer"))
+    return _nest(_write_defaults(values, former=False))
 
 
 def restore_config(
@@ -69,21 +72,22 @@ def restore_config(
     for path, value in list_paths(saved):
         if path in values or _is_layer_field(path, values):
             values[path] = _convert_from_json(value, values.get(path))
-    return _nest(_name_norm(values, "batch"))
+    return _nest(_write_defaults(values, former=True))
 
 
-def keep_former_norm(config: ConfigDict, saved: Mapping[str, Any]) -> ConfigDict:
-    """Returns a config that continues a run: with the attention norm that was the default when it began.
+def keep_former_defaults(config: ConfigDict, saved: Mapping[str, Any]) -> ConfigDict:
+    """Returns a config that continues a run: with the defaults of the convolution when it began.
 
     Args:
         config: the settings of now.
         saved: the settings that the run wrote.
     """
     values, old = dict(list_paths(config)), dict(list_paths(saved))
-    same = values.get("conv.name") == old.get("conv.name")
-    if not same or NORM in values or NORM in old:
+    if values.get("conv.name") != old.get("conv.name"):
         return config
-    return _nest(_name_norm(values, "batch"))
+    changed = CHANGED_DEFAULTS.get(values.get("conv.name"), {})
+    former = {path: before for path, (before, _) in changed.items() if path not in old}
+    return _nest(former | values)
 
 
 def _convert_from_json(value: Any, default: Any) -> Any:
@@ -100,7 +104,7 @@ def drop_unused(saved: Mapping[str, Any]) -> dict[str, Any]:
     """
     used = select_settings(Kind.from_config(saved))
     unused = KNOWN - used.keys()
-    saved = _nest(_name_norm(dict(list_paths(saved)), "batch")).to_dict()
+    saved = _nest(_write_defaults(dict(list_paths(saved)), former=True)).to_dict()
     return {
         name: {key: v for key, v in value.items() if f"{name}.{key}" not in unused}
         if isinstance(value, Mapping)
@@ -110,11 +114,12 @@ def drop_unused(saved: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _name_norm(values: Mapping[str, Any], norm: str) -> dict[str, Any]:
-    """Adds the norm of the convolution's attention to settings that leave it to a default that changed."""
-    if values.get("conv.name") not in FORMERLY_BATCH_NORM:
-        return dict(values)
-    return {**values, NORM: values.get(NORM, norm)}
+def _write_defaults(values: Mapping[str, Any], *, former: bool) -> dict[str, Any]:
+    """Adds the defaults of the convolution that changed, as they were or as they are, to settings."""
+    changed = CHANGED_DEFAULTS.get(values.get("conv.name"), {})
+    return {path: before if former else now for path, (before, now) in changed.items()} | dict(
+        values
+    )
 
 
 def _is_layer_field(path: str, values: Mapping[str, Any]) -> bool:

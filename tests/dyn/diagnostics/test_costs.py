@@ -163,7 +163,7 @@ def test_a_gradient_counts_three_times(lowering):
 Small = partial(ResNet, (1, 1), BasicBlock, num_classes=10, width=8, stem="small")
 MODELS = {
     "odconv": Small(conv=partial(ODConv, num_kernels=4)),
-    "fdconv": Small(conv=partial(FDConv, num_kernels=4)),
+    "fdconv": Small(conv=partial(FDConv, num_kernels=4, min_features=0)),
     "one context per block": Small(conv=CondConv, context="block"),
     "pixels": Small(conv=partial(PixelDynamicConv, num_kernels=2), context="carried_pixels"),
     "squeeze-excite": Small(attention=SqueezeExcite),

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from flax.traverse_util import flatten_dict
-from layer_cases import filled, init_shapes, random_input, shapes_of
+from layer_cases import EVERYWHERE, filled, init_shapes, random_input, shapes_of
 from warm_starts import assert_same, initialised
 
 from dyn import layers
@@ -207,7 +207,7 @@ def test_odconv_learns_with_frozen_candidates_and_without_noise():
             )
         ),
         *((conv, "kernel") for conv in (layers.GatedConv, layers.DCDConv)),
-        (partial(layers.FDConv, num_kernels=2), "spectrum"),
+        (partial(layers.FDConv, num_kernels=2, **EVERYWHERE), "spectrum"),
     ],
 )
 def test_candidate_kernels_are_those_of_dynamic_layers(conv, kernel):
@@ -282,7 +282,7 @@ class Static(nn.Module):
             r"conv1/kernel has shape \(3, 1, 4\) .* params/conv1/kernel of shape \(4, 5, 1, 4\)",
         ),
         (
-            Net1(**Small, conv=partial(layers.FDConv, num_kernels=2)),
+            Net1(**Small, conv=partial(layers.FDConv, num_kernels=2, **EVERYWHERE)),
             Net1(**Small | {"kernel_size": 3}),
             r"conv1/kernel has shape \(3, 1, 4\) .* params/conv1/spectrum of shape \(4, 3, 2\)",
         ),

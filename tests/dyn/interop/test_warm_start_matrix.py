@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import filled, init_shapes, random_input, shapes_of
+from layer_cases import EVERYWHERE, filled, init_shapes, random_input, shapes_of
 from warm_starts import assert_same, initialised
 
 from dyn import layers
@@ -41,8 +41,10 @@ KEY = jax.random.key(5)
         partial(layers.GatedConv, granularity="slice"),
         partial(layers.DCDConv),
         partial(layers.DCDConv, pool=None),
-        partial(layers.FDConv, num_kernels=3),
-        partial(layers.FDConv, num_kernels=3, local=False),
+        partial(layers.FDConv, num_kernels=3, **EVERYWHERE),
+        partial(layers.FDConv, num_kernels=3, local=False, **EVERYWHERE),
+        partial(layers.FDConv, num_kernels=3, num_spectra=2, kernel_size=(3, 3), **EVERYWHERE),
+        partial(layers.FDConv, kernel_size=(3, 3)),  # a plain convolution
         partial(layers.DeformableConv),
         partial(layers.DeformableConv, modulated=False, offset_groups=3),
     ],

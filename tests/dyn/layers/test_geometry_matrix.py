@@ -69,9 +69,12 @@ def layer_alone(name, size, in_features, groups, use_bias):
         x[(channel, *(k - 1 for k in size), channel)] = 1
     context = constant_context(name, VECTOR, x, len(size))
     variables = filled(layer, x, context)
+    # FDConv's local attention and bands look at the input whatever the context is; here they are constant.
     if "local" in variables["params"]:
-        # FDConv's local attention looks at the input whatever the context is; here it is constant.
         variables["params"]["local"]["conv"]["kernel"] *= 0
+    if "bands" in variables["params"]:
+        for parameter in jax.tree.leaves(variables["params"]["bands"]):
+            parameter *= 0
     y = np.asarray(jax.jit(layer.apply)(variables, x, context))
     bias = y[-1].reshape(-1, 6)[0]  # the output for zeros
     # The outputs around an impulse are the kernel, reversed.

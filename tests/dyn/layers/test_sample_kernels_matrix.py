@@ -19,7 +19,7 @@ LAYERS = {
         WarehouseConv,
         dict(mask=jnp.tri(16)[None, None] * jnp.ones((3, 3, 1, 1))),
     ),
-    "FDConv": (FDConv, dict(num_kernels=4)),
+    "FDConv": (FDConv, dict(num_kernels=4, min_features=0)),
     "GatedConv, slices": (GatedConv, dict(granularity="slice")),
     "RotatedConv": (RotatedConv, dict(num_kernels=2, rotations=3)),
 }

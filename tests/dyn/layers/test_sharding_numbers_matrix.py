@@ -113,7 +113,7 @@ LOWERINGS = [
     (LAYERS["PixelDynamicConv"], "outputs"),
     (LAYERS["PixelDynamicConv"], "shared"),
     *(
-        (Case(partial(FDConv, num_kernels=3)), n)
+        (Case(partial(FDConv, num_kernels=3, min_features=0)), n)
         for n in ("taps", "patches", "samples", "reference")
     ),
     *((Case(WarehouseConv), n) for n in ("taps", "patches", "samples", "reference")),

@@ -15,6 +15,7 @@ from dyn.layers import (
     DCDDense,
     DynamicConv,
     EfficientChannelAttention,
+    FDConv,
     GatedConv,
     ODConv,
     PixelDynamicConv,
@@ -78,6 +79,9 @@ def rotated(**fields):
     [
         (ResNet34, {}, 1000, 21_797_672),
         (ResNet50, {}, 1000, 25_557_032),
+        (ResNet18, {"conv": FDConv}, 1000, 12_258_712),
+        (ResNet50, {"conv": FDConv}, 1000, 29_204_152),
+        (ResNet50, {"conv": FDConv}, None, 27_155_152),
         (ResNet18, od_conv(1), 1000, 11_943_944),
         (ResNet50, od_conv(1), 1000, 28_635_112),
         (ResNet50, od_conv(4), 1000, 90_670_888),

@@ -117,8 +117,15 @@ def test_a_dynamic_network_becomes_onnx(trained, tmp_path):
     assert path.stat().st_size > 10_000
 
 
-def test_a_network_that_jax2onnx_cannot_convert_is_refused(tmp_path):
+def test_a_network_of_fourier_weights_becomes_onnx(tmp_path):
     pytest.importorskip("jax2onnx")
-    write_finished(tmp_path, config_with(conv={"name": "fdconv"}), "abc", (8, 8, 1))
-    with pytest.raises(UserError, match="jax2onnx cannot convert this network: NotImplemented"):
-        export(load(tmp_path), "onnx")
+    conv = {"name": "fdconv", "min_features": 0}
+    write_finished(tmp_path / "run", config_with(conv=conv), "abc", (8, 8, 1))
+    path = export(load(tmp_path / "run"), "onnx", tmp_path / "model.onnx")
+    assert path.stat().st_size > 10_000
+
+
+def test_a_function_that_jax2onnx_cannot_convert_is_refused():
+    pytest.importorskip("jax2onnx")
+    with pytest.raises(UserError, match="jax2onnx cannot convert this network: "):
+        onnx.convert(lambda x: jax.numpy.fft.fft(x).real, jax.ShapeDtypeStruct((8,), np.float32))

@@ -25,7 +25,10 @@ def test_a_network_takes_every_convolution(network, name, monkeypatch):
     config = common.get_config("smoke")
     config.model.network = network
     # A small 1x1 kernel has fewer frequencies than the layer has by default.
-    config.conv = {"name": name, **({"num_kernels": 8} if name == "fdconv" else {})}
+    config.conv = {
+        "name": name,
+        **({"num_kernels": 8, "min_features": 0} if name == "fdconv" else {}),
+    }
     task = make_task(config)
     model = task.make_model(3, spatial_axes=2)
     batch = {"inputs": np.zeros((8, 8, 8, 1), np.float32), "label": np.zeros(8, np.int32)}
