@@ -25,6 +25,8 @@ Choose a layer for
 * a different kernel at each position, for dense prediction: `PixelDynamicConv`, with
   `KernelRepresentation` to carry information from layer to layer;
 * a network whose parts are switched off, to be read or pruned: `GatedConv`;
+* a dense layer, such as a classifier: `DynamicDense` and `CondDense` (mixtures of K matrices),
+  `WarehouseDense`, `DCDDense`;
 * features that rotate with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
 * the cheapest change of a static network: `SqueezeExcite`, or `CBAM`, at the end of a block;
 * a discriminator: `SpectralNormConv`.
@@ -34,13 +36,13 @@ Choose a layer for
 from dyn.layers.cbam import CBAM
 
 # A weighted sum of expert kernels; a block can share its sigmoid routing.
-from dyn.layers.cond_conv import CondConv
+from dyn.layers.cond_conv import CondConv, CondDense
 
 # A static kernel and a small dynamic matrix, without per-sample kernels. DCDDense is its classifier.
 from dyn.layers.dcd_conv import DCDConv, DCDDense
 
 # A mixture of candidate kernels and biases under softmax attention with a temperature.
-from dyn.layers.dynamic_conv import DynamicConv
+from dyn.layers.dynamic_conv import DynamicConv, DynamicDense
 
 # Candidate kernels that divide one kernel's spectrum: many kernels for one kernel's parameters.
 from dyn.layers.fd_conv import FDConv
@@ -52,7 +54,7 @@ from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gat
 from dyn.layers.kernel_representation import KernelRepresentation, append_state, beside
 
 # Kernels assembled from cells that several layers can share.
-from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
+from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv, WarehouseDense
 
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
 from dyn.layers.od_conv import ODConv
@@ -78,10 +80,12 @@ from dyn.layers.warehouse_sharing import Warehouses, by_stage, share_kernels
 __all__ = [
     "CBAM",
     "CondConv",
+    "CondDense",
     "Conv",
     "DCDConv",
     "DCDDense",
     "DynamicConv",
+    "DynamicDense",
     "FDConv",
     "GatedConv",
     "KernelRepresentation",
@@ -94,6 +98,7 @@ __all__ = [
     "SqueezeExcite",
     "Warehouse",
     "WarehouseConv",
+    "WarehouseDense",
     "Warehouses",
     "append_state",
     "beside",

@@ -48,13 +48,17 @@ class AttentionBranch(nn.Module, kw_only=True):
     param_dtype: Any
 
     def squeeze_context(
-        self, context: Array, precision: lax.Precision | None = ATTENTION_PRECISION
+        self,
+        context: Array,
+        precision: lax.Precision | None = ATTENTION_PRECISION,
+        use_bias: bool = False,
     ) -> Array:
-        """Returns ReLU(norm(W context)), `[B, squeezed]`; W has no bias.
+        """Returns ReLU(norm(W context)), `[B, squeezed]`.
 
         Args:
             context: `[B, D]`.
             precision: precision of the product W context.
+            use_bias: whether a bias is added to the product.
 
         Raises:
             ValueError: for an unknown norm, for batch statistics of a single sample, and for a squeezed
@@ -67,7 +71,7 @@ class AttentionBranch(nn.Module, kw_only=True):
             )
         fields = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": precision}
         context = context.astype(self.dtype)
-        z = apply_head("squeeze", context, self.squeezed, use_bias=False, **fields)
+        z = apply_head("squeeze", context, self.squeezed, use_bias=use_bias, **fields)
         return nn.relu(self.normalise(z))
 
     def normalise(self, z: Array) -> Array:
