@@ -134,6 +134,8 @@ def warm_start(
         transform = path[-1] == "kernel" and "spectrum" in layer
         target = (*path[:-1], "spectrum") if transform else path
         old = started.get(target)
+        if hasattr(old, "shape") and old.shape[1:] == (1, *value.shape):
+            value = value[None]  # a dense layer's matrix is a kernel of one tap
         if old is None or not hasattr(old, "shape"):
             raise ValueError(
                 f"{'/'.join(path)}, of shape {value.shape} in the static network, is not in the dynamic "

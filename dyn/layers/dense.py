@@ -13,8 +13,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.convolution import ConvLayer, check_context
+from dyn.layers.attention import global_average
+from dyn.layers.convolution import ConvLayer, check_context, flatten_batch
 from dyn.layers.fields import CheckedModule
+from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
 
@@ -46,32 +48,40 @@ class DenseLayer(CheckedModule):
     bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     token_axes: int = dataclasses.field(default=0, kw_only=True)
 
-    def split_batch(self, inputs: Array) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Returns the shapes of the batch axes and of the token axes of the inputs.
+    def flatten_inputs(self, inputs: Array) -> tuple[Array, tuple[int, ...]]:
+        """Merges all batch axes into one: returns `[B, *tokens, I]` and the shape of the merged axes.
 
         Raises:
             ValueError: if the inputs have too few axes.
         """
         if not 0 <= self.token_axes < inputs.ndim:
             raise ValueError(
-                f"token_axes={self.token_axes} needs inputs [*batch, *tokens, features] with so many axes of "
+                f"token_axes={self.token_axes} needs inputs [*batch, *tokens, features] with as many axes of "
                 f"tokens; got shape {inputs.shape}."
             )
-        end = inputs.ndim - 1 - self.token_axes
-        return inputs.shape[:end], inputs.shape[end:-1]
+        return flatten_batch(inputs, self.token_axes + 1)
 
-    def check_context(self, context: Array, batch: tuple[int, ...]) -> None:
-        """Checks that a context has the batch axes of the inputs.
+    def flatten_context(self, context: Array | None, x: Array, batch: tuple[int, ...]) -> Array:
+        """Returns the context of attention, `[B, D]`: the one passed, or the mean of the inputs over tokens.
+
+        Args:
+            context: `[*batch, D]` or None.
+            x: the flat inputs, `[B, *tokens, I]`.
+            batch: shape of the batch axes that the inputs had.
 
         Raises:
-            ValueError: if it has others.
+            ValueError: if the context has other batch axes than the inputs.
         """
+        if context is None:
+            return global_average(x, x.ndim - 2, float32_or_wider(x))
         check_context(context)
         if context.shape[:-1] != batch:
             raise ValueError(
                 f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
-                f"{context.shape}. token_axes={self.token_axes} axes of the inputs hold tokens."
+                f"{context.shape}. {type(self).__name__} has token_axes={self.token_axes}: set how many axes "
+                "of the inputs share one matrix."
             )
+        return flatten_batch(context, 1)[0]
 
     def apply_conv(self, conv: type[ConvLayer], inputs: Array, context: Array | None) -> Array:
         """Applies a convolution whose kernel has one tap; its fields and parameters are the layer's.
@@ -87,12 +97,12 @@ class DenseLayer(CheckedModule):
         Raises:
             ValueError: if the inputs have too few axes, or the context other batch axes.
         """
-        batch, tokens = self.split_batch(inputs)
-        if context is not None:
-            self.check_context(context, batch)
-        own = {f.name for f in dataclasses.fields(self)} - {"parent", "name"}
-        names = [f.name for f in dataclasses.fields(conv) if f.name in own]
-        layer = conv(kernel_size=(1,), padding=0, **{name: getattr(self, name) for name in names})
+        x, batch = self.flatten_inputs(inputs)
+        context = self.flatten_context(context, x, batch)
+        own = {field.name for field in dataclasses.fields(self)} - {"parent", "name"}
+        shared = [field.name for field in dataclasses.fields(conv) if field.name in own]
+        layer = conv(kernel_size=(1,), padding=0, **{name: getattr(self, name) for name in shared})
         nn.share_scope(self, layer)
-        y = layer(inputs.reshape(*batch, math.prod(tokens), inputs.shape[-1]), context)
-        return y.reshape(*batch, *tokens, self.features)
+        tokens = math.prod(x.shape[1:-1])
+        y = layer(x.reshape(x.shape[0], tokens, x.shape[-1]), context)
+        return y.reshape(*inputs.shape[:-1], self.features)

@@ -3,6 +3,8 @@
 from dyn.models.acgan import ACGAN
 from dyn.models.autoencoder import Autoencoder
 from dyn.models.classifier import Classifier
+from dyn.models.convnext import ConvNeXt
+from dyn.models.kernel_warehouse import KERNEL_WAREHOUSE
 from dyn.models.mobilenet import MobileNetV2
 from dyn.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
 from dyn.models.segmentation import FCN, DeepLabV3Plus
@@ -12,12 +14,14 @@ from dyn.models.vgg import VGG, VGG16
 __all__ = [
     "ACGAN",
     "FCN",
+    "KERNEL_WAREHOUSE",
     "VGG",
     "VGG16",
     "Autoencoder",
     "BasicBlock",
     "Bottleneck",
     "Classifier",
+    "ConvNeXt",
     "DeepLabV3Plus",
     "MobileNetV2",
     "Net1",

@@ -46,8 +46,8 @@ class MobileNetV2(CheckedModule):
 
     `conv` makes the 1x1 convolutions, those of the blocks and the last one: nearly all multiply-adds and
     parameters are in them. `depthwise` makes the depthwise ones, which CondConv's, DyConv's and ODConv's
-    authors made dynamic too. (DCD's authors left them static: its latent space cannot be depthwise.) The
-    stem is always static.
+    authors made dynamic too. (DCD's authors left them static: its latent space cannot be depthwise.)
+    `first_conv` makes that of the stem, which KernelWarehouse's authors made dynamic.
 
     Attributes:
         num_classes: number of logits; None for no classifier: the network then returns the features
@@ -64,6 +64,7 @@ class MobileNetV2(CheckedModule):
         dropout: share of the pooled features dropped before the classifier in training.
         dtype: dtype of the computation; None for the inputs'.
         remat: results of the blocks that the backward pass computes again; see `ResNet`.
+        first_conv: makes the stem's convolution; None for a static one.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -88,6 +89,7 @@ class MobileNetV2(CheckedModule):
     dropout: float = 0.2
     dtype: Any = None
     remat: Remat = False
+    first_conv: ConvFactory | None = None
 
     @nn.compact
     def __call__(
@@ -99,7 +101,7 @@ class MobileNetV2(CheckedModule):
         norm = make_batch_norm(train and not head_only, self.dtype)
         fields = {"use_bias": False, "dtype": self.dtype, "kernel_init": he_normal_fan_out}
         stem_strides = 2 if self.stem == "imagenet" else 1
-        stem = Conv(
+        stem = bind_fields(self.first_conv or Conv)(
             self._scale(32), (3,) * axes, stem_strides, padding=1, **fields, name="stem_conv"
         )
         x = stem(x)
