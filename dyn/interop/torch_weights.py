@@ -19,8 +19,9 @@ from flax import traverse_util
 Table = Sequence[tuple[str, str]]
 """Rows of a regular expression for the name of a torch module, and the path of the same layer here.
 
-A path may contain `{group}` for a named group of the expression, `{next_group}` for its number plus one
-(torch counts blocks from 0), and `*` for all layers that match.
+A path may contain `{group}` for a named group of the expression, and `{next_group}` for its number plus one
+(torch counts blocks from 0). The group `layer` is the name of another torch module, in whose place its path
+stands. `*` is for all layers that match, or for those among them that have an array of the same shape.
 """
 
 _BLOCK = r"layer(?P<stage>\d)\.(?P<block>\d+)\."
@@ -128,6 +129,43 @@ def _make_mobilenet_table(stage_sizes: Sequence[int]) -> Table:
 MOBILENET_V2: Table = _make_mobilenet_table((1, 2, 3, 4, 3, 3, 1))
 """torchvision's `mobilenet_v2`."""
 
+CONVNEXT: Table = (
+    (r"downsample_layers\.0\.0", "stem_conv"),
+    (r"downsample_layers\.0\.1", "stem_norm"),
+    (r"downsample_layers\.(?P<stage>\d)\.0", "stage{next_stage}_norm"),
+    (r"downsample_layers\.(?P<stage>\d)\.1", "stage{next_stage}_conv"),
+    *(
+        (rf"stages\.(?P<stage>\d)\.(?P<block>\d+){module}", "stage{next_stage}_block{next_block}" + path)
+        for module, path in (
+            ("", ""),  # which has the scale of the branch
+            (r"\.dwconv", "/depthwise"),
+            (r"\.norm", "/norm"),
+            (r"\.pwconv1", "/expand"),
+            (r"\.pwconv2", "/project"),
+        )
+    ),
+    (r"norm", "last_norm"),
+    (r"head", "head"),
+)
+"""The ConvNeXts of their authors (facebookresearch/ConvNeXt)."""
+
+_ATTENTION = r"(?P<layer>.+?)(\.conv)?\.attention"
+_WAREHOUSES: Table = (
+    (r"warehouse_manager\.weights", "conv/*"),
+    (_ATTENTION, "{layer}/attention"),  # which has the bias of a low-rank attention
+    (_ATTENTION + r"\.fc1", "{layer}/attention/squeeze"),
+    (_ATTENTION + r"\.norm1", "{layer}/attention/norm"),
+    (_ATTENTION + r"\.fc2", "{layer}/attention/cell"),
+    (_ATTENTION + r"\.fc3", "{layer}/attention/basis"),
+    (r"(?P<layer>classifier\.1|.+\.pwconv\d)\.conv", "{layer}"),  # the bias of a dense layer
+)
+
+KERNEL_WAREHOUSE: Table = (*TORCHVISION, *_WAREHOUSES)
+"""The ResNets of KernelWarehouse's authors (OSVAI/KernelWarehouse), see `dyn.models.KERNEL_WAREHOUSE`.
+
+The arrays of cells have numbers there: each goes to the warehouse with cells of that number and shape.
+"""
+
 SOURCES: Mapping[str, Table] = {
     "torchvision": TORCHVISION,
     "odconv": ODCONV,
@@ -135,6 +173,10 @@ SOURCES: Mapping[str, Table] = {
     "dcd": DCD,
     "vgg16": VGG16,
     "mobilenet_v2": MOBILENET_V2,
+    "convnext": CONVNEXT,
+    "kernel_warehouse": KERNEL_WAREHOUSE,
+    "kernel_warehouse_mobilenet_v2": (*MOBILENET_V2, *_WAREHOUSES),
+    "kernel_warehouse_convnext": (*CONVNEXT, *_WAREHOUSES),
 }
 
 # For each array of a torch module, its collection and names here: in a layer, or in a norm.
@@ -143,6 +185,9 @@ _LEAVES = {
     "bias": (("params", "bias"),),
     "running_mean": (("batch_stats", "mean"),),
     "running_var": (("batch_stats", "var"),),
+    "gamma": (("params", "scale"),),
+    "cells": (("params", "cells"),),
+    "basis_bias": (("params", "bias"),),
 }
 # Numbers of updates of statistics and averages.
 _COUNTS = ("num_batches_tracked", "n_averaged")
@@ -234,6 +279,10 @@ def from_torch(
         ]
         if not paths:
             unmatched.append(f"{name} {value.shape}")
+        elif len(paths) > 1:
+            shapes = {path: tuple(targets[path].shape) for path in paths}
+            fitting = [p for p in paths if _convert_layout(value, p, shapes[p]).shape == shapes[p]]
+            paths = fitting or paths
         for path in paths:
             shape = tuple(targets[path].shape)
             array = _convert_layout(value, path, shape)
@@ -340,20 +389,30 @@ def _match_layers(
         plain = {name: re.sub(r"^(module\.)+", "", text) for name, text in plain.items()}
     for name, value in weights.items():
         module, _, leaf = plain[name].rpartition(".")
-        matches = ((re.fullmatch(pattern, module), path) for pattern, path in table)
-        layer = next((_fill_path(path, match) for match, path in matches if match), None)
-        yield name, layer, leaf, value
+        # The arrays of a `ParameterList` have numbers; those of warehouses are the only ones here.
+        leaf = "cells" if leaf.isdigit() else leaf
+        yield name, _find_layer(module, table), leaf, value
 
 
-def _fill_path(path: str, match: re.Match[str]) -> str:
-    """Fills the groups of a match into the path of a table's row."""
-    groups = match.groupdict()
-    following = {f"next_{name}": int(text) + 1 for name, text in groups.items() if text.isdigit()}
-    return path.format(**groups, **following)
+def _find_layer(module: str, table: Table) -> str | None:
+    """Returns the path of a torch module by the first row of the table that matches, or None."""
+    for pattern, path in table:
+        if match := re.fullmatch(pattern, module):
+            groups = match.groupdict()
+            if "layer" in groups:
+                inner = _find_layer(groups["layer"], table)
+                if inner is None:
+                    continue
+                groups["layer"] = inner
+            numbers = {f"next_{n}": int(text) + 1 for n, text in groups.items() if text.isdigit()}
+            return path.format(**groups, **numbers)
+    return None
 
 
 def _convert_layout(value: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
     """Converts a torch array to the layout of the variable at `path`."""
+    if path.endswith("/cells"):
+        return _transpose_cells(value, shape)
     if not path.endswith("/kernel"):
         return value
     return _transpose_matrix(value) if len(shape) == 2 else _transpose_kernel(value, shape)
@@ -368,12 +427,23 @@ def _transpose_kernel(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Converts `[O, I, *k]` to `[*k, I, O]`, with or without candidates, which timm flattens."""
     if len(shape) not in (4, 5):
         return value
+    if value.ndim == 2 and shape[:-2] == (1, 1):  # a linear layer that serves as a 1x1 convolution
+        value = value[:, :, None, None]
     *candidates, height, width, i, o = shape
     torch_shape = (*candidates, o, i, height, width)
     flattened = (*candidates, o * i * height * width)
     if candidates and value.shape in (flattened, torch_shape[-4:]) and value.size == np.prod(shape):
         value = value.reshape(torch_shape)
     return np.moveaxis(value, (-4, -3), (-1, -2)) if value.ndim == len(shape) else value
+
+
+def _transpose_cells(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Converts `[n, O, I, *k]` to `[n, *k, I, O]`, or to `[n, I, O]` for cells without taps."""
+    if value.ndim < 3:
+        return value
+    value = np.moveaxis(value, (1, 2), (-1, -2))
+    n, *size, i, o = value.shape
+    return value.reshape(n, i, o) if len(shape) == 3 and set(size) <= {1} else value
 
 
 def _is_below(path: str, layers: Iterable[str]) -> bool:
