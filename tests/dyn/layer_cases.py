@@ -116,6 +116,10 @@ CONVOLUTIONS = {
         statistics=True,
     ),
     "WarehouseConv": Case(partial(layers.WarehouseConv, in_ratio=0.5, **BATCH), statistics=True),
+    "WarehouseConv, whole cells": Case(
+        partial(layers.WarehouseConv, in_ratio=0.5, out_ratio=0.5, spatial_partition=False, **BATCH),
+        statistics=True,
+    ),
     "FDConv": Case(
         partial(layers.FDConv, num_kernels=3, local=False, **BATCH),
         temperature=True,
@@ -149,8 +153,23 @@ CONVOLUTIONS = {
     ),
 }
 
+def dense_case(make, **fields):
+    """Returns the case of a layer that stands in for `nn.Dense`; it looks at its own input."""
+    return Case(make, args=(6,), shape=(4, 9), looks_at=lambda x: x, **fields)
+
+
+DENSE = {
+    "DCDDense": dense_case(partial(layers.DCDDense, latent=3, squeezed=5), statistics=True),
+    "DynamicDense": dense_case(partial(layers.DynamicDense, num_kernels=2), temperature=True),
+    "CondDense": dense_case(partial(layers.CondDense, num_kernels=2)),
+    "WarehouseDense": dense_case(
+        partial(layers.WarehouseDense, in_ratio=1 / 3, out_ratio=0.5, **BATCH), statistics=True
+    ),
+}
+
 LAYERS = {
     **CONVOLUTIONS,
+    **DENSE,
     "SqueezeExcite": Case(
         partial(layers.SqueezeExcite, reduction=0.5, spatial_axes=2), args=(), shape=(4, 6, 5, 8)
     ),
@@ -159,13 +178,6 @@ LAYERS = {
         args=(),
         shape=(4, 6, 5, 8),
         looks_at=None,
-        statistics=True,
-    ),
-    "DCDDense": Case(
-        partial(layers.DCDDense, latent=3, squeezed=5),
-        args=(6,),
-        shape=(4, 9),
-        looks_at=lambda x: x,
         statistics=True,
     ),
 }

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from layer_cases import LAYERS, Case, assert_trees_close, compile_training, filled, random_input
+from layer_cases import (
+    DENSE,
+    LAYERS,
+    Case,
+    assert_trees_close,
+    compile_training,
+    filled,
+    random_input,
+)
 from sharded_steps import CASES, make_mesh
 
 from dyn.layers import Conv, FDConv, ODConv, WarehouseConv
@@ -54,7 +62,7 @@ def random_case(name):
     """Returns a layer, random variables, and inputs whose axes can all be halved."""
     case, fields = CASES[name]
     layer = case.layer(**fields)
-    x = random_input(*((4, 9) if name == "DCDDense" else (4, 6, 4, case.shape[-1])))
+    x = random_input(*((4, 9) if name in DENSE else (4, 6, 4, case.shape[-1])))
     return layer, filled(layer, x), x
 
 
@@ -83,7 +91,7 @@ def test_parameters_may_be_sharded_over_the_model(name):
 
 @pytest.mark.parametrize("kind", ["data", "both", "space"])
 @pytest.mark.parametrize(
-    "name", [n for n in CASES if n not in ("SqueezeExcite", "CBAM", "DCDDense")]
+    "name", [n for n in CASES if n not in ("SqueezeExcite", "CBAM", *DENSE)]
 )
 def test_results_are_sharded_as_those_of_flax_conv(name, kind):
     layer, variables, x = random_case(name)
