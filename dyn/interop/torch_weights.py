@@ -135,7 +135,10 @@ CONVNEXT: Table = (
     (r"downsample_layers\.(?P<stage>\d)\.0", "stage{next_stage}_norm"),
     (r"downsample_layers\.(?P<stage>\d)\.1", "stage{next_stage}_conv"),
     *(
-        (rf"stages\.(?P<stage>\d)\.(?P<block>\d+){module}", "stage{next_stage}_block{next_block}" + path)
+        (
+            rf"stages\.(?P<stage>\d)\.(?P<block>\d+){module}",
+            "stage{next_stage}_block{next_block}" + path,
+        )
         for module, path in (
             ("", ""),  # which has the scale of the branch
             (r"\.dwconv", "/depthwise"),

@@ -208,8 +208,8 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
 
     They are the parameters that `warm_start` took from a static layer for a dynamic one: `kernel` (or
     `spectrum`) and `bias` of layers with `attention` or `routing`. Attention, static layers, norms and
-    classifiers are not marked, nor are the cells of a `Warehouse` and the experts of a `CondConv` with
-    another layer's router.
+    classifiers (layers called `head`) are not marked, nor are the cells of a `Warehouse` and the experts of
+    a `CondConv` with another layer's router.
 
     With optax and an optimiser `o`, this trains all other parameters:
 
@@ -233,7 +233,9 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
     candidates = {
         (*path, name)
         for path, layer in _find_layers(params)
-        if _has_attention(layer) and ("spectrum" in layer or len(layer["kernel"].shape) > 3)
+        if _has_attention(layer)
+        and ("spectrum" in layer or len(layer["kernel"].shape) > 3)
+        and path[-1:] != ("head",)
         for name in ("kernel", "spectrum", "bias")
     }
     return traverse_util.path_aware_map(lambda path, _: path in candidates, dict(params))

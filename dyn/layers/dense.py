@@ -1,8 +1,8 @@
 """The base of every layer that stands in for `nn.Dense`: its fields, and the way to the convolutions.
 
 A dense layer is a convolution of tokens whose kernel has one tap. `DynamicDense`, `CondDense` and
-`WarehouseDense` are their convolutions, with the same formulas, lowerings and parameters (a matrix is a kernel
-`[1, I, O]`).
+`WarehouseDense` are their convolutions, with the same formulas, lowerings and parameters: a matrix is a
+kernel `[1, I, O]`.
 """
 
 import dataclasses

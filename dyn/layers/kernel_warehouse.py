@@ -64,8 +64,8 @@ class Warehouse(CheckedModule):
         param_dtype: dtype of the cells.
         kernel_init: initialises the cells that a kernel starts with, all together, as a matrix
             `[i, cells * o]`, or `[*k, i, cells * o]` if cells have taps.
-        spatial_partition: whether kernels are cut along their taps, too; False for cells `[*k, i, o]` with all
-            taps of a kernel, which must then have the same number along each axis in all kernels.
+        spatial_partition: whether kernels are cut along their taps, too; False for cells `[*k, i, o]` with
+            all taps of a kernel, of which all kernels must then have the same numbers.
         reduction: size of the squeezed vector in the attention of its convolutions, as a share of their
             context's; None for each convolution's own.
 
@@ -310,9 +310,7 @@ class WarehouseConv(ConvLayer):
         y = self.add_bias(y)
         return y.reshape(*batch, *y.shape[1:])
 
-    def attend(
-        self, context: Array, warehouse: Warehouse, place: int, dtype: jnp.dtype
-    ) -> Array:
+    def attend(self, context: Array, warehouse: Warehouse, place: int, dtype: jnp.dtype) -> Array:
         """Returns the weights of the cells in the blocks, `[B, taps, out, in, n]`."""
         fields = self.attention_fields(context.shape[-1], dtype)
         if warehouse.reduction is not None:

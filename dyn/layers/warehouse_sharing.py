@@ -78,7 +78,11 @@ class Warehouses(CheckedModule):
     # Without flax's wrapper, so that the layer belongs to the block that makes it.
     @nn.nowrap
     def __call__(
-        self, features: int, kernel_size: int | Sequence[int] | None = None, *args: Any, **fields: Any
+        self,
+        features: int,
+        kernel_size: int | Sequence[int] | None = None,
+        *args: Any,
+        **fields: Any,
     ) -> WarehouseConv | WarehouseDense:
         """Makes a convolution from `nn.Conv`'s arguments, or without a kernel size a dense layer."""
         merged: dict[str, Any] = {**self.fields, **fields, "warehouse": self}

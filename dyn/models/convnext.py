@@ -128,5 +128,3 @@ class ConvNeXtBlock(nn.Module):
         y = conv1x1(features, name="project")(nn.gelu(y, approximate=False))
         scale = self.param("scale", nn.initializers.constant(1e-6), (features,), jnp.float32)
         return x + y * scale.astype(y.dtype)
-
-

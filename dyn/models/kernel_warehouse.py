@@ -32,7 +32,7 @@ def _share_resnet18(options: Mapping[str, Any], x: Any, **fields: Any) -> nn.Mod
 
 
 def _share_resnet50(options: Mapping[str, Any], x: Any, **fields: Any) -> nn.Module:
-    """Makes a ResNet-50 whose blocks and shortcuts share by stage; those without a stage before stay static."""
+    """Makes a ResNet-50 whose stages share; layers that lead into the first one stay static."""
 
     def share(path: Path) -> str | None:
         first = path[-2:] in (("stage1_block1", "conv1"), ("stage1_block1", "downsample_conv"))
@@ -71,8 +71,10 @@ def _share_mobilenet(options: Mapping[str, Any], x: Any, **fields: Any) -> nn.Mo
         return f"stage{stage}_{'pointwise' if pointwise else part}"
 
     def network(conv: Callable[..., nn.Module]) -> nn.Module:
-        dense = {"dense": conv} if static else {}
-        return MobileNetV2(**{**dense, **fields}, conv=conv, depthwise=conv, first_conv=conv)
+        makes: dict[str, Any] = dict.fromkeys(("conv", "depthwise", "first_conv"), conv)
+        if static:
+            makes["dense"] = conv
+        return MobileNetV2(**{**makes, **fields})
 
     return share_kernels(network, x, share=share, attention_norm="batch", **options)
 
@@ -129,6 +131,6 @@ KERNEL_WAREHOUSE: Mapping[str, Callable[..., nn.Module]] = {
 }
 """Makes a published network: `KERNEL_WAREHOUSE["kw1x_resnet18"](x, num_classes=1000)`.
 
-`x` is the network's input or its shape; only its features matter. Other fields are those of the network, such as
-`dtype`. For training, the blend falls from 1 to 0 over the first epochs: `dyn.schedules.linear_blend`.
+`x` is the network's input or its shape, of which only the features matter. Other fields are the network's,
+such as `dtype`. In training the blend falls from 1 to 0 over the first epochs: `dyn.schedules.linear_blend`.
 """

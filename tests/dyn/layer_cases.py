@@ -117,7 +117,9 @@ CONVOLUTIONS = {
     ),
     "WarehouseConv": Case(partial(layers.WarehouseConv, in_ratio=0.5, **BATCH), statistics=True),
     "WarehouseConv, whole cells": Case(
-        partial(layers.WarehouseConv, in_ratio=0.5, out_ratio=0.5, spatial_partition=False, **BATCH),
+        partial(
+            layers.WarehouseConv, in_ratio=0.5, out_ratio=0.5, spatial_partition=False, **BATCH
+        ),
         statistics=True,
     ),
     "FDConv": Case(
@@ -152,6 +154,7 @@ CONVOLUTIONS = {
         partial(layers.SpectralNormConv, num_kernels=2), temperature=True, statistics=True
     ),
 }
+
 
 def dense_case(make, **fields):
     """Returns the case of a layer that stands in for `nn.Dense`; it looks at its own input."""
@@ -278,7 +281,9 @@ def assert_published(layer, variables, x, sums, entries=None):
         assert shapes_of(variables) == shapes_of(init_shapes(layer, x))
         y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
     assert y.dtype == np.float64
-    y = np.asarray(y).transpose(0, 3, 1, 2).ravel()
+    # Dense layers have no space, which torch puts behind the features.
+    y = np.asarray(y)
+    y = np.moveaxis(y, -1, 1).ravel() if y.ndim > 3 else y.ravel()
     np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
     if entries is not None:
         np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)

@@ -90,9 +90,7 @@ def test_parameters_may_be_sharded_over_the_model(name):
 
 
 @pytest.mark.parametrize("kind", ["data", "both", "space"])
-@pytest.mark.parametrize(
-    "name", [n for n in CASES if n not in ("SqueezeExcite", "CBAM", *DENSE)]
-)
+@pytest.mark.parametrize("name", [n for n in CASES if n not in ("SqueezeExcite", "CBAM", *DENSE)])
 def test_results_are_sharded_as_those_of_flax_conv(name, kind):
     layer, variables, x = random_case(name)
     shape, types, axes = MESHES[kind]
