@@ -424,19 +424,18 @@ class WarehouseAttention(AttentionBranch):
         num_cells: n.
         assignment: the cell that each block starts with.
         own: index of the first of the layer's own cells, and their number.
-        basis_ratio, squeeze_bias: as in `WarehouseConv`.
+        basis_ratio: as in `WarehouseConv`.
     """
 
     num_cells: int
     assignment: tuple[int, ...]
     own: tuple[int, int]
     basis_ratio: float
-    squeeze_bias: bool
 
     @nn.compact
     def __call__(self, context: Array) -> Array:
         """Computes the weights of the cells."""
-        q = self.compute_logits(self.squeeze_context(context, use_bias=self.squeeze_bias))
+        q = self.compute_logits(self.squeeze_context(context))
         q = q / (jnp.sum(jnp.abs(q), axis=-1, keepdims=True) + 1e-3)
         t = read_blend(self).astype(self.dtype)
         beta = nn.one_hot(jnp.asarray(self.assignment), self.num_cells + 1, dtype=self.dtype)
