@@ -98,7 +98,8 @@ CASES = {
 
 
 @pytest.mark.parametrize(
-    "name", [n if n in ("KW-B", "KW-C") else pytest.param(n, marks=pytest.mark.matrix) for n in CASES]
+    "name",
+    [n if n in ("KW-B", "KW-C") else pytest.param(n, marks=pytest.mark.matrix) for n in CASES],
 )
 def test_published_numbers_from_torchs_arrays(name):
     net, x, cells, weights, sums = CASES[name]

@@ -14,6 +14,7 @@ from dyn import layers, models
 NETWORKS = {
     "ResNet": partial(models.ResNet18, num_classes=3),
     "MobileNetV2": partial(models.MobileNetV2, num_classes=3),
+    "ConvNeXt": partial(models.ConvNeXt, num_classes=3),
     "VGG": partial(models.VGG16, num_classes=3),
     "SeriesNet": partial(models.Net1, num_classes=3),
     "Autoencoder": models.Autoencoder,

@@ -54,6 +54,19 @@ NETWORKS = {
         models.MobileNetV2(3, width=0.1, stem="small", conv=od, depthwise=od, dropout=0),
         (4, 8, 8, 3),
     ),
+    "ConvNeXt, shared kernels": (
+        share_kernels(
+            lambda conv: models.ConvNeXt(
+                *(3, conv, conv, conv, conv), stage_sizes=(1, 2), width=4, stem="small"
+            ),
+            jnp.ones(PICTURES),
+            share=lambda path: path[-1],
+            cell_ratio=2,
+            basis_ratio=0.5,
+            squeeze_bias=True,
+        ),
+        PICTURES,
+    ),
     "VGG": (models.VGG((1, 1), num_classes=3, width=4, conv=od, dropout=0), PICTURES),
     "FCN": (models.FCN(num_classes=3, backbone=backbone, dropout=0), PICTURES),
     "DeepLabV3Plus": (
