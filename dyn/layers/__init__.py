@@ -25,8 +25,8 @@ Choose a layer for
 * a different kernel at each position, for dense prediction: `PixelDynamicConv`, with
   `KernelRepresentation` to carry information from layer to layer;
 * a network whose parts are switched off, to be read or pruned: `GatedConv`;
-* a dense layer, such as a classifier: `DynamicDense` and `CondDense` (mixtures of K matrices),
-  `WarehouseDense`, `DCDDense`;
+* in place of `nn.Dense`, for a classifier or for tokens (`token_axes=1`): `DynamicDense` and `CondDense`,
+  mixtures of K matrices; `WarehouseDense`; `DCDDense`;
 * features that rotate with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
 * the cheapest change of a static network: `SqueezeExcite`, or `CBAM`, at the end of a block;
 * a discriminator: `SpectralNormConv`.
@@ -35,13 +35,13 @@ Choose a layer for
 # Scales channels and then positions, at the end of a block: from x to an x of the same shape.
 from dyn.layers.cbam import CBAM
 
-# A weighted sum of expert kernels; a block can share its sigmoid routing.
+# A weighted sum of expert kernels; a block can share its sigmoid routing. CondDense is its dense layer.
 from dyn.layers.cond_conv import CondConv, CondDense
 
 # A static kernel and a small dynamic matrix, without per-sample kernels. DCDDense is its classifier.
 from dyn.layers.dcd_conv import DCDConv, DCDDense
 
-# A mixture of candidate kernels and biases under softmax attention with a temperature.
+# A mixture of candidate kernels and biases under softmax attention. DynamicDense is its dense layer.
 from dyn.layers.dynamic_conv import DynamicConv, DynamicDense
 
 # Candidate kernels that divide one kernel's spectrum: many kernels for one kernel's parameters.
@@ -53,7 +53,7 @@ from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gat
 # A state carried across layers, which gives any of them its context; it is not a convolution.
 from dyn.layers.kernel_representation import KernelRepresentation, append_state, beside
 
-# Kernels assembled from cells that several layers can share.
+# Kernels assembled from cells that several layers can share. WarehouseDense is their dense layer.
 from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv, WarehouseDense
 
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.

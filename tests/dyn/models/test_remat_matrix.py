@@ -24,8 +24,7 @@ NETWORKS = {
         context="carried_pixels",
         representation=4,
     ),
-    "warehouses": lambda **fields: share_kernels(lambda conv: Small(conv=conv, **fields), X),
-    "warehouses, low rank": lambda **fields: share_kernels(
+    "warehouses": lambda **fields: share_kernels(
         lambda conv: Small(conv=conv, **fields), X, cell_ratio=2, basis_ratio=0.5
     ),
     "convnext": partial(
@@ -33,7 +32,7 @@ NETWORKS = {
         num_classes=3,
         width=8,
         stem="small",
-        stage_sizes=(2,),
+        stage_sizes=(1,),
         conv=partial(ODConv, num_kernels=2),
     ),
     "mobilenet": partial(
