@@ -54,8 +54,8 @@ def warm_start(
     equally, the noise sums to zero, and c undoes the constant factor of the attention. c is 1 for a softmax
     (`DynamicConv`, `PixelDynamicConv`), 2 for each of the sigmoids of `ODConv` (so 8, and 4 for a 1x1 kernel
     or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels of `GatedConv`, whose gates start open,
-    and 1 for `DCDConv`, `DCDDense` and `FDConv`. Dense layers start as their convolutions do. The source of the context, another input or a
-    `KernelRepresentation`, makes no difference.
+    and 1 for `DCDConv`, `DCDDense` and `FDConv`. Dense layers start as their convolutions do. The source of
+    the context, another input or a `KernelRepresentation`, makes no difference.
 
     Some layers need an adjustment elsewhere, which `dyn.interop.compensation` describes:
 
@@ -64,8 +64,9 @@ def warm_start(
     - `SpectralNormConv`: the norm after it is rescaled. In inference this is exact; in training, where norms
       use the statistics of the batch, up to the norms' epsilon. Noise is undone at temperature 1 (elsewhere
       the difference is the noise times the differences of the candidates' spectral norms).
-    - `WarehouseConv` and `WarehouseDense`: the cells are the blocks of the trained kernels, each in its own cell, which is also
-      its cell at a blend of 1 (kernels are then larger by a thousandth). Shared ones need `warehouses`.
+    - `WarehouseConv` and `WarehouseDense`: the cells are the blocks of the trained kernels, each in its own
+      cell, which is also its cell at a blend of 1 (kernels are then larger by a thousandth). Shared ones
+      need `warehouses`.
 
     The function is *not* kept by `RotatedConv` with kernels larger than 1x1, because the mean of a kernel
     over all orientations is another kernel, as is the largest response; it still starts from the trained
