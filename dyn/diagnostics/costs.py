@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -82,8 +82,10 @@ def layer_costs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, Cost
         for module in _enclosing_modules(path, outputs):
             parameters[module] += math.prod(value.shape)
     jaxpr = jax.make_jaxpr(model.apply)(variables, inputs).jaxpr
+    parts = [path.split("/") for path in outputs]
+    prefixes = {"/".join(names[:end]) for names in parts for end in range(1, len(names) + 1)}
     for scope, number in _macs_by_scope(jaxpr).items():
-        for module in _enclosing_modules(_module_path(scope), outputs):
+        for module in _enclosing_modules(_module_path(scope, prefixes), outputs):
             macs[module] += number
     # A submodule returns after those below it, but stands before them here.
     order = {path: index for index, path in enumerate(outputs)}
@@ -95,11 +97,16 @@ def layer_costs(model: nn.Module, variables: Any, inputs: Any) -> dict[str, Cost
     return {path: Cost(parameters[path], macs[path], outputs[path]) for path in paths}
 
 
-def _module_path(scope: str) -> str:
+def _module_path(scope: str, known: Set[str]) -> str:
     """Returns the submodule of a named scope: `encoder/conv1` for `Net/Net.encode/encoder/conv1`.
 
     Flax names scopes after its modules (the model itself after its class) and, with a dot, after methods
-    other than `__call__`.
+    other than `__call__`. A module that shares the variables of the one around it (`flax.linen.share_scope`)
+    has a scope and no path.
+
+    Args:
+        scope: the named scope.
+        known: paths of submodules.
     """
     modules: list[str] = []
     for part in scope.split("/"):
@@ -108,7 +115,11 @@ def _module_path(scope: str) -> str:
             modules.append(part)
         elif not modules or modules[-1] != name:
             modules.append(name)
-    return "/".join(modules[1:])
+    path: list[str] = []
+    for name in modules[1:]:
+        if "/".join((*path, name)) in known:
+            path.append(name)
+    return "/".join(path)
 
 
 def _enclosing_modules(path: str, modules: Mapping[str, Any]) -> list[str]:

@@ -173,14 +173,16 @@ def fill_warehouses(
         for layer, bias in zip(layers, biases, strict=True):
             head = (*layer, "attention", "cell")
             changed[*head, "kernel"] = jnp.zeros_like(started[*head, "kernel"])
-            changed[*head, "bias"] = jnp.asarray(bias, started[*head, "bias"].dtype)
+            # With a basis, the bias is the attention's.
+            place = head if (*head, "bias") in started else head[:-1]
+            changed[*place, "bias"] = jnp.asarray(bias, started[*place, "bias"].dtype)
         held |= set(kernels)
     return changed, held
 
 
 def _fill_cells(cells: Array, kernels: Sequence[Array], path: Path) -> tuple[Array, list[Array]]:
-    """Returns cells `[n, i, o]` that hold the blocks of the kernels, and each kernel's attention bias."""
-    n, i, o = cells.shape
+    """Returns cells `[n, *k, i, o]` that hold the blocks of the kernels, and each kernel's attention bias."""
+    n, *cell_size, i, o = cells.shape
     blocks = []
     for kernel in kernels:
         *size, inputs, outputs = kernel.shape
@@ -189,8 +191,9 @@ def _fill_cells(cells: Array, kernels: Sequence[Array], path: Path) -> tuple[Arr
                 f"a kernel of shape {kernel.shape} cannot be divided into the cells {(i, o)} of "
                 f"{'/'.join(path)}."
             )
-        cut = kernel.reshape(math.prod(size), inputs // i, i, outputs // o, o)
-        blocks.append(cut.transpose(0, 3, 1, 2, 4).reshape(-1, i, o))
+        taps = math.prod(cell_size)
+        cut = kernel.reshape(math.prod(size) // taps, taps, inputs // i, i, outputs // o, o)
+        blocks.append(cut.transpose(0, 4, 2, 1, 3, 5).reshape(-1, *cell_size, i, o))
     number = sum(map(len, blocks))
     if number > n:
         raise ValueError(

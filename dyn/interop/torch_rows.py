@@ -5,8 +5,9 @@ from collections.abc import Sequence
 Table = Sequence[tuple[str, str]]
 """Rows of a regular expression for the name of a torch module, and the path of the same layer here.
 
-A path may contain `{group}` for a named group of the expression, `{next_group}` for its number plus one
-(torch counts blocks from 0), and `*` for all layers that match.
+A path may contain `{group}` for a named group of the expression, and `{next_group}` for its number plus one
+(torch counts blocks from 0). The group `layer` is the name of another torch module, in whose place its path
+stands. `*` is for all layers that match, or for those among them that have an array of the same shape.
 """
 
 

@@ -146,6 +146,46 @@ VGG16: Table = _make_vgg_table((2, 2, 3, 3, 3))
 """torchvision's `vgg16`."""
 
 
+CONVNEXT: Table = (
+    (r"downsample_layers\.0\.0", "stem_conv"),
+    (r"downsample_layers\.0\.1", "stem_norm"),
+    (r"downsample_layers\.(?P<stage>\d)\.0", "stage{next_stage}_norm"),
+    (r"downsample_layers\.(?P<stage>\d)\.1", "stage{next_stage}_conv"),
+    *(
+        (
+            rf"stages\.(?P<stage>\d)\.(?P<block>\d+){module}",
+            "stage{next_stage}_block{next_block}" + path,
+        )
+        for module, path in (
+            ("", ""),  # which has the scale of the branch
+            (r"\.dwconv", "/depthwise"),
+            (r"\.norm", "/norm"),
+            (r"\.pwconv1", "/expand"),
+            (r"\.pwconv2", "/project"),
+        )
+    ),
+    (r"norm", "last_norm"),
+    (r"head", "head"),
+)
+"""The ConvNeXts of their authors (facebookresearch/ConvNeXt)."""
+
+_ATTENTION = r"(?P<layer>.+?)(\.conv)?\.attention"
+_WAREHOUSES: Table = (
+    (r"warehouse_manager\.weights", "conv/*"),
+    (_ATTENTION, "{layer}/attention"),  # which has the bias of a low-rank attention
+    (_ATTENTION + r"\.fc1", "{layer}/attention/squeeze"),
+    (_ATTENTION + r"\.norm1", "{layer}/attention/norm"),
+    (_ATTENTION + r"\.fc2", "{layer}/attention/cell"),
+    (_ATTENTION + r"\.fc3", "{layer}/attention/basis"),
+    (r"(?P<layer>classifier\.1|.+\.pwconv\d)\.conv", "{layer}"),  # the bias of a dense layer
+)
+
+KERNEL_WAREHOUSE: Table = (*TORCHVISION, *_WAREHOUSES)
+"""The ResNets of KernelWarehouse's authors (OSVAI/KernelWarehouse), see `dyn.models.KERNEL_WAREHOUSE`.
+
+The arrays of cells have numbers there: each goes to the warehouse with cells of that number and shape.
+"""
+
 SOURCES: Mapping[str, Table] = {
     "torchvision": TORCHVISION,
     "odconv": ODCONV,
@@ -162,6 +202,10 @@ SOURCES: Mapping[str, Table] = {
     "dymn": DYMN,
     "efficientnet": EFFICIENTNET,
     "efficientnet_lite0": EFFICIENTNET_LITE0,
+    "convnext": CONVNEXT,
+    "kernel_warehouse": KERNEL_WAREHOUSE,
+    "kernel_warehouse_mobilenet_v2": (*MOBILENET_V2, *_WAREHOUSES),
+    "kernel_warehouse_convnext": (*CONVNEXT, *_WAREHOUSES),
 }
 
 # For each array of a torch module, its collection and names here: in a layer, or in a norm.
@@ -172,6 +216,9 @@ _LEAVES = {
     "dft_weight": (("params", "spectrum"), ("params", "kernel")),
     "running_mean": (("batch_stats", "mean"),),
     "running_var": (("batch_stats", "var"),),
+    "gamma": (("params", "scale"),),
+    "cells": (("params", "cells"),),
+    "basis_bias": (("params", "bias"),),
 }
 # Numbers of updates of statistics and averages.
 _COUNTS = ("num_batches_tracked", "n_averaged")
@@ -267,6 +314,12 @@ def from_torch(
         ]
         if not paths:
             unmatched.append(f"{name} {value.shape}")
+        elif len(paths) > 1:
+            shapes = {path: tuple(targets[path].shape) for path in paths}
+            fitting = [
+                p for p in paths if _convert_layout(value, leaf, p, targets).shape == shapes[p]
+            ]
+            paths = fitting or paths
         for path in paths:
             shape = tuple(targets[path].shape)
             array = _convert_layout(value, leaf, path, targets)
@@ -375,16 +428,24 @@ def _match_layers(
         plain = {name: re.sub(r"^(module\.)+", "", text) for name, text in plain.items()}
     for name, value in weights.items():
         module, _, leaf = plain[name].rpartition(".")
-        matches = ((re.fullmatch(pattern, module), path) for pattern, path in table)
-        layer = next((_fill_path(path, match) for match, path in matches if match), None)
-        yield name, layer, leaf, value
+        # The arrays of a `ParameterList` have numbers; those of warehouses are the only ones here.
+        leaf = "cells" if leaf.isdigit() else leaf
+        yield name, _find_layer(module, table), leaf, value
 
 
-def _fill_path(path: str, match: re.Match[str]) -> str:
-    """Fills the groups of a match into the path of a table's row."""
-    groups = match.groupdict()
-    following = {f"next_{name}": int(text) + 1 for name, text in groups.items() if text.isdigit()}
-    return path.format(**groups, **following)
+def _find_layer(module: str, table: Table) -> str | None:
+    """Returns the path of a torch module by the first row of the table that matches, or None."""
+    for pattern, path in table:
+        if match := re.fullmatch(pattern, module):
+            groups = match.groupdict()
+            if "layer" in groups:
+                inner = _find_layer(groups["layer"], table)
+                if inner is None:
+                    continue
+                groups["layer"] = inner
+            numbers = {f"next_{n}": int(text) + 1 for n, text in groups.items() if text.isdigit()}
+            return path.format(**groups, **numbers)
+    return None
 
 
 def _convert_layout(
@@ -392,6 +453,8 @@ def _convert_layout(
 ) -> np.ndarray:
     """Converts the array of a torch module to the layout of the variable at `path`, one of `targets`."""
     shape = tuple(targets[path].shape)
+    if path.endswith("/cells"):
+        return _transpose_cells(value, shape)
     if path.endswith(("/scale", "/shift")) and shape == () and value.shape == (1,):
         return value[0]
     if path.endswith("/spectrum"):
@@ -418,6 +481,8 @@ def _transpose_kernel(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
         return value.transpose(2, 1, 0)
     if len(shape) not in (4, 5):
         return value
+    if value.ndim == 2 and shape[:-2] == (1, 1):  # a linear layer that serves as a 1x1 convolution
+        value = value[:, :, None, None]
     *candidates, height, width, i, o = shape
     torch_shape = (*candidates, o, i, height, width)
     flattened = (*candidates, o * i * height * width)
@@ -473,6 +538,15 @@ def _transpose_local(
         return value
     taps = (len(value) // spectrum[-3]) ** 2
     return value.reshape(-1, taps, value.shape[-1]).transpose(2, 1, 0).reshape(shape)
+
+
+def _transpose_cells(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Converts `[n, O, I, *k]` to `[n, *k, I, O]`, or to `[n, I, O]` for cells without taps."""
+    if value.ndim < 3:
+        return value
+    value = np.moveaxis(value, (1, 2), (-1, -2))
+    n, *size, i, o = value.shape
+    return value.reshape(n, i, o) if len(shape) == 3 and set(size) <= {1} else value
 
 
 def _is_below(path: str, layers: Iterable[str]) -> bool:

@@ -61,8 +61,9 @@ def warm_start(
     equally, the noise sums to zero, and c undoes the constant factor of the attention. c is 1 for a softmax
     (`DynamicConv`, `PixelDynamicConv`), 2 for each of the sigmoids of `ODConv` (so 8, and 4 for a 1x1 kernel
     or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels of `GatedConv`, whose gates start open,
-    1 for `DCDConv` and `DCDDense`, and 1 / R for the R spectra of `FDConv`. The source of the context,
-    another input or a `KernelRepresentation`, makes no difference.
+    1 for `DCDConv` and `DCDDense`, and 1 / R for the R spectra of `FDConv`. Dense layers start as their
+    convolutions do. The source of the context, another input or a `KernelRepresentation`, makes no
+    difference.
 
     Some layers need an adjustment elsewhere, which `dyn.interop.compensation` describes:
 
@@ -73,8 +74,9 @@ def warm_start(
     - `SpectralNormConv`: the norm after it is rescaled. In inference this is exact; in training, where norms
       use the statistics of the batch, up to the norms' epsilon. Noise is undone at temperature 1 (elsewhere
       the difference is the noise times the differences of the candidates' spectral norms).
-    - `WarehouseConv`: the cells are the blocks of the trained kernels, each in its own cell, which is also
-      its cell at a blend of 1 (kernels are then larger by a thousandth). Shared ones need `warehouses`.
+    - `WarehouseConv` and `WarehouseDense`: the cells are the blocks of the trained kernels, each in its own
+      cell, which is also its cell at a blend of 1 (kernels are then larger by a thousandth). Shared ones
+      need `warehouses`.
 
     The function is *not* kept by `RotatedConv` with kernels larger than 1x1, because the mean of a kernel
     over all orientations is another kernel, as is the largest response; it still starts from the trained
@@ -145,6 +147,8 @@ def warm_start(
         transform = path[-1] == "kernel" and "spectrum" in layer
         target = (*path[:-1], "spectrum") if transform else path
         old = started.get(target)
+        if hasattr(old, "shape") and old.shape[1:] == (1, *value.shape):
+            value = value[None]  # a dense layer's matrix is a kernel of one tap
         if old is None or not hasattr(old, "shape"):
             raise ValueError(
                 f"{'/'.join(path)}, of shape {value.shape} in the static network, is not in the dynamic "
@@ -228,8 +232,8 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
 
     They are the parameters that `warm_start` took from a static layer for a dynamic one: `kernel` (or
     `spectrum`) and `bias` of layers with `attention` or `routing`. Attention, static layers, norms and
-    classifiers are not marked, nor are the cells of a `Warehouse`, and the experts of a `CondConv` with
-    another layer's router only if that is a module `routing` beside it.
+    classifiers (layers called `head`) are not marked, nor are the cells of a `Warehouse`, and the experts of
+    a `CondConv` with another layer's router only if that is a module `routing` beside it.
 
     With optax and an optimiser `o`, this trains all other parameters:
 
@@ -256,6 +260,7 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
         for path, layer in layers.items()
         if (_has_attention(layer) or (*path[:-1], "routing") in layers)
         and ("spectrum" in layer or len(layer["kernel"].shape) > 3)
+        and path[-1:] != ("head",)
         for name in ("kernel", "spectrum", "bias")
     }
     return traverse_util.path_aware_map(lambda path, _: path in candidates, dict(params))

@@ -25,6 +25,8 @@ Choose a layer for
 * a different kernel at each position, for dense prediction: `PixelDynamicConv`, with
   `KernelRepresentation` to carry information from layer to layer;
 * a network whose parts are switched off, to be read or pruned: `GatedConv`;
+* in place of `nn.Dense`, for a classifier or for tokens (`token_axes=1`): `DynamicDense` and `CondDense`,
+  mixtures of K matrices; `WarehouseDense`; `DCDDense`;
 * features that rotate with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
 * kernels whose positions follow what is in the picture: `DeformableConv`, or in a transformer's block
   `DeformableAggregation`;
@@ -38,8 +40,8 @@ Choose a layer for
 # Scales channels and then positions, at the end of a block: from x to an x of the same shape.
 from dyn.layers.cbam import CBAM
 
-# A weighted sum of expert kernels; a block can share its sigmoid routing.
-from dyn.layers.cond_conv import CondConv
+# A weighted sum of expert kernels; a block can share its sigmoid routing. CondDense is its dense layer.
+from dyn.layers.cond_conv import CondConv, CondDense
 
 # Scales channels by a weight per row and one per column: from x to an x of the same shape.
 from dyn.layers.coordinate_attention import CoordinateAttention
@@ -53,8 +55,8 @@ from dyn.layers.deformable_aggregation import DeformableAggregation
 # Kernel positions that move and are weighted at each output position.
 from dyn.layers.deformable_conv import DeformableConv
 
-# A mixture of candidate kernels and biases under softmax attention with a temperature.
-from dyn.layers.dynamic_conv import DynamicConv
+# A mixture of candidate kernels and biases under softmax attention. DynamicDense is its dense layer.
+from dyn.layers.dynamic_conv import DynamicConv, DynamicDense
 
 # An activation: the maximum of linear functions with coefficients from the input.
 from dyn.layers.dynamic_relu import DynamicReLU
@@ -71,8 +73,8 @@ from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gat
 # A state carried across layers, which gives any of them its context; it is not a convolution.
 from dyn.layers.kernel_representation import KernelRepresentation, append_state, beside
 
-# Kernels assembled from cells that several layers can share.
-from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
+# Kernels assembled from cells that several layers can share. WarehouseDense is their dense layer.
+from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv, WarehouseDense
 
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
 from dyn.layers.od_conv import ODConv
@@ -101,6 +103,7 @@ from dyn.layers.warehouse_sharing import Warehouses, by_stage, share_kernels
 __all__ = [
     "CBAM",
     "CondConv",
+    "CondDense",
     "Conv",
     "CoordinateAttention",
     "DCDConv",
@@ -108,6 +111,7 @@ __all__ = [
     "DeformableAggregation",
     "DeformableConv",
     "DynamicConv",
+    "DynamicDense",
     "DynamicReLU",
     "EfficientChannelAttention",
     "FDConv",
@@ -123,6 +127,7 @@ __all__ = [
     "SqueezeExcite",
     "Warehouse",
     "WarehouseConv",
+    "WarehouseDense",
     "Warehouses",
     "append_state",
     "beside",

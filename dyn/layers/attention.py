@@ -39,6 +39,7 @@ class AttentionBranch(nn.Module, kw_only=True):
             collection `batch_stats` is not mutable.
         dtype: dtype of the computation.
         param_dtype: dtype of the parameters.
+        squeeze_bias: whether the squeeze has a bias.
     """
 
     squeezed: int = 0
@@ -46,11 +47,12 @@ class AttentionBranch(nn.Module, kw_only=True):
     use_running_average: bool | None
     dtype: Any
     param_dtype: Any
+    squeeze_bias: bool = False
 
     def squeeze_context(
         self, context: Array, precision: lax.Precision | None = ATTENTION_PRECISION
     ) -> Array:
-        """Returns ReLU(norm(W context)), `[B, squeezed]`; W has no bias.
+        """Returns ReLU(norm(W context)), `[B, squeezed]`; W has no bias, unless `squeeze_bias`.
 
         Args:
             context: `[B, D]`.
@@ -67,7 +69,7 @@ class AttentionBranch(nn.Module, kw_only=True):
             )
         fields = {"dtype": self.dtype, "param_dtype": self.param_dtype, "precision": precision}
         context = context.astype(self.dtype)
-        z = apply_head("squeeze", context, self.squeezed, use_bias=False, **fields)
+        z = apply_head("squeeze", context, self.squeezed, use_bias=self.squeeze_bias, **fields)
         return nn.relu(self.normalise(z))
 
     def normalise(self, z: Array) -> Array:

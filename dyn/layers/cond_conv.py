@@ -15,6 +15,7 @@ import jax
 
 from dyn.layers.attention import ATTENTION_PRECISION
 from dyn.layers.convolution import ConvLayer
+from dyn.layers.dense import DenseLayer
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -92,6 +93,37 @@ class CondConv(ConvLayer):
                 f"num_kernels={self.num_kernels}; got shape {logits.shape}."
             )
         return Routing(name="attention")(logits.astype(dtype))
+
+
+class CondDense(DenseLayer):
+    """Multiplies each input by its own weighted sum of K expert matrices, and adds one of K biases.
+
+        y = x (sum_k r[k] W_k) + sum_k r[k] b_k,    r = sigmoid(R context + b)
+
+    It is a `CondConv` with a kernel of one tap. Drop-in for `nn.Dense`.
+
+    Attributes:
+        features: number of output features; `nn.Dense`'s other fields follow, see `DenseLayer`, and those of
+            `CondConv`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers import CondDense
+        >>> layer = CondDense(features=10, num_kernels=8, token_axes=1)
+        >>> x = jnp.ones((2, 7, 512))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> layer.apply(variables, x).shape
+        (2, 7, 10)
+    """
+
+    num_kernels: int = 8
+    router: nn.Module | None = None
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, inputs: Array, context: Array | None = None) -> Array:
+        """Applies the layer; see `DenseLayer.apply_conv`."""
+        return self.apply_conv(CondConv, inputs, context)
 
 
 class Routing(nn.Module):

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.layers.attention import AttentionBranch, he_normal_fan_out
-from dyn.layers.convolution import ConvLayer, check_context, flatten_batch
-from dyn.layers.fields import CheckedModule
+from dyn.layers.convolution import ConvLayer
+from dyn.layers.dense import DenseLayer
 from dyn.layers.norms import apply_batch_norm
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
@@ -169,7 +169,7 @@ class DCDConv(ConvLayer):
             raise ValueError(f"pool={self.pool} must be at least 1 bin along each spatial axis.")
 
 
-class DCDDense(CheckedModule):
+class DCDDense(DenseLayer):
     """Computes a dense layer with the two dynamic parts of `DCDConv`: the classifier to go with it.
 
         y = a_f * (W x + b) + P (norm(F q) + q),    q = norm(Q x)
@@ -177,13 +177,7 @@ class DCDDense(CheckedModule):
     with a_f and F from the context as in `DCDConv`. Drop-in for `nn.Dense`.
 
     Attributes:
-        features: number of output features; `nn.Dense`'s other fields follow.
-        use_bias: whether to add a bias.
-        dtype: dtype of the product; None for what inputs and parameters promote to.
-        param_dtype: dtype of the parameters.
-        precision: as in `jax.lax.dot_general`.
-        kernel_init: initialises the static kernel.
-        bias_init: initialises the bias.
+        features: number of output features; `nn.Dense`'s other fields follow, see `DenseLayer`.
         latent: L, size of the latent space.
         squeezed: size of the squeezed vector.
         attention_norm: 'none' (the authors'), 'layer' or 'batch', as in `DCDConv`.
@@ -200,13 +194,6 @@ class DCDDense(CheckedModule):
         (2, 10)
     """
 
-    features: int
-    use_bias: bool = True
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
-    precision: Any = None
-    kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
-    bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
     latent: int = 32
     squeezed: int = 32
     attention_norm: str = "none"
@@ -217,24 +204,17 @@ class DCDDense(CheckedModule):
         """Applies the layer.
 
         Args:
-            inputs: `[*batch, D]`, any number of batch axes.
-            context: what attention looks at, `[*batch, C]`; None for the inputs.
+            inputs: `[*batch, *tokens, D]`, any number of batch axes.
+            context: what attention looks at, `[*batch, C]`; None for the mean of the inputs over tokens.
 
         Returns:
-            `[*batch, features]`.
+            `[*batch, *tokens, features]`.
 
         Raises:
             ValueError: if the context has other batch axes, and for batch statistics of one sample.
         """
-        x, batch = flatten_batch(inputs, 1)
-        if context is None:
-            context = inputs
-        check_context(context)
-        if context.shape[:-1] != batch:
-            raise ValueError(
-                f"context must be [*batch, C] with the inputs' batch axes {batch}; got shape "
-                f"{context.shape}."
-            )
+        x, batch = self.flatten_inputs(inputs)
+        context = self.flatten_context(context, x, batch)
         shape = (x.shape[-1], self.features)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         wide = float32_or_wider(x, kernel)
@@ -247,7 +227,7 @@ class DCDDense(CheckedModule):
             dtype=wide,
             param_dtype=self.param_dtype,
             name="attention",
-        )(flatten_batch(context, 1)[0].astype(wide))
+        )(context.astype(wide))
 
         dtype = self.dtype
         if dtype is None:
@@ -258,7 +238,7 @@ class DCDDense(CheckedModule):
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
             y = y + lax.broadcast_to_rank(bias.astype(dtype), y.ndim)
-        y = y * filters.astype(dtype) + apply_latent_branch(
+        y = y * expand_over_space(filters, y) + apply_latent_branch(
             x,
             matrix,
             self.features,
@@ -267,7 +247,7 @@ class DCDDense(CheckedModule):
             param_dtype=self.param_dtype,
             precision=self.precision,
         )
-        return y.reshape(*batch, self.features)
+        return y.reshape(*inputs.shape[:-1], self.features)
 
 
 class DCDAttention(AttentionBranch):

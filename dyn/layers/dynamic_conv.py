@@ -14,6 +14,7 @@ import jax
 
 from dyn.layers.attention import MixtureAttention
 from dyn.layers.convolution import ConvLayer
+from dyn.layers.dense import DenseLayer
 from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
@@ -85,3 +86,37 @@ class DynamicConv(ConvLayer):
         y = self.convolve(x.astype(self.conv_dtype(x)), kernel, mix, lowering=self.lowering)
         y = self.add_mixed_bias(y, self.num_kernels, mix)
         return y.reshape(*batch, *y.shape[1:])
+
+
+class DynamicDense(DenseLayer):
+    """Multiplies each input by its own mixture of K matrices, and adds a mixture of K biases.
+
+        y = x (sum_k a[k] W_k) + sum_k a[k] b_k,    a = softmax((W_2 ReLU(W_1 context) + b_2) / T)
+
+    It is a `DynamicConv` with a kernel of one tap. Drop-in for `nn.Dense`.
+
+    Attributes:
+        features: number of output features; `nn.Dense`'s other fields follow, see `DenseLayer`, and those of
+            `DynamicConv`.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.layers import DynamicDense
+        >>> layer = DynamicDense(features=10, num_kernels=4)
+        >>> x = jnp.ones((2, 512))
+        >>> variables = layer.init(jax.random.key(0), x)
+        >>> layer.apply(variables, x).shape
+        (2, 10)
+    """
+
+    num_kernels: int = 4
+    reduction: float = 1 / 4
+    min_squeeze: int = 4
+    attention_norm: str = "none"
+    use_running_average: bool | None = None
+    lowering: str = "auto"
+
+    @nn.compact
+    def __call__(self, inputs: Array, context: Array | None = None) -> Array:
+        """Applies the layer; see `DenseLayer.apply_conv`."""
+        return self.apply_conv(DynamicConv, inputs, context)

@@ -8,7 +8,7 @@ names of its layers.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -19,53 +19,79 @@ from flax.core import FrozenDict
 from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.convolution import resolve_kernel_size
 from dyn.layers.fields import CheckedModule
-from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
+from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv, WarehouseDense
 
 Array = jax.Array
+Path = tuple[str, ...]
 
 
 class Warehouses(CheckedModule):
-    """Makes the convolutions of a network that share warehouses; a network takes it as `conv=`.
+    """Makes the layers of a network that share warehouses; a network takes it as `conv=`, and `dense=`.
 
-    It owns the cells. A convolution finds its warehouse by its path in the network. `share_kernels`
-    makes the warehouses of a network.
+    It owns the cells. A layer finds its warehouse by its path in the network. `share_kernels` makes the
+    warehouses of a network.
 
     Attributes:
-        plan: for each warehouse its name, and the path and kernel of each convolution.
-        fields: fields of `WarehouseConv` that all convolutions have in common.
-        cell_ratio, in_ratio, out_ratio, param_dtype, kernel_init: as in `Warehouse`.
+        plan: for each warehouse its name, and the path and kernel of each layer.
+        fields: fields of `WarehouseConv` that all layers have in common.
+        cell_ratio, in_ratio, out_ratio, spatial_partition, reduction: as in `Warehouse`, one value for all,
+            or one for each warehouse in the order of the plan.
+        param_dtype, kernel_init: as in `Warehouse`.
+        static: paths of the layers that stay static.
     """
 
-    plan: tuple[tuple[str, tuple[tuple[tuple[str, ...], KernelShape], ...]], ...]
+    plan: tuple[tuple[str, tuple[tuple[Path, KernelShape], ...]], ...]
     fields: Mapping[str, Any] = FrozenDict()
-    cell_ratio: float = 1.0
-    in_ratio: float = 1.0
-    out_ratio: float = 1.0
+    cell_ratio: float | Sequence[float] = 1.0
+    in_ratio: float | Sequence[float] = 1.0
+    out_ratio: float | Sequence[float] = 1.0
     param_dtype: Any = jnp.float32
     kernel_init: nn.initializers.Initializer = he_normal_fan_out
+    spatial_partition: bool | Sequence[bool] = True
+    reduction: float | Sequence[float] | None = None
+    static: tuple[Path, ...] = ()
 
     def setup(self) -> None:
-        """Makes the warehouses."""
-        for name, convolutions in self.plan:
-            warehouse = Warehouse(
-                tuple(kernel for _, kernel in convolutions),
-                self.cell_ratio,
-                self.in_ratio,
-                self.out_ratio,
-                self.param_dtype,
-                self.kernel_init,
+        """Makes the warehouses.
+
+        Raises:
+            ValueError: if an option has another number of values than there are warehouses.
+        """
+        for number, (name, members) in enumerate(self.plan):
+            options = {option: self._choose(option, number) for option in _OPTIONS}
+            kernels = tuple(kernel for _, kernel in members)
+            types = {"param_dtype": self.param_dtype, "kernel_init": self.kernel_init}
+            setattr(self, name, Warehouse(kernels, **options, **types))
+
+    def _choose(self, option: str, number: int) -> Any:
+        """Returns the value of an option for a warehouse."""
+        value = getattr(self, option)
+        if not isinstance(value, Sequence):
+            return value
+        if len(value) != len(self.plan):
+            raise ValueError(
+                f"{option} has {len(value)} values for the {len(self.plan)} warehouses "
+                f"{', '.join(name for name, _ in self.plan)}: write one for all, or one for each of these."
             )
-            setattr(self, name, warehouse)
+        return value[number]
 
-    # Without flax's wrapper, so that the convolution belongs to the block that makes it.
+    # Without flax's wrapper, so that the layer belongs to the block that makes it.
     @nn.nowrap
-    def __call__(self, *args: Any, **fields: Any) -> WarehouseConv:
-        """Makes a convolution from `nn.Conv`'s arguments."""
+    def __call__(
+        self,
+        features: int,
+        kernel_size: int | Sequence[int] | None = None,
+        *args: Any,
+        **fields: Any,
+    ) -> WarehouseConv | WarehouseDense:
+        """Makes a convolution from `nn.Conv`'s arguments, or without a kernel size a dense layer."""
         merged: dict[str, Any] = {**self.fields, **fields, "warehouse": self}
-        return WarehouseConv(*args, **merged)
+        if kernel_size is None:
+            return WarehouseDense(features, *args, **merged)
+        return WarehouseConv(features, kernel_size, *args, **merged)
 
-    def find(self, path: tuple[str, ...], _place: int, /) -> tuple[Warehouse, int]:
-        """Returns the warehouse of the convolution at a path, and its place there, from the plan.
+    def find(self, path: Path, _place: int, /) -> tuple[Warehouse, int] | None:
+        """Returns the warehouse of the layer at a path, and its place there, from the plan; None if static.
 
         Raises:
             ValueError: if the network for which the plan was made has no convolution there.
@@ -76,33 +102,44 @@ class Warehouses(CheckedModule):
             for place, (planned_path, _) in enumerate(convolutions):
                 if planned_path[-len(path) :] == path:
                     return getattr(self, name), place
+        if any(planned_path[-len(path) :] == path for planned_path in self.static):
+            return None
         raise ValueError(
-            f"no warehouse was planned for the convolution {'/'.join(path)}: call share_kernels with the "
+            f"no warehouse was planned for the layer {'/'.join(path)}: call share_kernels with the "
             "network that uses the warehouses."
         )
+
+
+_OPTIONS = ("cell_ratio", "in_ratio", "out_ratio", "spatial_partition", "reduction")
 
 
 def share_kernels(
     network: Callable[[Callable[..., nn.Module]], nn.Module],
     *inputs: Any,
-    share: Callable[[tuple[str, ...]], str] | None = None,
-    cell_ratio: float = 1.0,
-    in_ratio: float = 1.0,
-    out_ratio: float = 1.0,
+    share: Callable[[Path], str | None] | None = None,
+    cell_ratio: float | Sequence[float] = 1.0,
+    in_ratio: float | Sequence[float] = 1.0,
+    out_ratio: float | Sequence[float] = 1.0,
     param_dtype: Any = jnp.float32,
     kernel_init: nn.initializers.Initializer = he_normal_fan_out,
+    spatial_partition: bool | Sequence[bool] = True,
+    reduction: float | Sequence[float] | None = None,
     **fields: Any,
 ) -> nn.Module:
-    """Makes a network whose convolutions are `WarehouseConv`s that share warehouses.
+    """Makes a network whose layers are `WarehouseConv`s and `WarehouseDense`s that share warehouses.
 
     Args:
         network: a function from `conv=` to the network. `lambda conv: ResNet18(conv=conv, shortcut=conv)`
-            is the paper's, in which the projections of the shortcuts share too.
+            is the paper's, in which the projections of the shortcuts share too. With `dense=conv` so does
+            the classifier.
         inputs: the inputs of the network, arrays or `jax.ShapeDtypeStruct`s. Only those of their shapes
             matter on which the kernels depend.
-        share: a function from a convolution's path to the name of its warehouse; None for `by_stage`.
-        cell_ratio, in_ratio, out_ratio, param_dtype, kernel_init: as in `Warehouse`.
-        fields: fields of `WarehouseConv` that all convolutions have in common.
+        share: a function from a layer's path to the name of its warehouse, or to None for a layer that
+            stays static; None for `by_stage`.
+        cell_ratio, in_ratio, out_ratio, spatial_partition, reduction: as in `Warehouse`, one value for all
+            warehouses, or one for each in the order in which the network first uses them.
+        param_dtype, kernel_init: as in `Warehouse`.
+        fields: fields of `WarehouseConv` that all layers have in common.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -116,9 +153,46 @@ def share_kernels(
         {'stage1': (56, 8, 8), 'stage2': (47, 16, 16), 'stage3': (47, 32, 32), 'stage4': (27, 64, 64)}
     """
     share = share or by_stage
-    kernels: dict[tuple[str, ...], KernelShape] = {}
+    warehouses: dict[str, list[tuple[Path, KernelShape]]] = {}
+    static = []
+    for path, kernel in list_kernels(network, *inputs).items():
+        name = share(path)
+        if name is None:
+            static.append(path)
+        else:
+            warehouses.setdefault(name, []).append((path, kernel))
 
-    class Recorded(nn.Conv):
+    def freeze(value: Any) -> Any:
+        return tuple(value) if isinstance(value, Sequence) else value
+
+    return network(
+        Warehouses(
+            plan=tuple((name, tuple(members)) for name, members in warehouses.items()),
+            fields=FrozenDict(fields),
+            cell_ratio=freeze(cell_ratio),
+            in_ratio=freeze(in_ratio),
+            out_ratio=freeze(out_ratio),
+            param_dtype=param_dtype,
+            kernel_init=kernel_init,
+            spatial_partition=freeze(spatial_partition),
+            reduction=freeze(reduction),
+            static=tuple(static),
+        )
+    )
+
+
+def list_kernels(
+    network: Callable[[Callable[..., nn.Module]], nn.Module], *inputs: Any
+) -> dict[Path, KernelShape]:
+    """Returns path and kernel of each layer that a network makes by `conv`, in the order of first use.
+
+    Args:
+        network: a function from `conv=` to the network.
+        inputs: the inputs of the network, arrays or their shapes.
+    """
+    kernels: dict[Path, KernelShape] = {}
+
+    class Conv(nn.Conv):
         @nn.compact
         def __call__(self, x: Array, context: Array | None = None) -> Array:
             del context  # no kernel's shape depends on it
@@ -127,23 +201,23 @@ def share_kernels(
             kernels[self.path] = KernelShape(size, in_features, self.features)
             return super().__call__(x)
 
+    class Dense(nn.Dense):
+        @nn.compact
+        def __call__(self, x: Array, context: Array | None = None) -> Array:
+            del context
+            kernels[self.path] = KernelShape((1,), x.shape[-1], self.features)
+            return super().__call__(x)
+
     # Flax names layers after their class if they have no name.
-    Recorded.__name__ = WarehouseConv.__name__
-    jax.eval_shape(network(Recorded).init, jax.random.key(0), *inputs)
-    warehouses: dict[str, list[tuple[tuple[str, ...], KernelShape]]] = {}
-    for path, kernel in kernels.items():
-        warehouses.setdefault(share(path), []).append((path, kernel))
-    return network(
-        Warehouses(
-            plan=tuple((name, tuple(members)) for name, members in warehouses.items()),
-            fields=FrozenDict(fields),
-            cell_ratio=cell_ratio,
-            in_ratio=in_ratio,
-            out_ratio=out_ratio,
-            param_dtype=param_dtype,
-            kernel_init=kernel_init,
-        )
-    )
+    Conv.__name__, Dense.__name__ = WarehouseConv.__name__, WarehouseDense.__name__
+
+    def record(features: int, kernel_size: Any = None, *args: Any, **fields: Any) -> nn.Module:
+        if kernel_size is None:
+            return Dense(features, *args, **fields)
+        return Conv(features, kernel_size, *args, **fields)
+
+    jax.eval_shape(network(record).init, jax.random.key(0), *inputs)
+    return kernels
 
 
 def by_stage(path: tuple[str, ...]) -> str:

@@ -3,6 +3,7 @@
 from dyn.models.acgan import ACGAN
 from dyn.models.autoencoder import Autoencoder
 from dyn.models.classifier import Classifier
+from dyn.models.convnext import ConvNeXt
 from dyn.models.dymn import DyMN
 from dyn.models.efficientnet import (
     EfficientNet,
@@ -10,6 +11,7 @@ from dyn.models.efficientnet import (
     EfficientNetB1,
     EfficientNetLite0,
 )
+from dyn.models.kernel_warehouse import KERNEL_WAREHOUSE
 from dyn.models.mobilenet import MobileNetV2
 from dyn.models.mobilenet_v3 import MobileNetV3
 from dyn.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
@@ -29,12 +31,14 @@ from dyn.models.vgg import VGG, VGG16
 __all__ = [
     "ACGAN",
     "FCN",
+    "KERNEL_WAREHOUSE",
     "VGG",
     "VGG16",
     "Autoencoder",
     "BasicBlock",
     "Bottleneck",
     "Classifier",
+    "ConvNeXt",
     "DeepLabV3Plus",
     "DyMN",
     "EfficientNet",

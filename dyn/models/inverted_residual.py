@@ -95,6 +95,7 @@ class InvertedResidualNet(CheckedModule):
     dtype: Any = None
     remat: Remat = False
     dynamic_stages: Sequence[int] | None = None
+    first_conv: ConvFactory | None = None
 
     def make_layout(self) -> Layout:
         """Returns the sizes of the network."""
@@ -122,6 +123,7 @@ class InvertedResidualNet(CheckedModule):
         fields["kernel_init"] = he_normal_fan_out
         static = partial(Conv, **fields)
         conv = bind_fields(self.conv, **fields)
+        first_conv = bind_fields(self.first_conv or Conv, **fields)
         fields["kernel_init"] = layout.depthwise_init
         depthwise = bind_fields(self.depthwise or Conv, **fields)
         static_depthwise = partial(Conv, **fields)
@@ -133,7 +135,7 @@ class InvertedResidualNet(CheckedModule):
                 f"{stages[-1]}, the last of which is its last convolution."
             )
 
-        x = static(
+        x = first_conv(
             layout.stem,
             (3,) * axes,
             2 if self.stem == "imagenet" else 1,

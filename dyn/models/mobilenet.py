@@ -38,7 +38,7 @@ class MobileNetV2(InvertedResidualNet):
         conv, dense = partial(DCDConv, pool=None, reduction=1 / 16), DCDDense
         net = MobileNetV2(1000, conv, dense=dense, dynamic_stages=range(2, 8))
 
-    The stem is always static.
+    `first_conv` makes the stem's, which KernelWarehouse's authors made dynamic.
 
     Attributes:
         num_classes: number of logits; None for no classifier: the network then returns the features
@@ -57,6 +57,7 @@ class MobileNetV2(InvertedResidualNet):
         remat: results of the blocks that the backward pass computes again; see `ResNet`.
         dynamic_stages: the stages, from 1, whose convolutions `conv` and `depthwise` make, the others' being
             static; the last convolution counts as a stage of its own, the eighth. None for all.
+        first_conv: makes the stem's convolution; None for a static one.
 
     Example:
         >>> import jax, jax.numpy as jnp

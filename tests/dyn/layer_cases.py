@@ -118,6 +118,12 @@ CONVOLUTIONS = {
         statistics=True,
     ),
     "WarehouseConv": Case(partial(layers.WarehouseConv, in_ratio=0.5, **BATCH), statistics=True),
+    "WarehouseConv, whole cells": Case(
+        partial(
+            layers.WarehouseConv, in_ratio=0.5, out_ratio=0.5, spatial_partition=False, **BATCH
+        ),
+        statistics=True,
+    ),
     "FDConv": Case(
         partial(layers.FDConv, num_kernels=3, local=False, **EVERYWHERE, **SMALL_BANDS, **BATCH),
         temperature=True,
@@ -157,8 +163,24 @@ CONVOLUTIONS = {
     ),
 }
 
+
+def dense_case(make, **fields):
+    """Returns the case of a layer that stands in for `nn.Dense`; it looks at its own input."""
+    return Case(make, args=(6,), shape=(4, 9), looks_at=lambda x: x, **fields)
+
+
+DENSE = {
+    "DCDDense": dense_case(partial(layers.DCDDense, latent=3, squeezed=5), statistics=True),
+    "DynamicDense": dense_case(partial(layers.DynamicDense, num_kernels=2), temperature=True),
+    "CondDense": dense_case(partial(layers.CondDense, num_kernels=2)),
+    "WarehouseDense": dense_case(
+        partial(layers.WarehouseDense, in_ratio=1 / 3, out_ratio=0.5, **BATCH), statistics=True
+    ),
+}
+
 LAYERS = {
     **CONVOLUTIONS,
+    **DENSE,
     "SqueezeExcite": Case(
         partial(layers.SqueezeExcite, reduction=0.5, spatial_axes=2), args=(), shape=(4, 6, 5, 8)
     ),
@@ -208,13 +230,6 @@ LAYERS = {
         args=(),
         shape=(4, 6, 5, 8),
         looks_at=None,
-    ),
-    "DCDDense": Case(
-        partial(layers.DCDDense, latent=3, squeezed=5),
-        args=(6,),
-        shape=(4, 9),
-        looks_at=lambda x: x,
-        statistics=True,
     ),
 }
 
@@ -314,7 +329,9 @@ def assert_published(layer, variables, x, sums, entries=None):
         assert shapes_of(variables) == shapes_of(init_shapes(layer, x))
         y, state = jax.jit(partial(layer.apply, mutable=["intermediates"]))(variables, x)
     assert y.dtype == np.float64
-    y = np.asarray(y).transpose(0, 3, 1, 2).ravel()
+    # Dense layers have no space, which torch puts behind the features.
+    y = np.asarray(y)
+    y = np.moveaxis(y, -1, 1).ravel() if y.ndim > 3 else y.ravel()
     np.testing.assert_allclose((y.sum(), np.abs(y).sum()), sums, rtol=0, atol=1e-10)
     if entries is not None:
         np.testing.assert_allclose((*y[:4], y[-1]), entries, rtol=0, atol=6e-9)

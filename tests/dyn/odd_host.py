@@ -17,6 +17,7 @@ PLAIN = {
     "CondConv": layers.CondConv,
     "DCDConv": layers.DCDConv,
     "WarehouseConv": layers.WarehouseConv,
+    "WarehouseConv, whole cells": partial(layers.WarehouseConv, spatial_partition=False),
     "FDConv": layers.FDConv,
     "FDConv, everywhere": partial(layers.FDConv, min_features=0, kernel_sizes=None),
     "PixelDynamicConv": layers.PixelDynamicConv,

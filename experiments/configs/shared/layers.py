@@ -33,7 +33,13 @@ ATTENTIONS = {
     "coordinate": layers.CoordinateAttention,
     "efficient_channel": layers.EfficientChannelAttention,
 }
-CLASSIFIERS = {"dense": nn.Dense, "dcd": layers.DCDDense}
+CLASSIFIERS = {
+    "dense": nn.Dense,
+    "condconv": layers.CondDense,
+    "dcd": layers.DCDDense,
+    "dyconv": layers.DynamicDense,
+    "warehouse": layers.WarehouseDense,
+}
 HEADS = {"fcn": models.FCN, "deeplabv3plus": models.DeepLabV3Plus}
 
 # The layers of each section that holds the name of one. Its other settings are fields of the layer.
@@ -47,7 +53,7 @@ SECTIONS: dict[str, Mapping[str, Any]] = {
 DECIDED = (
     "name", "parent", "features", "kernel_size", "strides", "padding", "input_dilation", "kernel_dilation",
     "feature_group_count", "num_classes", "backbone", "output_stride", "spatial_axes", "warehouse", "place",
-    "use_running_average", "use_bias", "dtype", "param_dtype",
+    "use_running_average", "use_bias", "dtype", "param_dtype", "token_axes",
 )  # fmt: skip
 _EXAMPLES = {bool: True, int: 4, float: 0.5, str: "text"}
 

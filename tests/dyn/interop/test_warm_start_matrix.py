@@ -117,6 +117,17 @@ NETWORKS = {
     "WarehouseConv": STATIC.copy(conv=layers.WarehouseConv),
     "WarehouseConv, shared": shared(),
     "WarehouseConv, shared, 2": shared(cell_ratio=2.5, in_ratio=0.5),
+    "WarehouseConv, shared, low rank": shared(cell_ratio=2, basis_ratio=0.25),
+    "WarehouseConv, whole cells": STATIC.copy(
+        conv=partial(layers.WarehouseConv, spatial_partition=False, in_ratio=0.5)
+    ),
+    "WarehouseDense, shared": layers.share_kernels(
+        lambda conv: STATIC.copy(conv=conv, dense=conv),
+        X,
+        share=lambda path: "head" if path == ("head",) else None,
+        in_ratio=0.25,
+    ),
+    "DynamicDense": STATIC.copy(dense=layers.DynamicDense),
 }
 
 

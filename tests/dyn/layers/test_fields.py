@@ -16,6 +16,7 @@ NETWORKS = {
     "MobileNetV2": partial(models.MobileNetV2, num_classes=3),
     "EfficientNet": partial(models.EfficientNetB0, num_classes=3),
     "DyMN": partial(models.DyMN, num_classes=3),
+    "ConvNeXt": partial(models.ConvNeXt, num_classes=3),
     "VGG": partial(models.VGG16, num_classes=3),
     "SeriesNet": partial(models.Net1, num_classes=3),
     "Autoencoder": models.Autoencoder,

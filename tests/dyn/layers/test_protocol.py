@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from layer_cases import (
     CONVOLUTIONS,
+    DENSE,
     LAYERS,
     assert_learns,
     compiled_case,
@@ -28,7 +29,8 @@ LOOKING = [name for name, case in LAYERS.items() if case.looks_at]
 
 
 @pytest.mark.parametrize(
-    ("static", "name"), [*((nn.Conv, name) for name in CONVOLUTIONS), (nn.Dense, "DCDDense")]
+    ("static", "name"),
+    [*((nn.Conv, name) for name in CONVOLUTIONS), *((nn.Dense, name) for name in DENSE)],
 )
 def test_fields_begin_with_those_of_the_static_layer(static, name):
     """A layer written for `nn.Conv`, with positions or names, is one for these.
@@ -62,7 +64,7 @@ def test_variables_are_in_the_collections_that_the_method_needs(name):
     case, variables = LAYERS[name], compiled_case(name).variables
     collections = {"params"} | ({"batch_stats"} if case.statistics else set())
     attention = {"temperature"} if case.temperature else set()
-    attention |= {"blend"} if name == "WarehouseConv" else set()
+    attention |= {"blend"} if name.startswith("Warehouse") else set()
     assert set(variables) == collections | ({"attention"} if attention else set())
     leaves = jax.tree_util.tree_leaves_with_path(variables.get("attention", {}))
     assert {path[-1].key for path, _ in leaves} == attention
@@ -71,7 +73,10 @@ def test_variables_are_in_the_collections_that_the_method_needs(name):
 # The usual case.
 
 # Forms of a layer beside the one that the default run trains.
-OTHER_FORMS = ("FDConv, local", "GatedConv, kernels", "GatedConv, filters", "RotatedConv, max")
+OTHER_FORMS = (
+    *("FDConv, local", "GatedConv, kernels", "GatedConv, filters", "RotatedConv, max"),
+    "WarehouseConv, whole cells",
+)
 
 
 @pytest.mark.parametrize(
@@ -243,6 +248,7 @@ ERRORS = {
         *((dict(lowering=n), PICTURES, "kernel for each sample") for n in ("outputs", "shared")),
         (dict(in_ratio=0.75), PICTURES, "do not divide"),
         (dict(cell_ratio=0), PICTURES, "cell_ratio"),
+        (dict(basis_ratio=0), PICTURES, "basis_ratio"),
     ],
     "PixelDynamicConv": [
         (dict(attention="local"), PICTURES, "'image'"),

@@ -10,6 +10,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from layer_cases import (
     CONVOLUTIONS,
+    DENSE,
     LAYERS,
     Case,
     assert_trees_close,
@@ -62,7 +63,7 @@ def random_case(name):
     """Returns a layer, random variables, and inputs whose axes can all be halved."""
     case, fields = CASES[name]
     layer = case.layer(**fields)
-    x = random_input(*((4, 9) if name == "DCDDense" else (4, 6, 4, case.shape[-1])))
+    x = random_input(*((4, 9) if name in DENSE else (4, 6, 4, case.shape[-1])))
     return layer, filled(layer, x), x
 
 

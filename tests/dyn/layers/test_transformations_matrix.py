@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from layer_cases import (
+    DENSE,
     LAYERS,
     assert_trees_close,
     compile_training,
@@ -146,7 +147,7 @@ def test_gradients_by_finite_differences(form):
     name, fields = FORMS[form]
     case = LAYERS[name]
     args, shape = (), (2, 4, 3, 2)
-    if name == "DCDDense":
+    if name in DENSE:
         args, shape = (3,), (3, 4)
     elif case.args:
         fields = {"strides": 2, **fields}

@@ -10,7 +10,7 @@ import pytest
 from layer_cases import init_shapes, random_input, shapes_of
 
 from dyn.layers import KernelShape, Warehouse, WarehouseConv, Warehouses, by_stage, share_kernels
-from dyn.models import BasicBlock, ResNet
+from dyn.models import BasicBlock, MobileNetV2, ResNet
 
 
 def small_resnet(x, **fields):
@@ -107,6 +107,53 @@ def test_a_convolution_in_no_stage_needs_share():
     shapes = shapes_of(init_shapes(net, x)["params"])
     assert shapes["conv/all/cells"] == (27, 4, 4)
     assert shapes["WarehouseConv_1/attention/cell/bias"] == (18 * 28,)
+
+
+X = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
+
+
+def test_options_may_differ_between_warehouses():
+    options = {"cell_ratio": [1, 2], "out_ratio": (0.5, 1), "spatial_partition": (True, False)}
+    by_kernel = {"conv1": "first", "conv2": "second", "downsample_conv": None}
+    net = small_resnet(
+        X,
+        network={"width": 64},
+        share=lambda path: by_kernel[path[-1]],
+        reduction=(1 / 2, 1 / 4),
+        **options,
+    )
+    params = init_shapes(net, X)["params"]
+    shapes = shapes_of(params)
+    assert shapes["conv/first/cells"] == (2 * (9 + 2 * 9), 64, 32)
+    assert shapes["conv/second/cells"] == (2 * (1 + 4), 3, 3, 64, 64)
+    assert shapes["stage2_block1/downsample_conv/kernel"] == (1, 1, 64, 128)  # static
+    squeezed = [
+        shapes[f"stage2_block1/{conv}/attention/squeeze/kernel"] for conv in ("conv1", "conv2")
+    ]
+    assert squeezed == [(64, 32), (128, 32)]
+    for option in ("cell_ratio", "reduction"):
+        with pytest.raises(ValueError, match=f"{option} has 3 values for the 2 warehouses stage1"):
+            init_shapes(small_resnet(X, **{option: (1, 1, 1)}), X)
+
+
+def test_a_static_layer_of_a_shared_network_is_a_convolution():
+    net = small_resnet(X, share=lambda path: None)
+    x = random_input(*X.shape)
+    variables = jax.jit(net.init)(jax.random.key(0), x)
+    static = net.clone(conv=nn.Conv, shortcut=nn.Conv)
+    want = jax.jit(static.apply)(variables, x)
+    np.testing.assert_allclose(jax.jit(net.apply)(variables, x), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_classifier_may_share():
+    def network(conv):
+        return MobileNetV2(num_classes=12, conv=conv, dense=conv, width=0.1, stem="small")
+
+    share = lambda path: path[0] if path[0] in ("last_conv", "head") else None  # noqa: E731
+    net = share_kernels(network, X, share=share, in_ratio=(1, 1 / 4))
+    shapes = shapes_of(init_shapes(net, X)["params"])
+    assert shapes["conv/head/cells"] == (4, 320, 12) and shapes["head/bias"] == (12,)
+    assert "head/attention/cell/kernel" in shapes and "stem_conv/kernel" in shapes
 
 
 def test_a_convolution_that_was_not_planned_is_refused():

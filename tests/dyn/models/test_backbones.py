@@ -1,4 +1,4 @@
-"""VGG-16, MobileNetV2 and the classifier with a hidden layer, and what all backbones share."""
+"""VGG-16, MobileNetV2, ConvNeXt and the classifier with a hidden layer, and what all backbones share."""
 
 from functools import partial
 
@@ -9,13 +9,23 @@ import pytest
 from layer_cases import assert_learns, filled, init_shapes, random_input, shapes_of
 
 from dyn.layers import DCDConv, DCDDense, ODConv
-from dyn.models import VGG, VGG16, BasicBlock, Classifier, MobileNetV2, ResNet, mobilenet
+from dyn.models import (
+    VGG,
+    VGG16,
+    BasicBlock,
+    Classifier,
+    ConvNeXt,
+    MobileNetV2,
+    ResNet,
+    mobilenet,
+)
 
 OneStage = partial(ResNet, (1,), BasicBlock, width=2)
 SMALL = {
     "resnet": partial(OneStage, num_classes=3),
     "vgg": partial(VGG, stage_sizes=(1, 1), num_classes=3, width=1),
     "mobilenet": partial(MobileNetV2, num_classes=3, width=0.1),
+    "convnext": partial(ConvNeXt, stage_sizes=(1, 1), num_classes=3, width=2),
     "classifier": partial(
         Classifier, num_classes=3, backbone=partial(OneStage, num_classes=None), hidden=4
     ),
@@ -53,7 +63,11 @@ def test_mobilenet_takes_dynamic_depthwise_convolutions(few_stages):
 
 
 def test_features_are_32_times_smaller_or_8_times_with_the_small_stem():
-    networks = {"vgg": partial(VGG16, width=1), "mobilenet": partial(MobileNetV2, width=0.1)}
+    networks = {
+        "vgg": partial(VGG16, width=1),
+        "mobilenet": partial(MobileNetV2, width=0.1),
+        "convnext": partial(ConvNeXt, width=1, stage_sizes=(1, 1, 1, 1)),
+    }
     for stem, size in (("imagenet", 2), ("small", 8)):
         for name, network in networks.items():
             net = network(num_classes=None, stem=stem)
@@ -62,10 +76,10 @@ def test_features_are_32_times_smaller_or_8_times_with_the_small_stem():
             )
             # VGG's last max pooling is after the features.
             assert features[-1].shape[1] == (2 * size if name == "vgg" else size)
-            assert len(features) == {"vgg": 5, "mobilenet": 8}[name]
+            assert len(features) == {"vgg": 5, "mobilenet": 8, "convnext": 4}[name]
 
 
-@pytest.mark.parametrize("name", ["vgg", "mobilenet"])
+@pytest.mark.parametrize("name", ["vgg", "mobilenet", "convnext"])
 def test_takes_series_and_names_errors(name, few_stages):
     net = SMALL[name](spatial_axes=1, stem="small")
     logits, _ = jax.eval_shape(net.init_with_output, jax.random.key(0), picture(2, 64, 1))
@@ -98,7 +112,7 @@ def test_head_only_runs_all_below_the_head_as_in_inference(name, few_stages):
     jax.tree.map(np.testing.assert_array_equal, changed, {k: variables[k] for k in changed})
 
 
-@pytest.mark.parametrize("name", ["vgg", "mobilenet"])
+@pytest.mark.parametrize("name", ["vgg", "mobilenet", "convnext"])
 def test_gradient_reaches_all_parameters(name, few_stages):
     # Nothing but the input is random: positive numbers keep the ReLUs open.
     net, x = SMALL[name](dropout=0.0), random_input(4, 8, 8, 3)

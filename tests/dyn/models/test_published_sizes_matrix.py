@@ -21,11 +21,13 @@ from dyn.layers import (
     PixelDynamicConv,
     RotatedConv,
     SqueezeExcite,
-    share_kernels,
+    Warehouse,
 )
 from dyn.models import (
     FCN,
+    KERNEL_WAREHOUSE,
     VGG16,
+    ConvNeXt,
     DeepLabV3Plus,
     DyMN,
     EfficientNetB0,
@@ -118,6 +120,7 @@ def rotated(**fields):
         (VGG16, {}, 1000, 138_357_544),
         (VGG16, {}, 17, 134_330_193),
         (VGG16, dcd(pool=1), 17, 135_076_177),
+        (ConvNeXt, {}, 1000, 28_589_128),
         (MobileNetV2, {}, 1000, 3_504_872),
         (MobileNetV2, od_conv(1, "depthwise"), 1000, 4_940_185),
         (MobileNetV2, od_conv(4, "depthwise"), 1000, 11_512_149),
@@ -152,6 +155,7 @@ def test_number_of_parameters(network, fields, num_classes, parameters):
     [
         (VGG16, 15.47e9, (1, 224, 224, 3)),
         (MobileNetV2, 301e6, (1, 224, 224, 3)),
+        (ConvNeXt, 4.46e9, (1, 224, 224, 3)),
         (MobileNetV3, 217e6, (1, 224, 224, 3)),
         (DyMN, 0.58e9, (1, 128, 1000, 1)),  # of ten seconds
     ],
@@ -199,27 +203,34 @@ def test_number_of_parameters_of_segmentation(head, network, backbone, own, outp
     assert count_parameters(shapes["params"]) == backbone + own
 
 
-@pytest.mark.parametrize(
-    ("ratios", "parameters"),
-    [
-        (dict(cell_ratio=0.5, in_ratio=0.5, out_ratio=0.5), 7_431_044),
-        (dict(cell_ratio=1), 11_932_148),
-        (dict(cell_ratio=2), 23_242_127),
-        (dict(cell_ratio=4), 45_862_085),
-    ],
-    ids=["half", "one", "two", "four"],
-)
-def test_number_of_parameters_with_shared_warehouses(ratios, parameters):
-    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+X = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+WAREHOUSES = {
+    "kw1d4x_resnet18": 4_031_768,  # as its configuration is instantiated; the README says 4.08 M
+    "kw1d2x_resnet18": 7_431_044,
+    "kw1x_resnet18": 11_932_148,
+    "kw2x_resnet18": 23_242_127,
+    "kw4x_resnet18": 45_862_085,
+    "kw1d2x_resnet50": 17_638_264,
+    "kw1x_resnet50": 28_052_310,
+    "kw4x_resnet50": 102_015_144,
+    "kw1x_convnext_tiny": 39_370_674,
+    "kw1d2x_mobilenetv2_100": 2_654_396,
+    "kw1x_mobilenetv2_100": 5_168_146,
+    "kw4x_mobilenetv2_100": 11_379_382,
+    "kw1d2x_mobilenetv2_050": 1_466_888,
+    "kw1x_mobilenetv2_050": 2_854_522,
+    "kw4x_mobilenetv2_050": 4_648_587,
+}
 
-    def network(conv):
-        return ResNet18(num_classes=1000, conv=conv, shortcut=conv)
 
-    net = share_kernels(network, x, **ratios)
-    params = init_shapes(net, x)["params"]
-    assert count_parameters(params) == parameters
-    if ratios == {"cell_ratio": 1}:
-        cells = {name: w["cells"].shape for name, w in params["conv"].items()}
+@pytest.mark.parametrize("name", KERNEL_WAREHOUSE)
+def test_number_of_parameters_of_kernel_warehouse(name):
+    params = init_shapes(KERNEL_WAREHOUSE[name](X, num_classes=1000), X)["params"]
+    assert count_parameters(params) == WAREHOUSES[name]
+    # By which the arrays of a checkpoint find their warehouses.
+    cells = {warehouse: w["cells"].shape for warehouse, w in params["conv"].items()}
+    assert len(set(cells.values())) == len(cells)
+    if name == "kw1x_resnet18":
         assert cells == {
             "stage1": (56, 64, 64),
             "stage2": (47, 128, 128),
@@ -237,3 +248,36 @@ def test_number_of_parameters_with_shared_warehouses(ratios, parameters):
         assert attention_outputs("stage3_block1", "conv1") == 864
         assert attention_outputs("stage4_block1", "downsample_conv") == 96
         assert attention_outputs("stage4_block2", "conv2") == 252
+    if name == "kw1d2x_mobilenetv2_100":
+        assert cells == {
+            "stem": (9, 3, 32),
+            "stage1_depthwise": (36, 1, 32),
+            "stage2_depthwise": (18, 1, 144),
+            "stage3_depthwise": (27, 1, 192),
+            "stage4_depthwise": (36, 1, 384),
+            "stage5_depthwise": (27, 1, 576),
+            "stage6_expand": (6, 80, 480),
+            "stage6_depthwise": (27, 1, 960),
+            "stage6_project": (40, 160, 80),
+            "head": (20, 32, 1000),
+        }
+
+
+def test_first_cells_of_low_rank_attention_are_those_of_the_authors():
+    plan = KERNEL_WAREHOUSE["kw1d2x_resnet50"](X, num_classes=1000).conv.plan
+    first = {}
+    for _, members in plan:
+        ratios = dict(cell_ratio=0.5, in_ratio=0.5, out_ratio=0.5)
+        warehouse = Warehouse(tuple(kernel for _, kernel in members), **ratios)
+        first |= {path: warehouse.first_cell(place) for place, (path, _) in enumerate(members)}
+
+    def find(block, *names):
+        return [first[block, name] for name in names]
+
+    convs = ("conv1", "conv2", "conv3")
+    assert find("stage1_block1", *convs[1:]) == [0, 18]
+    assert find("stage1_block2", *convs) == [26, 34, 52]
+    assert find("stage1_block3", *convs) == [60, 68, 86]
+    assert find("stage2_block1", "conv1", "downsample_conv", "conv2") == [94, 110, 0]
+    assert find("stage3_block1", "conv1", "downsample_conv") == [128, 144]
+    assert find("stage4_block1", "conv1", "downsample_conv") == [196, 212]

@@ -10,7 +10,7 @@ from layer_cases import assert_trees_close, filled, init_shapes, random_input, s
 from residuals import count_residuals, make_loss
 
 from dyn.layers import ODConv, PixelDynamicConv, share_kernels
-from dyn.models import BasicBlock, MobileNetV2, ResNet, mobilenet
+from dyn.models import BasicBlock, ConvNeXt, MobileNetV2, ResNet, mobilenet
 
 pytestmark = pytest.mark.matrix
 
@@ -24,7 +24,17 @@ NETWORKS = {
         context="carried_pixels",
         representation=4,
     ),
-    "warehouses": lambda **fields: share_kernels(lambda conv: Small(conv=conv, **fields), X),
+    "warehouses": lambda **fields: share_kernels(
+        lambda conv: Small(conv=conv, **fields), X, cell_ratio=2, basis_ratio=0.5
+    ),
+    "convnext": partial(
+        ConvNeXt,
+        num_classes=3,
+        width=8,
+        stem="small",
+        stage_sizes=(1,),
+        conv=partial(ODConv, num_kernels=2),
+    ),
     "mobilenet": partial(
         MobileNetV2,
         num_classes=3,

@@ -48,7 +48,12 @@ NETWORKS = {
         (4, 16, 3),
     ),
     "ResNet, shared kernels": (
-        share_kernels(lambda conv: small(conv=conv, shortcut=conv), jnp.ones(PICTURES)),
+        share_kernels(
+            lambda conv: small(conv=conv, shortcut=conv),
+            jnp.ones(PICTURES),
+            cell_ratio=2,
+            basis_ratio=0.5,
+        ),
         PICTURES,
     ),
     "MobileNetV2": (
@@ -73,6 +78,10 @@ NETWORKS = {
         (4, 8, 8, 3),
     ),
     "DyMN": (models.DyMN(3, width=0.1, stem="small", dropout=0), (4, 8, 8, 3)),
+    "ConvNeXt": (
+        models.ConvNeXt(3, od, stage_sizes=(1,), width=4, stem="small", spatial_axes=1),
+        (4, 16, 3),
+    ),
     "VGG": (models.VGG((1, 1), num_classes=3, width=4, conv=od, dropout=0), PICTURES),
     "FCN": (models.FCN(num_classes=3, backbone=backbone, dropout=0), PICTURES),
     "DeepLabV3Plus": (

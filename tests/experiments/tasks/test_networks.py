@@ -87,3 +87,20 @@ def test_unknown_networks_are_refused():
 def test_blocks_are_computed_twice_to_save_memory(network):
     config = config_of(network, **{"model.remat": "blocks"})
     assert make_task(config).make_model(3, spatial_axes=2).remat is True
+
+
+@pytest.mark.parametrize(
+    ("classifier", "shapes"),
+    [
+        ({"name": "dyconv", "num_kernels": 3}, {"kernel": (3, 1, 16, 3), "bias": (3, 3)}),
+        ({"name": "condconv", "num_kernels": 2}, {"kernel": (2, 1, 16, 3), "bias": (2, 3)}),
+        ({"name": "warehouse", "in_ratio": 0.25}, {"bias": (3,)}),
+    ],
+    ids=lambda value: value.get("name", ""),
+)
+def test_a_classifier_may_be_dynamic(classifier, shapes):
+    config = resolve_config(config_of("resnet", classifier=classifier))
+    _, variables = variables_of(config)
+    head = variables["params"]["head"]
+    assert {name: head[name].shape for name in ("kernel", "bias") if name in head} == shapes
+    assert ("warehouse" in head) == (classifier["name"] == "warehouse")

@@ -66,8 +66,9 @@ def test_the_same_network_takes_everything_over(trained, tmp_path, exported):
     [
         ({"name": "dense"}, ["head/bias (5,)", "head/kernel (8, 5)"]),
         ({"name": "dcd"}, ["head/"]),
+        ({"name": "dyconv", "num_kernels": 2}, ["head/"]),
     ],
-    ids=["dense", "dynamic"],
+    ids=["dense", "dcd", "dyconv"],
 )
 def test_the_head_stays_new_with_other_classes(trained, tmp_path, classifier, head):
     old = trained(config_with(conv=ODCONV, classifier=classifier), 3)
