@@ -1,7 +1,8 @@
 """Pure functions of arrays: the dynamic convolution in several equal lowerings, and max pooling.
 
 * convolution: `dynamic_conv` convolves each sample with its own kernel; `explain` prints the lowering
-  that it would choose and why; `LOWERINGS` names all of them.
+  that it would choose and why; `LOWERINGS` names all of them. `convolve_positions` convolves each channel
+  with a kernel of its own at each position.
 * pooling: `max_pool`; `max_pool_with_argmax`, which also returns the positions of the maxima;
   `max_unpool`, which puts values back there.
 """
@@ -10,9 +11,11 @@ from dyn.ops.dynamic_conv import dynamic_conv, explain
 from dyn.ops.lowerings import LOWERINGS
 from dyn.ops.max_pool import max_pool, max_pool_with_argmax
 from dyn.ops.max_unpool import max_unpool
+from dyn.ops.positions import convolve_positions
 
 __all__ = [
     "LOWERINGS",
+    "convolve_positions",
     "dynamic_conv",
     "explain",
     "max_pool",
