@@ -25,8 +25,8 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
     too, and no elementwise work. A dynamic convolution counts as in published numbers, independently of its
     lowering: one convolution, plus one multiply-add for each element of its K > 1 kernels to mix them; a
     pixel-wise mixture has no mixed kernel and counts as K convolutions. A kernel per position, of
-    `convolve_positions`, counts one multiply-add for each tap of each channel. Under `jax.grad` and `jax.vmap` the
-    operations of its lowering count. A condition counts as its most expensive branch, a loop with an
+    `convolve_positions`, counts one multiply-add for each tap of each output. Under `jax.grad` and `jax.vmap`
+    the operations of its lowering count. A condition counts as its most expensive branch, a loop with an
     unknown number of iterations as one iteration.
 
     Args:

@@ -24,6 +24,9 @@ Choose a layer for
 * about as many parameters as a static network: `ODConv(num_kernels=1)`, `DCDConv`, `WarehouseConv`, `FDConv`;
 * a different kernel at each position, for dense prediction: `PixelDynamicConv`, with
   `KernelRepresentation` to carry information from layer to layer;
+* a kernel per position and no mixing of channels, with far fewer parameters: `Involution`,
+  `DecoupledDynamicFilter`; for sequences `SequenceDynamicConv` and the static `LightweightConv`;
+* spectrograms: `FrequencyDynamicConv`, a mixture of kernels for each frequency;
 * a network whose parts are switched off, to be read or pruned: `GatedConv`;
 * features that rotate with the picture: `RotatedConv(pooling="max")`, or orientations by attention;
 * the cheapest change of a static network: `SqueezeExcite`, or `CBAM`, at the end of a block;
@@ -39,20 +42,32 @@ from dyn.layers.cond_conv import CondConv
 # A static kernel and a small dynamic matrix, without per-sample kernels. DCDDense is its classifier.
 from dyn.layers.dcd_conv import DCDConv, DCDDense
 
+# A filter per position times, or plus, one per channel. Keeps the number of features.
+from dyn.layers.decoupled_filter import DecoupledDynamicFilter
+
 # A mixture of candidate kernels and biases under softmax attention with a temperature.
 from dyn.layers.dynamic_conv import DynamicConv
 
 # Candidate kernels that divide one kernel's spectrum: many kernels for one kernel's parameters.
 from dyn.layers.fd_conv import FDConv
 
+# A mixture of candidate kernels for each frequency, or moment, of a spectrogram.
+from dyn.layers.frequency_conv import FrequencyDynamicConv, PartialFrequencyDynamicConv
+
 # Hard attention: switches kernels, filters or slices of a kernel on and off.
 from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gate, prune_kernels
+
+# A kernel per position, made from the features there. Keeps the number of features.
+from dyn.layers.involution import Involution
 
 # A state carried across layers, which gives any of them its context; it is not a convolution.
 from dyn.layers.kernel_representation import KernelRepresentation, append_state, beside
 
 # Kernels assembled from cells that several layers can share.
 from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv
+
+# Softmax kernels for heads of channels, static and at each position (Wu et al.'s dynamic convolution).
+from dyn.layers.light_conv import LightweightConv, SequenceDynamicConv
 
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
 from dyn.layers.od_conv import ODConv
@@ -81,14 +96,20 @@ __all__ = [
     "Conv",
     "DCDConv",
     "DCDDense",
+    "DecoupledDynamicFilter",
     "DynamicConv",
     "FDConv",
+    "FrequencyDynamicConv",
     "GatedConv",
+    "Involution",
     "KernelRepresentation",
     "KernelShape",
+    "LightweightConv",
     "ODConv",
+    "PartialFrequencyDynamicConv",
     "PixelDynamicConv",
     "RotatedConv",
+    "SequenceDynamicConv",
     "SpectralNormConv",
     "SpectralNormDense",
     "SqueezeExcite",

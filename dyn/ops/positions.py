@@ -65,8 +65,8 @@ def convolve_positions(
     rank = inputs.ndim - 2
     if kernels.ndim != 2 * rank + 2:
         raise ValueError(
-            f"kernels must be [B, *out, *k, G] with as many axes in out and in k as inputs {inputs.shape} have "
-            f"spatial ones; got {kernels.shape}."
+            f"kernels must be [B, *out, *k, G] with as many axes in out and in k as inputs {inputs.shape} "
+            f"have spatial ones; got {kernels.shape}."
         )
     size = kernels.shape[1 + rank : -1]
     geometry = resolve_geometry(

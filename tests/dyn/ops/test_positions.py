@@ -8,28 +8,28 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 from layer_cases import random_input
-from numpy_oracle import axis_reads
+from numpy_oracle import axis_reads, output_shape
 from residuals import count_residuals
 
 from dyn.diagnostics import count_macs
 from dyn.ops import convolve_positions, planner, positions
 
-# Spatial shape, kernel size, channels, groups, and the geometry of each axis.
+# Spatial shape, kernel size, channels, groups, and fields of the call.
 CASES = {
-    "2d": ((5, 4), (3, 3), 6, 2, [dict(padding=1), dict(padding=1)]),
-    "2d strided, one group": ((6, 5), (3, 2), 3, 1, [dict(stride=2), dict(stride=3)]),
-    "2d a group each": ((4, 4), (2, 3), 4, 4, [dict(padding=(0, 2)), dict(padding="VALID")]),
-    "2d dilated": ((7, 6), (3, 2), 4, 2, [dict(kernel_dilation=2), dict(kernel_dilation=3)]),
+    "2d": ((5, 4), (3, 3), 6, 2, dict(padding=1)),
+    "2d strided, one group": ((6, 5), (3, 2), 3, 1, dict(strides=(2, 3))),
+    "2d a group each": ((4, 4), (2, 3), 4, 4, dict(padding="VALID")),
+    "2d dilated": ((7, 6), (3, 2), 4, 2, dict(kernel_dilation=(2, 3))),
     "2d input dilated, cropped": (
         (4, 5),
         (3, 3),
         4,
         2,
-        [dict(input_dilation=2, padding=(1, 2), stride=2), dict(padding=(-1, 2))],
+        dict(input_dilation=(2, 1), padding=((1, 2), (-1, 2)), strides=(2, 1)),
     ),
-    "1d causal": ((7,), (3,), 4, 2, [dict(padding="CAUSAL", stride=2)]),
-    "1d circular": ((6,), (4,), 4, 2, [dict(padding="CIRCULAR")]),
-    "3d": ((3, 2, 3), (2, 1, 2), 2, 1, [dict()] * 3),
+    "1d causal": ((7,), (3,), 4, 2, dict(padding="CAUSAL", strides=2)),
+    "1d circular": ((6,), (4,), 4, 2, dict(padding="CIRCULAR")),
+    "3d": ((3, 2, 3), (2, 1, 2), 2, 1, {}),
 }
 
 
@@ -53,32 +53,17 @@ def expected(x, kernels, scale, shift, axes):
 
 def make_case(name):
     """Returns float64 arguments, the fields of a call, and the axes of the oracle."""
-    spatial, size, channels, groups, axes = CASES[name]
-    axes = [dict(stride=1, padding="SAME", input_dilation=1, kernel_dilation=1) | a for a in axes]
-    out = tuple(len(axis_reads(n, k, **a)) for n, k, a in zip(spatial, size, axes, strict=True))
+    spatial, size, channels, groups, fields = CASES[name]
+    usual = dict(strides=1, padding="SAME", input_dilation=1, kernel_dilation=1)
+    values = [
+        (v,) * len(size) if isinstance(v, int | str) else v for v in (usual | fields).values()
+    ]
+    names = ("stride", "padding", "input_dilation", "kernel_dilation")
+    axes = [dict(zip(names, axis, strict=True)) for axis in zip(*values, strict=True)]
+    out = output_shape(spatial, size, axes)
     shapes = ((2, *spatial, channels), (2, *out, *size, groups), *[(2, *size, channels)] * 2)
     rng = np.random.default_rng(3)
-    x, kernels, scale, shift = (rng.standard_normal(shape) for shape in shapes)
-    names = ("strides", "padding", "input_dilation", "kernel_dilation")
-    values = zip(*(axis.values() for axis in axes), strict=True)
-    fields = {
-        # A name stands for all axes; numbers may be one for each.
-        key: value[0] if all(v == value[0] for v in value) and not isinstance(value[0], int)
-        else tuple(_pair(key, v, n, a) for v, n, a in zip(value, zip(spatial, size), axes, strict=True))
-        for key, value in zip(names, values, strict=True)
-    }  # fmt: skip
-    return (x, kernels, scale, shift), fields, axes
-
-
-def _pair(key, value, sizes, axis):
-    """Writes a padding that has a name as a pair, since other axes may have other paddings."""
-    if key != "padding" or not isinstance(value, str):
-        return value
-    from dyn.ops.geometry import resolve_geometry
-
-    n, k = sizes
-    fields = (axis["stride"], value, axis["input_dilation"], axis["kernel_dilation"])
-    return resolve_geometry((n,), (k,), *fields).padding[0]
+    return [rng.standard_normal(shape) for shape in shapes], fields, axes
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -136,7 +121,9 @@ def test_nothing_of_the_size_of_the_patches_is_kept_or_computed():
         return jnp.sum(convolve_positions(*args) ** 2), None
 
     kept = count_residuals(loss, (x, kernels))
-    assert kept <= 2 * x.size + kernels.size  # the arguments and the outputs, which the square keeps
+    assert (
+        kept <= 2 * x.size + kernels.size
+    )  # the arguments and the outputs, which the square keeps
     compiled = jax.jit(jax.grad(loss, has_aux=True)).lower((x, kernels)).compile()
     # A few inputs, padded to 20 x 20, and kernels.
     assert compiled.memory_analysis().temp_size_in_bytes < 6 * x.nbytes + 3 * kernels.nbytes
