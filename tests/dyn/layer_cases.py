@@ -139,6 +139,18 @@ CONVOLUTIONS = {
         temperature=True,
         statistics=True,
     ),
+    # Their attention looks at each position, like that of `PixelDynamicConv`: see LOCAL.
+    "Involution": Case(partial(layers.Involution, groups=2), looks_at=lambda x: x),
+    "DecoupledDynamicFilter": Case(
+        partial(layers.DecoupledDynamicFilter, heads=2), looks_at=lambda x: x
+    ),
+    "SequenceDynamicConv": Case(partial(layers.SequenceDynamicConv, heads=2), looks_at=lambda x: x),
+    "FrequencyDynamicConv": Case(
+        partial(layers.FrequencyDynamicConv, num_kernels=2, **BATCH),
+        looks_at=lambda x: x,
+        temperature=True,
+        statistics=True,
+    ),
     # The guide promises that its example is a layer like the others.
     "MeanMaxConv": Case(
         read_document_layer("MeanMaxConv"),
@@ -148,6 +160,17 @@ CONVOLUTIONS = {
         partial(layers.SpectralNormConv, num_kernels=2), temperature=True, statistics=True
     ),
 }
+
+# Layers whose context may differ between positions.
+LOCAL = (
+    "PixelDynamicConv",
+    "Involution",
+    "DecoupledDynamicFilter",
+    "SequenceDynamicConv",
+    "FrequencyDynamicConv",
+)
+# Those among them that convolve each channel by itself, by no mixture of candidates.
+POSITIONS = LOCAL[1:4]
 
 LAYERS = {
     **CONVOLUTIONS,
