@@ -4,9 +4,9 @@ Zhou, Jampani, Pi, Liu, Yang: Decoupled Dynamic Filter Networks. CVPR 2021. http
 
 Deviations from the authors' code: a pointwise convolution comes first if the number of features changes;
 1-D and 3-D inputs, every padding of `nn.Conv`, sizes that the stride does not divide, an optional bias, and a
-context from elsewhere. A filter of a single tap, or of equal ones, which has no deviation, is not divided by
-it: a single tap stays as it is, and equal ones become zero without a gradient. The squeezed vector has at
-least `min_squeeze` numbers. The upsampling form, which fails in their code, is left out.
+context from elsewhere. A filter of a single tap has no deviation: it is a gate, 2 sigmoid(tap). One of equal
+taps becomes zero without a gradient, which would be huge. The squeezed vector has at least `min_squeeze`
+numbers. The upsampling form, which fails in their code, is left out.
 """
 
 import math
@@ -89,7 +89,7 @@ class DecoupledDynamicFilter(PositionConv):
         if context.ndim > 2:
             vector = global_average(context, geometry.rank, dtype)
             context = move_to_output_grid(context, x, geometry, self.is_causal)
-        x = self.project(x)
+        x = self.project_inputs(x)
         positions, channels = Filters(
             heads=self.count_groups("heads", self.heads, 1),
             features=self.features,
@@ -147,12 +147,13 @@ class Filters(AttentionBranch):
 def standardise(filters: Array, axes: tuple[int, ...], epsilon: float = 1e-10) -> Array:
     """Returns (filters - mean) / (std + epsilon) over some axes, with the unbiased deviation.
 
-    A filter of one tap stays as it is. One of equal taps becomes zero and has no gradient: that of its
-    deviation is undefined, and divided by epsilon any other would be huge.
+    A filter of one tap becomes 2 sigmoid(tap): as a factor it has to be bounded, because it multiplies what it
+    was made from. One of equal taps becomes zero and has no gradient: that of its deviation is undefined, and
+    divided by epsilon any other would be huge.
     """
     taps = math.prod(filters.shape[axis] for axis in axes)
     if taps == 1:
-        return filters
+        return 2 * nn.sigmoid(filters)
     centred = filters - jnp.mean(filters, axes, keepdims=True)
     variance = jnp.sum(centred**2, axes, keepdims=True) / (taps - 1)
     varies = variance > 0

@@ -90,7 +90,7 @@ class Involution(PositionConv):
         context = self.flatten_local_context(context, x, batch)
         if context.ndim > 2:
             context = average_strides(context.astype(dtype), x, geometry, self.is_causal)
-        x = self.project(x)
+        x = self.project_inputs(x)
         kernels = InvolutionKernels(
             groups=self.count_groups("groups", self.groups, self.features // 16),
             size=geometry.size,

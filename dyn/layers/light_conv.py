@@ -123,7 +123,7 @@ class LightweightConv(SoftmaxConv):
         """
         x, batch = self.flatten_inputs(inputs)
         geometry, heads = self.resolve_geometry(x), self.count_heads()
-        x = self.project(x)
+        x = self.project_inputs(x)
         shape = (*geometry.size, 1, heads)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         kernel = kernel.astype(self.attention_dtype(x))
@@ -201,7 +201,7 @@ class SequenceDynamicConv(SoftmaxConv):
         context = self.flatten_local_context(context, x, batch)
         if context.ndim > 2:
             context = move_to_output_grid(context, x, geometry, self.is_causal)
-        x = self.project(x)
+        x = self.project_inputs(x)
         logits = apply_head(
             "attention",
             context.astype(dtype),

@@ -22,7 +22,7 @@ class PositionConv(ConvLayer):
     `nn.Conv`'s fields, `kernel_init` and `feature_group_count` are those of that convolution.
     """
 
-    def project(self, x: Array) -> Array:
+    def project_inputs(self, x: Array) -> Array:
         """Returns `[B, *spatial, features]` of the flat inputs, in the dtype of the convolution.
 
         Raises:

@@ -89,8 +89,8 @@ def test_filters_without_deviation_have_finite_gradients():
     value, gradient = jax.value_and_grad(loss)(jnp.full((2, 3), 0.7))
     assert value == 0 and not gradient.any()
     assert np.abs(jax.grad(loss)(random_input(2, 3))).max() > 0.1
-    one = jnp.full((2, 1), 0.7)
-    np.testing.assert_array_equal(standardise(one, (-1,)), one)
+    one = standardise(jnp.array([[0.0], [100.0]]), (-1,))  # a single tap is a gate
+    np.testing.assert_array_equal(one, [[1.0], [2.0]])
 
 
 def test_impossible_fields_are_refused():
