@@ -147,7 +147,7 @@ class Filters(AttentionBranch):
 def standardise(filters: Array, axes: tuple[int, ...], epsilon: float = 1e-10) -> Array:
     """Returns (filters - mean) / (std + epsilon) over some axes, with the unbiased deviation.
 
-    A filter of one tap becomes 2 sigmoid(tap): as a factor it has to be bounded, because it multiplies what it
+    A filter of one tap becomes 2 sigmoid(tap): as a factor it must be bounded, because it multiplies what it
     was made from. One of equal taps becomes zero and has no gradient: that of its deviation is undefined, and
     divided by epsilon any other would be huge.
     """

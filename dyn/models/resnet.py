@@ -59,7 +59,8 @@ class ResNet(CheckedModule):
         dense: makes the classifier, a callable with `nn.Dense`'s arguments such as `DCDDense`.
         width: features of the first stage; each later stage has twice as many.
         stem: 'imagenet' (7x7, stride 2, max pooling) or 'small' (3x3, stride 1) for pictures below
-            about 100 pixels and for short series.
+            about 100 pixels and for short series; or a callable that makes a module with a stride of 4, such
+            as `RedNetStem`: `stem(width, norm=..., dtype=..., name=...)`.
         spatial_axes: 2 for pictures `[B, H, W, C]`, 1 for series `[B, L, C]`.
         dropout: share of the pooled features dropped before the classifier in training.
         dtype: dtype of the computation; None for the inputs'.
@@ -95,7 +96,7 @@ class ResNet(CheckedModule):
     attention: Callable[..., nn.Module] | None = None
     dense: Callable[..., nn.Module] = nn.Dense
     width: int = 64
-    stem: str = "imagenet"
+    stem: str | Callable[..., nn.Module] = "imagenet"
     spatial_axes: int = 2
     dropout: float = 0.0
     dtype: Any = None
@@ -122,7 +123,10 @@ class ResNet(CheckedModule):
         fields = {"use_bias": False, "dtype": self.dtype}
         static = partial(Conv, **fields, kernel_init=he_normal_fan_out)
 
-        if self.stem == "imagenet":
+        if not isinstance(self.stem, str):
+            x = self.stem(self.width, norm=norm, dtype=self.dtype, name="stem")(x)
+            stride = 4
+        elif self.stem == "imagenet":
             x = static(self.width, (7,) * axes, 2, padding=3, name="stem_conv")(x)
             x = nn.relu(norm(name="stem_norm")(x))
             x = max_pool(x, (3,) * axes, 2, padding=1)
