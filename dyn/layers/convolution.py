@@ -154,7 +154,7 @@ class ConvLayer(CheckedModule):
 
     @property
     def is_causal(self) -> bool:
-        """Whether no output may depend on a later input."""
+        """Returns whether no output may depend on a later input."""
         return isinstance(self.padding, str) and self.padding.upper() == "CAUSAL"
 
     def attention_fields(self: HasAttention, context_size: int, dtype: jnp.dtype) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class FrequencyDynamicConv(ConvLayer):
         (2, 128, 50, 16)
         >>> _, state = layer.apply(state, x, mutable=["intermediates"])
         >>> state["intermediates"]["attention"]["weights"][0]["pixel"].shape
-        (2, 128, 4)
+        (2, 128, 1, 4)
     """
 
     num_kernels: int = 4
@@ -113,9 +113,8 @@ class FrequencyDynamicConv(ConvLayer):
         dtype = float32_or_wider(x, kernels)
         context = self.flatten_local_context(context, x, batch)
         fields = self.attention_fields(context.shape[-1], dtype)
-        windows = read_windows(context, x, geometry, axis, dtype)
+        windows = expand_along(read_windows(context, x, geometry, axis, dtype), geometry, axis)
         mix = MixtureAttention(num_kernels=self.num_kernels, **fields)(windows)
-        mix = expand_along(mix, geometry, axis)
         x = x.astype(self.conv_dtype(x))
         y = self.convolve_dilated(x, kernels, mix, geometry, dilations)
         y = self.add_mixed_bias(y, self.num_kernels, mix)
@@ -353,12 +352,12 @@ def select_axis(geometry: Geometry, axis: int) -> Geometry:
     )
 
 
-def expand_along(mix: Array, geometry: Geometry, axis: int) -> Array:
-    """Gives mixtures `[B, n, K]` along a spatial axis the other ones, of size one; `[B, K]` stays."""
-    if mix.ndim == 2:
-        return mix
+def expand_along(windows: Array, geometry: Geometry, axis: int) -> Array:
+    """Gives windows `[B, n, D]` along a spatial axis the other ones, of size one; `[B, D]` stays."""
+    if windows.ndim == 2:
+        return windows
     others = [n + 1 for n in range(geometry.rank) if n != axis]
-    return jnp.expand_dims(mix, others)
+    return jnp.expand_dims(windows, others)
 
 
 def dilate_kernel(geometry: Geometry, dilation: Sequence[int], causal: bool) -> Geometry:
