@@ -117,7 +117,7 @@ class AttentionBranch(nn.Module, kw_only=True):
         self.sow("intermediates", "weights", present)
 
 
-class MixtureAttention(AttentionBranch):
+class MixtureAttention(AttentionBranch, kw_only=True):
     """Mixes K candidate kernels: `[B, *out, D]` or `[B, D]` to weights `[B, *out, K]` or `[B, K]`.
 
         a = softmax((V ReLU(norm(U c)) + b) / T)
@@ -127,17 +127,20 @@ class MixtureAttention(AttentionBranch):
 
     Attributes:
         num_kernels: K.
+        precision: precision of the products at positions. They are not tiny there: in the highest one, six
+            passes on a TPU, the squeeze would take a third of the time of K = 4 convolutions 1x1. That of
+            products with a vector is the highest.
     """
 
     num_kernels: int
+    precision: lax.Precision | None = None
 
     @nn.compact
     def __call__(self, context: Array) -> Array:
         """Computes the weights of the candidate kernels."""
         # Positions are squeezed and normalised like samples, and stay on their grid: a reshape would cost a
-        # TPU a copy. Products at each position are no longer tiny: in the highest precision, six passes on a
-        # TPU, the squeeze would take a third of the time of K = 4 convolutions 1x1.
-        precision = ATTENTION_PRECISION if context.ndim == 2 else None
+        # TPU a copy.
+        precision = ATTENTION_PRECISION if context.ndim == 2 else self.precision
         z = self.squeeze_context(context, precision)
         logits = self.apply_head("kernel", z, self.num_kernels, precision=precision)
         mix = nn.softmax(logits / self.read_temperature())

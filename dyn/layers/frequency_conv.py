@@ -22,7 +22,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import MixtureAttention
+from dyn.layers.attention import ATTENTION_PRECISION, MixtureAttention
 from dyn.layers.convolution import ConvLayer
 from dyn.layers.static_conv import Conv
 from dyn.ops.dtypes import float32_or_wider
@@ -114,7 +114,8 @@ class FrequencyDynamicConv(ConvLayer):
         context = self.flatten_local_context(context, x, batch)
         fields = self.attention_fields(context.shape[-1], dtype)
         windows = expand_along(read_windows(context, x, geometry, axis, dtype), geometry, axis)
-        mix = MixtureAttention(num_kernels=self.num_kernels, **fields)(windows)
+        fields |= {"num_kernels": self.num_kernels, "precision": ATTENTION_PRECISION}
+        mix = MixtureAttention(**fields)(windows)
         x = x.astype(self.conv_dtype(x))
         y = self.convolve_dilated(x, kernels, mix, geometry, dilations)
         y = self.add_mixed_bias(y, self.num_kernels, mix)

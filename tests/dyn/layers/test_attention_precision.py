@@ -32,6 +32,9 @@ def trace(module, *args, **options):
     )
 
 
+AT_POSITIONS = ("PixelDynamicConv", "CBAM", "Involution", "SequenceDynamicConv")
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_products_of_attention_ask_for_the_highest_precision(name):
     """The field `precision` stays that of the convolution."""
@@ -40,8 +43,10 @@ def test_products_of_attention_ask_for_the_highest_precision(name):
     if has_field:
         layer = layer.clone(precision="high")
     found = set(trace(layer, random_input(*LAYERS[name].shape)))
-    if name in ("PixelDynamicConv", "CBAM"):  # attention at each position is not tiny
+    if name in AT_POSITIONS:  # attention at each position is not tiny
         assert found == {Precision.HIGH if has_field else Precision.HIGHEST, None}
+    elif name == "DecoupledDynamicFilter":  # both, for positions and channels
+        assert found == {Precision.HIGHEST, Precision.HIGH, None}
     else:
         assert found == ({Precision.HIGHEST, Precision.HIGH} if has_field else {Precision.HIGHEST})
 

@@ -9,7 +9,8 @@ import pytest
 from layer_cases import assert_published, filled, random_input, sines
 from numpy_oracle import convolve
 
-from dyn.layers import Involution
+from dyn.interop import warm_start
+from dyn.layers import Conv, Involution
 
 
 def make_published(taps, groups):
@@ -144,3 +145,10 @@ def test_another_number_of_features_is_projected_first():
     want = jax.jit(layer.apply)(variables, projected, x)  # kernels are made from the inputs
     variables["params"]["project"] = filled(layer, x)["params"]["project"]
     np.testing.assert_allclose(jax.jit(layer.apply)(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
+def test_does_not_start_from_a_convolution():
+    x = random_input(2, 5, 4, 4)
+    static, layer = Conv(4, (3, 3)), Involution(4, (3, 3))
+    with pytest.raises(ValueError, match=r"kernel, of shape .* convolves each channel by itself"):
+        warm_start(filled(layer, x), filled(static, x), noise=0)
