@@ -39,7 +39,8 @@ def convolve_positions(
     kernel, which differs between channels and not between positions: the product is never stored.
 
     Neither the patches nor anything else of the size of T times the inputs is stored, in the forward pass or
-    for the backward one, which keeps only the arguments. Sums are taken in float32 or wider.
+    for the backward one, which keeps only the arguments. Sums are taken in float32 or wider. Gradients are those
+    of reverse mode; `jax.jvp` is refused.
 
     Args:
         inputs: x, `[B, *spatial, C]` with one, two or three spatial axes.
@@ -125,7 +126,7 @@ Weights = tuple[Array, Array | None, Array | None]
 def _add_taps(x: Array, weights: Weights, geometry: Geometry) -> Array:
     """Adds up the products of the inputs and weights of all taps: `[B, *out, C]`."""
     wide, channels = float32_or_wider(x), x.shape[-1]
-    if 0 in (x.shape[0], *geometry.out):
+    if _is_empty((x.shape[0], *geometry.out)):
         return jnp.zeros((x.shape[0], *geometry.out, channels), x.dtype)
     padded = _pad_zeros(x, geometry)
 
@@ -159,7 +160,7 @@ def _keep_arguments(x: Array, weights: Weights, geometry: Geometry) -> tuple[Arr
 def _differentiate(geometry: Geometry, kept: tuple, g: Array) -> tuple[Array, Weights]:
     """Computes the gradients of the inputs and the weights, one tap after another."""
     x, weights = kept
-    if 0 in g.shape:
+    if _is_empty(g.shape):
         return jnp.zeros_like(x), jax.tree.map(jnp.zeros_like, weights)
     wide, channels = float32_or_wider(x), x.shape[-1]
     padded, g = _pad_zeros(x, geometry), g.astype(wide)
@@ -183,6 +184,11 @@ def _differentiate(geometry: Geometry, kept: tuple, g: Array) -> tuple[Array, We
 
 
 _add_taps.defvjp(_keep_arguments, _differentiate)
+
+
+def _is_empty(shape: Sequence[int]) -> bool:
+    """Returns whether an axis is empty; symbolic sizes, which cannot be compared, are not."""
+    return any(isinstance(n, int) and n == 0 for n in shape)
 
 
 def _pad_zeros(x: Array, geometry: Geometry) -> Array:
