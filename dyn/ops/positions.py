@@ -39,8 +39,8 @@ def convolve_positions(
     kernel, which differs between channels and not between positions: the product is never stored.
 
     Neither the patches nor anything else of the size of T times the inputs is stored, in the forward pass or
-    for the backward one, which keeps only the arguments. Sums are taken in float32 or wider. Gradients are those
-    of reverse mode; `jax.jvp` is refused.
+    for the backward one, which keeps only the arguments. Sums are taken in float32 or wider. Gradients are
+    for reverse mode; `jax.jvp` is refused.
 
     Args:
         inputs: x, `[B, *spatial, C]` with one, two or three spatial axes.

@@ -9,6 +9,7 @@ import pytest
 from layer_cases import assert_published, filled, init_shapes, random_input, sines
 from numpy_oracle import axis_reads
 
+from dyn.diagnostics import count_macs
 from dyn.layers import DecoupledDynamicFilter
 from dyn.layers.decoupled_filter import standardise
 
@@ -101,3 +102,11 @@ def test_impossible_fields_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             init_shapes(partial(DecoupledDynamicFilter, 6, (3, 3))(**fields), x)
+
+
+def test_costs():
+    """Filters of 2 heads at each position and of 8 channels, from 4 numbers; 9 taps of each output."""
+    layer = DecoupledDynamicFilter(8, (3, 3), 2, heads=2)
+    x = jax.ShapeDtypeStruct((2, 6, 4, 8), jnp.float32)
+    macs = count_macs(layer.apply, init_shapes(layer, x), x)
+    assert macs == 2 * 6 * (8 * 18 + 9 * 8) + 2 * (8 * 4 + 4 * 72)

@@ -6,9 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import assert_published, filled, random_input, sines
+from layer_cases import assert_published, filled, init_shapes, random_input, sines
 from numpy_oracle import convolve
 
+from dyn.diagnostics import count_macs
 from dyn.interop import warm_start
 from dyn.layers import Conv, Involution
 
@@ -152,3 +153,10 @@ def test_does_not_start_from_a_convolution():
     static, layer = Conv(4, (3, 3)), Involution(4, (3, 3))
     with pytest.raises(ValueError, match=r"kernel, of shape .* convolves each channel by itself"):
         warm_start(filled(layer, x), filled(static, x), noise=0)
+
+
+def test_costs():
+    """A projection, attention with 4 squeezed numbers and 2 groups of 9 taps, and 9 taps of each output."""
+    layer, x = Involution(8, (3, 3), 2, groups=2), jax.ShapeDtypeStruct((2, 6, 4, 6), jnp.float32)
+    macs = count_macs(layer.apply, init_shapes(layer, x), x)
+    assert macs == 2 * 24 * 6 * 8 + 2 * 6 * (6 * 4 + 4 * 18 + 9 * 8)

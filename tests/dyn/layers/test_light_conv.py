@@ -7,6 +7,7 @@ import pytest
 from layer_cases import filled, init_shapes, random_input, shapes_of, sines
 from numpy_oracle import axis_reads
 
+from dyn.diagnostics import count_macs
 from dyn.layers import LightweightConv, SequenceDynamicConv
 
 
@@ -148,3 +149,12 @@ def test_initialisation_is_the_authors():
     params = SequenceDynamicConv(512, 7, heads=8).init(jax.random.key(0), x)["params"]
     weights = params["attention"]["kernel"]
     assert 0.99 / np.sqrt(512) < np.abs(weights).max() <= 1 / np.sqrt(512)
+
+
+def test_costs():
+    """A product for the kernels of two heads at each position, and 3 taps of each output."""
+    x = jax.ShapeDtypeStruct((2, 7, 4), jnp.float32)
+    for make, attention in ((LightweightConv, 0), (SequenceDynamicConv, 4 * 6)):
+        layer = make(4, 3, heads=2)
+        macs = count_macs(layer.apply, init_shapes(layer, x), x)
+        assert macs == 2 * 7 * (attention + 3 * 4)
