@@ -2,8 +2,8 @@
 
 Nam, Kim, Ko, Park: Frequency Dynamic Convolution: Frequency-Adaptive Pattern Recognition for Sound Event
 Detection. Interspeech 2022. https://arxiv.org/abs/2203.15296 (FDY, and its twin in time, TDY)
-Nam, Park: Diversifying and Expanding Frequency-Adaptive Convolution Kernels for Sound Event Detection.
-Interspeech 2024. https://arxiv.org/abs/2406.05341 (dilated, DFD)
+Nam, Kim, Min, Lee, Park: Diversifying and Expanding Frequency-Adaptive Convolution Kernels for Sound Event
+Detection. Interspeech 2024. https://arxiv.org/abs/2406.05341 (dilated, DFD)
 Nam, Park: Pushing the Limit of Sound Event Detection with Multi-Dilated Frequency Dynamic Convolution. 2024.
 https://arxiv.org/abs/2406.13312 (partial, PFD, and multi-dilated, MDFD)
 
