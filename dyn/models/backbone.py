@@ -88,7 +88,8 @@ def _make_spatial(
     **fields: Any,
 ) -> nn.Module:
     if set(kernel_size) == {1}:
-        return Conv(features, kernel_size, strides, kernel_init=he_normal_fan_out, **fields)
+        fields.setdefault("kernel_init", he_normal_fan_out)
+        return Conv(features, kernel_size, strides, **fields)
     if size is not None:
         kernel_size = (size,) * len(kernel_size)
         fields["padding"] = size // 2 * fields.get("kernel_dilation", 1)

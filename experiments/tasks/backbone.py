@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dyn import layers, models
+from dyn.models.backbone import convolve_spatially
 from experiments.configs.shared.layers import ATTENTIONS, CLASSIFIERS, CONVS
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.tasks.task import Array, Variables
@@ -29,8 +30,10 @@ RESNETS = {
 NETWORKS = ("resnet", "vgg16", "mobilenet_v2")
 # The field `remat` of a network, by `config.model.remat`.
 REMAT = {"none": False, "cheap": jax.checkpoint_policies.dots_saveable, "blocks": True}
-# Layers whose authors replace the depthwise convolutions of MobileNetV2 too.
-DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv)
+# Layers that convolve each channel by itself, and leave 1x1 convolutions static.
+BY_CHANNEL = (layers.DecoupledDynamicFilter, layers.Involution, layers.SequenceDynamicConv)
+# Layers whose authors replace the depthwise convolutions of MobileNetV2 too, or that are depthwise.
+DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv, *BY_CHANNEL)
 
 
 def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
@@ -47,6 +50,8 @@ def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.
     resnet = config.model.network == "resnet"
 
     def build(conv: Callable[..., nn.Module]) -> nn.Module:
+        if CONVS[config.conv.name] in BY_CHANNEL:
+            conv = convolve_spatially(conv)
         convs = {"conv": conv}
         if resnet:
             convs["shortcut"] = conv if config.model.shortcut == "conv" else None
