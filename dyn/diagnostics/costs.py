@@ -24,8 +24,9 @@ def count_macs(function: Callable[..., Any], *args: Any) -> int:
     It counts convolutions (taps on padding included) and matrix products, those of the attention branches
     too, and no elementwise work. A dynamic convolution counts as in published numbers, independently of its
     lowering: one convolution, plus one multiply-add for each element of its K > 1 kernels to mix them; a
-    pixel-wise mixture has no mixed kernel and counts as K convolutions. Under `jax.grad` and `jax.vmap` the
-    operations of its lowering count. A condition counts as its most expensive branch, a loop with an
+    pixel-wise mixture has no mixed kernel and counts as K convolutions. A kernel per position, of
+    `convolve_positions`, counts one multiply-add for each tap of each output. Under `jax.grad` and `jax.vmap`
+    the operations of its lowering count. A condition counts as its most expensive branch, a loop with an
     unknown number of iterations as one iteration.
 
     Args:
@@ -141,6 +142,8 @@ def _macs_by_scope(jaxpr: jex_core.Jaxpr, outer: str = "") -> Counter[str]:
             total[scope] += _dynamic_conv_macs(inputs, outputs[0])
         elif eqn.params.get("name") == "_sample_conv" and len(outputs) == 1:
             total[scope] += math.prod(outputs[0][:-1]) * math.prod(inputs[1][1:])
+        elif eqn.params.get("name") == "_position_conv" and len(outputs) == 1:
+            total[scope] += _position_conv_macs(inputs, outputs[0])
         elif name == "dot_general":
             (contract, _), _ = eqn.params["dimension_numbers"]
             total[scope] += math.prod(outputs[0]) * math.prod(inputs[0][axis] for axis in contract)
@@ -193,6 +196,18 @@ def _dynamic_conv_macs(inputs: list[tuple[int, ...]], output: tuple[int, ...]) -
     if len(inputs[2]) > 2:  # pixel-wise
         return convolution * num_kernels
     return convolution + output[0] * num_kernels * kernel_size
+
+
+def _position_conv_macs(inputs: list[tuple[int, ...]], output: tuple[int, ...]) -> int:
+    """Counts the multiply-adds of `dyn.ops.convolve_positions`: each output is a sum over T taps.
+
+    A factor of the kernel is elementwise work. Under `jax.vmap` all arguments have another axis in front, and
+    under `jax.grad` they are others.
+    """
+    kernels = inputs[1] if len(inputs) > 1 else ()
+    if kernels[: len(output) - 1] != output[:-1]:
+        return 0
+    return math.prod(output) * math.prod(kernels[len(output) - 1 : -1])
 
 
 def _inner_jaxprs(params: dict[str, Any]) -> Iterator[jex_core.Jaxpr]:

@@ -38,6 +38,11 @@ _HEADS = (
 )
 _SAME_MODEL = ": build both from the same model, so that the same layers have the same names."
 
+_BY_CHANNEL = (
+    ": a layer that convolves each channel by itself (Involution, DecoupledDynamicFilter, "
+    "SequenceDynamicConv) cannot start from a convolution; leave such layers static, or train from scratch."
+)
+
 
 def warm_start(
     dynamic_variables: Mapping[str, Any],
@@ -59,11 +64,11 @@ def warm_start(
     The new network computes the same function for any input, noise and temperature, up to rounding: the
     linear layers that compute the attention get kernels of zero, so that it weights all inputs and candidates
     equally, the noise sums to zero, and c undoes the constant factor of the attention. c is 1 for a softmax
-    (`DynamicConv`, `PixelDynamicConv`), 2 for each of the sigmoids of `ODConv` (so 8, and 4 for a 1x1 kernel
-    or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels of `GatedConv`, whose gates start open,
-    1 for `DCDConv` and `DCDDense`, and 1 / R for the R spectra of `FDConv`. Dense layers start as their
-    convolutions do. The source of the context, another input or a `KernelRepresentation`, makes no
-    difference.
+    (`DynamicConv`, `PixelDynamicConv`, `FrequencyDynamicConv` without dilations), 2 for each of the sigmoids
+    of `ODConv` (so 8, and 4 for a 1x1 kernel or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels
+    of `GatedConv`, whose gates start open, 1 for `DCDConv` and `DCDDense`, and 1 / R for the R spectra of
+    `FDConv`. Dense layers start as their convolutions do. The source of the context, another input or a
+    `KernelRepresentation`, makes no difference.
 
     Some layers need an adjustment elsewhere, which `dyn.interop.compensation` describes:
 
@@ -83,8 +88,8 @@ def warm_start(
     kernels. A `WarehouseConv` with a `cell_ratio` below 1 has too few numbers, and a `CondConv` with another
     layer's router, unless that is a module `routing` beside it as in `EfficientNet`, does not know its
     weights: both are errors. Gates with `active=`, and gates at the ends of blocks or a `SpectralNormConv`
-    without a norm named as in `dyn.models.ResNet`, stay as initialised. A `SelectiveKernel` has no place for
-    a static kernel, which is an error too.
+    without a norm named as in `dyn.models.ResNet`, stay as initialised. A `SelectiveKernel` and layers that
+    convolve each channel by itself, such as `Involution`, have no place for a static kernel: errors, too.
 
     Noise makes the candidates different. The weights of equal candidates have no gradient and the candidates
     have equal ones, so with `noise=0` a `DynamicConv` remains a static convolution forever. (The sigmoids of
@@ -150,9 +155,10 @@ def warm_start(
         if hasattr(old, "shape") and old.shape[1:] == (1, *value.shape):
             value = value[None]  # a dense layer's matrix is a kernel of one tap
         if old is None or not hasattr(old, "shape"):
+            by_channel = any(other[: len(path)] == (*path[:-1], "attention") for other in started)
             raise ValueError(
                 f"{'/'.join(path)}, of shape {value.shape} in the static network, is not in the dynamic "
-                f"one{_SAME_MODEL}"
+                f"one{_BY_CHANNEL if by_channel and path[-1] == 'kernel' else _SAME_MODEL}"
             )
         if old.shape == (spectrum_shape(value.shape) if transform else value.shape):
             new = kernel_to_spectrum(value) if transform else value

@@ -24,6 +24,9 @@ Choose a layer for
 * about as many parameters as a static network: `ODConv(num_kernels=1)`, `DCDConv`, `WarehouseConv`, `FDConv`;
 * a different kernel at each position, for dense prediction: `PixelDynamicConv`, with
   `KernelRepresentation` to carry information from layer to layer;
+* a kernel per position and no mixing of channels, with far fewer parameters: `Involution`,
+  `DecoupledDynamicFilter`; for sequences `SequenceDynamicConv` and the static `LightweightConv`;
+* spectrograms: `FrequencyDynamicConv`, a mixture of kernels for each frequency;
 * a network whose parts are switched off, to be read or pruned: `GatedConv`;
 * in place of `nn.Dense`, for a classifier or for tokens (`token_axes=1`): `DynamicDense` and `CondDense`,
   mixtures of K matrices; `WarehouseDense`; `DCDDense`;
@@ -49,6 +52,9 @@ from dyn.layers.coordinate_attention import CoordinateAttention
 # A static kernel and a small dynamic matrix, without per-sample kernels. DCDDense is its classifier.
 from dyn.layers.dcd_conv import DCDConv, DCDDense
 
+# A filter per position times, or plus, one per channel. Keeps the number of features.
+from dyn.layers.decoupled_filter import DecoupledDynamicFilter
+
 # Sums values at moved points by weights of each position: DCNv3 and DCNv4. It is not a convolution.
 from dyn.layers.deformable_aggregation import DeformableAggregation
 
@@ -67,14 +73,23 @@ from dyn.layers.efficient_channel_attention import EfficientChannelAttention
 # Candidate kernels that divide one kernel's spectrum: many kernels for one kernel's parameters.
 from dyn.layers.fd_conv import FDConv
 
+# A mixture of candidate kernels for each frequency, or moment, of a spectrogram.
+from dyn.layers.frequency_conv import FrequencyDynamicConv, PartialFrequencyDynamicConv
+
 # Hard attention: switches kernels, filters or slices of a kernel on and off.
 from dyn.layers.gated_conv import GatedConv, density_loss, gate_report, hard_gate, prune_kernels
+
+# A kernel per position, made from the features there. Keeps the number of features.
+from dyn.layers.involution import Involution
 
 # A state carried across layers, which gives any of them its context; it is not a convolution.
 from dyn.layers.kernel_representation import KernelRepresentation, append_state, beside
 
 # Kernels assembled from cells that several layers can share. WarehouseDense is their dense layer.
 from dyn.layers.kernel_warehouse import KernelShape, Warehouse, WarehouseConv, WarehouseDense
+
+# Softmax kernels for heads of channels, static and at each position (Wu et al.'s dynamic convolution).
+from dyn.layers.light_conv import LightweightConv, SequenceDynamicConv
 
 # Omni-dimensional attention: candidate kernels, kernel positions, input channels, output filters.
 from dyn.layers.od_conv import ODConv
@@ -108,6 +123,7 @@ __all__ = [
     "CoordinateAttention",
     "DCDConv",
     "DCDDense",
+    "DecoupledDynamicFilter",
     "DeformableAggregation",
     "DeformableConv",
     "DynamicConv",
@@ -115,13 +131,18 @@ __all__ = [
     "DynamicReLU",
     "EfficientChannelAttention",
     "FDConv",
+    "FrequencyDynamicConv",
     "GatedConv",
+    "Involution",
     "KernelRepresentation",
     "KernelShape",
+    "LightweightConv",
     "ODConv",
+    "PartialFrequencyDynamicConv",
     "PixelDynamicConv",
     "RotatedConv",
     "SelectiveKernel",
+    "SequenceDynamicConv",
     "SpectralNormConv",
     "SpectralNormDense",
     "SqueezeExcite",

@@ -130,18 +130,21 @@ class MixtureAttention(AttentionBranch, kw_only=True):
     Attributes:
         num_kernels: K.
         squeezes: whether the context is squeezed.
+        precision: precision of the products at positions. They are not tiny there: in the highest one, six
+            passes on a TPU, the squeeze would take a third of the time of K = 4 convolutions 1x1. That of
+            products with a vector is the highest.
     """
 
     num_kernels: int
     squeezes: bool = True
+    precision: lax.Precision | None = None
 
     @nn.compact
     def __call__(self, context: Array) -> Array:
         """Computes the weights of the candidate kernels."""
         # Positions are squeezed and normalised like samples, and stay on their grid: a reshape would cost a
-        # TPU a copy. Products at each position are no longer tiny: in the highest precision, six passes on a
-        # TPU, the squeeze would take a third of the time of K = 4 convolutions 1x1.
-        precision = ATTENTION_PRECISION if context.ndim == 2 else None
+        # TPU a copy.
+        precision = ATTENTION_PRECISION if context.ndim == 2 else self.precision
         # Methods are recognised by the names of parameters: gates have a `kernel` without a squeeze.
         z, name = context.astype(self.dtype), "mixture"
         if self.squeezes:

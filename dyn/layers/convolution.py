@@ -128,6 +128,37 @@ class ConvLayer(CheckedModule):
             )
         return flatten_batch(context, 1)[0]
 
+    def flatten_local_context(
+        self, context: Array | None, x: Array, batch: tuple[int, ...]
+    ) -> Array:
+        """Returns a context that may differ between positions: `[B, *grid, D]`, or `[B, D]`.
+
+        Args:
+            context: `[*batch, *grid, D]`, `[*batch, D]` or None for the inputs.
+            x: the flat inputs.
+            batch: shape of the batch axes that the inputs had.
+
+        Raises:
+            ValueError: if the context has other batch axes than the inputs, or another number of axes.
+        """
+        if context is None:
+            return x
+        check_context(context)
+        if context.shape[:-1] == batch:
+            return flatten_batch(context, 1)[0]
+        rank = x.ndim - 2
+        if context.ndim != len(batch) + rank + 1 or context.shape[: len(batch)] != batch:
+            raise ValueError(
+                f"context must be [*batch, D] or [*batch, *spatial, D] with the inputs' batch axes "
+                f"{batch} and {rank} spatial axes; got shape {context.shape}."
+            )
+        return flatten_batch(context, rank + 1)[0]
+
+    @property
+    def is_causal(self) -> bool:
+        """Returns whether no output may depend on a later input."""
+        return isinstance(self.padding, str) and self.padding.upper() == "CAUSAL"
+
     def attention_fields(self: HasAttention, context_size: int, dtype: jnp.dtype) -> dict[str, Any]:
         """Returns the fields that an `AttentionBranch` takes from its layer.
 
@@ -330,7 +361,14 @@ class ConvLayer(CheckedModule):
         return y + broadcast_weights(lax.broadcast_to_rank(bias, y.ndim), y)
 
     def add_mixed_bias(self, y: Array, num_kernels: int, mix: Array | None) -> Array:
-        """Adds the parameter `bias`, `(K, O)`, mixed like the kernels, if `use_bias`."""
+        """Adds the parameter `bias`, `(K, O)`, mixed like the kernels, if `use_bias`.
+
+        Args:
+            y: `[B, *out, O]`.
+            num_kernels: K.
+            mix: `[B, K]`, or `[B, ..., K]` with an axis for each of `y`, of its size or one; None for the
+                only bias.
+        """
         if not self.use_bias:
             return y
         shape = (num_kernels, self.features)
@@ -339,7 +377,7 @@ class ConvLayer(CheckedModule):
             return y + broadcast_weights(lax.broadcast_to_rank(bias[0], y.ndim), y)
         # As exact as the mixture of kernels, even if matrix products are rounded by default.
         mixed = jnp.matmul(mix, bias.astype(mix.dtype), precision=lax.Precision.HIGHEST)
-        return y + expand_over_space(mixed, y)
+        return y + (expand_over_space if mix.ndim == 2 else broadcast_weights)(mixed, y)
 
 
 def check_context(context: Any) -> None:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dyn.layers.attention import MixtureAttention, global_average
-from dyn.layers.convolution import ConvLayer, check_context, flatten_batch
+from dyn.layers.convolution import ConvLayer
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.geometry import Geometry
 from dyn.ops.sharding import automate_sharding, mesh_axes
@@ -108,23 +108,12 @@ class PixelDynamicConv(ConvLayer):
         Raises:
             ValueError: if the context is on neither grid, or has other batch axes than the inputs.
         """
-        rank = x.ndim - 2
-        if context is None:
-            context = x
-        else:
-            check_context(context)
-            if context.shape[:-1] == batch:
-                return flatten_batch(context, 1)[0]
-            if context.ndim != len(batch) + rank + 1 or context.shape[: len(batch)] != batch:
-                raise ValueError(
-                    f"context must be [*batch, D] or [*batch, *spatial, D] with the inputs' batch axes "
-                    f"{batch} and {rank} spatial axes; got shape {context.shape}."
-                )
-            context = flatten_batch(context, rank + 1)[0]
+        context = self.flatten_local_context(context, x, batch)
+        if context.ndim == 2:
+            return context
         if self.attention == "image":
-            return global_average(context, rank, float32_or_wider(context))
-        causal = isinstance(self.padding, str) and self.padding.upper() == "CAUSAL"
-        return move_to_output_grid(context, x, self.resolve_geometry(x), causal)
+            return global_average(context, x.ndim - 2, float32_or_wider(context))
+        return move_to_output_grid(context, x, self.resolve_geometry(x), self.is_causal)
 
 
 def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bool) -> Array:
@@ -144,24 +133,41 @@ def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bo
     Raises:
         ValueError: if the context lies on neither grid.
     """
-    spatial, out = x.shape[1:-1], geometry.out
-    if context.shape[1:-1] == out:
+    if is_on_output_grid(context, x, geometry):
         return context
-    if context.shape[1:-1] != spatial:
-        raise ValueError(
-            f"context lies on a grid of {context.shape[1:-1]}; the input's is {spatial} and the "
-            f"output's {out}: it must lie on one of them."
-        )
 
     def move(context: Array) -> Array:
         # A padding that repeats inputs repeats the context, too.
         context = geometry.pad_edges(context)
         for axis in range(geometry.rank):
-            reach = (geometry.size[axis] - 1) * geometry.kernel_dilation[axis]
-            start = np.arange(out[axis]) * geometry.strides[axis] - geometry.padding[axis][0]
-            index = (start + (reach if causal else reach // 2)) // geometry.input_dilation[axis]
+            index = find_centres(geometry, axis, causal) // geometry.input_dilation[axis]
             index = np.clip(index, 0, geometry.spatial[axis] - 1)
             context = jnp.take(context, index, axis=axis + 1, mode="clip")
         return context
 
     return automate_sharding(move, context, axes=mesh_axes(context)[:-1])
+
+
+def is_on_output_grid(context: Array, x: Array, geometry: Geometry) -> bool:
+    """Returns whether a context lies on the grid of a convolution's output, or else on that of its input.
+
+    Raises:
+        ValueError: if it lies on neither grid.
+    """
+    spatial, out = x.shape[1:-1], geometry.out
+    if context.shape[1:-1] not in (spatial, out):
+        raise ValueError(
+            f"context lies on a grid of {context.shape[1:-1]}; the input's is {spatial} and the "
+            f"output's {out}: it must lie on one of them."
+        )
+    return context.shape[1:-1] == out
+
+
+def find_centres(geometry: Geometry, axis: int, causal: bool) -> np.ndarray:
+    """Returns the middle of the window of each output along an axis, or its end for `causal`.
+
+    It counts dilated inputs, and may lie outside of them.
+    """
+    reach = (geometry.size[axis] - 1) * geometry.kernel_dilation[axis]
+    start = np.arange(geometry.out[axis]) * geometry.strides[axis] - geometry.padding[axis][0]
+    return start + (reach if causal else reach // 2)

@@ -14,6 +14,7 @@ from dyn.models.efficientnet import (
 from dyn.models.kernel_warehouse import KERNEL_WAREHOUSE
 from dyn.models.mobilenet import MobileNetV2
 from dyn.models.mobilenet_v3 import MobileNetV3
+from dyn.models.rednet import RedNet, RedNet26, RedNet38, RedNet50, RedNet101, RedNet152
 from dyn.models.resnet import BasicBlock, Bottleneck, ResNet, ResNet18, ResNet34, ResNet50
 from dyn.models.segmentation import FCN, DeepLabV3Plus
 from dyn.models.selective_resnet import (
@@ -50,6 +51,12 @@ __all__ = [
     "Net1",
     "Net2",
     "PooledConv",
+    "RedNet",
+    "RedNet26",
+    "RedNet38",
+    "RedNet50",
+    "RedNet101",
+    "RedNet152",
     "ResNet",
     "ResNet18",
     "ResNet34",

@@ -1,6 +1,6 @@
 """Parts that the networks share: types of fields, the norm, the call of a block, the check of the input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,9 @@ import flax.linen as nn
 import jax
 from jax.tree_util import Partial
 
+from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.norms import BatchNorm
+from dyn.layers.static_conv import Conv
 
 ConvFactory = Callable[..., nn.Module]
 """`conv(features, kernel_size, strides, padding=..., use_bias=..., dtype=..., name=...)`, as `nn.Conv`."""
@@ -59,10 +61,46 @@ def _make_layer(make: ConvFactory, *args: Any, **fields: Any) -> nn.Module:
     return make(*args, **fields)
 
 
+def convolve_spatially(conv: ConvFactory, size: int | None = None) -> ConvFactory:
+    """Returns a factory of `conv` for kernels larger than one position, and of static ones for the others.
+
+    It is for layers that convolve each channel by itself, `Involution` and `DecoupledDynamicFilter`, in
+    bottlenecks: their 1x1 convolutions mix the channels.
+
+    Args:
+        conv: a callable with `nn.Conv`'s arguments.
+        size: another kernel size along each spatial axis, an odd number; None for the network's own.
+
+    Example:
+        >>> from dyn.layers import DecoupledDynamicFilter
+        >>> from dyn.models import ResNet50
+        >>> from dyn.models.backbone import convolve_spatially
+        >>> net = ResNet50(num_classes=10, conv=convolve_spatially(DecoupledDynamicFilter))
+    """
+    return partial(_make_spatial, conv, size)
+
+
+def _make_spatial(
+    conv: ConvFactory,
+    size: int | None,
+    features: int,
+    kernel_size: Sequence[int],
+    strides: int = 1,
+    **fields: Any,
+) -> nn.Module:
+    if set(kernel_size) == {1}:
+        fields.setdefault("kernel_init", he_normal_fan_out)
+        return Conv(features, kernel_size, strides, **fields)
+    if size is not None:
+        kernel_size = (size,) * len(kernel_size)
+        fields["padding"] = size // 2 * fields.get("kernel_dilation", 1)
+    return conv(features, kernel_size, strides, **fields)
+
+
 def check_input(
     x: jax.Array,
     spatial_axes: int,
-    stem: str,
+    stem: str | Callable[..., nn.Module],
     stems: tuple[str, ...] = ("imagenet", "small"),
 ) -> None:
     """Checks the axes of a backbone's input and the name of its stem.
@@ -74,6 +112,6 @@ def check_input(
         raise ValueError(
             f"the network takes [B, *spatial, C] with spatial_axes={spatial_axes}; got shape {x.shape}."
         )
-    if stem not in stems:
+    if isinstance(stem, str) and stem not in stems:
         known = f"{', '.join(map(repr, stems[:-1]))} or {stems[-1]!r}"
         raise ValueError(f"stem={stem!r} is unknown: write {known}.")

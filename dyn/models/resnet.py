@@ -62,7 +62,8 @@ class ResNet(CheckedModule):
         width: features of the first stage; each later stage has twice as many.
         stem: 'imagenet' (7x7, stride 2, max pooling), 'deep' (three of 3x3 instead of 7x7, as in timm's 'd'
             variants, which also have `shortcut=PooledConv`) or 'small' (3x3, stride 1) for pictures below
-            about 100 pixels and for short series.
+            about 100 pixels and for short series; or a callable that makes a module with a stride of 4, such
+            as `RedNetStem`: `stem(width, norm=..., dtype=..., name=...)`.
         spatial_axes: 2 for pictures `[B, H, W, C]`, 1 for series `[B, L, C]`.
         dropout: share of the pooled features dropped before the classifier in training.
         dtype: dtype of the computation; None for the inputs'.
@@ -99,7 +100,7 @@ class ResNet(CheckedModule):
     activation: Callable[..., nn.Module] | None = None
     dense: Callable[..., nn.Module] = nn.Dense
     width: int = 64
-    stem: str = "imagenet"
+    stem: str | Callable[..., nn.Module] = "imagenet"
     spatial_axes: int = 2
     dropout: float = 0.0
     dtype: Any = None
@@ -126,21 +127,8 @@ class ResNet(CheckedModule):
         fields = {"use_bias": False, "dtype": self.dtype}
         static = partial(Conv, **fields, kernel_init=he_normal_fan_out)
 
-        small = self.stem == "small"
-        if self.stem == "deep":
-            for n, strides in ((1, 2), (2, 1)):
-                conv = partial(static, padding=1, name=f"stem_conv{n}")
-                x = conv(self.width // 2, (3,) * axes, strides)(x)
-                x = nn.relu(norm(name=f"stem_norm{n}")(x))
-            x = static(self.width, (3,) * axes, 1, padding=1, name="stem_conv3")(x)
-        elif small:
-            x = static(self.width, (3,) * axes, 1, padding=1, name="stem_conv")(x)
-        else:
-            x = static(self.width, (7,) * axes, 2, padding=3, name="stem_conv")(x)
-        x = nn.relu(norm(name="stem_norm")(x))
-        if not small:
-            x = max_pool(x, (3,) * axes, 2, padding=1)
-        stride = 1 if small else 4
+        x = self.apply_stem(x, norm, static)
+        stride = 1 if self.stem == "small" else 4
 
         representation = None
         if self.context in ("carried", "carried_pixels"):
@@ -186,6 +174,25 @@ class ResNet(CheckedModule):
         x = jnp.mean(x, axis=tuple(range(1, axes + 1)))
         x = Dropout(self.dropout, deterministic=not train)(x)
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
+
+    def apply_stem(
+        self, x: Array, norm: Callable[..., nn.Module], conv: Callable[..., nn.Module]
+    ) -> Array:
+        """Applies the stem, whose norms `norm` makes and whose convolutions `conv`."""
+        if not isinstance(self.stem, str):
+            return self.stem(self.width, norm=norm, dtype=self.dtype, name="stem")(x)
+        three, width = (3,) * self.spatial_axes, self.width
+        if self.stem == "small":
+            x = conv(width, three, 1, padding=1, name="stem_conv")(x)
+            return nn.relu(norm(name="stem_norm")(x))
+        if self.stem == "deep":
+            for n, strides in ((1, 2), (2, 1)):
+                x = conv(width // 2, three, strides, padding=1, name=f"stem_conv{n}")(x)
+                x = nn.relu(norm(name=f"stem_norm{n}")(x))
+            x = conv(width, three, 1, padding=1, name="stem_conv3")(x)
+        else:
+            x = conv(width, (7,) * self.spatial_axes, 2, padding=3, name="stem_conv")(x)
+        return max_pool(nn.relu(norm(name="stem_norm")(x)), three, 2, padding=1)
 
 
 def compute_extra_inputs(

@@ -191,9 +191,9 @@ def resolve_geometry(
         raise ValueError(
             f"kernel size and feature_group_count must be positive; got {size} and {groups}."
         )
-    strides = _per_axis("strides", strides, rank)
-    input_dilation = _per_axis("input_dilation", input_dilation, rank)
-    kernel_dilation = _per_axis("kernel_dilation", kernel_dilation, rank)
+    strides = per_axis("strides", strides, rank)
+    input_dilation = per_axis("input_dilation", input_dilation, rank)
+    kernel_dilation = per_axis("kernel_dilation", kernel_dilation, rank)
     reach = _reach(size, kernel_dilation)
     pairs, extension, mode = _resolve_padding(padding, spatial, reach, strides, input_dilation)
     for n, dilation, pair in zip(spatial, input_dilation, pairs, strict=True):
@@ -302,7 +302,7 @@ def _whole_numbers(value: Any, length: int) -> tuple[int, ...] | None:
     return numbers if len(numbers) == length else None
 
 
-def _per_axis(name: str, value: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
+def per_axis(name: str, value: int | Sequence[int] | None, rank: int) -> tuple[int, ...]:
     """Returns one positive number for each axis, from one for all, one for each, or None (1)."""
     values = _whole_numbers(1 if value is None else value, rank)
     if values is None or min(values) < 1:

@@ -40,6 +40,11 @@ def list_networks() -> dict[str, nn.Module]:
         # With 'auto', the products depend on how many devices this machine has.
         "FDConv": partial(layers.FDConv, lowering="samples"),
         "PixelDynamicConv": layers.PixelDynamicConv,
+        "Involution": layers.Involution,
+        "DecoupledDynamicFilter": layers.DecoupledDynamicFilter,
+        "SequenceDynamicConv": layers.SequenceDynamicConv,
+        "FrequencyDynamicConv": layers.FrequencyDynamicConv,
+        "PartialFrequencyDynamicConv": layers.PartialFrequencyDynamicConv,
         "GatedConv": layers.GatedConv,
         "RotatedConv": layers.RotatedConv,
         "DeformableConv": layers.DeformableConv,

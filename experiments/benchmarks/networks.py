@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from dyn import layers
 from dyn.models import ResNet18, ResNet50, SKResNet18, SKResNet50
+from dyn.models.backbone import convolve_spatially
 from experiments.benchmarks.flax_resnet import make_flax_resnet
 from experiments.core.config_file import load_config_file
 from experiments.core.errors import UserError
@@ -36,6 +37,10 @@ def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
     def resnet_with(layer: Callable[..., nn.Module], **fields: Any) -> partial:
         return partial(resnet, conv=partial(layer, **fields))
 
+    def spatial_resnet_with(layer: Callable[..., nn.Module], **fields: Any) -> partial:
+        # They convolve each channel by itself, between the 1x1 convolutions of bottlenecks.
+        return partial(resnet, conv=convolve_spatially(partial(layer, **fields)))
+
     four_kernels = {"num_kernels": 4}
     return {
         FLAX: partial(make_flax_resnet, depth),
@@ -48,6 +53,10 @@ def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
         "warehouse": warehouse,
         "fdconv": resnet_with(layers.FDConv, **papers_norm),
         "pixel": resnet_with(layers.PixelDynamicConv, **four_kernels),
+        "involution": spatial_resnet_with(layers.Involution, **papers_norm),
+        "ddf": spatial_resnet_with(layers.DecoupledDynamicFilter),
+        "sequence_dynamic": spatial_resnet_with(layers.SequenceDynamicConv),
+        "fdy": resnet_with(layers.FrequencyDynamicConv, **four_kernels, **papers_norm),
         "gated": resnet_with(layers.GatedConv, **four_kernels),
         "rotated": resnet_with(layers.RotatedConv, **papers_norm),
         "spectral_norm": resnet_with(layers.SpectralNormConv, **four_kernels),

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dyn import layers, models
+from dyn.models.backbone import convolve_spatially
 from dyn.models.efficientnet import TENSORFLOW, make_condconv_fields
 from experiments.configs.shared.layers import ATTENTIONS, CLASSIFIERS, CONVS
 from experiments.core.errors import UserError, suggest_nearest
@@ -39,8 +40,10 @@ MOBILE = {
 NETWORKS = ("resnet", "vgg16", *MOBILE)
 # The field `remat` of a network, by `config.model.remat`.
 REMAT = {"none": False, "cheap": jax.checkpoint_policies.dots_saveable, "blocks": True}
-# Layers whose authors replace depthwise convolutions too.
-DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv)
+# Layers that convolve each channel by itself, and leave 1x1 convolutions static.
+BY_CHANNEL = (layers.DecoupledDynamicFilter, layers.Involution, layers.SequenceDynamicConv)
+# Layers whose authors replace the depthwise convolutions too, or that are depthwise.
+DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv, *BY_CHANNEL)
 
 
 def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
@@ -57,6 +60,8 @@ def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.
     resnet = config.model.network == "resnet"
 
     def build(conv: Callable[..., nn.Module]) -> nn.Module:
+        if CONVS[config.conv.name] in BY_CHANNEL:
+            conv = convolve_spatially(conv)
         convs = {"conv": conv}
         if resnet:
             convs["shortcut"] = conv if config.model.shortcut == "conv" else None

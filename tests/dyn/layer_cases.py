@@ -149,6 +149,18 @@ CONVOLUTIONS = {
         temperature=True,
         statistics=True,
     ),
+    # Their attention looks at each position, like that of `PixelDynamicConv`: see LOCAL.
+    "Involution": Case(partial(layers.Involution, groups=2), looks_at=lambda x: x),
+    "DecoupledDynamicFilter": Case(
+        partial(layers.DecoupledDynamicFilter, heads=2), looks_at=lambda x: x
+    ),
+    "SequenceDynamicConv": Case(partial(layers.SequenceDynamicConv, heads=2), looks_at=lambda x: x),
+    "FrequencyDynamicConv": Case(
+        partial(layers.FrequencyDynamicConv, num_kernels=2, **BATCH),
+        looks_at=lambda x: x,
+        temperature=True,
+        statistics=True,
+    ),
     "DeformableConv": Case(layers.DeformableConv, looks_at=lambda x: x),
     "SelectiveKernel": Case(
         partial(layers.SelectiveKernel, **BATCH), looks_at=None, statistics=True
@@ -162,6 +174,18 @@ CONVOLUTIONS = {
         partial(layers.SpectralNormConv, num_kernels=2), temperature=True, statistics=True
     ),
 }
+
+# Layers whose context may differ between positions.
+LOCAL = (
+    "PixelDynamicConv",
+    "Involution",
+    "DecoupledDynamicFilter",
+    "SequenceDynamicConv",
+    "FrequencyDynamicConv",
+    "DeformableConv",
+)
+# Those among them that convolve each channel by itself, by no mixture of candidates.
+POSITIONS = LOCAL[1:4]
 
 
 def dense_case(make, **fields):

@@ -14,13 +14,18 @@ import jax.numpy as jnp
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from layer_cases import LAYERS, Case, init_shapes
 
-from dyn.layers import Conv, ODConv
+from dyn.layers import Conv, LightweightConv, ODConv, PartialFrequencyDynamicConv
 from dyn.models import BasicBlock, ResNet
 
 BATCH = 8
 CASES = {
     "Conv": (Case(Conv), {}),
     **{name: (case, {}) for name, case in LAYERS.items()},
+    "LightweightConv": (Case(LightweightConv, looks_at=None), {}),
+    "PartialFrequencyDynamicConv": (
+        Case(partial(PartialFrequencyDynamicConv, num_kernels=2, branches=(None, (1, 2)))),
+        {},
+    ),
     # A fixed number of gates is chosen by sorting.
     "GatedConv, three kernels": (LAYERS["GatedConv, kernels"], {"active": 3}),
 }

@@ -16,7 +16,7 @@ MOBILE_NETWORKS = (
     *(*EFFICIENTNETS, "efficientnet_lite0"),
 )
 # Layers that have neither a temperature nor a blend to anneal.
-NOT_ANNEALED = ("conv", "condconv", "dcd")
+NOT_ANNEALED = ("conv", "condconv", "dcd", "ddf", "involution", "sequence_dynamic")
 # Sections that hold the name of a layer and, beside it, whatever fields of the layer are set.
 LAYER_SECTIONS = ("conv", "attention", "classifier", "head")
 
@@ -272,6 +272,10 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
 LAYER_FIELDS = {
     "conv.num_kernels": "[1, 1024]",
     "conv.rotations": "[1, 360]",
+    "conv.groups": "[1, 65536]",
+    "conv.heads": "[1, 65536]",
+    "conv.frequency_axis": "[0, 2]",
+    "conv.weight_dropout": "[0, 1)",
     "conv.reduction": "(0, 64]",
     "conv.min_squeeze": "[1, 65536]",
     "conv.latent": "[1, 65536]",

@@ -11,7 +11,7 @@ from jax import lax
 from layer_cases import init_shapes
 
 from dyn.diagnostics import count_macs, count_parameters, layer_costs
-from dyn.layers import CondConv, FDConv, ODConv, PixelDynamicConv, SqueezeExcite
+from dyn.layers import CondConv, FDConv, Involution, ODConv, PixelDynamicConv, SqueezeExcite
 from dyn.models import FCN, BasicBlock, Net2, ResNet
 from dyn.ops import dynamic_conv
 
@@ -166,6 +166,7 @@ MODELS = {
     "fdconv": Small(conv=partial(FDConv, num_kernels=4, min_features=0)),
     "one context per block": Small(conv=CondConv, context="block"),
     "pixels": Small(conv=partial(PixelDynamicConv, num_kernels=2), context="carried_pixels"),
+    "a kernel per position": Small(conv=Involution),
     "squeeze-excite": Small(attention=SqueezeExcite),
     "segmentation": FCN(num_classes=5, backbone=partial(Small, num_classes=None)),
     "series": Net2(num_classes=4),

@@ -204,6 +204,7 @@ def test_odconv_learns_with_frozen_candidates_and_without_noise():
                 layers.ODConv,
                 layers.CondConv,
                 layers.PixelDynamicConv,
+                layers.FrequencyDynamicConv,
             )
         ),
         *((conv, "kernel") for conv in (layers.GatedConv, layers.DCDConv)),

@@ -34,6 +34,8 @@ KEY = jax.random.key(5)
         partial(layers.ODConv, features=6, feature_group_count=6),  # without attention over filters
         partial(layers.ODConv, feature_group_count=2, attention_norm="none"),
         partial(layers.PixelDynamicConv, num_kernels=3),
+        partial(layers.FrequencyDynamicConv, num_kernels=3),
+        partial(layers.FrequencyDynamicConv, axis="time", attention_norm="batch"),
         partial(layers.CondConv, num_kernels=3),
         partial(layers.GatedConv, num_kernels=3),
         partial(layers.GatedConv, num_kernels=3, static=True),

@@ -32,6 +32,16 @@ def trace(module, *args, **options):
     )
 
 
+AT_POSITIONS = (
+    "PixelDynamicConv",
+    "CBAM",
+    "Involution",
+    "SequenceDynamicConv",
+    "DeformableConv",
+    "DynamicReLU, positions",
+)
+
+
 # All products of DeformableAggregation are at each position.
 @pytest.mark.parametrize("name", [n for n in LAYERS if not n.startswith("DeformableAgg")])
 def test_products_of_attention_ask_for_the_highest_precision(name):
@@ -41,9 +51,10 @@ def test_products_of_attention_ask_for_the_highest_precision(name):
     if has_field:
         layer = layer.clone(precision="high")
     found = set(trace(layer, random_input(*LAYERS[name].shape)))
-    if name in ("PixelDynamicConv", "DeformableConv", "CBAM", "DynamicReLU, positions"):
-        # Attention at each position is not tiny.
+    if name in AT_POSITIONS:  # attention at each position is not tiny
         assert found == {Precision.HIGH if has_field else Precision.HIGHEST, None}
+    elif name == "DecoupledDynamicFilter":  # both, for positions and channels
+        assert found == {Precision.HIGHEST, Precision.HIGH, None}
     else:
         assert found == ({Precision.HIGHEST, Precision.HIGH} if has_field else {Precision.HIGHEST})
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from layer_cases import CONVOLUTIONS, filled, random_input
+from layer_cases import CONVOLUTIONS, LOCAL, POSITIONS, filled, random_input
 
 pytestmark = pytest.mark.matrix
 
@@ -48,8 +48,9 @@ POSSIBLE = [(n, g) for n in CONVOLUTIONS for g in GEOMETRY if is_supported(n, GE
 
 def constant_context(name, vector, x, rank):
     """Repeats a vector as the context of all inputs `[*batch, *spatial, I]`."""
-    pixels = name in ("PixelDynamicConv", "DeformableConv")
-    axes = x.shape[:-1] if pixels else x.shape[: x.ndim - rank - 1]
+    # The windows that `FrequencyDynamicConv` sees of a context would reach over the edges.
+    everywhere = name in LOCAL and name != "FrequencyDynamicConv"
+    axes = x.shape[:-1] if everywhere else x.shape[: x.ndim - rank - 1]
     return jnp.broadcast_to(vector, (*axes, vector.shape[-1]))
 
 
@@ -114,7 +115,7 @@ def test_with_a_constant_context_a_layer_is_nn_conv(name, geometry):
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in CONVOLUTIONS if name not in ("DCDConv", *NOT_LINEAR[1:])]
+    "name", [n for n in CONVOLUTIONS if n not in ("DCDConv", *NOT_LINEAR[1:], *POSITIONS)]
 )
 def test_a_mask_hides_weights(name):
     mask = np.random.default_rng(3).integers(0, 2, (3, 3, 4, 6))

@@ -13,6 +13,8 @@ from layer_cases import (
     CONVOLUTIONS,
     DENSE,
     LAYERS,
+    LOCAL,
+    POSITIONS,
     assert_learns,
     compiled_case,
     init_shapes,
@@ -102,7 +104,7 @@ def test_a_training_step(name):
     sown = state["intermediates"].get("attention", state["intermediates"])
     (weights,) = sown["weights"]
     assert weights and all(w.shape[0] == len(x) for w in weights.values())
-    others = ("DCDConv", "GatedConv, filters", "GatedConv, slices")
+    others = ("DCDConv", "GatedConv, filters", "GatedConv, slices", *POSITIONS)
     if name in CONVOLUTIONS and name not in (*others, "SelectiveKernel", "DeformableConv"):
         assert weights["kernel"].ndim == 2  # the mixture of candidates, under one name
 
@@ -149,19 +151,19 @@ def test_a_context_may_have_any_number_of_features(name):
 @pytest.mark.parametrize("name", LOOKING)
 def test_a_context_that_does_not_fit_is_refused(name):
     layer, _, x, *_ = compiled_case(name)
-    # These layers take a context for each position of their input.
-    pixels = (4, 6, 4, 7) if name in ("PixelDynamicConv", "DeformableConv") else (4, 6, 5, 7)
+    # Some layers take a context for each position of their input.
+    pixels = (4, 6, 4, 7) if name in LOCAL else (4, 6, 5, 7)
     for shape in ((2, 7), (7,), (4, 1, 7), pixels):
         with pytest.raises(ValueError, match="context ") as error:
             jax.eval_shape(layer.init, jax.random.key(0), x, jnp.ones(shape))
         assert str(shape) in str(error.value) or str(shape[1:-1]) in str(error.value)
 
 
-# PixelDynamicConv is not among them: its norm is over positions, too.
+# Those of LOCAL are not among them: their norm is over positions, too.
 NORMED = [
     name
     for name, case in CONVOLUTIONS.items()
-    if hasattr(case.layer(), "attention_norm") and name != "PixelDynamicConv"
+    if hasattr(case.layer(), "attention_norm") and name not in LOCAL
 ]
 
 
@@ -231,6 +233,7 @@ ERRORS = {
         (dict(feature_group_count=4), PICTURES, "6 output"),
         (dict(mask=jnp.ones((3, 3))), PICTURES, "mask"),
     ],
+    "lowered": [(dict(lowering="fast"), PICTURES, "'fast'")],
     "DCDConv": [
         (dict(feature_group_count=2), PICTURES, "grouped and depthwise"),
         (dict(mask=jnp.ones((3, 3, 4, 6))), PICTURES, "mask"),

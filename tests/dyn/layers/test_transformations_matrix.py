@@ -104,6 +104,19 @@ FORMS = {
     "RotatedConv, mean": ("RotatedConv, max", dict(pooling="mean")),
     "RotatedConv, attention": ("RotatedConv, max", dict(pooling="attention")),
     "SpectralNormConv, one kernel": ("SpectralNormConv", dict(num_kernels=1)),
+    # The test has three features.
+    "Involution": ("Involution", dict(groups=1)),
+    "DecoupledDynamicFilter": ("DecoupledDynamicFilter", dict(heads=1)),
+    "DecoupledDynamicFilter, add": ("DecoupledDynamicFilter", dict(heads=3, combine="add")),
+    "SequenceDynamicConv": ("SequenceDynamicConv", dict(heads=3)),
+    "SequenceDynamicConv, renormalised": (
+        "SequenceDynamicConv",
+        dict(heads=1, renorm_padding=True),
+    ),
+    "FrequencyDynamicConv, dilated": (
+        "FrequencyDynamicConv",
+        dict(axis="time", dilations=(1, (1, 2))),
+    ),
     "CBAM, no norm": ("CBAM", dict(spatial_norm="none")),
 }
 
