@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dyn.layers.norms import LayerNorm, apply_batch_norm
@@ -198,11 +199,38 @@ def reduce_max(x: Array, axis: int | tuple[int, ...]) -> Array:
         x = jnp.moveaxis(x, axes, range(-len(axes), 0))
         # The size is written out, because -1 cannot be inferred for an empty batch.
         x = x.reshape(*x.shape[: len(rest)], math.prod(x.shape[len(rest) :]))
-        first = jnp.argmax(x, axis=-1, keepdims=True)
-        first = first == lax.broadcast_to_rank(jnp.arange(x.shape[-1]), x.ndim)
-        return jnp.sum(jnp.where(first, x, jnp.zeros_like(x)), axis=-1)
+        return _take_max(x)
 
     return automate_sharding(reduce, x, axes=[mesh_axes(x)[n] for n in rest])
+
+
+@jax.custom_jvp
+def _take_max(x: Array) -> Array:
+    """Returns the maximum over the last axis."""
+    return _find_max(x)[0]
+
+
+@_take_max.defjvp
+def _differentiate_max(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (tangent,) = primals, tangents
+    place = _find_max(lax.stop_gradient(x))[1]
+    first = place[..., None] == lax.broadcasted_iota(place.dtype, x.shape, x.ndim - 1)
+    change = jnp.sum(jnp.where(first, tangent, jnp.zeros_like(tangent)), axis=-1)
+    return _take_max(x), change
+
+
+def _find_max(x: Array) -> tuple[Array, Array]:
+    """Returns the maximum over the last axis and its first place, in one pass; NaN is larger than all."""
+
+    def choose(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        (a, i), (b, j) = one, other
+        equal = (a == b) | ((a != a) & (b != b))
+        larger = (a > b) | ((a != a) & (b == b)) | (equal & (i < j))
+        return jnp.where(larger, a, b), jnp.where(larger, i, j)
+
+    places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+    start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(np.iinfo(np.int32).max, jnp.int32)
+    return lax.reduce((x, places), start, choose, (x.ndim - 1,))
 
 
 def read_temperature(module: nn.Module) -> Array:

@@ -12,6 +12,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dyn.layers.attention import (
@@ -24,6 +25,7 @@ from dyn.layers.attention import (
 from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import apply_batch_norm
 from dyn.layers.squeeze_excite import attention_dtype, flatten_features
+from dyn.ops import planner
 from dyn.ops.dtypes import broadcast_weights
 from dyn.ops.dynamic_conv import expand_over_space
 from dyn.ops.sharding import automate_sharding, mesh_axes
@@ -119,6 +121,42 @@ def convolve_batch(inputs: Array, kernel: Array, *args: Any, **fields: Any) -> A
     return automate_sharding(convolve, inputs, kernel, axes=mesh_axes(inputs)[:-1])
 
 
+def convolve_rows(inputs: Array, kernel: Array, *args: Any, **fields: Any) -> Array:
+    """Computes a 'SAME' convolution of few features by one of whole rows, as a TPU's matrix unit likes it.
+
+        z[h] = sum_t m[h + t] B[t],    B[t][w c, v] = W[t, w - v, c]
+
+    where m[h] is a row of W c numbers and B a matrix with a band for each step along the other axes. The
+    matrix unit multiplies 128 by 128 numbers at a time, of which two features fill two.
+
+    Args:
+        inputs: `[B, *spatial, C]`.
+        kernel: `[*k, C, 1]`, of odd sizes.
+        args, fields: the other arguments of `jax.lax.conv_general_dilated`, of which `precision` is used.
+    """
+    *outer, width, features = inputs.shape[1:]
+    size = kernel.shape[-3]
+    distance = np.arange(width)[:, None] - np.arange(width) + size // 2
+    band = jnp.asarray(distance == np.arange(size)[:, None, None], kernel.dtype)
+    matrix = jnp.einsum("...tc,tio->...ico", kernel[..., 0], band)
+    matrix = matrix.reshape(*kernel.shape[:-3], width * features, width)
+    axes = "0123456789"[: len(outer)]
+
+    def convolve(inputs: Array, matrix: Array) -> Array:
+        rows = inputs.reshape(*inputs.shape[:-2], width * features)
+        z = lax.conv_general_dilated(
+            rows,
+            matrix,
+            (1,) * len(outer),
+            "SAME",
+            dimension_numbers=(f"N{axes}C", f"{axes}IO", f"N{axes}C"),
+            precision=fields.get("precision"),
+        )
+        return z[..., None]
+
+    return automate_sharding(convolve, inputs, matrix, axes=mesh_axes(inputs)[:-1])
+
+
 class ChannelGate(nn.Module):
     """Computes channel weights (section 3, equation 2 of the paper): `[B, *spatial, C]` to `[B, C]`."""
 
@@ -159,13 +197,14 @@ class SpatialGate(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         mean = jnp.mean(x, axis=-1, dtype=self.dtype)
         z = jnp.stack([reduce_max(x, -1).astype(self.dtype), mean], axis=-1)
+        is_for_rows = planner.find_platform() == "tpu" and self.kernel_size % 2 == 1
         # Its precision is the default: at each position, the highest would double the cost of the layer.
         z = nn.Conv(
             1,
             (self.kernel_size,) * (x.ndim - 2),
             use_bias=False,
             kernel_init=he_normal_fan_out,
-            conv_general_dilated=convolve_batch,
+            conv_general_dilated=convolve_rows if is_for_rows else convolve_batch,
             **types,
             name="conv",
         )(z)

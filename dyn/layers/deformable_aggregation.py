@@ -101,8 +101,12 @@ class DeformableAggregation(CheckedModule):
             raise ValueError(f"groups={self.groups} must divide the {features} features.")
         if self.version not in (3, 4):
             raise ValueError(f"version={self.version} is unknown: write 3 or 4.")
-        types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
-        values = nn.Dense(features, kernel_init=xavier, **types, name="value")(x)
+        dtype = self.dtype
+        if dtype is None:
+            with jax.numpy_dtype_promotion("standard"):  # also if the caller has forbidden it
+                dtype = jnp.promote_types(x.dtype, self.param_dtype)
+        types = {"dtype": dtype, "param_dtype": self.param_dtype}
+        values = nn.Dense(features, kernel_init=xavier, **types, name="value")(x.astype(dtype))
         gate_input, offsets, mask = self.place_points(x, size)
         z = deform_aggregate(
             values,

@@ -12,6 +12,7 @@ from layer_cases import assert_published, filled, init_shapes, random_input, sha
 from dyn.diagnostics import count_parameters
 from dyn.layers.attention import reduce_max
 from dyn.layers.cbam import CBAM
+from dyn.ops.planner import plan_for_platform
 
 # Parity with the authors' code, by numbers published with the formulas: all arrays are sines.
 
@@ -110,6 +111,16 @@ def test_every_position_is_weighed_one_half_at_the_start():
     assert np.ptp(sown["channel"]) > 0
 
 
+@pytest.mark.parametrize(("spatial", "size"), [((7,), 3), ((6, 5), 7), ((3, 4, 5), 3)])
+def test_rows_for_tpus_are_the_same_convolution(spatial, size):
+    layer, x = CBAM(kernel_size=size), random_input(2, *spatial, 8)
+    variables = filled(layer, x)
+    want = jax.jit(layer.apply)(variables, x)
+    with plan_for_platform("tpu"):
+        got = jax.jit(lambda v, x: layer.apply(v, x))(variables, x)
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+
+
 # Parameters.
 
 
@@ -150,3 +161,10 @@ def test_reduce_max_has_its_gradient_at_the_first_maximum():
         gradient = np.asarray(jax.grad(lambda x, axes=axes: reduce_max(x, axes).sum())(x))
         assert (gradient.sum(axes) == 1).all() and set(np.unique(gradient)) == {0, 1}
         np.testing.assert_array_equal((gradient * x).sum(axes), jnp.max(x, axes))
+
+
+def test_reduce_max_keeps_nan_infinities_and_second_derivatives():
+    x = jnp.array([[1.0, jnp.nan, 3.0], [-jnp.inf, -jnp.inf, -jnp.inf], [2.0, 5.0, 5.0]])
+    np.testing.assert_array_equal(reduce_max(x, -1), jnp.max(x, -1))
+    hessian = jax.hessian(lambda x: reduce_max(x, -1) ** 2)(x[2])
+    np.testing.assert_array_equal(hessian, np.diag([0.0, 2.0, 0.0]))
