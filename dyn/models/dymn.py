@@ -221,4 +221,7 @@ def apply_dynamic_relu(x: Array, theta: Array) -> Array:
     """
     pieces = theta.reshape(theta.shape[0], x.shape[-1], 4)
     slope1, slope2, shift1, shift2 = (expand_over_space(pieces[..., n], x) for n in range(4))
-    return jnp.maximum(x * (1 + slope1) + shift1 / 2, x * slope2 + shift2 / 2)
+    first, second = x * (1 + slope1) + shift1 / 2, x * slope2 + shift2 / 2
+    # The gradient of `jnp.maximum` compares the result with both, which XLA may round differently when it
+    # computes them again for that: then neither has a gradient.
+    return jnp.where(first >= second, first, second)

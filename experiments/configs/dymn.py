@@ -7,7 +7,7 @@ which write `--config.temperature.start=1.0`. Its spectrograms were of another k
 128 Kaldi mels of a window of 800, its own scale), so that its weights are a start, not a network to apply.
 `--config.model.width=25.6` is dymn04, 128 dymn20.
 
-Not run, but for `:smoke`.
+Not run, but for `:smoke`, which is mostly compilation.
 """
 
 from ml_collections import ConfigDict

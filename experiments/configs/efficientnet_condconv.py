@@ -7,7 +7,7 @@ The three convolutions of a block share one routing. `init_from` names timm's fi
 learned. `--config.model.network=efficientnet_b1` and `--config.conv.num_kernels=8` are the other published
 networks.
 
-Not run, but for `:smoke`.
+Not run, but for `:smoke`, which is mostly compilation.
 """
 
 from ml_collections import ConfigDict

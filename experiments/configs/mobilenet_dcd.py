@@ -6,7 +6,7 @@
 FILE is the published one; without `init_from` everything is learned. The number of bins and the size of the
 latent space follow the authors' rule for this network, because `conv.pool` is not set.
 
-Not run, but for `:smoke`.
+Not run, but for `:smoke`, which is mostly compilation.
 """
 
 from ml_collections import ConfigDict

@@ -14,13 +14,22 @@ from experiments.tasks.backbone import CONVS
 pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("standard_promotion")]
 
 
-@pytest.mark.parametrize("name", CONVS)
-@pytest.mark.parametrize(
-    "network", ["vgg16", "mobilenet_v2", "mobilenet_v3", "dymn", "efficientnet_b0"]
-)
+CASES = [
+    *((network, name) for network in ("vgg16", "mobilenet_v2") for name in CONVS),
+    *(("efficientnet_b0", name) for name in ("conv", "condconv", "dcd", "odconv", "warehouse")),
+    *(("mobilenet_v3", name) for name in ("dcd", "dyconv")),
+    *(("dymn", name) for name in ("condconv", "dyconv", "odconv")),
+]
+
+
+@pytest.mark.parametrize(("network", "name"), CASES)
 def test_a_network_takes_every_convolution(network, name, monkeypatch):
-    for module in (mobilenet, mobilenet_v3, efficientnet):
-        monkeypatch.setattr(module, "STAGES", module.STAGES[:2])
+    # One block in each stage.
+    for module in (mobilenet, efficientnet):
+        stages = [(*stage[:-2], 1, stage[-1]) for stage in module.STAGES]
+        monkeypatch.setattr(module, "STAGES", stages)
+    stages = [stage[:1] for stage in mobilenet_v3.STAGES]
+    monkeypatch.setattr(mobilenet_v3, "STAGES", stages)
     monkeypatch.setitem(models.VGG16.keywords, "stage_sizes", (1, 2))
     config = common.get_config("smoke")
     config.model.network = network
