@@ -603,10 +603,10 @@ def transform_by_products(
     wide = jnp.float32 if exact else dtype
     precision = lax.Precision.HIGHEST if exact else None
 
-    def make_waves(turns: Array, length: int) -> tuple[Array, Array]:
-        """Returns cosines and sines of 2 pi turns / length; the integers are exact."""
+    def make_waves(turns: Array, length: int, scale: float = 1.0) -> tuple[Array, Array]:
+        """Returns scaled cosines and sines of 2 pi turns / length; the integers are exact."""
         angle = (turns % length).astype(jnp.float32) * (math.tau / length)
-        return jnp.cos(angle), jnp.sin(angle)
+        return jnp.cos(angle) * scale, jnp.sin(angle) * scale
 
     # The axes are q and p (real and imaginary, before and after), n (f'), m (f''), f (positions t), and g, of
     # the frequencies of the columns.
@@ -625,12 +625,13 @@ def transform_by_products(
         parts = parts + jnp.where(in_group[None, None], turned[:, :, None, :, n], 0)
     parts = parts.reshape(2, -1, first, o, half)
 
-    cos, sin = make_waves(low[:, None] * low[None], o)
-    down = jnp.stack([jnp.stack([cos, sin], 1), jnp.stack([-sin, cos], 1)]) / math.sqrt(rows)
-    cos, sin = make_waves(jnp.arange(half)[:, None] * jnp.arange(columns)[None], columns)
+    cos, sin = make_waves(low[:, None] * low[None], o, 1 / math.sqrt(rows))
+    down = jnp.stack([jnp.stack([cos, sin], 1), jnp.stack([-sin, cos], 1)])
+    turns = jnp.arange(half)[:, None] * jnp.arange(columns)[None]
+    cos, sin = make_waves(turns, columns, 1 / math.sqrt(columns))
     # All but the mean, and the highest frequency of an even number, stand for two.
     twice = jnp.where((jnp.arange(half) * 2) % columns == 0, 1.0, 2.0)[:, None]
-    across = jnp.stack([cos * twice, -sin * twice]) / math.sqrt(columns)
+    across = jnp.stack([cos * twice, -sin * twice])
     waves = jnp.einsum(
         "qmpo,qkfmg->pfokg", down.astype(wide), parts.astype(wide), precision=precision
     )
