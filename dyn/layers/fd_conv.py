@@ -3,13 +3,13 @@
 Chen, Gu, Li, Yan, Fu: Frequency Dynamic Convolution for Dense Image Prediction. CVPR 2025.
 https://arxiv.org/abs/2503.18783
 
-Deviations from the authors' code (all in its favour are fixed slips): the filter head starts near zero, like
-the other heads (the code checks a misspelt attribute, so that its layer does not start as the static
-convolution); kernels made of their lowest frequencies have the usual size (the code forgets their factor);
-several spectra start different and add up to one kernel of the usual size (in the code they are copies, and
-the kernel R times too large). The Fourier weights are those of the orthonormal transform, so that they have
-the kernel's scale. Extensions: groups of features, 1-D and 3-D, odd sizes, any size of kernel, and groups of
-frequencies that differ by one in size if they cannot be equal.
+Deviations from the authors' code: the filter head starts near zero, like the other heads (the code checks a
+misspelt attribute, so that its layer does not start as the static convolution); kernels made of their lowest
+frequencies have the usual size (the code forgets their factor); several spectra start different and add up to
+one kernel of the usual size (in the code they are copies, and the kernel is R times too large). The Fourier
+weights are those of the orthonormal transform, so that they have the kernel's scale. Extensions: groups of
+features, 1-D and 3-D, odd sizes, any size of kernel, and groups of frequencies that differ by one in size if
+they cannot be equal. Left out: a kernel as the parameter, transformed at each call, which computes the same.
 """
 
 import math
