@@ -137,8 +137,10 @@ def modulate_bands(x: Array, weights: Array, divisors: Sequence[int]) -> Array:
     bands.append(passes[-1])
     groups, number = weights.shape[-2:]
     split = (*x.shape[:-1], groups, x.shape[-1] // groups)
-    y = sum(weights[..., n, None] * bands[n].reshape(split) for n in range(number))
-    return y.reshape(x.shape) + (bands[-1] if number < len(bands) else 0)
+    parts = [
+        (weights[..., n, None] * bands[n].reshape(split)).reshape(x.shape) for n in range(number)
+    ]
+    return sum(parts + bands[number:], start=jnp.zeros_like(x))
 
 
 def low_passes(x: Array, divisors: Sequence[int]) -> list[Array]:

@@ -3,13 +3,13 @@
 Chen, Gu, Li, Yan, Fu: Frequency Dynamic Convolution for Dense Image Prediction. CVPR 2025.
 https://arxiv.org/abs/2503.18783
 
-Deviations from the authors' code (all in its favour are fixed slips): the filter head starts near zero, like
-the other heads (the code checks a misspelt attribute, so that its layer does not start as the static
-convolution); kernels made of their lowest frequencies have the usual size (the code forgets their factor);
-several spectra start different and add up to one kernel of the usual size (in the code they are copies, and
-the kernel R times too large). The Fourier weights are those of the orthonormal transform, so that they have
-the kernel's scale. Extensions: groups of features, 1-D and 3-D, odd sizes, any size of kernel, and groups of
-frequencies that differ by one in size if they cannot be equal.
+Deviations from the authors' code: the filter head starts near zero, like the other heads (the code checks a
+misspelt attribute, so that its layer does not start as the static convolution); kernels made of their lowest
+frequencies have the usual size (the code forgets their factor); several spectra start different and add up to
+one kernel of the usual size (in the code they are copies, and the kernel is R times too large). The Fourier
+weights are those of the orthonormal transform, so that they have the kernel's scale. Extensions: groups of
+features, 1-D and 3-D, odd sizes, any size of kernel, and groups of frequencies that differ by one in size if
+they cannot be equal. Left out: a kernel as the parameter, transformed at each call, which computes the same.
 """
 
 import math
@@ -584,6 +584,13 @@ def transform_by_products(
     """Returns `disjoint_kernels` by matrix products, in float32.
 
     For a TPU, which has no unit for Fourier transforms: XLA's own reads and writes the memory many times.
+    The transform of the rows, of which there are n = k O for k kernel positions of the first axis, is one of
+    length k before one of length O (see `dyn.ops.fourier`). With the frequency f = O f' + f'' and the row
+    k o + t of the filter o,
+
+        exp(2 pi i f (k o + t) / n) = exp(2 pi i f t / n) exp(2 pi i f'' o / O)
+
+    The first factor is applied to the spectrum, before it is divided into groups.
 
     Args:
         spectrum, shape, num_groups, kept: as in `disjoint_kernels`.
@@ -596,33 +603,42 @@ def transform_by_products(
     wide = jnp.float32 if exact else dtype
     precision = lax.Precision.HIGHEST if exact else None
 
-    def make_waves(frequencies: int, length: int) -> tuple[Array, Array]:
-        """Returns cosines and sines of 2 pi f n / length, `[f, n]`; the integers are exact."""
-        turns = jnp.arange(frequencies)[:, None] * jnp.arange(length)[None] % length
-        angle = turns.astype(jnp.float32) * (math.tau / length)
-        scale = 1 / math.sqrt(length)
+    def make_waves(turns: Array, length: int, scale: float = 1.0) -> tuple[Array, Array]:
+        """Returns scaled cosines and sines of 2 pi turns / length; the integers are exact."""
+        angle = (turns % length).astype(jnp.float32) * (math.tau / length)
         return jnp.cos(angle) * scale, jnp.sin(angle) * scale
 
-    cos, sin = make_waves(rows, rows)
-    # [from real or imaginary, frequency, to real or imaginary, o, first]
+    # The axes are q and p (real and imaginary, before and after), n (f'), m (f''), f (positions t), and g, of
+    # the frequencies of the columns.
+    taps, low = jnp.arange(first), jnp.arange(o)
+    frequencies = o * taps[:, None] + low[None]
+    cos, sin = make_waves(taps[:, None, None] * frequencies[None], rows)  # [f, n, m]
+    cos, sin = cos[..., None], sin[..., None]
+    real, imaginary = jnp.moveaxis(spectrum.reshape(-1, 1, first, o, half, 2), -1, 0)
+    cos, sin = (lax.broadcast_to_rank(wave, real.ndim) for wave in (cos, sin))
+    turned = jnp.stack([real * cos - imaginary * sin, real * sin + imaginary * cos])
+    groups = jnp.asarray(frequency_groups(shape, num_groups, kept)).reshape(first, o, half)
+    numbers = jnp.arange(num_groups, dtype=groups.dtype).reshape(-1, 1, 1, 1)
+    parts = jnp.zeros((), turned.dtype)
+    for n in range(first):
+        in_group = groups[n][None, None] == numbers  # [K, 1, m, g]
+        parts = parts + jnp.where(in_group[None, None], turned[:, :, None, :, n], 0)
+    parts = parts.reshape(2, -1, first, o, half)
+
+    cos, sin = make_waves(low[:, None] * low[None], o, 1 / math.sqrt(rows))
     down = jnp.stack([jnp.stack([cos, sin], 1), jnp.stack([-sin, cos], 1)])
-    down = down.reshape(2, rows, 2, o, first)
-    cos, sin = make_waves(half, columns)
+    turns = jnp.arange(half)[:, None] * jnp.arange(columns)[None]
+    cos, sin = make_waves(turns, columns, 1 / math.sqrt(columns))
     # All but the mean, and the highest frequency of an even number, stand for two.
     twice = jnp.where((jnp.arange(half) * 2) % columns == 0, 1.0, 2.0)[:, None]
-    across = jnp.stack([cos * twice, -sin * twice]).reshape(2, half, i, rest)
-
-    groups = jnp.asarray(frequency_groups(shape, num_groups, kept))
-    numbers = jnp.arange(num_groups, dtype=groups.dtype)[:, None, None]
-    spectra = jnp.moveaxis(spectrum.reshape(-1, rows, half, 2), -1, 0)[:, :, None]
-    parts = jnp.where(groups == numbers, spectra, 0).reshape(2, -1, rows, half)
+    across = jnp.stack([cos * twice, -sin * twice])
     waves = jnp.einsum(
-        "qmpof,qkmg->pfokg", down.astype(wide), parts.astype(wide), precision=precision
+        "qmpo,qkfmg->pfokg", down.astype(wide), parts.astype(wide), precision=precision
     )
     kernels = jnp.einsum(
         "pfokg,pgir->kfrio",
         waves.astype(wide),
-        across.astype(wide),
+        across.reshape(2, half, i, rest).astype(wide),
         precision=precision,
         preferred_element_type=jnp.float32,
     )

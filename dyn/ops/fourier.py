@@ -68,8 +68,8 @@ def _multiply(axes: str, x: Array, waves: np.ndarray, dtype: jnp.dtype | None) -
         x, precision = x.astype(dtype), None
     else:
         precision = lax.Precision.HIGHEST
-    waves = jnp.asarray(waves, x.dtype)
-    return jnp.einsum(axes, x, waves, precision=precision, preferred_element_type=wide)
+    factor = jnp.asarray(waves, x.dtype)
+    return jnp.einsum(axes, x, factor, precision=precision, preferred_element_type=wide)
 
 
 def _make_factors(length: int, frequencies: int) -> tuple[np.ndarray, np.ndarray]:

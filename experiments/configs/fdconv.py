@@ -15,5 +15,6 @@ from experiments.configs import common
 
 def get_config(argument: str | None = None) -> ConfigDict:
     """Returns FDConv with eight groups of frequencies for the data set that `argument` names."""
-    conv = {"name": "fdconv", "num_kernels": 8, "min_features": 0, "attention_norm": "layer"}
+    conv = {"name": "fdconv", "num_kernels": 8, "bands": True, "min_features": 0}
+    conv["attention_norm"] = "layer"
     return common.get_config(argument, name="fdconv", conv=conv)

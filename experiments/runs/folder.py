@@ -84,8 +84,8 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
         yield
 
 
-def continue_with_former_norm(workdir: Path, config: ConfigDict) -> ConfigDict:
-    """Returns a run's config: one that was begun when attention had a batch norm by default keeps it."""
+def continue_with_former_defaults(workdir: Path, config: ConfigDict) -> ConfigDict:
+    """Returns a run's config: one that was begun when a convolution had other defaults keeps them."""
     try:
         saved, _ = find_settings(workdir)
     except UserError:

@@ -27,7 +27,7 @@ from experiments.runs.checkpoints import Checkpoints
 from experiments.runs.data_record import DataRecord
 from experiments.runs.folder import (
     check_or_write_config,
-    continue_with_former_norm,
+    continue_with_former_defaults,
     hash_parameters,
     list_versions,
     lock_workdir,
@@ -70,7 +70,7 @@ def train(
         accept_new_data: whether to continue a run whose data has changed.
     """
     # Resolved once, and frozen: nothing below checks or changes a setting again.
-    config = continue_with_former_norm(workdir, config)
+    config = continue_with_former_defaults(workdir, config)
     experiment = FrozenConfigDict(resolve_config(config))
     is_process_0 = jax.process_index() == 0
     with explain_file_errors(workdir):

@@ -19,7 +19,7 @@ from experiments.configs.shared.assemble import (
 from experiments.configs.shared.settings import Kind, list_paths
 from experiments.core.config_file import list_configs
 from experiments.core.errors import UserError
-from experiments.runs.folder import check_or_write_config, continue_with_former_norm
+from experiments.runs.folder import check_or_write_config, continue_with_former_defaults
 from experiments.train.validate import resolve_config
 
 FOLDER = Path(experiments.configs.__file__).parent
@@ -181,18 +181,25 @@ def test_a_run_from_before_the_layer_norm_keeps_its_batch_norm(tmp_path):
     assert complete_config(config).conv.attention_norm == "layer"  # a new run's
 
     (tmp_path / "config.json").write_text(json.dumps(saved))
-    assert continue_with_former_norm(tmp_path, config) is config  # nothing to continue
+    assert continue_with_former_defaults(tmp_path, config) is config  # nothing to continue
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
-    continued = complete_config(continue_with_former_norm(tmp_path, config))
+    continued = complete_config(continue_with_former_defaults(tmp_path, config))
     assert continued.conv.attention_norm == "batch"
     check_or_write_config(tmp_path, continued)
     # Whoever names a norm means it, and a layer without one has none.
     config.conv = {"name": "odconv", "num_kernels": 2, "attention_norm": "layer"}
     with pytest.raises(UserError, match=r"conv\.attention_norm was 'batch' and is now 'layer'"):
         check_or_write_config(
-            tmp_path, complete_config(continue_with_former_norm(tmp_path, config))
+            tmp_path, complete_config(continue_with_former_defaults(tmp_path, config))
         )
     assert "attention_norm" not in complete_config(common.get_config("digits")).conv
+
+
+def test_a_run_from_before_the_bands_of_fdconv_has_none():
+    config = common.get_config("digits", conv={"name": "fdconv", "num_kernels": 8})
+    before, now = restore_config(config.to_dict()).conv, complete_config(config).conv
+    assert (before.bands, before.min_features) == (False, 0)
+    assert (now.bands, now.min_features) == (True, 16)
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation", "acgan", "reconstruction"])
