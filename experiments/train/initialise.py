@@ -38,6 +38,12 @@ _FITTING = {
     "--config.model.depth, with .stem=imagenet",
     "vgg16": "--config.model.network=vgg16 with .width=64",
     "mobilenet_v2": "--config.model.network=mobilenet_v2 of their --config.model.width (64)",
+    "convnext": "dyn.models.ConvNeXt in Python, and no config",
+    "kernel_warehouse": "--config.conv.name=warehouse with their .cell_ratio, .in_ratio and .out_ratio and "
+    ".attention_norm=batch, and --config.model.shortcut=conv, in a ResNet of --config.model.depth=18, with "
+    ".stem=imagenet; others dyn.models.KERNEL_WAREHOUSE in Python",
+    "kernel_warehouse_mobilenet_v2": "dyn.models.KERNEL_WAREHOUSE in Python, and no config",
+    "kernel_warehouse_convnext": "dyn.models.KERNEL_WAREHOUSE in Python, and no config",
 }
 _STATIC = ("torchvision", "vgg16", "mobilenet_v2")
 
