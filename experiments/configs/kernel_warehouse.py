@@ -1,7 +1,8 @@
 """KernelWarehouse (Li, Yao; ICML 2024): the kernels of a stage are assembled from cells that they share.
 
 `--config.conv.cell_ratio=4` has four times the parameters of the static convolutions, 0.5 half of them. The
-shortcuts' convolutions are assembled, too, as in the paper.
+shortcuts' convolutions are assembled, too, as in the paper. `--config.conv.basis_ratio=0.0625` is the low
+rank of the authors' attention in a small ResNet-50; `dyn.models.KERNEL_WAREHOUSE` makes their networks.
 
     python -m experiments.main --config=experiments/configs/kernel_warehouse.py
 

@@ -49,6 +49,12 @@ _FITTING = {
     "name begins with tf_; those of CondConv experiments/configs/efficientnet_condconv.py with their "
     "--config.conv.num_kernels",
     "efficientnet_lite0": "--config.model.network=efficientnet_lite0",
+    "convnext": "dyn.models.ConvNeXt in Python, and no config",
+    "kernel_warehouse": "--config.conv.name=warehouse with their .cell_ratio, .in_ratio and .out_ratio and "
+    ".attention_norm=batch, and --config.model.shortcut=conv, in a ResNet of --config.model.depth=18, with "
+    ".stem=imagenet; others dyn.models.KERNEL_WAREHOUSE in Python",
+    "kernel_warehouse_mobilenet_v2": "dyn.models.KERNEL_WAREHOUSE in Python, and no config",
+    "kernel_warehouse_convnext": "dyn.models.KERNEL_WAREHOUSE in Python, and no config",
 }
 _STATIC = (
     "torchvision",

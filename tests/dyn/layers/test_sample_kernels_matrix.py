@@ -15,6 +15,10 @@ pytestmark = pytest.mark.matrix
 LAYERS = {
     "WarehouseConv": (WarehouseConv, dict(strides=2)),
     "WarehouseConv, small cells": (WarehouseConv, dict(in_ratio=0.5, cell_ratio=2)),
+    "WarehouseConv, whole cells": (
+        WarehouseConv,
+        dict(in_ratio=0.5, cell_ratio=2, spatial_partition=False),
+    ),
     "WarehouseConv, mask": (
         WarehouseConv,
         dict(mask=jnp.tri(16)[None, None] * jnp.ones((3, 3, 1, 1))),

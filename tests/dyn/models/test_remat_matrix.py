@@ -33,7 +33,6 @@ NETWORKS = {
         width=8,
         stem="small",
         stage_sizes=(1,),
-        conv=partial(ODConv, num_kernels=2),
     ),
     "mobilenet": partial(
         MobileNetV2,

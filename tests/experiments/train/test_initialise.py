@@ -11,9 +11,11 @@ from finished_runs import config_with
 from flax import traverse_util
 from new_states import LIKE_TORCH, ODCONV, new_state, start_from, weights_of
 
+from dyn.interop import SOURCES
 from experiments.core.errors import UserError
 from experiments.runs.checkpoints import Checkpoints, read_best_step
 from experiments.runs.weights import write_weights
+from experiments.train import initialise
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
 
@@ -154,3 +156,7 @@ def test_a_torch_file_starts_the_dynamic_twin_of_its_network(tmp_path):
     np.testing.assert_array_equal(state.params["stem_conv"]["kernel"], kernel)
     assert words.startswith(f"starts from {path}: 62 of ")
     assert words.endswith(", left out: 20 counts of batches")
+
+
+def test_every_source_of_weights_says_what_they_fit():
+    assert initialise._FITTING.keys() == SOURCES.keys()
