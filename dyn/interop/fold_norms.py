@@ -21,7 +21,7 @@ from jax.extend import core as jex_core
 
 from dyn import layers
 from dyn.layers.convolution import ConvLayer
-from dyn.layers.replacing import Host, ReplacedLayers
+from dyn.layers.replacing import Host, ReplacedLayers, is_part_of_a_layer
 from dyn.layers.spectral_norm import spectral_norms
 
 Array = jax.Array
@@ -71,7 +71,7 @@ def fold_norms(
     it pools by attention, or by the maximum with a negative scale), and `SpectralNormConv`, which becomes a
     `DynamicConv` of kernels that are divided by their spectral norms. They stay after `FDConv`, whose
     kernels are spectra, after `WarehouseConv`, whose cells several blocks share, and after other layers.
-    Norms inside attention stay.
+    Norms inside attention stay, too.
 
     The outputs are those of the network up to rounding: in float32 about 1e-6 of the largest. A network in
     bfloat16 rounds other kernels than before.
@@ -237,7 +237,7 @@ def _trace_norms(
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
-        if context.method_name != "__call__":
+        if context.method_name != "__call__" or is_part_of_a_layer(module):
             return call(*args, **kwargs)
         path = module.path
         if isinstance(module, nn.BatchNorm):
@@ -257,8 +257,10 @@ def _trace_norms(
             return call(named, *args[1:], **kwargs)
         output = call(*args, **kwargs)
         if isinstance(module, nn.Conv | ConvLayer) and isinstance(output, jax.Array):
-            output = checkpoint_name(output, _name("conv", path))
             conv = convs.setdefault(path, _Conv(module, output))
+            if conv.output is output and conv.calls:
+                return output  # of the layer that replaces this one
+            output = checkpoint_name(output, _name("conv", path))
             conv.output, conv.calls = output, conv.calls + 1
         return output
 

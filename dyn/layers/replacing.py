@@ -165,7 +165,7 @@ class _ConvReplacement:
     where: Callable[[tuple[str, ...], nn.Module], bool] | None
 
     def __call__(self, module: Any) -> Callable[..., nn.Module] | None:
-        if type(module) not in (nn.Conv, Conv) or _is_part_of_a_layer(module):
+        if type(module) not in (nn.Conv, Conv) or is_part_of_a_layer(module):
             return None
         if self.where is not None and not self.where(module.path, module):
             return None
@@ -186,8 +186,8 @@ class _ConvReplacement:
         return make
 
 
-def _is_part_of_a_layer(module: nn.Module) -> bool:
-    """Returns whether a convolution belongs to a layer here, or to one that looks at its kernel."""
+def is_part_of_a_layer(module: nn.Module) -> bool:
+    """Returns whether a module belongs to a layer of `dyn.layers`, or to one that looks at its kernel."""
     parent = module.parent
     while isinstance(parent, nn.Module):
         is_ours = type(parent).__module__.startswith("dyn.layers.") and not isinstance(
