@@ -21,7 +21,7 @@ from jax.extend import core as jex_core
 
 from dyn import layers
 from dyn.layers.convolution import ConvLayer
-from dyn.layers.replacing import Host, ReplacedLayers, is_part_of_a_layer
+from dyn.layers.replacing import Host, ReplacedLayers, is_closed
 from dyn.layers.spectral_norm import spectral_norms
 
 Array = jax.Array
@@ -234,10 +234,12 @@ def _trace_norms(
     """
     convs: dict[Path, _Conv] = {}
     norms: dict[Path, _Norm] = {}
+    inside = False
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        nonlocal inside
         module = context.module
-        if context.method_name != "__call__" or is_part_of_a_layer(module):
+        if context.method_name != "__call__" or inside:
             return call(*args, **kwargs)
         path = module.path
         if isinstance(module, nn.BatchNorm):
@@ -255,7 +257,11 @@ def _trace_norms(
             # Two names with nothing between them, if no other operation has the output.
             named = checkpoint_name(args[0], _name("norm", path)) if conv else args[0]
             return call(named, *args[1:], **kwargs)
-        output = call(*args, **kwargs)
+        inside = is_closed(module)
+        try:
+            output = call(*args, **kwargs)
+        finally:
+            inside = False
         if isinstance(module, nn.Conv | ConvLayer) and isinstance(output, jax.Array):
             conv = convs.setdefault(path, _Conv(module, output))
             if conv.output is output and conv.calls:

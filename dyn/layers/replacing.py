@@ -84,17 +84,16 @@ class ReplacedLayers(CheckedModule):
         def replace(call: Any, args: Any, fields: Any, context: Any) -> Any:
             nonlocal inside
             module = context.module
-            make = None
-            if context.method_name == "__call__" and not inside:
-                make = self.replace(module)
-            if make is None:
+            if context.method_name != "__call__" or inside:
                 return call(*args, **fields)
-            # A scope in which no name is taken yet: a layer may be called several times.
-            layer = make(parent=module.scope.rewound(), name=module.name)
-            replaced.append(module)
-            inside = True
+            make = self.replace(module)
+            if make is not None:
+                # A scope in which no name is taken yet: a layer may be called several times.
+                call = make(parent=module.scope.rewound(), name=module.name)
+                replaced.append(module)
+            inside = make is not None or is_closed(module)
             try:
-                return layer(*args, **fields)
+                return call(*args, **fields)
             finally:
                 inside = False
 
@@ -165,7 +164,7 @@ class _ConvReplacement:
     where: Callable[[tuple[str, ...], nn.Module], bool] | None
 
     def __call__(self, module: Any) -> Callable[..., nn.Module] | None:
-        if type(module) not in (nn.Conv, Conv) or is_part_of_a_layer(module):
+        if type(module) not in (nn.Conv, Conv):
             return None
         if self.where is not None and not self.where(module.path, module):
             return None
@@ -186,14 +185,8 @@ class _ConvReplacement:
         return make
 
 
-def is_part_of_a_layer(module: nn.Module) -> bool:
-    """Returns whether a module belongs to a layer of `dyn.layers`, or to one that looks at its kernel."""
-    parent = module.parent
-    while isinstance(parent, nn.Module):
-        is_ours = type(parent).__module__.startswith("dyn.layers.") and not isinstance(
-            parent, ReplacedLayers
-        )
-        if is_ours or isinstance(parent, ConvLayer | nn.SpectralNorm | nn.WeightNorm):
-            return True
-        parent = parent.parent
-    return False
+def is_closed(module: nn.Module) -> bool:
+    """Returns whether a module needs its parts as they are: a layer of `dyn.layers`, or one of kernels."""
+    ours = type(module).__module__.startswith("dyn.layers.")
+    layer = isinstance(module, ConvLayer | nn.SpectralNorm | nn.WeightNorm)
+    return layer or (ours and not isinstance(module, ReplacedLayers))

@@ -208,12 +208,13 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
         problem: the convolution; a symbolic batch counts as 32.
         platform: 'cpu', 'gpu' or 'tpu'; None for the one JAX runs on.
     """
-    platform = _priced_platform(platform)
+    named = platform or find_platform()  # ONNX has the prices of a TPU, and not its kernel
+    platform = _priced_platform(named)
     prices = PRICES[platform]
     no_loop = why_no_loop(platform)
 
     def estimate(name: str) -> Estimate:
-        if why := why_impossible(name, problem, platform):
+        if why := why_impossible(name, problem, named):
             return Estimate(name, why_not=why)
         if name == "fused" and (why := why_no_kernel(problem, platform)):
             return Estimate(name, why_not=why)
@@ -302,7 +303,7 @@ def why_impossible(lowering: str, problem: Problem, platform: str | None = None)
 
 def why_unavailable(lowering: str, platform: str | None = None) -> str | None:
     """Explains why a lowering does not exist on a platform; None if it does."""
-    platform = _priced_platform(platform)
+    platform = platform or find_platform()
     if lowering == "fused" and platform != "tpu":
         return f"it is a kernel for TPUs, and the platform is {platform}"
     return None

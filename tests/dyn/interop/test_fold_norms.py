@@ -63,6 +63,7 @@ class Odd(nn.Module):
         y = y + norm(name="beside")(y)
         y = norm(name="first")(nn.relu(y))
         y = norm(axis=1, name="rows")(nn.Conv(3, (1, 1), name="before_rows")(y))
+        y = norm(name="normed_norm")(nn.WeightNorm(nn.Conv(3, (1, 1)), name="normed")(y))
         y = norm(name="warehouse_norm")(layers.WarehouseConv(3, (1, 1), name="cells")(y))
         pooled = layers.RotatedConv(3, (3, 3), pooling="attention", name="rotated")
         y = norm(name="rotated_norm")(pooled(y))
@@ -89,6 +90,7 @@ def test_what_cannot_be_folded_stays_and_is_listed():
         "beside": "more than once",
         "first": "does not follow",
         "rows": "axis 1",
+        "normed_norm": "does not follow",
         "warehouse_norm": "WarehouseConv",
         "rotated_norm": "by attention",
         "stack/norm": "stack",
