@@ -29,7 +29,7 @@ Path = tuple[str, ...]
 Flat = dict[Path, Any]
 
 # The parameters whose last axis is the output features: scaled all together, they scale the outputs of the
-# layer. An own layer goes here, too, and its test is in `CONVS` of `tests/dyn/interop/test_fold_norms.py`.
+# layer. Every layer of `tests/dyn/layer_cases.py` is tested.
 SCALED: dict[type[nn.Module], tuple[str, ...]] = {
     nn.Conv: ("kernel", "bias"),
     layers.Conv: ("kernel", "bias"),
