@@ -220,7 +220,7 @@ class _Norm:
 
     @property
     def path(self) -> Path:
-        """Where it is in the network."""
+        """Path of the norm in the network."""
         return self.module.path
 
 
@@ -338,7 +338,7 @@ def _compute_affine(norm: _Norm, flat: Flat) -> tuple[np.ndarray, np.ndarray]:
 
     def read(collection: str, name: str, default: float) -> np.ndarray:
         value = flat.get((collection, *norm.path, name))
-        return np.float64(default) if value is None else np.asarray(value, np.float64)
+        return np.asarray(default if value is None else value, np.float64)
 
     var, mean = read("batch_stats", "var", 1), read("batch_stats", "mean", 0)
     scale = read("params", "scale", 1) / np.sqrt(var + norm.module.epsilon)

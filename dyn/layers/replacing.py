@@ -122,8 +122,8 @@ def replace_convs(
 
     Replaced are `nn.Conv` and `dyn.layers.Conv` themselves. Not replaced are their subclasses, among them
     what `nn.scan(nn.Conv)` and `nn.remat(nn.Conv)` make; `nn.ConvTranspose` and `nn.ConvLocal`; and
-    convolutions inside a layer of `dyn.layers`, `nn.SpectralNorm` or `nn.WeightNorm`. A class made by `nn.jit`
-    reuses what it has traced, with another layer too, if the variables have the same shapes.
+    convolutions inside a layer of `dyn.layers`, `nn.SpectralNorm` or `nn.WeightNorm`. A class that `nn.jit`
+    made reuses what it has traced, with another layer too, if the variables have the same shapes.
 
     Args:
         network: the network, not yet bound to variables.
