@@ -42,6 +42,7 @@ def convert(
     """
     onnxruntime, jax2onnx = map(importlib.import_module, ("onnxruntime", "jax2onnx"))
     batch = jax.ShapeDtypeStruct((batch_size or "B", *example.shape), example.dtype)
+    jax.clear_caches()
     # Not for a CPU: its plans have loops, which gain nothing in ONNX.
     with planner.plan_for_platform("onnx"), _allow_symbolic_padding():
         try:
@@ -52,6 +53,8 @@ def convert(
             raise UserError(
                 f"jax2onnx cannot convert this network: {type(error).__name__}: {_get_first_line(error)}"
             ) from error
+    # jax2onnx traces functions with primitives of its own, which no other program may find in the cache.
+    jax.clear_caches()
     name = session.get_inputs()[0].name
     sizes = (batch_size,) if batch_size else BATCHES
     compare(lambda x: session.run(None, {name: x})[0], function, example, sizes)
