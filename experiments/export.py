@@ -9,6 +9,8 @@
                          needs an environment of its own: pip install -e ".[onnx]"
     --out=FILE           where it goes; without it RUN/export/model.FORMAT
     --platforms=cpu,cuda,tpu   of StableHLO: where it is to run
+    --batch=N            of ONNX: a file for batches of N alone, which onnxruntime may run faster
+    --fold_norms         folds norms into the convolutions before them: the same numbers up to rounding
     --overwrite          replaces an existing file
 
 A JSON file beside model.stablehlo and model.onnx describes the inputs and outputs: pictures as they are,
@@ -34,11 +36,21 @@ def main(
     format: str = "stablehlo",
     out: str = "",
     platforms: str = "cpu,cuda,tpu",
+    batch: int = 0,
+    fold_norms: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Exports a network, and prints where it is."""
     chosen = [platform.strip() for platform in platforms.split(",")]
-    path = export.export(load(run), format, out, platforms=chosen, overwrite=overwrite)
+    path = export.export(
+        load(run),
+        format,
+        out,
+        platforms=chosen,
+        batch=batch,
+        fold_norms=fold_norms,
+        overwrite=overwrite,
+    )
     print_result("exported", [(format, f"{path}, {path.stat().st_size / 1e6:.1f} MB")])
 
 

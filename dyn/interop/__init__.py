@@ -1,14 +1,17 @@
-"""Imports weights from torch and from static networks; exports networks as StableHLO."""
+"""Imports weights from torch and from static networks; folds norms; exports networks as StableHLO."""
 
 from dyn.interop.export import to_stablehlo
+from dyn.interop.fold_norms import Folded, fold_norms
 from dyn.interop.torch_file import read_weights
 from dyn.interop.torch_weights import SOURCES, Imported, from_torch
 from dyn.interop.warm_start import candidate_kernels, warm_start
 
 __all__ = [
     "SOURCES",
+    "Folded",
     "Imported",
     "candidate_kernels",
+    "fold_norms",
     "from_torch",
     "read_weights",
     "to_stablehlo",

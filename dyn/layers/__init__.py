@@ -97,6 +97,9 @@ from dyn.layers.od_conv import ODConv
 # A separate mixture of candidate kernels at each output position.
 from dyn.layers.pixel_conv import PixelDynamicConv
 
+# Puts any of them into a network that was written with nn.Conv.
+from dyn.layers.replacing import ReplacedLayers, replace_convs
+
 # A bank of rotated kernels, mixed by attention or pooled over orientations. 2-D.
 from dyn.layers.rotated_conv import RotatedConv
 
@@ -140,6 +143,7 @@ __all__ = [
     "ODConv",
     "PartialFrequencyDynamicConv",
     "PixelDynamicConv",
+    "ReplacedLayers",
     "RotatedConv",
     "SelectiveKernel",
     "SequenceDynamicConv",
@@ -157,5 +161,6 @@ __all__ = [
     "gate_report",
     "hard_gate",
     "prune_kernels",
+    "replace_convs",
     "share_kernels",
 ]

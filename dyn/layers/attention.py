@@ -182,8 +182,14 @@ def round_to_multiple(size: float, multiple: int, least_share: float = 0.0) -> i
 
 
 def global_average(x: Array, spatial_axes: int, dtype: jnp.dtype) -> Array:
-    """Averages over the spatial axes: `[B, *spatial, C]` to `[B, C]`."""
-    return jnp.mean(x, axis=tuple(range(1, 1 + spatial_axes)), dtype=dtype)
+    """Averages over the spatial axes: `[B, *spatial, C]` to `[B, C]`; zeros if there are no positions."""
+    return average_positions(x, tuple(range(1, 1 + spatial_axes)), dtype)
+
+
+def average_positions(x: Array, axes: tuple[int, ...], dtype: jnp.dtype) -> Array:
+    """Averages over some axes; zeros instead of 0 / 0 if they have no positions, as a static layer has."""
+    reduce = jnp.sum if 0 in [x.shape[axis] for axis in axes] else jnp.mean
+    return reduce(x, axis=axes, dtype=dtype)
 
 
 def reduce_max(x: Array, axis: int | tuple[int, ...]) -> Array:

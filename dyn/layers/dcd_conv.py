@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.layers.attention import AttentionBranch, he_normal_fan_out
+from dyn.layers.attention import AttentionBranch, average_positions, he_normal_fan_out
 from dyn.layers.convolution import ConvLayer
 from dyn.layers.dense import DenseLayer
 from dyn.layers.norms import apply_batch_norm
@@ -342,7 +342,7 @@ def bin_averages(x: Array, bins: int, dtype: jnp.dtype) -> Array:
             n = x.shape[axis]
             bounds = [(i * n // bins, -(-(i + 1) * n // bins)) for i in range(bins)]
             means = [
-                jnp.mean(lax.slice_in_dim(x, start, end, axis=axis), axis=axis, dtype=dtype)
+                average_positions(lax.slice_in_dim(x, start, end, axis=axis), (axis,), dtype)
                 for start, end in bounds
             ]
             x = jnp.stack(means, axis=axis)

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import ATTENTION_PRECISION
+from dyn.layers.attention import ATTENTION_PRECISION, global_average
 from dyn.layers.convolution import flatten_batch
 from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import LayerNorm
@@ -107,7 +107,7 @@ class KernelRepresentation(CheckedModule):
 
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
         dense = partial(nn.Dense, precision=ATTENTION_PRECISION, **types)
-        pooled = jnp.mean(x, axis=tuple(range(1, x.ndim - 1)), dtype=dtype)
+        pooled = global_average(x, x.ndim - 2, dtype)
         name = f"contribution_{layer}"
         contribution = dense(self.features, use_bias=False, name=name)(pooled)
         history = LayerNorm(name="norm", **types)(state)

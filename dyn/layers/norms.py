@@ -232,13 +232,15 @@ def apply_batch_norm(
     running = use_running_average
     if running is None:
         running = not module.is_mutable_collection("batch_stats")
-    if math.prod(z.shape[:-1]) == 1 and not (running or module.is_initializing()):
+    vectors = math.prod(z.shape[:-1])
+    if vectors == 1 and not (running or module.is_initializing()):
         raise ValueError(
             "a batch norm inside attention cannot normalise the one vector of a batch of size 1: its "
             "variance is zero and the attention would ignore the input. Train with two or more "
             f"samples, {instead}, or pass use_running_average=True."
         )
-    normed = module(z.astype(dtype), use_running_average=running)
+    # An empty batch has no statistics.
+    normed = module(z.astype(dtype), use_running_average=running or vectors == 0)
     if running and use_running_average is None:
         warn_if_differentiated(module.variables["params"]["scale"])
     return normed

@@ -120,7 +120,8 @@ def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bo
     """Brings a context `[B, *spatial, D]` to the grid of a convolution's output: `[B, *out, D]`.
 
     A context on the output's grid stays as it is. From one on the input's grid, each output position takes
-    the vector in the middle of its kernel's window, or the nearest one if that lies in the padding. Vectors
+    the vector in the middle of its kernel's window, or the nearest one if that lies in the padding (zeros, if
+    the input has no positions). Vectors
     are selected, not averaged: nothing outside the window has an influence (with 'CAUSAL': no later
     input), and a strided layer remains a subsampled one.
 
@@ -137,6 +138,8 @@ def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bo
         return context
 
     def move(context: Array) -> Array:
+        if 0 in spatial:
+            return jnp.zeros((context.shape[0], *out, context.shape[-1]), context.dtype)
         # A padding that repeats inputs repeats the context, too.
         context = geometry.pad_edges(context)
         for axis in range(geometry.rank):

@@ -21,6 +21,7 @@ from jax import lax
 from dyn.layers.attention import (
     ATTENTION_PRECISION,
     MixtureAttention,
+    average_positions,
     read_temperature,
     reduce_max,
 )
@@ -245,7 +246,7 @@ class OrientationPool(nn.Module):
     def __call__(self, responses: Array) -> Array:
         """Pools over orientations by attention."""
         space = tuple(range(1, responses.ndim - 2))
-        strength = jnp.mean(nn.relu(responses), axis=space, dtype=self.dtype)  # [B, n, O]
+        strength = average_positions(nn.relu(responses), space, self.dtype)  # [B, n, O]
         score = nn.Dense(
             1,
             use_bias=False,

@@ -208,7 +208,7 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
         problem: the convolution; a symbolic batch counts as 32.
         platform: 'cpu', 'gpu' or 'tpu'; None for the one JAX runs on.
     """
-    named = platform or find_platform()
+    named = platform or find_platform()  # ONNX has the prices of a TPU, and not its kernel
     platform = _priced_platform(named)
     prices = PRICES[platform]
     no_loop = why_no_loop(platform)
@@ -304,8 +304,6 @@ def why_impossible(lowering: str, problem: Problem, platform: str | None = None)
 def why_unavailable(lowering: str, platform: str | None = None) -> str | None:
     """Explains why a lowering does not exist on a platform; None if it does."""
     platform = platform or find_platform()
-    # An ONNX file has the prices of a TPU, but not its kernels.
-    platform = platform if platform == "onnx" else _priced_platform(platform)
     if lowering == "fused" and platform != "tpu":
         return f"it is a kernel for TPUs, and the platform is {platform}"
     return None

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn.interop import to_stablehlo
+from dyn import interop
 from experiments.core import files
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.files import replace_file
@@ -27,6 +27,8 @@ def export(
     out: str | Path = "",
     *,
     platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    batch: int = 0,
+    fold_norms: bool = False,
     overwrite: bool = False,
 ) -> Path:
     """Writes a trained network to a file, and returns its path.
@@ -43,6 +45,15 @@ def export(
             raise UserError(
                 f"--platforms: there is no {platform!r}{suggest_nearest(platform, PLATFORMS)}"
             )
+    if batch < 0 or (batch and file_format != "onnx"):
+        raise UserError(
+            f"--batch={batch}: only --format=onnx has a fixed batch, of 1 or more; 0 is for any."
+        )
+    if fold_norms and file_format == "safetensors":
+        raise UserError(
+            "--fold_norms: --format=safetensors keeps the parameters as they were trained; fold the norms of "
+            "--format=stablehlo or onnx."
+        )
     if file_format == "onnx":
         onnx.check_installed()
     source = trained.source
@@ -60,23 +71,32 @@ def export(
         weights.write_weights(path, trained.variables, metadata)
         return path
     description = describe_export(trained)
+    description["inputs"]["shape"][0] = description["outputs"]["shape"][0] = batch or "batch"
+    description["folded_norms"] = fold_norms
+    compute_logits = make_logits_fn(trained, fold_norms)
     if file_format == "stablehlo":
         description["platforms"] = platforms
         try:
-            program = to_stablehlo(make_logits_fn(trained), make_example_struct(trained), platforms)
+            program = interop.to_stablehlo(compute_logits, make_example_struct(trained), platforms)
         except ValueError as error:
             raise UserError(f"The network cannot be exported: {error}") from error
     else:
-        program = onnx.convert(make_logits_fn(trained), make_example_struct(trained))
+        program = onnx.convert(compute_logits, make_example_struct(trained), batch)
     with replace_file(path) as temporary:
         temporary.write_bytes(program)
     files.write_json(path.with_name(f"{path.name}.json"), description)
     return path
 
 
-def make_logits_fn(trained: Trained) -> Callable[[jax.Array], jax.Array]:
-    """Returns the function that is exported: from uint8 pictures, or series, to float32 logits."""
-    variables = jax.tree.map(jnp.asarray, dict(trained.variables))
+def make_logits_fn(trained: Trained, fold_norms: bool = False) -> Callable[[jax.Array], jax.Array]:
+    """Returns the function that is exported: from uint8 pictures, or series, to float32 logits.
+
+    With `fold_norms` the norms after convolutions are folded into them.
+    """
+    model, variables = trained.model, jax.tree.map(jnp.asarray, dict(trained.variables))
+    if fold_norms:
+        one = jax.ShapeDtypeStruct((1, *trained.shape), jnp.float32)
+        model, variables, *_ = interop.fold_norms(model, variables, one, train=False)
     if trained.is_picture:
         normalise = trained.config.normalise
         mean, std = np.asarray(normalise.mean, np.float32), np.asarray(normalise.std, np.float32)
@@ -84,7 +104,7 @@ def make_logits_fn(trained: Trained) -> Callable[[jax.Array], jax.Array]:
     def compute_logits(inputs: jax.Array) -> jax.Array:
         if trained.is_picture:
             inputs = (inputs.astype(jnp.float32) / np.float32(255) - mean) / std
-        return trained.model.apply(variables, inputs, train=False).astype(jnp.float32)
+        return model.apply(variables, inputs, train=False).astype(jnp.float32)
 
     return compute_logits
 

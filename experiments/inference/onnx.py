@@ -27,16 +27,22 @@ def check_installed() -> None:
         )
 
 
-def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeStruct) -> bytes:
-    """Converts a function of batches of any size, and compares its numbers with onnxruntime's.
+def convert(
+    function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeStruct, batch_size: int = 0
+) -> bytes:
+    """Converts a function of batches, and compares its numbers with onnxruntime's.
 
-    `example` is the shape and dtype of one example, without B.
+    Args:
+        function: maps a batch of examples to arrays `[B, ...]`.
+        example: shape and dtype of one example, without B.
+        batch_size: B; 0 for a file that takes batches of any size.
 
     Raises:
         UserError: if jax2onnx cannot convert the function, or the result gives other numbers.
     """
     onnxruntime, jax2onnx = map(importlib.import_module, ("onnxruntime", "jax2onnx"))
-    batch = jax.ShapeDtypeStruct(("B", *example.shape), example.dtype)
+    batch = jax.ShapeDtypeStruct((batch_size or "B", *example.shape), example.dtype)
+    jax.clear_caches()
     # Not for a CPU: its plans have loops, which gain nothing in ONNX.
     with planner.plan_for_platform("onnx"), _allow_symbolic_padding():
         try:
@@ -47,8 +53,11 @@ def convert(function: Callable[[jax.Array], jax.Array], example: jax.ShapeDtypeS
             raise UserError(
                 f"jax2onnx cannot convert this network: {type(error).__name__}: {_get_first_line(error)}"
             ) from error
+    # jax2onnx traces functions with primitives of its own, which no other program may find in the cache.
+    jax.clear_caches()
     name = session.get_inputs()[0].name
-    compare(lambda x: session.run(None, {name: x})[0], function, example)
+    sizes = (batch_size,) if batch_size else BATCHES
+    compare(lambda x: session.run(None, {name: x})[0], function, example, sizes)
     return written
 
 
@@ -76,10 +85,11 @@ def compare(
     run_converted: Callable[[np.ndarray], np.ndarray],
     function: Callable[[jax.Array], jax.Array],
     example: jax.ShapeDtypeStruct,
+    sizes: Iterable[int] = BATCHES,
 ) -> None:
     """Raises a UserError if `run_converted` and `function` differ for batches of several sizes."""
     rng, compiled = np.random.default_rng(0), jax.jit(function)
-    for size in BATCHES:
+    for size in sizes:
         shape = (size, *example.shape)
         is_picture = example.dtype == np.uint8
         inputs = rng.integers(0, 256, shape) if is_picture else rng.normal(size=shape)

@@ -71,3 +71,21 @@ class OddNetwork(nn.Module):
 
 def make_odd_network(name):
     return OddNetwork(PLAIN[name], name not in WITHOUT_GROUPS, name not in SQUARE)
+
+
+# Single convolutions that `nn.Conv` computes: shape of the input, and fields.
+ODD_CASES = {
+    "one feature": ((2, 5, 5, 1), {"features": 1, "kernel_size": (3, 3)}),
+    "one number": ((1, 1, 1, 1), {"features": 1, "kernel_size": (1, 1)}),
+    "a kernel larger than the picture": ((2, 2, 2, 3), {"features": 4, "kernel_size": (5, 5)}),
+    "and no padding": ((2, 2, 2, 3), {"features": 4, "kernel_size": (3, 3), "padding": "VALID"}),
+    "a stride larger than the picture": (
+        (2, 3, 3, 3),
+        {"features": 4, "kernel_size": (3, 3), "strides": 4, "padding": 0},
+    ),
+    "no rows": ((2, 0, 5, 3), {"features": 4, "kernel_size": (3, 3)}),
+    "no rows but padding": ((2, 0, 5, 3), {"features": 4, "kernel_size": (3, 3), "padding": 2}),
+    "no pictures": ((0, 5, 5, 3), {"features": 4, "kernel_size": (3, 3)}),
+    "an even kernel": ((2, 5, 5, 3), {"features": 4, "kernel_size": (4, 4), "padding": 1}),
+    "no batch axis": ((5, 5, 3), {"features": 4, "kernel_size": (3, 3)}),
+}

@@ -18,6 +18,11 @@ def problem(side=14, features=256, batch=16, num_kernels=4):
     return Problem(batch, kernels, geometry, mixed=num_kernels > 1, tap_attention=True)
 
 
+def test_an_onnx_file_has_no_kernel_for_tpus():
+    assert plan(problem(), "tpu").choice == "fused"
+    assert plan(problem(), "onnx").choice != "fused"
+
+
 def amounts(lowering, **sizes):
     return count_work(lowering, problem(**sizes))
 

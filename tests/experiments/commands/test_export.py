@@ -15,6 +15,7 @@ from experiments.inference.export import (
     describe_export,
     export,
     make_example_struct,
+    make_logits_fn,
 )
 from experiments.inference.trained import Trained
 from experiments.load import load
@@ -46,6 +47,17 @@ def test_stablehlo_gives_the_same_numbers_for_any_batch(trained, tmp_path, rng):
     assert about["inputs"]["normalisation"] == {"within": True, "mean": [0.5], "std": [0.25]}
     assert about["outputs"]["shape"] == ["batch", 3] and about["classes"] == ["a", "b", "c"]
     assert about["platforms"] == ["cpu", "cuda", "tpu"]
+
+
+@pytest.mark.matrix
+def test_folded_norms_leave_the_numbers_as_they_are(trained, tmp_path, rng):
+    pictures, path = rng.integers(0, 256, (2, 8, 8, 1), np.uint8), tmp_path / "model.stablehlo"
+    export(trained, "stablehlo", path, platforms=["cpu"], fold_norms=True)
+    model = jax.export.deserialize(bytearray(path.read_bytes()))
+    np.testing.assert_allclose(
+        model.call(pictures), make_logits_fn(trained)(pictures), rtol=1e-5, atol=1e-4
+    )
+    assert json.loads(path.with_name("model.stablehlo.json").read_text())["folded_norms"]
 
 
 def test_safetensors_come_back_as_the_same_network(trained):
@@ -86,6 +98,9 @@ def test_outputs_and_spectrograms_are_described(task, outputs, values):
     [
         ("torch", {}, "--format=torch"),
         ("stablehlo", {"platforms": ["gpu"]}, "no 'gpu'"),
+        ("stablehlo", {"batch": 1}, "only --format=onnx has a fixed batch"),
+        ("onnx", {"batch": -1}, "of 1 or more"),
+        ("safetensors", {"fold_norms": True}, "parameters as they were trained"),
         ("safetensors", {"out": "there"}, "there exists.*--overwrite"),
     ],
 )
@@ -115,6 +130,21 @@ def test_a_dynamic_network_becomes_onnx(trained, tmp_path):
     pytest.importorskip("jax2onnx")
     path = export(trained, "onnx", tmp_path / "model.onnx")
     assert path.stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("fold_norms", [False, True])
+def test_an_onnx_file_of_one_batch_size(trained, tmp_path, rng, fold_norms):
+    pytest.importorskip("jax2onnx")
+    onnxruntime = pytest.importorskip("onnxruntime")
+    path = export(trained, "onnx", tmp_path / "one.onnx", batch=2, fold_norms=fold_norms)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    (inputs,) = session.get_inputs()
+    assert inputs.shape == [2, 8, 8, 1]
+    pictures = rng.integers(0, 256, (2, 8, 8, 1), np.uint8)
+    (logits,) = session.run(None, {inputs.name: pictures})
+    np.testing.assert_allclose(logits, make_logits_fn(trained)(pictures), rtol=1e-4, atol=1e-4)
+    about = json.loads(path.with_name("one.onnx.json").read_text())
+    assert about["inputs"]["shape"] == [2, 8, 8, 1] and about["outputs"]["shape"] == [2, 3]
 
 
 def test_a_network_of_fourier_weights_becomes_onnx(tmp_path):
