@@ -121,9 +121,8 @@ def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bo
 
     A context on the output's grid stays as it is. From one on the input's grid, each output position takes
     the vector in the middle of its kernel's window, or the nearest one if that lies in the padding (zeros, if
-    the input has no positions). Vectors
-    are selected, not averaged: nothing outside the window has an influence (with 'CAUSAL': no later
-    input), and a strided layer remains a subsampled one.
+    the input has no positions). Vectors are selected, not averaged: nothing outside the window has an
+    influence (with 'CAUSAL': no later input), and a strided layer remains a subsampled one.
 
     Args:
         context: `[B, *spatial, D]`, on the grid of the input or of the output.
@@ -138,8 +137,8 @@ def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bo
         return context
 
     def move(context: Array) -> Array:
-        if 0 in spatial:
-            return jnp.zeros((context.shape[0], *out, context.shape[-1]), context.dtype)
+        if 0 in geometry.spatial:
+            return jnp.zeros((len(context), *geometry.out, context.shape[-1]), context.dtype)
         # A padding that repeats inputs repeats the context, too.
         context = geometry.pad_edges(context)
         for axis in range(geometry.rank):
