@@ -103,17 +103,9 @@ class DynamicReLU(CheckedModule):
         number = 2 * self.pieces
         logits = apply_head("coefficients", z, functions * number, **types)
         theta = 2 * nn.sigmoid(logits.reshape(len(z), functions, number)) - 1
-        first = jnp.asarray(np.arange(self.pieces) == 0, dtype)[None, None]
-        slopes = first + self.scale_slopes * theta[..., : self.pieces]
-        intercepts = self.scale_intercepts * theta[..., self.pieces :]
+        slopes, intercepts = make_lines(theta, self.scale_slopes, self.scale_intercepts)
         sown = {"slope": slopes, "intercept": intercepts}
-        lines = (
-            x * expand_over_space(slopes[..., m], x) + expand_over_space(intercepts[..., m], x)
-            for m in range(self.pieces)
-        )
-        # The gradient of `jnp.maximum` looks for the line that equals the maximum. XLA may compute the lines
-        # again for that, with different rounding: none is equal then.
-        y = functools.reduce(lambda a, b: jnp.where(b > a, b, a), lines)
+        y = take_largest(x, slopes, intercepts)
         if self.form == "C":
             scores = apply_head(
                 "spatial", x.astype(dtype), 1, use_bias=False, precision=None, **types
@@ -123,6 +115,35 @@ class DynamicReLU(CheckedModule):
             y = y * broadcast_weights(sown["spatial"][..., None], y)
         self.sow("intermediates", "weights", sown)
         return y.reshape(inputs.shape)
+
+
+def make_lines(
+    theta: Array, scale_slopes: float = 1.0, scale_intercepts: float = 0.5
+) -> tuple[Array, Array]:
+    """Makes the slopes and intercepts of M lines, those of ReLU where theta is 0.
+
+    Args:
+        theta: `[B, F, 2 M]` in [-1, 1]: for each function the M slopes' changes, then the intercepts'.
+        scale_slopes: largest change of a slope.
+        scale_intercepts: largest change of an intercept.
+
+    Returns:
+        Slopes and intercepts, `[B, F, M]` each.
+    """
+    pieces = theta.shape[-1] // 2
+    first = jnp.asarray(np.arange(pieces) == 0, theta.dtype)[None, None]
+    return first + scale_slopes * theta[..., :pieces], scale_intercepts * theta[..., pieces:]
+
+
+def take_largest(x: Array, slopes: Array, intercepts: Array) -> Array:
+    """Computes max_m (slopes[m] x + intercepts[m]) of `x`, `[B, *spatial, C]`; the lines `[B, C or 1, M]`."""
+    lines = (
+        x * expand_over_space(slopes[..., m], x) + expand_over_space(intercepts[..., m], x)
+        for m in range(slopes.shape[-1])
+    )
+    # The gradient of `jnp.maximum` looks for the line that equals the maximum. XLA may compute the lines
+    # again for that, with different rounding: none is equal then.
+    return functools.reduce(lambda a, b: jnp.where(b > a, b, a), lines)
 
 
 def weight_positions(scores: Array, temperature: float) -> Array:

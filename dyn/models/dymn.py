@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from dyn.layers.attention import ATTENTION_PRECISION, he_normal_fan_out
 from dyn.layers.dynamic_conv import DynamicConv
+from dyn.layers.dynamic_relu import make_lines, take_largest
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory
 from dyn.models.inverted_residual import (
@@ -28,7 +29,6 @@ from dyn.models.inverted_residual import (
 )
 from dyn.models.mobilenet_v3 import MobileNetV3
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.dynamic_conv import expand_over_space
 
 Array = jax.Array
 
@@ -73,14 +73,8 @@ class DyMN(MobileNetV3):
 
     conv: ConvFactory = _Conv
     depthwise: ConvFactory | None = _Conv
-    dynamic_stages: Sequence[int] | None = (
-        1,
-        2,
-        3,
-        4,
-        5,
-        6,
-    )  # all blocks, not the last convolution
+    # All blocks, not the last convolution.
+    dynamic_stages: Sequence[int] | None = (1, 2, 3, 4, 5, 6)
     dynamic_blocks: str = "all"
 
     def make_block(self, shape: BlockShape, **fields: Any) -> nn.Module:
@@ -154,7 +148,8 @@ class DynamicBlock(nn.Module):
             precision=ATTENTION_PRECISION,
             name="dynamic_relu",
         )(context)
-        y = apply_dynamic_relu(y, 2 * nn.sigmoid(coefficients) - 1)
+        theta = 2 * nn.sigmoid(coefficients.reshape(len(x), shape.expanded, 4)) - 1
+        y = take_largest(y, *make_lines(theta))
         for gate in gates:
             y = y * gate.astype(y.dtype)
         y = conv1x1(shape.features, name="project")(y, context=context)
@@ -208,20 +203,3 @@ def average_threes(z: Array, strides: int) -> Array:
     return (
         sum((padded[:, n : n + reach + 1 : strides] for n in range(3)), jnp.zeros((), z.dtype)) / 3
     )
-
-
-def apply_dynamic_relu(x: Array, theta: Array) -> Array:
-    """Computes max(x (1 + t_1) + t_3 / 2, x t_2 + t_4 / 2) for each channel.
-
-    Chen, Dai, Liu, Chen, Yuan, Liu: Dynamic ReLU. ECCV 2020 (version B, two pieces).
-
-    Args:
-        x: `[B, *spatial, C]`.
-        theta: `[B, 4 C]`: t_1, t_2, t_3, t_4 of the first channel, and so on.
-    """
-    pieces = theta.reshape(theta.shape[0], x.shape[-1], 4)
-    slope1, slope2, shift1, shift2 = (expand_over_space(pieces[..., n], x) for n in range(4))
-    first, second = x * (1 + slope1) + shift1 / 2, x * slope2 + shift2 / 2
-    # The gradient of `jnp.maximum` compares the result with both, which XLA may round differently when it
-    # computes them again for that: then neither has a gradient.
-    return jnp.where(first >= second, first, second)
