@@ -83,7 +83,7 @@ EFFICIENTNET: Table = (
     (_BLOCK + r"bn2", _PATH + "depthwise_norm"),
     (_BLOCK + r"conv_pwl", _PATH + "project"),
     (_BLOCK + r"bn3", _PATH + "project_norm"),
-    (_BLOCK + r"se\.conv_(?P<layer>reduce|expand)", _PATH + "squeeze_excite/{layer}"),
+    (_BLOCK + r"se\.conv_(?P<part>reduce|expand)", _PATH + "squeeze_excite/{part}"),
     (_BLOCK + r"routing_fn", _PATH + "routing"),
     (r"conv_head", "last_conv"),
     (r"bn2", "last_norm"),

@@ -42,8 +42,8 @@ NETWORKS = ("resnet", "vgg16", *MOBILE)
 REMAT = {"none": False, "cheap": jax.checkpoint_policies.dots_saveable, "blocks": True}
 # Layers that convolve each channel by itself, and leave 1x1 convolutions static.
 BY_CHANNEL = (layers.DecoupledDynamicFilter, layers.Involution, layers.SequenceDynamicConv)
-# Layers whose authors replace the depthwise convolutions too, or that are depthwise.
-DEPTHWISE = (layers.CondConv, layers.DynamicConv, layers.ODConv, *BY_CHANNEL)
+# Layers whose authors replace depthwise convolutions too.
+MIXTURES = (layers.CondConv, layers.DynamicConv, layers.ODConv)
 
 
 def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.Module:
@@ -86,10 +86,12 @@ def _make_mobile_fields(config: ConfigDict, conv: Callable[..., nn.Module]) -> d
         UserError: for a DyMN with a layer that cannot be in it.
     """
     layer, network = CONVS[config.conv.name], config.model.network
-    fields: dict[str, Any] = {"conv": conv, "depthwise": conv if layer in DEPTHWISE else None}
+    fields: dict[str, Any] = {"conv": conv, "depthwise": None}
+    if layer in MIXTURES + BY_CHANNEL:
+        fields["depthwise"] = conv
     if network == "dymn":
-        if layer not in DEPTHWISE:
-            known = ", ".join(name for name, known in CONVS.items() if known in DEPTHWISE)
+        if layer not in MIXTURES:
+            known = ", ".join(name for name, known in CONVS.items() if known in MIXTURES)
             raise UserError(
                 f"--config.conv.name={config.conv.name}: the blocks of dymn give a context to their "
                 f"convolutions, depthwise ones included; choose one of {known}."

@@ -36,6 +36,10 @@ _FITTING = {
     "condconv": "--config.conv.name=condconv with their .num_kernels, and --config.model.context=block",
     "dcd": "--config.conv.name=dcd and --config.classifier.name=dcd, in a ResNet of their "
     "--config.model.depth, with .stem=imagenet",
+    "selective": "dyn.models.SKResNet18, SKResNet34, SKResNet50 or SKResNeXt50 in Python, and no config",
+    "resnet_d": "a ResNet with stem='deep' and shortcut=dyn.models.PooledConv in Python, and no config",
+    "fdconv": "--config.conv.name=fdconv with .attention_norm=batch, in a ResNet of --config.model.depth=50, "
+    "with .stem=imagenet",
     "vgg16": "--config.model.network=vgg16 with .width=64",
     "mobilenet_v2": "--config.model.network=mobilenet_v2 of their --config.model.width (64)",
     "odconv_mobilenet_v2": "--config.model.network=mobilenet_v2 of their --config.model.width (64), and "
