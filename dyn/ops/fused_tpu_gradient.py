@@ -28,16 +28,17 @@ from jax.experimental.pallas import tpu as pltpu
 from dyn.ops.geometry import Array, Geometry, add_height
 from dyn.ops.vmem import (
     LANES,
-    SMALLEST_VMEM,
     SUBLANES,
     count_vmem_bytes,
     fill_axis,
+    find_vmem_size,
     keep_layout,
+    make_parameters,
     round_up,
 )
 
-# The rest of the smallest VMEM is the compiler's, for spills.
-VMEM_FOR_BLOCKS = 13 * 2**20
+# The rest of VMEM is the compiler's, for spills.
+BLOCKS_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,12 +101,18 @@ def compute_kernel_gradients(
     return d_kernels, d_coefficients, d_filters
 
 
+def _fold(array: Array, axis: int, folded: int) -> Array:
+    """Splits the axis of a row's taps into groups that share the lanes, `(groups, folded)`, with zeros."""
+    array = fill_axis(array, axis, folded)
+    return array.reshape(*array.shape[:axis], -1, folded, *array.shape[axis + 1 :])
+
+
 def _fill_features(array: Array, axis: int) -> Array:
-    """Fills input features up to whole tiles of lanes, where they are in several.
+    """Fills input features up to whole tiles of sublanes, or of lanes where they are in several.
 
     Rows that do not begin with a tile are only loaded from one tile of lanes.
     """
-    return fill_axis(array, axis, LANES) if array.shape[axis] > LANES else array
+    return fill_axis(array, axis, LANES if array.shape[axis] > LANES else SUBLANES)
 
 
 def fits_vmem(geometry: Geometry, kernels: tuple[int, ...], batch: int, itemsize: int) -> bool:
@@ -126,19 +133,19 @@ def choose_blocks(
     """Returns the largest blocks that VMEM has room for, or None; arguments as in `fits_vmem`."""
     geometry = add_height(geometry)
     features, filters = kernels[-2:]
-    features = min(features, LANES)  # see `_fill_features`
+    features = min(round_up(features, SUBLANES), LANES)  # see `_fill_features`
     filters = LANES if filters % LANES == 0 else filters
-    for rows in sorted({geometry.size[0], 1}, reverse=True):
-        for samples in (4, 2, 1):
-            blocks = Blocks(samples, rows, features, filters)
-            # More than 16 sums in registers would spill.
-            few_sums = samples == 1 or samples * kernels[0] <= 16
-            if (
-                batch % samples == 0
-                and few_sums
-                and _count_bytes(geometry, kernels[0], blocks, itemsize) <= VMEM_FOR_BLOCKS
-            ):
-                return blocks
+    room = BLOCKS_SHARE * find_vmem_size()
+    for rows, samples in itertools.product(sorted({geometry.size[0], 1}, reverse=True), (4, 2, 1)):
+        blocks = Blocks(samples, rows, features, filters)
+        # More than 16 sums in registers would spill.
+        few_sums = samples == 1 or samples * kernels[0] <= 16
+        if (
+            batch % samples == 0
+            and few_sums
+            and _count_bytes(geometry, kernels[0], blocks, itemsize) <= room
+        ):
+            return blocks
     return None
 
 
@@ -191,7 +198,7 @@ def compute_sample_gradients(
         ),
         out_shape=jax.ShapeDtypeStruct((batch, height, width, filled, filters), kernels.dtype),
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in padded],
-        compiler_params=_make_parameters(),
+        compiler_params=make_parameters("parallel", "parallel", "parallel", "arbitrary"),
         name="sample_conv_kernel_gradients",
     )(x, dy)
     return d_kernels[..., :features, :].reshape(kernels.shape)
@@ -210,7 +217,7 @@ def choose_sample_blocks(
     """
     geometry = add_height(geometry)
     features, filters = kernel[-2:]
-    i = min(features, LANES)  # see `_fill_features`
+    i = min(round_up(features, SUBLANES), LANES)  # see `_fill_features`
     parts = sorted({filters, LANES} if filters % LANES == 0 else {filters}, reverse=True)
     for samples, rows, o in itertools.product(
         (4, 2, 1), sorted({geometry.size[0], 1}, reverse=True), parts
@@ -227,7 +234,7 @@ def choose_sample_blocks(
                 (rows, width, i, o),
             )
         ]
-        if batch % samples == 0 and sum(sizes) <= VMEM_FOR_BLOCKS:
+        if batch % samples == 0 and sum(sizes) <= BLOCKS_SHARE * find_vmem_size():
             return blocks
     return None
 
@@ -265,14 +272,15 @@ def _plan_buffers(geometry: Geometry, blocks: Blocks) -> tuple[list[tuple[int, .
 def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize: int) -> int:
     """Returns the bytes of VMEM that the kernel's blocks and buffers take."""
     (inputs, outputs), _ = _plan_buffers(geometry, blocks)
-    candidates = (num_kernels * blocks.rows * geometry.size[1], blocks.inputs, blocks.outputs)
-    taps = blocks.rows * geometry.size[1]
+    folded = _count_folded(geometry, blocks)
+    groups = blocks.rows * -(-geometry.size[1] // folded)
+    candidates = (num_kernels * groups, blocks.inputs, folded * blocks.outputs)
     buffers = [
         (2, (blocks.samples, *geometry.spatial, blocks.inputs), itemsize),
         (2, (blocks.samples, *geometry.out, blocks.outputs), itemsize),
         (1, candidates, 4),
         (2, candidates, 4),
-        (1, (blocks.samples, taps * num_kernels, blocks.outputs), 4),
+        (1, (blocks.samples, groups * num_kernels, folded * blocks.outputs), 4),
         (1, inputs, 4),
         (1, outputs, 4),
     ]
@@ -284,17 +292,23 @@ def _call_kernel(
 ) -> tuple[Array, Array, Array | None]:
     """Computes the gradients in two dimensions; the samples are the innermost axis of the grid."""
     num_kernels, height, width, features, filters = kernels.shape
-    samples, rows = blocks.samples, blocks.rows
+    samples, rows, folded = blocks.samples, blocks.rows, _count_folded(geometry, blocks)
     batch = x.shape[0]
     steps = batch // samples
     grid = (features // blocks.inputs, filters // blocks.outputs, height // rows, steps)
-    candidates = (num_kernels, rows, width, blocks.inputs, blocks.outputs)
-    sums = rows * width * num_kernels
+    # Taps that share the lanes lie beside each other.
+    w = _fold(kernels, 2, folded).swapaxes(3, 4)
+    groups, lanes = w.shape[2], folded * blocks.outputs
+    w = w.reshape(*w.shape[:4], -1)
+    c = _fold(coefficients.reshape(batch, height, width, num_kernels), 2, folded)
+    c = c.reshape(batch, -1, num_kernels)
+    candidates = (num_kernels, rows, groups, blocks.inputs, lanes)
+    sums = rows * groups * num_kernels
     padded, pitch = _plan_buffers(geometry, blocks)
-    arrays = [coefficients, x, dy, kernels]
+    arrays = [c, x, dy, w]
     in_specs = [
         pl.BlockSpec(
-            (samples, height * width, num_kernels),
+            (samples, *c.shape[1:]),
             lambda i, o, row, b: (b, 0, 0),
             memory_space=pltpu.SMEM,
         ),
@@ -306,24 +320,27 @@ def _call_kernel(
         ),
     ]
     out_shape = [
-        jax.ShapeDtypeStruct(kernels.shape, jnp.float32),
-        jax.ShapeDtypeStruct((*grid, samples, sums), jnp.float32),
+        jax.ShapeDtypeStruct(w.shape, jnp.float32),
+        jax.ShapeDtypeStruct((*grid, samples, folded, sums), jnp.float32),
     ]
     out_specs = [
         pl.BlockSpec(candidates, lambda i, o, row, b: (0, row, 0, i, o)),
-        pl.BlockSpec((1, 1, 1, 1, samples, sums), lambda i, o, row, b: (i, o, row, b, 0, 0)),
+        pl.BlockSpec(
+            (1, 1, 1, 1, samples, folded, sums), lambda i, o, row, b: (i, o, row, b, 0, 0, 0)
+        ),
     ]
     if scales is not None:
-        arrays += [scale.reshape(steps, samples, -1) for scale in scales]
+        channels, filter_rows = scales[0], jnp.tile(scales[1], (1, folded))
+        arrays += [scale.reshape(steps, samples, -1) for scale in (channels, filter_rows)]
         in_specs += [
             pl.BlockSpec((1, samples, blocks.inputs), lambda i, o, row, b: (b, 0, i)),
-            pl.BlockSpec((1, samples, blocks.outputs), lambda i, o, row, b: (b, 0, o)),
+            pl.BlockSpec((1, samples, lanes), lambda i, o, row, b: (b, 0, o)),
         ]
         out_shape.append(
-            jax.ShapeDtypeStruct((grid[0], grid[2], steps, samples, filters), jnp.float32)
+            jax.ShapeDtypeStruct((grid[0], grid[2], steps, samples, folded * filters), jnp.float32)
         )
         out_specs.append(
-            pl.BlockSpec((1, 1, 1, samples, blocks.outputs), lambda i, o, row, b: (i, row, b, 0, o))
+            pl.BlockSpec((1, 1, 1, samples, lanes), lambda i, o, row, b: (i, row, b, 0, o))
         )
 
     def body(c_ref, x_ref, dy_ref, w_ref, *refs):
@@ -348,16 +365,21 @@ def _call_kernel(
         out_specs=out_specs,
         out_shape=out_shape,
         scratch_shapes=[
-            pltpu.VMEM(shape, jnp.float32) for shape in (*padded, (samples, sums, blocks.outputs))
+            pltpu.VMEM(shape, jnp.float32) for shape in (*padded, (samples, sums, lanes))
         ],
-        compiler_params=_make_parameters(),
+        compiler_params=make_parameters("parallel", "parallel", "parallel", "arbitrary"),
         name="dynamic_conv_kernel_gradients",
     )(*arrays)
-    d_sums = d_sums.sum((0, 1))  # [rows of blocks, steps, samples, sums]
-    d_coefficients = jnp.moveaxis(d_sums, 0, 2).reshape(coefficients.shape)
+    d_kernels = d_kernels.reshape(*w.shape[:4], folded, filters).swapaxes(3, 4)
+    d_kernels = d_kernels.reshape(*w.shape[:2], -1, features, filters)[:, :, :width]
+    # [rows of blocks, steps, samples, folded, rows, groups, K], and the batch first, the taps in order.
+    d_c = d_sums.sum((0, 1)).reshape(-1, steps, samples, folded, rows, groups, num_kernels)
+    d_c = d_c.transpose(1, 2, 0, 4, 5, 3, 6).reshape(batch, height, -1, num_kernels)
+    d_coefficients = d_c[:, :, :width].reshape(coefficients.shape)
     if scales is None:
         return d_kernels, d_coefficients, None
-    return d_kernels, d_coefficients, d_filters[0].sum((0, 1)).reshape(batch, filters)
+    d_filters = d_filters[0].sum((0, 1)).reshape(batch, folded, filters).sum(1)
+    return d_kernels, d_coefficients, d_filters
 
 
 def _make_specs(geometry: Geometry, blocks: Blocks) -> list[pl.BlockSpec]:
@@ -369,14 +391,6 @@ def _make_specs(geometry: Geometry, blocks: Blocks) -> list[pl.BlockSpec]:
         ),
         pl.BlockSpec((samples, *geometry.out, blocks.outputs), lambda i, o, row, b: (b, 0, 0, o)),
     ]
-
-
-def _make_parameters() -> pltpu.CompilerParams:
-    """Returns the compiler's parameters for a grid whose last axis are the samples."""
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-        vmem_limit_bytes=SMALLEST_VMEM,
-    )
 
 
 def _write_gradients(
@@ -411,25 +425,26 @@ def _write_gradients(
                 *(pl.program_id(2) * rows + row, geometry, folded, pitch, precision),
             )
             for column in range(width):
-                g = _slice_block(product, column // folded, column % folded, features, filters)
-                dw_ref[s, row, column] = g.astype(dw_ref.dtype)
+                g = _slice_rows(product, column // folded, features)
+                lanes = slice(column % folded * filters, (column % folded + 1) * filters)
+                dw_ref[s, row, column] = g[:, lanes].astype(dw_ref.dtype)
 
     lax.fori_loop(0, rows, write_kernel_row, None)
 
 
 def _accumulate_gradients(
-    c_ref,  # [samples, T, K], scalars
+    c_ref,  # [samples, rows * groups * folded, K], scalars
     x_ref,  # [samples, *spatial, I]
     dy_ref,  # [samples, *out, O]
-    w_ref,  # [K, rows, kernel width, I, O]
+    w_ref,  # [K, rows, groups, I, folded * O]
     channels_ref,  # [1, samples, I], or None
-    filters_ref,  # [1, samples, O], or None
+    filters_ref,  # [1, samples, folded * O], or None
     dw_ref,  # like w_ref; it stays in VMEM until all samples have passed
-    dc_ref,  # [..., samples, rows * kernel width * K]
-    df_ref,  # [..., samples, O], or None
+    dc_ref,  # [..., samples, folded, rows * groups * K]
+    df_ref,  # [..., samples, folded * O], or None
     inputs_ref,  # x between zeros, in float32, of which any row can be the first to be loaded
     outputs_ref,  # dy, likewise
-    sums_ref,  # R, [samples, rows * kernel width * K, O]
+    sums_ref,  # R, [samples, rows * groups * K, folded * O]
     *,
     geometry: Geometry,
     folded: int,
@@ -438,7 +453,7 @@ def _accumulate_gradients(
 ):
     """Adds several samples' share to dW, and writes their dc and df."""
     samples = range(x_ref.shape[0])
-    num_kernels, rows, width, features, filters = w_ref.shape
+    num_kernels, rows, groups, _, lanes = w_ref.shape
 
     @pl.when(pl.program_id(3) == 0)
     def _():
@@ -452,6 +467,7 @@ def _accumulate_gradients(
         _write_outputs(dy_ref.at[s], outputs_ref.at[s], geometry, folded)
     if df_ref is not None:
         df_ref[...] = jnp.zeros_like(df_ref)
+    tap_of_lane = lax.broadcasted_iota(jnp.int32, (1, lanes), 1) // (lanes // folded)
 
     def add_kernel_row(row, _):
         tap_row = pl.program_id(2) * rows + row
@@ -463,36 +479,73 @@ def _accumulate_gradients(
             )
             for s in samples
         ]
-        for column in range(width):
-            place = (column // folded, column % folded, features, filters)
-            parts = weighted = [_slice_block(product, *place) for product in products]
-            if filters_ref is not None:
-                weighted = [g * filters_ref[0, pl.ds(s, 1)] for s, g in enumerate(parts)]
-            tap = tap_row * width + column
-            for k in range(num_kernels):
-                total, w = dw_ref[k, row, column], w_ref[k, row, column].astype(jnp.float32)
-                for s in samples:
-                    c = c_ref[s, tap, k]
-                    total += c * weighted[s]
-                    result = jnp.sum(parts[s] * w, axis=0, keepdims=True)
-                    sums_ref[s, pl.ds((row * width + column) * num_kernels + k, 1)] = result
-                    if df_ref is not None:
-                        df_ref[0, 0, 0, pl.ds(s, 1)] += c * result
-                dw_ref[k, row, column] = total
+        for group in range(groups):
+            weights = {}
+            for s, k in itertools.product(samples, range(num_kernels)):
+                first = (tap_row * groups + group) * folded
+                weight = jnp.full((1, lanes), c_ref[s, first, k])
+                for n in range(1, folded):
+                    weight = jnp.where(tap_of_lane < n, weight, c_ref[s, first + n, k])
+                weights[s, k] = weight
+            _add_group(
+                [_slice_rows(product, group, w_ref.shape[3]) for product in products],
+                weights,
+                filters_ref,
+                *(ref.at[:, row, group] for ref in (w_ref, dw_ref)),
+                sums_ref.at[:, pl.ds((row * groups + group) * num_kernels, num_kernels)],
+                df_ref,
+            )
 
     lax.fori_loop(0, rows, add_kernel_row, None)
     for s in samples:
         # A product with the weights, or ones, puts the sums over lanes side by side.
-        scale = jnp.ones((1, filters), jnp.float32)
+        scale = jnp.ones((1, lanes), jnp.float32)
         if filters_ref is not None:
             scale = filters_ref[0, pl.ds(s, 1)]
-        dc_ref[0, 0, 0, 0, pl.ds(s, 1)] = lax.dot_general(
-            scale,
+        mask = tap_of_lane == lax.broadcasted_iota(jnp.int32, (folded, lanes), 0)
+        dc_ref[0, 0, 0, 0, s] = lax.dot_general(
+            jnp.where(mask, scale, 0.0),
             sums_ref[s],
             (((1,), (1,)), ((), ())),
             precision=lax.Precision.HIGHEST,
             preferred_element_type=jnp.float32,
         )
+
+
+def _add_group(products, weights, filters_ref, w_ref, dw_ref, sums_ref, df_ref):
+    """Adds the share of one group of taps.
+
+    A few rows of G at a time meet all kernels and stay in registers meanwhile.
+
+    Args:
+        products: G of each sample, `[I, folded * O]`.
+        weights: rows `[1, folded * O]` of c, by sample and kernel.
+        filters_ref: as in `_accumulate_gradients`, like `df_ref`.
+        w_ref, dw_ref: `[K, I, folded * O]`.
+        sums_ref: `[samples, K, folded * O]`.
+    """
+    num_kernels, features, width = w_ref.shape
+    for tile in range(-(-width // LANES)):
+        lanes = slice(tile * LANES, min((tile + 1) * LANES, width))
+        rows = {place: weight[:, lanes] for place, weight in weights.items()}
+        scaled = rows
+        if filters_ref is not None:
+            scaled = {(s, k): row * filters_ref[0, pl.ds(s, 1), lanes] for (s, k), row in rows.items()}
+        sums = dict.fromkeys(rows, 0.0)
+        for first in range(0, features, SUBLANES):
+            places = slice(first, first + SUBLANES)
+            parts = [product[places, lanes] for product in products]
+            for k in range(num_kernels):
+                total, w = dw_ref[k, places, lanes], w_ref[k, places, lanes].astype(jnp.float32)
+                for s, part in enumerate(parts):
+                    total += scaled[s, k] * part
+                    sums[s, k] += part * w
+                dw_ref[k, places, lanes] = total
+        for (s, k), partial in sums.items():
+            result = jnp.sum(partial, axis=0, keepdims=True)
+            sums_ref[s, pl.ds(k, 1), lanes] = result
+            if df_ref is not None:
+                df_ref[0, 0, 0, pl.ds(s, 1), lanes] += rows[s, k] * result
 
 
 def _write_inputs(x_ref, scale, padded_ref, geometry: Geometry, folded: int, pitch: int):
@@ -550,6 +603,6 @@ def _multiply_shifted(
     )
 
 
-def _slice_block(matrix: Array, row: int, column: int, height: int, width: int) -> Array:
-    """Returns block `(row, column)` of a matrix that is cut into blocks of equal size."""
-    return matrix[row * height : (row + 1) * height, column * width : (column + 1) * width]
+def _slice_rows(matrix: Array, index: int, height: int) -> Array:
+    """Returns one of the blocks of rows of equal height that a matrix is cut into."""
+    return matrix[index * height : (index + 1) * height]
