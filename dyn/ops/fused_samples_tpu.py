@@ -21,6 +21,7 @@ from dyn.ops.fused_tpu import (
     count_grouped,
     explain_limits,
     group_kernels,
+    reverse_taps,
     transpose_geometry,
 )
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
@@ -85,7 +86,7 @@ def choose_blocks(
     grouped = count_grouped(geometry, features)
     for samples, n in itertools.product(choose_samples(geometry, batch), choose_columns(columns)):
         turned = transposed and grouped == 1
-        blocks = Blocks(geometry, samples, grouped, features, n, True, turned)
+        blocks = Blocks(geometry, samples, grouped, features, n, True, turned, turned)
         if blocks.count_bytes(2 * samples, itemsize, itemsize) < 0.9 * find_vmem_size():
             return blocks
     return None
@@ -151,6 +152,6 @@ def _run_kernel(inputs, kernels, geometry: Geometry, precision, transposed: bool
     assert blocks is not None  # see `why_unsupported`
     if transposed and not blocks.transposed:
         # Few features: the kernels are small, and taps share the lanes.
-        kernels = jnp.flip(kernels, range(1, geometry.rank + 1)).swapaxes(-1, -2)
+        kernels = reverse_taps(kernels).swapaxes(-1, -2)
     y, _ = call_kernel(inputs, group_kernels(kernels, blocks), None, columns, blocks, precision)
     return y.reshape(batch, *geometry.out, columns)

@@ -74,12 +74,9 @@ def why_unsupported(problem: Problem) -> str | None:
         from dyn.ops import fused_pixels_tpu  # imports Pallas
 
         return fused_pixels_tpu.why_unsupported(problem)
-    transposed = (*problem.kernels[:-2], *problem.kernels[:-3:-1])
-    for one, kernels, beside in (
-        (geometry, problem.kernels, False),
-        (transpose_geometry(geometry), transposed, True),
-    ):
-        if choose_blocks(one, problem.batch, kernels, problem.itemsize, beside=beside) is None:
+    for one, transposed in ((geometry, False), (transpose_geometry(geometry), True)):
+        sizes = (one, problem.batch, problem.kernels, problem.itemsize)
+        if choose_blocks(*sizes, beside=transposed, transposed=transposed) is None:
             return "a picture and its kernels do not fit into VMEM"
     from dyn.ops.fused_tpu_gradient import fits_vmem  # imports Pallas
 
@@ -144,7 +141,8 @@ class Blocks:
         features: input features, I.
         columns: output features of a grid step.
         per_sample: each sample has a kernel of its own, and nothing is mixed.
-        transposed: it is the kernel `[O, I]` of the convolution whose gradient this is.
+        backwards: taps are those of the convolution whose gradient this is: they are read in reverse.
+        transposed: its kernels `[O, I]` too.
         beside: buffers for inputs of the outputs' shape, see `run_kernel`.
     """
 
@@ -154,6 +152,7 @@ class Blocks:
     features: int
     columns: int
     per_sample: bool = False
+    backwards: bool = False
     transposed: bool = False
     beside: int = 0
 
@@ -226,7 +225,13 @@ class Blocks:
 
 
 def choose_blocks(
-    geometry: Geometry, batch: int, kernels: tuple[int, ...], itemsize: int, *, beside: bool
+    geometry: Geometry,
+    batch: int,
+    kernels: tuple[int, ...],
+    itemsize: int,
+    *,
+    beside: bool,
+    transposed: bool = False,
 ) -> Blocks | None:
     """Chooses the largest blocks that fit into VMEM; None if none does.
 
@@ -235,13 +240,17 @@ def choose_blocks(
         kernels: shape of the candidates, `(K, *k, I, O)`.
         itemsize: bytes of a number of the inputs.
         beside: whether there are inputs of the outputs' shape, see `run_kernel`.
+        transposed: whether the candidates are those of the convolution whose gradient this is.
     """
     geometry = add_height(geometry)
-    features, columns = kernels[-2:]
+    features, columns = kernels[:-3:-1] if transposed else kernels[-2:]
     samples, grouped = choose_samples(geometry, batch)[0], count_grouped(geometry, features)
     # The next inputs are fetched while these are worked on, if there is room.
     for n, buffers in itertools.product(choose_columns(columns), (2, 1) if beside else (0,)):
-        blocks = Blocks(geometry, samples, grouped, features, n, beside=buffers)
+        backwards = transposed and grouped == 1
+        blocks = Blocks(
+            geometry, samples, grouped, features, n, backwards=backwards, beside=buffers
+        )
         if blocks.count_bytes(kernels[0], itemsize) < 0.9 * find_vmem_size():
             return blocks
     return None
@@ -292,15 +301,12 @@ def _compute_gradients(inputs, kernels, coefficients, scales, dy, geometry: Geom
     """Returns the gradients for the inputs, the kernels, the coefficients and the scales."""
     from dyn.ops.fused_tpu_gradient import compute_kernel_gradients
 
-    # Reversed in space, with input and output features exchanged.
-    axes = tuple(range(1, geometry.rank + 1))
-    transposed = jnp.flip(kernels, axes).swapaxes(-1, -2)
-    reversed_taps = jnp.flip(coefficients, 1)
     scaled = scales is not None
     dx, d_channels = run_kernel(
-        *(dy, transposed, reversed_taps, scales and scales[::-1]),
+        *(dy, kernels, coefficients, scales and scales[::-1]),
         *(transpose_geometry(geometry), precision),
         beside=inputs if scaled else None,
+        transposed=True,
     )
     d_kernels, d_coefficients, d_filters = compute_kernel_gradients(
         inputs, dy, kernels, coefficients, scales, geometry, precision=precision
@@ -349,7 +355,15 @@ def convolve_plainly(inputs, kernels, coefficients, scales, geometry: Geometry, 
 
 
 def run_kernel(
-    inputs, kernels, coefficients, scales, geometry: Geometry, precision, *, beside=None
+    inputs,
+    kernels,
+    coefficients,
+    scales,
+    geometry: Geometry,
+    precision,
+    *,
+    beside=None,
+    transposed: bool = False,
 ) -> tuple[Array, Array | None]:
     """Runs the Pallas kernel.
 
@@ -361,6 +375,8 @@ def run_kernel(
         geometry: strides, padding with zeros, dilation of the inputs.
         precision: of the products of float32 arrays.
         beside: `[B, *out, O]`, whose products with the outputs are summed over positions.
+        transposed: kernels `[K, *k, O, I]` and coefficients are those of the convolution whose gradient
+            this is.
 
     Returns:
         `[B, *out, O]`, and with `beside` the sums `[B, O]` in float32, before outputs are weighted.
@@ -368,13 +384,23 @@ def run_kernel(
     blocks = choose_blocks(
         *(geometry, inputs.shape[0], kernels.shape, inputs.dtype.itemsize),
         beside=beside is not None,
+        transposed=transposed,
     )
     assert blocks is not None  # see `why_unsupported`
+    columns = kernels.shape[-2 if transposed else -1]
+    if transposed:
+        kernels = kernels.swapaxes(-1, -2)
+    if transposed and not blocks.backwards:
+        kernels = reverse_taps(kernels)
+        coefficients = jnp.flip(coefficients, 1)
     w, c = group_kernels(kernels, blocks), group_coefficients(coefficients, blocks)
-    y, sums = call_kernel(
-        inputs, w, c, kernels.shape[-1], blocks, precision, scales=scales, beside=beside
-    )
-    return y.reshape(inputs.shape[0], *geometry.out, kernels.shape[-1]), sums
+    y, sums = call_kernel(inputs, w, c, columns, blocks, precision, scales=scales, beside=beside)
+    return y.reshape(inputs.shape[0], *geometry.out, columns), sums
+
+
+def reverse_taps(kernels: Array) -> Array:
+    """Returns kernels `[N, *k, I, O]` reversed in space."""
+    return jnp.flip(kernels, range(1, kernels.ndim - 2))
 
 
 def call_kernel(
@@ -618,17 +644,16 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
     row = i * blocks.grouped + blocks.grouped - 1
     result = jnp.zeros((blocks.rows, blocks.columns), jnp.float32)
     for j in range(width):
-        first = (i * width + j) * blocks.grouped
-        if blocks.transposed:
-            w = w_ref[n, blocks.tap_rows - 1 - i, width - 1 - j]
-        elif blocks.per_sample:
-            w = w_ref[n, i, j]
+        a, b = (blocks.tap_rows - 1 - i, width - 1 - j) if blocks.backwards else (i, j)
+        first = (a * width + b) * blocks.grouped
+        if blocks.per_sample:
+            w = w_ref[n, a, b]
         elif scales_inputs:
-            w = w_ref[0, i, j]
+            w = w_ref[0, a, b]
         else:
             w = jnp.concatenate(
                 [
-                    _mix_candidates(w_ref, c_ref, n, (i, j, g), first + g, features)
+                    _mix_candidates(w_ref, c_ref, n, (a, b, g), first + g, features)
                     for g in range(blocks.grouped)
                 ]
             )

@@ -530,7 +530,9 @@ def _add_group(products, weights, filters_ref, w_ref, dw_ref, sums_ref, df_ref):
         rows = {place: weight[:, lanes] for place, weight in weights.items()}
         scaled = rows
         if filters_ref is not None:
-            scaled = {(s, k): row * filters_ref[0, pl.ds(s, 1), lanes] for (s, k), row in rows.items()}
+            scaled = {
+                (s, k): row * filters_ref[0, pl.ds(s, 1), lanes] for (s, k), row in rows.items()
+            }
         sums = dict.fromkeys(rows, 0.0)
         for first in range(0, features, SUBLANES):
             places = slice(first, first + SUBLANES)
