@@ -25,6 +25,7 @@ from dyn.ops.fused_tpu import (
     transpose_geometry,
 )
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
+from dyn.ops.packing import plan_packing
 from dyn.ops.vmem import find_vmem_size
 
 
@@ -83,10 +84,12 @@ def choose_blocks(
         transposed: whether kernels are those of the convolution whose gradient this is.
     """
     geometry = add_height(geometry)
+    packing = plan_packing(geometry, features, columns)
+    features, columns = packing.number * features, packing.number * columns
     grouped = count_grouped(geometry, features)
+    turned = transposed and grouped == packing.number == 1
     for samples, n in itertools.product(choose_samples(geometry, batch), choose_columns(columns)):
-        turned = transposed and grouped == 1
-        blocks = Blocks(geometry, samples, grouped, features, n, True, turned, turned)
+        blocks = Blocks(packing, samples, grouped, features, n, True, turned, turned)
         if blocks.count_bytes(2 * samples, itemsize, itemsize) < 0.9 * find_vmem_size():
             return blocks
     return None
@@ -153,5 +156,6 @@ def _run_kernel(inputs, kernels, geometry: Geometry, precision, transposed: bool
     if transposed and not blocks.transposed:
         # Few features: the kernels are small, and taps share the lanes.
         kernels = reverse_taps(kernels).swapaxes(-1, -2)
-    y, _ = call_kernel(inputs, group_kernels(kernels, blocks), None, columns, blocks, precision)
+    w, width = group_kernels(kernels, blocks), geometry.out[-1]
+    y, _ = call_kernel(inputs, w, None, columns, width, blocks, precision)
     return y.reshape(batch, *geometry.out, columns)

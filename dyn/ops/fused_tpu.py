@@ -27,6 +27,7 @@ from jax import lax
 
 from dyn.ops.dtypes import choose_matrix_precision
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
+from dyn.ops.packing import Packing, plan_packing
 from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, keep_layout, make_parameters
 
 
@@ -135,18 +136,18 @@ class Blocks:
     """Sizes of the kernel's blocks; along each spatial axis, or the height is one.
 
     Attributes:
-        geometry: geometry with two spatial axes.
+        packing: positions beside each other in the lanes, and the geometry of what is packed.
         samples: samples of a grid step.
         grouped: taps along the height that are contracted at once because they share the lanes, G.
-        features: input features, I.
-        columns: output features of a grid step.
+        features: input features of packed positions, I.
+        columns: output features of packed positions in a grid step.
         per_sample: each sample has a kernel of its own, and nothing is mixed.
         backwards: taps are those of the convolution whose gradient this is: they are read in reverse.
         transposed: its kernels `[O, I]` too.
         beside: buffers for inputs of the outputs' shape, see `run_kernel`.
     """
 
-    geometry: Geometry
+    packing: Packing
     samples: int
     grouped: int
     features: int
@@ -155,6 +156,11 @@ class Blocks:
     backwards: bool = False
     transposed: bool = False
     beside: int = 0
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of packed positions, with two spatial axes."""
+        return self.packing.geometry
 
     @property
     def tap_rows(self) -> int:
@@ -176,7 +182,7 @@ class Blocks:
         """Positions from a row of the padded picture to the next."""
         (_, n), (_, (before, after)) = self.geometry.spatial, self.geometry.padding
         stride, dilation = self.geometry.strides[1], self.geometry.input_dilation[1]
-        width = before + (n - 1) * dilation + 1 + after
+        width = before + (n - 1) * dilation + 1 + max(after, self.packing.offset > 0)
         return -(-width // stride) * stride
 
     @property
@@ -196,12 +202,14 @@ class Blocks:
     @property
     def scales_inputs(self) -> bool:
         """Is true if a single candidate's weight of a tap is multiplied onto the inputs, not the kernel."""
-        return not self.per_sample and self.grouped == 1 and self.rows < self.columns
+        alone = not self.per_sample and self.grouped == self.packing.number == 1
+        return alone and self.rows < self.columns
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Shape of the part of a kernel that a contraction takes."""
-        return (self.columns, self.depth) if self.transposed else (self.depth, self.columns)
+        """Shape of the part of a kernel that a contraction takes, or is put together from."""
+        depth, columns = self.depth // self.packing.number, self.columns // self.packing.number
+        return (columns, depth) if self.transposed else (depth, columns)
 
     def scratch(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the shapes of the padded pictures and of the results, in float32."""
@@ -213,7 +221,7 @@ class Blocks:
     def count_bytes(self, num_kernels: int, itemsize: int, kernel_itemsize: int = 4) -> int:
         """Counts the bytes of VMEM: kernels, scratch, inputs and outputs, of which two are there."""
         geometry = self.geometry
-        kernels = (num_kernels, self.tap_rows * geometry.size[1], *self.matrix)
+        kernels = (num_kernels, self.tap_rows * self.packing.width, *self.matrix)
         inputs = (2, self.samples, *geometry.spatial, self.features)
         outputs = (2 + self.beside, self.samples, *geometry.out, self.columns)
         sizes = [count_vmem_bytes(kernels, kernel_itemsize)]
@@ -244,13 +252,13 @@ def choose_blocks(
     """
     geometry = add_height(geometry)
     features, columns = kernels[:-3:-1] if transposed else kernels[-2:]
+    packing = plan_packing(geometry, features, columns)
+    features, columns = packing.number * features, packing.number * columns
     samples, grouped = choose_samples(geometry, batch)[0], count_grouped(geometry, features)
     # The next inputs are fetched while these are worked on, if there is room.
     for n, buffers in itertools.product(choose_columns(columns), (2, 1) if beside else (0,)):
         backwards = transposed and grouped == 1
-        blocks = Blocks(
-            geometry, samples, grouped, features, n, backwards=backwards, beside=buffers
-        )
+        blocks = Blocks(packing, samples, grouped, features, n, backwards=backwards, beside=buffers)
         if blocks.count_bytes(kernels[0], itemsize) < 0.9 * find_vmem_size():
             return blocks
     return None
@@ -394,7 +402,9 @@ def run_kernel(
         kernels = reverse_taps(kernels)
         coefficients = jnp.flip(coefficients, 1)
     w, c = group_kernels(kernels, blocks), group_coefficients(coefficients, blocks)
-    y, sums = call_kernel(inputs, w, c, columns, blocks, precision, scales=scales, beside=beside)
+    y, sums = call_kernel(
+        inputs, w, c, columns, geometry.out[-1], blocks, precision, scales=scales, beside=beside
+    )
     return y.reshape(inputs.shape[0], *geometry.out, columns), sums
 
 
@@ -404,7 +414,7 @@ def reverse_taps(kernels: Array) -> Array:
 
 
 def call_kernel(
-    inputs, w, c, columns: int, blocks: Blocks, precision, *, scales=None, beside=None
+    inputs, w, c, columns: int, width: int, blocks: Blocks, precision, *, scales=None, beside=None
 ) -> tuple[Array, Array | None]:
     """Calls the Pallas kernel on a grid of blocks; returns what `run_kernel` does, in two dimensions.
 
@@ -413,6 +423,7 @@ def call_kernel(
         w: candidates `[K, R, kw, G*I, O]`, or the kernels of all samples, `[B, ...]`.
         c: coefficients `[B, 1, R*kw*G*K]`; None for kernels of single samples.
         columns: number of output features, O.
+        width: positions of a row of the outputs.
         blocks: sizes.
         precision: of the products.
         scales, beside: as in `run_kernel`.
@@ -420,8 +431,9 @@ def call_kernel(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    batch, samples, two = inputs.shape[0], blocks.samples, blocks.geometry
-    x = keep_layout(inputs).reshape(batch, *two.spatial, inputs.shape[-1])
+    batch, samples, two, packing = inputs.shape[0], blocks.samples, blocks.geometry, blocks.packing
+    x = packing.pack(add_row_axis(keep_layout(inputs)))
+    packed_columns = packing.number * columns
     padded, total = blocks.scratch()
     # Each core of a chip with two takes one half of the batch.
     steps = batch // samples
@@ -451,7 +463,7 @@ def call_kernel(
     # Each array by the name that `_convolve_block` has for it.
     arrays, in_specs = {"x_ref": x, "w_ref": w}, [pictures, kernels]
     outputs, out_specs = (
-        {"y_ref": jax.ShapeDtypeStruct((batch, *two.out, columns), x.dtype)},
+        {"y_ref": jax.ShapeDtypeStruct((batch, *two.out, packed_columns), x.dtype)},
         [results],
     )
     if c is not None:
@@ -462,16 +474,18 @@ def call_kernel(
             )
         )
     if scales is not None:
-        arrays["channels_ref"], arrays["filters_ref"] = (scale[:, None] for scale in scales)
+        arrays["channels_ref"], arrays["filters_ref"] = (
+            jnp.tile(scale[:, None], packing.number) for scale in scales
+        )
         in_specs += [of_inputs, of_outputs]
     if beside is not None:
-        arrays["beside_ref"] = keep_layout(beside).reshape(batch, *two.out, columns)
+        arrays["beside_ref"] = packing.pack(add_row_axis(keep_layout(beside)))
         in_specs.append(
             pl.BlockSpec(
                 results.block_shape, results.index_map, pipeline_mode=pl.Buffered(blocks.beside)
             )
         )
-        outputs["sums_ref"] = jax.ShapeDtypeStruct((batch, 1, columns), jnp.float32)
+        outputs["sums_ref"] = jax.ShapeDtypeStruct((batch, 1, packed_columns), jnp.float32)
         out_specs.append(of_outputs)
 
     def body(*refs):
@@ -483,7 +497,7 @@ def call_kernel(
 
     y, *sums = pl.pallas_call(
         body,
-        grid=(halves, columns // blocks.columns, steps // halves),
+        grid=(halves, packed_columns // blocks.columns, steps // halves),
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=list(outputs.values()),
@@ -491,7 +505,13 @@ def call_kernel(
         compiler_params=make_parameters("parallel", "arbitrary", "arbitrary"),
         name="sample_conv" if blocks.per_sample else "dynamic_conv",
     )(*arrays.values())
-    return keep_layout(y), sums[0][:, 0] if sums else None
+    totals = sums[0].reshape(batch, packing.number, columns).sum(1) if sums else None
+    return keep_layout(packing.unpack(y, width)), totals
+
+
+def add_row_axis(array: Array) -> Array:
+    """Returns `[B, H, W, I]` of an array with one or two spatial axes."""
+    return array if array.ndim == 4 else array[:, None]
 
 
 def group_kernels(kernels: Array, blocks: Blocks) -> Array:
@@ -499,7 +519,8 @@ def group_kernels(kernels: Array, blocks: Blocks) -> Array:
 
     Missing taps are zero.
     """
-    (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
+    height, width = blocks.geometry.size[0], blocks.packing.width
+    grouped, groups = blocks.grouped, blocks.tap_rows
     matrix = kernels.shape[-2:]
     w = kernels.reshape(len(kernels), height, width, *matrix)
     if grouped == 1:
@@ -511,7 +532,8 @@ def group_kernels(kernels: Array, blocks: Blocks) -> Array:
 
 def group_coefficients(coefficients: Array, blocks: Blocks) -> Array:
     """Returns coefficients `[B, 1, R*kw*G*K]` in the order of the taps of `group_kernels`."""
-    (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
+    height, width = blocks.geometry.size[0], blocks.packing.width
+    grouped, groups = blocks.grouped, blocks.tap_rows
     batch, _, num_kernels = coefficients.shape
     c = coefficients.reshape(batch, height, width, num_kernels)
     c = jnp.pad(c, ((0, 0), (0, groups * grouped - height), (0, 0), (0, 0)))
@@ -614,6 +636,10 @@ def _write_padded(x_ref, scale, padded, blocks: Blocks):
             row = h * geometry.input_dilation[0] + top + above - g
             start = row // phases * blocks.pitch + left
             to = pl.ds(start, width, stride=geometry.input_dilation[1])
+            if blocks.packing.offset:
+                for lanes, new_lanes, ahead in blocks.packing.list_lanes(features):
+                    padded[row % phases, 0, pl.ds(start + ahead, width), new_lanes] = x[:, lanes]
+                continue
             for tile in range(-(-features // LANES)):
                 part = x[:, _lanes(tile, features)]
                 lanes = slice(g * features, g * features + part.shape[1])
@@ -637,32 +663,28 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
     """Returns the sum over the i-th group of rows of taps, `[rows, columns]` in float32."""
     from jax.experimental import pallas as pl
 
-    width, features = blocks.geometry.size[1], blocks.features
+    width, packing = blocks.geometry.size[1], blocks.packing
     phases, stride = blocks.geometry.strides
     scales_inputs = w_ref.shape[0] == 1 and blocks.scales_inputs
     contracted = 1 if blocks.transposed else 0
     row = i * blocks.grouped + blocks.grouped - 1
     result = jnp.zeros((blocks.rows, blocks.columns), jnp.float32)
+    tap_row = blocks.tap_rows - 1 - i if blocks.backwards else i
+    columns = range(packing.width)[:: -1 if blocks.backwards else 1]
+    if blocks.per_sample:
+        taps = [w_ref[n, tap_row, column] for column in columns]
+    elif scales_inputs:
+        taps = [w_ref[0, tap_row, column] for column in columns]
+    else:
+        taps = [_mix_group(w_ref, c_ref, n, tap_row, column, blocks) for column in columns]
     for j in range(width):
-        a, b = (blocks.tap_rows - 1 - i, width - 1 - j) if blocks.backwards else (i, j)
-        first = (a * width + b) * blocks.grouped
-        if blocks.per_sample:
-            w = w_ref[n, a, b]
-        elif scales_inputs:
-            w = w_ref[0, a, b]
-        else:
-            w = jnp.concatenate(
-                [
-                    _mix_candidates(w_ref, c_ref, n, (a, b, g), first + g, features)
-                    for g in range(blocks.grouped)
-                ]
-            )
+        w = packing.assemble(taps, j)
         start = row // phases * blocks.pitch + j
         for tile in range(blocks.lane_tiles):
             depth = min(LANES, blocks.depth - tile * LANES)
             x = padded[n, row % phases, tile, pl.ds(start, blocks.rows, stride=stride)]
             if scales_inputs:
-                x = x * c_ref[n, 0, first]
+                x = x * c_ref[n, 0, tap_row * width + columns[j]]
             part = lax.slice_in_dim(w, tile * LANES, tile * LANES + depth, axis=contracted)
             result += lax.dot_general(
                 x[:, :depth].astype(dtype),
@@ -674,14 +696,18 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
     return result
 
 
-def _mix_candidates(w_ref, c_ref, n, place: tuple[Any, int, int], tap, features: int) -> Array:
-    """Returns sum_k c[n, tap, k] W_k for one tap, `[I, columns]` in float32."""
+def _mix_group(w_ref, c_ref, n, i, j: int, blocks: Blocks) -> Array:
+    """Returns sum_k c[n, tap, k] W_k of the taps that share the lanes, `[G*I, columns]` in float32."""
     from jax.experimental import pallas as pl
 
-    i, j, g = place
-    rows = pl.ds(g * features, features)
-    num_kernels = w_ref.shape[0]
-    mixed = w_ref[0, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels]
-    for k in range(1, num_kernels):
-        mixed += w_ref[k, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels + k]
-    return mixed
+    num_kernels, height = w_ref.shape[0], blocks.matrix[0] // blocks.grouped
+    mixtures = []
+    for g in range(blocks.grouped):
+        rows = pl.ds(g * height, height)
+        tap = (i * blocks.packing.width + j) * blocks.grouped + g
+        mixed = w_ref[0, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels]
+        for k in range(1, num_kernels):
+            w = w_ref[k, i, j, rows].astype(jnp.float32)
+            mixed += w * c_ref[n, 0, tap * num_kernels + k]
+        mixtures.append(mixed)
+    return jnp.concatenate(mixtures)

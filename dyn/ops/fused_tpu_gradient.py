@@ -26,6 +26,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dyn.ops.geometry import Array, Geometry, add_height
+from dyn.ops.packing import Packing, plan_packing
 from dyn.ops.vmem import (
     LANES,
     SUBLANES,
@@ -89,13 +90,13 @@ def compute_kernel_gradients(
     if blocks is None:
         raise ValueError(f"kernels {shape} and inputs {x.shape} do not fit into a TPU's VMEM.")
     geometry = add_height(geometry)
-    x = _fill_features(keep_layout(x), -1).reshape(batch, *geometry.spatial, -1)
-    dy = keep_layout(dy).reshape(batch, *geometry.out, dy.shape[-1])
+    packing = _plan_packing(geometry, *shape[-2:])
+    x, dy = _arrange(x, dy, geometry, packing)
     kernels = _fill_features(kernels.reshape(shape[0], *geometry.size, *shape[-2:]), -2)
     if scales is not None:
         scales = (_fill_features(scales[0], -1), scales[1])
     d_kernels, d_coefficients, d_filters = _call_kernel(
-        x, dy, kernels, coefficients, scales, geometry, blocks, precision
+        x, dy, kernels, coefficients, scales, packing, blocks, precision
     )
     d_kernels = d_kernels[..., : shape[-2], :].reshape(shape)
     return d_kernels, d_coefficients, d_filters
@@ -105,6 +106,19 @@ def _fold(array: Array, axis: int, folded: int) -> Array:
     """Splits the axis of a row's taps into groups that share the lanes, `(groups, folded)`, with zeros."""
     array = fill_axis(array, axis, folded)
     return array.reshape(*array.shape[:axis], -1, folded, *array.shape[axis + 1 :])
+
+
+def _plan_packing(geometry: Geometry, features: int, filters: int) -> Packing:
+    """Plans which positions lie beside each other in the lanes, for features that are filled."""
+    return plan_packing(geometry, round_up(features, SUBLANES), filters)
+
+
+def _arrange(x: Array, dy: Array, geometry: Geometry, packing: Packing) -> tuple[Array, Array]:
+    """Returns inputs, filled, and gradients of the outputs as the kernels read them."""
+    batch = x.shape[0]
+    x = _fill_features(keep_layout(x), -1).reshape(batch, *geometry.spatial, -1)
+    dy = keep_layout(dy).reshape(batch, *geometry.out, dy.shape[-1])
+    return packing.pack(x), packing.pack(dy)
 
 
 def _fill_features(array: Array, axis: int) -> Array:
@@ -133,6 +147,7 @@ def choose_blocks(
     """Returns the largest blocks that VMEM has room for, or None; arguments as in `fits_vmem`."""
     geometry = add_height(geometry)
     features, filters = kernels[-2:]
+    packing = _plan_packing(geometry, features, filters)
     features = min(round_up(features, SUBLANES), LANES)  # see `_fill_features`
     filters = LANES if filters % LANES == 0 else filters
     room = BLOCKS_SHARE * find_vmem_size()
@@ -143,7 +158,7 @@ def choose_blocks(
         if (
             batch % samples == 0
             and few_sums
-            and _count_bytes(geometry, kernels[0], blocks, itemsize) <= room
+            and _count_bytes(packing, kernels[0], blocks, itemsize) <= room
         ):
             return blocks
     return None
@@ -171,17 +186,16 @@ def compute_sample_gradients(
     if blocks is None:
         raise ValueError(f"kernels {kernels.shape} and inputs {x.shape} do not fit into VMEM.")
     geometry = add_height(geometry)
+    packing = _plan_packing(geometry, features, filters)
     height, width = geometry.size
     samples, rows = blocks.samples, blocks.rows
-    x = _fill_features(keep_layout(x), -1).reshape(batch, *geometry.spatial, -1)
-    dy = keep_layout(dy).reshape(batch, *geometry.out, filters)
-    filled = x.shape[-1]
-    padded, pitch = _plan_buffers(geometry, blocks)
+    x, dy = _arrange(x, dy, geometry, packing)
+    filled = x.shape[-1] // packing.number
+    padded, pitch = _plan_buffers(packing, blocks)
     d_kernels = pl.pallas_call(
         functools.partial(
             _write_gradients,
-            geometry=geometry,
-            folded=_count_folded(geometry, blocks),
+            packing=packing,
             pitch=pitch,
             precision=precision,
         ),
@@ -191,7 +205,7 @@ def compute_sample_gradients(
             height // rows,
             batch // samples,
         ),
-        in_specs=_make_specs(geometry, blocks),
+        in_specs=_make_specs(packing, blocks),
         out_specs=pl.BlockSpec(
             (samples, rows, width, blocks.inputs, blocks.outputs),
             lambda i, o, row, b: (b, row, 0, i, o),
@@ -217,20 +231,20 @@ def choose_sample_blocks(
     """
     geometry = add_height(geometry)
     features, filters = kernel[-2:]
+    packing = _plan_packing(geometry, features, filters)
     i = min(round_up(features, SUBLANES), LANES)  # see `_fill_features`
     parts = sorted({filters, LANES} if filters % LANES == 0 else {filters}, reverse=True)
     for samples, rows, o in itertools.product(
         (4, 2, 1), sorted({geometry.size[0], 1}, reverse=True), parts
     ):
         blocks = Blocks(samples, rows, i, o)
-        buffers, _ = _plan_buffers(geometry, blocks)
+        buffers, _ = _plan_buffers(packing, blocks)
         width = geometry.size[1]
         sizes = [count_vmem_bytes(shape, 4) for shape in (*buffers, (width * i, o))]
         sizes += [
             2 * count_vmem_bytes((samples, *shape), itemsize)
             for shape in (
-                (*geometry.spatial, i),
-                (*geometry.out, o),
+                *_list_shapes(packing, blocks),
                 (rows, width, i, o),
             )
         ]
@@ -239,48 +253,46 @@ def choose_sample_blocks(
     return None
 
 
-def _count_folded(geometry: Geometry, blocks: Blocks) -> int:
-    """Returns the number of shifts that share the lanes.
+def _list_shapes(packing: Packing, blocks: Blocks) -> list[tuple[int, ...]]:
+    """Returns the shapes of a sample's packed inputs and outputs."""
+    geometry, number = packing.geometry, packing.number
+    return [
+        (*geometry.spatial, number * blocks.inputs),
+        (*geometry.out, number * blocks.outputs),
+    ]
 
-    64 features fill half the lanes and a quarter of the matrix unit. Two shifts of the inputs and two of
-    the outputs beside each other give four taps of a row at once.
-    """
-    narrow = 2 * max(blocks.inputs, blocks.outputs) <= LANES
-    return 2 if narrow and geometry.size[1] > 1 and geometry.strides[1] == 1 else 1
 
-
-def _plan_buffers(geometry: Geometry, blocks: Blocks) -> tuple[list[tuple[int, ...]], int]:
+def _plan_buffers(packing: Packing, blocks: Blocks) -> tuple[list[tuple[int, ...]], int]:
     """Returns the shapes of the buffers for padded inputs and outputs, and the positions of a row."""
+    geometry, number = packing.geometry, packing.number
     (height, width), (stride, step) = geometry.out, geometry.strides
     down, right = geometry.kernel_dilation
-    folded = _count_folded(geometry, blocks)
     left, _ = geometry.padding[1]
     # The zeros after one row are the zeros before the next.
     pitch = max(
-        left + geometry.spatial[1],
+        left + geometry.spatial[1] + (packing.offset > 0),
         (width - 1) * step + (geometry.size[1] - 1) * right + 1 - left,
-        (width + (folded - 1) * right) * step,
+        width * step,
     )
     pitch = round_up(pitch, SUBLANES * step)
     # A row of zeros before and one after those that the kernel meets: shifts go beyond both ends.
     lines = 1 + height + (geometry.size[0] - 1) * down // stride + 1
-    inputs = (blocks.samples, stride, lines * pitch, folded * blocks.inputs)
-    outputs = (blocks.samples, height * pitch // step, folded * blocks.outputs)
+    inputs = (blocks.samples, stride, lines * pitch, number * blocks.inputs)
+    outputs = (blocks.samples, height * pitch // step, number * blocks.outputs)
     return [inputs, outputs], pitch
 
 
-def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize: int) -> int:
+def _count_bytes(packing: Packing, num_kernels: int, blocks: Blocks, itemsize: int) -> int:
     """Returns the bytes of VMEM that the kernel's blocks and buffers take."""
-    (inputs, outputs), _ = _plan_buffers(geometry, blocks)
-    folded = _count_folded(geometry, blocks)
-    groups = blocks.rows * -(-geometry.size[1] // folded)
-    candidates = (num_kernels * groups, blocks.inputs, folded * blocks.outputs)
+    (inputs, outputs), _ = _plan_buffers(packing, blocks)
+    lanes = packing.number * blocks.outputs
+    groups = blocks.rows * -(-packing.width // packing.number)
+    candidates = (num_kernels * groups, blocks.inputs, lanes)
     buffers = [
-        (2, (blocks.samples, *geometry.spatial, blocks.inputs), itemsize),
-        (2, (blocks.samples, *geometry.out, blocks.outputs), itemsize),
+        *((2, (blocks.samples, *shape), itemsize) for shape in _list_shapes(packing, blocks)),
         (1, candidates, 4),
         (2, candidates, 4),
-        (1, (blocks.samples, groups * num_kernels, folded * blocks.outputs), 4),
+        (1, (blocks.samples, groups * num_kernels, lanes), 4),
         (1, inputs, 4),
         (1, outputs, 4),
     ]
@@ -288,11 +300,11 @@ def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize:
 
 
 def _call_kernel(
-    x, dy, kernels, coefficients, scales, geometry: Geometry, blocks: Blocks, precision
+    x, dy, kernels, coefficients, scales, packing: Packing, blocks: Blocks, precision
 ) -> tuple[Array, Array, Array | None]:
     """Computes the gradients in two dimensions; the samples are the innermost axis of the grid."""
     num_kernels, height, width, features, filters = kernels.shape
-    samples, rows, folded = blocks.samples, blocks.rows, _count_folded(geometry, blocks)
+    samples, rows, folded = blocks.samples, blocks.rows, packing.number
     batch = x.shape[0]
     steps = batch // samples
     grid = (features // blocks.inputs, filters // blocks.outputs, height // rows, steps)
@@ -304,7 +316,7 @@ def _call_kernel(
     c = c.reshape(batch, -1, num_kernels)
     candidates = (num_kernels, rows, groups, blocks.inputs, lanes)
     sums = rows * groups * num_kernels
-    padded, pitch = _plan_buffers(geometry, blocks)
+    padded, pitch = _plan_buffers(packing, blocks)
     arrays = [c, x, dy, w]
     in_specs = [
         pl.BlockSpec(
@@ -312,7 +324,7 @@ def _call_kernel(
             lambda i, o, row, b: (b, 0, 0),
             memory_space=pltpu.SMEM,
         ),
-        *_make_specs(geometry, blocks),
+        *_make_specs(packing, blocks),
         pl.BlockSpec(
             candidates,
             lambda i, o, row, b: (0, row, 0, i, o),
@@ -330,10 +342,9 @@ def _call_kernel(
         ),
     ]
     if scales is not None:
-        channels, filter_rows = scales[0], jnp.tile(scales[1], (1, folded))
-        arrays += [scale.reshape(steps, samples, -1) for scale in (channels, filter_rows)]
+        arrays += [jnp.tile(scale.reshape(steps, samples, -1), folded) for scale in scales]
         in_specs += [
-            pl.BlockSpec((1, samples, blocks.inputs), lambda i, o, row, b: (b, 0, i)),
+            pl.BlockSpec((1, samples, folded * blocks.inputs), lambda i, o, row, b: (b, 0, i)),
             pl.BlockSpec((1, samples, lanes), lambda i, o, row, b: (b, 0, o)),
         ]
         out_shape.append(
@@ -352,8 +363,7 @@ def _call_kernel(
         _accumulate_gradients(
             *(c_ref, x_ref, dy_ref, w_ref, channels_ref, filters_ref, dw_ref, dc_ref, df_ref),
             *scratch,
-            geometry=geometry,
-            folded=_count_folded(geometry, blocks),
+            packing=packing,
             pitch=pitch,
             precision=precision,
         )
@@ -382,14 +392,12 @@ def _call_kernel(
     return d_kernels, d_coefficients, d_filters
 
 
-def _make_specs(geometry: Geometry, blocks: Blocks) -> list[pl.BlockSpec]:
+def _make_specs(packing: Packing, blocks: Blocks) -> list[pl.BlockSpec]:
     """Returns the parts of the inputs and of the outputs' gradients that a step of the grid reads."""
-    samples = blocks.samples
+    inputs, outputs = _list_shapes(packing, blocks)
     return [
-        pl.BlockSpec(
-            (samples, *geometry.spatial, blocks.inputs), lambda i, o, row, b: (b, 0, 0, i)
-        ),
-        pl.BlockSpec((samples, *geometry.out, blocks.outputs), lambda i, o, row, b: (b, 0, 0, o)),
+        pl.BlockSpec((blocks.samples, *inputs), lambda i, o, row, b: (b, 0, 0, i)),
+        pl.BlockSpec((blocks.samples, *outputs), lambda i, o, row, b: (b, 0, 0, o)),
     ]
 
 
@@ -400,13 +408,12 @@ def _write_gradients(
     inputs_ref,  # as in `_accumulate_gradients`
     outputs_ref,
     *,
-    geometry: Geometry,
-    folded: int,
+    packing: Packing,
     pitch: int,
     precision,
 ):
     """Writes the gradient of several samples' kernels."""
-    samples, rows, width, features, filters = dw_ref.shape
+    samples, rows = dw_ref.shape[:2]
 
     @pl.when(pl.program_id(3) == 0)
     def _():
@@ -414,20 +421,18 @@ def _write_gradients(
         outputs_ref[...] = jnp.zeros_like(outputs_ref)
 
     for s in range(samples):
-        _write_inputs(x_ref.at[s], None, inputs_ref.at[s], geometry, folded, pitch)
-        _write_outputs(dy_ref.at[s], outputs_ref.at[s], geometry, folded)
+        _write_inputs(x_ref.at[s], None, inputs_ref.at[s], packing, pitch)
+        _write_outputs(dy_ref.at[s], outputs_ref.at[s])
 
     def write_kernel_row(row, _):
         for s in range(samples):
             product = _multiply_shifted(
                 inputs_ref.at[s],
                 outputs_ref[s].astype(dy_ref.dtype),
-                *(pl.program_id(2) * rows + row, geometry, folded, pitch, precision),
+                *(pl.program_id(2) * rows + row, packing.geometry, pitch, precision),
             )
-            for column in range(width):
-                g = _slice_rows(product, column // folded, features)
-                lanes = slice(column % folded * filters, (column % folded + 1) * filters)
-                dw_ref[s, row, column] = g[:, lanes].astype(dw_ref.dtype)
+            for column, g in enumerate(packing.split(product)):
+                dw_ref[s, row, column] = g.astype(dw_ref.dtype)
 
     lax.fori_loop(0, rows, write_kernel_row, None)
 
@@ -446,8 +451,7 @@ def _accumulate_gradients(
     outputs_ref,  # dy, likewise
     sums_ref,  # R, [samples, rows * groups * K, folded * O]
     *,
-    geometry: Geometry,
-    folded: int,
+    packing: Packing,
     pitch: int,
     precision,
 ):
@@ -463,10 +467,11 @@ def _accumulate_gradients(
 
     for s in samples:
         scale = None if channels_ref is None else channels_ref[0, pl.ds(s, 1)]
-        _write_inputs(x_ref.at[s], scale, inputs_ref.at[s], geometry, folded, pitch)
-        _write_outputs(dy_ref.at[s], outputs_ref.at[s], geometry, folded)
+        _write_inputs(x_ref.at[s], scale, inputs_ref.at[s], packing, pitch)
+        _write_outputs(dy_ref.at[s], outputs_ref.at[s])
     if df_ref is not None:
         df_ref[...] = jnp.zeros_like(df_ref)
+    folded = packing.number
     tap_of_lane = lax.broadcasted_iota(jnp.int32, (1, lanes), 1) // (lanes // folded)
 
     def add_kernel_row(row, _):
@@ -475,10 +480,11 @@ def _accumulate_gradients(
             _multiply_shifted(
                 inputs_ref.at[s],
                 outputs_ref[s].astype(dy_ref.dtype),
-                *(tap_row, geometry, folded, pitch, precision),
+                *(tap_row, packing.geometry, pitch, precision),
             )
             for s in samples
         ]
+        parts = [_fold_taps(packing.split(product), folded) for product in products]
         for group in range(groups):
             weights = {}
             for s, k in itertools.product(samples, range(num_kernels)):
@@ -488,7 +494,7 @@ def _accumulate_gradients(
                     weight = jnp.where(tap_of_lane < n, weight, c_ref[s, first + n, k])
                 weights[s, k] = weight
             _add_group(
-                [_slice_rows(product, group, w_ref.shape[3]) for product in products],
+                [part[group] for part in parts],
                 weights,
                 filters_ref,
                 *(ref.at[:, row, group] for ref in (w_ref, dw_ref)),
@@ -550,11 +556,15 @@ def _add_group(products, weights, filters_ref, w_ref, dw_ref, sums_ref, df_ref):
                 df_ref[0, 0, 0, pl.ds(s, 1), lanes] += rows[s, k] * result
 
 
-def _write_inputs(x_ref, scale, padded_ref, geometry: Geometry, folded: int, pitch: int):
-    """Writes a sample's weighted rows between zeros, those of each phase of the vertical stride together.
+def _fold_taps(taps: list[Array], folded: int) -> list[Array]:
+    """Puts the products of a row of taps beside each other, so many at a time."""
+    taps = [*taps, *[jnp.zeros_like(taps[0])] * (-len(taps) % folded)]
+    return [jnp.concatenate(taps[n : n + folded], 1) for n in range(0, len(taps), folded)]
 
-    Part n of the lanes is `n * folded` columns of the kernel ahead of the first part.
-    """
+
+def _write_inputs(x_ref, scale, padded_ref, packing: Packing, pitch: int):
+    """Writes a sample's weighted rows between zeros, those of each phase of the vertical stride together."""
+    geometry = packing.geometry
     (above, _), (left, _) = geometry.padding
     _, width, features = x_ref.shape
     for row in range(geometry.spatial[0]):
@@ -564,37 +574,32 @@ def _write_inputs(x_ref, scale, padded_ref, geometry: Geometry, folded: int, pit
         x = x_ref[row].astype(padded_ref.dtype)
         if scale is not None:
             x = x * scale
-        for n in range(folded):
-            first = (line + 1) * pitch + left - n * folded * geometry.kernel_dilation[1]
-            padded_ref[phase, pl.ds(first, width), pl.ds(n * features, features)] = x
+        for lanes, new_lanes, ahead in packing.list_lanes(features):
+            rows = pl.ds((line + 1) * pitch + left + ahead, width)
+            padded_ref[phase, rows, new_lanes] = x[:, lanes]
 
 
-def _write_outputs(dy_ref, padded_ref, geometry: Geometry, folded: int):
-    """Copies the gradients of a sample's outputs between zeros.
-
-    Part n of the lanes is n columns of the kernel behind the first part.
-    """
-    height, width, filters = dy_ref.shape
+def _write_outputs(dy_ref, padded_ref):
+    """Copies the gradients of a sample's outputs between zeros."""
+    height, width, _ = dy_ref.shape
     pitch = padded_ref.shape[0] // height
-    for row, n in itertools.product(range(height), range(folded)):
-        positions = pl.ds(row * pitch + n * geometry.kernel_dilation[1], width)
-        lanes = pl.ds(n * filters, filters)
-        padded_ref[positions, lanes] = dy_ref[row].astype(padded_ref.dtype)
+    for row in range(height):
+        padded_ref[pl.ds(row * pitch, width)] = dy_ref[row].astype(padded_ref.dtype)
 
 
 def _multiply_shifted(
-    inputs_ref, dy: Array, tap_row, geometry: Geometry, folded: int, pitch: int, precision
+    inputs_ref, dy: Array, tap_row, geometry: Geometry, pitch: int, precision
 ) -> Array:
     """Returns x^T dy over all positions for one row of the kernel, in float32.
 
-    It consists of blocks `[I, O]`: column c of the kernel is block `(c // folded, c % folded)`.
+    The products `[I, O]` of its columns lie below each other.
     """
     (stride, step), (down, right) = geometry.strides, geometry.kernel_dilation
     line, phase = tap_row * down // stride, tap_row * down % stride
     start = pl.multiple_of((line + 1) * pitch, SUBLANES)
     shifts = [
         inputs_ref[phase, pl.ds(start + column * right, dy.shape[0], stride=step)]
-        for column in range(0, geometry.size[1], folded**2)
+        for column in range(geometry.size[1])
     ]
     return lax.dot_general(
         jnp.concatenate([x.astype(dy.dtype) for x in shifts], axis=-1),
@@ -603,8 +608,3 @@ def _multiply_shifted(
         precision=precision if dy.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
-
-
-def _slice_rows(matrix: Array, index: int, height: int) -> Array:
-    """Returns one of the blocks of rows of equal height that a matrix is cut into."""
-    return matrix[index * height : (index + 1) * height]
