@@ -86,7 +86,7 @@ def choose_blocks(
     geometry = add_height(geometry)
     packing = plan_packing(geometry, features, columns)
     features, columns = packing.number * features, packing.number * columns
-    grouped = count_grouped(geometry, features)
+    grouped = count_grouped(packing, features)
     turned = transposed and grouped == packing.number == 1
     for samples, n in itertools.product(choose_samples(geometry, batch), choose_columns(columns)):
         blocks = Blocks(packing, samples, grouped, features, n, True, turned, turned)

@@ -254,7 +254,7 @@ def choose_blocks(
     features, columns = kernels[:-3:-1] if transposed else kernels[-2:]
     packing = plan_packing(geometry, features, columns)
     features, columns = packing.number * features, packing.number * columns
-    samples, grouped = choose_samples(geometry, batch)[0], count_grouped(geometry, features)
+    samples, grouped = choose_samples(geometry, batch)[0], count_grouped(packing, features)
     # The next inputs are fetched while these are worked on, if there is room.
     for n, buffers in itertools.product(choose_columns(columns), (2, 1) if beside else (0,)):
         backwards = transposed and grouped == 1
@@ -279,11 +279,14 @@ def choose_columns(columns: int) -> list[int]:
     return list(dict.fromkeys([columns, *(n * LANES for n in tiles if columns % (n * LANES) == 0)]))
 
 
-def count_grouped(geometry: Geometry, features: int) -> int:
-    """Returns the number of taps along the height that share the lanes, G."""
+def count_grouped(packing: Packing, features: int) -> int:
+    """Returns the number of taps along the height that share the lanes, G; positions that do leave one."""
+    geometry = packing.geometry
     # A store with strides cannot begin within the lanes.
     dilated = geometry.input_dilation[1] > 1
-    return 1 if dilated else min(geometry.size[0], max(1, LANES // features))
+    if dilated or packing.number > 1:
+        return 1
+    return min(geometry.size[0], max(1, LANES // features))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
