@@ -18,7 +18,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -674,14 +674,16 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
     result = jnp.zeros((blocks.rows, blocks.columns), jnp.float32)
     tap_row = blocks.tap_rows - 1 - i if blocks.backwards else i
     columns = range(packing.width)[:: -1 if blocks.backwards else 1]
-    if blocks.per_sample:
-        taps = [w_ref[n, tap_row, column] for column in columns]
-    elif scales_inputs:
-        taps = [w_ref[0, tap_row, column] for column in columns]
-    else:
-        taps = [_mix_group(w_ref, c_ref, n, tap_row, column, blocks) for column in columns]
+
+    @cache
+    def get_tap(column):
+        place = (tap_row, columns[column])
+        if blocks.per_sample or scales_inputs:
+            return w_ref[(n if blocks.per_sample else 0, *place)]
+        return _mix_group(w_ref, c_ref, n, *place, blocks)
+
     for j in range(width):
-        w = packing.assemble(taps, j)
+        w = packing.assemble(get_tap, j)
         start = row // phases * blocks.pitch + j
         for tile in range(blocks.lane_tiles):
             depth = min(LANES, blocks.depth - tile * LANES)

@@ -497,7 +497,8 @@ def _accumulate_gradients(
                 [part[group] for part in parts],
                 weights,
                 filters_ref,
-                *(ref.at[:, row, group] for ref in (w_ref, dw_ref)),
+                w_ref.at[:, row, group],
+                dw_ref.at[:, row, group],
                 sums_ref.at[:, pl.ds((row * groups + group) * num_kernels, num_kernels)],
                 df_ref,
             )
@@ -531,29 +532,29 @@ def _add_group(products, weights, filters_ref, w_ref, dw_ref, sums_ref, df_ref):
         sums_ref: `[samples, K, folded * O]`.
     """
     num_kernels, features, width = w_ref.shape
-    for tile in range(-(-width // LANES)):
-        lanes = slice(tile * LANES, min((tile + 1) * LANES, width))
-        rows = {place: weight[:, lanes] for place, weight in weights.items()}
-        scaled = rows
-        if filters_ref is not None:
-            scaled = {
-                (s, k): row * filters_ref[0, pl.ds(s, 1), lanes] for (s, k), row in rows.items()
-            }
-        sums = dict.fromkeys(rows, 0.0)
+    scaled = weights
+    if filters_ref is not None:
+        scaled = {(s, k): row * filters_ref[0, pl.ds(s, 1)] for (s, k), row in weights.items()}
+    results: dict[tuple[int, int], list[Array]] = {place: [] for place in weights}
+    for start in range(0, width, LANES):
+        lanes = slice(start, min(start + LANES, width))
+        sums = dict.fromkeys(weights, 0.0)
         for first in range(0, features, SUBLANES):
-            places = slice(first, first + SUBLANES)
-            parts = [product[places, lanes] for product in products]
+            rows = slice(first, first + SUBLANES)
+            parts = [product[rows, lanes] for product in products]
             for k in range(num_kernels):
-                total, w = dw_ref[k, places, lanes], w_ref[k, places, lanes].astype(jnp.float32)
+                total, w = dw_ref[k, rows, lanes], w_ref[k, rows, lanes].astype(jnp.float32)
                 for s, part in enumerate(parts):
-                    total += scaled[s, k] * part
+                    total += scaled[s, k][:, lanes] * part
                     sums[s, k] += part * w
-                dw_ref[k, places, lanes] = total
-        for (s, k), partial in sums.items():
-            result = jnp.sum(partial, axis=0, keepdims=True)
-            sums_ref[s, pl.ds(k, 1), lanes] = result
-            if df_ref is not None:
-                df_ref[0, 0, 0, pl.ds(s, 1), lanes] += rows[s, k] * result
+                dw_ref[k, rows, lanes] = total
+        for place, partial in sums.items():
+            results[place].append(jnp.sum(partial, axis=0, keepdims=True))
+    for (s, k), tiles in results.items():
+        result = jnp.concatenate(tiles, axis=1)
+        sums_ref[s, pl.ds(k, 1)] = result
+        if df_ref is not None:
+            df_ref[0, 0, 0, pl.ds(s, 1)] += weights[s, k] * result
 
 
 def _fold_taps(taps: list[Array], folded: int) -> list[Array]:

@@ -9,7 +9,7 @@ width. Its taps consist of the taps W_j: for p = 2 and a width of 3 they are [[W
 
 import dataclasses
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -42,15 +42,16 @@ class Packing:
         tap = self.number * packed_tap + place - out_place
         return tap if 0 <= tap < self.width else None
 
-    def assemble(self, taps: Sequence[jax.Array], packed_tap: int) -> jax.Array:
+    def assemble(self, get_tap: Callable[[int], jax.Array], packed_tap: int) -> jax.Array:
         """Puts a tap of the packed kernel together from those of a row, `[I, O]`."""
         if self.number == 1:
-            return taps[packed_tap]
+            return get_tap(packed_tap)
         rows = []
         for place in range(self.number):
             found = [self.find_tap(packed_tap, place, n) for n in range(self.number)]
-            blocks = [jnp.zeros_like(taps[0]) if tap is None else taps[tap] for tap in found]
-            rows.append(jnp.concatenate(blocks, axis=1))
+            blocks = [None if tap is None else get_tap(tap).astype(jnp.float32) for tap in found]
+            zeros = jnp.zeros_like(get_tap(0), jnp.float32)
+            rows.append(jnp.concatenate([zeros if b is None else b for b in blocks], axis=1))
         return jnp.concatenate(rows)
 
     def split(self, products: jax.Array) -> list[jax.Array]:
