@@ -7,7 +7,8 @@ samples. Their pictures are written into VMEM with their padding, a position a r
 lanes, so that the inputs of each tap are consecutive rows: nothing is shifted and no patches are made. The
 vector unit mixes the kernels of a tap in float32 while the matrix unit multiplies those of another; neither
 per-sample kernels nor candidates' outputs are written to memory. Inputs and outputs are weighted on their
-way.
+way. Few features leave lanes empty: then several positions of a row lie beside each other, see
+`dyn.ops.packing`.
 
 The outputs of a row of positions are followed by those of the padding between two rows, which are thrown
 away. The gradient for the inputs is the same kernel with transposed and reversed candidates; strides become

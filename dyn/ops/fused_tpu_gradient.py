@@ -13,6 +13,7 @@ the vector unit, 4 K operations a number. The alternative for dW, products of in
 takes K products; the one for dc, K products of the forward pass. A v5e has four multiply-adds of the
 matrix unit's rows to one of the vector unit's, so both cost more than they save unless I and O are much
 larger than the picture, and then the gain is 20 %. K = 1 is the same kernel: 1/K of the vector work.
+Where positions are packed (`dyn.ops.packing`), so many taps of G, W and dW lie beside each other as well.
 """
 
 import dataclasses

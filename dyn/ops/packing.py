@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from dyn.ops.geometry import Geometry
 from dyn.ops.vmem import LANES, fill_axis
 
-# The taps that a product consists of are put together from so many times so many blocks.
+# A packed tap is put together from so many times so many blocks.
 MOST_PACKED = 4
 
 
