@@ -21,9 +21,11 @@ from dyn.ops.fused_tpu import (
     count_grouped,
     explain_limits,
     group_kernels,
+    reverse_taps,
     transpose_geometry,
 )
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
+from dyn.ops.packing import plan_packing
 from dyn.ops.vmem import find_vmem_size
 
 
@@ -82,10 +84,12 @@ def choose_blocks(
         transposed: whether kernels are those of the convolution whose gradient this is.
     """
     geometry = add_height(geometry)
-    grouped = count_grouped(geometry, features)
+    packing = plan_packing(geometry, features, columns)
+    features, columns = packing.number * features, packing.number * columns
+    grouped = count_grouped(packing, features)
+    turned = transposed and grouped == packing.number == 1
     for samples, n in itertools.product(choose_samples(geometry, batch), choose_columns(columns)):
-        turned = transposed and grouped == 1
-        blocks = Blocks(geometry, samples, grouped, features, n, True, turned)
+        blocks = Blocks(packing, samples, grouped, features, n, True, turned, turned)
         if blocks.count_bytes(2 * samples, itemsize, itemsize) < 0.9 * find_vmem_size():
             return blocks
     return None
@@ -151,6 +155,7 @@ def _run_kernel(inputs, kernels, geometry: Geometry, precision, transposed: bool
     assert blocks is not None  # see `why_unsupported`
     if transposed and not blocks.transposed:
         # Few features: the kernels are small, and taps share the lanes.
-        kernels = jnp.flip(kernels, range(1, geometry.rank + 1)).swapaxes(-1, -2)
-    y, _ = call_kernel(inputs, group_kernels(kernels, blocks), None, columns, blocks, precision)
+        kernels = reverse_taps(kernels).swapaxes(-1, -2)
+    w, width = group_kernels(kernels, blocks), geometry.out[-1]
+    y, _ = call_kernel(inputs, w, None, columns, width, blocks, precision)
     return y.reshape(batch, *geometry.out, columns)

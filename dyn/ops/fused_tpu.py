@@ -7,7 +7,8 @@ samples. Their pictures are written into VMEM with their padding, a position a r
 lanes, so that the inputs of each tap are consecutive rows: nothing is shifted and no patches are made. The
 vector unit mixes the kernels of a tap in float32 while the matrix unit multiplies those of another; neither
 per-sample kernels nor candidates' outputs are written to memory. Inputs and outputs are weighted on their
-way.
+way. Few features leave lanes empty: then several positions of a row lie beside each other, see
+`dyn.ops.packing`.
 
 The outputs of a row of positions are followed by those of the padding between two rows, which are thrown
 away. The gradient for the inputs is the same kernel with transposed and reversed candidates; strides become
@@ -18,7 +19,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import jax
@@ -27,6 +28,7 @@ from jax import lax
 
 from dyn.ops.dtypes import choose_matrix_precision
 from dyn.ops.geometry import Array, Geometry, Problem, add_height
+from dyn.ops.packing import Packing, plan_packing
 from dyn.ops.vmem import LANES, count_vmem_bytes, find_vmem_size, keep_layout, make_parameters
 
 
@@ -74,12 +76,9 @@ def why_unsupported(problem: Problem) -> str | None:
         from dyn.ops import fused_pixels_tpu  # imports Pallas
 
         return fused_pixels_tpu.why_unsupported(problem)
-    transposed = (*problem.kernels[:-2], *problem.kernels[:-3:-1])
-    for one, kernels, beside in (
-        (geometry, problem.kernels, False),
-        (transpose_geometry(geometry), transposed, True),
-    ):
-        if choose_blocks(one, problem.batch, kernels, problem.itemsize, beside=beside) is None:
+    for one, transposed in ((geometry, False), (transpose_geometry(geometry), True)):
+        sizes = (one, problem.batch, problem.kernels, problem.itemsize)
+        if choose_blocks(*sizes, beside=transposed, transposed=transposed) is None:
             return "a picture and its kernels do not fit into VMEM"
     from dyn.ops.fused_tpu_gradient import fits_vmem  # imports Pallas
 
@@ -138,24 +137,31 @@ class Blocks:
     """Sizes of the kernel's blocks; along each spatial axis, or the height is one.
 
     Attributes:
-        geometry: geometry with two spatial axes.
+        packing: positions beside each other in the lanes, and the geometry of what is packed.
         samples: samples of a grid step.
         grouped: taps along the height that are contracted at once because they share the lanes, G.
-        features: input features, I.
-        columns: output features of a grid step.
+        features: input features of packed positions, I.
+        columns: output features of packed positions in a grid step.
         per_sample: each sample has a kernel of its own, and nothing is mixed.
-        transposed: it is the kernel `[O, I]` of the convolution whose gradient this is.
+        backwards: taps are those of the convolution whose gradient this is: they are read in reverse.
+        transposed: its kernels `[O, I]` too.
         beside: buffers for inputs of the outputs' shape, see `run_kernel`.
     """
 
-    geometry: Geometry
+    packing: Packing
     samples: int
     grouped: int
     features: int
     columns: int
     per_sample: bool = False
+    backwards: bool = False
     transposed: bool = False
     beside: int = 0
+
+    @property
+    def geometry(self) -> Geometry:
+        """Geometry of packed positions, with two spatial axes."""
+        return self.packing.geometry
 
     @property
     def tap_rows(self) -> int:
@@ -177,7 +183,7 @@ class Blocks:
         """Positions from a row of the padded picture to the next."""
         (_, n), (_, (before, after)) = self.geometry.spatial, self.geometry.padding
         stride, dilation = self.geometry.strides[1], self.geometry.input_dilation[1]
-        width = before + (n - 1) * dilation + 1 + after
+        width = before + (n - 1) * dilation + 1 + max(after, self.packing.offset > 0)
         return -(-width // stride) * stride
 
     @property
@@ -197,12 +203,14 @@ class Blocks:
     @property
     def scales_inputs(self) -> bool:
         """Is true if a single candidate's weight of a tap is multiplied onto the inputs, not the kernel."""
-        return not self.per_sample and self.grouped == 1 and self.rows < self.columns
+        alone = not self.per_sample and self.grouped == self.packing.number == 1
+        return alone and self.rows < self.columns
 
     @property
     def matrix(self) -> tuple[int, int]:
-        """Shape of the part of a kernel that a contraction takes."""
-        return (self.columns, self.depth) if self.transposed else (self.depth, self.columns)
+        """Shape of the part of a kernel that a contraction takes, or is put together from."""
+        depth, columns = self.depth // self.packing.number, self.columns // self.packing.number
+        return (columns, depth) if self.transposed else (depth, columns)
 
     def scratch(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Returns the shapes of the padded pictures and of the results, in float32."""
@@ -214,7 +222,7 @@ class Blocks:
     def count_bytes(self, num_kernels: int, itemsize: int, kernel_itemsize: int = 4) -> int:
         """Counts the bytes of VMEM: kernels, scratch, inputs and outputs, of which two are there."""
         geometry = self.geometry
-        kernels = (num_kernels, self.tap_rows * geometry.size[1], *self.matrix)
+        kernels = (num_kernels, self.tap_rows * self.packing.width, *self.matrix)
         inputs = (2, self.samples, *geometry.spatial, self.features)
         outputs = (2 + self.beside, self.samples, *geometry.out, self.columns)
         sizes = [count_vmem_bytes(kernels, kernel_itemsize)]
@@ -226,7 +234,13 @@ class Blocks:
 
 
 def choose_blocks(
-    geometry: Geometry, batch: int, kernels: tuple[int, ...], itemsize: int, *, beside: bool
+    geometry: Geometry,
+    batch: int,
+    kernels: tuple[int, ...],
+    itemsize: int,
+    *,
+    beside: bool,
+    transposed: bool = False,
 ) -> Blocks | None:
     """Chooses the largest blocks that fit into VMEM; None if none does.
 
@@ -235,13 +249,17 @@ def choose_blocks(
         kernels: shape of the candidates, `(K, *k, I, O)`.
         itemsize: bytes of a number of the inputs.
         beside: whether there are inputs of the outputs' shape, see `run_kernel`.
+        transposed: whether the candidates are those of the convolution whose gradient this is.
     """
     geometry = add_height(geometry)
-    features, columns = kernels[-2:]
-    samples, grouped = choose_samples(geometry, batch)[0], count_grouped(geometry, features)
+    features, columns = kernels[:-3:-1] if transposed else kernels[-2:]
+    packing = plan_packing(geometry, features, columns)
+    features, columns = packing.number * features, packing.number * columns
+    samples, grouped = choose_samples(geometry, batch)[0], count_grouped(packing, features)
     # The next inputs are fetched while these are worked on, if there is room.
     for n, buffers in itertools.product(choose_columns(columns), (2, 1) if beside else (0,)):
-        blocks = Blocks(geometry, samples, grouped, features, n, beside=buffers)
+        backwards = transposed and grouped == 1
+        blocks = Blocks(packing, samples, grouped, features, n, backwards=backwards, beside=buffers)
         if blocks.count_bytes(kernels[0], itemsize) < 0.9 * find_vmem_size():
             return blocks
     return None
@@ -262,11 +280,14 @@ def choose_columns(columns: int) -> list[int]:
     return list(dict.fromkeys([columns, *(n * LANES for n in tiles if columns % (n * LANES) == 0)]))
 
 
-def count_grouped(geometry: Geometry, features: int) -> int:
-    """Returns the number of taps along the height that share the lanes, G."""
+def count_grouped(packing: Packing, features: int) -> int:
+    """Returns the number of taps along the height that share the lanes, G; positions that do leave one."""
+    geometry = packing.geometry
     # A store with strides cannot begin within the lanes.
     dilated = geometry.input_dilation[1] > 1
-    return 1 if dilated else min(geometry.size[0], max(1, LANES // features))
+    if dilated or packing.number > 1:
+        return 1
+    return min(geometry.size[0], max(1, LANES // features))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -292,15 +313,12 @@ def _compute_gradients(inputs, kernels, coefficients, scales, dy, geometry: Geom
     """Returns the gradients for the inputs, the kernels, the coefficients and the scales."""
     from dyn.ops.fused_tpu_gradient import compute_kernel_gradients
 
-    # Reversed in space, with input and output features exchanged.
-    axes = tuple(range(1, geometry.rank + 1))
-    transposed = jnp.flip(kernels, axes).swapaxes(-1, -2)
-    reversed_taps = jnp.flip(coefficients, 1)
     scaled = scales is not None
     dx, d_channels = run_kernel(
-        *(dy, transposed, reversed_taps, scales and scales[::-1]),
+        *(dy, kernels, coefficients, scales and scales[::-1]),
         *(transpose_geometry(geometry), precision),
         beside=inputs if scaled else None,
+        transposed=True,
     )
     d_kernels, d_coefficients, d_filters = compute_kernel_gradients(
         inputs, dy, kernels, coefficients, scales, geometry, precision=precision
@@ -349,7 +367,15 @@ def convolve_plainly(inputs, kernels, coefficients, scales, geometry: Geometry, 
 
 
 def run_kernel(
-    inputs, kernels, coefficients, scales, geometry: Geometry, precision, *, beside=None
+    inputs,
+    kernels,
+    coefficients,
+    scales,
+    geometry: Geometry,
+    precision,
+    *,
+    beside=None,
+    transposed: bool = False,
 ) -> tuple[Array, Array | None]:
     """Runs the Pallas kernel.
 
@@ -361,6 +387,8 @@ def run_kernel(
         geometry: strides, padding with zeros, dilation of the inputs.
         precision: of the products of float32 arrays.
         beside: `[B, *out, O]`, whose products with the outputs are summed over positions.
+        transposed: kernels `[K, *k, O, I]` and coefficients are those of the convolution whose gradient
+            this is.
 
     Returns:
         `[B, *out, O]`, and with `beside` the sums `[B, O]` in float32, before outputs are weighted.
@@ -368,17 +396,29 @@ def run_kernel(
     blocks = choose_blocks(
         *(geometry, inputs.shape[0], kernels.shape, inputs.dtype.itemsize),
         beside=beside is not None,
+        transposed=transposed,
     )
     assert blocks is not None  # see `why_unsupported`
+    columns = kernels.shape[-2 if transposed else -1]
+    if transposed:
+        kernels = kernels.swapaxes(-1, -2)
+    if transposed and not blocks.backwards:
+        kernels = reverse_taps(kernels)
+        coefficients = jnp.flip(coefficients, 1)
     w, c = group_kernels(kernels, blocks), group_coefficients(coefficients, blocks)
     y, sums = call_kernel(
-        inputs, w, c, kernels.shape[-1], blocks, precision, scales=scales, beside=beside
+        inputs, w, c, columns, geometry.out[-1], blocks, precision, scales=scales, beside=beside
     )
-    return y.reshape(inputs.shape[0], *geometry.out, kernels.shape[-1]), sums
+    return y.reshape(inputs.shape[0], *geometry.out, columns), sums
+
+
+def reverse_taps(kernels: Array) -> Array:
+    """Returns kernels `[N, *k, I, O]` reversed in space."""
+    return jnp.flip(kernels, range(1, kernels.ndim - 2))
 
 
 def call_kernel(
-    inputs, w, c, columns: int, blocks: Blocks, precision, *, scales=None, beside=None
+    inputs, w, c, columns: int, width: int, blocks: Blocks, precision, *, scales=None, beside=None
 ) -> tuple[Array, Array | None]:
     """Calls the Pallas kernel on a grid of blocks; returns what `run_kernel` does, in two dimensions.
 
@@ -387,6 +427,7 @@ def call_kernel(
         w: candidates `[K, R, kw, G*I, O]`, or the kernels of all samples, `[B, ...]`.
         c: coefficients `[B, 1, R*kw*G*K]`; None for kernels of single samples.
         columns: number of output features, O.
+        width: positions of a row of the outputs.
         blocks: sizes.
         precision: of the products.
         scales, beside: as in `run_kernel`.
@@ -394,8 +435,9 @@ def call_kernel(
     from jax.experimental import pallas as pl
     from jax.experimental.pallas import tpu as pltpu
 
-    batch, samples, two = inputs.shape[0], blocks.samples, blocks.geometry
-    x = keep_layout(inputs).reshape(batch, *two.spatial, inputs.shape[-1])
+    batch, samples, two, packing = inputs.shape[0], blocks.samples, blocks.geometry, blocks.packing
+    x = packing.pack(add_row_axis(keep_layout(inputs)))
+    packed_columns = packing.number * columns
     padded, total = blocks.scratch()
     # Each core of a chip with two takes one half of the batch.
     steps = batch // samples
@@ -425,7 +467,7 @@ def call_kernel(
     # Each array by the name that `_convolve_block` has for it.
     arrays, in_specs = {"x_ref": x, "w_ref": w}, [pictures, kernels]
     outputs, out_specs = (
-        {"y_ref": jax.ShapeDtypeStruct((batch, *two.out, columns), x.dtype)},
+        {"y_ref": jax.ShapeDtypeStruct((batch, *two.out, packed_columns), x.dtype)},
         [results],
     )
     if c is not None:
@@ -436,16 +478,18 @@ def call_kernel(
             )
         )
     if scales is not None:
-        arrays["channels_ref"], arrays["filters_ref"] = (scale[:, None] for scale in scales)
+        arrays["channels_ref"], arrays["filters_ref"] = (
+            jnp.tile(scale[:, None], packing.number) for scale in scales
+        )
         in_specs += [of_inputs, of_outputs]
     if beside is not None:
-        arrays["beside_ref"] = keep_layout(beside).reshape(batch, *two.out, columns)
+        arrays["beside_ref"] = packing.pack(add_row_axis(keep_layout(beside)))
         in_specs.append(
             pl.BlockSpec(
                 results.block_shape, results.index_map, pipeline_mode=pl.Buffered(blocks.beside)
             )
         )
-        outputs["sums_ref"] = jax.ShapeDtypeStruct((batch, 1, columns), jnp.float32)
+        outputs["sums_ref"] = jax.ShapeDtypeStruct((batch, 1, packed_columns), jnp.float32)
         out_specs.append(of_outputs)
 
     def body(*refs):
@@ -457,7 +501,7 @@ def call_kernel(
 
     y, *sums = pl.pallas_call(
         body,
-        grid=(halves, columns // blocks.columns, steps // halves),
+        grid=(halves, packed_columns // blocks.columns, steps // halves),
         in_specs=in_specs,
         out_specs=out_specs,
         out_shape=list(outputs.values()),
@@ -465,7 +509,13 @@ def call_kernel(
         compiler_params=make_parameters("parallel", "arbitrary", "arbitrary"),
         name="sample_conv" if blocks.per_sample else "dynamic_conv",
     )(*arrays.values())
-    return keep_layout(y), sums[0][:, 0] if sums else None
+    totals = sums[0].reshape(batch, packing.number, columns).sum(1) if sums else None
+    return keep_layout(packing.unpack(y, width)), totals
+
+
+def add_row_axis(array: Array) -> Array:
+    """Returns `[B, H, W, I]` of an array with one or two spatial axes."""
+    return array if array.ndim == 4 else array[:, None]
 
 
 def group_kernels(kernels: Array, blocks: Blocks) -> Array:
@@ -473,7 +523,8 @@ def group_kernels(kernels: Array, blocks: Blocks) -> Array:
 
     Missing taps are zero.
     """
-    (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
+    height, width = blocks.geometry.size[0], blocks.packing.width
+    grouped, groups = blocks.grouped, blocks.tap_rows
     matrix = kernels.shape[-2:]
     w = kernels.reshape(len(kernels), height, width, *matrix)
     if grouped == 1:
@@ -485,7 +536,8 @@ def group_kernels(kernels: Array, blocks: Blocks) -> Array:
 
 def group_coefficients(coefficients: Array, blocks: Blocks) -> Array:
     """Returns coefficients `[B, 1, R*kw*G*K]` in the order of the taps of `group_kernels`."""
-    (height, width), grouped, groups = blocks.geometry.size, blocks.grouped, blocks.tap_rows
+    height, width = blocks.geometry.size[0], blocks.packing.width
+    grouped, groups = blocks.grouped, blocks.tap_rows
     batch, _, num_kernels = coefficients.shape
     c = coefficients.reshape(batch, height, width, num_kernels)
     c = jnp.pad(c, ((0, 0), (0, groups * grouped - height), (0, 0), (0, 0)))
@@ -588,6 +640,10 @@ def _write_padded(x_ref, scale, padded, blocks: Blocks):
             row = h * geometry.input_dilation[0] + top + above - g
             start = row // phases * blocks.pitch + left
             to = pl.ds(start, width, stride=geometry.input_dilation[1])
+            if blocks.packing.offset:
+                for lanes, new_lanes, ahead in blocks.packing.list_lanes(features):
+                    padded[row % phases, 0, pl.ds(start + ahead, width), new_lanes] = x[:, lanes]
+                continue
             for tile in range(-(-features // LANES)):
                 part = x[:, _lanes(tile, features)]
                 lanes = slice(g * features, g * features + part.shape[1])
@@ -611,33 +667,30 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
     """Returns the sum over the i-th group of rows of taps, `[rows, columns]` in float32."""
     from jax.experimental import pallas as pl
 
-    width, features = blocks.geometry.size[1], blocks.features
+    width, packing = blocks.geometry.size[1], blocks.packing
     phases, stride = blocks.geometry.strides
     scales_inputs = w_ref.shape[0] == 1 and blocks.scales_inputs
     contracted = 1 if blocks.transposed else 0
     row = i * blocks.grouped + blocks.grouped - 1
     result = jnp.zeros((blocks.rows, blocks.columns), jnp.float32)
+    tap_row = blocks.tap_rows - 1 - i if blocks.backwards else i
+    columns = range(packing.width)[:: -1 if blocks.backwards else 1]
+
+    @cache
+    def get_tap(column):
+        place = (tap_row, columns[column])
+        if blocks.per_sample or scales_inputs:
+            return w_ref[(n if blocks.per_sample else 0, *place)]
+        return _mix_group(w_ref, c_ref, n, *place, blocks)
+
     for j in range(width):
-        first = (i * width + j) * blocks.grouped
-        if blocks.transposed:
-            w = w_ref[n, blocks.tap_rows - 1 - i, width - 1 - j]
-        elif blocks.per_sample:
-            w = w_ref[n, i, j]
-        elif scales_inputs:
-            w = w_ref[0, i, j]
-        else:
-            w = jnp.concatenate(
-                [
-                    _mix_candidates(w_ref, c_ref, n, (i, j, g), first + g, features)
-                    for g in range(blocks.grouped)
-                ]
-            )
+        w = packing.assemble(get_tap, j)
         start = row // phases * blocks.pitch + j
         for tile in range(blocks.lane_tiles):
             depth = min(LANES, blocks.depth - tile * LANES)
             x = padded[n, row % phases, tile, pl.ds(start, blocks.rows, stride=stride)]
             if scales_inputs:
-                x = x * c_ref[n, 0, first]
+                x = x * c_ref[n, 0, tap_row * width + columns[j]]
             part = lax.slice_in_dim(w, tile * LANES, tile * LANES + depth, axis=contracted)
             result += lax.dot_general(
                 x[:, :depth].astype(dtype),
@@ -649,14 +702,18 @@ def _multiply_tap_row(c_ref, padded, w_ref, n, i, blocks: Blocks, dtype, precisi
     return result
 
 
-def _mix_candidates(w_ref, c_ref, n, place: tuple[Any, int, int], tap, features: int) -> Array:
-    """Returns sum_k c[n, tap, k] W_k for one tap, `[I, columns]` in float32."""
+def _mix_group(w_ref, c_ref, n, i, j: int, blocks: Blocks) -> Array:
+    """Returns sum_k c[n, tap, k] W_k of the taps that share the lanes, `[G*I, columns]` in float32."""
     from jax.experimental import pallas as pl
 
-    i, j, g = place
-    rows = pl.ds(g * features, features)
-    num_kernels = w_ref.shape[0]
-    mixed = w_ref[0, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels]
-    for k in range(1, num_kernels):
-        mixed += w_ref[k, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels + k]
-    return mixed
+    num_kernels, height = w_ref.shape[0], blocks.matrix[0] // blocks.grouped
+    mixtures = []
+    for g in range(blocks.grouped):
+        rows = pl.ds(g * height, height)
+        tap = (i * blocks.packing.width + j) * blocks.grouped + g
+        mixed = w_ref[0, i, j, rows].astype(jnp.float32) * c_ref[n, 0, tap * num_kernels]
+        for k in range(1, num_kernels):
+            w = w_ref[k, i, j, rows].astype(jnp.float32)
+            mixed += w * c_ref[n, 0, tap * num_kernels + k]
+        mixtures.append(mixed)
+    return jnp.concatenate(mixtures)

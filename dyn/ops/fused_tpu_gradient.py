@@ -13,6 +13,7 @@ the vector unit, 4 K operations a number. The alternative for dW, products of in
 takes K products; the one for dc, K products of the forward pass. A v5e has four multiply-adds of the
 matrix unit's rows to one of the vector unit's, so both cost more than they save unless I and O are much
 larger than the picture, and then the gain is 20 %. K = 1 is the same kernel: 1/K of the vector work.
+Where positions are packed (`dyn.ops.packing`), so many taps of G, W and dW lie beside each other as well.
 """
 
 import dataclasses
@@ -26,18 +27,20 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
 from dyn.ops.geometry import Array, Geometry, add_height
+from dyn.ops.packing import Packing, plan_packing
 from dyn.ops.vmem import (
     LANES,
-    SMALLEST_VMEM,
     SUBLANES,
     count_vmem_bytes,
     fill_axis,
+    find_vmem_size,
     keep_layout,
+    make_parameters,
     round_up,
 )
 
-# The rest of the smallest VMEM is the compiler's, for spills.
-VMEM_FOR_BLOCKS = 13 * 2**20
+# The rest of VMEM is the compiler's, for spills.
+BLOCKS_SHARE = 0.8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,24 +91,43 @@ def compute_kernel_gradients(
     if blocks is None:
         raise ValueError(f"kernels {shape} and inputs {x.shape} do not fit into a TPU's VMEM.")
     geometry = add_height(geometry)
-    x = _fill_features(keep_layout(x), -1).reshape(batch, *geometry.spatial, -1)
-    dy = keep_layout(dy).reshape(batch, *geometry.out, dy.shape[-1])
+    packing = _plan_packing(geometry, *shape[-2:])
+    x, dy = _arrange(x, dy, geometry, packing)
     kernels = _fill_features(kernels.reshape(shape[0], *geometry.size, *shape[-2:]), -2)
     if scales is not None:
         scales = (_fill_features(scales[0], -1), scales[1])
     d_kernels, d_coefficients, d_filters = _call_kernel(
-        x, dy, kernels, coefficients, scales, geometry, blocks, precision
+        x, dy, kernels, coefficients, scales, packing, blocks, precision
     )
     d_kernels = d_kernels[..., : shape[-2], :].reshape(shape)
     return d_kernels, d_coefficients, d_filters
 
 
+def _fold(array: Array, axis: int, folded: int) -> Array:
+    """Splits the axis of a row's taps into groups that share the lanes, `(groups, folded)`, with zeros."""
+    array = fill_axis(array, axis, folded)
+    return array.reshape(*array.shape[:axis], -1, folded, *array.shape[axis + 1 :])
+
+
+def _plan_packing(geometry: Geometry, features: int, filters: int) -> Packing:
+    """Plans which positions lie beside each other in the lanes, for features that are filled."""
+    return plan_packing(geometry, round_up(features, SUBLANES), filters)
+
+
+def _arrange(x: Array, dy: Array, geometry: Geometry, packing: Packing) -> tuple[Array, Array]:
+    """Returns inputs, filled, and gradients of the outputs as the kernels read them."""
+    batch = x.shape[0]
+    x = _fill_features(keep_layout(x), -1).reshape(batch, *geometry.spatial, -1)
+    dy = keep_layout(dy).reshape(batch, *geometry.out, dy.shape[-1])
+    return packing.pack(x), packing.pack(dy)
+
+
 def _fill_features(array: Array, axis: int) -> Array:
-    """Fills input features up to whole tiles of lanes, where they are in several.
+    """Fills input features up to whole tiles of sublanes, or of lanes where they are in several.
 
     Rows that do not begin with a tile are only loaded from one tile of lanes.
     """
-    return fill_axis(array, axis, LANES) if array.shape[axis] > LANES else array
+    return fill_axis(array, axis, LANES if array.shape[axis] > LANES else SUBLANES)
 
 
 def fits_vmem(geometry: Geometry, kernels: tuple[int, ...], batch: int, itemsize: int) -> bool:
@@ -126,19 +148,20 @@ def choose_blocks(
     """Returns the largest blocks that VMEM has room for, or None; arguments as in `fits_vmem`."""
     geometry = add_height(geometry)
     features, filters = kernels[-2:]
-    features = min(features, LANES)  # see `_fill_features`
+    packing = _plan_packing(geometry, features, filters)
+    features = min(round_up(features, SUBLANES), LANES)  # see `_fill_features`
     filters = LANES if filters % LANES == 0 else filters
-    for rows in sorted({geometry.size[0], 1}, reverse=True):
-        for samples in (4, 2, 1):
-            blocks = Blocks(samples, rows, features, filters)
-            # More than 16 sums in registers would spill.
-            few_sums = samples == 1 or samples * kernels[0] <= 16
-            if (
-                batch % samples == 0
-                and few_sums
-                and _count_bytes(geometry, kernels[0], blocks, itemsize) <= VMEM_FOR_BLOCKS
-            ):
-                return blocks
+    room = BLOCKS_SHARE * find_vmem_size()
+    for rows, samples in itertools.product(sorted({geometry.size[0], 1}, reverse=True), (4, 2, 1)):
+        blocks = Blocks(samples, rows, features, filters)
+        # More than 16 sums in registers would spill.
+        few_sums = samples == 1 or samples * kernels[0] <= 16
+        if (
+            batch % samples == 0
+            and few_sums
+            and _count_bytes(packing, kernels[0], blocks, itemsize) <= room
+        ):
+            return blocks
     return None
 
 
@@ -164,17 +187,16 @@ def compute_sample_gradients(
     if blocks is None:
         raise ValueError(f"kernels {kernels.shape} and inputs {x.shape} do not fit into VMEM.")
     geometry = add_height(geometry)
+    packing = _plan_packing(geometry, features, filters)
     height, width = geometry.size
     samples, rows = blocks.samples, blocks.rows
-    x = _fill_features(keep_layout(x), -1).reshape(batch, *geometry.spatial, -1)
-    dy = keep_layout(dy).reshape(batch, *geometry.out, filters)
-    filled = x.shape[-1]
-    padded, pitch = _plan_buffers(geometry, blocks)
+    x, dy = _arrange(x, dy, geometry, packing)
+    filled = x.shape[-1] // packing.number
+    padded, pitch = _plan_buffers(packing, blocks)
     d_kernels = pl.pallas_call(
         functools.partial(
             _write_gradients,
-            geometry=geometry,
-            folded=_count_folded(geometry, blocks),
+            packing=packing,
             pitch=pitch,
             precision=precision,
         ),
@@ -184,14 +206,14 @@ def compute_sample_gradients(
             height // rows,
             batch // samples,
         ),
-        in_specs=_make_specs(geometry, blocks),
+        in_specs=_make_specs(packing, blocks),
         out_specs=pl.BlockSpec(
             (samples, rows, width, blocks.inputs, blocks.outputs),
             lambda i, o, row, b: (b, row, 0, i, o),
         ),
         out_shape=jax.ShapeDtypeStruct((batch, height, width, filled, filters), kernels.dtype),
         scratch_shapes=[pltpu.VMEM(shape, jnp.float32) for shape in padded],
-        compiler_params=_make_parameters(),
+        compiler_params=make_parameters("parallel", "parallel", "parallel", "arbitrary"),
         name="sample_conv_kernel_gradients",
     )(x, dy)
     return d_kernels[..., :features, :].reshape(kernels.shape)
@@ -210,69 +232,68 @@ def choose_sample_blocks(
     """
     geometry = add_height(geometry)
     features, filters = kernel[-2:]
-    i = min(features, LANES)  # see `_fill_features`
+    packing = _plan_packing(geometry, features, filters)
+    i = min(round_up(features, SUBLANES), LANES)  # see `_fill_features`
     parts = sorted({filters, LANES} if filters % LANES == 0 else {filters}, reverse=True)
     for samples, rows, o in itertools.product(
         (4, 2, 1), sorted({geometry.size[0], 1}, reverse=True), parts
     ):
         blocks = Blocks(samples, rows, i, o)
-        buffers, _ = _plan_buffers(geometry, blocks)
+        buffers, _ = _plan_buffers(packing, blocks)
         width = geometry.size[1]
         sizes = [count_vmem_bytes(shape, 4) for shape in (*buffers, (width * i, o))]
         sizes += [
             2 * count_vmem_bytes((samples, *shape), itemsize)
             for shape in (
-                (*geometry.spatial, i),
-                (*geometry.out, o),
+                *_list_shapes(packing, blocks),
                 (rows, width, i, o),
             )
         ]
-        if batch % samples == 0 and sum(sizes) <= VMEM_FOR_BLOCKS:
+        if batch % samples == 0 and sum(sizes) <= BLOCKS_SHARE * find_vmem_size():
             return blocks
     return None
 
 
-def _count_folded(geometry: Geometry, blocks: Blocks) -> int:
-    """Returns the number of shifts that share the lanes.
+def _list_shapes(packing: Packing, blocks: Blocks) -> list[tuple[int, ...]]:
+    """Returns the shapes of a sample's packed inputs and outputs."""
+    geometry, number = packing.geometry, packing.number
+    return [
+        (*geometry.spatial, number * blocks.inputs),
+        (*geometry.out, number * blocks.outputs),
+    ]
 
-    64 features fill half the lanes and a quarter of the matrix unit. Two shifts of the inputs and two of
-    the outputs beside each other give four taps of a row at once.
-    """
-    narrow = 2 * max(blocks.inputs, blocks.outputs) <= LANES
-    return 2 if narrow and geometry.size[1] > 1 and geometry.strides[1] == 1 else 1
 
-
-def _plan_buffers(geometry: Geometry, blocks: Blocks) -> tuple[list[tuple[int, ...]], int]:
+def _plan_buffers(packing: Packing, blocks: Blocks) -> tuple[list[tuple[int, ...]], int]:
     """Returns the shapes of the buffers for padded inputs and outputs, and the positions of a row."""
+    geometry, number = packing.geometry, packing.number
     (height, width), (stride, step) = geometry.out, geometry.strides
     down, right = geometry.kernel_dilation
-    folded = _count_folded(geometry, blocks)
     left, _ = geometry.padding[1]
     # The zeros after one row are the zeros before the next.
     pitch = max(
-        left + geometry.spatial[1],
+        left + geometry.spatial[1] + (packing.offset > 0),
         (width - 1) * step + (geometry.size[1] - 1) * right + 1 - left,
-        (width + (folded - 1) * right) * step,
+        width * step,
     )
     pitch = round_up(pitch, SUBLANES * step)
     # A row of zeros before and one after those that the kernel meets: shifts go beyond both ends.
     lines = 1 + height + (geometry.size[0] - 1) * down // stride + 1
-    inputs = (blocks.samples, stride, lines * pitch, folded * blocks.inputs)
-    outputs = (blocks.samples, height * pitch // step, folded * blocks.outputs)
+    inputs = (blocks.samples, stride, lines * pitch, number * blocks.inputs)
+    outputs = (blocks.samples, height * pitch // step, number * blocks.outputs)
     return [inputs, outputs], pitch
 
 
-def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize: int) -> int:
+def _count_bytes(packing: Packing, num_kernels: int, blocks: Blocks, itemsize: int) -> int:
     """Returns the bytes of VMEM that the kernel's blocks and buffers take."""
-    (inputs, outputs), _ = _plan_buffers(geometry, blocks)
-    candidates = (num_kernels * blocks.rows * geometry.size[1], blocks.inputs, blocks.outputs)
-    taps = blocks.rows * geometry.size[1]
+    (inputs, outputs), _ = _plan_buffers(packing, blocks)
+    lanes = packing.number * blocks.outputs
+    groups = blocks.rows * -(-packing.width // packing.number)
+    candidates = (num_kernels * groups, blocks.inputs, lanes)
     buffers = [
-        (2, (blocks.samples, *geometry.spatial, blocks.inputs), itemsize),
-        (2, (blocks.samples, *geometry.out, blocks.outputs), itemsize),
+        *((2, (blocks.samples, *shape), itemsize) for shape in _list_shapes(packing, blocks)),
         (1, candidates, 4),
         (2, candidates, 4),
-        (1, (blocks.samples, taps * num_kernels, blocks.outputs), 4),
+        (1, (blocks.samples, groups * num_kernels, lanes), 4),
         (1, inputs, 4),
         (1, outputs, 4),
     ]
@@ -280,25 +301,31 @@ def _count_bytes(geometry: Geometry, num_kernels: int, blocks: Blocks, itemsize:
 
 
 def _call_kernel(
-    x, dy, kernels, coefficients, scales, geometry: Geometry, blocks: Blocks, precision
+    x, dy, kernels, coefficients, scales, packing: Packing, blocks: Blocks, precision
 ) -> tuple[Array, Array, Array | None]:
     """Computes the gradients in two dimensions; the samples are the innermost axis of the grid."""
     num_kernels, height, width, features, filters = kernels.shape
-    samples, rows = blocks.samples, blocks.rows
+    samples, rows, folded = blocks.samples, blocks.rows, packing.number
     batch = x.shape[0]
     steps = batch // samples
     grid = (features // blocks.inputs, filters // blocks.outputs, height // rows, steps)
-    candidates = (num_kernels, rows, width, blocks.inputs, blocks.outputs)
-    sums = rows * width * num_kernels
-    padded, pitch = _plan_buffers(geometry, blocks)
-    arrays = [coefficients, x, dy, kernels]
+    # Taps that share the lanes lie beside each other.
+    w = _fold(kernels, 2, folded).swapaxes(3, 4)
+    groups, lanes = w.shape[2], folded * blocks.outputs
+    w = w.reshape(*w.shape[:4], -1)
+    c = _fold(coefficients.reshape(batch, height, width, num_kernels), 2, folded)
+    c = c.reshape(batch, -1, num_kernels)
+    candidates = (num_kernels, rows, groups, blocks.inputs, lanes)
+    sums = rows * groups * num_kernels
+    padded, pitch = _plan_buffers(packing, blocks)
+    arrays = [c, x, dy, w]
     in_specs = [
         pl.BlockSpec(
-            (samples, height * width, num_kernels),
+            (samples, *c.shape[1:]),
             lambda i, o, row, b: (b, 0, 0),
             memory_space=pltpu.SMEM,
         ),
-        *_make_specs(geometry, blocks),
+        *_make_specs(packing, blocks),
         pl.BlockSpec(
             candidates,
             lambda i, o, row, b: (0, row, 0, i, o),
@@ -306,24 +333,26 @@ def _call_kernel(
         ),
     ]
     out_shape = [
-        jax.ShapeDtypeStruct(kernels.shape, jnp.float32),
-        jax.ShapeDtypeStruct((*grid, samples, sums), jnp.float32),
+        jax.ShapeDtypeStruct(w.shape, jnp.float32),
+        jax.ShapeDtypeStruct((*grid, samples, folded, sums), jnp.float32),
     ]
     out_specs = [
         pl.BlockSpec(candidates, lambda i, o, row, b: (0, row, 0, i, o)),
-        pl.BlockSpec((1, 1, 1, 1, samples, sums), lambda i, o, row, b: (i, o, row, b, 0, 0)),
+        pl.BlockSpec(
+            (1, 1, 1, 1, samples, folded, sums), lambda i, o, row, b: (i, o, row, b, 0, 0, 0)
+        ),
     ]
     if scales is not None:
-        arrays += [scale.reshape(steps, samples, -1) for scale in scales]
+        arrays += [jnp.tile(scale.reshape(steps, samples, -1), folded) for scale in scales]
         in_specs += [
-            pl.BlockSpec((1, samples, blocks.inputs), lambda i, o, row, b: (b, 0, i)),
-            pl.BlockSpec((1, samples, blocks.outputs), lambda i, o, row, b: (b, 0, o)),
+            pl.BlockSpec((1, samples, folded * blocks.inputs), lambda i, o, row, b: (b, 0, i)),
+            pl.BlockSpec((1, samples, lanes), lambda i, o, row, b: (b, 0, o)),
         ]
         out_shape.append(
-            jax.ShapeDtypeStruct((grid[0], grid[2], steps, samples, filters), jnp.float32)
+            jax.ShapeDtypeStruct((grid[0], grid[2], steps, samples, folded * filters), jnp.float32)
         )
         out_specs.append(
-            pl.BlockSpec((1, 1, 1, samples, blocks.outputs), lambda i, o, row, b: (i, row, b, 0, o))
+            pl.BlockSpec((1, 1, 1, samples, lanes), lambda i, o, row, b: (i, row, b, 0, o))
         )
 
     def body(c_ref, x_ref, dy_ref, w_ref, *refs):
@@ -335,8 +364,7 @@ def _call_kernel(
         _accumulate_gradients(
             *(c_ref, x_ref, dy_ref, w_ref, channels_ref, filters_ref, dw_ref, dc_ref, df_ref),
             *scratch,
-            geometry=geometry,
-            folded=_count_folded(geometry, blocks),
+            packing=packing,
             pitch=pitch,
             precision=precision,
         )
@@ -348,35 +376,30 @@ def _call_kernel(
         out_specs=out_specs,
         out_shape=out_shape,
         scratch_shapes=[
-            pltpu.VMEM(shape, jnp.float32) for shape in (*padded, (samples, sums, blocks.outputs))
+            pltpu.VMEM(shape, jnp.float32) for shape in (*padded, (samples, sums, lanes))
         ],
-        compiler_params=_make_parameters(),
+        compiler_params=make_parameters("parallel", "parallel", "parallel", "arbitrary"),
         name="dynamic_conv_kernel_gradients",
     )(*arrays)
-    d_sums = d_sums.sum((0, 1))  # [rows of blocks, steps, samples, sums]
-    d_coefficients = jnp.moveaxis(d_sums, 0, 2).reshape(coefficients.shape)
+    d_kernels = d_kernels.reshape(*w.shape[:4], folded, filters).swapaxes(3, 4)
+    d_kernels = d_kernels.reshape(*w.shape[:2], -1, features, filters)[:, :, :width]
+    # [rows of blocks, steps, samples, folded, rows, groups, K], and the batch first, the taps in order.
+    d_c = d_sums.sum((0, 1)).reshape(-1, steps, samples, folded, rows, groups, num_kernels)
+    d_c = d_c.transpose(1, 2, 0, 4, 5, 3, 6).reshape(batch, height, -1, num_kernels)
+    d_coefficients = d_c[:, :, :width].reshape(coefficients.shape)
     if scales is None:
         return d_kernels, d_coefficients, None
-    return d_kernels, d_coefficients, d_filters[0].sum((0, 1)).reshape(batch, filters)
+    d_filters = d_filters[0].sum((0, 1)).reshape(batch, folded, filters).sum(1)
+    return d_kernels, d_coefficients, d_filters
 
 
-def _make_specs(geometry: Geometry, blocks: Blocks) -> list[pl.BlockSpec]:
+def _make_specs(packing: Packing, blocks: Blocks) -> list[pl.BlockSpec]:
     """Returns the parts of the inputs and of the outputs' gradients that a step of the grid reads."""
-    samples = blocks.samples
+    inputs, outputs = _list_shapes(packing, blocks)
     return [
-        pl.BlockSpec(
-            (samples, *geometry.spatial, blocks.inputs), lambda i, o, row, b: (b, 0, 0, i)
-        ),
-        pl.BlockSpec((samples, *geometry.out, blocks.outputs), lambda i, o, row, b: (b, 0, 0, o)),
+        pl.BlockSpec((blocks.samples, *inputs), lambda i, o, row, b: (b, 0, 0, i)),
+        pl.BlockSpec((blocks.samples, *outputs), lambda i, o, row, b: (b, 0, 0, o)),
     ]
-
-
-def _make_parameters() -> pltpu.CompilerParams:
-    """Returns the compiler's parameters for a grid whose last axis are the samples."""
-    return pltpu.CompilerParams(
-        dimension_semantics=("parallel", "parallel", "parallel", "arbitrary"),
-        vmem_limit_bytes=SMALLEST_VMEM,
-    )
 
 
 def _write_gradients(
@@ -386,13 +409,12 @@ def _write_gradients(
     inputs_ref,  # as in `_accumulate_gradients`
     outputs_ref,
     *,
-    geometry: Geometry,
-    folded: int,
+    packing: Packing,
     pitch: int,
     precision,
 ):
     """Writes the gradient of several samples' kernels."""
-    samples, rows, width, features, filters = dw_ref.shape
+    samples, rows = dw_ref.shape[:2]
 
     @pl.when(pl.program_id(3) == 0)
     def _():
@@ -400,45 +422,43 @@ def _write_gradients(
         outputs_ref[...] = jnp.zeros_like(outputs_ref)
 
     for s in range(samples):
-        _write_inputs(x_ref.at[s], None, inputs_ref.at[s], geometry, folded, pitch)
-        _write_outputs(dy_ref.at[s], outputs_ref.at[s], geometry, folded)
+        _write_inputs(x_ref.at[s], None, inputs_ref.at[s], packing, pitch)
+        _write_outputs(dy_ref.at[s], outputs_ref.at[s])
 
     def write_kernel_row(row, _):
         for s in range(samples):
             product = _multiply_shifted(
                 inputs_ref.at[s],
                 outputs_ref[s].astype(dy_ref.dtype),
-                *(pl.program_id(2) * rows + row, geometry, folded, pitch, precision),
+                *(pl.program_id(2) * rows + row, packing.geometry, pitch, precision),
             )
-            for column in range(width):
-                g = _slice_block(product, column // folded, column % folded, features, filters)
+            for column, g in enumerate(packing.split(product)):
                 dw_ref[s, row, column] = g.astype(dw_ref.dtype)
 
     lax.fori_loop(0, rows, write_kernel_row, None)
 
 
 def _accumulate_gradients(
-    c_ref,  # [samples, T, K], scalars
+    c_ref,  # [samples, rows * groups * folded, K], scalars
     x_ref,  # [samples, *spatial, I]
     dy_ref,  # [samples, *out, O]
-    w_ref,  # [K, rows, kernel width, I, O]
+    w_ref,  # [K, rows, groups, I, folded * O]
     channels_ref,  # [1, samples, I], or None
-    filters_ref,  # [1, samples, O], or None
+    filters_ref,  # [1, samples, folded * O], or None
     dw_ref,  # like w_ref; it stays in VMEM until all samples have passed
-    dc_ref,  # [..., samples, rows * kernel width * K]
-    df_ref,  # [..., samples, O], or None
+    dc_ref,  # [..., samples, folded, rows * groups * K]
+    df_ref,  # [..., samples, folded * O], or None
     inputs_ref,  # x between zeros, in float32, of which any row can be the first to be loaded
     outputs_ref,  # dy, likewise
-    sums_ref,  # R, [samples, rows * kernel width * K, O]
+    sums_ref,  # R, [samples, rows * groups * K, folded * O]
     *,
-    geometry: Geometry,
-    folded: int,
+    packing: Packing,
     pitch: int,
     precision,
 ):
     """Adds several samples' share to dW, and writes their dc and df."""
     samples = range(x_ref.shape[0])
-    num_kernels, rows, width, features, filters = w_ref.shape
+    num_kernels, rows, groups, _, lanes = w_ref.shape
 
     @pl.when(pl.program_id(3) == 0)
     def _():
@@ -448,10 +468,12 @@ def _accumulate_gradients(
 
     for s in samples:
         scale = None if channels_ref is None else channels_ref[0, pl.ds(s, 1)]
-        _write_inputs(x_ref.at[s], scale, inputs_ref.at[s], geometry, folded, pitch)
-        _write_outputs(dy_ref.at[s], outputs_ref.at[s], geometry, folded)
+        _write_inputs(x_ref.at[s], scale, inputs_ref.at[s], packing, pitch)
+        _write_outputs(dy_ref.at[s], outputs_ref.at[s])
     if df_ref is not None:
         df_ref[...] = jnp.zeros_like(df_ref)
+    folded = packing.number
+    tap_of_lane = lax.broadcasted_iota(jnp.int32, (1, lanes), 1) // (lanes // folded)
 
     def add_kernel_row(row, _):
         tap_row = pl.program_id(2) * rows + row
@@ -459,35 +481,38 @@ def _accumulate_gradients(
             _multiply_shifted(
                 inputs_ref.at[s],
                 outputs_ref[s].astype(dy_ref.dtype),
-                *(tap_row, geometry, folded, pitch, precision),
+                *(tap_row, packing.geometry, pitch, precision),
             )
             for s in samples
         ]
-        for column in range(width):
-            place = (column // folded, column % folded, features, filters)
-            parts = weighted = [_slice_block(product, *place) for product in products]
-            if filters_ref is not None:
-                weighted = [g * filters_ref[0, pl.ds(s, 1)] for s, g in enumerate(parts)]
-            tap = tap_row * width + column
-            for k in range(num_kernels):
-                total, w = dw_ref[k, row, column], w_ref[k, row, column].astype(jnp.float32)
-                for s in samples:
-                    c = c_ref[s, tap, k]
-                    total += c * weighted[s]
-                    result = jnp.sum(parts[s] * w, axis=0, keepdims=True)
-                    sums_ref[s, pl.ds((row * width + column) * num_kernels + k, 1)] = result
-                    if df_ref is not None:
-                        df_ref[0, 0, 0, pl.ds(s, 1)] += c * result
-                dw_ref[k, row, column] = total
+        parts = [_fold_taps(packing.split(product), folded) for product in products]
+        for group in range(groups):
+            weights = {}
+            for s, k in itertools.product(samples, range(num_kernels)):
+                first = (tap_row * groups + group) * folded
+                weight = jnp.full((1, lanes), c_ref[s, first, k])
+                for n in range(1, folded):
+                    weight = jnp.where(tap_of_lane < n, weight, c_ref[s, first + n, k])
+                weights[s, k] = weight
+            _add_group(
+                [part[group] for part in parts],
+                weights,
+                filters_ref,
+                w_ref.at[:, row, group],
+                dw_ref.at[:, row, group],
+                sums_ref.at[:, pl.ds((row * groups + group) * num_kernels, num_kernels)],
+                df_ref,
+            )
 
     lax.fori_loop(0, rows, add_kernel_row, None)
     for s in samples:
         # A product with the weights, or ones, puts the sums over lanes side by side.
-        scale = jnp.ones((1, filters), jnp.float32)
+        scale = jnp.ones((1, lanes), jnp.float32)
         if filters_ref is not None:
             scale = filters_ref[0, pl.ds(s, 1)]
-        dc_ref[0, 0, 0, 0, pl.ds(s, 1)] = lax.dot_general(
-            scale,
+        mask = tap_of_lane == lax.broadcasted_iota(jnp.int32, (folded, lanes), 0)
+        dc_ref[0, 0, 0, 0, s] = lax.dot_general(
+            jnp.where(mask, scale, 0.0),
             sums_ref[s],
             (((1,), (1,)), ((), ())),
             precision=lax.Precision.HIGHEST,
@@ -495,11 +520,53 @@ def _accumulate_gradients(
         )
 
 
-def _write_inputs(x_ref, scale, padded_ref, geometry: Geometry, folded: int, pitch: int):
-    """Writes a sample's weighted rows between zeros, those of each phase of the vertical stride together.
+def _add_group(products, weights, filters_ref, w_ref, dw_ref, sums_ref, df_ref):
+    """Adds the share of one group of taps.
 
-    Part n of the lanes is `n * folded` columns of the kernel ahead of the first part.
+    A few rows of G at a time meet all kernels and stay in registers meanwhile.
+
+    Args:
+        products: G of each sample, `[I, folded * O]`.
+        weights: rows `[1, folded * O]` of c, by sample and kernel.
+        filters_ref: as in `_accumulate_gradients`, like `df_ref`.
+        w_ref, dw_ref: `[K, I, folded * O]`.
+        sums_ref: `[samples, K, folded * O]`.
     """
+    num_kernels, features, width = w_ref.shape
+    scaled = weights
+    if filters_ref is not None:
+        scaled = {(s, k): row * filters_ref[0, pl.ds(s, 1)] for (s, k), row in weights.items()}
+    results: dict[tuple[int, int], list[Array]] = {place: [] for place in weights}
+    for start in range(0, width, LANES):
+        lanes = slice(start, min(start + LANES, width))
+        sums = dict.fromkeys(weights, 0.0)
+        for first in range(0, features, SUBLANES):
+            rows = slice(first, first + SUBLANES)
+            parts = [product[rows, lanes] for product in products]
+            for k in range(num_kernels):
+                total, w = dw_ref[k, rows, lanes], w_ref[k, rows, lanes].astype(jnp.float32)
+                for s, part in enumerate(parts):
+                    total += scaled[s, k][:, lanes] * part
+                    sums[s, k] += part * w
+                dw_ref[k, rows, lanes] = total
+        for place, partial in sums.items():
+            results[place].append(jnp.sum(partial, axis=0, keepdims=True))
+    for (s, k), tiles in results.items():
+        result = jnp.concatenate(tiles, axis=1)
+        sums_ref[s, pl.ds(k, 1)] = result
+        if df_ref is not None:
+            df_ref[0, 0, 0, pl.ds(s, 1)] += weights[s, k] * result
+
+
+def _fold_taps(taps: list[Array], folded: int) -> list[Array]:
+    """Puts the products of a row of taps beside each other, so many at a time."""
+    taps = [*taps, *[jnp.zeros_like(taps[0])] * (-len(taps) % folded)]
+    return [jnp.concatenate(taps[n : n + folded], 1) for n in range(0, len(taps), folded)]
+
+
+def _write_inputs(x_ref, scale, padded_ref, packing: Packing, pitch: int):
+    """Writes a sample's weighted rows between zeros, those of each phase of the vertical stride together."""
+    geometry = packing.geometry
     (above, _), (left, _) = geometry.padding
     _, width, features = x_ref.shape
     for row in range(geometry.spatial[0]):
@@ -509,37 +576,32 @@ def _write_inputs(x_ref, scale, padded_ref, geometry: Geometry, folded: int, pit
         x = x_ref[row].astype(padded_ref.dtype)
         if scale is not None:
             x = x * scale
-        for n in range(folded):
-            first = (line + 1) * pitch + left - n * folded * geometry.kernel_dilation[1]
-            padded_ref[phase, pl.ds(first, width), pl.ds(n * features, features)] = x
+        for lanes, new_lanes, ahead in packing.list_lanes(features):
+            rows = pl.ds((line + 1) * pitch + left + ahead, width)
+            padded_ref[phase, rows, new_lanes] = x[:, lanes]
 
 
-def _write_outputs(dy_ref, padded_ref, geometry: Geometry, folded: int):
-    """Copies the gradients of a sample's outputs between zeros.
-
-    Part n of the lanes is n columns of the kernel behind the first part.
-    """
-    height, width, filters = dy_ref.shape
+def _write_outputs(dy_ref, padded_ref):
+    """Copies the gradients of a sample's outputs between zeros."""
+    height, width, _ = dy_ref.shape
     pitch = padded_ref.shape[0] // height
-    for row, n in itertools.product(range(height), range(folded)):
-        positions = pl.ds(row * pitch + n * geometry.kernel_dilation[1], width)
-        lanes = pl.ds(n * filters, filters)
-        padded_ref[positions, lanes] = dy_ref[row].astype(padded_ref.dtype)
+    for row in range(height):
+        padded_ref[pl.ds(row * pitch, width)] = dy_ref[row].astype(padded_ref.dtype)
 
 
 def _multiply_shifted(
-    inputs_ref, dy: Array, tap_row, geometry: Geometry, folded: int, pitch: int, precision
+    inputs_ref, dy: Array, tap_row, geometry: Geometry, pitch: int, precision
 ) -> Array:
     """Returns x^T dy over all positions for one row of the kernel, in float32.
 
-    It consists of blocks `[I, O]`: column c of the kernel is block `(c // folded, c % folded)`.
+    The products `[I, O]` of its columns lie below each other.
     """
     (stride, step), (down, right) = geometry.strides, geometry.kernel_dilation
     line, phase = tap_row * down // stride, tap_row * down % stride
     start = pl.multiple_of((line + 1) * pitch, SUBLANES)
     shifts = [
         inputs_ref[phase, pl.ds(start + column * right, dy.shape[0], stride=step)]
-        for column in range(0, geometry.size[1], folded**2)
+        for column in range(geometry.size[1])
     ]
     return lax.dot_general(
         jnp.concatenate([x.astype(dy.dtype) for x in shifts], axis=-1),
@@ -548,8 +610,3 @@ def _multiply_shifted(
         precision=precision if dy.dtype == jnp.float32 else None,
         preferred_element_type=jnp.float32,
     )
-
-
-def _slice_block(matrix: Array, row: int, column: int, height: int, width: int) -> Array:
-    """Returns block `(row, column)` of a matrix that is cut into blocks of equal size."""
-    return matrix[row * height : (row + 1) * height, column * width : (column + 1) * width]

@@ -25,6 +25,7 @@ CHANGES = {
     "2d 16 kernels": dict(k=16, size=(1, 3)),
     "2d 64 features": dict(i=64, o=24),
     "2d several tiles of lanes": dict(i=192, o=256, k=1, size=(3, 1)),
+    "2d three positions in the lanes": dict(spatial=(3, 5), i=20, o=42, scales=True),
     "2d reflect": dict(padding="REFLECT"),
     "2d one picture": dict(batch=1),
     "2d weighted features": dict(scales=True),

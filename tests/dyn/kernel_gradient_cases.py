@@ -44,6 +44,7 @@ CASES = {
         (4, 4), (3, 3), features=(192, 40), num_kernels=2, scaled=True
     ),
     "3x3, 64 features": Case((4, 6), (3, 3), features=(64, 64)),
+    "3x3, three positions in the lanes": Case((3, 5), (3, 3), features=(20, 42), scaled=True),
 }
 
 
