@@ -37,6 +37,8 @@ SCALED: dict[type[nn.Module], tuple[str, ...]] = {
     layers.DynamicConv: ("kernel", "bias"),
     layers.CondConv: ("kernel", "bias"),
     layers.PixelDynamicConv: ("kernel", "bias"),
+    layers.FrequencyDynamicConv: ("kernel", "bias"),
+    layers.DeformableConv: ("kernel", "bias"),
     layers.GatedConv: ("kernel", "bias"),
     layers.RotatedConv: ("kernel", "bias"),
     layers.SpectralNormConv: ("kernel", "bias"),
@@ -67,8 +69,9 @@ def fold_norms(
 
     The network is traced, not run, to see which norm has the output of which convolution, and nothing else
     has it; names do not matter, and it may be any Linen network. Norms are folded into `nn.Conv`, `Conv`,
-    `ODConv`, `DynamicConv`, `CondConv`, `PixelDynamicConv`, `GatedConv`, `DCDConv`, `RotatedConv` (unless
-    it pools by attention, or by the maximum with a negative scale), and `SpectralNormConv`, which becomes a
+    `ODConv`, `DynamicConv`, `CondConv`, `PixelDynamicConv`, `FrequencyDynamicConv`, `DeformableConv`,
+    `GatedConv`, `DCDConv`, `RotatedConv` (unless it pools by attention, or by the maximum with a negative
+    scale), and `SpectralNormConv`, which becomes a
     `DynamicConv` of kernels that are divided by their spectral norms. They stay after `FDConv`, whose
     kernels are spectra, after `WarehouseConv`, whose cells several blocks share, and after other layers.
     Norms inside attention stay, too.
