@@ -389,7 +389,7 @@ def _describe_foreign(weights: Mapping[str, np.ndarray], targets: Mapping[str, A
     ours = [f"{path} {tuple(targets[path].shape)}" for path in parameters_first]
     return (
         f"the weights are of a network that is not known here: {len(unknown)} of {len(counted)} names are "
-        f"those of none of the sources {', '.join(SOURCES)}, such as {', '.join(unknown[:3])}; the network "
+        f"those of none of the sources in docs/weights.md, such as {', '.join(unknown[:3])}; the network "
         f"has {len(ours)} arrays, such as {', '.join(ours[:3])}. If both compute the same, pass a table from "
         "the names of its layers to the paths here: from_torch(variables, weights, table)."
     )

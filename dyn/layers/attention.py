@@ -235,7 +235,9 @@ def _find_max(x: Array) -> tuple[Array, Array]:
         return jnp.where(larger, a, b), jnp.where(larger, i, j)
 
     places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-    start = jnp.asarray(-jnp.inf, x.dtype), jnp.asarray(np.iinfo(np.int32).max, jnp.int32)
+    floating = jnp.issubdtype(x.dtype, jnp.floating)
+    least = -jnp.inf if floating else jnp.iinfo(x.dtype).min
+    start = jnp.asarray(least, x.dtype), jnp.asarray(np.iinfo(np.int32).max, jnp.int32)
     return lax.reduce((x, places), start, choose, (x.ndim - 1,))
 
 

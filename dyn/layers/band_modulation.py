@@ -151,6 +151,8 @@ def low_passes(x: Array, divisors: Sequence[int]) -> list[Array]:
         divisors: see `find_passed`.
     """
     rank = x.ndim - 2
+    if 0 in x.shape[1:-1]:
+        return [x] * len(divisors)
     passed = [find_passed(x.shape[1 + n], divisors, half=n == rank - 1) for n in range(rank)]
     kept = [np.sort(list(set().union(*of_axis))) for of_axis in passed]
     # Real and imaginary parts are along an axis after the batch's.

@@ -102,7 +102,7 @@ class DynamicReLU(CheckedModule):
         functions = 1 if self.form == "A" else x.shape[-1]
         number = 2 * self.pieces
         logits = apply_head("coefficients", z, functions * number, **types)
-        theta = 2 * nn.sigmoid(logits.reshape(len(z), functions, number)) - 1
+        theta = 2 * nn.sigmoid(logits.reshape(z.shape[0], functions, number)) - 1
         slopes, intercepts = make_lines(theta, self.scale_slopes, self.scale_intercepts)
         sown = {"slope": slopes, "intercept": intercepts}
         y = take_largest(x, slopes, intercepts)

@@ -146,6 +146,10 @@ def average_strides(context: Array, x: Array, geometry: Geometry, causal: bool) 
         return context
 
     def average(context: Array) -> Array:
+        if 0 in geometry.spatial:
+            return jnp.zeros(
+                (*context.shape[:1], *geometry.out, *context.shape[-1:]), context.dtype
+            )
         context = geometry.pad_edges(context)
         for axis, (n, stride) in enumerate(zip(geometry.spatial, geometry.strides, strict=True)):
             steps = np.arange(stride) * (-1 if causal else 1)

@@ -138,7 +138,9 @@ def move_to_output_grid(context: Array, x: Array, geometry: Geometry, causal: bo
 
     def move(context: Array) -> Array:
         if 0 in geometry.spatial:
-            return jnp.zeros((len(context), *geometry.out, context.shape[-1]), context.dtype)
+            return jnp.zeros(
+                (*context.shape[:1], *geometry.out, *context.shape[-1:]), context.dtype
+            )
         # A padding that repeats inputs repeats the context, too.
         context = geometry.pad_edges(context)
         for axis in range(geometry.rank):

@@ -140,18 +140,14 @@ def replace_convs(
         >>> import flax.linen as nn, jax, jax.numpy as jnp
         >>> from functools import partial
         >>> from dyn.layers import ODConv, replace_convs
-        >>> class Net(nn.Module):
-        ...     @nn.compact
-        ...     def __call__(self, x):
-        ...         x = nn.relu(nn.Conv(8, (3, 3), name="stem")(x))
-        ...         return nn.Conv(8, (3, 3))(x)
+        >>> static = nn.Sequential([nn.Conv(4, (3, 3)), nn.relu, nn.Conv(8, (3, 3))])
         >>> odconv = partial(ODConv, num_kernels=2)
-        >>> net = replace_convs(Net(), odconv, where=lambda path, conv: path != ("stem",))
+        >>> net = replace_convs(static, odconv, where=lambda path, conv: path != ("layers_0",))
         >>> variables = net.init(jax.random.key(0), jnp.ones((2, 8, 8, 3)))
-        >>> variables["params"]["stem"]["kernel"].shape
-        (3, 3, 3, 8)
-        >>> variables["params"]["Conv_0"]["kernel"].shape
-        (2, 3, 3, 8, 8)
+        >>> variables["params"]["layers_0"]["kernel"].shape
+        (3, 3, 3, 4)
+        >>> variables["params"]["layers_2"]["kernel"].shape
+        (2, 3, 3, 4, 8)
     """
     return ReplacedLayers(Host(network), _ConvReplacement(conv, where))
 

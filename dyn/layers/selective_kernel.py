@@ -184,7 +184,7 @@ class PathAttention(AttentionBranch):
         """Computes the weights."""
         z = self.squeeze_context(context)
         logits = self.apply_head("path", z, self.num_paths * self.features, use_bias=False)
-        shape = (len(z), self.num_paths, self.features)
+        shape = (z.shape[0], self.num_paths, self.features)
         weights = automate_sharding(
             lambda logits: nn.softmax(logits.reshape(shape), axis=1), logits
         )

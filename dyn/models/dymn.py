@@ -148,7 +148,7 @@ class DynamicBlock(nn.Module):
             precision=ATTENTION_PRECISION,
             name="dynamic_relu",
         )(context)
-        theta = 2 * nn.sigmoid(coefficients.reshape(len(x), shape.expanded, 4)) - 1
+        theta = 2 * nn.sigmoid(coefficients.reshape(x.shape[0], shape.expanded, 4)) - 1
         y = take_largest(y, *make_lines(theta))
         for gate in gates:
             y = y * gate.astype(y.dtype)
