@@ -17,6 +17,7 @@ import numpy as np
 from jax import lax
 
 from dyn.layers.norms import LayerNorm, apply_batch_norm
+from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.sharding import automate_sharding, mesh_axes
 
 Array = jax.Array
@@ -167,6 +168,11 @@ class MixtureAttention(AttentionBranch, kw_only=True):
 def squeezed_size(features: int, reduction: float, least: int) -> int:
     """Returns the size of a squeezed vector: a share of the features, and at least `least`."""
     return max(int(features * reduction), least)
+
+
+def attention_dtype(x: Array, param_dtype: Any) -> jnp.dtype:
+    """Returns the dtype of the attention to an input: float32, or wider if input or parameters are."""
+    return float32_or_wider(x, jax.ShapeDtypeStruct((), param_dtype))
 
 
 def round_to_multiple(size: float, multiple: int, least_share: float = 0.0) -> int:

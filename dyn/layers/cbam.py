@@ -17,6 +17,7 @@ from jax import lax
 
 from dyn.layers.attention import (
     apply_head,
+    attention_dtype,
     global_average,
     he_normal_fan_out,
     reduce_max,
@@ -24,7 +25,7 @@ from dyn.layers.attention import (
 )
 from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import apply_batch_norm
-from dyn.layers.squeeze_excite import attention_dtype, flatten_features
+from dyn.layers.squeeze_excite import flatten_features
 from dyn.ops import planner
 from dyn.ops.dtypes import broadcast_weights
 from dyn.ops.dynamic_conv import expand_over_space

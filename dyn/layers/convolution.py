@@ -117,16 +117,11 @@ class ConvLayer(CheckedModule):
         Raises:
             ValueError: if the context has other batch axes than the inputs.
         """
-        if context is None:
-            return global_average(x, x.ndim - 2, float32_or_wider(x))
-        check_context(context)
-        if context.shape[:-1] != batch:
-            raise ValueError(
-                f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
-                f"{context.shape}. {type(self).__name__} has one attention for the whole input: for "
-                "attention that differs between positions use a pixel-wise layer."
-            )
-        return flatten_batch(context, 1)[0]
+        advice = (
+            f"{type(self).__name__} has one attention for the whole input: for attention that differs "
+            "between positions use a pixel-wise layer."
+        )
+        return resolve_context(context, x, batch, float32_or_wider(x), advice)
 
     def flatten_local_context(
         self, context: Array | None, x: Array, batch: tuple[int, ...]
@@ -378,6 +373,30 @@ class ConvLayer(CheckedModule):
         # As exact as the mixture of kernels, even if matrix products are rounded by default.
         mixed = jnp.matmul(mix, bias.astype(mix.dtype), precision=lax.Precision.HIGHEST)
         return y + (expand_over_space if mix.ndim == 2 else broadcast_weights)(mixed, y)
+
+
+def resolve_context(
+    context: Array | None, x: Array, batch: tuple[int, ...], dtype: jnp.dtype, advice: str = ""
+) -> Array:
+    """Returns the context of attention, `[B, D]`: the one passed, or the mean over the input's positions.
+
+    Args:
+        context: `[*batch, D]` or None.
+        x: the flat inputs, `[B, *positions, C]`.
+        batch: shape of the batch axes that the inputs had.
+        dtype: dtype of the mean.
+        advice: a sentence for the error message.
+
+    Raises:
+        ValueError: if the context has other batch axes than the inputs.
+    """
+    if context is None:
+        return global_average(x, x.ndim - 2, dtype)
+    check_context(context)
+    if context.shape[:-1] != batch:
+        refused = f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape"
+        raise ValueError(f"{refused} {context.shape}. {advice}".rstrip())
+    return flatten_batch(context, 1)[0]
 
 
 def check_context(context: Any) -> None:

@@ -14,9 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import AttentionBranch, round_to_multiple, squeezed_size
+from dyn.layers.attention import AttentionBranch, attention_dtype, round_to_multiple, squeezed_size
 from dyn.layers.fields import CheckedModule
-from dyn.layers.squeeze_excite import attention_dtype, flatten_features
+from dyn.layers.squeeze_excite import flatten_features
 from dyn.ops.dtypes import broadcast_weights
 from dyn.ops.sharding import automate_sharding
 

@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import AttentionBranch, global_average, squeezed_size
+from dyn.layers.attention import AttentionBranch, attention_dtype, global_average, squeezed_size
 from dyn.layers.pixel_conv import move_to_output_grid
 from dyn.layers.position_conv import PositionConv, arrange_taps
 
@@ -84,7 +84,7 @@ class DecoupledDynamicFilter(PositionConv):
         if self.combine not in ("mul", "add"):
             raise ValueError(f"combine={self.combine!r} is unknown: write 'mul' or 'add'.")
         x, batch = self.flatten_inputs(inputs)
-        geometry, dtype = self.resolve_geometry(x), self.attention_dtype(x)
+        geometry, dtype = self.resolve_geometry(x), attention_dtype(x, self.param_dtype)
         vector = context = self.flatten_local_context(context, x, batch)
         if context.ndim > 2:
             vector = global_average(context, geometry.rank, dtype)

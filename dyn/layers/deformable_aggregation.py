@@ -17,12 +17,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from dyn.layers.attention import attention_dtype
 from dyn.layers.convolution import flatten_batch, resolve_kernel_size
 from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import LayerNorm
 from dyn.layers.static_conv import Conv
 from dyn.ops.deform_conv import deform_aggregate
-from dyn.ops.dtypes import broadcast_weights, float32_or_wider
+from dyn.ops.dtypes import broadcast_weights
 
 Array = jax.Array
 
@@ -138,7 +139,7 @@ class DeformableAggregation(CheckedModule):
 
     def place_points(self, x: Array, size: tuple[int, ...]) -> tuple[Array | None, Array, Array]:
         """Returns f (None in version 4), offsets `[B, *out, G, K, n]` and weights `[B, *out, G, K]`."""
-        dtype = float32_or_wider(x, jax.ShapeDtypeStruct((), self.param_dtype))
+        dtype = attention_dtype(x, self.param_dtype)
         rank, groups = len(size), self.groups
         points = math.prod(size) - self.remove_center
         features = x.astype(dtype)

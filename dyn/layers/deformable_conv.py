@@ -12,10 +12,10 @@ float32, whatever dtype the convolution has, because bfloat16 would round a dist
 import flax.linen as nn
 import jax
 
+from dyn.layers.attention import attention_dtype
 from dyn.layers.convolution import ConvLayer, check_context, flatten_batch
 from dyn.layers.static_conv import Conv
 from dyn.ops.deform_conv import deform_conv
-from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
 
@@ -97,7 +97,7 @@ class DeformableConv(ConvLayer):
         """Returns offsets `[B, *out, Q, T, n]` and weights `[B, *out, Q, T]`, or None, and sows them."""
         geometry = self.resolve_geometry(context)
         pairs = self.offset_groups * geometry.taps
-        dtype = float32_or_wider(context, jax.ShapeDtypeStruct((), self.param_dtype))
+        dtype = attention_dtype(context, self.param_dtype)
         numbers = pairs * (geometry.rank + self.modulated)
         maps = Conv(
             numbers,

@@ -13,8 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import global_average
-from dyn.layers.convolution import ConvLayer, check_context, flatten_batch
+from dyn.layers.convolution import ConvLayer, flatten_batch, resolve_context
 from dyn.layers.fields import CheckedModule
 from dyn.ops.dtypes import float32_or_wider
 
@@ -72,16 +71,11 @@ class DenseLayer(CheckedModule):
         Raises:
             ValueError: if the context has other batch axes than the inputs.
         """
-        if context is None:
-            return global_average(x, x.ndim - 2, float32_or_wider(x))
-        check_context(context)
-        if context.shape[:-1] != batch:
-            raise ValueError(
-                f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
-                f"{context.shape}. {type(self).__name__} has token_axes={self.token_axes}: set how many axes "
-                "of the inputs share one matrix."
-            )
-        return flatten_batch(context, 1)[0]
+        advice = (
+            f"{type(self).__name__} has token_axes={self.token_axes}: set how many axes of the inputs share "
+            "one matrix."
+        )
+        return resolve_context(context, x, batch, float32_or_wider(x), advice)
 
     def apply_conv(self, conv: type[ConvLayer], inputs: Array, context: Array | None) -> Array:
         """Applies a convolution whose kernel has one tap; its fields and parameters are the layer's.

@@ -16,9 +16,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn.layers.attention import apply_head, squeezed_size
+from dyn.layers.attention import apply_head, attention_dtype, squeezed_size
+from dyn.layers.convolution import resolve_context
 from dyn.layers.fields import CheckedModule
-from dyn.layers.squeeze_excite import attention_dtype, flatten_features, resolve_context
+from dyn.layers.squeeze_excite import flatten_features
 from dyn.ops.dtypes import broadcast_weights
 from dyn.ops.dynamic_conv import expand_over_space
 from dyn.ops.sharding import automate_sharding, mesh_axes
@@ -96,7 +97,7 @@ class DynamicReLU(CheckedModule):
         x, batch = flatten_features(self, inputs, self.spatial_axes)
         dtype = attention_dtype(x, self.param_dtype)
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
-        context = resolve_context(context, x, batch, dtype)
+        context = resolve_context(context, x, batch, dtype).astype(dtype)
         squeezed = squeezed_size(x.shape[-1], self.reduction, self.min_squeeze)
         z = nn.relu(apply_head("reduce", context, squeezed, **types))
         functions = 1 if self.form == "A" else x.shape[-1]

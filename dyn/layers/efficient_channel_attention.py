@@ -14,10 +14,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import ATTENTION_PRECISION, global_average, he_normal_fan_out
+from dyn.layers.attention import (
+    ATTENTION_PRECISION,
+    attention_dtype,
+    global_average,
+    he_normal_fan_out,
+)
 from dyn.layers.cbam import convolve_batch
 from dyn.layers.fields import CheckedModule
-from dyn.layers.squeeze_excite import attention_dtype, flatten_features
+from dyn.layers.squeeze_excite import flatten_features
 from dyn.ops.dynamic_conv import expand_over_space
 
 Array = jax.Array

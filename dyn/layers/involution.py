@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dyn.layers.attention import ATTENTION_PRECISION, AttentionBranch
+from dyn.layers.attention import ATTENTION_PRECISION, AttentionBranch, attention_dtype
 from dyn.layers.pixel_conv import find_centres, is_on_output_grid
 from dyn.layers.position_conv import PositionConv, arrange_taps
 from dyn.ops.dtypes import float32_or_wider
@@ -86,7 +86,7 @@ class Involution(PositionConv):
             ValueError: if the kernel, the context or the groups do not fit the inputs, or for a mask.
         """
         x, batch = self.flatten_inputs(inputs)
-        geometry, dtype = self.resolve_geometry(x), self.attention_dtype(x)
+        geometry, dtype = self.resolve_geometry(x), attention_dtype(x, self.param_dtype)
         context = self.flatten_local_context(context, x, batch)
         if context.ndim > 2:
             context = average_strides(context.astype(dtype), x, geometry, self.is_causal)

@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import apply_head
+from dyn.layers.attention import apply_head, attention_dtype
 from dyn.layers.pixel_conv import move_to_output_grid
 from dyn.layers.position_conv import PositionConv, arrange_taps
 from dyn.ops.dynamic_conv import convolve_with_geometry
@@ -126,7 +126,7 @@ class LightweightConv(SoftmaxConv):
         x = self.project_inputs(x)
         shape = (*geometry.size, 1, heads)
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-        kernel = kernel.astype(self.attention_dtype(x))
+        kernel = kernel.astype(attention_dtype(x, self.param_dtype))
         if self.softmax:
             kernel = nn.softmax(kernel, axis=tuple(range(geometry.rank)))
         kernel = jnp.repeat(self.drop_weights(kernel), self.features // heads, axis=-1)
@@ -196,7 +196,7 @@ class SequenceDynamicConv(SoftmaxConv):
         geometry, heads, dtype = (
             self.resolve_geometry(x),
             self.count_heads(),
-            self.attention_dtype(x),
+            attention_dtype(x, self.param_dtype),
         )
         context = self.flatten_local_context(context, x, batch)
         if context.ndim > 2:

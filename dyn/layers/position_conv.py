@@ -7,7 +7,6 @@ import jax.numpy as jnp
 
 from dyn.layers.convolution import ConvLayer
 from dyn.layers.static_conv import Conv
-from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.positions import convolve_positions_with_geometry
 from dyn.ops.sharding import automate_sharding, mesh_axes
 
@@ -49,10 +48,6 @@ class PositionConv(ConvLayer):
             kernel_init=self.kernel_init,
             name="project",
         )(x)
-
-    def attention_dtype(self, x: Array) -> jnp.dtype:
-        """Returns the dtype in which kernels are made: float32 or wider."""
-        return float32_or_wider(x, jax.ShapeDtypeStruct((), self.param_dtype))
 
     def count_groups(self, field: str, number: int | None, default: int) -> int:
         """Returns the number of groups of channels that share a kernel.

@@ -17,11 +17,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import AttentionBranch, global_average, round_to_multiple
+from dyn.layers.attention import AttentionBranch, attention_dtype, global_average, round_to_multiple
 from dyn.layers.convolution import ConvLayer
 from dyn.layers.norms import apply_batch_norm
 from dyn.layers.static_conv import Conv
-from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
 from dyn.ops.geometry import Padding
 from dyn.ops.sharding import automate_sharding
@@ -102,7 +101,7 @@ class SelectiveKernel(ConvLayer):
                 )
             parts = jnp.split(x, len(parts), axis=-1)
         paths = [self.follow_path(n, part) for n, part in enumerate(parts)]
-        dtype = float32_or_wider(x, jax.ShapeDtypeStruct((), self.param_dtype))
+        dtype = attention_dtype(x, self.param_dtype)
         total = functools.reduce(jnp.add, paths)
         if context is None:
             context = global_average(total, x.ndim - 2, dtype)

@@ -14,10 +14,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import apply_head, global_average, squeezed_size
-from dyn.layers.convolution import check_context, flatten_batch
+from dyn.layers.attention import apply_head, attention_dtype, squeezed_size
+from dyn.layers.convolution import resolve_context
 from dyn.layers.fields import CheckedModule
-from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
 
 Array = jax.Array
@@ -73,43 +72,13 @@ class SqueezeExcite(CheckedModule):
         """
         x, batch = flatten_features(self, inputs, self.spatial_axes)
         dtype = attention_dtype(x, self.param_dtype)
-        context = resolve_context(context, x, batch, dtype)
+        context = resolve_context(context, x, batch, dtype).astype(dtype)
         types = {"dtype": dtype, "param_dtype": self.param_dtype}
         squeezed = squeezed_size(x.shape[-1], self.reduction, self.min_squeeze)
         z = self.activation(apply_head("reduce", context, squeezed, **types))
         channels = self.gate(apply_head("expand", z, x.shape[-1], **types))
         self.sow("intermediates", "weights", {"channel": channels})
         return (x * expand_over_space(channels, x)).reshape(inputs.shape)
-
-
-def attention_dtype(x: Array, param_dtype: Any) -> jnp.dtype:
-    """Returns the dtype of the attention: float32, or wider if input or parameters are."""
-    return float32_or_wider(x, jax.ShapeDtypeStruct((), param_dtype))
-
-
-def resolve_context(
-    context: Array | None, x: Array, batch: tuple[int, ...], dtype: jnp.dtype
-) -> Array:
-    """Returns the context of attention, `[B, D]`: the one passed, or the mean of the input over space.
-
-    Args:
-        context: `[*batch, D]` or None.
-        x: the flat inputs, `[B, *spatial, C]`.
-        batch: shape of the batch axes that the inputs had.
-        dtype: dtype of the attention.
-
-    Raises:
-        ValueError: if the context has other batch axes than the inputs.
-    """
-    if context is None:
-        return global_average(x, x.ndim - 2, dtype)
-    check_context(context)
-    if context.shape[:-1] != batch:
-        raise ValueError(
-            f"context must be [*batch, D] with the inputs' batch axes {batch}; got shape "
-            f"{context.shape}."
-        )
-    return flatten_batch(context, 1)[0].astype(dtype)
 
 
 def flatten_features(

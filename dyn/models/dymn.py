@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from dyn.layers.attention import ATTENTION_PRECISION, he_normal_fan_out
+from dyn.layers.coordinate_attention import average_along_axes
 from dyn.layers.dynamic_conv import DynamicConv
 from dyn.layers.dynamic_relu import make_lines, take_largest
 from dyn.layers.static_conv import Conv
@@ -175,13 +176,10 @@ class BlockContext(nn.Module):
     def __call__(self, x: Array) -> tuple[Array, list[Array]]:
         """Maps `[B, *spatial, C]` to the context `[B, features]` and the gates of each axis."""
         axes, dtype = range(1, x.ndim - 1), float32_or_wider(x)
-        means = [
-            jnp.mean(x, [other for other in axes if other != axis], dtype=dtype) for axis in axes
-        ]
         dense = partial(
             nn.Dense, dtype=dtype, kernel_init=he_normal_fan_out, precision=ATTENTION_PRECISION
         )
-        z = dense(self.features, use_bias=False, name="joint")(jnp.concatenate(means, 1))
+        z = dense(self.features, use_bias=False, name="joint")(average_along_axes(x, dtype))
         q = nn.hard_swish(self.norm(name="joint_norm", dtype=dtype)(z))
         gates, start = [], 0
         for axis in axes:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import global_average, he_normal_fan_out
+from dyn.layers.attention import global_average, he_normal_fan_out, round_to_multiple
 from dyn.layers.fields import CheckedModule
 from dyn.layers.squeeze_excite import SqueezeExcite
 from dyn.layers.static_conv import Conv
@@ -267,5 +267,4 @@ def find_padding(kernel: int, padding: str) -> int | str:
 
 def round_features(exact: float) -> int:
     """Rounds to a multiple of 8: at least 8, and at most a tenth less."""
-    nearest = max(8, int(exact + 4) // 8 * 8)
-    return nearest if nearest >= 0.9 * exact else nearest + 8
+    return round_to_multiple(exact, 8, 0.9)

@@ -14,7 +14,7 @@ from dyn.models import DyMN, EfficientNetB0, EfficientNetLite0, MobileNetV2, Mob
 from dyn.models.efficientnet import TENSORFLOW, make_condconv_fields
 
 NORM = ("weight", "bias", "running_mean", "running_var")
-# Of the authors' networks, for each block: input features, expansion, features, kernel, stride.
+# The blocks of the authors' networks: input features, expansion, features, kernel, stride.
 MOBILENET_V2 = [
     (inputs if block == 0 else features, expansion, features)
     for expansion, inputs, features, blocks in (

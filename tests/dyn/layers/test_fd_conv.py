@@ -142,7 +142,7 @@ def test_kept_frequencies_are_the_lowest():
         np.testing.assert_allclose(y, want, rtol=1e-4, atol=1e-4)
 
 
-# Where it is the plain convolution.
+# Cases in which it is the plain convolution.
 
 
 @pytest.mark.parametrize(
