@@ -190,9 +190,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(
-        self, sizes, conv=plain, wide=False, squeeze=False, decomposed=False, width=WIDTH
-    ):
+    def __init__(self, sizes, conv=plain, wide=False, squeeze=False, decomposed=False, width=WIDTH):
         super().__init__()
         self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)

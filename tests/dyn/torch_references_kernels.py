@@ -2,14 +2,15 @@
 
     python tests/dyn/torch_references_kernels.py
 
-They are those of KernelWarehouse's and FDConv's authors, and ConvNeXt. Networks of KernelWarehouse are made of
-static ones, whose convolutions are replaced; the name of a layer's warehouse follows from its own name.
+They are those of KernelWarehouse's and FDConv's authors, and ConvNeXt. KernelWarehouse's are made of static
+networks, whose convolutions are replaced; the name of a layer's warehouse follows from its own name.
 """
 
 import json
 import math
 import re
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -65,7 +66,7 @@ class AssembledConv(nn.Module):
     def __init__(self, static, cells, start, options):
         super().__init__()
         shape = (*static.weight.shape, 1, 1)[:4]
-        self.cells, self.shape = [cells], shape  # a list hides the parameter, which is not the layer's
+        self.shape, self.cells = shape, [cells]  # in a list, because the layer does not own them
         self.stride, self.padding = getattr(static, "stride", 1), getattr(static, "padding", 0)
         self.groups = getattr(static, "groups", 1)
         if static.bias is not None:
@@ -249,7 +250,7 @@ class ConvNeXt(nn.Module):
         stem = nn.Sequential(nn.Conv2d(3, WIDTH, 4, 4), FeatureNorm(WIDTH))
         self.downsample_layers = nn.ModuleList([stem])
         widths = [WIDTH * 2**stage for stage in range(len(sizes))]
-        for before, features in zip(widths, widths[1:], strict=False):
+        for before, features in pairwise(widths):
             halve = nn.Sequential(FeatureNorm(before), nn.Conv2d(before, features, 2, 2))
             self.downsample_layers.append(halve)
         self.stages = nn.ModuleList(
@@ -309,8 +310,8 @@ class LocalAttention(nn.Module):
         return 2 * logits.movedim(-1, 2).sigmoid()  # [B, O, I, k, k]
 
 
-def distances(rows, columns):
-    """The two frequencies of each number of a real picture's transform, in float32."""
+def frequencies(rows, columns):
+    """The frequencies of the rows and the columns of a real picture's transform, in float32."""
     return torch.fft.fftfreq(rows)[:, None], torch.fft.rfftfreq(columns)[None]
 
 
@@ -325,7 +326,7 @@ class Bands(nn.Module):
     def forward(self, x):
         height, width = x.shape[2:]
         spectrum, y, before = torch.fft.rfft2(x), 0, x
-        rows, columns = (f.abs() for f in distances(64, 64))
+        rows, columns = (f.abs() for f in frequencies(64, 64))
         size = height, width // 2 + 1
         for conv, divisor in zip(self.freq_weight_conv_list, (2, 4, 8), strict=True):
             inside = (torch.maximum(rows, columns) < 0.5 / divisor + 1e-8)[None, None]
@@ -346,7 +347,7 @@ class FrequencyConv(nn.Module):
         self.KSM_Global = GlobalAttention(inputs, outputs, size, kernels)
         self.KSM_Local = LocalAttention(inputs, outputs, size)
         self.FBM = Bands(inputs) if size == 3 else None
-        f, g = distances(rows, columns)
+        f, g = frequencies(rows, columns)
         radius = torch.stack(torch.broadcast_tensors(f, g), -1).norm(dim=-1).flatten()
         # The authors' torch kept the order of equal ones; later ones need to be asked.
         order = radius.sort(stable=True).indices

@@ -57,6 +57,6 @@ def test_has_torchs_logits(name):
     variables, left_out, kept = from_torch(variable_shapes(net), weights)
     assert left_out == tuple(key for key in weights if key.endswith("num_batches_tracked"))
     assert kept == ()
-    # The pictures' means, at which attention looks, differ little, and so do these logits.
+    # Closer than elsewhere: attention looks at means of pictures of noise, which differ little.
     logits = jax.jit(net.apply)(variables, pictures())
     np.testing.assert_allclose(logits, REFERENCES[name]["logits"], rtol=0, atol=1e-5)
