@@ -16,8 +16,10 @@ def weight(name, shape):
     if leaf == "running_var":
         return random.uniform(0.5, 2.0, shape).astype(np.float32)
     normal = random.standard_normal(shape)
-    if leaf in ("bias", "running_mean"):
+    if leaf in ("bias", "basis_bias", "running_mean"):
         normal = 0.3 * normal
+    elif leaf == "dft_weight":
+        normal = normal / 4  # FDConv's layers multiply by half their features
     elif len(shape) == 1:
         normal = 0.6 + 0.2 * normal  # a norm's scale: blocks add up
     elif "conv" in name and len(shape) == 2:
