@@ -1,3 +1,4 @@
-"""Excludes a file from doctests."""
+"""Excludes files from doctests."""
 
-collect_ignore = ["torch_references.py"]  # needs torch, and is run by hand
+# They need torch, and are run by hand.
+collect_ignore = ["torch_references.py", "torch_references_mobile.py"]
