@@ -220,7 +220,7 @@ class EfficientNet(nn.Module):
 
 
 class LiteNet(nn.Module):
-    """EfficientNet-Lite0 with the names of `efficientnet_lite_pytorch`; an eighth as wide, but for its ends."""
+    """EfficientNet-Lite0, named as in `efficientnet_lite_pytorch`; an eighth as wide, but for its ends."""
 
     def __init__(self):
         super().__init__()
