@@ -257,7 +257,7 @@ class Residual(nn.Module):
         return x + y if self.adds else y
 
 
-def make_omni_block(inputs, hidden, outputs, stride, conv):
+def make_v2_block(inputs, hidden, outputs, stride, conv):
     def activated(*sizes):
         return nn.Sequential(conv(*sizes), nn.BatchNorm2d(sizes[1]), nn.ReLU6())
 
@@ -290,7 +290,7 @@ MOBILENET_V2 = (
 
 
 class MobileNetV2(nn.Module):
-    """An eighth as wide; with ODConv, whose last convolution is a feature, or with DCD."""
+    """An eighth as wide; the last convolution is one of the features but with DCD."""
 
     def __init__(self, make_block, last_conv=None):
         super().__init__()
@@ -317,7 +317,7 @@ class MobileNetV2(nn.Module):
 
 def make_omni_mobilenet(kernels):
     conv = partial(OmniConv, kernels=kernels)
-    return MobileNetV2(partial(make_omni_block, conv=conv), conv)
+    return MobileNetV2(partial(make_v2_block, conv=conv), conv)
 
 
 # Kernel, expanded features, features, stride, hard swish, squeeze-and-excitation of each block.
@@ -548,6 +548,7 @@ NETWORKS = {
     "efficientnet, same padding": partial(EfficientNet, same=True),
     "efficientnet, 4 experts": partial(EfficientNet, same=True, experts=True),
     "efficientnet_lite0": LiteNet,
+    "mobilenet_v2": partial(MobileNetV2, partial(make_v2_block, conv=StaticConv), StaticConv),
     "mobilenet_v3": MobileNetV3,
     "dymn": partial(MobileNetV3, temperature=1.0),
     "dymn, replace_se": partial(MobileNetV3, temperature=30.0, static=True),
