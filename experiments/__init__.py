@@ -1,1 +1,13 @@
 """The laboratory: trains, compares and reports on dynamic convolutional networks."""
+
+import sys
+from pathlib import Path
+
+from experiments.core.extras import explain_missing_laboratory
+
+if message := explain_missing_laboratory():
+    # While Python looks for the module of `python -m`, its own name is "-m". A command answers in one line.
+    if sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "dyn":
+        print(f"error: {message}", file=sys.stderr)
+        raise SystemExit(2)
+    raise ImportError(message)
