@@ -1,9 +1,9 @@
 """Runs the commands of the laboratory: `dyn train` is `python -m experiments.main`, and so on.
 
-    dyn COMMAND [WORDS AND FLAGS]
+dyn COMMAND [WORDS AND FLAGS]
 
-    dyn COMMAND --help      what a command does, and its flags
-    dyn --version           the version of the package
+dyn COMMAND --help      what a command does, and its flags
+dyn --version           the version of the package
 """
 
 import runpy
@@ -79,7 +79,9 @@ def _run_benchmark(words: Sequence[str]) -> int:
         )
         return 0
     if name not in known:
-        print_line(f"error: There is no benchmark '{name}'{suggest_nearest(name, known)}", error=True)
+        print_line(
+            f"error: There is no benchmark '{name}'{suggest_nearest(name, known)}", error=True
+        )
         return 2
     return _run_module(f"benchmarks.{name}", rest)
 

@@ -39,7 +39,9 @@ def test_the_modules_of_an_extra_are_those_that_it_installs():
         assert not wanted
     assert set(EXTRAS["onnx"]) <= list_distributions("onnx")
     # Whatever checks the laboratory as a whole must let an environment of the extra `onnx` pass.
-    owned = {re.sub(r"[-_.]+", "-", name).lower() for module in LABORATORY for name in owners[module]}
+    owned = {
+        re.sub(r"[-_.]+", "-", name).lower() for module in LABORATORY for name in owners[module]
+    }
     assert {name for name in list_distributions("experiments") if name in owned} <= (
         list_distributions("onnx")
     )

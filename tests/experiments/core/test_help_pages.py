@@ -14,6 +14,6 @@ def test_long_texts_continue_in_their_column(monkeypatch):
     monkeypatch.setenv("COLUMNS", "40")
     page = format_entries({"a": "word " * 12, "longer": "word"})
     lines = page.split("\n")
-    assert len(lines) == 4 and all(len(line) <= 40 for line in lines)
+    assert len(lines) == 3 and all(len(line) <= 40 for line in lines)
     assert lines[1].startswith(" " * 10 + "word") and lines[-1] == "  longer  word"
     assert format_entries({}) == ""
