@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import dyn
-from experiments.core.console import print_line, print_lines
+from experiments.core.console import print_line, print_page
 from experiments.core.errors import suggest_nearest
 from experiments.core.help_pages import format_entries, read_summary
 
@@ -40,7 +40,7 @@ def run(words: Sequence[str]) -> int:
     """Runs a command, whose file ends the process, or prints a page, and returns the exit code."""
     command, *rest = words or ["--help"]
     if command in ("--help", "-h", "-help", "help"):
-        print_lines(describe_commands())
+        print_page(describe_commands())
         return 0
     if command == "--version":
         print_line(f"dynconv {dyn.__version__}")
@@ -73,7 +73,7 @@ def _run_benchmark(words: Sequence[str]) -> int:
     known = list_benchmarks()
     name, *rest = words or ["--help"]
     if name in ("--help", "-h"):
-        print_lines(
+        print_page(
             "Runs one of the benchmarks.\n\n    dyn benchmark NAME [FLAGS]\n\n"
             + format_entries(known)
         )

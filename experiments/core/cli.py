@@ -36,7 +36,7 @@ from experiments.core.config_file import (
     find_setting,
     load_config_file,
 )
-from experiments.core.console import print_line, print_lines
+from experiments.core.console import print_line, print_lines, print_page
 from experiments.core.errors import UserError, describe_kind
 from experiments.core.extras import explain_missing_module
 from experiments.core.help_pages import format_entries
@@ -109,9 +109,8 @@ def run(
     usage = (usage or "").strip()
     try:
         if any(word in _HELP for word in argv[1:]):
-            print_lines(usage)
-            if settings:
-                print_lines(f"\n{_describe_config(argv, settings)}")
+            more = f"\n\n{_describe_config(argv, settings)}" if settings else ""
+            print_page(f"{usage}{more}")
             return 0
         words, options = parse_command_line(main, argv, usage, settings)
         try:

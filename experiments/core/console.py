@@ -1,5 +1,6 @@
 """The terminal during a run: a progress bar, a row per evaluation, and tables of facts."""
 
+import os
 import sys
 import textwrap
 import time
@@ -188,6 +189,15 @@ def print_lines(text: str, error: bool = False) -> None:
     """Prints a text of several lines, such as a traceback."""
     for line in text.rstrip("\n").split("\n"):
         print_line(line, error)
+
+
+def print_page(text: str) -> None:
+    """Prints a page of help, of which its reader, such as `head`, may want only a part."""
+    try:
+        print_lines(text)
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def print_facts(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False) -> None:
