@@ -6,8 +6,9 @@ from pathlib import Path
 from experiments.core.extras import explain_missing_laboratory
 
 if message := explain_missing_laboratory():
-    # While Python looks for the module of `python -m`, its own name is "-m". A command answers in one line.
+    # While Python looks for the module of `python -m`, its own name is "-m". A command answers in one line,
+    # which the console cannot print without rich.
     if sys.argv[0] == "-m" or Path(sys.argv[0]).stem == "dyn":
-        print(f"error: {message}", file=sys.stderr)
+        sys.stderr.write(f"error: {message}\n")
         raise SystemExit(2)
     raise ImportError(message)
