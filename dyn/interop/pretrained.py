@@ -199,8 +199,8 @@ def make_pretrained_files(
         described = json.loads(json.dumps(dict(network)))
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"JSON cannot hold the description of the network ({error}): describe layers by their names, as in "
-            '{"name": "odconv", "num_kernels": 4}.'
+            f"JSON cannot hold the description of the network ({error}): describe layers by their names, "
+            'as in {"name": "odconv", "num_kernels": 4}.'
         ) from error
     flat = _flatten(variables)
     # Not `ascontiguousarray`, which makes vectors of scalars.
@@ -227,7 +227,7 @@ def make_pretrained_files(
 def _fetch_repository(repository: str, revision: str | None) -> Path:
     """Returns the folder of the hub's client with the files of a repository."""
     try:
-        import huggingface_hub
+        import huggingface_hub  # pyrefly: ignore [missing-import]
     except ImportError as error:
         raise ImportError(
             f"{HUB}{repository} needs the library huggingface_hub: pip install huggingface_hub. A folder on "
