@@ -363,7 +363,9 @@ def _fit(
         problems += [f"{name} has no place" for name in arrays if name not in expected]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"{source} does not fit the network: {', '.join(problems[:5])}{more}.")
+        raise ValueError(
+            f"{source}: the arrays are not those of the network: {', '.join(problems[:5])}{more}."
+        )
     filled = {name: jnp.asarray(arrays[name]) for name in expected if name not in new}
     if new:
         filled |= _initialise(network, shape, jax.random.key(0) if key is None else key, new)
