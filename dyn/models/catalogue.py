@@ -61,14 +61,14 @@ from dyn.models.vgg import VGG16
 _odconv1, _odconv4 = (partial(ODConv, num_kernels=k, attention_norm="batch") for k in (1, 4))
 _dyconv4 = partial(DynamicConv, num_kernels=4)
 _fdconv = partial(FDConv, attention_norm="batch")
-_dcd = partial(DCDConv, pool=None, reduction=1 / 16)
 # timm's 'd' variants.
 _deep = {"stem": "deep", "shortcut": PooledConv}
 
 
-def _make_dcd_mobilenet(**fields: Any) -> partial:
+def _make_dcd_mobilenet(reduction: float) -> partial:
     """Returns DCD's MobileNetV2: neither the first stage nor the last convolution is dynamic."""
-    return partial(MobileNetV2, conv=_dcd, dense=DCDDense, dynamic_stages=range(2, 8), **fields)
+    conv = partial(DCDConv, pool=None, reduction=reduction)
+    return partial(MobileNetV2, conv=conv, dense=DCDDense, dynamic_stages=range(2, 8))
 
 
 NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
@@ -119,10 +119,9 @@ NETWORKS: Mapping[str, Callable[..., nn.Module]] = {
         for suffix, width in (("", 1.0), ("_075", 0.75), ("_050", 0.5))
         for number, odconv in ((1, _odconv1), (4, _odconv4))
     },
-    "mobilenet_v2_dcd": _make_dcd_mobilenet(),
-    "mobilenet_v2_075_dcd": _make_dcd_mobilenet(width=0.75),
-    "mobilenet_v2_050_dcd": _make_dcd_mobilenet(width=0.5),
-    "mobilenet_v2_035_dcd": _make_dcd_mobilenet(width=0.35),
+    # The authors' `fc16` and `fc8`.
+    "mobilenet_v2_dcd": _make_dcd_mobilenet(reduction=1 / 16),
+    "mobilenet_v2_dcd_fc8": _make_dcd_mobilenet(reduction=1 / 8),
     "mobilenet_v3_large": MobileNetV3,
     "efficientnet_b0": EfficientNetB0,
     "efficientnet_b1": EfficientNetB1,

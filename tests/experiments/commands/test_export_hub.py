@@ -27,7 +27,7 @@ def trained(tmp_path_factory):
     """The network of a finished run of ODConv on digits, with what a summary has."""
     folder = tmp_path_factory.mktemp("runs") / "digits"
     conv = {"name": "odconv", "num_kernels": 2, "attention_norm": "layer"}
-    config = config_with(conv=conv, name="odconv", **{"data.source": "/home/me/digits"})
+    config = config_with(conv=conv, name="odconv", **{"data.extra_train": "/home/me/digits"})
     with jax.numpy_dtype_promotion("standard"):
         write_finished(folder, config, "abc", (8, 8, 1))
         summary = json.loads((folder / "summary.json").read_text())
@@ -79,7 +79,7 @@ def test_the_card_says_what_is_known(folder):
 def test_the_arrays_are_those_of_a_safetensors_export(trained, folder):
     back = load(folder / "model.safetensors")
     jax.tree.map(np.testing.assert_array_equal, dict(trained.variables), dict(back.variables))
-    assert back.config.data.source == "" and back.classes == trained.classes
+    assert back.config.data.extra_train == "" and back.classes == trained.classes
     # A card made of this file knows less.
     again = export(back, "hub", folder.parent / "again")
     card = (again / "README.md").read_text()
