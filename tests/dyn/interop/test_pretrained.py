@@ -1,8 +1,10 @@
 """Pretrained networks: folders, the hub's cache, files of other libraries, other ends, and damage."""
 
 import json
+import os
 import sys
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -202,3 +204,18 @@ def test_files_of_other_libraries(tmp_path):
         from_pretrained("resnet18", weights=path, width=4, stem="small", stage_sizes=(1,))
     with pytest.raises(ValueError, match="did you mean 'resnet18'"):
         from_pretrained("resnet19", weights=path)
+
+
+LITE0 = Path(os.environ.get("DYN_LITE0_WEIGHTS", ""))
+
+
+@pytest.mark.skipif(not LITE0.is_file(), reason="DYN_LITE0_WEIGHTS names no file")
+def test_the_published_lite0_in_one_line():
+    """Its authors' code has these five best classes for this input, and this sum of features."""
+    x = np.sin(0.23 * np.arange(3 * 224**2) + 0.05).reshape(1, 3, 224, 224)
+    x = x.transpose(0, 2, 3, 1).astype(np.float32)
+    network, variables, *_ = from_pretrained("efficientnet_lite0", weights=LITE0)
+    logits = np.asarray(jax.jit(network.apply)(variables, x))[0]
+    assert logits.argsort()[:-6:-1].tolist() == [905, 753, 904, 858, 807]
+    network, variables, *_ = from_pretrained("efficientnet_lite0", weights=LITE0, num_classes=0)
+    assert np.sum(jax.jit(network.apply)(variables, x)) == pytest.approx(175.986848, rel=1e-5)
