@@ -74,6 +74,8 @@ def describe_backbone(config: ConfigDict) -> dict[str, Any]:
     if network in MOBILE_NETWORKS:
         if config.model.get("padding") == "same":
             fields |= TENSORFLOW
+        if most := config.model.get("max_blocks"):
+            fields["max_blocks"] = most
         # Its width is a factor; 64 is as published, as for the other networks.
         width = {"width": config.model.width / 64}
         name = PUBLISHED_NAMES.get(network, network)
