@@ -172,17 +172,9 @@ def make_pretrained_files(
     about: Mapping[str, Any] | None = None,
     metadata: Mapping[str, str] | None = None,
 ) -> dict[str, bytes]:
-    """Returns the contents of `model.safetensors` and `config.json`; see `save_pretrained`.
+    """Returns the contents of `model.safetensors` and `config.json`.
 
-    Args:
-        network: see `save_pretrained`, and so for the others.
-        variables: ...
-        input_shape: ...
-        preprocessing: ...
-        classes: ...
-        task: ...
-        about: ...
-        metadata: texts for the header of `model.safetensors`.
+    Arguments are those of `save_pretrained`, and `metadata`, texts for the header of `model.safetensors`.
 
     Raises:
         ValueError: if the description is of another network than the variables, or JSON cannot hold it.
