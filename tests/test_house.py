@@ -27,7 +27,7 @@ ABOVE = {
     "layers": ("nnx", "models", "schedules", "diagnostics", "interop"),
     "models": ("interop",),
 }
-OPTIONAL = {"interop": {"safetensors"}}
+OPTIONAL = {"interop": {"safetensors", "huggingface_hub"}}
 COMMANDS = {
     *(
         "main",

@@ -419,6 +419,14 @@ def num_classes(weights: Mapping[str, np.ndarray]) -> int | None:
     return None
 
 
+def count_channels(weights: Mapping[str, np.ndarray]) -> int | None:
+    """Returns the number of input features of the weights' first convolution; None if they have none."""
+    for _, layer, leaf, value in _match_layers(weights, SOURCES[detect_source(weights)]):
+        if (layer, leaf) in (("stem_conv", "weight"), ("stem_conv1", "weight")) and value.ndim > 1:
+            return value.shape[1]
+    return None
+
+
 def _match_layers(
     weights: Mapping[str, Any], table: Table
 ) -> Iterator[tuple[str, str | None, str, Any]]:

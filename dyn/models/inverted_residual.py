@@ -109,6 +109,8 @@ class InvertedResidualNet(CheckedModule):
     def apply_head(self, x: Array, train: bool) -> Array:
         """Returns the logits of the pooled features `[B, C]`."""
         x = Dropout(self.dropout, deterministic=not train)(x)
+        if self.num_classes == 0:
+            return x
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
     @nn.compact

@@ -41,8 +41,8 @@ class MobileNetV2(InvertedResidualNet):
     `first_conv` makes the stem's, which KernelWarehouse's authors made dynamic.
 
     Attributes:
-        num_classes: number of logits; None for no classifier: the network then returns the features
-            after each stage and those after the last convolution.
+        num_classes: number of logits; 0 for the classifier's inputs; None for the features after each
+            stage and those after the last convolution.
         conv: makes a 1x1 convolution: `dyn.layers.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
         depthwise: makes the 3x3 convolutions, which take `feature_group_count`; None for static ones.

@@ -49,8 +49,8 @@ class ResNet(CheckedModule):
     Attributes:
         stage_sizes: number of blocks in each stage.
         block: `BasicBlock` or `Bottleneck`.
-        num_classes: number of logits; None for no classifier: the network then returns the features
-            after each stage, for a head such as those of `dyn.models.segmentation`.
+        num_classes: number of logits; 0 for the pooled features, the classifier's inputs; None for the
+            features after each stage, for a head such as those of `dyn.models.segmentation`.
         conv: makes a block convolution: `dyn.layers.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
         shortcut: makes the 1x1 convolutions of the shortcuts; None for static ones.
@@ -173,6 +173,8 @@ class ResNet(CheckedModule):
 
         x = jnp.mean(x, axis=tuple(range(1, axes + 1)))
         x = Dropout(self.dropout, deterministic=not train)(x)
+        if self.num_classes == 0:
+            return x
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
     def apply_stem(
@@ -332,3 +334,4 @@ class Bottleneck(ResidualBlock):
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
 ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
+ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=Bottleneck)

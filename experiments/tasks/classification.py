@@ -23,6 +23,8 @@ from experiments.tasks.backbone import (
     NETWORK_SECTIONS,
     NETWORKS,
     apply_in_training,
+    describe_layer,
+    describe_network,
     make_layer,
     make_network,
 )
@@ -51,13 +53,24 @@ class Classification(Task):
             raise UserError(
                 f"--config.model.network={network}: choose one of {', '.join(choices)}."
             )
-        return SERIES_NETWORKS[network](
-            num_classes=num_classes,
-            conv=make_layer(self.config, "conv", CONVS),
-            dropout=self.config.model.dropout,
-            dtype=jnp.dtype(self.config.dtype),
+        described = self.describe_model(num_classes, spatial_axes)
+        del described["name"]
+        conv, dtype = make_layer(self.config, "conv", CONVS), jnp.dtype(self.config.dtype)
+        return SERIES_NETWORKS[network](**described | {"conv": conv, "dtype": dtype})
+
+    def describe_model(self, num_classes: int, spatial_axes: int) -> dict[str, Any]:
+        """Returns the arguments of `dyn.models.create_model` for the network."""
+        network = self.config.model.network
+        if network in NETWORKS:
+            return describe_network(self.config, num_classes, spatial_axes)
+        return {
+            "name": network,
+            "num_classes": num_classes,
+            "conv": describe_layer(self.config, "conv", CONVS),
+            "dropout": self.config.model.dropout,
+            "dtype": self.config.dtype,
             **self.config.series,
-        )
+        }
 
     def compute_loss(
         self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool

@@ -17,7 +17,12 @@ import optax
 from scipy.special import expit
 
 from experiments.data import Dataset
-from experiments.tasks.backbone import NETWORK_SECTIONS, apply_in_training, make_network
+from experiments.tasks.backbone import (
+    NETWORK_SECTIONS,
+    apply_in_training,
+    describe_network,
+    make_network,
+)
 from experiments.tasks.classification import Classification
 from experiments.tasks.classifier import draw_classifier, inspect_classifier
 from experiments.tasks.mixing import mix_examples
@@ -35,6 +40,10 @@ class Tagging(Task):
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
         """Returns a network with a logit for each class."""
         return make_network(self.config, num_classes, spatial_axes)
+
+    def describe_model(self, num_classes: int, spatial_axes: int) -> dict[str, Any]:
+        """Returns the arguments of `dyn.models.create_model` for the network."""
+        return describe_network(self.config, num_classes, spatial_axes)
 
     def compute_loss(
         self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
