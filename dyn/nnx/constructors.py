@@ -3,9 +3,9 @@
 Each one makes the Linen module, and the smallest inputs that it can be initialised with.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, Unpack
+from typing import Any, ClassVar, Unpack
 
 import flax.linen as nn
 import jax
@@ -20,6 +20,9 @@ Array = jax.Array
 class ConvModule(FromLinen):
     """The base of layers that stand in for `nnx.Conv`, and have the order of its arguments."""
 
+    has_local_context: ClassVar[bool] = False
+    """Whether a context must have the positions of the inputs."""
+
     def __init__(
         self,
         in_features: int,
@@ -32,7 +35,7 @@ class ConvModule(FromLinen):
         **fields: Any,
     ):
         fields = {"kernel_size": kernel_size, "strides": strides, **fields}
-        linen, parts = make_linen(type(self), features=out_features, **fields)
+        linen, parts = make_linen(type(self), {"features": out_features}, fields)
         self.in_features = in_features
         self.out_features = out_features
         self.context_features = context_features
@@ -42,6 +45,8 @@ class ConvModule(FromLinen):
             dilations *= len(size)
         space = [(k - 1) * d + 1 for k, d in zip(size, dilations, strict=False)]
         inputs = _make_inputs((1, *space, in_features), context_features)
+        if self.has_local_context and context_features is not None:
+            inputs[1] = jax.ShapeDtypeStruct((1, *space, context_features), jnp.float32)
         self._initialise(linen, inputs, rngs, parts)
 
     def __call__(
@@ -75,7 +80,7 @@ class DenseModule(FromLinen):
         rngs: nnx.Rngs,
         **fields: Any,
     ):
-        linen, parts = make_linen(type(self), features=out_features, **fields)
+        linen, parts = make_linen(type(self), {"features": out_features}, fields)
         self.in_features = in_features
         self.out_features = out_features
         self.context_features = context_features
@@ -116,12 +121,13 @@ class FeatureModule(FromLinen):
         rngs: nnx.Rngs,
         **fields: Any,
     ):
-        linen, parts = make_linen(type(self), **fields)
+        linen, parts = make_linen(type(self), {}, fields)
         self.num_features = num_features
         self.context_features = context_features
         axes = fields.get("spatial_axes") or 2
         if isinstance(size := fields.get("kernel_size"), Sequence):
             axes = len(size)
+        self.spatial_axes = axes
         inputs = _make_inputs((1, *(1,) * axes, num_features), context_features)
         self._initialise(linen, inputs, rngs, parts)
 
@@ -151,6 +157,9 @@ class NetworkModule(FromLinen):
     the same.
     """
 
+    spatial_axes: ClassVar[int] = 2
+    """Number of spatial axes of the inputs, for networks without a field of that name."""
+
     def __init__(
         self,
         in_features: int,
@@ -159,10 +168,10 @@ class NetworkModule(FromLinen):
         rngs: nnx.Rngs,
         **fields: Any,
     ):
-        linen, parts = make_linen(type(self), **fields)
+        linen, parts = make_linen(type(self), {}, fields)
         self.in_features = in_features
         if spatial_shape is None:
-            spatial_shape = (32,) * getattr(linen, "spatial_axes", 2)
+            spatial_shape = (32,) * getattr(linen, "spatial_axes", self.spatial_axes)
         self.spatial_shape = tuple(spatial_shape)
         self._initialise(linen, _make_inputs((1, *spatial_shape, in_features)), rngs, parts)
 
@@ -178,27 +187,32 @@ class NetworkModule(FromLinen):
         return self._apply("__call__", (x,), {**named, **modes})
 
 
-def make_linen(cls: type[FromLinen], **fields: Any) -> tuple[nn.Module, dict[str, FromLinen]]:
+def make_linen(
+    cls: type[FromLinen], sizes: Mapping[str, Any], fields: Mapping[str, Any]
+) -> tuple[nn.Module, dict[str, FromLinen]]:
     """Makes the Linen module of a class.
 
     Args:
         cls: a class that was made from a Linen class.
-        fields: of the Linen class. Modules, layers and factories of `dyn.nnx` stand for those of Linen.
+        sizes: fields of the Linen class that are called otherwise here.
+        fields: its other fields. Modules, layers and factories of `dyn.nnx` stand for those of Linen.
 
     Returns:
         The Linen module, and the modules among the fields.
 
     Raises:
-        TypeError: for a class of one's own without a Linen class.
-        ValueError: for a field that Linen does not have, or a value that it does not take.
+        TypeError: for a field that Linen does not have, or a class without a Linen class.
+        ValueError: for a value that Linen does not take.
     """
     if cls.make_linen is None:
         raise TypeError(
             f"{cls.__name__} has no Linen class: write class {cls.__name__}(..., linen=...)."
         )
+    if "features" in sizes.keys() & fields.keys():
+        raise TypeError(f"{cls.__name__} has no field features: write out_features.")
     parts = {name: value for name, value in fields.items() if isinstance(value, FromLinen)}
-    fields = {name: translate_value(name, value) for name, value in fields.items()}
-    return cls.make_linen(**fields, parent=None), parts
+    values = {name: translate_value(name, value) for name, value in fields.items()}
+    return cls.make_linen(**sizes, **values, parent=None), parts
 
 
 def translate_value(name: str, value: Any) -> Any:

@@ -66,7 +66,8 @@ def _merge_parameters(
         if field.name not in known:
             default = False if field.name in MODES else field.default
             merged.append(field.replace(kind=field.KEYWORD_ONLY, default=default))
-    return merged
+    # What Linen does not have comes last.
+    return sorted(merged, key=lambda p: p.kind == p.KEYWORD_ONLY and p.name in SIZES)
 
 
 def _write_docstring(linen: Callable[..., nn.Module], names: list[str]) -> str:

@@ -30,7 +30,8 @@ class DCDConv(ConvModule, linen=layers.DCDConv): ...
 class DecoupledDynamicFilter(ConvModule, linen=layers.DecoupledDynamicFilter): ...
 
 
-class DeformableConv(ConvModule, linen=layers.DeformableConv): ...
+class DeformableConv(ConvModule, linen=layers.DeformableConv):
+    has_local_context = True
 
 
 class DynamicConv(ConvModule, linen=layers.DynamicConv): ...
@@ -112,7 +113,7 @@ class SqueezeExcite(FeatureModule, linen=layers.SqueezeExcite): ...
 
 class Warehouse(FromLinen, linen=layers.Warehouse):
     def __init__(self, kernels: Sequence[KernelShape], *, rngs: nnx.Rngs, **fields: Any):
-        linen, _ = make_linen(type(self), kernels=tuple(kernels), **fields)
+        linen, _ = make_linen(type(self), {"kernels": tuple(kernels)}, fields)
         self._initialise(linen, (), rngs)
 
 
@@ -125,7 +126,7 @@ class KernelRepresentation(FromLinen, linen=layers.KernelRepresentation):
         rngs: nnx.Rngs,
         **fields: Any,
     ):
-        linen, _ = make_linen(type(self), features=out_features, **fields)
+        linen, _ = make_linen(type(self), {"features": out_features}, fields)
         self.in_features = tuple(in_features.items())
         space = (1,) * fields.get("spatial_axes", 2)
         inputs = [jax.ShapeDtypeStruct((1, *space, n), jnp.float32) for n in in_features.values()]

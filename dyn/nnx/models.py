@@ -1,7 +1,7 @@
 """The networks of `dyn.models` as NNX modules; their docstrings are made from those of the Linen networks."""
 
 from dyn import models
-from dyn.nnx.constructors import NetworkModule
+from dyn.nnx.constructors import ConvModule, NetworkModule
 
 
 class ACGAN(NetworkModule, linen=models.ACGAN, methods=("generate", "discriminate")): ...
@@ -43,10 +43,15 @@ class MobileNetV2(NetworkModule, linen=models.MobileNetV2): ...
 class MobileNetV3(NetworkModule, linen=models.MobileNetV3): ...
 
 
-class Net1(NetworkModule, linen=models.Net1): ...
+class Net1(NetworkModule, linen=models.Net1):
+    spatial_axes = 1
 
 
-class Net2(NetworkModule, linen=models.Net2): ...
+class Net2(NetworkModule, linen=models.Net2):
+    spatial_axes = 1
+
+
+class PooledConv(ConvModule, linen=models.PooledConv): ...
 
 
 class RedNet(NetworkModule, linen=models.RedNet): ...
@@ -91,7 +96,8 @@ class SKResNet34(NetworkModule, linen=models.SKResNet34): ...
 class SKResNet50(NetworkModule, linen=models.SKResNet50): ...
 
 
-class SeriesNet(NetworkModule, linen=models.SeriesNet): ...
+class SeriesNet(NetworkModule, linen=models.SeriesNet):
+    spatial_axes = 1
 
 
 class VGG(NetworkModule, linen=models.VGG): ...

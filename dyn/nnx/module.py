@@ -1,6 +1,6 @@
 """The mechanism behind every module of `dyn.nnx`: an NNX module that computes what a Linen module computes.
 
-An `FromLinen` holds the variables of a Linen module as attributes, and applies that module to them. There is
+A `FromLinen` holds the variables of a Linen module as attributes, and applies that module to them. There is
 one formula for both, the Linen module's.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx, traverse_util
 from flax.errors import ScopeParamShapeError
 
-from dyn.nnx.descriptions import describe_class
+from dyn.nnx.descriptions import MODES, describe_class
 from dyn.nnx.variables import find_collection, find_type, iter_variables, to_linen
 
 Array = jax.Array
@@ -123,17 +123,19 @@ class FromLinen(nnx.Module):
             method: initialises the Linen module, a function of it and the inputs; None to call it.
         """
         fields = {f.name: getattr(linen, f.name) for f in dataclasses.fields(linen)}
-        arrays = {n: v for n, v in fields.items() if isinstance(v, jax.Array | np.ndarray)}
+        arrays: dict[str, Any] = {
+            n: v for n, v in fields.items() if isinstance(v, jax.Array | np.ndarray)
+        }
         takes_train = _takes_train(linen)
-        modes = {n: None for n in ("use_running_average", "deterministic") if n in fields}
         # Modes are attributes, and so are arrays, because a graph definition must have a hash.
-        self.linen = linen.clone(**modes, **dict.fromkeys(arrays))
+        attributes = [n for n in fields if n in MODES or n in arrays]
+        self.linen = _replace_fields(linen, dict.fromkeys(attributes))
         for name, value in {**arrays, **(parts or {})}.items():
             setattr(self, name, value)
 
         shapes = tuple(Shape(x.shape, x.dtype) for x in inputs)
         still = {"deterministic": True} if "deterministic" in fields else {}
-        initial = self.linen.clone(**still)
+        initial = _replace_fields(self.linen, still)
         variables = _init_variables(initial, shapes, method, rngs.params(), arrays)
         _hold_variables(self, variables, set(parts or {}))
         if takes_train or "batch_stats" in variables or "use_running_average" in fields:
@@ -163,10 +165,9 @@ class FromLinen(nnx.Module):
         still = _choose(named.pop("deterministic", None), self, "deterministic")
         rngs = named.pop("rngs", None)
         names = {f.name for f in dataclasses.fields(self.linen)}
-        modes = {"use_running_average": running, "deterministic": still}
-        changes = {name: value for name, value in modes.items() if name in names}
-        changes |= {n: v for n, v in vars(self).items() if n in names and nnx.is_data(v)}
-        changes = {n: v for n, v in changes.items() if not isinstance(v, nnx.Module)}
+        changes: dict[str, Any] = {"use_running_average": running, "deterministic": still}
+        changes |= {n: v for n, v in vars(self).items() if isinstance(v, jax.Array | np.ndarray)}
+        changes = {name: value for name, value in changes.items() if name in names}
         if _takes_train(self.linen, method):
             if running != still:
                 raise ValueError(
@@ -176,7 +177,7 @@ class FromLinen(nnx.Module):
             named["train"] = not still
         sown = [find_collection(type(v)) for v in getattr(self, "__captures__", ())]
         try:
-            outputs, updates = self.linen.clone(**changes).apply(
+            outputs, updates = _replace_fields(self.linen, changes).apply(
                 to_linen(self),
                 *inputs,
                 **named,
@@ -210,11 +211,11 @@ class FromLinen(nnx.Module):
 
     def _explain_shapes(self, error: Exception) -> str:
         """Returns the message for inputs that do not fit the parameters."""
-        sizes = ("in_features", "num_features", "context_features", "spatial_shape")
-        made_for = ", ".join(f"{n}={getattr(self, n)}" for n in sizes if hasattr(self, n))
+        sizes = ("in_features", "num_features", "context_features", "spatial_axes", "spatial_shape")
+        made_for = ", ".join(f"{n}={getattr(self, n)}" for n in sizes if n in vars(self))
         return (
-            f"the inputs do not fit the parameters of this {type(self).__name__}, which was made for "
-            f"{made_for or 'other inputs'}: {error}"
+            f"these inputs do not fit the parameters of the {type(self).__name__}, which was made for "
+            f"{made_for or 'others'}. Make it for these inputs. {error}"
         )
 
 
@@ -229,6 +230,11 @@ def _make_method(name: str) -> Callable[..., Any]:
 def _choose(given: bool | None, module: nnx.Module, name: str) -> bool:
     """Returns the value of a mode: of the call, or else the module's own; True for one that it has not."""
     return getattr(module, name, True) if given is None else given
+
+
+def _replace_fields(linen: nn.Module, fields: Mapping[str, Any]) -> nn.Module:
+    """Returns a Linen module with other values of some fields."""
+    return linen.clone(**fields) if fields else linen
 
 
 def _takes_train(linen: nn.Module, method: str = "__call__") -> bool:
@@ -258,7 +264,8 @@ def _init_variables(
         The variables. In `intermediates`, only names mean anything.
     """
     zeros = [jnp.zeros(x.shape, x.dtype) for x in inputs]
-    variables = linen.clone(**arrays).init(key, *zeros, method=method, mutable=True)
+    linen = _replace_fields(linen, arrays)
+    variables = dict(linen.init(key, *zeros, method=method, mutable=True))
     names = jax.tree.map(lambda _: jnp.zeros(()), variables.pop("intermediates", {}))
     return {**variables, "intermediates": names}
 
@@ -287,8 +294,8 @@ def _hold_variables(scope: nnx.Module, variables: Mapping[str, Any], parts: set[
                 continue
             if not isinstance(here, nnx.Module) or hasattr(here, path[-1]):
                 raise ValueError(
-                    f"{'/'.join(path)} of the Linen module cannot be an attribute of an NNX module, which has "
-                    "one of that name: give it another."
+                    f"{'/'.join(path)} of the Linen module cannot be an attribute of an NNX module, which "
+                    "has one of that name: give it another."
                 )
             setattr(here, path[-1], find_type(collection)(value))
 
