@@ -64,7 +64,7 @@ def test_has_the_numbers_of_linen(name):
 @pytest.mark.parametrize("name", [n for n, case in LAYERS.items() if case.looks_at])
 def test_takes_contexts_of_another_width(name):
     layer, x = LAYERS[name].layer(), random_input(*LAYERS[name].shape)
-    module = nnx.eval_shape(partial(make_module, name, rngs=nnx.Rngs(0), context_features=7))
+    module = nnx.eval_shape(lambda: make_module(name, rngs=nnx.Rngs(0), context_features=7))
     contexts = [random_input(x.shape[0], 7)] if name != "DeformableConv" else []
     contexts += [random_input(*x.shape[:-1], 7)] if name in LOCAL else []
     for context in contexts:
@@ -77,9 +77,8 @@ def test_no_parameters_depend_on_the_size_of_the_picture(name):
     if len(case.shape) < 4:
         return
     shapes = shapes_of(init_shapes(case.layer(), random_input(2, 17, 23, case.shape[-1])))
-    assert shapes == shapes_of(
-        to_linen(nnx.eval_shape(partial(make_module, name, rngs=nnx.Rngs(0))))
-    )
+    module = nnx.eval_shape(lambda: make_module(name, rngs=nnx.Rngs(0)))
+    assert shapes == shapes_of(to_linen(module))
 
 
 SMALL = {"width": 4, "stem": "small", "stage_sizes": (1, 1)}
