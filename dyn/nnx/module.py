@@ -238,9 +238,9 @@ def _replace_fields(linen: nn.Module, fields: Mapping[str, Any]) -> nn.Module:
 
 
 def _takes_train(linen: nn.Module, method: str = "__call__") -> bool:
-    """Returns whether a Linen module takes the argument `train`, or the one that it replaces layers of."""
-    host = getattr(linen, "host", linen)
-    return "train" in inspect.signature(getattr(type(host), method)).parameters
+    """Returns whether a Linen module takes `train`, or the network in it whose layers it replaces."""
+    network = getattr(getattr(linen, "host", None), "network", linen)
+    return "train" in inspect.signature(getattr(type(network), method)).parameters
 
 
 def _drops_anything(linen: nn.Module) -> bool:
