@@ -141,7 +141,7 @@ def test_a_stack_of_layers_in_scan_and_remat_is_a_loop():
 
     @nnx.jit
     def differentiate(stack):
-        return nnx.value_and_grad(lambda stack: jnp.sum(apply(stack, X) ** 2))(stack)
+        return nnx.value_and_grad(lambda stack: jnp.mean(apply(stack, X) ** 2))(stack)
 
     @jax.jit
     def differentiate_loop(variables):
@@ -151,7 +151,7 @@ def test_a_stack_of_layers_in_scan_and_remat_is_a_loop():
                 layer = jax.tree.map(lambda a: a[n], {**variables, "params": params})  # noqa: B023
                 y, update = LINEN.apply(layer, y, mutable=["batch_stats"])
                 updates.append(update["batch_stats"])
-            return jnp.sum(y**2), jax.tree.map(lambda *a: jnp.stack(a), *updates)
+            return jnp.mean(y**2), jax.tree.map(lambda *a: jnp.stack(a), *updates)
 
         return jax.value_and_grad(loss, has_aux=True)(variables["params"])
 
