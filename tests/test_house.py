@@ -25,7 +25,8 @@ FLOORS = {
 ABOVE = {
     "ops": ("layers", "nnx", "models", "schedules", "diagnostics", "interop"),
     "layers": ("nnx", "models", "schedules", "diagnostics", "interop"),
-    "models": ("interop",),
+    "models": ("nnx", "interop"),
+    "nnx": ("diagnostics", "interop"),
 }
 OPTIONAL = {"interop": {"safetensors", "huggingface_hub"}}
 COMMANDS = {

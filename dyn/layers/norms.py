@@ -260,8 +260,9 @@ def warn_if_differentiated(parameter: Array) -> Array:
 def _warn(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Any]:
     warnings.warn(
         "a network is trained whose attention has a batch norm, with running statistics that are never "
-        "updated: pass mutable=['batch_stats'] to apply and keep the collection that it returns, or write "
-        "attention_norm='layer'. To keep the statistics as they are, write use_running_average=True.",
+        "updated: pass mutable=['batch_stats'] to apply and keep the collection that it returns (in dyn.nnx: "
+        "call train()), or write attention_norm='layer'. To keep the statistics as they are, write "
+        "use_running_average=True.",
         stacklevel=2,
     )
     return primals[0], tangents[0]
