@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[1]
 
 def test_paths_exist():
     names = {path.name for path in ROOT.rglob("tests/**/test_*.py")}
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")):
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
         text = path.read_text(encoding="utf-8")
         for file in re.findall(r"(?:tests|experiments|dyn)/[\w/]+\.py", text):
             # NAME.py and CONFIG.py stand for any name.
@@ -18,7 +18,7 @@ def test_paths_exist():
 
 
 def test_links_lead_somewhere():
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")):
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
 
