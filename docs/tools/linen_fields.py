@@ -50,7 +50,9 @@ def list_bases(item: griffe.Class) -> list[griffe.Class]:
 
 def is_flax_module(item: griffe.Class) -> bool:
     """Returns whether a class derives from Flax's modules."""
-    roots = {getattr(base, "canonical_path", base) for cls in list_bases(item) for base in cls.bases}
+    roots = {
+        getattr(base, "canonical_path", base) for cls in list_bases(item) for base in cls.bases
+    }
     return not roots.isdisjoint(MODULES)
 
 
