@@ -1,14 +1,21 @@
-"""The paths and links in the README and in the guides lead somewhere."""
+"""The paths and links in the README and in the guides lead somewhere, and layers have their pages."""
 
+import inspect
 import re
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import flax.linen as nn
+
+from dyn import layers
+from experiments.figures import schematics
 
 ROOT = Path(__file__).parents[1]
 
 
 def test_paths_exist():
     names = {path.name for path in ROOT.rglob("tests/**/test_*.py")}
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")):
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
         text = path.read_text(encoding="utf-8")
         for file in re.findall(r"(?:tests|experiments|dyn)/[\w/]+\.py", text):
             # NAME.py and CONFIG.py stand for any name.
@@ -18,9 +25,31 @@ def test_paths_exist():
 
 
 def test_links_lead_somewhere():
-    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/*.md")):
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
         for link in re.findall(r"\]\((?!https?:|#)([^)#]+)", path.read_text(encoding="utf-8")):
             assert (path.parent / link).exists(), f"{path.name}: {link}"
+
+
+def test_links_to_other_sites_are_addresses():
+    for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")):
+        for link in re.findall(r"\]\((https?:[^)]*)\)", path.read_text(encoding="utf-8")):
+            address = urlsplit(link)
+            assert address.scheme == "https" and "." in address.netloc, f"{path.name}: {link}"
+
+
+def test_every_layer_has_a_page_with_a_picture():
+    pages = {path.stem: path.read_text(encoding="utf-8") for path in ROOT.glob("docs/layers/*.md")}
+    index = pages.pop("README")
+    assert pages.keys() | {"concept"} == schematics.LAYERS.keys()
+    assert {path.stem for path in ROOT.glob("docs/layers/*.svg")} == schematics.LAYERS.keys()
+    for name, text in pages.items():
+        assert f"]({name}.svg)" in text and f"]({name}.md)" in index, name
+    # Makers of other layers are described where these are.
+    makers = {"ReplacedLayers", "Warehouses"}
+    for name in set(layers.__all__) - makers:
+        layer = getattr(layers, name)
+        if inspect.isclass(layer) and issubclass(layer, nn.Module):
+            assert any(f"[`{name}`](../../dyn/layers/" in text for text in pages.values()), name
 
 
 def test_figures_of_a_report_are_called_as_in_the_guide():

@@ -11,7 +11,7 @@ pytestmark = pytest.mark.matrix
 ROOT = Path(__file__).parents[1]
 BLOCKS = {
     f"{path.relative_to(ROOT)}:{text[: found.start()].count(chr(10)) + 1}": found[1]
-    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+    for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")))
     for text in [path.read_text(encoding="utf-8")]
     for found in re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 }

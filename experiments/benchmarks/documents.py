@@ -130,7 +130,7 @@ def main() -> None:
 def list_documents() -> list[Path]:
     """Lists the files that may have measured numbers."""
     named = {ROOT / document for document, *_ in SENTENCES}
-    return sorted({ROOT / "README.md", *ROOT.glob("docs/*.md"), *named})
+    return sorted({ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *named})
 
 
 def update_document(path: Path, text: str) -> str:
