@@ -4,6 +4,15 @@ from dyn.models.acgan import ACGAN
 from dyn.models.autoencoder import Autoencoder
 from dyn.models.classifier import Classifier
 from dyn.models.convnext import ConvNeXt
+from dyn.models.detection.detections import (
+    Detections,
+    make_targets,
+    paint_detections,
+    scale_detections,
+)
+from dyn.models.detection.feature_pyramid import FeaturePyramid
+from dyn.models.detection.rcnn import FasterRCNN, MaskRCNN
+from dyn.models.detection.settings import CondInstSettings, RCNNSettings, make_small_settings
 from dyn.models.dymn import DyMN
 from dyn.models.efficientnet import (
     EfficientNet,
@@ -39,18 +48,24 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "Classifier",
+    "CondInstSettings",
     "ConvNeXt",
     "DeepLabV3Plus",
+    "Detections",
     "DyMN",
     "EfficientNet",
     "EfficientNetB0",
     "EfficientNetB1",
     "EfficientNetLite0",
+    "FasterRCNN",
+    "FeaturePyramid",
+    "MaskRCNN",
     "MobileNetV2",
     "MobileNetV3",
     "Net1",
     "Net2",
     "PooledConv",
+    "RCNNSettings",
     "RedNet",
     "RedNet26",
     "RedNet38",
@@ -68,4 +83,8 @@ __all__ = [
     "SelectiveBasicBlock",
     "SelectiveBottleneck",
     "SeriesNet",
+    "make_small_settings",
+    "make_targets",
+    "paint_detections",
+    "scale_detections",
 ]

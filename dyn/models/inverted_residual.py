@@ -22,7 +22,7 @@ from dyn.models.backbone import (
     bind_fields,
     call_block,
     check_input,
-    make_batch_norm,
+    make_norms,
 )
 from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
@@ -96,6 +96,7 @@ class InvertedResidualNet(CheckedModule):
     remat: Remat = False
     dynamic_stages: Sequence[int] | None = None
     first_conv: ConvFactory | None = None
+    norm: Callable[..., nn.Module] | None = None
 
     def make_layout(self) -> Layout:
         """Returns the sizes of the network."""
@@ -118,7 +119,9 @@ class InvertedResidualNet(CheckedModule):
         check_input(x, self.spatial_axes, self.stem)
         layout, axes = self.make_layout(), self.spatial_axes
         trains = train and not head_only
-        norm = make_batch_norm(trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum)
+        norm = make_norms(
+            self.norm, trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum
+        )
         fields: dict[str, Any] = {"use_bias": False, "dtype": self.dtype}
         fields["kernel_init"] = he_normal_fan_out
         static = partial(Conv, **fields)
