@@ -4,6 +4,7 @@ from dyn.models.acgan import ACGAN
 from dyn.models.autoencoder import Autoencoder
 from dyn.models.classifier import Classifier
 from dyn.models.convnext import ConvNeXt
+from dyn.models.detection.condinst import CondInst
 from dyn.models.detection.detections import (
     Detections,
     make_targets,
@@ -12,7 +13,12 @@ from dyn.models.detection.detections import (
 )
 from dyn.models.detection.feature_pyramid import FeaturePyramid
 from dyn.models.detection.rcnn import FasterRCNN, MaskRCNN
-from dyn.models.detection.settings import CondInstSettings, RCNNSettings, make_small_settings
+from dyn.models.detection.settings import (
+    CondInstSettings,
+    RCNNSettings,
+    make_small_condinst_settings,
+    make_small_settings,
+)
 from dyn.models.dymn import DyMN
 from dyn.models.efficientnet import (
     EfficientNet,
@@ -48,6 +54,7 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "Classifier",
+    "CondInst",
     "CondInstSettings",
     "ConvNeXt",
     "DeepLabV3Plus",
@@ -83,6 +90,7 @@ __all__ = [
     "SelectiveBasicBlock",
     "SelectiveBottleneck",
     "SeriesNet",
+    "make_small_condinst_settings",
     "make_small_settings",
     "make_targets",
     "paint_detections",

@@ -167,7 +167,7 @@ def find_mask_boxes(masks: Array) -> Array:
     """
     edges = []
     for axis in (-2, -1):  # columns, then rows
-        used = jnp.any(masks != 0, axis=axis)
+        used = jnp.any(masks.astype(bool), axis=axis)
         first = jnp.argmax(used, axis=-1)
         last = used.shape[-1] - jnp.argmax(jnp.flip(used, -1), axis=-1)
         edges.append((first, jnp.where(jnp.any(used, -1), last, 0)))

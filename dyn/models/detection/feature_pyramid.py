@@ -20,8 +20,8 @@ class FeaturePyramid(CheckedModule):
         m_n = lateral_n(C_n) + upsample(m_{n+1}),    P_n = output_n(m_n)
 
     with a 1x1 convolution `lateral`, a 3x3 convolution `output`, and the nearest feature of the coarser
-    level. Coarser levels than the backbone's follow: `extra='pool'` adds one that has every second feature of the
-    last, `extra='conv'` two that strided 3x3 convolutions make.
+    level. Coarser levels than the backbone's follow: `extra='pool'` adds one that has every second feature
+    of the last, `extra='conv'` two that strided 3x3 convolutions make.
 
     Lin, Dollár, Girshick, He, Hariharan, Belongie: Feature Pyramid Networks for Object Detection. CVPR 2017.
     https://arxiv.org/abs/1612.03144

@@ -102,11 +102,12 @@ class CondInstSettings:
         features: features of the pyramid and of the towers.
         tower_layers: number of 3x3 convolutions of each tower.
         groups: groups of their norms.
-        interest: largest distance of a box's edges from its place on each level but the last, in pixels.
+        interest: a level of stride s has the objects whose farthest edge is s interest / 2 to s interest away
+            from a place; the first level also nearer ones, the last also farther ones.
         radius: largest distance of a place from the centre of its object, in strides.
         mask_features: features that the generated layers see, without the two coordinates.
         mask_width: features of the hidden generated layers.
-        mask_layers: number of generated layers.
+        mask_layers: number of generated layers, from two.
         mask_branch: features of the branch that makes the mask features.
         mask_branch_layers: number of its 3x3 convolutions.
         training_places: number of positive places of a picture in the loss of the masks.
@@ -122,7 +123,7 @@ class CondInstSettings:
     features: int = 256
     tower_layers: int = 4
     groups: int = 32
-    interest: tuple[float, ...] = (64, 128, 256, 512)
+    interest: float = 8.0
     radius: float = 1.5
     mask_features: int = 8
     mask_width: int = 8
@@ -137,3 +138,18 @@ class CondInstSettings:
     detection_iou: float = 0.6
     detections: int = 100
     mask_size: int = 56
+
+
+def make_small_condinst_settings() -> CondInstSettings:
+    """Returns settings for pictures of 128 to 192 pixels, for a computer without an accelerator."""
+    return CondInstSettings(
+        features=64,
+        tower_layers=2,
+        interest=4.0,
+        mask_branch=64,
+        mask_branch_layers=2,
+        training_places=32,
+        candidates=256,
+        detections=20,
+        mask_size=28,
+    )
