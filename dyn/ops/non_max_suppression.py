@@ -1,6 +1,7 @@
 """Non-maximum suppression with arrays of fixed size."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,8 @@ def non_max_suppression(
         count = math.prod(shape[:-1])
         flat = [a.reshape(count, shape[-1], *a.shape[len(shape) :]) for a in (boxes, scores)]
         flat += [a.reshape(count, shape[-1]) for a in (groups, valid)]
-        found = jax.vmap(lambda *one: _suppress(*one, threshold, size))(*flat)
+        suppress = partial(_suppress, threshold=threshold, size=size)
+        found = jax.vmap(suppress)(*flat)
         return tuple(a.reshape(*shape[:-1], size) for a in found)
 
     arrays = (*lax.stop_gradient((boxes, scores)), groups, valid)

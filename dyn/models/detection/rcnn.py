@@ -402,7 +402,7 @@ def check_targets(x: Array, targets: Targets | None, with_masks: bool) -> None:
     if labels is None or labels.ndim != 2:
         shape = None if labels is None else labels.shape
         raise ValueError(f"targets need labels [B, G]; got shape {shape}.")
-    wanted = {"boxes": (*labels.shape, 4)}
+    wanted: dict[str, tuple[int, ...]] = {"boxes": (*labels.shape, 4)}
     if with_masks:
         wanted["masks"] = (*labels.shape, *x.shape[1:3])
     for name, shape in wanted.items():
