@@ -21,9 +21,8 @@ Array = jax.Array
 
 METHODS = ("auto", "matmul", "gather")
 # The products of a box may have this many times as many multiply-adds as its samples have neighbours before
-# a gather is quicker with its gradient, which scatters: measured on one core of a CPU, where it took 42 ms and
-# products 23 ms at 40 times (64 boxes, 7 x 7 bins, 64 x 64 x 64 features). Without a gradient a gather is the
-# quicker one for all sizes there.
+# a gather is quicker with its gradient, which scatters. On one core of a CPU it took 42 ms and products 23 ms
+# at 40 times (64 boxes, 7 x 7 bins, 64 x 64 x 64 features). Without a gradient a gather is always quicker.
 GATHER_PRICE = 64
 # Numbers between the two products, for one picture.
 CHUNK = 2**24

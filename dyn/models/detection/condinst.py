@@ -31,6 +31,7 @@ from dyn.ops.boxes import box_area, clip_boxes, generalized_box_iou
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.non_max_suppression import non_max_suppression
 from dyn.ops.roi_align import roi_align
+from dyn.ops.sharding import shard_like
 
 Array = jax.Array
 
@@ -112,33 +113,81 @@ class CondInst(CheckedModule):
             name="head",
         )(levels, strides)
         features = MaskBranch(s, self.dtype, name="mask_branch")(levels[:3])
-        points = jnp.asarray(places.points, predicted.distances.dtype)
-        draw = partial(draw_masks, features, width=s.mask_width, layers=s.mask_layers)
 
         if targets is None:
             if sizes is None:
                 sizes = jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32), (x.shape[0], 2))
-            found, index = select_places(predicted, points, sizes, s)
-            interest = jnp.asarray(places.interest, points.dtype)[index]
-            masks = jax.nn.sigmoid(draw(take(predicted.theta, index), points[index], interest))
-            return found._replace(masks=crop_drawn(masks, found.boxes, s.mask_size))
+            detect = partial(detect_objects, places=places, settings=s)
+            return automate_sharding(detect, features, predicted, sizes)
 
-        boxes, labels = targets["boxes"].astype(points.dtype), targets["labels"]
-        objects, positive = assign_places(boxes, labels > 0, places, s.radius)
-        losses = compute_dense_losses(predicted, points, boxes, labels, objects, positive, s)
-        numbers = jax.random.uniform(self.make_rng("sampling"), positive.shape)
-        most = min(s.training_places, positive.shape[-1])
-        chosen = choose_at_random(numbers, positive, most, most)
-        index, exists = gather_chosen(chosen, jnp.zeros_like(chosen), most)
-        interest = jnp.asarray(places.interest, points.dtype)[index]
-        masks = jax.nn.sigmoid(draw(take(predicted.theta, index), points[index], interest))
-        wanted = take(targets["masks"][:, :, 2::4, 2::4], take(objects, index))
-        height, width = (
-            min(a, b) for a, b in zip(masks.shape[-2:], wanted.shape[-2:], strict=True)
-        )
-        masks, wanted = masks[..., :height, :width], wanted[..., :height, :width]
-        losses["masks"] = mean_where(dice_loss(masks, wanted.astype(masks.dtype)), exists)
-        return losses
+        compute = partial(compute_condinst_losses, places=places, settings=s)
+        key = self.make_rng("sampling")
+        return automate_sharding(compute, features, predicted, targets, key)
+
+
+def detect_objects(
+    features: Array,
+    predicted: "Predictions",
+    sizes: Array,
+    *,
+    places: "Places",
+    settings: CondInstSettings,
+) -> Detections:
+    """Returns the best objects with their masks.
+
+    Args:
+        features: `[B, h, w, C]`, the mask features.
+        predicted: the predictions of all places.
+        sizes: `[B, 2]`, height and width of each picture.
+        places: the places.
+        settings: thresholds and numbers.
+    """
+    found, index = select_places(predicted, places, sizes, settings)
+    masks = draw_at(features, predicted, places, index, settings)
+    return found._replace(masks=crop_drawn(masks, found.boxes, settings.mask_size))
+
+
+def compute_condinst_losses(
+    features: Array,
+    predicted: "Predictions",
+    targets: Targets,
+    key: Array,
+    *,
+    places: "Places",
+    settings: CondInstSettings,
+) -> dict[str, Array]:
+    """Computes the four losses; the arguments are those of `detect_objects`, targets and a random key."""
+    s = settings
+    boxes, labels = targets["boxes"].astype(predicted.distances.dtype), targets["labels"]
+    objects, positive = assign_places(boxes, labels > 0, places, s.radius)
+    points = jnp.asarray(places.points, boxes.dtype)
+    losses = compute_dense_losses(predicted, points, boxes, labels, objects, positive, s)
+    most = min(s.training_places, positive.shape[-1])
+    chosen = choose_at_random(jax.random.uniform(key, positive.shape), positive, most, most)
+    index, exists = gather_chosen(chosen, jnp.zeros_like(chosen), most)
+    masks = draw_at(features, predicted, places, index, s)
+    wanted = take(targets["masks"][:, :, 2::4, 2::4], take(objects, index))
+    # Sides that are no multiples of 8 leave one row or column more on either side.
+    height, width = (min(a, b) for a, b in zip(masks.shape[-2:], wanted.shape[-2:], strict=True))
+    masks, wanted = masks[..., :height, :width], wanted[..., :height, :width]
+    losses["masks"] = mean_where(dice_loss(masks, wanted.astype(masks.dtype)), exists)
+    return losses
+
+
+def draw_at(
+    features: Array,
+    predicted: "Predictions",
+    places: "Places",
+    index: Array,
+    settings: CondInstSettings,
+) -> Array:
+    """Returns the probabilities `[B, K, 2 h, 2 w]` of the masks of places with the numbers `[B, K]`."""
+    points, interest = (
+        jnp.asarray(a, predicted.theta.dtype)[index] for a in (places.points, places.interest)
+    )
+    theta = take(predicted.theta, index)
+    width, layers = settings.mask_width, settings.mask_layers
+    return jax.nn.sigmoid(draw_masks(features, theta, points, interest, width=width, layers=layers))
 
 
 class Places(NamedTuple):
@@ -218,7 +267,7 @@ class DenseHead(nn.Module):
                 controller(of_box),
             )
             wide = float32_or_wider(level)
-            found.append([a.astype(wide).reshape(a.shape[0], -1, a.shape[-1]) for a in predictions])
+            found.append([join_positions(a.astype(wide), a.shape[-1]) for a in predictions])
         logits, edges, centre, theta = (
             jnp.concatenate(parts, axis=1) for parts in zip(*found, strict=True)
         )
@@ -252,7 +301,7 @@ class MaskBranch(nn.Module):
                 total = y
                 continue
             y = jax.image.resize(y, (*total.shape[:3], y.shape[-1]), "bilinear")
-            total += y.astype(total.dtype)
+            total += shard_like(y.astype(total.dtype), total)
         for n in range(1, s.mask_branch_layers + 1):
             total = nn.relu(norm(name=f"norm{n}")(conv(name=f"conv{n}")(total)))
         return nn.Conv(s.mask_features, (1, 1), dtype=self.dtype, name="features")(total)
@@ -367,7 +416,7 @@ def place_boxes(points: Array, distances: Array) -> Array:
 
 
 def select_places(
-    predicted: Predictions, points: Array, sizes: Array, settings: CondInstSettings
+    predicted: Predictions, places: Places, sizes: Array, settings: CondInstSettings
 ) -> tuple[Detections, Array]:
     """Returns the best boxes of all classes, without masks, and the place of each, int `[B, K]`."""
     s = settings
@@ -376,6 +425,7 @@ def select_places(
     flat = jnp.sqrt(scores).reshape(batch, -1)
     score, index = lax.top_k(flat, min(s.candidates, flat.shape[-1]))
     place, label = index // classes, index % classes + 1
+    points = jnp.asarray(places.points, predicted.distances.dtype)
     boxes = clip_boxes(place_boxes(points[place], take(predicted.distances, place)), sizes)
     exists = (score > s.score) & (box_area(boxes) > 0)
     kept, valid = non_max_suppression(

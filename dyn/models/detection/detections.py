@@ -1,7 +1,7 @@
 """Detections and targets: arrays of fixed size, and what is done with them outside of a network."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from dyn.models.detection.proposals import is_large
 from dyn.ops.boxes import clip_boxes, decode_boxes, find_mask_boxes
 from dyn.ops.non_max_suppression import non_max_suppression
 from dyn.ops.paste_masks import paste_masks
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
@@ -159,20 +160,25 @@ def paint_detections(
         [[[3, 3, 5, 5, 0], [0, 5, 5, 5, 0]]]
     """
     size = tuple(size)
-    masks = detections.masks
-    if masks is None:
-        masks = jnp.ones((*detections.scores.shape, 1, 1), detections.boxes.dtype)
-        # Half a value beyond the edges of a single one: 1/2 is exactly at the edge.
-        mask_threshold = 0.5
 
-    def paint(boxes: Array, scores: Array, labels: Array, masks: Array) -> Array:
-        def fill(painted: Array, one: tuple[Array, ...]) -> tuple[Array, None]:
+    def paint(boxes: Array, scores: Array, labels: Array, masks: Array | None) -> Array:
+        def fill(painted: Array, one: tuple[Any, ...]) -> tuple[Array, None]:
             box, score, label, mask = one
-            here = paste_masks(mask, box, size) >= mask_threshold
+            if mask is None:
+                here = fill_box(box, size)
+            else:
+                here = paste_masks(mask, box, size) >= mask_threshold
             here &= (score > threshold) & (painted == 0)
             return jnp.where(here, label, painted), None
 
         empty = jnp.zeros(size, jnp.int32)
         return lax.scan(fill, empty, (boxes, scores, labels, masks))[0]
 
-    return jax.vmap(paint)(detections.boxes, detections.scores, detections.labels, masks)
+    return automate_sharding(jax.vmap(paint), *detections[:3], detections.masks)
+
+
+def fill_box(box: Array, size: Sequence[int]) -> Array:
+    """Returns the pixels, bool `[H, W]`, whose centres lie in a box `[4]`."""
+    y, x = (jnp.arange(n, dtype=box.dtype) + 0.5 for n in size)
+    rows, columns = (y >= box[1]) & (y < box[3]), (x >= box[0]) & (x < box[2])
+    return rows[:, None] & columns

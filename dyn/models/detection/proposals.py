@@ -1,5 +1,6 @@
 """Region proposals: boxes that may hold an object, from a small network that slides over a pyramid."""
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ from dyn.models.detection.matching import take
 from dyn.ops.boxes import clip_boxes, decode_boxes
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.non_max_suppression import non_max_suppression
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
@@ -56,18 +58,24 @@ class RegionProposals(nn.Module):
         for level in levels:
             y = nn.relu(hidden(level))
             z, code = objectness(y), deltas(y)
-            wide, batch = float32_or_wider(z), level.shape[0]
-            logits.append(z.astype(wide).reshape(batch, -1))
-            codes.append(code.astype(wide).reshape(batch, -1, 4))
+            wide = float32_or_wider(z)
+            logits.append(join_positions(z.astype(wide), 1)[..., 0])
+            codes.append(join_positions(code.astype(wide), 4))
         return logits, codes
+
+
+def join_positions(x: Array, features: int) -> Array:
+    """Returns `[B, N, features]` of `[B, h, w, C]`, by row, column and group of features."""
+    number = math.prod(x.shape[1:]) // features
+    return automate_sharding(lambda x: x.reshape(x.shape[0], number, features), x)
 
 
 def propose_boxes(
     logits: Sequence[Array],
     codes: Sequence[Array],
-    anchors: Sequence[Any],
     sizes: Array,
     *,
+    anchors: Sequence[Any],
     candidates: int,
     number: int,
     threshold: float,
@@ -81,8 +89,8 @@ def propose_boxes(
     Args:
         logits: `[B, N]` for each level.
         codes: `[B, N, 4]` for each level.
-        anchors: `[N, 4]` for each level.
         sizes: `[B, 2]`, height and width of each picture.
+        anchors: `[N, 4]` for each level.
         candidates: number of boxes of each level before suppression.
         number: number P of proposals.
         threshold: IoU of the suppression.

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from dyn.layers.fields import CheckedModule
 from dyn.models.detection.detections import Detections, select_detections
@@ -37,6 +38,7 @@ from dyn.ops.anchors import make_anchors
 from dyn.ops.boxes import box_iou, encode_boxes
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.roi_align import choose_levels, multilevel_roi_align
+from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 Targets = Mapping[str, Array]
@@ -128,16 +130,15 @@ class FasterRCNN(CheckedModule):
         )
         logits, codes = RegionProposals(len(s.anchor_ratios), self.dtype, name="rpn")(levels)
         training = targets is not None
-        proposals = propose_boxes(
-            logits,
-            codes,
-            anchors,
-            sizes,
+        propose = partial(
+            propose_boxes,
+            anchors=anchors,
             candidates=s.training_candidates if training else s.candidates,
             number=s.training_proposals if training else s.proposals,
             threshold=s.proposal_iou,
             smallest=s.proposal_side,
         )
+        proposals = automate_sharding(propose, logits, codes, sizes)
         align = partial(align_boxes, levels[:-1], strides, canonical_size=s.canonical_size)
         box_head = BoxHead(self.num_classes, s.box_features, self.dtype, name="box_head")
         mask_head = None
@@ -149,11 +150,8 @@ class FasterRCNN(CheckedModule):
         if targets is None:
             class_logits, box_codes = box_head(align(proposals.boxes, s.box_bins))
             scores = jnp.where(proposals.exists[..., None], jax.nn.softmax(class_logits), 0)
-            found = select_detections(
-                scores,
-                box_codes,
-                proposals.boxes,
-                sizes,
+            select = partial(
+                select_detections,
                 code_weights=s.code_weights,
                 smallest=s.detection_side,
                 threshold=s.score,
@@ -161,21 +159,28 @@ class FasterRCNN(CheckedModule):
                 iou=s.detection_iou,
                 number=s.detections,
             )
+            found = automate_sharding(select, scores, box_codes, proposals.boxes, sizes)
             if mask_head is None:
                 return found
-            masks = take_class(mask_head(align(found.boxes, s.mask_bins)), found.labels)
+            masks = mask_head(align(found.boxes, s.mask_bins))
+            masks = automate_sharding(take_class, masks, found.labels)
             return found._replace(masks=jax.nn.sigmoid(masks))
 
         anchor_key, box_key = jax.random.split(self.make_rng("sampling"))
         losses = {}
         z, code = (jnp.concatenate(parts, axis=1) for parts in (logits, codes))
-        samples = sample_anchors(anchor_key, jnp.concatenate(anchors), targets, z.dtype, s)
-        losses["objectness"], losses["proposals"] = compute_proposal_losses(z, code, *samples)
+        sample = partial(sample_anchors, anchors=np.concatenate(anchors), settings=s)
+        samples = automate_sharding(sample, targets, anchor_key)
+        losses["objectness"], losses["proposals"] = automate_sharding(
+            compute_proposal_losses, z, code, *samples
+        )
 
-        rois = sample_proposals(box_key, proposals, targets, s)
+        sample = partial(sample_proposals, settings=s)
+        rois = automate_sharding(sample, proposals, targets, box_key)
         class_logits, box_codes = box_head(align(rois["boxes"], s.box_bins))
-        losses["classifier"], losses["boxes"] = compute_box_losses(
-            class_logits, box_codes, rois["labels"], rois["codes"], rois["exists"]
+        wanted = (rois[name] for name in ("labels", "codes", "exists"))
+        losses["classifier"], losses["boxes"] = automate_sharding(
+            compute_box_losses, class_logits, box_codes, *wanted
         )
         if mask_head is not None:
             # Positive samples come first, and there are at most so many.
@@ -183,7 +188,9 @@ class FasterRCNN(CheckedModule):
             boxes, labels, objects = (rois[k][:, :most] for k in ("boxes", "labels", "objects"))
             mask_logits = mask_head(align(boxes, s.mask_bins))
             wanted = crop_masks(targets["masks"], objects, boxes, 2 * s.mask_bins)
-            losses["masks"] = compute_mask_loss(mask_logits, wanted, labels, labels > 0)
+            losses["masks"] = automate_sharding(
+                compute_mask_loss, mask_logits, wanted, labels, labels > 0
+            )
         return losses
 
 
@@ -251,6 +258,8 @@ class MaskHead(nn.Module):
     def __call__(self, x: Array) -> Array:
         """Returns logits `[B, S, 2 p, 2 p, classes]` of `[B, S, p, p, C]`."""
         init = nn.initializers.he_normal()
+        leading = x.shape[:2]
+        x = automate_sharding(lambda x: x.reshape(-1, *x.shape[2:]), x)
         for n in range(1, self.layers + 1):
             conv = nn.Conv(
                 self.features,
@@ -278,7 +287,8 @@ class MaskHead(nn.Module):
         logits = nn.Conv(
             self.num_classes, (1, 1), dtype=self.dtype, kernel_init=init, name="logits"
         )
-        return logits(x).astype(float32_or_wider(x))
+        x = logits(x).astype(float32_or_wider(x))
+        return automate_sharding(lambda x: x.reshape(*leading, *x.shape[1:]), x)
 
 
 def make_levels(
@@ -311,23 +321,23 @@ def align_boxes(
 
 
 def sample_anchors(
-    key: Array, anchors: Any, targets: Targets, dtype: Any, settings: RCNNSettings
+    targets: Targets, key: Array, *, anchors: Any, settings: RCNNSettings
 ) -> tuple[Array, Array, Array]:
     """Returns the codes that anchors should have, and the samples of the loss.
 
     Args:
+        targets: those of the network.
         key: a random key.
         anchors: `[N, 4]`.
-        targets: those of the network.
-        dtype: of the codes.
         settings: thresholds and numbers of samples.
 
     Returns:
         Codes `[B, N, 4]`, and the positive and the negative samples, bool `[B, N]` each.
     """
     s = settings
-    anchors = jnp.asarray(anchors, dtype)
-    boxes, exists = targets["boxes"].astype(dtype), targets["labels"] > 0
+    boxes, exists = targets["boxes"], targets["labels"] > 0
+    boxes = boxes.astype(float32_or_wider(boxes))
+    anchors = jnp.asarray(anchors, boxes.dtype)
     matches = match_boxes(
         box_iou(boxes, anchors), exists, s.anchor_positive, s.anchor_negative, restore=True
     )
@@ -336,16 +346,16 @@ def sample_anchors(
 
 
 def sample_proposals(
-    key: Array, proposals: Proposals, targets: Targets, settings: RCNNSettings
+    proposals: Proposals, targets: Targets, key: Array, *, settings: RCNNSettings
 ) -> dict[str, Array]:
     """Returns the proposals that the heads are trained with, the positive ones first.
 
     The objects themselves are proposals too, so that there is always something to learn.
 
     Args:
-        key: a random key.
         proposals: the proposals.
         targets: those of the network.
+        key: a random key.
         settings: thresholds and numbers of samples.
 
     Returns:

@@ -44,7 +44,7 @@ def test_places_belong_to_the_smallest_object_of_their_level():
     places = list_places([(8, 8), (4, 4)], (8, 16), interest=8)
     assert places.points[:2].tolist() == [[4, 4], [12, 4]] and places.points[64].tolist() == [8, 8]
     assert set(places.interest) == {64, 128}
-    boxes = np.float32([[0, 0, 64, 64], [22, 22, 42, 42], [0, 0, 64, 64], [0, 0, 0, 0]])
+    boxes = np.float32([[0, 0, 56, 56], [22, 22, 42, 42], [0, 0, 64, 64], [0, 0, 0, 0]])
     exists = np.array([True, True, False, False])
     objects, positive = map(
         np.asarray,
@@ -61,7 +61,8 @@ def test_places_belong_to_the_smallest_object_of_their_level():
                 best = g
         assert positive[0, n] == (best is not None)
         assert best is None or objects[0, n] == best
-    assert positive[0, :64].sum() > 8
+    # 3 x 3 places are near the middle of the large one, and 2 x 2 of them in the small one.
+    assert np.bincount(objects[0][positive[0]]).tolist() == [5, 4]
 
 
 def test_perfect_predictions_cost_little():
