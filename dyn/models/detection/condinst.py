@@ -23,6 +23,7 @@ from dyn.models.detection.detections import Detections
 from dyn.models.detection.feature_pyramid import FeaturePyramid
 from dyn.models.detection.losses import binary_cross_entropy, dice_loss, focal_loss, mean_where
 from dyn.models.detection.matching import choose_at_random, gather_chosen, take
+from dyn.models.detection.proposals import join_positions
 from dyn.models.detection.rcnn import Targets, check_targets, make_levels
 from dyn.models.detection.settings import CondInstSettings
 from dyn.models.resnet import ResNet50
@@ -31,7 +32,7 @@ from dyn.ops.boxes import box_area, clip_boxes, generalized_box_iou
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.non_max_suppression import non_max_suppression
 from dyn.ops.roi_align import roi_align
-from dyn.ops.sharding import shard_like
+from dyn.ops.sharding import automate_sharding, shard_like
 
 Array = jax.Array
 
