@@ -201,7 +201,7 @@ def choose_levels(
 
 
 class Grid(NamedTuple):
-    """Where a box is sampled: the arguments of `roi_align`."""
+    """The points at which a box is sampled: arguments of `roi_align`."""
 
     bins: tuple[int, ...]
     sampling_ratio: int

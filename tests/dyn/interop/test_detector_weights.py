@@ -5,7 +5,7 @@ import re
 import jax
 import numpy as np
 import pytest
-from layer_cases import init_shapes
+from layer_cases import init_shapes, shapes_of
 from torchvision_detectors import list_shapes
 
 from dyn.interop import SOURCES, correct_frozen_norms, from_torch
@@ -29,15 +29,20 @@ def rename_as_in_2019(name):
 
 
 @pytest.mark.parametrize(
-    ("net", "masks", "arrays"), [(FasterRCNN(), False, 295), (MaskRCNN(), True, 307)]
+    ("net", "masks", "arrays", "parameters"),
+    [(FasterRCNN(), False, 295, 41_755_286), (MaskRCNN(), True, 307, 44_401_393)],
 )
-def test_every_array_of_a_published_detector_has_a_place(net, masks, arrays):
+def test_every_array_of_a_published_detector_has_a_place(net, masks, arrays, parameters):
     shapes = list_shapes(masks=masks)
     assert len(shapes) == arrays and detect_source(shapes) == "faster_rcnn"
     assert detect_source([name for name in shapes if "body" not in name]) == "faster_rcnn"
     old = {rename_as_in_2019(name): shape for name, shape in shapes.items()}
     assert len(old) == arrays and ("roi_heads.mask_head.mask_fcn1.weight" in old) == masks
     variables = init_shapes(net, PICTURE)
+    counted = shapes_of(variables["params"])
+    norms = [path.removesuffix("scale") for path in counted if path.endswith("/scale")]
+    sizes = [np.prod(s) for path, s in counted.items() if not path.startswith(tuple(norms))]
+    assert sum(sizes) == parameters
     for names in (shapes, old):
         imported = from_torch(variables, make_zeros(names))
         assert imported.left_out == imported.kept == ()

@@ -88,7 +88,7 @@ def test_better_detections_are_painted_over_others():
     expected[:4, 2:4] = 0  # the mask ends there
     expected[2:6, 2:6] = 2
     assert paint(found._replace(masks=masks), (6, 8)).tolist() == [expected.tolist()]
-    assert 3 in paint(found, (6, 8), 0.2)
+    assert 3 in np.asarray(paint(found, (6, 8), 0.2))
 
 
 def test_boxes_are_scaled_to_other_pictures():

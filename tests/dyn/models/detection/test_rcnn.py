@@ -41,22 +41,9 @@ def test_parameters_have_fixed_names():
     }
 
 
-@pytest.mark.parametrize(
-    ("net", "parameters"), [(FasterRCNN(), 41_755_286), (MaskRCNN(), 44_401_393)]
-)
-def test_sizes_are_those_of_torchvision(net, parameters):
-    params = init_shapes(net, PICTURE)["params"]
-    shapes = shapes_of(params)
-    norms = [path.removesuffix("scale") for path in shapes if path.endswith("/scale")]
-    counted = [
-        np.prod(shape) for path, shape in shapes.items() if not path.startswith(tuple(norms))
-    ]
-    assert sum(counted) == parameters
-
-
 def test_shapes_do_not_depend_on_the_picture():
     small = init_shapes(NET, PICTURE)
-    large = init_shapes(NET, jax.ShapeDtypeStruct((1, 96, 160, 3), jnp.float32))
+    large = init_shapes(NET, jax.ShapeDtypeStruct((1, 64, 96, 3), jnp.float32))
     assert shapes_of(small) == shapes_of(large)
 
 
@@ -65,7 +52,7 @@ def test_shapes_do_not_depend_on_the_picture():
 
 def test_detections_are_sorted_clipped_and_of_fixed_size():
     x, _ = make_batch()
-    variables = filled(NET, PICTURE)
+    variables = filled(NET, PICTURE, scale=0.1)
     sizes = jnp.array([[64, 64], [40, 52]])
     found = jax.jit(NET.apply)(variables, x, sizes=sizes)
     assert found.boxes.shape == (2, 6, 4) and found.masks.shape == (2, 6, 8, 8)
