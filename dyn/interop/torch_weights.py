@@ -186,6 +186,28 @@ KERNEL_WAREHOUSE: Table = (*TORCHVISION, *_WAREHOUSES)
 The arrays of cells have numbers there: each goes to the warehouse with cells of that number and shape.
 """
 
+FASTER_RCNN: Table = (
+    (r"backbone\.body\.(?P<layer>.+)", "backbone/{layer}"),
+    (r"backbone\.fpn\.inner_blocks\.(?P<level>\d)(\.0)?", "fpn/lateral{next_level}"),
+    (r"backbone\.fpn\.layer_blocks\.(?P<level>\d)(\.0)?", "fpn/output{next_level}"),
+    (r"rpn\.head\.conv(\.0\.0)?", "rpn/hidden"),
+    (r"rpn\.head\.cls_logits", "rpn/objectness"),
+    (r"rpn\.head\.bbox_pred", "rpn/deltas"),
+    (r"roi_heads\.box_head\.fc6", "box_head/hidden1"),
+    (r"roi_heads\.box_head\.fc7", "box_head/hidden2"),
+    (r"roi_heads\.box_predictor\.cls_score", "box_head/classes"),
+    (r"roi_heads\.box_predictor\.bbox_pred", "box_head/deltas"),
+    (r"roi_heads\.mask_head\.(?P<n>\d)\.0", "mask_head/conv{next_n}"),
+    (r"roi_heads\.mask_head\.mask_fcn(?P<n>\d)", "mask_head/conv{n}"),
+    (r"roi_heads\.mask_predictor\.conv5_mask", "mask_head/upsample"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits", "mask_head/logits"),
+    *TORCHVISION,
+)
+"""torchvision's detectors: `fasterrcnn_resnet50_fpn` and `maskrcnn_resnet50_fpn`, of 2019 and later.
+
+`FasterRCNN()` and `MaskRCNN()`. The published files need `correct_frozen_norms`.
+"""
+
 SOURCES: Mapping[str, Table] = {
     "torchvision": TORCHVISION,
     "odconv": ODCONV,
@@ -203,6 +225,7 @@ SOURCES: Mapping[str, Table] = {
     "efficientnet": EFFICIENTNET,
     "efficientnet_lite0": EFFICIENTNET_LITE0,
     "convnext": CONVNEXT,
+    "faster_rcnn": FASTER_RCNN,
     "kernel_warehouse": KERNEL_WAREHOUSE,
     # Only the smallest of these has a dropout layer before the classifier.
     "kernel_warehouse_mobilenet_v2": (*MOBILENET_V2, (r"classifier", "head"), *_WAREHOUSES),
@@ -363,6 +386,32 @@ def from_torch(
         raise ValueError(f"the weights do not fit the network: {'; '.join(lists)}.{hint}")
     imported = traverse_util.unflatten_dict({**flat, **filled}, sep="/")
     return Imported(imported, tuple(left_out), tuple(kept))
+
+
+def correct_frozen_norms(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns weights whose norms were made without an epsilon, for norms with 1e-5.
+
+    Such are torchvision's published `fasterrcnn_resnet50_fpn` and `maskrcnn_resnet50_fpn` (the first ones,
+    not `_v2`), whose norms are frozen: scale' = scale sqrt(1 + 1e-5 / var). Files that torchvision's
+    training scripts write are made with 1e-5 and must not be corrected.
+
+    Args:
+        weights: names and arrays, as `read_weights` returns them.
+
+    Example:
+        >>> import numpy as np
+        >>> from dyn.interop import correct_frozen_norms
+        >>> weights = {"bn1.weight": np.ones(1), "bn1.running_var": np.full(1, 1e-5)}
+        >>> correct_frozen_norms(weights)["bn1.weight"].round(3).tolist()
+        [1.414]
+    """
+    corrected = dict(weights)
+    for name, var in weights.items():
+        if name.endswith(".running_var"):
+            scale = name.removesuffix("running_var") + "weight"
+            factor = np.sqrt(1 + 1e-5 / np.asarray(var, np.float64))
+            corrected[scale] = (weights[scale] * factor).astype(weights[scale].dtype)
+    return corrected
 
 
 def detect_source(weights: Iterable[str]) -> str:

@@ -92,6 +92,28 @@ class LayerNorm(nn.LayerNorm):
             return super().__call__(x, **fields)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Flax's group norm with torch's epsilon, and a variance in two passes.
+
+    It has no statistics, so that a network evaluates as it trains, and a batch may be small.
+
+    Example:
+        >>> from functools import partial
+        >>> from dyn.layers.norms import GroupNorm
+        >>> from dyn.models import ResNet18
+        >>> net = ResNet18(num_classes=10, norm=partial(GroupNorm, num_groups=32))
+    """
+
+    epsilon: float = 1e-5
+    use_fast_variance: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, **fields: Any) -> Array:
+        """Applies the norm; the arguments are flax's."""
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x, **fields)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reduction:
     """A reduction to means: what they are taken over.

@@ -15,6 +15,21 @@ from dyn.models.catalogue import (
 )
 from dyn.models.classifier import Classifier
 from dyn.models.convnext import ConvNeXt
+from dyn.models.detection.condinst import CondInst
+from dyn.models.detection.detections import (
+    Detections,
+    make_targets,
+    paint_detections,
+    scale_detections,
+)
+from dyn.models.detection.feature_pyramid import FeaturePyramid
+from dyn.models.detection.rcnn import FasterRCNN, MaskRCNN
+from dyn.models.detection.settings import (
+    CondInstSettings,
+    RCNNSettings,
+    make_small_condinst_settings,
+    make_small_settings,
+)
 from dyn.models.dymn import DyMN
 from dyn.models.efficientnet import (
     EfficientNet,
@@ -64,19 +79,26 @@ __all__ = [
     "BasicBlock",
     "Bottleneck",
     "Classifier",
+    "CondInst",
+    "CondInstSettings",
     "ConvNeXt",
     "DeepLabV3Plus",
+    "Detections",
     "DyMN",
     "EfficientNet",
     "EfficientNetB0",
     "EfficientNetB1",
     "EfficientNetLite0",
+    "FasterRCNN",
+    "FeaturePyramid",
+    "MaskRCNN",
     "MobileNetV2",
     "MobileNetV3",
     "Net1",
     "Net2",
     "PooledConv",
     "Preprocessing",
+    "RCNNSettings",
     "RedNet",
     "RedNet26",
     "RedNet38",
@@ -100,4 +122,9 @@ __all__ = [
     "find_preprocessing",
     "list_features",
     "list_models",
+    "make_small_condinst_settings",
+    "make_small_settings",
+    "make_targets",
+    "paint_detections",
+    "scale_detections",
 ]

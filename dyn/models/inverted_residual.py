@@ -22,7 +22,7 @@ from dyn.models.backbone import (
     bind_fields,
     call_block,
     check_input,
-    make_batch_norm,
+    make_norms,
 )
 from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
@@ -97,6 +97,7 @@ class InvertedResidualNet(CheckedModule):
     dynamic_stages: Sequence[int] | None = None
     first_conv: ConvFactory | None = None
     max_blocks: int | None = None
+    norm: Callable[..., nn.Module] | None = None
 
     def make_layout(self) -> Layout:
         """Returns the sizes of the network."""
@@ -128,7 +129,9 @@ class InvertedResidualNet(CheckedModule):
             # The blocks after the first of a stage have its features.
             layout = layout._replace(stages=[blocks[: self.max_blocks] for blocks in layout.stages])
         trains = train and not head_only
-        norm = make_batch_norm(trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum)
+        norm = make_norms(
+            self.norm, trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum
+        )
         fields: dict[str, Any] = {"use_bias": False, "dtype": self.dtype}
         fields["kernel_init"] = he_normal_fan_out
         static = partial(Conv, **fields)

@@ -59,6 +59,7 @@ class MobileNetV2(InvertedResidualNet):
             static; the last convolution counts as a stage of its own, the eighth. None for all.
         first_conv: makes the stem's convolution; None for a static one.
         max_blocks: most blocks of a stage, for small networks; None for all.
+        norm: makes a norm in place of each batch norm; see `ResNet`.
 
     Example:
         >>> import jax, jax.numpy as jnp
