@@ -115,8 +115,10 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "label_pattern": Setting(
             "", meaning="its first group is a path's label; '' where the folder is"
         ),
-        "annotations": Setting("", meaning="a CSV; '' for Raven's tables, where there are any"),
-        "label_column": Setting("", meaning="of Raven's tables and the CSV; '' for the usual ones"),
+        "annotations": Setting(
+            "", meaning="tables, or a folder of them; '' for those beside the recordings"
+        ),
+        "label_column": Setting("", meaning="of the tables; '' for the usual ones"),
         "no_class": Setting(("noise", "background", "silence", "other")),
         "min_overlap": Setting(
             0.25, "[0, inf)", meaning="seconds of an annotation that label a window"
