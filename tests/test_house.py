@@ -35,6 +35,7 @@ COMMANDS = {
         "augmentation",
         "report",
         "predict",
+        "segments",
         "embed",
         "generate",
         "export",

@@ -39,6 +39,7 @@ class Annotation:
         positive: whether the label is present; None if that is uncertain.
         low, high: lowest and highest frequency in Hz, if known.
         origin: table and line, such as 'labels.csv, line 7'.
+        score: of a detection by a program, if the table has it.
     """
 
     file: str
@@ -49,6 +50,7 @@ class Annotation:
     low: float | None = None
     high: float | None = None
     origin: str = dataclasses.field(default="", compare=False)
+    score: float | None = dataclasses.field(default=None, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ def read_annotations(
     folder, names = Path(folder), list(names)
     if source:
         tables_read = [_read_source(one, label_column, names) for one in _split_sources(source)]
-        return _match_recordings(_join_tables(tables_read, source), folder, names)
+        return match_recordings(_join_tables(tables_read, source), folder, names)
     rows, files, skipped, texts_by_folder = [], [], [], {}
     for name in names:
         parent = (folder / name).parent
@@ -170,11 +172,15 @@ def _load_raven_table(
 
 
 def read_csv_table(
-    path: str | os.PathLike, label_column: str = "", names: Sequence[str] = ()
+    path: str | os.PathLike,
+    label_column: str = "",
+    names: Sequence[str] = (),
+    flag: str = "--config.audio.annotations=",
 ) -> Annotations:
     """Reads annotations of many recordings from a table; keeps their names as they are written.
 
-    A table that names no recordings belongs to the one of `names` whose name its own begins with.
+    A table that names no recordings belongs to the one of `names` whose name its own begins with. Messages
+    have the `flag` before the path.
 
     Raises:
         UserError: if the file cannot be read, a column is missing, or a recording is in two splits.
@@ -184,14 +190,12 @@ def read_csv_table(
         table = tables.read_table(path, label_column)
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--config.audio.annotations={path} cannot be read: {reason}.") from error
+        raise UserError(f"{flag}{path} cannot be read: {reason}.") from error
     owner = "" if "file" in table.columns else find_owner(path.name, names)
     for name in ("start", "end", "label") if owner else ("file", "start", "end", "label"):
         if name not in table.columns:
             known = [label_column] if name == "label" and label_column else COLUMNS[name]
-            raise UserError(
-                f"--config.audio.annotations={path} has no column {name}: call it {' or '.join(known)}."
-            )
+            raise UserError(f"{flag}{path} has no column {name}: call it {' or '.join(known)}.")
     rows, skipped, files, splits = [], [], {owner: None} if owner else {}, {}
     for number, cells in tables.drop_views(table.lines):
         cells = {**cells, "file": owner} if owner else cells
@@ -200,7 +204,7 @@ def read_csv_table(
             file, split = cells["file"], cells.get("split", "").lower()
             if split and splits.setdefault(file, split) != split:
                 raise UserError(
-                    f"--config.audio.annotations={path}: {file} is in two splits, {splits[file]} and "
+                    f"{flag}{path}: {file} is in two splits, {splits[file]} and "
                     f"{split}; windows of one recording stay together."
                 )
     return Annotations(rows, list(files), splits, skipped)
@@ -361,7 +365,7 @@ def _join_tables(found: Sequence[Annotations], source: str) -> Annotations:
     )
 
 
-def _match_recordings(table: Annotations, folder: Path, names: Sequence[str]) -> Annotations:
+def match_recordings(table: Annotations, folder: Path, names: Sequence[str]) -> Annotations:
     """Replaces the files of a table by names of recordings, matched by path, or by a unique file name."""
     known = {}
     for name in names:
@@ -412,7 +416,9 @@ def _parse_row(
         skipped.append((origin, str(error)))
         return False
     band = (parse_number(cells.get(name, "")) for name in ("low", "high"))
-    rows.append(Annotation(cells["file"], start, end, cells["label"], _KINDS[kind], *band, origin))
+    score = parse_number(cells.get("score", ""))
+    label, positive = cells["label"], _KINDS[kind]
+    rows.append(Annotation(cells["file"], start, end, label, positive, *band, origin, score))
     return True
 
 
