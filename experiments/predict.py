@@ -12,8 +12,9 @@
     --overwrite          replaces the predictions of an earlier command
 
 for recordings only
-    --threshold=SHARE    the lowest score that is written, 0.5; run: the best of each class in the run's
-                         per_class.csv; FILE.csv: that of each class in a table with label and threshold
+    --threshold=SHARE    the lowest score that is written, 0.5; precision: of each class, for the precision of
+                         config.audio.precision on validation, in the run's thresholds.csv; run: the best of
+                         each in its per_class.csv; FILE.csv: in a table with label and threshold
     --without=CLASS      leaves a class out, such as one for noise; may be given several times
     --all_scores         all scores of all windows instead, a column per class
     --merge=N            the largest number of consecutive windows with one label that share a row

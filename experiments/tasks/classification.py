@@ -29,6 +29,8 @@ from experiments.tasks.backbone import (
 from experiments.tasks.classifier import draw_classifier, inspect_classifier
 from experiments.tasks.metrics import add_sums, compute_means, sum_classification
 from experiments.tasks.mixing import mix_examples, smooth_classes
+from experiments.tasks.ranking import compute_ranking
+from experiments.tasks.sound_evaluation import write_sound_evaluation
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
 SERIES_NETWORKS = {"net1": models.Net1, "net2": models.Net2}
@@ -78,13 +80,27 @@ class Classification(Task):
     def compute_metrics(
         self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
     ) -> dict[str, float]:
-        """Returns loss, accuracies, and precision, recall and F1; see `metrics.compute_means`."""
-        return compute_means(add_sums(sums))
+        """Returns loss, accuracies, and precision, recall and F1; see `metrics.compute_means`.
+
+        For recordings also the means of average precision and area under the ROC curve; see `ranking`.
+        """
+        if not self.is_audio:
+            return compute_means(add_sums(sums))
+        batches = list(sums)
+        each = ("logits", "labels", "mask")
+        summed = [{k: v for k, v in batch.items() if k not in each} for batch in batches]
+        logits, labels, mask = (np.concatenate([b[name] for b in batches]) for name in each)
+        probabilities = softmax(logits[mask > 0].astype(np.float64), axis=-1)
+        ranking = compute_ranking(labels[mask > 0], probabilities, dataset.classes)
+        return {**compute_means(add_sums(summed)), "map": ranking["map"], "auroc": ranking["auroc"]}
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
-        """Returns the summed loss of a batch and its per-class counts."""
+        """Returns the summed loss of a batch and its per-class counts; for recordings its logits, too."""
         logits = model.apply(variables, batch["inputs"], train=False).astype(jnp.float32)
-        return sum_classification(logits, batch["label"], batch["mask"])
+        sums = sum_classification(logits, batch["label"], batch["mask"])
+        if self.is_audio:
+            sums |= {"logits": logits, "labels": batch["label"], "mask": batch["mask"]}
+        return sums
 
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
         """Returns labels, logits and mixtures; see `inspect_classifier`."""
@@ -119,6 +135,9 @@ class Classification(Task):
             workdir / "figures" / "predictions.png",
         )
         draw_classifier(results, probabilities, transform)
+        if results.validation:
+            scores = softmax(results.validation["logits"], axis=-1)
+            write_sound_evaluation(results, probabilities, scores, self.config.audio.precision)
         save_maps(
             workdir / "maps.npz",
             results.model,
@@ -128,3 +147,8 @@ class Classification(Task):
             classes,
             mixtures,
         )
+
+    @property
+    def needs_validation(self) -> bool:
+        """True for recordings, for whose classes thresholds are chosen."""
+        return self.is_audio

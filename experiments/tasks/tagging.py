@@ -21,6 +21,7 @@ from experiments.tasks.backbone import NETWORK_SECTIONS, apply_in_training, make
 from experiments.tasks.classification import Classification
 from experiments.tasks.classifier import draw_classifier, inspect_classifier
 from experiments.tasks.mixing import mix_examples
+from experiments.tasks.sound_evaluation import write_sound_evaluation
 from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
@@ -85,6 +86,14 @@ class Tagging(Task):
         """Draws mistakes, curves and attention, and writes the metrics of each class."""
         probabilities, transform = expit(results.inspected["logits"]), self.make_transform(False)
         draw_classifier(results, probabilities, transform, self.config.tagging.threshold)
+        if results.validation:
+            scores = expit(results.validation["logits"])
+            write_sound_evaluation(results, probabilities, scores, self.config.audio.precision)
+
+    @property
+    def needs_validation(self) -> bool:
+        """True for recordings, for whose classes thresholds are chosen."""
+        return self.is_audio
 
 
 def make_targets(labels: Array, num_classes: int) -> Array:

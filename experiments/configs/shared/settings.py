@@ -127,6 +127,9 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "exhaustive": Setting(
             False, meaning="whether labels=multi takes what is not annotated as absent"
         ),
+        "precision": Setting(
+            0.9, "(0, 1]", meaning="of the thresholds in thresholds.csv, on validation"
+        ),
         "group_pattern": Setting("", meaning="recordings with the same first group share a split"),
         "splits": Setting("", meaning="a CSV with the columns file and split, instead of shares"),
     },
