@@ -37,6 +37,8 @@ For recordings, --out is a folder with
                       predictions.raven.list.txt in Raven first
     NAME.dyn.labels.txt       (audacity) a label track of each recording
     predictions.kaleidoscope.csv, predictions.birdnet.csv, predictions.parquet
+    hours.csv, .png, stations.csv, .png   mean scores, where file names have a time (YYYYMMDD_HHMMSS), and
+                      several recorders (what is before the time) or folders
     skipped.csv       file, reason: the files that cannot be used
     written.csv       file, sha256: the tables for Raven and Audacity; one that has changed since is not this
                       command's, and --overwrite keeps it as NAME.dyn.selections.earlier.txt

@@ -11,11 +11,13 @@ from pathlib import Path
 import numpy as np
 
 from experiments.audio import detection_formats, detections
+from experiments.audio.activity import Activity, average_scores
 from experiments.audio.detection_formats import Origin, Select, Selection
 from experiments.audio.detections import RAVEN_SUFFIX, Interval
 from experiments.core import files
 from experiments.core.errors import UserError
 from experiments.data.reading import File
+from experiments.figures.activity import draw_activity
 from experiments.inference import own_files
 from experiments.inference.audio_windows import OpenRecording
 
@@ -39,6 +41,8 @@ _COMBINED = {
     "kaleidoscope": detection_formats.open_kaleidoscope_table,
     "birdnet": detection_formats.open_birdnet_table,
 }
+GROUPS = ("hours", "stations")
+"""Names of the tables and figures of mean scores."""
 _ORIGIN = ("run", "version", "window_s", "hop_s", "threshold")
 # The tables that people correct. They are replaced only as long as nobody has.
 _CORRECTED = (RAVEN_SUFFIX, LABEL_SUFFIX, RAVEN_FILE)
@@ -105,6 +109,7 @@ class DetectionTables:
     appends: list[Append] = dataclasses.field(default_factory=list)
     selects: list[Select] = dataclasses.field(default_factory=list)
     lists: list[Append] = dataclasses.field(default_factory=list)
+    activity: Activity | None = None
     seconds: float = 0.0
     used: int = 0
     noted: int = 0
@@ -128,7 +133,7 @@ class DetectionTables:
         best = _BestScores(len(options.classes))
         labelled = (
             (window, detections.select_classes(scores, options.thresholds, options.several))
-            for window, scores in self._score_windows(path, predictions, best)
+            for window, scores in self._score_windows(recording.file, predictions, best)
         )
         with self._open_own_tables(recording.file) as own_selects:
             for detection in detections.join_intervals(labelled, options.merge):
@@ -173,14 +178,16 @@ class DetectionTables:
             append([(*row, *self.options.origin.make_cells(threshold))])
 
     def _score_windows(
-        self, path: Path, predictions: Iterable[tuple[Interval, np.ndarray]], best: "_BestScores"
+        self, file: File, predictions: Iterable[tuple[Interval, np.ndarray]], best: "_BestScores"
     ) -> Iterator[tuple[Interval, np.ndarray]]:
         """Yields windows and their scores; adds these to `best`, and to the table if it has all scores."""
         for window, scores in predictions:
             best.add(scores)
+            if self.activity is not None:
+                self.activity.add(file.name, window.start, scores)
             if self.options.all_scores:
                 written = map(float, scores[self.options.numbers])
-                self._append((path, window.start, window.end, window.silent, *written))
+                self._append((file.path, window.start, window.end, window.silent, *written))
             yield window, scores
 
     @contextlib.contextmanager
@@ -223,6 +230,7 @@ def open_tables(out: Path, options: TableOptions, own: dict[str, str]) -> Iterat
             enter(append_csv(out / "skipped.csv", _SKIPPED_HEADER)),
             enter(append_csv(out / own_files.MANIFEST, own_files.HEADER)),
             choose_stems(out),
+            activity=Activity(len(options.classes)),
         )
         if own:
             tables.append_written(own.items())
@@ -288,20 +296,52 @@ def make_room(
     own = own_files.list_own_files(out, _CORRECTED)
     names = (*NAMES.values(), RAVEN_LIST, "per_file.csv")
     results = [out / name for name in names if name != RAVEN_FILE]
-    for path in (*results, out / own_files.MANIFEST, out / "skipped.csv"):
+    drawn = [out / f"{kind}.{suffix}" for kind in GROUPS for suffix in ("csv", "png")]
+    for path in (*results, *drawn, out / own_files.MANIFEST, out / "skipped.csv"):
         if path.is_dir():
             raise UserError(f"{path} is a folder: choose another --out.")
     own_files.check_replaceable(out / "skipped.csv", _SKIPPED_HEADER)
     if not overwrite:
-        for path in itertools.chain(results, tables):
+        for path in itertools.chain(results, tables, drawn):
             if path.exists():
                 raise UserError(f"{path} exists: choose another --out, or give --overwrite.")
         (out / "skipped.csv").unlink(missing_ok=True)
         return own, []
-    earlier = [*results, out / "skipped.csv", out / own_files.MANIFEST]
+    earlier = [*results, *drawn, out / "skipped.csv", out / own_files.MANIFEST]
     for path in (*earlier, *(out / name for name in own)):
         path.unlink(missing_ok=True)
     return {}, [own_files.set_aside(path) for path in tables if path.exists()]
+
+
+def draw_groups(out: Path, activity: Activity, options: TableOptions) -> list[Path]:
+    """Writes the mean scores by hour and by station as tables and figures, where there are several.
+
+    Returns:
+        The figures.
+    """
+    groups = {
+        "hours": (activity.hours, [*range(24)] if activity.hours else []),
+        "stations": (activity.stations, sorted(activity.stations)),
+    }
+    classes, drawn = [options.classes[number] for number in options.numbers], []
+    for kind, (sums, keys) in groups.items():
+        if len(keys) < 2:
+            continue
+        means, counts = average_scores(sums, keys, activity.classes)
+        means = means[:, options.numbers]
+        rows = zip(keys, counts, means, strict=True)
+        files.write_csv(
+            out / f"{kind}.csv",
+            [kind.removesuffix("s"), "windows", *classes],
+            (
+                [key, int(count), *(_format_scores(mean) if count else [])]
+                for key, count, mean in rows
+            ),
+        )
+        path = out / f"{kind}.png"
+        draw_activity(means, [str(key) for key in keys], classes, kind.removesuffix("s"), path)
+        drawn.append(path)
+    return drawn
 
 
 def plan_tables(out: Path, options: TableOptions, recordings: Iterable[File]) -> Iterator[Path]:

@@ -22,6 +22,7 @@ from experiments.inference.detection_tables import (
     RAVEN_LIST,
     DetectionTables,
     TableOptions,
+    draw_groups,
     make_room,
     open_tables,
     plan_tables,
@@ -92,9 +93,12 @@ def predict_recordings(
         for recording, group in itertools.groupby(predictions, key=lambda item: item[0][0]):
             tables.write_recording(recording, ((window, scores) for (_, window), scores in group))
         progress.update(total)
+    drawn = []
+    if tables.used and tables.activity is not None:
+        drawn = draw_groups(out, tables.activity, options)
     if not tables.used or tables.skipped * 2 > total:
         _refuse_most(tables, total, out)
-    _print_summary(tables, kept, out)
+    _print_summary(tables, kept, drawn, out)
     return tables.used, tables.skipped
 
 
@@ -109,7 +113,9 @@ def _refuse_most(tables: DetectionTables, total: int, out: Path) -> NoReturn:
     )
 
 
-def _print_summary(tables: DetectionTables, kept: Sequence[Path], out: Path) -> None:
+def _print_summary(
+    tables: DetectionTables, kept: Sequence[Path], drawn: Sequence[Path], out: Path
+) -> None:
     """Prints what was written, and where."""
     options, rows = tables.options, [("recordings", f"{tables.used:,}")]
     rows += [(_TITLES[name], str(out / NAMES[name])) for name in options.common]
@@ -118,6 +124,7 @@ def _print_summary(tables: DetectionTables, kept: Sequence[Path], out: Path) -> 
         rows.append(("open first", f"{out / RAVEN_LIST}, the recordings, in Raven"))
     titles = {RAVEN_SUFFIX: _TITLES["raven"], LABEL_SUFFIX: "for Audacity"}
     rows += [(titles[suffix], str(out / f"NAME{suffix}")) for suffix in options.suffixes]
+    rows += [(f"by {path.stem.removesuffix('s')}", str(path)) for path in drawn]
     if kept:
         more = f" and {len(kept) - 1:,} more" if len(kept) > 1 else ""
         rows.append(("kept", f"{kept[0]}{more}, not written by this command or changed since"))
