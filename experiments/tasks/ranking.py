@@ -81,7 +81,7 @@ def choose_threshold(
 
 
 class Calibration(NamedTuple):
-    """How often predictions of about one probability are right.
+    """The shares of predictions of about one probability that are right.
 
     Attributes:
         edges: of the bins, `[bins + 1]`.

@@ -105,4 +105,4 @@ def write_calibration(workdir: Path, labels: np.ndarray, probabilities: np.ndarr
             for low, high, count, *shares in zip(*columns, strict=True)
         ),
     )
-    draw_calibration(found, workdir / "figures" / "calibration.png")
+    draw_calibration(*found, workdir / "figures" / "calibration.png")
