@@ -45,7 +45,7 @@ _ONE_HOT = {
 _NO_CALL = "nocall"  # BirdNET-Analyzer's row for a recording without detections.
 
 Line = tuple[int, dict[str, str]]
-"""Number of a line in its file, and its cells by the names of `COLUMNS`."""
+"""Number of a line in its file, and its cells by the names of `COLUMNS`, and `clip` if it is of a clip."""
 Row = tuple[int, list[str]]
 """Number of a line in its file, and its cells."""
 
@@ -136,7 +136,8 @@ def read_raven(header: Sequence[str], rows: Sequence[Row], label_column: str = "
 def read_marks(header: Sequence[str], rows: Sequence[Row], label_column: str = "") -> Table:
     """Returns the detections that somebody has marked: right is positive, wrong negative; no mark, no row."""
     table = _read_columns(header, rows, {**_name_label(label_column), "kind": ("mark",)})
-    return Table(table.columns, [line for line in table.lines if line[1].get("kind")])
+    marked = [(number, {**cells, "clip": ""}) for number, cells in table.lines if cells.get("kind")]
+    return Table(table.columns, marked)
 
 
 def read_kaleidoscope(header: Sequence[str], rows: Sequence[Row], label_column: str = "") -> Table:
@@ -212,7 +213,7 @@ def read_one_hot(header: Sequence[str], rows: Sequence[Row], label_column: str =
                     "has a column for each class, with 1, 0 or nothing"
                 )
             if kind := _ONE_HOT[cell]:
-                lines.append((number, {**clip, "label": label, "kind": kind}))
+                lines.append((number, {**clip, "label": label, "kind": kind, "clip": ""}))
     return Table({"file", "start", "end", "label", "kind"}, lines)
 
 

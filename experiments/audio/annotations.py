@@ -40,6 +40,8 @@ class Annotation:
         low, high: lowest and highest frequency in Hz, if known.
         origin: table and line, such as 'labels.csv, line 7'.
         score: of a detection by a program, if the table has it.
+        is_clip: whether the label is of the interval as a whole, such as of a clip that somebody has listened
+            to, and not of a sound from its start to its end.
     """
 
     file: str
@@ -51,6 +53,7 @@ class Annotation:
     high: float | None = None
     origin: str = dataclasses.field(default="", compare=False)
     score: float | None = dataclasses.field(default=None, compare=False)
+    is_clip: bool = dataclasses.field(default=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -418,7 +421,8 @@ def _parse_row(
     band = (parse_number(cells.get(name, "")) for name in ("low", "high"))
     score = parse_number(cells.get("score", ""))
     label, positive = cells["label"], _KINDS[kind]
-    rows.append(Annotation(cells["file"], start, end, label, positive, *band, origin, score))
+    about = {"score": score, "is_clip": "clip" in cells}
+    rows.append(Annotation(cells["file"], start, end, label, positive, *band, origin, **about))
     return True
 
 
