@@ -421,8 +421,8 @@ def _parse_row(
     band = (parse_number(cells.get(name, "")) for name in ("low", "high"))
     score = parse_number(cells.get("score", ""))
     label, positive = cells["label"], _KINDS[kind]
-    about = {"score": score, "is_clip": "clip" in cells}
-    rows.append(Annotation(cells["file"], start, end, label, positive, *band, origin, **about))
+    place, is_clip = (cells["file"], start, end), "clip" in cells
+    rows.append(Annotation(*place, label, positive, *band, origin, score, is_clip))
     return True
 
 

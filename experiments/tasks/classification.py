@@ -73,7 +73,8 @@ class Classification(Task):
         targets = smooth_classes(batch["label"], model.num_classes, mixing.label_smoothing)
         inputs, targets = mix_examples(mixing, batch["inputs"], targets, mixing_rng)
         logits, changed = apply_in_training(model, variables, inputs, dropout_rng, head_only)
-        loss = optax.losses.softmax_cross_entropy(logits, targets).mean()
+        focal = self.config.audio.get("focal", 0.0) if self.is_audio else 0.0
+        loss = compute_cross_entropy(logits, targets, focal)
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))
         return loss, ({"loss": loss, "accuracy": accuracy}, changed)
 
@@ -152,3 +153,23 @@ class Classification(Task):
     def needs_validation(self) -> bool:
         """True for recordings, for whose classes thresholds are chosen."""
         return self.is_audio
+
+
+def compute_cross_entropy(logits: Array, targets: Array, focal: float = 0.0) -> Array:
+    """Returns the mean over a batch of -sum_c t_c (1 - p_c)^focal log p_c with p = softmax(logits).
+
+    Args:
+        logits, targets: `[B, C]`.
+        focal: 0 for the cross-entropy; above 0 it is the focal loss of Lin et al. (ICCV 2017), to which
+            examples that are right already add little.
+
+    Example:
+        >>> logits, targets = jnp.zeros((1, 4)), jnp.array([[1.0, 0.0, 0.0, 0.0]])
+        >>> [round(float(compute_cross_entropy(logits, targets, focal)), 4) for focal in (0.0, 2.0)]
+        [1.3863, 0.7798]
+    """
+    if not focal:
+        return optax.losses.softmax_cross_entropy(logits, targets).mean()
+    logs = jax.nn.log_softmax(logits)
+    rest = jnp.maximum(1 - jnp.exp(logs), jnp.finfo(logits.dtype).eps)
+    return -jnp.sum(targets * rest**focal * logs, axis=-1).mean()

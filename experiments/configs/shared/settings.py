@@ -127,8 +127,15 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "exhaustive": Setting(
             False, meaning="whether labels=multi takes what is not annotated as absent"
         ),
+        # Of classifiers only.
         "precision": Setting(
             0.9, "(0, 1]", meaning="of the thresholds in thresholds.csv, on validation"
+        ),
+        "upsample": Setting(
+            0.0, "[0, 1]", meaning="repeats rare classes up to this share of the most frequent one"
+        ),
+        "focal": Setting(
+            0.0, "[0, 10]", meaning="exponent of the focal loss; 0 for the cross-entropy"
         ),
         "group_pattern": Setting("", meaning="recordings with the same first group share a split"),
         "splits": Setting("", meaning="a CSV with the columns file and split, instead of shares"),
@@ -351,6 +358,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
     series_network = kind.network in SERIES_NETWORKS and kind.task == "classification"
     labelled = kind.task in ("classification", "tagging", "segmentation")
     head_of_classes = labelled and not pixels and not series_network
+    of_sounds = sound and kind.task in ("classification", "tagging")
     return {
         # the data
         "data.variant": kind.data in ("ucr", "tfds", "audio"),
@@ -360,6 +368,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "data.folds": not sound,
         "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder"),
         "audio": sound,
+        **{f"audio.{name}": of_sounds for name in ("precision", "upsample", "focal")},
         "spectrogram": sound,
         "image_size": not sound and not series,
         "normalise": not series,
