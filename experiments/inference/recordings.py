@@ -36,7 +36,7 @@ LONGEST_HOP = 86_400  # seconds, as in the settings
 _TASKS = ("classification", "tagging")
 _TITLES = {
     "csv": "predictions",
-    "raven": "for Raven",
+    "raven": "Raven, all",
     "kaleidoscope": "Kaleidoscope",
     "birdnet": "BirdNET",
     "parquet": "Parquet",
@@ -122,7 +122,7 @@ def _print_summary(
     rows.append(("per file", str(out / "per_file.csv")))
     if "raven" in options.common:
         rows.append(("open first", f"{out / RAVEN_LIST}, the recordings, in Raven"))
-    titles = {RAVEN_SUFFIX: _TITLES["raven"], LABEL_SUFFIX: "for Audacity"}
+    titles = {RAVEN_SUFFIX: "for Raven", LABEL_SUFFIX: "for Audacity"}
     rows += [(titles[suffix], str(out / f"NAME{suffix}")) for suffix in options.suffixes]
     rows += [(f"by {path.stem.removesuffix('s')}", str(path)) for path in drawn]
     if kept:

@@ -124,8 +124,9 @@ article p { margin: 4px 0 0; max-width: 40em; overflow-wrap: anywhere; }
 <label><input type="checkbox" id="open"> only unmarked</label>
 <span id="count" role="status">0 of $total marked</span>
 <button id="save">Download marks.csv</button>
-<div>Keys: space plays, r is right, w is wrong, u takes the mark away, tab goes on. The white lines show the
-detection; what is beside them is context. Is the class in the detection?</div>
+<div>Is the class in the detection, between the white lines? What is beside them is context. Keys: space
+plays, r is right, w is wrong (both go to the next clip), u takes the mark away, j and k go to the next clip
+and back.</div>
 </header>
 <main>
 $sections
@@ -177,14 +178,30 @@ document.querySelector("main").addEventListener("click", event => {
   const article = button.closest("article");
   mark(article, article.dataset.mark === button.dataset.mark ? "" : button.dataset.mark);
 });
+function go(article, step) {
+  const visible = articles.filter(one => one === article || one.offsetParent !== null);
+  const next = visible[visible.indexOf(article) + step];
+  if (next) { next.focus(); next.scrollIntoView({block: "center"}); }
+}
+
 document.addEventListener("keydown", event => {
-  const article = event.target.closest && event.target.closest("article");
-  if (!article || event.target !== article || event.ctrlKey || event.metaKey || event.altKey) return;
-  const audio = article.querySelector("audio");
-  if (event.key === " ") { if (audio.paused) audio.play(); else audio.pause(); }
-  else if (event.key === "r") mark(article, "right");
-  else if (event.key === "w") mark(article, "wrong");
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("header")) return;
+  const focused = event.target.closest("article");
+  const article = focused || articles.find(one => one.offsetParent !== null);
+  if (!article) return;
+  if (event.key === " ") {
+    if (focused && event.target !== focused) return;  // A button's or the player's own.
+    const audio = article.querySelector("audio");
+    if (audio.paused) audio.play(); else audio.pause();
+    article.focus();
+  }
+  else if (event.key === "r" || event.key === "w") {
+    mark(article, event.key === "r" ? "right" : "wrong");
+    go(article, 1);
+  }
   else if (event.key === "u") mark(article, "");
+  else if (event.key === "j") go(article, focused ? 1 : 0);
+  else if (event.key === "k") go(article, -1);
   else return;
   event.preventDefault();
 });
