@@ -6,7 +6,7 @@
     --format=stablehlo   the network with its parameters, for any batch; it needs only JAX
     --format=safetensors the parameters by name, and the settings; `experiments.load` reads it
     --format=onnx        the network with its parameters, for any batch, compared with onnxruntime's numbers;
-                         needs an environment of its own: pip install -e ".[onnx]"
+                         needs an environment of its own: pip install "dynconv[onnx]"
     --out=FILE           where it goes; without it RUN/export/model.FORMAT
     --platforms=cpu,cuda,tpu   of StableHLO: where it is to run
     --batch=N            of ONNX: a file for batches of N alone, which onnxruntime may run faster

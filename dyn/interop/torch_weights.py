@@ -204,7 +204,8 @@ SOURCES: Mapping[str, Table] = {
     "efficientnet_lite0": EFFICIENTNET_LITE0,
     "convnext": CONVNEXT,
     "kernel_warehouse": KERNEL_WAREHOUSE,
-    "kernel_warehouse_mobilenet_v2": (*MOBILENET_V2, *_WAREHOUSES),
+    # Only the smallest of these has a dropout layer before the classifier.
+    "kernel_warehouse_mobilenet_v2": (*MOBILENET_V2, (r"classifier", "head"), *_WAREHOUSES),
     "kernel_warehouse_convnext": (*CONVNEXT, *_WAREHOUSES),
 }
 
@@ -457,6 +458,8 @@ def _convert_layout(
         return _transpose_cells(value, shape)
     if path.endswith(("/scale", "/shift")) and shape == () and value.shape == (1,):
         return value[0]
+    if name == "gamma" and len(shape) == 1:  # KernelWarehouse's ConvNeXt has it as [1, C, 1, 1]
+        return value.reshape(-1)
     if path.endswith("/spectrum"):
         layer = path.removesuffix("/spectrum")
         return _convert_spectrum(value, shape, targets[f"{layer}/attention/squeeze/kernel"].shape)

@@ -96,6 +96,7 @@ class InvertedResidualNet(CheckedModule):
     remat: Remat = False
     dynamic_stages: Sequence[int] | None = None
     first_conv: ConvFactory | None = None
+    max_blocks: int | None = None
 
     def make_layout(self) -> Layout:
         """Returns the sizes of the network."""
@@ -117,6 +118,13 @@ class InvertedResidualNet(CheckedModule):
         """Returns the logits or the features of `x`, `[B, *spatial, C]`; the arguments are `ResNet`'s."""
         check_input(x, self.spatial_axes, self.stem)
         layout, axes = self.make_layout(), self.spatial_axes
+        if self.max_blocks is not None:
+            if self.max_blocks < 1:
+                raise ValueError(
+                    f"max_blocks={self.max_blocks} must be at least 1, or None for all."
+                )
+            # The blocks after the first of a stage have its features.
+            layout = layout._replace(stages=[blocks[: self.max_blocks] for blocks in layout.stages])
         trains = train and not head_only
         norm = make_batch_norm(trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum)
         fields: dict[str, Any] = {"use_bias": False, "dtype": self.dtype}

@@ -58,6 +58,7 @@ class MobileNetV2(InvertedResidualNet):
         dynamic_stages: the stages, from 1, whose convolutions `conv` and `depthwise` make, the others' being
             static; the last convolution counts as a stage of its own, the eighth. None for all.
         first_conv: makes the stem's convolution; None for a static one.
+        max_blocks: most blocks of a stage, for small networks; None for all.
 
     Example:
         >>> import jax, jax.numpy as jnp

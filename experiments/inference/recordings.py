@@ -1,6 +1,5 @@
 """Predicts the classes in recordings, window by window. Any length takes the same memory."""
 
-import importlib.metadata
 import itertools
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
+import dyn
 from experiments.audio import spectrograms
 from experiments.audio.detection_formats import FORMATS, Origin
 from experiments.audio.detections import RAVEN_SUFFIX
@@ -163,9 +163,8 @@ def _parse_formats(text: str) -> tuple[str, ...]:
 
 def _describe_origin(trained: Trained, audio: ConfigDict) -> Origin:
     """Returns how detections are made, for the tables."""
-    version = f"dyn {importlib.metadata.version('dynconv')}"
     band = _find_frequency_band(audio)
-    return Origin(str(trained.source), version, audio.seconds, audio.hop, band)
+    return Origin(str(trained.source), f"dyn {dyn.__version__}", audio.seconds, audio.hop, band)
 
 
 def _find_frequency_band(audio: ConfigDict) -> tuple[float, float]:

@@ -142,6 +142,7 @@ def make_backbone(config: ConfigDict) -> partial:
     if config.model.network in MOBILE:
         if config.model.get("padding") == "same":
             fields |= TENSORFLOW
+        fields["max_blocks"] = config.model.get("max_blocks") or None
         # Its width is a factor; 64 is as published, as for the other networks.
         network = MOBILE[config.model.network]
         return partial(network, width=config.model.width / 64, **fields)

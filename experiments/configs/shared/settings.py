@@ -162,6 +162,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         # net1 and net2 are for series.
         "network": Setting("resnet", ("resnet", "vgg16", *MOBILE_NETWORKS, *SERIES_NETWORKS)),
         "depth": Setting(18, (6, 10, 18, 34, 50), meaning="of a ResNet"),
+        "max_blocks": Setting(0, "[0, 64]", meaning="most blocks of a stage; 0 for all"),
         "width": Setting(64, "[1, 65536]", meaning="64 is each network as published"),
         "stem": Setting("imagenet", ("imagenet", "small")),
         "dropout": Setting(0.2, "[0, 1)"),
@@ -383,6 +384,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         # the network
         "model": labelled,
         "model.depth": resnet,
+        "model.max_blocks": kind.network in MOBILE_NETWORKS,
         "model.width": not series_network,
         "model.stem": not series_network,
         "model.hidden": head_of_classes,
