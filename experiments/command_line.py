@@ -22,6 +22,7 @@ MODULES = {
     "study": "study",
     "report": "report",
     "predict": "predict",
+    "segments": "segments",
     "embed": "embed",
     "generate": "generate",
     "augmentation": "augmentation",

@@ -36,6 +36,7 @@ COMMANDS = {
         "augmentation",
         "report",
         "predict",
+        "segments",
         "embed",
         "generate",
         "export",

@@ -22,7 +22,7 @@ EXTRAS = {
         *("array_record", "flatbuffers", "orbax", "pooch", "tensorboardX"),
         *("tensorflow_datasets", "tensorstore"),
     ),
-    "audio": ("librosa", "maad", "pywt", "soundfile", "soxr"),
+    "audio": ("librosa", "maad", "pyarrow", "pywt", "soundfile", "soxr"),
     "onnx": ("jax2onnx", "onnxruntime"),
 }
 """Modules of each extra of pyproject.toml."""
