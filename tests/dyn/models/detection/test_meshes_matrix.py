@@ -1,4 +1,4 @@
-"""Detectors on a mesh with explicit axes: every device has a part of the batch, and losses are those of all."""
+"""Detectors on a mesh with explicit axes: a part of the batch on each device, and losses of all of it."""
 
 from functools import partial
 
