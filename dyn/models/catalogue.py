@@ -153,13 +153,12 @@ _HEADS: Mapping[str, Callable[..., nn.Module]] = {
 }
 
 _bicubic = Preprocessing(resize=256, interpolation="bicubic")
-_bicubic240 = Preprocessing(size=240, resize=272, interpolation="bicubic")
 _halves = {"mean": (0.5,), "std": (0.5,), "interpolation": "bicubic"}
 # Where it is not ImageNet's usual one: of timm's networks, EfficientNets and ConvNeXts.
 _PREPROCESSING: Mapping[str, Preprocessing | None] = {
     "efficientnet_lite0": Preprocessing((127 / 255,), (128 / 255,), resize=256),
-    "efficientnet_b1": _bicubic240,
-    "tf_efficientnet_b1": _bicubic240,
+    "efficientnet_b1": Preprocessing(size=256, resize=256, interpolation="bicubic"),
+    "tf_efficientnet_b1": Preprocessing(size=240, resize=272, interpolation="bicubic"),
     "tf_efficientnet_cc_b0_4e": Preprocessing(resize=256, **_halves),
     "tf_efficientnet_cc_b0_8e": Preprocessing(resize=256, **_halves),
     "tf_efficientnet_cc_b1_8e": Preprocessing(size=240, resize=272, **_halves),

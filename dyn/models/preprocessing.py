@@ -2,7 +2,8 @@
 
 Resampling has the numbers of Pillow, which torchvision, timm and `experiments` use too: a picture that
 shrinks is averaged over all its pixels, not sampled. Rows are resampled first. Newer versions of Pillow start
-with the columns of some pictures, which changes pixels by a level of 255 where sides shrink differently.
+with the columns of some pictures: where the sides shrink differently, pixels then differ by one level of 255
+(bilinear), or by up to 25 in random pictures (bicubic).
 """
 
 import dataclasses

@@ -24,6 +24,7 @@ EXTRAS = {
     ),
     "audio": ("librosa", "maad", "pyarrow", "pywt", "soundfile", "soxr"),
     "onnx": ("jax2onnx", "onnxruntime"),
+    "hub": ("huggingface_hub",),
 }
 """Modules of each extra of pyproject.toml."""
 
