@@ -2,17 +2,21 @@
 
     python -m experiments.main --config=experiments/configs/odconv.py[:DATASET[,smoke]]
 
-    --workdir=runs/NAME     the folder of the run; without it runs/<config>-<dataset>
-    --config=NAME[:DATASET...]  NAME alone is a file of experiments/configs, such as odconv
+    --config=NAME[:DATASET] the experiment: one of the configs, such as odconv, or the path of your own file;
+                            DATASET is digits (without it), tiny_imagenet, voc2012, adiac, ucr, folder,
+                            mask_folder, tfds, audio or songs; with ,smoke a run of half a minute
     --config.KEY=VALUE      changes any setting of the config, for example --config.epochs=5, or any field of
                             its layers, such as --config.conv.reduction=0.25
-    --help                  together with --config: all settings, their values and limits
+    --workdir=runs/NAME     the folder of the run; without it runs/<config>-<dataset>
+    --accept_new_data       continues a run though its data has changed
+    --profile=50,60         traces steps 50 to 60 into WORKDIR/profile, for TensorBoard or Perfetto
+    --help                  this page; together with --config: all settings, their values and limits
+    --debug                 shows the traceback of an error
+
+on several machines
     --distributed           joins the other processes of a TPU slice, Slurm, Open MPI or Kubernetes
     --coordinator_address=HOST:PORT --num_processes=N --process_id=I   joins them anywhere else
     --heartbeat=SECONDS     ends the run if a process gives no sign for this long (30)
-    --accept_new_data       continues a run though its data has changed
-    --profile=50,60         traces steps 50 to 60 into WORKDIR/profile, for TensorBoard or Perfetto
-    --debug                 shows the traceback of an error
 
 The same command again continues a run that was stopped, and shows the result of one that is finished.
 """

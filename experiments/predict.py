@@ -12,12 +12,15 @@
     --overwrite          replaces the predictions of an earlier command
 
 for recordings only
-    --threshold=SHARE    the lowest score that is written, 0.5; run: the best of each class in the run's
-                         per_class.csv; FILE.csv: that of each class in a table with label and threshold
+    --threshold=SHARE    the lowest score that is written, 0.5; precision: of each class, for the precision of
+                         config.audio.precision on validation, in the run's thresholds.csv; run: the best of
+                         each in its per_class.csv; FILE.csv: in a table with label and threshold
     --without=CLASS      leaves a class out, such as one for noise; may be given several times
     --all_scores         all scores of all windows instead, a column per class
     --merge=N            the largest number of consecutive windows with one label that share a row
     --hop=SECONDS        from one window to the next; without it the run's
+    --format=A,B         the tables to write: csv, raven, audacity, kaleidoscope, birdnet, parquet; without it
+                         csv and a table for Raven of each recording
 
 FILE.csv has a row for each example and rank: file, rank, label, probability (and the line, in a file of
 series). For a segmentation run it has a row for each picture and class in it: file, mask, label, pixels,
@@ -30,9 +33,15 @@ For recordings, --out is a folder with
     per_file.csv      file, windows, note, and for each class CLASS_max, its highest score, and
                       CLASS_mean_top2, the mean of its two highest
     NAME.dyn.selections.txt   a table for Raven of each recording, in folders like the recordings
+    predictions.raven.txt     (raven) one selection table over all recordings; open the recordings in
+                      predictions.raven.list.txt in Raven first
+    NAME.dyn.labels.txt       (audacity) a label track of each recording
+    predictions.kaleidoscope.csv, predictions.birdnet.csv, predictions.parquet
+    hours.csv, .png, stations.csv, .png   mean scores, where file names have a time (YYYYMMDD_HHMMSS), and
+                      several recorders (what is before the time) or folders
     skipped.csv       file, reason: the files that cannot be used
-    written.csv       file, sha256: the tables for Raven; one that has changed since is not this command's,
-                      and --overwrite keeps it as NAME.dyn.selections.earlier.txt
+    written.csv       file, sha256: the tables for Raven and Audacity; one that has changed since is not this
+                      command's, and --overwrite keeps it as NAME.dyn.selections.earlier.txt
 `silent` is 1 where all samples are the same. If a recording breaks off, the windows before the break are
 there, and its `note` says so.
 """
@@ -56,6 +65,7 @@ def main(
     all_scores: bool | None = None,
     merge: int | None = None,
     hop: float | None = None,
+    format: str | None = None,
 ) -> None:
     """Predicts files."""
     cli.keep_compiled()
@@ -71,6 +81,7 @@ def main(
         all_scores=all_scores,
         merge=merge,
         hop=hop,
+        format=format,
     )
 
 

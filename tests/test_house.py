@@ -25,9 +25,10 @@ FLOORS = {
 ABOVE = {
     "ops": ("layers", "nnx", "models", "schedules", "diagnostics", "interop"),
     "layers": ("nnx", "models", "schedules", "diagnostics", "interop"),
-    "models": ("interop",),
+    "models": ("nnx", "interop"),
+    "nnx": ("diagnostics", "interop"),
 }
-OPTIONAL = {"interop": {"safetensors"}}
+OPTIONAL = {"interop": {"safetensors", "huggingface_hub"}}
 COMMANDS = {
     *(
         "main",
@@ -35,12 +36,13 @@ COMMANDS = {
         "augmentation",
         "report",
         "predict",
+        "segments",
         "embed",
         "generate",
         "export",
         "inspect",
     ),
-    *("load", "__init__"),
+    *("load", "command_line", "__init__"),
 }
 MAX_COMMAND_LINES = 130  # about 100 and a docstring with the usage
 DOCSTRING_OPENINGS = re.compile(r"\W*(What|Which|How|Whether|Where|Of|That)\b")

@@ -186,6 +186,28 @@ KERNEL_WAREHOUSE: Table = (*TORCHVISION, *_WAREHOUSES)
 The arrays of cells have numbers there: each goes to the warehouse with cells of that number and shape.
 """
 
+FASTER_RCNN: Table = (
+    (r"backbone\.body\.(?P<layer>.+)", "backbone/{layer}"),
+    (r"backbone\.fpn\.inner_blocks\.(?P<level>\d)(\.0)?", "fpn/lateral{next_level}"),
+    (r"backbone\.fpn\.layer_blocks\.(?P<level>\d)(\.0)?", "fpn/output{next_level}"),
+    (r"rpn\.head\.conv(\.0\.0)?", "rpn/hidden"),
+    (r"rpn\.head\.cls_logits", "rpn/objectness"),
+    (r"rpn\.head\.bbox_pred", "rpn/deltas"),
+    (r"roi_heads\.box_head\.fc6", "box_head/hidden1"),
+    (r"roi_heads\.box_head\.fc7", "box_head/hidden2"),
+    (r"roi_heads\.box_predictor\.cls_score", "box_head/classes"),
+    (r"roi_heads\.box_predictor\.bbox_pred", "box_head/deltas"),
+    (r"roi_heads\.mask_head\.(?P<n>\d)\.0", "mask_head/conv{next_n}"),
+    (r"roi_heads\.mask_head\.mask_fcn(?P<n>\d)", "mask_head/conv{n}"),
+    (r"roi_heads\.mask_predictor\.conv5_mask", "mask_head/upsample"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits", "mask_head/logits"),
+    *TORCHVISION,
+)
+"""torchvision's detectors: `fasterrcnn_resnet50_fpn` and `maskrcnn_resnet50_fpn`, of 2019 and later.
+
+`FasterRCNN()` and `MaskRCNN()`. The published files need `correct_frozen_norms`.
+"""
+
 SOURCES: Mapping[str, Table] = {
     "torchvision": TORCHVISION,
     "odconv": ODCONV,
@@ -203,8 +225,10 @@ SOURCES: Mapping[str, Table] = {
     "efficientnet": EFFICIENTNET,
     "efficientnet_lite0": EFFICIENTNET_LITE0,
     "convnext": CONVNEXT,
+    "faster_rcnn": FASTER_RCNN,
     "kernel_warehouse": KERNEL_WAREHOUSE,
-    "kernel_warehouse_mobilenet_v2": (*MOBILENET_V2, *_WAREHOUSES),
+    # Only the smallest of these has a dropout layer before the classifier.
+    "kernel_warehouse_mobilenet_v2": (*MOBILENET_V2, (r"classifier", "head"), *_WAREHOUSES),
     "kernel_warehouse_convnext": (*CONVNEXT, *_WAREHOUSES),
 }
 
@@ -364,6 +388,32 @@ def from_torch(
     return Imported(imported, tuple(left_out), tuple(kept))
 
 
+def correct_frozen_norms(weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns weights whose norms were made without an epsilon, for norms with 1e-5.
+
+    Such are torchvision's published `fasterrcnn_resnet50_fpn` and `maskrcnn_resnet50_fpn` (the first ones,
+    not `_v2`), whose norms are frozen: scale' = scale sqrt(1 + 1e-5 / var). Files that torchvision's
+    training scripts write are made with 1e-5 and must not be corrected.
+
+    Args:
+        weights: names and arrays, as `read_weights` returns them.
+
+    Example:
+        >>> import numpy as np
+        >>> from dyn.interop import correct_frozen_norms
+        >>> weights = {"bn1.weight": np.ones(1), "bn1.running_var": np.full(1, 1e-5)}
+        >>> correct_frozen_norms(weights)["bn1.weight"].round(3).tolist()
+        [1.414]
+    """
+    corrected = dict(weights)
+    for name, var in weights.items():
+        if name.endswith(".running_var"):
+            scale = name.removesuffix("running_var") + "weight"
+            factor = np.sqrt(1 + 1e-5 / np.asarray(var, np.float64))
+            corrected[scale] = (weights[scale] * factor).astype(weights[scale].dtype)
+    return corrected
+
+
 def detect_source(weights: Iterable[str]) -> str:
     """Returns the source in `SOURCES` that matches most of these names; the first if several do."""
     named = dict.fromkeys(weights)
@@ -418,6 +468,14 @@ def num_classes(weights: Mapping[str, np.ndarray]) -> int | None:
     return None
 
 
+def count_channels(weights: Mapping[str, np.ndarray]) -> int | None:
+    """Returns the number of input features of the weights' first convolution; None if they have none."""
+    for _, layer, leaf, value in _match_layers(weights, SOURCES[detect_source(weights)]):
+        if (layer, leaf) in (("stem_conv", "weight"), ("stem_conv1", "weight")) and value.ndim > 1:
+            return value.shape[1]
+    return None
+
+
 def _match_layers(
     weights: Mapping[str, Any], table: Table
 ) -> Iterator[tuple[str, str | None, str, Any]]:
@@ -457,6 +515,8 @@ def _convert_layout(
         return _transpose_cells(value, shape)
     if path.endswith(("/scale", "/shift")) and shape == () and value.shape == (1,):
         return value[0]
+    if name == "gamma" and len(shape) == 1:  # KernelWarehouse's ConvNeXt has it as [1, C, 1, 1]
+        return value.reshape(-1)
     if path.endswith("/spectrum"):
         layer = path.removesuffix("/spectrum")
         return _convert_spectrum(value, shape, targets[f"{layer}/attention/squeeze/kernel"].shape)

@@ -2,8 +2,8 @@
 
 Wang, Dai, Chen, Huang, Li, Zhu, Hu, Lu, Lu, Li, Wang, Qiao: InternImage: Exploring Large-Scale Vision
 Foundation Models with Deformable Convolutions. CVPR 2023. https://arxiv.org/abs/2211.05778
-Xiong, Li, Chen, Wang, Zhu, Luo, Wang, Dai, Xia: Efficient Deformable ConvNets: Rethinking Dynamic and Sparse
-Operator for Vision Applications. CVPR 2024. https://arxiv.org/abs/2401.06197
+Xiong, Li, Chen, Wang, Zhu, Luo, Wang, Lu, Li, Qiao, Lu, Zhou, Dai: Efficient Deformable ConvNets: Rethinking
+Dynamic and Sparse Operator for Vision Applications. CVPR 2024. https://arxiv.org/abs/2401.06197
 
 Deviations from the authors' code: any number of spatial axes and of features in a group; the output always
 has the input's grid; offsets and weights are computed in float32 or wider.

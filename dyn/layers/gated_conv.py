@@ -295,7 +295,7 @@ def _straight_through(active, primals, tangents):
 
 
 def density_loss(gates: Any, density: float) -> Array:
-    """Returns (mean of all gates - rho)^2.
+    """Returns (mean of all gates - rho)^2, and 0 for no gates: those of an empty batch.
 
     Args:
         gates: an array of gates, or a tree of the gates of many layers, whose mean over all of them is
@@ -303,8 +303,10 @@ def density_loss(gates: Any, density: float) -> Array:
         density: rho.
     """
     leaves = jax.tree.leaves(gates)
-    mean: Any = sum(jnp.sum(leaf) for leaf in leaves) / sum(leaf.size for leaf in leaves)
-    return (mean - density) ** 2
+    total: Any = sum(jnp.sum(leaf) for leaf in leaves)
+    number = sum(leaf.size for leaf in leaves)
+    # Times zero, it keeps the type and the devices of the gates.
+    return (total / number - density) ** 2 if number else 0.0 * total
 
 
 def gate_report(gates: Array) -> dict[str, Array]:

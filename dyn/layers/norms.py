@@ -92,6 +92,28 @@ class LayerNorm(nn.LayerNorm):
             return super().__call__(x, **fields)
 
 
+class GroupNorm(nn.GroupNorm):
+    """Flax's group norm with torch's epsilon, and a variance in two passes.
+
+    It has no statistics, so that a network evaluates as it trains, and a batch may be small.
+
+    Example:
+        >>> from functools import partial
+        >>> from dyn.layers.norms import GroupNorm
+        >>> from dyn.models import ResNet18
+        >>> net = ResNet18(num_classes=10, norm=partial(GroupNorm, num_groups=32))
+    """
+
+    epsilon: float = 1e-5
+    use_fast_variance: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, **fields: Any) -> Array:
+        """Applies the norm; the arguments are flax's."""
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x, **fields)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reduction:
     """A reduction to means: what they are taken over.
@@ -260,8 +282,9 @@ def warn_if_differentiated(parameter: Array) -> Array:
 def _warn(primals: tuple[Array], tangents: tuple[Any]) -> tuple[Array, Any]:
     warnings.warn(
         "a network is trained whose attention has a batch norm, with running statistics that are never "
-        "updated: pass mutable=['batch_stats'] to apply and keep the collection that it returns, or write "
-        "attention_norm='layer'. To keep the statistics as they are, write use_running_average=True.",
+        "updated: pass mutable=['batch_stats'] to apply and keep the collection that it returns (in dyn.nnx: "
+        "call train()), or write attention_norm='layer'. To keep the statistics as they are, write "
+        "use_running_average=True.",
         stacklevel=2,
     )
     return primals[0], tangents[0]

@@ -30,6 +30,22 @@ def make_batch_norm(train: bool, dtype: Any, **fields: Any) -> Callable[..., Bat
     return partial(BatchNorm, use_running_average=not train, dtype=dtype, **fields)
 
 
+def make_norms(
+    norm: Callable[..., nn.Module] | None, train: bool, dtype: Any, **fields: Any
+) -> Callable[..., nn.Module]:
+    """Returns a factory of a network's norms.
+
+    Args:
+        norm: makes a norm, such as `partial(GroupNorm, num_groups=32)`; None for batch norms.
+        train: as in `make_batch_norm`.
+        dtype: dtype of the computation; None for the inputs'.
+        fields: other fields of a batch norm.
+    """
+    if norm is None:
+        return make_batch_norm(train, dtype, **fields)
+    return partial(norm, dtype=dtype)
+
+
 def call_block(block: nn.Module, remat: Remat, *inputs: Any) -> Any:
     """Returns `block(*inputs)`, of which the backward pass may compute parts again.
 

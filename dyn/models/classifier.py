@@ -25,7 +25,7 @@ class Classifier(CheckedModule):
         logits = V ReLU(W mean(f(x)) + w) + v
 
     Attributes:
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for the hidden layer; None for the features of the network f.
         backbone: makes the network f from `name=`, such as `partial(ResNet50, num_classes=None)`.
         hidden: size of the hidden layer.
         dense: makes the last layer, `head`, a callable with `nn.Dense`'s arguments such as `DCDDense`.
@@ -44,7 +44,7 @@ class Classifier(CheckedModule):
         (['backbone', 'head', 'hidden'], (2, 24))
     """
 
-    num_classes: int
+    num_classes: int | None
     backbone: Callable[..., nn.Module]
     hidden: int = 512
     dense: Callable[..., nn.Module] = nn.Dense
@@ -52,18 +52,25 @@ class Classifier(CheckedModule):
     dtype: Any = None
 
     @nn.compact
-    def __call__(self, x: Array, train: bool = False, head_only: bool = False) -> Array:
-        """Returns the logits `[B, num_classes]` of `x`, `[B, *spatial, C]`.
+    def __call__(
+        self, x: Array, train: bool = False, head_only: bool = False
+    ) -> Array | tuple[Array, ...]:
+        """Returns the logits `[B, num_classes]` or the features of `x`, `[B, *spatial, C]`.
 
         Args:
             x: pictures or series, channels last.
             train: as in the backbone; needs the rng `dropout` if there is any.
             head_only: whether only `hidden` and `head` train: the backbone then runs as in inference.
         """
-        x = self.backbone(name="backbone")(x, train=train and not head_only)[-1]
+        features = self.backbone(name="backbone")(x, train=train and not head_only)
+        if self.num_classes is None:
+            return features
+        x = features[-1]
         x = global_average(x, x.ndim - 2, float32_or_wider(x)).astype(x.dtype)
         x = nn.Dense(
             self.hidden, dtype=self.dtype, kernel_init=nn.initializers.he_normal(), name="hidden"
         )(x)
         x = Dropout(self.dropout, deterministic=not train)(nn.relu(x))
+        if self.num_classes == 0:
+            return x
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)

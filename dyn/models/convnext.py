@@ -32,8 +32,8 @@ class ConvNeXt(CheckedModule):
     and `strided` those of the stem and between the stages.
 
     Attributes:
-        num_classes: number of logits; None for no classifier: the network then returns the features
-            after each stage.
+        num_classes: number of logits; 0 for the classifier's inputs; None for the features after each
+            stage.
         conv: makes a 1x1 convolution: `dyn.layers.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
         depthwise: makes the 7x7 convolutions, which take `feature_group_count`; None for static ones.
@@ -106,6 +106,8 @@ class ConvNeXt(CheckedModule):
 
         x = norm(name="last_norm")(jnp.mean(x, axis=tuple(range(1, axes + 1))))
         x = Dropout(self.dropout, deterministic=not train)(x)
+        if self.num_classes == 0:
+            return x
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
 

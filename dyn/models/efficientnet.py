@@ -132,6 +132,15 @@ EfficientNetLite0 = partial(
 )
 
 
+# Uniform up to one over the root of the sum of inputs and outputs.
+Router = partial(
+    nn.Dense,
+    kernel_init=nn.initializers.variance_scaling(1 / 6, "fan_avg", "uniform"),
+    precision=ATTENTION_PRECISION,
+)
+"""Makes the routing of CondConv's authors: `partial(Router, features=4)` for 4 experts."""
+
+
 def make_condconv_fields(num_kernels: int) -> dict[str, Any]:
     """Returns the fields that make an `EfficientNet` that of CondConv's authors.
 
@@ -149,7 +158,5 @@ def make_condconv_fields(num_kernels: int) -> dict[str, Any]:
         (5, 6, 7)
     """
     conv = partial(CondConv, num_kernels=num_kernels)
-    # Uniform up to one over the root of the sum of inputs and outputs.
-    init = nn.initializers.variance_scaling(1 / 6, "fan_avg", "uniform")
-    router = partial(nn.Dense, num_kernels, kernel_init=init, precision=ATTENTION_PRECISION)
+    router = partial(Router, num_kernels)
     return {"conv": conv, "depthwise": conv, "router": router, "dynamic_stages": (5, 6, 7)}

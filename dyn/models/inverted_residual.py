@@ -22,7 +22,7 @@ from dyn.models.backbone import (
     bind_fields,
     call_block,
     check_input,
-    make_batch_norm,
+    make_norms,
 )
 from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
@@ -96,6 +96,8 @@ class InvertedResidualNet(CheckedModule):
     remat: Remat = False
     dynamic_stages: Sequence[int] | None = None
     first_conv: ConvFactory | None = None
+    max_blocks: int | None = None
+    norm: Callable[..., nn.Module] | None = None
 
     def make_layout(self) -> Layout:
         """Returns the sizes of the network."""
@@ -108,6 +110,8 @@ class InvertedResidualNet(CheckedModule):
     def apply_head(self, x: Array, train: bool) -> Array:
         """Returns the logits of the pooled features `[B, C]`."""
         x = Dropout(self.dropout, deterministic=not train)(x)
+        if self.num_classes == 0:
+            return x
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
     @nn.compact
@@ -117,8 +121,17 @@ class InvertedResidualNet(CheckedModule):
         """Returns the logits or the features of `x`, `[B, *spatial, C]`; the arguments are `ResNet`'s."""
         check_input(x, self.spatial_axes, self.stem)
         layout, axes = self.make_layout(), self.spatial_axes
+        if self.max_blocks is not None:
+            if self.max_blocks < 1:
+                raise ValueError(
+                    f"max_blocks={self.max_blocks} must be at least 1, or None for all."
+                )
+            # The blocks after the first of a stage have its features.
+            layout = layout._replace(stages=[blocks[: self.max_blocks] for blocks in layout.stages])
         trains = train and not head_only
-        norm = make_batch_norm(trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum)
+        norm = make_norms(
+            self.norm, trains, self.dtype, epsilon=layout.epsilon, momentum=layout.momentum
+        )
         fields: dict[str, Any] = {"use_bias": False, "dtype": self.dtype}
         fields["kernel_init"] = he_normal_fan_out
         static = partial(Conv, **fields)

@@ -55,6 +55,8 @@ def _share_mobilenet(options: Mapping[str, Any], x: Any, **fields: Any) -> nn.Mo
     """
     options = dict(options)
     pointwise, static = options.pop("pointwise", False), options.pop("static", ())
+    if not fields.get("num_classes"):  # no classifier, whose value is the last
+        options |= {name: v[:-1] for name, v in options.items() if isinstance(v, tuple)}
 
     def share(path: Path) -> str | None:
         if path[-1] in ("stem_conv", "head"):

@@ -41,8 +41,8 @@ class MobileNetV2(InvertedResidualNet):
     `first_conv` makes the stem's, which KernelWarehouse's authors made dynamic.
 
     Attributes:
-        num_classes: number of logits; None for no classifier: the network then returns the features
-            after each stage and those after the last convolution.
+        num_classes: number of logits; 0 for the classifier's inputs; None for the features after each
+            stage and those after the last convolution.
         conv: makes a 1x1 convolution: `dyn.layers.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
         depthwise: makes the 3x3 convolutions, which take `feature_group_count`; None for static ones.
@@ -58,6 +58,8 @@ class MobileNetV2(InvertedResidualNet):
         dynamic_stages: the stages, from 1, whose convolutions `conv` and `depthwise` make, the others' being
             static; the last convolution counts as a stage of its own, the eighth. None for all.
         first_conv: makes the stem's convolution; None for a static one.
+        max_blocks: most blocks of a stage, for small networks; None for all.
+        norm: makes a norm in place of each batch norm; see `ResNet`.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -91,4 +91,6 @@ class MobileNetV3(InvertedResidualNet):
         """Returns the logits of the pooled features `[B, C]`."""
         hidden = nn.Dense(round_features(1280 * self.width), dtype=self.dtype, name="hidden")
         x = Dropout(self.dropout, deterministic=not train)(nn.hard_swish(hidden(x)))
+        if self.num_classes == 0:
+            return x
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)

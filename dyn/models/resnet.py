@@ -25,7 +25,7 @@ from dyn.models.backbone import (
     bind_fields,
     call_block,
     check_input,
-    make_batch_norm,
+    make_norms,
 )
 from dyn.models.dropout import Dropout
 from dyn.ops.dtypes import float32_or_wider
@@ -49,8 +49,8 @@ class ResNet(CheckedModule):
     Attributes:
         stage_sizes: number of blocks in each stage.
         block: `BasicBlock` or `Bottleneck`.
-        num_classes: number of logits; None for no classifier: the network then returns the features
-            after each stage, for a head such as those of `dyn.models.segmentation`.
+        num_classes: number of logits; 0 for the pooled features, the classifier's inputs; None for the
+            features after each stage, for a head such as those of `dyn.models.segmentation`.
         conv: makes a block convolution: `dyn.layers.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
         shortcut: makes the 1x1 convolutions of the shortcuts; None for static ones.
@@ -78,6 +78,8 @@ class ResNet(CheckedModule):
         remat: memory for time: True keeps only the input of each block for the backward pass, which computes
             the block again; a policy keeps more, such as `jax.checkpoint_policies.dots_saveable` the
             results of convolutions and products. False computes nothing twice.
+        norm: makes a norm in place of each batch norm, `partial(GroupNorm, num_groups=32)` or any callable
+            that takes `dtype` and `name`; None for batch norms.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -108,6 +110,7 @@ class ResNet(CheckedModule):
     representation: int = 64
     output_stride: int | None = None
     remat: Remat = False
+    norm: Callable[..., nn.Module] | None = None
 
     @nn.compact
     def __call__(
@@ -123,7 +126,7 @@ class ResNet(CheckedModule):
         """
         check_input(x, self.spatial_axes, self.stem, ("imagenet", "deep", "small"))
         axes = self.spatial_axes
-        norm = make_batch_norm(train and not head_only, self.dtype)
+        norm = make_norms(self.norm, train and not head_only, self.dtype)
         fields = {"use_bias": False, "dtype": self.dtype}
         static = partial(Conv, **fields, kernel_init=he_normal_fan_out)
 
@@ -173,6 +176,8 @@ class ResNet(CheckedModule):
 
         x = jnp.mean(x, axis=tuple(range(1, axes + 1)))
         x = Dropout(self.dropout, deterministic=not train)(x)
+        if self.num_classes == 0:
+            return x
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
     def apply_stem(
@@ -332,3 +337,4 @@ class Bottleneck(ResidualBlock):
 ResNet18 = partial(ResNet, stage_sizes=(2, 2, 2, 2), block=BasicBlock)
 ResNet34 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=BasicBlock)
 ResNet50 = partial(ResNet, stage_sizes=(3, 4, 6, 3), block=Bottleneck)
+ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=Bottleneck)

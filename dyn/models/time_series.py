@@ -37,7 +37,7 @@ class SeriesNet(CheckedModule):
 
     Attributes:
         num_convs: number of convolutions; 1 in `Net1`, 2 in `Net2`.
-        num_classes: number of logits.
+        num_classes: number of logits; 0 for the classifier's inputs.
         conv: makes a convolution: `nn.Conv`, `partial(DynamicConv, num_kernels=4)`, or any callable with
             `nn.Conv`'s arguments.
         features: features of each convolution.
@@ -117,6 +117,8 @@ class SeriesNet(CheckedModule):
         if self.hidden:
             x = nn.relu(nn.Dense(self.hidden, dtype=self.dtype, name="hidden")(x))
         x = Dropout(self.dropout, deterministic=not train)(x)
+        if self.num_classes == 0:
+            return x
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
     def _compute_context(self, series: Array) -> dict[str, Array]:

@@ -35,8 +35,7 @@ class VGG(CheckedModule):
 
     Attributes:
         stage_sizes: number of convolutions in each stage.
-        num_classes: number of logits; None for no classifier: the network then returns the features
-            of each stage.
+        num_classes: number of logits; 0 for the classifier's inputs; None for the features of each stage.
         conv: makes a convolution: `dyn.layers.Conv`, `partial(ODConv, num_kernels=4)`, or any callable
             with `nn.Conv`'s arguments.
         dense: makes the last fully connected layer, a callable with `nn.Dense`'s arguments such as
@@ -115,6 +114,8 @@ class VGG(CheckedModule):
                 name=f"hidden{layer}",
             )(x)
             x = Dropout(self.dropout, deterministic=not drop)(nn.relu(x))
+        if self.num_classes == 0:
+            return x
         return self.dense(self.num_classes, dtype=self.dtype, name="head")(x)
 
 

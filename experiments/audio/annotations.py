@@ -1,4 +1,4 @@
-"""Reads annotations of recordings from Raven selection tables, CSV files and file names.
+"""Reads annotations of recordings from tables of several programs, and from file names.
 
 `experiments.audio.targets` turns them into labels of windows.
 """
@@ -12,12 +12,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from experiments.audio import raven, tables
+from experiments.audio.annotation_formats import COLUMNS, parse_number
 from experiments.core.errors import UserError
 from experiments.core.files import write_text
+from experiments.core.listing import list_files
+from experiments.core.words import count_noun
+
+TABLE_SUFFIXES = (".csv", ".tsv", ".txt")
+"""Suffixes of the tables in a folder."""
 
 _KINDS = {
-    **dict.fromkeys(("", "positive", "present", "true", "yes", "1", "1.0"), True),
-    **dict.fromkeys(("negative", "absent", "false", "no", "0", "0.0"), False),
+    **dict.fromkeys(("", "positive", "present", "true", "yes", "1", "1.0", "right"), True),
+    **dict.fromkeys(("negative", "absent", "false", "no", "0", "0.0", "wrong"), False),
     **dict.fromkeys(("uncertain", "unknown", "nan", "?"), None),
 }
 
@@ -33,6 +39,9 @@ class Annotation:
         positive: whether the label is present; None if that is uncertain.
         low, high: lowest and highest frequency in Hz, if known.
         origin: table and line, such as 'labels.csv, line 7'.
+        score: of a detection by a program, if the table has it.
+        is_clip: whether the label is of the interval as a whole, such as of a clip that somebody has listened
+            to, and not of a sound from its start to its end.
     """
 
     file: str
@@ -43,6 +52,8 @@ class Annotation:
     low: float | None = None
     high: float | None = None
     origin: str = dataclasses.field(default="", compare=False)
+    score: float | None = dataclasses.field(default=None, compare=False)
+    is_clip: bool = dataclasses.field(default=False, compare=False)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,20 +81,24 @@ def read_annotations(
     Args:
         folder: the folder of the recordings.
         names: paths of the recordings below it, with forward slashes.
-        source: a CSV file with the columns file, start, end, label and optionally label_type (positive,
-            negative or uncertain), low, high and split; '' for the Raven tables next to the recordings.
-        label_column: the column of the labels; '' for the first of Species, Annotation, label and Common
-            Name.
+        source: a table in one of `annotation_formats`, a folder of such tables, or several of these between
+            commas; '' for the Raven tables and Audacity label tracks next to the recordings.
+        label_column: the column of the labels; '' for the usual ones of the format, such as Species,
+            Annotation, label and Common Name.
+
+    Raises:
+        UserError: if a table that `source` names, or all of a folder, cannot be used.
     """
     folder, names = Path(folder), list(names)
     if source:
-        return _match_recordings(read_csv_table(source, label_column), folder, names)
+        tables_read = [_read_source(one, label_column, names) for one in _split_sources(source)]
+        return match_recordings(_join_tables(tables_read, source), folder, names)
     rows, files, skipped, texts_by_folder = [], [], [], {}
     for name in names:
         parent = (folder / name).parent
         if parent not in texts_by_folder:  # List each folder only once.
             texts_by_folder[parent] = _list_texts(parent)
-        for path in find_raven_tables(folder / name, texts_by_folder[parent]):
+        for path in find_own_tables(folder / name, texts_by_folder[parent]):
             try:
                 table_rows, table_skipped = _load_raven_table(path, name, label_column)
             except (
@@ -98,12 +113,11 @@ def read_annotations(
     return Annotations(rows, files, {}, skipped)
 
 
-def find_raven_tables(
-    recording: str | os.PathLike, texts: Sequence[str] | None = None
-) -> list[Path]:
-    """Returns the Raven tables of X.wav: X.Table.1.selections.txt and the like, X.selections.txt and X.txt.
+def find_own_tables(recording: str | os.PathLike, texts: Sequence[str] | None = None) -> list[Path]:
+    """Returns X.wav's tables: X.Table.1.selections.txt and the like, X.selections.txt, X.labels.txt, X.txt.
 
-    `texts` are the sorted names in its folder that end in .txt; None lists them.
+    They are Raven's selection tables or Audacity's label tracks. `texts` are the sorted names in its folder
+    that end in .txt; None lists them.
     """
     recording = Path(recording)
     texts = _list_texts(recording.parent) if texts is None else texts
@@ -114,9 +128,10 @@ def find_raven_tables(
         path = recording.with_name(name)
         for stem in (recording.name, recording.stem):
             rest = name.removeprefix(stem).lower()
-            named = re.fullmatch(r"\.table\.\d+(\..*)?\.txt|\.selections\.txt", rest)
+            named = re.fullmatch(r"\.table\.\d+(\..*)?\.txt|\.(selections|labels)\.txt", rest)
             # Predictions of programs have other names, and a .txt may hold anything.
-            if name.startswith(stem) and (named or (rest == ".txt" and tables.is_raven(path))):
+            is_table = named or (rest == ".txt" and tables.is_annotation_text(path))
+            if name.startswith(stem) and is_table:
                 found.append(path)
                 break
     return found
@@ -159,8 +174,16 @@ def _load_raven_table(
     return rows, skipped
 
 
-def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotations:
-    """Reads annotations of many recordings from a CSV file; keeps their names as they are written.
+def read_csv_table(
+    path: str | os.PathLike,
+    label_column: str = "",
+    names: Sequence[str] = (),
+    flag: str = "--config.audio.annotations=",
+) -> Annotations:
+    """Reads annotations of many recordings from a table; keeps their names as they are written.
+
+    A table that names no recordings belongs to the one of `names` whose name its own begins with. Messages
+    have the `flag` before the path.
 
     Raises:
         UserError: if the file cannot be read, a column is missing, or a recording is in two splits.
@@ -170,24 +193,39 @@ def read_csv_table(path: str | os.PathLike, label_column: str = "") -> Annotatio
         table = tables.read_table(path, label_column)
     except (OSError, ValueError, csv.Error) as error:
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"--config.audio.annotations={path} cannot be read: {reason}.") from error
-    for name in ("file", "start", "end", "label"):
+        raise UserError(f"{flag}{path} cannot be read: {reason}.") from error
+    owner = "" if "file" in table.columns else find_owner(path.name, names)
+    for name in ("start", "end", "label") if owner else ("file", "start", "end", "label"):
         if name not in table.columns:
-            known = [label_column] if name == "label" and label_column else tables.COLUMNS[name]
-            raise UserError(
-                f"--config.audio.annotations={path} has no column {name}: call it {' or '.join(known)}."
-            )
-    rows, skipped, files, splits = [], [], {}, {}
+            known = [label_column] if name == "label" and label_column else COLUMNS[name]
+            raise UserError(f"{flag}{path} has no column {name}: call it {' or '.join(known)}.")
+    rows, skipped, files, splits = [], [], {owner: None} if owner else {}, {}
     for number, cells in tables.drop_views(table.lines):
+        cells = {**cells, "file": owner} if owner else cells
         if _parse_row(cells, f"{path.name}, line {number}", table.is_raven, rows, skipped):
             files[cells["file"]] = None
             file, split = cells["file"], cells.get("split", "").lower()
             if split and splits.setdefault(file, split) != split:
                 raise UserError(
-                    f"--config.audio.annotations={path}: {file} is in two splits, {splits[file]} and "
+                    f"{flag}{path}: {file} is in two splits, {splits[file]} and "
                     f"{split}; windows of one recording stay together."
                 )
     return Annotations(rows, list(files), splits, skipped)
+
+
+def find_owner(table: str, names: Iterable[str]) -> str:
+    """Returns the recording that a table's name begins with, the longest of several; '' for none.
+
+    Example:
+        >>> find_owner("s1_0600.BirdNET.results.txt", ["a/s1.wav", "a/s1_0600.wav"])
+        'a/s1_0600.wav'
+    """
+    found: dict[str, str] = {}
+    for name in names:
+        for stem in (PurePosixPath(name).name, PurePosixPath(name).stem):
+            if table == stem or table.startswith(f"{stem}."):
+                found[stem] = "" if found.get(stem, name) != name else name
+    return found[max(found, key=len)] if found else ""
 
 
 def clip_annotations(
@@ -280,7 +318,57 @@ def write_raven_table(
     write_text(path, "".join("\t".join(line) + "\n" for line in lines))
 
 
-def _match_recordings(table: Annotations, folder: Path, names: Sequence[str]) -> Annotations:
+def _split_sources(source: str) -> list[Path]:
+    """Returns the paths in a list between commas; a path may have a comma itself."""
+    if Path(source).expanduser().exists():
+        return [Path(source).expanduser()]
+    return [Path(word.strip()).expanduser() for word in source.split(",") if word.strip()]
+
+
+def _read_source(source: Path, label_column: str, names: Sequence[str]) -> Annotations:
+    """Reads a table, or all those in a folder, of which the unusable ones are listed."""
+    if not source.is_dir():
+        return read_csv_table(source, label_column, names)
+    found, skipped = [], []
+    paths = [path for path in list_files(source) if path.suffix.lower() in TABLE_SUFFIXES]
+    for path in paths:
+        name = path.relative_to(source).as_posix()
+        try:
+            found.append(read_csv_table(path, label_column, names))
+        except UserError as error:
+            reason = str(error).removeprefix(f"--config.audio.annotations={path} ")
+            skipped.append((name, reason.removesuffix(".")))
+    if not found:
+        first = (
+            f"{': '.join(skipped[0])}." if skipped else f"It has no {', '.join(TABLE_SUFFIXES)}."
+        )
+        raise UserError(
+            f"--config.audio.annotations={source}: none of {count_noun(len(paths), 'table')} in it can be "
+            f"used. {first}"
+        )
+    joined = _join_tables(found, str(source))
+    return dataclasses.replace(joined, skipped=[*skipped, *joined.skipped])
+
+
+def _join_tables(found: Sequence[Annotations], source: str) -> Annotations:
+    """Returns several tables as one."""
+    splits: dict[str, str] = {}
+    for table in found:
+        for file, split in table.splits.items():
+            if splits.setdefault(file, split) != split:
+                raise UserError(
+                    f"--config.audio.annotations={source}: {file} is in two splits, {splits[file]} and "
+                    f"{split}; windows of one recording stay together."
+                )
+    return Annotations(
+        [row for table in found for row in table.rows],
+        list(dict.fromkeys(file for table in found for file in table.files)),
+        splits,
+        [item for table in found for item in table.skipped],
+    )
+
+
+def match_recordings(table: Annotations, folder: Path, names: Sequence[str]) -> Annotations:
     """Replaces the files of a table by names of recordings, matched by path, or by a unique file name."""
     known = {}
     for name in names:
@@ -330,8 +418,11 @@ def _parse_row(
     except ValueError as error:
         skipped.append((origin, str(error)))
         return False
-    band = (tables.parse_number(cells.get(name, "")) for name in ("low", "high"))
-    rows.append(Annotation(cells["file"], start, end, cells["label"], _KINDS[kind], *band, origin))
+    band = (parse_number(cells.get(name, "")) for name in ("low", "high"))
+    score = parse_number(cells.get("score", ""))
+    label, positive = cells["label"], _KINDS[kind]
+    place, is_clip = (cells["file"], start, end), "clip" in cells
+    rows.append(Annotation(*place, label, positive, *band, origin, score, is_clip))
     return True
 
 

@@ -14,7 +14,7 @@ from experiments.core import files
 RAVEN_SUFFIX = ".dyn.selections.txt"
 
 
-class _Raven(csv.Dialect):
+class RavenDialect(csv.Dialect):
     """Values between tabs without quotes, which Raven does not know."""
 
     delimiter = "\t"
@@ -128,7 +128,7 @@ def open_raven_table(
         A function that appends a label and its detection.
     """
     number = 0
-    with files.append_csv(path, raven.COLUMNS, overwrite=True, dialect=_Raven) as append:
+    with files.append_csv(path, raven.COLUMNS, overwrite=True, dialect=RavenDialect) as append:
         append([])
 
         def append_selection(label: str, detection: Detection) -> None:

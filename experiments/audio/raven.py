@@ -32,16 +32,17 @@ def make_row(
 
     `number` counts from 1; unknown frequencies are None, and so is the score of an annotation by a person.
     """
-    numbers = (_format_exactly(value) for value in (start, end, low, high))
+    numbers = (format_exactly(value) for value in (start, end, low, high))
     formatted_score = "" if score is None else f"{score:.6f}"
-    label, recording = _clean_cell(label), _clean_cell(recording)
+    label, recording = clean_cell(label), clean_cell(recording)
     return [str(number), "Spectrogram 1", "1", *numbers, label, formatted_score, recording]
 
 
-def _format_exactly(number: float | None) -> str:
+def format_exactly(number: float | None) -> str:
+    """Returns a number that is read back as the same one; '' for None."""
     return "" if number is None else np.format_float_positional(number, trim="0")
 
 
-def _clean_cell(text: str) -> str:
+def clean_cell(text: str) -> str:
     """Replaces tabs and line ends, which would begin another cell or row."""
     return re.sub(r"[\t\r\n]", " ", text)

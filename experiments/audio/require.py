@@ -4,6 +4,7 @@ import importlib
 import types
 
 from experiments.core.errors import UserError
+from experiments.core.extras import format_install
 
 
 def require_library(name: str) -> types.ModuleType:
@@ -17,5 +18,5 @@ def require_library(name: str) -> types.ModuleType:
     except (ImportError, OSError) as error:  # soundfile raises OSError without its C library.
         raise UserError(
             f"Audio needs {name.split('.')[0]}, which cannot be imported ({error}): "
-            'pip install -e ".[audio]"'
+            f"{format_install('audio')}"
         ) from error

@@ -1,97 +1,60 @@
-"""Tables of annotations: columns by their names in several programs, and intervals in seconds."""
+"""Tables of annotations: which rows belong to a recording, and intervals in seconds."""
 
 import csv
 import io
-import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
+from experiments.audio import annotation_formats
+from experiments.audio.annotation_formats import Line, Table, parse_number
 from experiments.core import text
 from experiments.core.escaping import restore_cell
 
-# Lower case; the first match counts.
-COLUMNS = {
-    "file": ("file", "recording", "audio_file", "uri", "filename", "begin path", "begin file"),
-    "start": ("start", "start_time", "start_offset_s", "start_s", "x1", "begin time (s)"),
-    "end": ("end", "end_time", "end_offset_s", "end_s", "x2", "end time (s)"),
-    "label": ("species", "annotation", "label", "common name"),
-    "kind": ("label_type", "validated", "positive"),
-    "low": ("low", "low freq (hz)", "y1"),
-    "high": ("high", "high freq (hz)", "y2"),
-    "split": ("split",),
-    "selection": ("selection",),
-    "offset": ("file offset (s)",),
-    "begin_file": ("begin file", "begin path"),
-}
-"""Names of the columns in our tables and those of other programs."""
-
-_RAVEN_START = "begin time (s)"
 _EARLY = (
     0.1  # Seconds before the recording, where a selection may begin: rounding, or a loose hand.
 )
 _HEAD = 10_000  # Characters in which a table's header ends.
 
-Line = tuple[int, dict[str, str]]
-"""Number of a line in its file, and its cells by the names of `COLUMNS`."""
-
-
-class Table(NamedTuple):
-    """The cells of a table as text.
-
-    Attributes:
-        columns: names of `COLUMNS` that it has.
-        lines: the rows that are not empty.
-        is_raven: whether times count from the first of the files that Raven has opened as one.
-    """
-
-    columns: set[str]
-    lines: list[Line]
-    is_raven: bool
-
 
 def read_table(path: Path, label_column: str = "") -> Table:
-    """Reads a table whose values are separated by tabs, commas or semicolons, in any usual encoding.
+    """Reads a table in any of `annotation_formats`, in any usual encoding.
+
+    Its values are separated by tabs, commas or semicolons.
 
     Raises:
         OSError, ValueError, csv.Error: if it cannot be read.
     """
     file = io.StringIO(text.read_text(path), newline="")
-    head = file.readline()
+    head = next((line for line in file if line.strip()), "")
     file.seek(0)
-    if "\t" in head:  # Raven does not quote.
+    tabs = "\t" in head
+    if tabs:  # Raven does not quote.
         reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
         reader = csv.reader(file, delimiter=";" if head.count(";") > head.count(",") else ",")
-    header = [cell.strip().lower() for cell in next(reader, [])]
-    names = {**COLUMNS, "label": (label_column.lower(),)} if label_column else COLUMNS
-    places = {}
-    for name, words in names.items():
-        for word in words:
-            if word in header:
-                places[name] = header.index(word)
-                break
-    lines = []
+    header, rows = [], []
     for row in reader:
-        if reader.dialect.delimiter != "\t":  # Tables of ours escape formulas.
+        if not tabs:  # Tables of ours escape formulas.
             row = [restore_cell(cell) for cell in row]
-        cells = {n: row[at].strip() if at < len(row) else "" for n, at in places.items()}
-        if any(cell.strip() for cell in row):
-            lines.append((reader.line_num, cells))
-    is_raven = "start" in places and header[places["start"]] == _RAVEN_START
-    return Table(set(places), lines, is_raven)
+        if not header:
+            header = row if any(cell.strip() for cell in row) else []
+        elif any(cell.strip() for cell in row):
+            rows.append((reader.line_num, row))
+    kind = annotation_formats.detect_format(header, tabs, label_column)
+    return annotation_formats.READERS[kind](header, rows, label_column)
 
 
-def is_raven(path: Path) -> bool:
-    """Returns whether a text file has the header of a Raven table."""
+def is_annotation_text(path: Path) -> bool:
+    """Returns whether a text file is a Raven table or an Audacity label track, by its first line."""
     try:
         with open(path, "rb") as file:
             head = file.read(text.HEAD)
     except OSError:  # For example, a folder.
         return False
-    first = head.decode(text.detect_encoding(head), errors="replace")[:_HEAD]
-    return _RAVEN_START in re.split(r"[\r\n]", first, maxsplit=1)[0].lower()
+    first = head.decode(text.detect_encoding(head), errors="replace")[:_HEAD].lstrip("\r\n")
+    cells = re.split(r"[\r\n]", first, maxsplit=1)[0].split("\t")
+    return annotation_formats.detect_format(cells, len(cells) > 1) in ("raven", "audacity")
 
 
 def drop_views(lines: Iterable[Line]) -> Iterator[Line]:
@@ -148,14 +111,3 @@ def parse_interval(cells: dict[str, str], is_raven: bool) -> tuple[float, float]
     if start < 0 or end <= start:
         raise ValueError(f"it cannot last from {start:g} s to {end:g} s")
     return start, end
-
-
-def parse_number(cell: str) -> float | None:
-    """Returns a finite number, which may have a decimal comma; None for any other text."""
-    if re.fullmatch(r"[+-]?\d*,\d+", cell):
-        cell = cell.replace(",", ".")
-    try:
-        number = float(cell)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) and "_" not in cell else None

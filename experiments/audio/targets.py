@@ -6,6 +6,8 @@ import numpy as np
 
 from experiments.audio.annotations import Annotation
 
+_WHOLE = 0.95  # Times in tables are rounded.
+
 
 def compute_targets(
     starts: np.ndarray,
@@ -19,8 +21,10 @@ def compute_targets(
     """Returns the known labels of each window of one recording.
 
     An annotation counts for the windows that overlap it by at least `min_overlap` seconds, or by at least
-    `min_fraction` of its length; without any such window, for the one that overlaps it most. Where two
-    annotations disagree, positive takes precedence over negative, and negative over uncertain.
+    `min_fraction` of its length; without any such window, for the one that overlaps it most. The label of a
+    clip (`Annotation.is_clip`) counts for the windows in it, and a positive one for those around it: what is
+    in a part of it is not known. Where two annotations disagree, positive takes precedence over negative, and
+    negative over uncertain.
 
     Args:
         starts, ends: of the windows in seconds, `[n]`.
@@ -62,9 +66,16 @@ def _find_windows(
 ) -> np.ndarray:
     """Returns the windows that an annotation counts for, bool `[n]`."""
     overlap = np.minimum(ends, annotation.end) - np.maximum(starts, annotation.start)
-    # The tolerance is for decimal times: 0.3 - 0.05 is slightly less than 0.25.
-    needed = min(min_overlap, min_fraction * (annotation.end - annotation.start)) - 1e-9
-    counts = (overlap >= needed) & (overlap > 0)
+    length = annotation.end - annotation.start
+    if annotation.is_clip:
+        counts = overlap >= _WHOLE * (ends - starts)
+        if not annotation.positive:
+            return counts
+        counts |= overlap >= _WHOLE * length
+    else:
+        # The tolerance is for decimal times: 0.3 - 0.05 is slightly less than 0.25.
+        needed = min(min_overlap, min_fraction * length) - 1e-9
+        counts = (overlap >= needed) & (overlap > 0)
     if not counts.any() and len(overlap) and overlap.max() > 0:
         counts[overlap.argmax()] = True
     return counts

@@ -1,7 +1,8 @@
-"""Recording times from file names."""
+"""Recording times and stations from file names."""
 
 import datetime
 import re
+from pathlib import PurePosixPath
 
 _STAMP = re.compile(r"(?<!\d)(\d{8})[_T](\d{6})(?!\d)")
 # First hour of each period. Clock hours, because names do not give the position of the sun.
@@ -37,3 +38,16 @@ def get_period(time: datetime.datetime) -> str:
     Dawn begins at 5, morning at 7, afternoon at 12, dusk at 17, evening at 19 and night at 22.
     """
     return next(name for hour, name in _PERIODS if time.hour >= hour)
+
+
+def parse_station(name: str) -> str:
+    """Returns the recorder or place in a file's name: what is before its time, or its folder; '' for none.
+
+    Example:
+        >>> parse_station("wood/SMM1_20190522_060000.wav"), parse_station("wood/20190522_060000.WAV")
+        ('SMM1', 'wood')
+    """
+    path = PurePosixPath(name)
+    stamps = list(_STAMP.finditer(path.stem)) if parse_time(path.stem) else []
+    before = path.stem[: stamps[-1].start()].strip(" _-.") if stamps else ""
+    return before or path.parent.name

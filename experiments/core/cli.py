@@ -30,9 +30,16 @@ from typing import Any, NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from experiments.core.config_file import find_setting, load_config_file
-from experiments.core.console import print_line, print_lines
+from experiments.core.config_file import (
+    CONFIGS,
+    describe_configs,
+    find_setting,
+    load_config_file,
+)
+from experiments.core.console import print_line, print_lines, print_page
 from experiments.core.errors import UserError, describe_kind
+from experiments.core.extras import explain_missing_module
+from experiments.core.help_pages import format_entries
 
 INTERRUPTED, TERMINATED = 130, 143  # exit codes after Ctrl-C and SIGTERM
 STOPPED = "stopped; the same command continues from the last checkpoint"
@@ -102,9 +109,8 @@ def run(
     usage = (usage or "").strip()
     try:
         if any(word in _HELP for word in argv[1:]):
-            print_lines(usage)
-            if settings:
-                print_lines(f"\n{_describe_config(argv, settings)}")
+            more = f"\n\n{_describe_config(argv, settings)}" if settings else ""
+            print_page(f"{usage}{more}")
             return 0
         words, options = parse_command_line(main, argv, usage, settings)
         try:
@@ -113,6 +119,10 @@ def run(
             if not failure:
                 raise
             raise UserError(f"{failure}: {error}.") from error
+        except ModuleNotFoundError as error:
+            if not (sentence := explain_missing_module(error.name or "")):
+                raise
+            raise UserError(sentence) from error
         return 0
     except UserError as error:
         if any(word.lstrip("-").lower() in ("debug", "debug=true", "debug=1") for word in argv[1:]):
@@ -198,10 +208,13 @@ def list_override_texts(argv: Sequence[str]) -> dict[str, str]:
 
 
 def _describe_config(argv: Sequence[str], settings: ConfigFlags) -> str:
-    """Returns the list of the settings of the config that a command line names, or how to get it."""
+    """Returns the settings of the config that a command line names, or the list of configs."""
     place, _ = _take_config([word for word in argv if word not in _HELP])
     if place is None:
-        return "--help together with --config=NAME lists the settings of that config."
+        return (
+            f"The configs:\n\n{format_entries(describe_configs(CONFIGS))}\n\n"
+            "--help together with --config=NAME lists the settings of that config."
+        )
     return settings.describe(load_config_file(place))
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError, suggest_nearest
+from experiments.core.help_pages import read_summary
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 SHARED = "common"  # in a folder of configs the file that the others are made from
@@ -16,16 +17,14 @@ SHARED = "common"  # in a folder of configs the file that the others are made fr
 def load_config_file(place: str) -> ConfigDict:
     """Runs the config file at `FILE[:ARGUMENT]`, and returns what its `get_config` returns.
 
-    The name of a file of `experiments/configs` is enough.
+    FILE is a path, or names a file of this package's `experiments/configs`; see `find_config_file`.
     """
     file, colon, argument = place.partition(":")
-    path = Path(file)
-    if re.fullmatch(r"[A-Za-z_]\w{,80}", file) and not path.exists():  # the name of one of ours
-        path = CONFIGS / f"{file}.py"
+    path = find_config_file(file)
     if path.suffix != ".py" or not os.path.isfile(path):  # Path.is_file fails for long names
         known = list_configs(path if os.path.isdir(path) else path.parent)
         hint = suggest_nearest(path.stem, known) if known else "; its folder holds no configs."
-        raise UserError(f"There is no config {path}{hint}")
+        raise UserError(f"There is no config {file}{hint}")
     spec = importlib.util.spec_from_file_location(f"_config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
     try:
@@ -49,9 +48,27 @@ def load_config_file(place: str) -> ConfigDict:
     return config
 
 
+def find_config_file(file: str) -> Path:
+    """Returns the path of a config, which may not exist.
+
+    `odconv`, `odconv.py` and `experiments/configs/odconv.py` name the file of this package, wherever it is
+    installed, if there is no such file in the working directory.
+    """
+    path = Path(file)
+    ours = path.parent.parts in ((), ("experiments", "configs"))
+    if ours and re.fullmatch(r"[A-Za-z_]\w{,80}(\.py)?", path.name) and not os.path.exists(path):
+        return CONFIGS / f"{path.stem}.py"
+    return path
+
+
 def list_configs(folder: Path) -> list[str]:
     """Returns the names of the configs in a folder."""
     return sorted(p.stem for p in folder.glob("*.py") if p.stem[0] != "_" and p.stem != SHARED)
+
+
+def describe_configs(folder: Path) -> dict[str, str]:
+    """Returns the first lines of the docstrings of the configs in a folder, by name."""
+    return {name: read_summary(folder / f"{name}.py") for name in list_configs(folder)}
 
 
 def find_setting(config: ConfigDict, path: str, flag: str = "--config.") -> object:

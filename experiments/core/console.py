@@ -1,5 +1,6 @@
 """The terminal during a run: a progress bar, a row per evaluation, and tables of facts."""
 
+import os
 import sys
 import textwrap
 import time
@@ -11,6 +12,7 @@ from rich.progress import Progress as RichProgress
 from rich.text import Text
 
 from experiments.core.escaping import escape_control
+from experiments.core.notebooks import NotebookLine
 
 LOG_SECONDS = 10.0  # between two lines of a log file
 REDRAW_SECONDS = 0.25  # between two states of the bar
@@ -25,7 +27,8 @@ class Progress:
             progress.say("learning rate halved")
 
     Where the output is not a terminal there is no bar: a line like
-    `step 120/540  22.4 steps/s  training loss 0.312  ETA 0:18` comes at most every 10 seconds.
+    `step 120/540  22.4 steps/s  training loss 0.312  ETA 0:18` comes at most every 10 seconds. In a notebook,
+    one such line is rewritten in place.
     """
 
     def __init__(
@@ -42,14 +45,16 @@ class Progress:
         self._unit = unit
         self._total = total_steps
         self._quiet = quiet
-        self._console = Console()
+        self._console = make_console()
         self._columns: list[tuple[str, int]] | None = None
         # The pace is measured from one display to the next, without pauses: (step, time) of the last one.
         self._measured_from: tuple[int, float] | None = None
         self._pace: float | None = None  # steps per second
         self._latest: tuple[int, object] | None = None
-        self._bar = None
-        if not quiet and self._console.is_interactive:
+        self._bar = self._notebook = None
+        if not quiet and Console().is_jupyter:
+            self._notebook = NotebookLine()
+        elif not quiet and self._console.is_interactive:
             self._bar = RichProgress(
                 TextColumn(f"{unit} {{task.completed}}/{{task.total}}"),
                 BarColumn(bar_width=30, complete_style="cyan", finished_style="green"),
@@ -62,13 +67,20 @@ class Progress:
     def __enter__(self) -> "Progress":
         if self._bar is not None:
             self._bar.start()
+        elif self._notebook is not None:
+            self._notebook.write(f"{self._unit} 0/{self._total}")
         return self
 
     def __exit__(self, *exception) -> None:
+        if self._latest is not None and exception[0] is None and self._is_live:
+            self._draw(*self._latest)
         if self._bar is not None:
-            if self._latest is not None and exception[0] is None:
-                self._draw(*self._latest)
             self._bar.stop()
+
+    @property
+    def _is_live(self) -> bool:
+        """Returns whether the progress is shown at one place that changes."""
+        return self._bar is not None or self._notebook is not None
 
     def update(self, step: int, loss: object = None) -> None:
         """Records that `step` steps are finished.
@@ -83,20 +95,20 @@ class Progress:
             self._measured_from = step, time.monotonic()
             return
         self._latest = step, loss
-        interval = LOG_SECONDS if self._bar is None else REDRAW_SECONDS
+        interval = REDRAW_SECONDS if self._is_live else LOG_SECONDS
         since_step, since = self._measured_from
         if time.monotonic() - since < interval or step == since_step:
             return
         loss, now = _fetch(loss), time.monotonic()
         pace = (step - since_step) / (now - since)
-        # In a terminal half of the past pace smooths the display.
-        smooth = self._bar is not None and self._pace is not None
+        # Half of the past pace smooths a display that changes.
+        smooth = self._is_live and self._pace is not None
         self._pace = (pace + self._pace) / 2 if smooth else pace
         self._measured_from = step, now
-        if self._bar is not None:
+        if self._is_live:
             self._draw(step, loss)
         else:
-            self._print("  ".join([f"{self._unit} {step}/{self._total}", *self._facts(step, loss)]))
+            self._print(self._describe(step, loss))
 
     def row(self, step: int, metrics: Mapping[str, object], split: str = "") -> None:
         """Prints one row of the table of evaluations; the header comes with the first row.
@@ -128,7 +140,13 @@ class Progress:
             self._print(text)
 
     def _draw(self, step: int, loss: object) -> None:
-        self._bar.update(self._task, completed=step, facts="  ".join(self._facts(step, loss)))
+        if self._notebook is not None:
+            self._notebook.write(self._describe(step, loss))
+        else:
+            self._bar.update(self._task, completed=step, facts="  ".join(self._facts(step, loss)))
+
+    def _describe(self, step: int, loss: object) -> str:
+        return "  ".join([f"{self._unit} {step}/{self._total}", *self._facts(step, loss)])
 
     def _facts(self, step: int, loss: object) -> list[str]:
         """Returns pace, loss and time left, as far as they are known."""
@@ -144,6 +162,17 @@ class Progress:
 
     def _print(self, line: str | Text) -> None:
         _print_line(self._console, line)
+
+
+def make_console() -> Console:
+    """Returns a console for standard output; in a notebook it prints plain text, like a log file.
+
+    Left to itself, rich would make a separate block of HTML of each line there, and text with escape codes.
+    """
+    console = Console()
+    if console.is_jupyter:
+        return Console(force_jupyter=False, force_terminal=False, force_interactive=False)
+    return console
 
 
 def _fetch(loss: object) -> float | None:
@@ -162,6 +191,15 @@ def print_lines(text: str, error: bool = False) -> None:
         print_line(line, error)
 
 
+def print_page(text: str) -> None:
+    """Prints a page of help, of which its reader, such as `head`, may want only a part."""
+    try:
+        print_lines(text)
+    except BrokenPipeError:
+        # Python flushes standard output once more at its end.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def print_facts(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False) -> None:
     """Prints a title and one fact a line, name and value; nothing if `quiet`.
 
@@ -169,7 +207,7 @@ def print_facts(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False
     """
     if quiet:
         return
-    console = Console()
+    console = make_console()
     rows = [(escape_control(name), escape_control(str(value))) for name, value in rows]
     margin = max((len(name) for name, _ in rows), default=0) + 4
     # A log file has no width to keep to.
@@ -190,7 +228,7 @@ def print_facts(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False
 def print_result(title: str, rows: Sequence[tuple[str, str]], quiet: bool = False) -> None:
     """Prints the result of a command as `print_facts` does, after an empty line."""
     if not quiet:
-        _print_line(Console(), "")
+        _print_line(make_console(), "")
         print_facts(title, rows)
 
 

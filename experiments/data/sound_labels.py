@@ -1,7 +1,8 @@
 """Labels of recordings and of their windows.
 
-Labels come from the first of these that exists: a CSV (`--config.audio.annotations`), the recordings' names
-(`--config.audio.label_pattern`), Raven's tables next to them, their folders (`root/<class>/**`).
+Labels come from the first of these that exists: tables (`--config.audio.annotations`), the recordings' names
+(`--config.audio.label_pattern`), Raven's tables next to them, their folders (`root/<class>/**`). With tables
+and a pattern, the pattern labels the recordings that no table names.
 """
 
 import dataclasses
@@ -75,10 +76,14 @@ def read_labels(root: Path, names: Sequence[str], audio: ConfigDict) -> LabelTab
             for sign in (True, False)
         )
         by_name[name] = RecordingLabels(positive, negative, rows)
-    notes = []
-    if absent := len(names) - len(by_name):
+    skipped, notes = list(table.skipped), []
+    if audio.label_pattern:
+        others = _label_whole_recordings([name for name in names if name not in by_name], audio)
+        by_name |= others.by_name
+        skipped += others.skipped
+    elif absent := len(names) - len(by_name):
         notes.append(f"{absent:,} recordings have no annotations and were left out.")
-    return LabelTable(by_name, table.skipped, notes, table.splits)
+    return LabelTable(by_name, skipped, notes, table.splits)
 
 
 def _label_whole_recordings(names: Sequence[str], audio: ConfigDict) -> LabelTable:

@@ -17,10 +17,11 @@ from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Spectrograms
 from experiments.core import digests
 from experiments.core.errors import UserError
-from experiments.data import groups, label_choices, paths, sound_labels, splits
+from experiments.data import groups, label_choices, paths, sound_labels, splits, views
 from experiments.data.dataset import Dataset, Example, Source
 from experiments.data.reading import THREADS
 from experiments.data.sound_labels import LabelTable, RecordingLabels
+from experiments.data.upsampling import repeat_rare_classes
 from experiments.data.views import Subset
 
 NOTHING_KNOWN: Mapping[str, str] = types.MappingProxyType({})
@@ -139,6 +140,9 @@ def load(
         windows, classes, table.splits, config, audio, seed, known
     )
     parts, split_notes = _make_splits(windows, classes, split_of, config, seed)
+    if ratio := audio.get("upsample", 0.0):
+        parts["train"], note = _repeat_rare_classes(parts["train"], ratio)
+        split_notes.append(note)
     return Dataset(
         "songs" if config.variant else root.name,
         parts,
@@ -323,6 +327,13 @@ def _assign_splits(
     unit = "recordings, in whole groups" if audio.group_pattern else "recordings"
     assigned = ", ".join(f"{counts[split]:,} to {split}" for split in splits.NAMES if counts[split])
     return dict(zip(names, split_of, strict=True)), [f"Assigned {unit}: {assigned}.", *notes]
+
+
+def _repeat_rare_classes(train: Source, ratio: float) -> tuple[Source, str]:
+    """Returns the training windows with repetitions (see `repeat_rare_classes`), and a note."""
+    positions = repeat_rare_classes(np.array(views.list_labels(train)), ratio)
+    note = f"Windows of rare classes are repeated: {len(train):,} become {len(positions):,}."
+    return Subset(train, positions), note
 
 
 def _make_splits(

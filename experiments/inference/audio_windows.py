@@ -21,10 +21,17 @@ SOUND_SUFFIXES = (*recordings.SUFFIXES, *recordings.FOREIGN_SUFFIXES)
 
 @dataclasses.dataclass(eq=False)
 class OpenRecording:
-    """A recording that is being read; its `note` names a flaw, and is complete once all of it is read."""
+    """A recording that is being read.
+
+    Attributes:
+        file: the recording.
+        note: its flaws; complete once all of it is read.
+        seconds: its length.
+    """
 
     file: File
     note: str = ""
+    seconds: float = 0.0
 
     def add_note(self, text: str) -> None:
         """Adds a flaw to the others."""
@@ -116,7 +123,7 @@ def read_windows(
                     f"{file.path} has {recording.rate:,} samples per second, fewer than the run's "
                     f"{audio.sample_rate:,}: it has no sound above {recording.rate // 2:,} Hz"
                 )
-            opened.note = recording.note
+            opened.note, opened.seconds = recording.note, recording.seconds
 
             def note(text: str, opened: OpenRecording = opened) -> None:
                 opened.add_note(text)

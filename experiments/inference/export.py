@@ -12,12 +12,12 @@ from dyn import interop
 from experiments.core import files
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.files import replace_file
-from experiments.inference import onnx
+from experiments.inference import hub, onnx
 from experiments.inference.trained import Trained
 from experiments.runs import weights
 from experiments.runs.folder import list_versions
 
-FORMATS = ("stablehlo", "safetensors", "onnx")
+FORMATS = ("stablehlo", "safetensors", "hub", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
 
 
@@ -30,8 +30,9 @@ def export(
     batch: int = 0,
     fold_norms: bool = False,
     overwrite: bool = False,
+    license: str = "",
 ) -> Path:
-    """Writes a trained network to a file, and returns its path.
+    """Writes a trained network to a file, or for the hub to a folder, and returns its path.
 
     The options are the flags of `experiments.export`.
 
@@ -49,18 +50,24 @@ def export(
         raise UserError(
             f"--batch={batch}: only --format=onnx has a fixed batch, of 1 or more; 0 is for any."
         )
-    if fold_norms and file_format == "safetensors":
+    if fold_norms and file_format in ("safetensors", "hub"):
         raise UserError(
-            "--fold_norms: --format=safetensors keeps the parameters as they were trained; fold the norms of "
-            "--format=stablehlo or onnx."
+            f"--fold_norms: --format={file_format} keeps the parameters as they were trained; fold the norms "
+            "of --format=stablehlo or onnx."
         )
     if file_format == "onnx":
         onnx.check_installed()
     source = trained.source
     home = source.parent if source.suffix == weights.SUFFIX else source / "export"
-    path = Path(out).expanduser() if out else home / f"model.{file_format}"
+    name = "hub" if file_format == "hub" else f"model.{file_format}"
+    path = Path(out).expanduser() if out else home / name
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists: choose another --out, or give --overwrite.")
+    if license and file_format != "hub":
+        raise UserError(f"--license={license}: only --format=hub has a card that states it.")
+    if file_format == "hub":
+        hub.write_folder(trained, path, license)
+        return path
     if file_format == "safetensors":
         metadata = {
             "config": trained.config.to_dict(),

@@ -12,6 +12,7 @@ import numpy as np
 
 from dyn.ops import planner
 from experiments.core.errors import UserError
+from experiments.core.extras import format_install
 
 BATCHES = (1, 3, 32)  # sizes that are compared
 TOLERANCE = 1e-4  # of the largest output
@@ -23,7 +24,7 @@ def check_installed() -> None:
         raise UserError(
             f"--format=onnx needs {' and '.join(missing)}, which cannot share an environment with the orbax "
             "of these experiments: export with --format=safetensors here, make another environment, "
-            "`pip install -e '.[onnx]'` there, and give this command the safetensors file."
+            f"{format_install('onnx')}, and give this command the safetensors file there."
         )
 
 

@@ -17,12 +17,12 @@ HEADER = ("file", "sha256")
 _KEPT = ".earlier"
 
 
-def list_own_files(folder: Path, suffix: str) -> dict[str, str]:
+def list_own_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
     """Returns the files below a folder that its manifest names and that have not changed, with their digests.
 
     Args:
         folder: the folder of the results.
-        suffix: the end of their names; others are left out, and so are paths that leave the folder.
+        suffixes: the ends of their names; others are left out, and so are paths that leave the folder.
 
     Raises:
         UserError: if there is a file of the manifest's name that is none.
@@ -40,7 +40,7 @@ def list_own_files(folder: Path, suffix: str) -> dict[str, str]:
     for name, digest, *_ in (row for row in rows if len(row) >= len(HEADER)):
         relative = PurePosixPath(name)
         inside = not relative.is_absolute() and ".." not in relative.parts
-        if inside and name.endswith(suffix) and compute_sha256(folder / relative) == digest:
+        if inside and name.endswith(suffixes) and compute_sha256(folder / relative) == digest:
             own[name] = digest
     return own
 

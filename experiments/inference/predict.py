@@ -55,7 +55,7 @@ def predict(
         if "top" in options:
             raise UserError(f"--top is not for runs on recordings such as {run}: give --threshold.")
         return predict_recordings(trained, paths, **options)
-    for name in ("threshold", "without", "all_scores", "merge", "hop"):
+    for name in ("threshold", "without", "all_scores", "merge", "hop", "format"):
         if name in options:
             raise UserError(f"--{name} is for runs on recordings, and {run} is not one.")
     return predict_files(trained, paths, **options)

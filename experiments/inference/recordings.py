@@ -7,18 +7,25 @@ from typing import NoReturn
 
 from ml_collections import ConfigDict
 
+import dyn
 from experiments.audio import spectrograms
+from experiments.audio.detection_formats import FORMATS, Origin
 from experiments.audio.detections import RAVEN_SUFFIX
+from experiments.audio.require import require_library
 from experiments.core.console import Progress, print_result
-from experiments.core.errors import UserError
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.words import count_noun
 from experiments.inference.audio_windows import SOUND_SUFFIXES, make_audio_settings, prepare_windows
 from experiments.inference.detection_tables import (
+    LABEL_SUFFIX,
+    NAMES,
+    RAVEN_LIST,
     DetectionTables,
     TableOptions,
-    choose_raven_paths,
+    draw_groups,
     make_room,
     open_tables,
+    plan_tables,
 )
 from experiments.inference.files import check_inputs, expand_paths, track_progress
 from experiments.inference.thresholds import make_thresholds
@@ -27,6 +34,13 @@ from experiments.inference.trained import Trained
 OUT = "predictions"
 LONGEST_HOP = 86_400  # seconds, as in the settings
 _TASKS = ("classification", "tagging")
+_TITLES = {
+    "csv": "predictions",
+    "raven": "Raven, all",
+    "kaleidoscope": "Kaleidoscope",
+    "birdnet": "BirdNET",
+    "parquet": "Parquet",
+}
 
 
 def predict_recordings(
@@ -39,6 +53,7 @@ def predict_recordings(
     all_scores: bool = False,
     merge: int = 1,
     hop: float = 0.0,
+    format: str = "",
     batch_size: int = 0,
     overwrite: bool = False,
 ) -> tuple[int, int]:
@@ -54,12 +69,11 @@ def predict_recordings(
     out = Path(out).expanduser()
     check_inputs(paths, batch_size)
     _check_arguments(trained, out, merge, hop)
+    formats = _parse_formats(format)
     thresholds = make_thresholds(trained.classes, trained.source, threshold, without)
     total = sum(1 for _ in expand_paths(paths, suffixes=SOUND_SUFFIXES))
     if not total:
         raise UserError(f"There is no sound file in {', '.join(map(str, paths))}.")
-    planned = map(choose_raven_paths(out), expand_paths(paths, suffixes=SOUND_SUFFIXES))
-    own, kept = make_room(out, planned, overwrite)
     audio = make_audio_settings(trained.config.audio, hop)
     options = TableOptions(
         trained.classes,
@@ -67,8 +81,11 @@ def predict_recordings(
         trained.config.task == "tagging",
         all_scores,
         merge,
-        _find_frequency_band(audio),
+        _describe_origin(trained, audio),
+        formats,
     )
+    planned = plan_tables(out, options, expand_paths(paths, suffixes=SOUND_SUFFIXES))
+    own, kept = make_room(out, planned, overwrite)
     with open_tables(out, options, own) as tables, Progress(total, unit="file") as progress:
         sounds = track_progress(expand_paths(paths, suffixes=SOUND_SUFFIXES), progress)
         examples = prepare_windows(sounds, audio, trained.prepare, tables.skip, progress.say)
@@ -76,9 +93,12 @@ def predict_recordings(
         for recording, group in itertools.groupby(predictions, key=lambda item: item[0][0]):
             tables.write_recording(recording, ((window, scores) for (_, window), scores in group))
         progress.update(total)
+    drawn = []
+    if tables.used and tables.activity is not None:
+        drawn = draw_groups(out, tables.activity, options)
     if not tables.used or tables.skipped * 2 > total:
         _refuse_most(tables, total, out)
-    _print_summary(tables, kept, out)
+    _print_summary(tables, kept, drawn, out)
     return tables.used, tables.skipped
 
 
@@ -93,14 +113,18 @@ def _refuse_most(tables: DetectionTables, total: int, out: Path) -> NoReturn:
     )
 
 
-def _print_summary(tables: DetectionTables, kept: Sequence[Path], out: Path) -> None:
+def _print_summary(
+    tables: DetectionTables, kept: Sequence[Path], drawn: Sequence[Path], out: Path
+) -> None:
     """Prints what was written, and where."""
-    rows = [
-        ("recordings", f"{tables.used:,}"),
-        ("predictions", str(out / "predictions.csv")),
-        ("per file", str(out / "per_file.csv")),
-        ("for Raven", str(out / f"NAME{RAVEN_SUFFIX}")),
-    ]
+    options, rows = tables.options, [("recordings", f"{tables.used:,}")]
+    rows += [(_TITLES[name], str(out / NAMES[name])) for name in options.common]
+    rows.append(("per file", str(out / "per_file.csv")))
+    if "raven" in options.common:
+        rows.append(("open first", f"{out / RAVEN_LIST}, the recordings, in Raven"))
+    titles = {RAVEN_SUFFIX: "for Raven", LABEL_SUFFIX: "for Audacity"}
+    rows += [(titles[suffix], str(out / f"NAME{suffix}")) for suffix in options.suffixes]
+    rows += [(f"by {path.stem.removesuffix('s')}", str(path)) for path in drawn]
     if kept:
         more = f" and {len(kept) - 1:,} more" if len(kept) > 1 else ""
         rows.append(("kept", f"{kept[0]}{more}, not written by this command or changed since"))
@@ -124,6 +148,23 @@ def _check_arguments(trained: Trained, out: Path, merge: int, hop: float) -> Non
         raise UserError(f"--merge={merge}: choose 1 or more; 1 merges nothing.")
     if hop and not 1 / trained.config.audio.sample_rate <= hop <= LONGEST_HOP:
         raise UserError(f"--hop={hop}: choose a number of seconds above 0, up to {LONGEST_HOP:,}.")
+
+
+def _parse_formats(text: str) -> tuple[str, ...]:
+    """Returns the formats in a list such as 'raven,csv'; () for the usual ones."""
+    formats = tuple(word for word in (part.strip().lower() for part in text.split(",")) if word)
+    for name in formats:
+        if name not in FORMATS:
+            raise UserError(f"--format={name}: there is none{suggest_nearest(name, FORMATS)}")
+    if "parquet" in formats:
+        require_library("pyarrow.parquet")  # Now, and not after the first recording.
+    return formats
+
+
+def _describe_origin(trained: Trained, audio: ConfigDict) -> Origin:
+    """Returns how detections are made, for the tables."""
+    band = _find_frequency_band(audio)
+    return Origin(str(trained.source), f"dyn {dyn.__version__}", audio.seconds, audio.hop, band)
 
 
 def _find_frequency_band(audio: ConfigDict) -> tuple[float, float]:

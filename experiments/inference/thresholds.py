@@ -9,8 +9,8 @@ import numpy as np
 from experiments.core import files
 from experiments.core.errors import UserError, suggest_nearest
 
-RUN = "run"
-"""Stands for the thresholds that the run has computed."""
+TABLES = {"run": "per_class.csv", "precision": "thresholds.csv"}
+"""The tables of a run that words stand for: the best F1 on test, and a precision on validation recordings."""
 _COLUMNS = ("threshold", "best_threshold")
 _DEFAULT = 0.5
 
@@ -23,8 +23,9 @@ def make_thresholds(
     Args:
         classes: C names.
         run: the folder of the run.
-        threshold: a number for all classes; 'run' for the best of each in the run's `per_class.csv`; or the
-            path of such a table, with the columns label and threshold.
+        threshold: a number for all classes; 'run' for the best of each in the run's `per_class.csv`;
+            'precision' for those in its `thresholds.csv`; or the path of such a table, with the columns
+            label and threshold.
         without: classes to leave out.
     """
     thresholds = _read_thresholds(classes, run, str(threshold))
@@ -42,15 +43,15 @@ def _read_thresholds(classes: Sequence[str], run: Path, threshold: str) -> np.nd
     try:
         number = float(threshold)
     except ValueError:
-        if threshold == RUN:
-            return _read_table(classes, run / "per_class.csv", threshold)
+        if threshold in TABLES:
+            return _read_table(classes, run / TABLES[threshold], threshold)
         if threshold.lower().endswith(".csv"):
             return _read_table(classes, Path(threshold).expanduser(), threshold)
         number = -1.0
     if not 0 <= number <= 1:
         raise UserError(
-            f"--threshold={threshold}: choose 0 to 1, run for those in its per_class.csv, or a table such as "
-            "that one."
+            f"--threshold={threshold}: choose 0 to 1, run for those in its per_class.csv, precision for "
+            "those in its thresholds.csv, or a table such as these."
         )
     return np.full(len(classes), number, np.float32)
 

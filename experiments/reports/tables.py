@@ -28,6 +28,7 @@ METRIC_NAMES = {
     "recall": "macro recall",
     "f1": "macro F1",
     "map": "mAP",
+    "auroc": "AUROC",
     "psnr": "PSNR in dB",
     "miou": "mIoU",
     "pixel_accuracy": "pixel accuracy",

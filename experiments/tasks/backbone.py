@@ -11,37 +11,29 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from dyn import layers, models
-from dyn.models.backbone import convolve_spatially
-from dyn.models.efficientnet import TENSORFLOW, make_condconv_fields
+from dyn.models.efficientnet import TENSORFLOW
+from dyn.models.named_parts import BY_CHANNEL
 from experiments.configs.shared.layers import ATTENTIONS, CLASSIFIERS, CONVS
+from experiments.configs.shared.settings import MOBILE_NETWORKS
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.tasks.task import Array, Variables
 
 # The parts of a config that `make_network` uses.
 NETWORK_SECTIONS = ("model", "conv", "attention", "classifier", "dtype")
-RESNETS = {
+RESNETS: dict[int, dict[str, Any]] = {
     # Small networks for smoke runs, which are mostly compilation.
-    6: partial(models.ResNet, stage_sizes=(1, 1), block=models.BasicBlock),
-    10: partial(models.ResNet, stage_sizes=(1, 1, 1, 1), block=models.BasicBlock),
-    18: models.ResNet18,
-    34: models.ResNet34,
-    50: models.ResNet50,
+    6: {"name": "resnet18", "stage_sizes": (1, 1)},
+    10: {"name": "resnet18", "stage_sizes": (1, 1, 1, 1)},
+    18: {"name": "resnet18"},
+    34: {"name": "resnet34"},
+    50: {"name": "resnet50"},
 }
-# The networks of inverted residual blocks.
-MOBILE = {
-    "mobilenet_v2": models.MobileNetV2,
-    "mobilenet_v3": models.MobileNetV3,
-    "dymn": models.DyMN,
-    "efficientnet_b0": models.EfficientNetB0,
-    "efficientnet_b1": models.EfficientNetB1,
-    "efficientnet_lite0": models.EfficientNetLite0,
-}
+# Names in `dyn.models.NETWORKS` that differ from those of the settings.
+PUBLISHED_NAMES = {"mobilenet_v3": "mobilenet_v3_large", "dymn": "dymn10_im"}
 # The networks that take any of `CONVS`; `dymn` takes some.
-NETWORKS = ("resnet", "vgg16", *MOBILE)
+NETWORKS = ("resnet", "vgg16", *MOBILE_NETWORKS)
 # The field `remat` of a network, by `config.model.remat`.
 REMAT = {"none": False, "cheap": jax.checkpoint_policies.dots_saveable, "blocks": True}
-# Layers that convolve each channel by itself, and leave 1x1 convolutions static.
-BY_CHANNEL = (layers.DecoupledDynamicFilter, layers.Involution, layers.SequenceDynamicConv)
 # Layers whose authors replace depthwise convolutions too.
 MIXTURES = (layers.CondConv, layers.DynamicConv, layers.ODConv)
 
@@ -51,35 +43,57 @@ def make_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> nn.
 
     With `config.model.hidden` it is a `Classifier` over the network's features.
     """
-    backbone = partial(make_backbone(config), spatial_axes=spatial_axes)
+    return models.create_model(**describe_network(config, num_classes, spatial_axes))
+
+
+def describe_network(config: ConfigDict, num_classes: int, spatial_axes: int) -> dict[str, Any]:
+    """Returns the arguments of `dyn.models.create_model` for the network of a config.
+
+    They are of types that JSON has, unless `config.model.remat` is 'cheap'.
+    """
+    backbone = describe_backbone(config) | {"spatial_axes": spatial_axes}
     ends = {
         "num_classes": num_classes,
-        "dense": make_layer(config, "classifier", CLASSIFIERS),
+        "dense": describe_layer(config, "classifier", CLASSIFIERS),
         "dropout": config.model.dropout,
     }
-    resnet = config.model.network == "resnet"
+    if not config.model.hidden:
+        return backbone | ends
+    hidden = {"name": "classifier", "hidden": config.model.hidden, "dtype": config.dtype}
+    return {**hidden, **ends, "backbone": backbone}
 
-    def build(conv: Callable[..., nn.Module]) -> nn.Module:
-        if CONVS[config.conv.name] in BY_CHANNEL:
-            conv = convolve_spatially(conv)
-        convs = {"conv": conv}
-        if resnet:
-            convs["shortcut"] = conv if config.model.shortcut == "conv" else None
-        elif config.model.network in MOBILE:
-            convs = _make_mobile_fields(config, conv)
-        if not config.model.hidden:
-            return backbone(**ends, **convs)
-        return models.Classifier(
-            **ends,
-            backbone=partial(backbone, num_classes=None, **convs),
-            hidden=config.model.hidden,
-            dtype=jnp.dtype(config.dtype),
+
+def describe_backbone(config: ConfigDict) -> dict[str, Any]:
+    """Returns the arguments of `dyn.models.create_model` that say nothing about the end of the network."""
+    network, conv = config.model.network, describe_layer(config, "conv", CONVS)
+    fields = {"stem": config.model.stem, "dtype": config.dtype, "conv": conv}
+    if network == "vgg16":
+        return {"name": network, "width": config.model.width, **fields}
+    if config.model.remat != "none":
+        fields["remat"] = REMAT[config.model.remat]
+    if network in MOBILE_NETWORKS:
+        if config.model.get("padding") == "same":
+            fields |= TENSORFLOW
+        if most := config.model.get("max_blocks"):
+            fields["max_blocks"] = most
+        # Its width is a factor; 64 is as published, as for the other networks.
+        width = {"width": config.model.width / 64}
+        name = PUBLISHED_NAMES.get(network, network)
+        return {"name": name, **width, **fields, **_describe_mobile_convs(config, conv)}
+    if config.model.context != "input" and config.conv.name == "conv":
+        raise UserError(
+            f"--config.model.context={config.model.context}: a static convolution looks at no "
+            "context; leave it at input, or choose another --config.conv.name."
         )
+    if (attention := describe_layer(config, "attention", ATTENTIONS)) is not None:
+        fields["attention"] = attention
+    if config.model.shortcut == "conv":
+        fields["shortcut"] = conv
+    settings = {name: config.model[name] for name in ("width", "context", "representation")}
+    return {**RESNETS[config.model.depth], **settings, **fields}
 
-    return build_with_conv(config, build, spatial_axes, share=None if resnet else _find_stage)
 
-
-def _make_mobile_fields(config: ConfigDict, conv: Callable[..., nn.Module]) -> dict[str, Any]:
+def _describe_mobile_convs(config: ConfigDict, conv: dict[str, Any]) -> dict[str, Any]:
     """Returns the fields of a network of inverted residual blocks that make it that of the layer's authors.
 
     Raises:
@@ -98,14 +112,18 @@ def _make_mobile_fields(config: ConfigDict, conv: Callable[..., nn.Module]) -> d
             )
         if layer is layers.DynamicConv and "reduction" not in config.conv:
             # The block has squeezed the context.
-            fields |= dict.fromkeys(("conv", "depthwise"), partial(conv, reduction=None))
+            unsqueezed = {**conv, "reduction": None}
+            fields |= {"conv": unsqueezed, "depthwise": unsqueezed}
     elif layer is layers.CondConv and network.startswith("efficientnet"):
-        fields = make_condconv_fields(config.conv.get("num_kernels", layer.num_kernels)) | fields
+        # As `make_condconv_fields` has it.
+        experts = config.conv.get("num_kernels", layer.num_kernels)
+        fields["router"] = {"name": "dense", "features": experts}
+        fields["dynamic_stages"] = (5, 6, 7)
     elif layer is layers.DCDConv:
         # Neither the first stage nor the last convolution.
-        fields["dynamic_stages"] = range(2, 7 if network == "mobilenet_v3" else 8)
+        fields["dynamic_stages"] = tuple(range(2, 7 if network == "mobilenet_v3" else 8))
         if "pool" not in config.conv:
-            fields["conv"] = partial(conv, pool=None)
+            fields["conv"] = {**conv, "pool": None}
     return fields
 
 
@@ -113,57 +131,35 @@ def build_with_conv(
     config: ConfigDict,
     build: Callable[[Callable[..., nn.Module]], nn.Module],
     spatial_axes: int,
-    share: Callable[[tuple[str, ...]], str] | None = None,
 ) -> nn.Module:
     """Returns the network that `build` makes of the convolution of `config.conv`.
 
-    With warehouses, `share` maps a layer's path to the name of the warehouse that it shares; None is for one
-    warehouse per stage of a residual network.
+    With warehouses, there is one for each stage.
     """
     conv = make_layer(config, "conv", CONVS)
     if conv.func is not layers.WarehouseConv:
         return build(conv)
     # Kernels do not depend on the sizes of the inputs.
     example = jax.ShapeDtypeStruct((1, *(32,) * spatial_axes, 3), jnp.float32)
-    return layers.share_kernels(build, example, share=share, **conv.keywords)
-
-
-def _find_stage(path: tuple[str, ...]) -> str:
-    """Returns the stage of a layer of VGG or a mobile network: `stage2` for `stage2_conv1`."""
-    return next(name for name in path if name != "backbone").partition("_")[0]
-
-
-def make_backbone(config: ConfigDict) -> partial:
-    """Returns a network that lacks its end and its convolutions."""
-    fields = {"stem": config.model.stem, "dtype": jnp.dtype(config.dtype)}
-    if config.model.network == "vgg16":
-        return partial(models.VGG16, width=config.model.width, **fields)
-    fields["remat"] = REMAT[config.model.remat]
-    if config.model.network in MOBILE:
-        if config.model.get("padding") == "same":
-            fields |= TENSORFLOW
-        # Its width is a factor; 64 is as published, as for the other networks.
-        network = MOBILE[config.model.network]
-        return partial(network, width=config.model.width / 64, **fields)
-    if config.model.context != "input" and config.conv.name == "conv":
-        raise UserError(
-            f"--config.model.context={config.model.context}: a static convolution looks at no "
-            "context; leave it at input, or choose another --config.conv.name."
-        )
-    return partial(
-        RESNETS[config.model.depth],
-        attention=make_layer(config, "attention", ATTENTIONS),
-        width=config.model.width,
-        context=config.model.context,
-        representation=config.model.representation,
-        **fields,
-    )
+    return layers.share_kernels(build, example, **conv.keywords)
 
 
 def make_layer(
     config: ConfigDict, section: str, known: Mapping[str, type | None]
 ) -> partial | None:
     """Returns the layer that `config.<section>.name` names, with the fields beside the name.
+
+    Raises:
+        UserError: if the name or a field does not exist.
+    """
+    described = describe_layer(config, section, known)
+    return None if described is None else partial(known[described.pop("name")], **described)
+
+
+def describe_layer(
+    config: ConfigDict, section: str, known: Mapping[str, type | None]
+) -> dict[str, Any] | None:
+    """Returns name and fields of the layer of `config.<section>`; None for no layer.
 
     Raises:
         UserError: if the name or a field does not exist.
@@ -182,7 +178,7 @@ def make_layer(
             raise UserError(
                 f"--config.{section}.{field}: {name} has no such field{suggest_nearest(field, names)}"
             )
-    return partial(known[name], **fields)
+    return {"name": name, **fields}
 
 
 def apply_in_training(

@@ -23,12 +23,16 @@ from experiments.tasks.backbone import (
     NETWORK_SECTIONS,
     NETWORKS,
     apply_in_training,
+    describe_layer,
+    describe_network,
     make_layer,
     make_network,
 )
 from experiments.tasks.classifier import draw_classifier, inspect_classifier
 from experiments.tasks.metrics import add_sums, compute_means, sum_classification
 from experiments.tasks.mixing import mix_examples, smooth_classes
+from experiments.tasks.ranking import compute_ranking
+from experiments.tasks.sound_evaluation import write_sound_evaluation
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
 SERIES_NETWORKS = {"net1": models.Net1, "net2": models.Net2}
@@ -51,13 +55,24 @@ class Classification(Task):
             raise UserError(
                 f"--config.model.network={network}: choose one of {', '.join(choices)}."
             )
-        return SERIES_NETWORKS[network](
-            num_classes=num_classes,
-            conv=make_layer(self.config, "conv", CONVS),
-            dropout=self.config.model.dropout,
-            dtype=jnp.dtype(self.config.dtype),
+        described = self.describe_model(num_classes, spatial_axes)
+        del described["name"]
+        conv, dtype = make_layer(self.config, "conv", CONVS), jnp.dtype(self.config.dtype)
+        return SERIES_NETWORKS[network](**described | {"conv": conv, "dtype": dtype})
+
+    def describe_model(self, num_classes: int, spatial_axes: int) -> dict[str, Any]:
+        """Returns the arguments of `dyn.models.create_model` for the network."""
+        network = self.config.model.network
+        if network in NETWORKS:
+            return describe_network(self.config, num_classes, spatial_axes)
+        return {
+            "name": network,
+            "num_classes": num_classes,
+            "conv": describe_layer(self.config, "conv", CONVS),
+            "dropout": self.config.model.dropout,
+            "dtype": self.config.dtype,
             **self.config.series,
-        )
+        }
 
     def compute_loss(
         self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
@@ -71,20 +86,35 @@ class Classification(Task):
         targets = smooth_classes(batch["label"], model.num_classes, mixing.label_smoothing)
         inputs, targets = mix_examples(mixing, batch["inputs"], targets, mixing_rng)
         logits, changed = apply_in_training(model, variables, inputs, dropout_rng, head_only)
-        loss = optax.losses.softmax_cross_entropy(logits, targets).mean()
+        focal = self.config.audio.get("focal", 0.0) if self.is_audio else 0.0
+        loss = compute_cross_entropy(logits, targets, focal)
         accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))
         return loss, ({"loss": loss, "accuracy": accuracy}, changed)
 
     def compute_metrics(
         self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
     ) -> dict[str, float]:
-        """Returns loss, accuracies, and precision, recall and F1; see `metrics.compute_means`."""
-        return compute_means(add_sums(sums))
+        """Returns loss, accuracies, and precision, recall and F1; see `metrics.compute_means`.
+
+        For recordings also the means of average precision and area under the ROC curve; see `ranking`.
+        """
+        if not self.is_audio:
+            return compute_means(add_sums(sums))
+        batches = list(sums)
+        each = ("logits", "labels", "mask")
+        summed = [{k: v for k, v in batch.items() if k not in each} for batch in batches]
+        logits, labels, mask = (np.concatenate([b[name] for b in batches]) for name in each)
+        probabilities = softmax(logits[mask > 0].astype(np.float64), axis=-1)
+        ranking = compute_ranking(labels[mask > 0], probabilities, dataset.classes)
+        return {**compute_means(add_sums(summed)), "map": ranking["map"], "auroc": ranking["auroc"]}
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
-        """Returns the summed loss of a batch and its per-class counts."""
+        """Returns the summed loss of a batch and its per-class counts; for recordings its logits, too."""
         logits = model.apply(variables, batch["inputs"], train=False).astype(jnp.float32)
-        return sum_classification(logits, batch["label"], batch["mask"])
+        sums = sum_classification(logits, batch["label"], batch["mask"])
+        if self.is_audio:
+            sums |= {"logits": logits, "labels": batch["label"], "mask": batch["mask"]}
+        return sums
 
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:
         """Returns labels, logits and mixtures; see `inspect_classifier`."""
@@ -119,6 +149,9 @@ class Classification(Task):
             workdir / "figures" / "predictions.png",
         )
         draw_classifier(results, probabilities, transform)
+        if results.validation:
+            scores = softmax(results.validation["logits"], axis=-1)
+            write_sound_evaluation(results, probabilities, scores, self.config.audio.precision)
         save_maps(
             workdir / "maps.npz",
             results.model,
@@ -128,3 +161,28 @@ class Classification(Task):
             classes,
             mixtures,
         )
+
+    @property
+    def needs_validation(self) -> bool:
+        """True for recordings, for whose classes thresholds are chosen."""
+        return self.is_audio
+
+
+def compute_cross_entropy(logits: Array, targets: Array, focal: float = 0.0) -> Array:
+    """Returns the mean over a batch of -sum_c t_c (1 - p_c)^focal log p_c with p = softmax(logits).
+
+    Args:
+        logits, targets: `[B, C]`.
+        focal: 0 for the cross-entropy; above 0 it is the focal loss of Lin et al. (ICCV 2017), to which
+            examples that are right already add little.
+
+    Example:
+        >>> logits, targets = jnp.zeros((1, 4)), jnp.array([[1.0, 0.0, 0.0, 0.0]])
+        >>> [round(float(compute_cross_entropy(logits, targets, focal)), 4) for focal in (0.0, 2.0)]
+        [1.3863, 0.7798]
+    """
+    if not focal:
+        return optax.losses.softmax_cross_entropy(logits, targets).mean()
+    logs = jax.nn.log_softmax(logits)
+    rest = jnp.maximum(1 - jnp.exp(logs), jnp.finfo(logits.dtype).eps)
+    return -jnp.sum(targets * rest**focal * logs, axis=-1).mean()

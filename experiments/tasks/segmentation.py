@@ -1,7 +1,6 @@
 """Segmentation: a class per pixel, by FCN or DeepLabV3+ over a residual network."""
 
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dyn import models
 from experiments.configs.shared.layers import HEADS
 from experiments.core.errors import UserError
 from experiments.data import Dataset, Example, mask_transforms
@@ -19,9 +19,8 @@ from experiments.runs.artifacts import save_samples
 from experiments.tasks.backbone import (
     NETWORK_SECTIONS,
     apply_in_training,
-    build_with_conv,
-    make_backbone,
-    make_layer,
+    describe_backbone,
+    describe_layer,
 )
 from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Transform, Variables
@@ -42,21 +41,16 @@ class Segmentation(Task):
                 "stages can dilate instead of striding."
             )
         model = self.config.model
-        head = make_layer(self.config, "head", HEADS)
-        features = partial(
-            make_backbone(self.config), num_classes=None, output_stride=model.output_stride
+        backbone = describe_backbone(self.config)
+        head = describe_layer(self.config, "head", HEADS) or {}
+        return models.create_model(
+            head.pop("name"),
+            **head,
+            num_classes=num_classes,
+            backbone={**backbone, "output_stride": model.output_stride},
+            dropout=model.dropout,
+            dtype=self.config.dtype,
         )
-
-        def build(conv: Callable[..., nn.Module]) -> nn.Module:
-            shortcut = conv if model.shortcut == "conv" else None
-            return head(
-                num_classes=num_classes,
-                backbone=partial(features, conv=conv, shortcut=shortcut),
-                dropout=model.dropout,
-                dtype=jnp.dtype(self.config.dtype),
-            )
-
-        return build_with_conv(self.config, build, spatial_axes)
 
     def make_transform(self, train: bool) -> Transform:
         """Returns the function that prepares a picture and its mask for the network."""

@@ -17,10 +17,16 @@ import optax
 from scipy.special import expit
 
 from experiments.data import Dataset
-from experiments.tasks.backbone import NETWORK_SECTIONS, apply_in_training, make_network
+from experiments.tasks.backbone import (
+    NETWORK_SECTIONS,
+    apply_in_training,
+    describe_network,
+    make_network,
+)
 from experiments.tasks.classification import Classification
 from experiments.tasks.classifier import draw_classifier, inspect_classifier
 from experiments.tasks.mixing import mix_examples
+from experiments.tasks.sound_evaluation import write_sound_evaluation
 from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
 
@@ -36,6 +42,10 @@ class Tagging(Task):
         """Returns a network with a logit for each class."""
         return make_network(self.config, num_classes, spatial_axes)
 
+    def describe_model(self, num_classes: int, spatial_axes: int) -> dict[str, Any]:
+        """Returns the arguments of `dyn.models.create_model` for the network."""
+        return describe_network(self.config, num_classes, spatial_axes)
+
     def compute_loss(
         self, model: nn.Module, variables: Variables, batch: Batch, rng: Array, head_only: bool
     ) -> Loss:
@@ -46,7 +56,8 @@ class Tagging(Task):
         targets = targets * (1 - smoothing) + smoothing / 2
         inputs, targets = mix_examples(self.config.mixing, batch["inputs"], targets, draw)
         logits, changed = apply_in_training(model, variables, inputs, drop, head_only)
-        value = compute_masked_cross_entropy(logits, targets, self.config.tagging.norm)
+        focal = self.config.audio.get("focal", 0.0) if self.is_audio else 0.0
+        value = compute_masked_cross_entropy(logits, targets, self.config.tagging.norm, focal)
         return value, ({"loss": value}, changed)
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
@@ -85,6 +96,14 @@ class Tagging(Task):
         """Draws mistakes, curves and attention, and writes the metrics of each class."""
         probabilities, transform = expit(results.inspected["logits"]), self.make_transform(False)
         draw_classifier(results, probabilities, transform, self.config.tagging.threshold)
+        if results.validation:
+            scores = expit(results.validation["logits"])
+            write_sound_evaluation(results, probabilities, scores, self.config.audio.precision)
+
+    @property
+    def needs_validation(self) -> bool:
+        """True for recordings, for whose classes thresholds are chosen."""
+        return self.is_audio
 
 
 def make_targets(labels: Array, num_classes: int) -> Array:
@@ -92,16 +111,26 @@ def make_targets(labels: Array, num_classes: int) -> Array:
     return labels if labels.ndim > 1 else jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
-def compute_masked_cross_entropy(logits: Array, targets: Array, norm: str = "all") -> Array:
+def compute_masked_cross_entropy(
+    logits: Array, targets: Array, norm: str = "all", focal: float = 0.0
+) -> Array:
     """Returns the binary cross-entropy of the known targets, from logits.
 
-        mean over all entries of m (max(z, 0) - z t + log(1 + exp(-|z|))),    m = 1 if t is known, else 0
+        mean over all entries of m |t - sigmoid(z)|^focal (max(z, 0) - z t + log(1 + exp(-|z|))),
+        m = 1 if t is known, else 0
+
+    With an exponent above 0 it is the focal loss, to which entries that are right already add little.
 
     Args:
         logits: z, `[B, C]`.
         targets: t, `[B, C]`, from 0 to 1, NaN where unknown: such an entry adds nothing and has no gradient.
         norm: 'all' for the mean over all entries, so that an example has more weight the more of its labels
             are known; 'known' for the mean over the known ones.
+        focal: the exponent. For targets of 0 and 1 the factor is (1 - p)^focal, p the probability of the
+            target.
+
+    Source of the focal loss: Lin, Goyal, Girshick, He, Dollar: Focal Loss for Dense Object Detection, ICCV
+    2017.
 
     Example:
         >>> import jax.numpy as jnp
@@ -112,9 +141,17 @@ def compute_masked_cross_entropy(logits: Array, targets: Array, norm: str = "all
     """
     known = ~jnp.isnan(targets)
     zeros = jnp.zeros_like(logits)
-    losses = optax.losses.sigmoid_binary_cross_entropy(logits, jnp.where(known, targets, zeros))
+    known_targets = jnp.where(known, targets, zeros)
+    losses = optax.losses.sigmoid_binary_cross_entropy(logits, known_targets)
+    if focal:
+        losses *= _raise_distance(known_targets - jax.nn.sigmoid(logits), focal)
     total = jnp.sum(jnp.where(known, losses, zeros))
     if norm == "all":
         return total / logits.size
     # All labels of a batch may be unknown.
     return total / jnp.maximum(jnp.sum(known, dtype=jnp.float32), 1.0)
+
+
+def _raise_distance(difference: Array, exponent: float) -> Array:
+    # The smallest distances are cut off: roots have no finite gradient at 0.
+    return jnp.maximum(jnp.abs(difference), jnp.finfo(difference.dtype).eps) ** exponent

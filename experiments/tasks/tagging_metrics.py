@@ -11,6 +11,7 @@ import numpy as np
 from experiments.figures.pr_curves import PRCurve
 from experiments.tasks.metrics import compute_precision_recall_f1
 from experiments.tasks.per_class import compute_pr_curve, find_best_threshold, split_by_class
+from experiments.tasks.ranking import compute_ranking
 
 Part = tuple[np.ndarray, np.ndarray]  # truth and scores of the examples with a known label
 
@@ -36,11 +37,12 @@ def compute_scores(
     Labels with a probability that reaches the threshold are predicted; NaN counts as 0.
 
     Returns:
-        `map`, the mean AP of the classes; `total_ap`, that of all entries together. `precision`, `recall` and
-        `f1` at the threshold, means over the classes; `total_precision` and `total_recall`, of all entries
-        together. `at_best_f1`, all five at the thresholds with the highest F1 (one per class, or one for
-        all), which are chosen on these very examples: upper bounds. `ap`, of each class, None for one without
-        examples: such a class is in no mean. Means of no class are 0.
+        `map`, the mean AP of the classes; `total_ap`, that of all entries together. `auroc`, the mean area
+        under the ROC curve of the classes with both kinds of examples. `precision`, `recall` and `f1` at the
+        threshold, means over the classes; `total_precision` and `total_recall`, of all entries together.
+        `at_best_f1`, all five at the thresholds with the highest F1 (one per class, or one for all), which
+        are chosen on these very examples: upper bounds. `ap`, of each class, None for one without examples:
+        such a class is in no mean. Means of no class are 0.
     """
     labels = np.asarray(labels, np.float64)
     probabilities = np.nan_to_num(np.asarray(probabilities, np.float64))
@@ -58,6 +60,7 @@ def compute_scores(
             **_score_at([_choose_threshold(curve) for curve in curves], parts),
             **_score_pooled(_choose_threshold(pooled_curve), pooled),
         },
+        "auroc": compute_ranking(labels, probabilities, classes)["auroc"],
         "ap": {
             name: curve.average_precision if curve else None
             for name, curve in zip(classes, curves, strict=True)

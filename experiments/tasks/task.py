@@ -33,6 +33,7 @@ class Results:
         seed: decides which examples are shown.
         metrics: of the split: during training validation, in the end test.
         inspected: what `Task.inspect_batch` returned for all test examples, without padding.
+        validation: the same of the validation split, for a task that `needs_validation`.
     """
 
     model: nn.Module
@@ -42,6 +43,7 @@ class Results:
     seed: int
     metrics: Mapping[str, Any]
     inspected: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    validation: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Task(Protocol):
@@ -143,6 +145,11 @@ class Task(Protocol):
         """Returns the final prediction for one transformed example; by default its row of `predict`."""
         del example
         return prediction
+
+    @property
+    def needs_validation(self) -> bool:
+        """True if `draw_figures` also looks at the validation split; by default it does not."""
+        return False
 
     def reference_metrics(self, dataset: Dataset) -> dict[str, float]:
         """Returns test metrics of a trivial model to compare with; by default none."""

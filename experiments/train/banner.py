@@ -92,6 +92,8 @@ def describe_network(config: ConfigDict) -> str:
             network = (
                 f"{MOBILE_NAMES[name]}, {config.model.width / 64:g} times as wide as published"
             )
+            if most := config.model.get("max_blocks"):
+                network += f", blocks of a stage: {most}"
         case series:
             return f"{series}, {config.series.features} features"
     if config.task != "segmentation" and config.model.hidden:

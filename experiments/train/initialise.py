@@ -54,6 +54,7 @@ _FITTING = {
     "--config.conv.num_kernels",
     "efficientnet_lite0": "--config.model.network=efficientnet_lite0",
     "convnext": "dyn.models.ConvNeXt in Python, and no config",
+    "faster_rcnn": "dyn.models.FasterRCNN or MaskRCNN in Python, and no config",
     "kernel_warehouse": "--config.conv.name=warehouse with their .cell_ratio, .in_ratio and .out_ratio and "
     ".attention_norm=batch, and --config.model.shortcut=conv, in a ResNet of --config.model.depth=18, with "
     ".stem=imagenet; others dyn.models.KERNEL_WAREHOUSE in Python",

@@ -437,6 +437,9 @@ def test_best_checkpoint(run: TrainingRun, step_seconds: float | None) -> dict[s
     )
     metrics = evaluate(run, best.eval_variables, "test") | task.reference_metrics(run.dataset)
     inspected = inspect_examples(run, best.eval_variables, "test")
+    validation = {}
+    if task.needs_validation:
+        validation = inspect_examples(run, best.eval_variables, "validation")
     variables = program.replicate(best.eval_variables)
     summary = make_summary(run, metrics, sha256, step_seconds)
     if run.log:
@@ -445,7 +448,9 @@ def test_best_checkpoint(run: TrainingRun, step_seconds: float | None) -> dict[s
         draw_training_curves(run.log.rows(), workdir / "figures" / "curves.png")
         seed = run.config.seed
         task.draw_figures(
-            Results(program.model, variables, run.dataset, workdir, seed, metrics, inspected)
+            Results(
+                program.model, variables, run.dataset, workdir, seed, metrics, inspected, validation
+            )
         )
         result = describe_result(summary, workdir)
         title = f"{run.config.name} on {run.dataset.name}, seed {seed}"

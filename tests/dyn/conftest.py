@@ -1,3 +1,8 @@
-"""Excludes a file from doctests."""
+"""Excludes files from doctests."""
 
-collect_ignore = ["torch_references.py"]  # needs torch, and is run by hand
+# These need torch, and are run by hand.
+collect_ignore = [
+    "torch_references.py",
+    "torch_references_kernels.py",
+    "torch_references_mobile.py",
+]

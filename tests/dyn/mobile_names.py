@@ -1,7 +1,5 @@
 """The names and shapes of published files of networks of inverted residual blocks, and the networks."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,9 +7,7 @@ from layer_cases import init_shapes
 
 from dyn.interop import from_torch
 from dyn.interop.torch_weights import detect_source, num_classes
-from dyn.layers import DCDConv, DCDDense, ODConv
-from dyn.models import DyMN, EfficientNetB0, EfficientNetLite0, MobileNetV2, MobileNetV3
-from dyn.models.efficientnet import TENSORFLOW, make_condconv_fields
+from dyn.models import create_model
 
 NORM = ("weight", "bias", "running_mean", "running_var")
 # The blocks of the authors' networks: input features, expansion, features, kernel, stride.
@@ -227,40 +223,23 @@ def block_input(number):
     return MOBILENET_V3[number - 1][2] if number else 16
 
 
-def odconv(kernels):
-    conv = partial(ODConv, num_kernels=kernels, attention_norm="batch")
-    return MobileNetV2(num_classes=1000, conv=conv, depthwise=conv)
-
-
 FILES = {
-    "efficientnet_lite0": (list_lite0(), EfficientNetLite0(num_classes=1000), 296),
-    "efficientnet": (list_timm(), EfficientNetB0(num_classes=1000), None),
-    "efficientnet, 4 experts": (
-        list_timm(4),
-        EfficientNetB0(num_classes=1000, **make_condconv_fields(4), **TENSORFLOW),
-        None,
-    ),
-    "odconv_mobilenet_v2, K = 1": (list_odconv(1), odconv(1), 824),
-    "odconv_mobilenet_v2, K = 4": (list_odconv(4), odconv(4), 926),
-    "mobilenet_v3": (list_mobilenet_v3(), MobileNetV3(num_classes=1000), None),
-    "dymn": (list_dymn(), DyMN(num_classes=527), 578),
-    "dymn, replace_se": (list_dymn(True), DyMN(num_classes=527, dynamic_blocks="replace_se"), None),
-    "dcd_mobilenet_v2": (
-        list_dcd(),
-        MobileNetV2(
-            num_classes=1000,
-            conv=partial(DCDConv, pool=None, reduction=1 / 16),
-            dense=DCDDense,
-            dynamic_stages=range(2, 8),
-        ),
-        None,
-    ),
+    "efficientnet_lite0": (list_lite0(), "efficientnet_lite0", 296),
+    "efficientnet": (list_timm(), "efficientnet_b0", None),
+    "efficientnet, 4 experts": (list_timm(4), "tf_efficientnet_cc_b0_4e", None),
+    "odconv_mobilenet_v2, K = 1": (list_odconv(1), "mobilenet_v2_odconv1x", 824),
+    "odconv_mobilenet_v2, K = 4": (list_odconv(4), "mobilenet_v2_odconv4x", 926),
+    "mobilenet_v3": (list_mobilenet_v3(), "mobilenet_v3_large", None),
+    "dymn": (list_dymn(), "dymn10_as", 578),
+    "dymn, replace_se": (list_dymn(True), "dymn10_replace_se_as", None),
+    "dcd_mobilenet_v2": (list_dcd(), "mobilenet_v2_dcd", None),
 }
 
 
 def assert_every_name_has_its_place(name):
     """Asserts that weights with the names and shapes of a published file fill the network."""
-    shapes, net, number = FILES[name]
+    shapes, network, number = FILES[name]
+    net = create_model(network)
     assert number in (None, len(shapes))
     constants = {"lambdas": (1, 1, 0.5, 0.5), "init_v": (1, 0, 0, 0)}
     weights = {

@@ -190,15 +190,15 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-    def __init__(self, sizes, conv=plain, wide=False, squeeze=False, decomposed=False):
+    def __init__(self, sizes, conv=plain, wide=False, squeeze=False, decomposed=False, width=WIDTH):
         super().__init__()
-        self.conv1 = nn.Conv2d(3, WIDTH, 7, 2, 3, bias=False)
-        self.bn1 = nn.BatchNorm2d(WIDTH)
-        inputs = WIDTH
+        self.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        inputs = width
         for stage, blocks in enumerate(sizes):
             layers = []
             for number in range(blocks):
-                features, stride = WIDTH * 2**stage, 2 if stage and not number else 1
+                features, stride = width * 2**stage, 2 if stage and not number else 1
                 layers.append(Block(inputs, features, stride, conv, wide, squeeze))
                 inputs = 4 * features if wide else features
             self.add_module(f"layer{stage + 1}", nn.Sequential(*layers))

@@ -7,43 +7,11 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-import flax.linen as nn
+from dyn import models
 
-from dyn import layers, models
-
-CONVS = {
-    "conv": layers.Conv,
-    "condconv": layers.CondConv,
-    "dcd": layers.DCDConv,
-    "ddf": layers.DecoupledDynamicFilter,
-    "deformable": layers.DeformableConv,
-    "dyconv": layers.DynamicConv,
-    "fdconv": layers.FDConv,
-    "fdy": layers.FrequencyDynamicConv,
-    "gated": layers.GatedConv,
-    "involution": layers.Involution,
-    "odconv": layers.ODConv,
-    "pixel": layers.PixelDynamicConv,
-    "rotated": layers.RotatedConv,
-    "selective": layers.SelectiveKernel,
-    "sequence_dynamic": layers.SequenceDynamicConv,
-    "spectral_norm": layers.SpectralNormConv,
-    "warehouse": layers.WarehouseConv,
-}
-ATTENTIONS = {
-    "none": None,
-    "squeeze_excite": layers.SqueezeExcite,
-    "cbam": layers.CBAM,
-    "coordinate": layers.CoordinateAttention,
-    "efficient_channel": layers.EfficientChannelAttention,
-}
-CLASSIFIERS = {
-    "dense": nn.Dense,
-    "condconv": layers.CondDense,
-    "dcd": layers.DCDDense,
-    "dyconv": layers.DynamicDense,
-    "warehouse": layers.WarehouseDense,
-}
+CONVS = models.CONVOLUTIONS
+ATTENTIONS = {"none": None, **models.ATTENTIONS}
+CLASSIFIERS = models.CLASSIFIERS
 HEADS = {"fcn": models.FCN, "deeplabv3plus": models.DeepLabV3Plus}
 
 # The layers of each section that holds the name of one. Its other settings are fields of the layer.

@@ -70,7 +70,7 @@ STRONG: dict[str, Any] = {
 # A run of seconds, most of them compilation.
 SMOKE: dict[str, Any] = {
     "data": {"limit": 64},
-    "model": {"depth": 6, "width": 8},
+    "model": {"depth": 6, "max_blocks": 1, "width": 8},
     "batch_size": 16,
     "epochs": 2,
     "log_every": 1,

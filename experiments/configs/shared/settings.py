@@ -115,8 +115,10 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "label_pattern": Setting(
             "", meaning="its first group is a path's label; '' where the folder is"
         ),
-        "annotations": Setting("", meaning="a CSV; '' for Raven's tables, where there are any"),
-        "label_column": Setting("", meaning="of Raven's tables and the CSV; '' for the usual ones"),
+        "annotations": Setting(
+            "", meaning="tables, or a folder of them; '' for those beside the recordings"
+        ),
+        "label_column": Setting("", meaning="of the tables; '' for the usual ones"),
         "no_class": Setting(("noise", "background", "silence", "other")),
         "min_overlap": Setting(
             0.25, "[0, inf)", meaning="seconds of an annotation that label a window"
@@ -124,6 +126,16 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "min_fraction": Setting(0.5, "(0, 1]", meaning="or this share of the annotation"),
         "exhaustive": Setting(
             False, meaning="whether labels=multi takes what is not annotated as absent"
+        ),
+        # Of classifiers only.
+        "precision": Setting(
+            0.9, "(0, 1]", meaning="of the thresholds in thresholds.csv, on validation"
+        ),
+        "upsample": Setting(
+            0.0, "[0, 1]", meaning="repeats rare classes up to this share of the most frequent one"
+        ),
+        "focal": Setting(
+            0.0, "[0, 10]", meaning="exponent of the focal loss; 0 for the cross-entropy"
         ),
         "group_pattern": Setting("", meaning="recordings with the same first group share a split"),
         "splits": Setting("", meaning="a CSV with the columns file and split, instead of shares"),
@@ -150,6 +162,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         # net1 and net2 are for series.
         "network": Setting("resnet", ("resnet", "vgg16", *MOBILE_NETWORKS, *SERIES_NETWORKS)),
         "depth": Setting(18, (6, 10, 18, 34, 50), meaning="of a ResNet"),
+        "max_blocks": Setting(0, "[0, 64]", meaning="most blocks of a stage; 0 for all"),
         "width": Setting(64, "[1, 65536]", meaning="64 is each network as published"),
         "stem": Setting("imagenet", ("imagenet", "small")),
         "dropout": Setting(0.2, "[0, 1)"),
@@ -346,6 +359,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
     series_network = kind.network in SERIES_NETWORKS and kind.task == "classification"
     labelled = kind.task in ("classification", "tagging", "segmentation")
     head_of_classes = labelled and not pixels and not series_network
+    of_sounds = sound and kind.task in ("classification", "tagging")
     return {
         # the data
         "data.variant": kind.data in ("ucr", "tfds", "audio"),
@@ -355,6 +369,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "data.folds": not sound,
         "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder"),
         "audio": sound,
+        **{f"audio.{name}": of_sounds for name in ("precision", "upsample", "focal")},
         "spectrogram": sound,
         "image_size": not sound and not series,
         "normalise": not series,
@@ -369,6 +384,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         # the network
         "model": labelled,
         "model.depth": resnet,
+        "model.max_blocks": kind.network in MOBILE_NETWORKS,
         "model.width": not series_network,
         "model.stem": not series_network,
         "model.hidden": head_of_classes,

@@ -187,6 +187,8 @@ def name_authors_arrays(variables, plan, name_layer):
             module = name_layer(layer)
             dynamic = layer == "head" and f"{layer}/attention/cell/kernel" in flat
             module += ".conv" if dynamic else ""
+            if module == "classifier.1":
+                module = "classifier"  # without a layer of dropout before it
             name = heads[inner.strip("/")] if inner.strip("/") else ""
             if "/attention" in path:
                 module += ".attention" + ("." + name if name else "")
@@ -199,6 +201,7 @@ def name_authors_arrays(variables, plan, name_layer):
                 leaf = "basis_bias"
             if re.fullmatch(r"stage\d_block\d/scale", path):
                 leaf = "gamma"
+                value = value.reshape(1, -1, 1, 1) if plan else value
             weights[f"{module}.{leaf}"] = value
     return weights
 

@@ -177,6 +177,16 @@ def test_budget_of_a_whole_network_is_over_all_its_gates():
     np.testing.assert_allclose(density_loss(gates, 0.5), (6 / 24 - 0.5) ** 2)
 
 
+def test_an_empty_batch_has_no_density_loss():
+    empty = {"a": jnp.ones((0, 3))}
+    value, gradient = jax.value_and_grad(density_loss)(empty, 0.5)
+    assert value == 0.0 and gradient["a"].shape == (0, 3)
+    layer = GatedConv(4, (3,), density=0.5)
+    variables = layer.init(jax.random.key(0), jnp.ones((2, 5, 4)))
+    _, state = layer.apply(variables, jnp.ones((0, 5, 4)), mutable=["losses"])
+    assert state["losses"]["attention"]["density"][0] == 0.0
+
+
 def test_report():
     gates = np.ones((4, 2, 2))
     gates[:, 0, 1] = 0

@@ -10,22 +10,20 @@ from layer_cases import assert_learns, filled, init_shapes, random_input, shapes
 from dyn.diagnostics import count_parameters
 from dyn.layers import DecoupledDynamicFilter
 from dyn.models import (
-    Bottleneck,
     RedNet,
     RedNet26,
     RedNet38,
     RedNet50,
     RedNet101,
     RedNet152,
-    ResNet,
     ResNet50,
+    ResNet101,
 )
 from dyn.models.backbone import convolve_spatially
 
 LARGE = pytest.mark.matrix
 FILTERS = {"conv": convolve_spatially(DecoupledDynamicFilter)}
 ADDED = {"conv": convolve_spatially(partial(DecoupledDynamicFilter, combine="add"))}
-ResNet101 = partial(ResNet, stage_sizes=(3, 4, 23, 3), block=Bottleneck)
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ def test_raven_tables_of_a_recording(table, tmp_path):
     table("ab.txt", HEADER, row)
     table("d.txt", ["recorded by the river"])
     found = {
-        name: [path.name for path in annotations.find_raven_tables(tmp_path / name)]
+        name: [path.name for path in annotations.find_own_tables(tmp_path / name)]
         for name in ("a.wav", "[b] 1.WAV", "d.wav", "e.wav")
     }
     assert found["a.wav"] == [

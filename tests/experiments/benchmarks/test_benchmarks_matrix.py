@@ -1,18 +1,15 @@
 """The other benchmarks, and each synthetic data set."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 
-from dyn.models.resnet import BasicBlock, ResNet
 from experiments.benchmarks import input, lowerings, synthetic
 from experiments.configs import base
 from experiments.tasks import backbone, make_task
 
 pytestmark = pytest.mark.matrix
 
-TINY = partial(ResNet, stage_sizes=(1,), block=BasicBlock)
+TINY = {"name": "resnet18", "stage_sizes": (1,)}
 
 
 def test_lowerings_and_fitted_prices(command, read_results):

@@ -152,6 +152,7 @@ def test_help_lists_the_settings_of_a_config(capsys):
 
     for words, says in {
         ("--help",): "--help together with --config=NAME",
+        ("-h",): "\n  odconv                  Omni-dimensional dynamic convolution",
         ("--config=odconv", "--help"): "--config.conv.reduction=0.0625",
         ("-h", "--config", "odconv:voc2012"): "--config.head.name=fcn",
     }.items():

@@ -49,6 +49,12 @@ def test_help(name):
     assert (code, err) == (0, "") and f"python -m experiments.{name}" in out
 
 
+def test_a_page_of_help_may_be_cut_by_its_reader():
+    line = f"{sys.executable} -m experiments.main --help | head -n 1"
+    done = subprocess.run(line, shell=True, cwd=ROOT, capture_output=True, text=True, timeout=180)
+    assert (done.stdout, done.stderr) == ("Trains one experiment, or continues it.\n", "")
+
+
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [

@@ -55,6 +55,26 @@ def test_a_file_that_is_not_there_is_answered(tmp_path, place, says):
         load_config_file(place.format(tmp_path))
 
 
+@pytest.mark.parametrize("place", ["odconv", "odconv.py", "experiments/configs/odconv.py"])
+def test_a_config_of_the_package_is_found_from_anywhere(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load_config_file(f"{place}:digits,smoke").name == "odconv"
+    file = tmp_path / place  # a file of one's own comes first
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("import ml_collections as c\ndef get_config():\n    return c.ConfigDict()\n")
+    if file.suffix:
+        assert "name" not in load_config_file(place)
+
+
+@pytest.mark.parametrize("place", ["odcon", "odcon.py", "experiments/configs/odcon.py"])
+def test_a_config_that_the_package_lacks_is_answered_in_the_words_of_the_user(
+    place, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"no config {place}; did you mean 'odconv'"):
+        load_config_file(place)
+
+
 def test_settings_are_found_by_their_path():
     config = ConfigDict({"epochs": 3, "optimizer": {"name": "adam", "clip": 0.0}})
     assert find_setting(config, "optimizer.clip") == 0.0

@@ -1,3 +1,6 @@
+import sys
+from types import SimpleNamespace
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -144,3 +147,34 @@ def test_values_are_short(value, text):
 
 def test_time_is_short():
     assert [format_seconds(s) for s in (17.6, 725, 3723)] == ["0:18", "12:05", "1:02:03"]
+
+
+def test_a_notebook_gets_plain_text_and_a_line_that_is_rewritten(clock, capsys, monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, content, raw):
+            shown[-1] = content["text/plain"]
+
+    def display(content, raw, display_id):
+        shown.append(content["text/plain"])
+        return Handle()
+
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=display))
+    monkeypatch.setattr("rich.console._is_jupyter", lambda: True)
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Progress(40) as progress:
+        assert shown == ["step 0/40"]
+        for step in range(1, 41):
+            progress.update(step, loss=0.5)
+            clock.now += 0.5
+        progress.row(40, {"loss": 0.4}, "validation")
+    assert shown == ["step 40/40  2.0 steps/s  training loss 0.500  ETA 0:00"]
+    print_facts("A run", [("data", "digits")])
+    assert capsys.readouterr().out.splitlines() == [
+        "validation",
+        "step     loss",
+        "  40   0.4000",
+        "A run",
+        "  data  digits",
+    ]

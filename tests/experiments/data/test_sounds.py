@@ -85,6 +85,24 @@ def test_recordings_that_are_added_move_no_others(birds, opened, tmp_path):
     assert len(known.entries) == len(splits)
 
 
+def test_rare_classes_are_repeated_in_training(birds, opened, tmp_path):
+    root = shutil.copytree(birds, tmp_path / "few")
+    for number in (0, 1, 2):
+        (root / "riser" / f"riser-00{number}.wav").unlink(missing_ok=True)
+    before, after = opened(root), opened(root, upsample=1.0)
+
+    def count(dataset, split):
+        source = dataset.splits[split]
+        return np.bincount([source[index]["label"] for index in range(len(source))])
+
+    rare, frequent = sorted(count(before, "train"))
+    assert rare < frequent and count(after, "train").tolist() == [frequent, frequent]
+    assert count(after, "test").tolist() == count(before, "test").tolist()
+    assert set(names_of(after.splits["train"])) == set(names_of(before.splits["train"]))
+    assert any("repeated" in note for note in after.notes)
+    compute_fingerprint(after)
+
+
 def test_copied_recordings_are_noticed(birds, opened, tmp_path):
     for number, name in enumerate(["a", "b", "c", "d"]):
         for kind in ("faller", "riser"):

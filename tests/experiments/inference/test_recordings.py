@@ -310,6 +310,7 @@ def test_windows_before_the_break_of_a_recording_are_kept(trained, field, tmp_pa
         ({"hop": -1.0}, "--hop=-1.0"),
         ({"hop": float("inf")}, "--hop=inf"),
         ({"top": 3}, "--top is not for runs on recordings"),
+        ({"format": "raven,wav"}, "--format=wav"),
     ],
 )
 def test_mistakes_are_explained(trained, tmp_path, monkeypatch, options, message):

@@ -50,6 +50,14 @@ def test_a_backbone_shares_its_warehouses_by_stage():
     assert set(variables["params"]["backbone"]["conv"]) == {"stage1", "stage2"}
 
 
+def test_a_smoke_run_has_one_block_in_each_stage():
+    config = importlib.import_module("experiments.configs.dymn").get_config("smoke")
+    params = variables_of(config)[1]["params"]
+    blocks = {name for name in params if name.startswith("stage")}
+    assert blocks == {f"stage{n}_block1" for n in range(1, 7)}
+    assert describe_network(config).endswith("published, blocks of a stage: 1")
+
+
 def test_a_width_of_64_is_as_published():
     config = config_of("mobilenet_v2", "folder")
     assert count_config_parameters(config) == 3_504_872 - 990 * 1281

@@ -1,0 +1,121 @@
+"""Training samples of a detector: which anchors and proposals belong to which object, and a random choice."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Array = jax.Array
+
+POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
+
+
+class Matches(NamedTuple):
+    """The object of each box.
+
+    Attributes:
+        objects: int32 `[..., N]`, the number of the object with the largest IoU.
+        kinds: int32 `[..., N]`: `POSITIVE`, `NEGATIVE` (background) or `IGNORED`.
+    """
+
+    objects: Array
+    kinds: Array
+
+
+def match_boxes(
+    iou: Array, exists: Array, positive: float, negative: float, *, restore: bool = False
+) -> Matches:
+    """Matches boxes with objects by their overlap.
+
+    A box belongs to the object with the largest IoU, the first of equals. It is positive if that is at
+    least `positive`, negative if it is less than `negative`, and ignored otherwise.
+
+    Args:
+        iou: `[..., G, N]` of G objects and N boxes.
+        exists: bool `[..., G]`, false for objects that only fill the array.
+        positive, negative: the thresholds.
+        restore: whether the boxes with the largest IoU of each object are positive too, all of them if
+            several are equal. Each keeps the object with its own largest IoU, which may be another.
+
+    Source:
+        torchvision's `Matcher`. Unlike there, an object that touches no box makes none positive.
+    """
+    iou = jnp.where(exists[..., None], iou, -1)
+    best = jnp.max(iou, axis=-2)
+    kinds = jnp.where(best < negative, NEGATIVE, IGNORED)
+    is_positive = best >= positive
+    if restore:
+        largest = jnp.max(iou, axis=-1, keepdims=True)
+        is_positive |= jnp.any((iou == largest) & (largest > 0), axis=-2)
+    kinds = jnp.where(is_positive, POSITIVE, kinds)
+    return Matches(jnp.argmax(iou, axis=-2).astype(jnp.int32), kinds.astype(jnp.int32))
+
+
+def sample_kinds(key: Array, kinds: Array, number: int, share: float) -> tuple[Array, Array]:
+    """Chooses boxes at random: at most `number`, of which at most `share` are positive.
+
+    Negative ones fill up what positive ones leave.
+
+    Args:
+        key: a random key.
+        kinds: `[..., N]` of `Matches`.
+        number: number of boxes.
+        share: largest share of positive ones.
+
+    Returns:
+        The chosen positive boxes and the chosen negative ones, bool `[..., N]` each.
+    """
+    numbers = jax.random.uniform(key, kinds.shape)
+    most = int(number * share)
+    positive = choose_at_random(numbers, kinds == POSITIVE, most, most)
+    left = number - jnp.sum(positive, axis=-1)
+    return positive, choose_at_random(numbers, kinds == NEGATIVE, number, left)
+
+
+def choose_at_random(numbers: Array, candidates: Array, most: int, count: Array | int) -> Array:
+    """Returns the candidates with the largest random numbers.
+
+    Args:
+        numbers: `[..., N]`, at least 0.
+        candidates: bool `[..., N]`.
+        most: largest number of chosen ones, the size of an array.
+        count: number of chosen ones, `[...]` or one for all, at most `most`.
+
+    Returns:
+        bool `[..., N]`.
+    """
+    most = min(most, numbers.shape[-1])
+    values, indices = lax.top_k(jnp.where(candidates, numbers, -1), most)
+    chosen = (values >= 0) & (jnp.arange(most) < jnp.asarray(count)[..., None])
+    empty = jnp.zeros(candidates.shape, bool)
+    return jnp.put_along_axis(empty, indices, chosen, axis=-1, inplace=False)
+
+
+def gather_chosen(positive: Array, negative: Array, number: int) -> tuple[Array, Array]:
+    """Returns the indices of chosen boxes, the positive ones first.
+
+    Args:
+        positive, negative: bool `[..., N]`.
+        number: number S of indices.
+
+    Returns:
+        Indices int32 `[..., S]`, and whether there is such a box, bool `[..., S]`.
+    """
+    order = 2 * positive.astype(jnp.int32) + negative.astype(jnp.int32)
+    number = min(number, order.shape[-1])
+    values, indices = lax.top_k(order, number)
+    return indices.astype(jnp.int32), values > 0
+
+
+def take(array: Array, indices: Array) -> Array:
+    """Returns `array[..., indices, :]` for each of the leading axes.
+
+    Args:
+        array: `[B, N, ...]`.
+        indices: `[B, S]`.
+
+    Returns:
+        `[B, S, ...]`.
+    """
+    return jax.vmap(lambda a, i: jnp.take(a, i, axis=0, mode="clip"))(array, indices)

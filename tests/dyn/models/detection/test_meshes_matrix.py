@@ -1,0 +1,41 @@
+"""Detectors on a mesh with explicit axes: a part of the batch on each device, and losses of all of it."""
+
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from detection_cases import TINY, TINY_CONDINST, FourStages, make_batch
+from jax.sharding import NamedSharding, PartitionSpec
+from layer_cases import filled
+
+from dyn.models import CondInst, MaskRCNN
+
+pytestmark = pytest.mark.matrix
+
+NETS = {
+    "mask_rcnn": MaskRCNN(4, FourStages, TINY),
+    "condinst": CondInst(4, FourStages, TINY_CONDINST),
+}
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_numbers_are_those_of_one_device(name):
+    net, (x, targets) = NETS[name], make_batch()
+    variables = filled(net, x, scale=0.1)
+
+    def compute(variables, x, targets):
+        rngs = {"sampling": jax.random.key(0)}
+        return net.apply(variables, x, targets, rngs=rngs), net.apply(variables, x)
+
+    expected = jax.jit(compute)(variables, x, targets)
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    with jax.set_mesh(mesh):
+        everywhere, split = (NamedSharding(mesh, PartitionSpec(*a)) for a in ((), ("data",)))
+        variables = jax.device_put(variables, everywhere)
+        batch = jax.device_put((x, targets), split)
+        losses, found = jax.jit(compute)(variables, *batch)
+    assert found.boxes.sharding.spec[0] == found.masks.sharding.spec[0] == "data"
+    jax.tree.map(
+        partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-3), (losses, found), expected
+    )
