@@ -102,8 +102,8 @@ def find_page(path: str, text: str) -> str | None:
         return path.removeprefix("experiments/")
     room = re.match(r"dyn/(\w+)(?:\.py|/)", path)
     if room and room[1] in list_rooms():
-        name = text.strip("`")
-        return f"reference/{room[1]}.md#dyn.{room[1]}" + (f".{name}" if name.isidentifier() else "")
+        name = f".{text.strip('`')}" if text.startswith("`") else ""
+        return f"reference/{room[1]}.md#dyn.{room[1]}{name}"
     return None
 
 

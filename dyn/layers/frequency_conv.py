@@ -213,8 +213,8 @@ class PartialFrequencyDynamicConv(ConvLayer):
         dynamic_share: share of the features of each branch, at least one feature for each feature group;
             the authors take 1/8 for one branch and 1/11 for each of eight.
         branches: the `dilations` of each branch, as in `FrequencyDynamicConv`.
-        num_kernels, axis, frequency_axis, reduction, min_squeeze, attention_norm, use_running_average,
-            lowering: see `FrequencyDynamicConv`.
+        num_kernels, axis, frequency_axis, reduction, min_squeeze: see `FrequencyDynamicConv`.
+        attention_norm, use_running_average, lowering: see there, too.
 
     Example:
         >>> import jax, jax.numpy as jnp
