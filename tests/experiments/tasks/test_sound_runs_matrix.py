@@ -1,0 +1,50 @@
+"""A classifier of recordings from training to marks: what the run leaves, and what is made of it."""
+
+import pytest
+from finished_runs import read_table
+from small_runs import change
+
+from experiments.audio import songs
+from experiments.configs import species_multilabel
+from experiments.inference.predict import predict
+from experiments.inference.segments import Options, cut_segments
+from experiments.load import load
+from experiments.train.loop import train
+
+pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("standard_promotion")]
+
+AUDIO = {
+    "sample_rate": 16_000, "seconds": 0.5, "hop": 0.5, "n_fft": 256, "win": 0, "step": 200, "bands": 16,
+    "height": 16, "width": 16, "colour": "grey", "focal": 2.0, "upsample": 1.0, "exhaustive": True,
+}  # fmt: skip
+
+
+def test_from_training_to_clips(tmp_path):
+    field = songs.write_mixed_songs(
+        tmp_path / "field", classes=2, recordings=8, seconds=3.0, rate=16_000
+    )
+    settings = {f"audio.{name}": value for name, value in AUDIO.items()}
+    settings |= {"data.source": str(field), "data.dir": str(tmp_path / "data"), "batch_size": 8}
+    settings |= {
+        "model.depth": 6,
+        "model.width": 4,
+        "model.hidden": 0,
+        "epochs": 2,
+        "data.variant": "",
+    }
+    run = tmp_path / "run"
+    summary = train(change(species_multilabel.get_config("audio"), settings), run)
+    assert 0 <= summary["test"]["auroc"] <= 1 and 0 <= summary["best"]["auroc"] <= 1
+    assert (run / "figures" / "calibration.png").exists()
+    classes = summary["classes"]
+    for name in ("thresholds.csv", "ranking.csv"):
+        assert [row["label"] for row in read_table(run / name)] == classes
+
+    model, heard = load(run), tmp_path / "heard"
+    predict(model, [str(field)], heard, threshold="precision")
+    limits = {row["label"]: float(row["threshold"]) for row in read_table(run / "thresholds.csv")}
+    rows = read_table(heard / "predictions.csv")
+    assert all(float(row["score"]) >= limits[row["label"]] - 1e-6 for row in rows)
+    predict(model, [str(field)], heard, threshold=0.0, overwrite=True, format="csv,raven")
+    clips, skipped = cut_segments(heard, tmp_path / "out", options=Options(per_class=3))
+    assert clips == 6 and not skipped
