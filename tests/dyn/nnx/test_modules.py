@@ -317,10 +317,11 @@ def test_orbax_keeps_the_state(tmp_path):
 
 WITHOUT = {"ReplacedLayers", "Warehouses"}  # they need a Linen network: see FromLinen
 BLOCKS = {"BasicBlock", "Bottleneck", "SelectiveBasicBlock", "SelectiveBottleneck"}
+DETECTORS = {"CondInst", "FasterRCNN", "FeaturePyramid", "MaskRCNN"}  # they take targets
 
 
 def test_every_layer_and_network_has_a_module():
-    for room, without in ((layers, WITHOUT), (models, BLOCKS)):
+    for room, without in ((layers, WITHOUT), (models, BLOCKS | DETECTORS)):
         for name in set(room.__all__) - without:
             linen = getattr(room, name)
             kind = linen.func if isinstance(linen, partial) else linen
