@@ -1,4 +1,4 @@
-"""Detectors on a mesh with explicit axes: each device has a part of the batch, the losses are those of all."""
+"""Detectors on a mesh with explicit axes: each device has a part of the batch, losses are of all."""
 
 from functools import partial
 
