@@ -116,7 +116,7 @@ def multilevel_roi_align(
     Example:
         >>> import jax.numpy as jnp
         >>> from dyn.ops import choose_levels, multilevel_roi_align
-        >>> pyramid = [jnp.full((1, 64 // s, 64 // s, 8), s) for s in (4.0, 8.0, 16.0, 32.0)]
+        >>> pyramid = [jnp.full((1, 64 // s, 64 // s, 8), float(s)) for s in (4, 8, 16, 32)]
         >>> boxes = jnp.array([[[0.0, 0.0, 8.0, 8.0], [0.0, 0.0, 60.0, 60.0]]])
         >>> levels = choose_levels(boxes, 4, canonical_size=28)
         >>> y = multilevel_roi_align(pyramid, boxes, 7, scales=(1/4, 1/8, 1/16, 1/32), levels=levels)

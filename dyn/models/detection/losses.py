@@ -130,7 +130,9 @@ def take_class(masks: Array, labels: Array) -> Array:
     return jnp.take_along_axis(masks, index, axis=-1)[..., 0]
 
 
-def crop_masks(masks: Array, objects: Array, boxes: Array, size: int) -> Array:
+def crop_masks(
+    masks: Array, objects: Array, boxes: Array, size: int, *, aligned: bool = False
+) -> Array:
     """Returns the part of an object's mask in each box: ROIAlign with as many points as pixels.
 
     Args:
@@ -138,12 +140,13 @@ def crop_masks(masks: Array, objects: Array, boxes: Array, size: int) -> Array:
         objects: int `[B, S]`, the number of each box's object.
         boxes: `[B, S, 4]`, within the picture.
         size: M.
+        aligned: whether the value of a pixel is at its centre.
 
     Returns:
         float32 `[B, S, M, M]`, from 0 to 1.
     """
     height, width = masks.shape[-2:]
-    grid = Grid((size, size), 0, False)
+    grid = Grid((size, size), 0, aligned)
     # One more than fit into the picture, for a box that rounding has made a little wider.
     most = [-(-length // size) + 1 for length in (height, width)]
 

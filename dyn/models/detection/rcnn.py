@@ -139,7 +139,7 @@ class FasterRCNN(CheckedModule):
             smallest=s.proposal_side,
         )
         proposals = automate_sharding(propose, logits, codes, sizes)
-        align = partial(align_boxes, levels[:-1], strides, canonical_size=s.canonical_size)
+        align = partial(align_boxes, levels[:-1], strides, settings=s)
         box_head = BoxHead(self.num_classes, s.box_features, self.dtype, name="box_head")
         mask_head = None
         if self.has_masks:
@@ -187,7 +187,8 @@ class FasterRCNN(CheckedModule):
             most = int(s.box_samples * s.box_share)
             boxes, labels, objects = (rois[k][:, :most] for k in ("boxes", "labels", "objects"))
             mask_logits = mask_head(align(boxes, s.mask_bins))
-            wanted = crop_masks(targets["masks"], objects, boxes, 2 * s.mask_bins)
+            size = 2 * s.mask_bins
+            wanted = crop_masks(targets["masks"], objects, boxes, size, aligned=s.aligned)
             losses["masks"] = automate_sharding(
                 compute_mask_loss, mask_logits, wanted, labels, labels > 0
             )
@@ -311,13 +312,22 @@ def make_levels(
 
 
 def align_boxes(
-    levels: tuple[Array, ...], strides: list[int], boxes: Array, size: int, *, canonical_size: float
+    levels: tuple[Array, ...],
+    strides: list[int],
+    boxes: Array,
+    size: int,
+    *,
+    settings: RCNNSettings,
 ) -> Array:
     """Returns the features `[B, T, size, size, C]` of boxes, each from the level that fits its size."""
     first = round(math.log2(strides[0]))
-    chosen = choose_levels(boxes, len(levels), canonical_size=canonical_size, lowest_level=first)
+    chosen = choose_levels(
+        boxes, len(levels), canonical_size=settings.canonical_size, lowest_level=first
+    )
     scales = [1 / stride for stride in strides[: len(levels)]]
-    return multilevel_roi_align(levels, boxes, size, scales=scales, levels=chosen)
+    return multilevel_roi_align(
+        levels, boxes, size, scales=scales, levels=chosen, aligned=settings.aligned
+    )
 
 
 def sample_anchors(

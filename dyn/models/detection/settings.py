@@ -29,6 +29,9 @@ class RCNNSettings:
         box_bins: the box head's features are `box_bins` x `box_bins`.
         box_features: size of its two hidden layers.
         code_weights: weights of its codes, see `dyn.ops.encode_boxes`.
+        aligned: whether ROIAlign takes values to be at the centres of features and pixels, see
+            `dyn.ops.roi_align`. Without it, as in torchvision, masks are learned half a pixel from where they
+            are pasted, which counts in small pictures.
         canonical_size: side of a box that belongs to level 4, of stride 16, in pixels.
         score: smallest score of a detection.
         detection_iou: threshold of the suppression among detections of a class.
@@ -59,6 +62,7 @@ class RCNNSettings:
     box_bins: int = 7
     box_features: int = 1024
     code_weights: tuple[float, float, float, float] = (10, 10, 5, 5)
+    aligned: bool = False
     canonical_size: float = 224
     score: float = 0.05
     detection_iou: float = 0.5
@@ -86,6 +90,7 @@ def make_small_settings(side: int = 128) -> RCNNSettings:
         training_proposals=128,
         box_samples=64,
         box_features=256,
+        aligned=True,
         canonical_size=side / 2.3,
         detection_candidates=256,
         detections=20,

@@ -338,6 +338,14 @@ def test_the_best_that_is_left_takes_the_place_of_a_damaged_one(opened, kept, tm
     assert checkpoints.restore_best({"step": 9}, like(NETWORK))[0]["step"] == 1
 
 
+def wait_for_writers(folder):
+    """Waits until threads of this process write no more: those of a process that ended would be gone."""
+    before = None
+    while (now := sorted(folder.rglob("*"))) != before:
+        before = now
+        time.sleep(0.5)
+
+
 def test_a_checkpoint_for_which_there_is_no_room_is_answered_and_the_others_stay(
     opened, kept, tmp_path, monkeypatch
 ):
@@ -360,6 +368,7 @@ def test_a_checkpoint_for_which_there_is_no_room_is_answered_and_the_others_stay
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert {p: p.read_bytes() for p in before} == before
     assert kept() == [1] and not tracebacks
+    wait_for_writers(tmp_path)
     again = Checkpoints(tmp_path / "checkpoints")
     assert again.restore_latest(like(large))[0] == 1
     again.save(2, large, {"step": 2}, metrics(0.2))

@@ -55,7 +55,8 @@ def test_all_runs_share_splits_spectrograms_and_steps(planned, tmp_path):
         assert [one.workdir for one in runs] == [folder / f"seed{seed}" for folder in folders]
         for config in (one.config for one in runs):
             assert config.seed == seed and config.audio.splits == str(run / "splits.csv")
-            expected = {**gan.audio.to_dict(), "colour": "grey", "splits": config.audio.splits}
+            shared = {**gan.audio.to_dict(), "colour": "grey", "splits": config.audio.splits}
+            expected = {**classifier.audio.to_dict(), **shared}
             assert config.audio.to_dict() == expected
             extra = str(pictures) if config.name in ("gan", "both") else ""
             assert config.data.to_dict() == {**gan.data.to_dict(), "extra_train": extra}

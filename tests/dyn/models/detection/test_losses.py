@@ -14,6 +14,7 @@ from dyn.models.detection.losses import (
     focal_loss,
     smooth_l1,
 )
+from dyn.ops import find_mask_boxes, paste_masks
 
 
 def test_smooth_l1():
@@ -98,3 +99,16 @@ def test_without_samples_losses_and_gradients_are_zero():
     arrays = (jnp.ones((1, 3, 2)), jnp.ones((1, 3, 2, 4)), jnp.ones((1, 3, 4, 4, 2)))
     value, gradient = jax.jit(jax.value_and_grad(loss))(arrays)
     assert value == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_aligned_masks_are_pasted_where_they_were():
+    small = MASKS[None, :, ::3, ::3]
+    boxes = jax.jit(find_mask_boxes)(small)
+
+    @jax.jit
+    def paste(boxes):
+        masks = crop_masks(small, np.array([[0, 1]]), boxes, 28, aligned=True)
+        return paste_masks(masks, boxes, small.shape[2:]) >= 0.5
+
+    wrong = np.asarray(paste(boxes)) != small
+    assert wrong.sum() <= 0.01 * small.sum()

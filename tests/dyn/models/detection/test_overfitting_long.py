@@ -24,13 +24,15 @@ from dyn.ops import box_iou
 
 pytestmark = pytest.mark.long
 
-SIDE, OBJECTS, CLASSES = 96, 6, 4
+STEPS = 400
+
+SIDE, OBJECTS, CLASSES = 64, 5, 4
 BACKBONE = partial(
     ResNet,
     stage_sizes=(1, 1, 1, 1),
     block=BasicBlock,
     num_classes=None,
-    width=32,
+    width=16,
     norm=partial(GroupNorm, num_groups=8),
 )
 NETS = {
@@ -56,7 +58,7 @@ def make_pictures(number=8):
     classes = np.zeros((number, OBJECTS), np.int32)
     for n in range(number):
         for k in range(rng.integers(2, OBJECTS)):
-            kind, r = rng.integers(1, CLASSES), rng.uniform(9, 20)
+            kind, r = rng.integers(1, CLASSES), rng.uniform(8, 16)
             cy, cx = rng.uniform(r, SIDE - r, 2)
             shape = {
                 1: (y - cy) ** 2 + (x - cx) ** 2 <= r**2,
@@ -106,6 +108,14 @@ def measure_painted_iou(found, ids, classes):
     return np.mean(np.array(both) / either)
 
 
+@pytest.fixture(autouse=True)
+def optimized():
+    """Compiles slowly to run quickly, unlike in other tests."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)
+
+
 @pytest.mark.parametrize("name", NETS)
 def test_eight_pictures_are_learned_by_heart(name):
     net = NETS[name]
@@ -113,7 +123,7 @@ def test_eight_pictures_are_learned_by_heart(name):
     targets = jax.jit(make_targets)(ids, classes)
     optimizer = optax.chain(
         optax.clip_by_global_norm(5.0),
-        optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 20, 500), weight_decay=1e-4),
+        optax.adamw(optax.warmup_cosine_decay_schedule(0.0, 1e-3, 20, STEPS), weight_decay=1e-4),
     )
     variables = jax.jit(net.init)(jax.random.key(0), x[:1, :64, :64])
 
@@ -130,9 +140,9 @@ def test_eight_pictures_are_learned_by_heart(name):
 
     with jax.numpy_dtype_promotion("standard"):
         params, state = variables["params"], optimizer.init(variables["params"])
-        for n in range(500):
+        for n in range(STEPS):
             params, state, losses = step(params, state, jax.random.fold_in(jax.random.key(1), n))
-            if n % 50 == 0:
+            if n % 25 == 0:
                 print(n, {key: round(float(value), 4) for key, value in losses.items()}, flush=True)
     found = jax.jit(net.apply)({"params": params}, x)
     ap50 = measure_ap50(jax.device_get(found), jax.device_get(targets))
