@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Detectors on a mesh with explicit axes: a part of the batch on each device, and losses of all of it."""
-=======
 """Detectors on a mesh with explicit axes: each device has a part of the batch, losses are of all."""
->>>>>>> detect
 
 from functools import partial
 
