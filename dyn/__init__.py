@@ -12,6 +12,11 @@ __version__ = "0.1.0"
 _ROOMS = ("diagnostics", "interop", "layers", "models", "nnx", "ops", "schedules")
 
 
+def __dir__() -> list[str]:
+    """Lists what `dyn.` completes to, imported yet or not."""
+    return sorted({*globals(), *_ROOMS, "from_pretrained"})
+
+
 def __getattr__(name: str) -> Any:
     """Imports a room of the library at its first use: `import dyn` alone is quick."""
     if name in _ROOMS:

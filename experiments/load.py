@@ -45,7 +45,7 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
     summary = read_summary(source)
     if summary is None:
         raise UserError(
-            f"{source} is no finished run: give a --workdir that has a summary.json in it."
+            f"{source} is not a finished run: give the folder of a run, with a summary.json in it."
         )
     # Here, because the environment for ONNX files has no orbax that fits.
     from experiments.runs.checkpoints import restore_best_variables

@@ -110,10 +110,7 @@ def from_pretrained(
             "(docs/weights.md lists the files), a folder of a pretrained network, or 'hf:USER/NAME'."
         )
     else:
-        raise ValueError(
-            f"{name!r} is neither a folder nor the name of a network{suggest_names(name, NETWORKS)} For a "
-            "repository of the Hugging Face hub, write 'hf:USER/NAME'."
-        )
+        raise ValueError(_explain_source(name))
     return _load_folder(folder, fields, key)
 
 
@@ -143,7 +140,8 @@ def save_pretrained(
         card: text of `README.md`.
 
     Raises:
-        ValueError: if the description is of another network than the variables, or JSON cannot hold it.
+        ValueError: if the description is of another network than the variables, JSON cannot hold it, or
+            there are more or fewer names of classes than outputs.
         ImportError: if the library safetensors is not installed.
     """
     files = make_pretrained_files(
@@ -177,7 +175,8 @@ def make_pretrained_files(
     Arguments are those of `save_pretrained`, and `metadata`, texts for the header of `model.safetensors`.
 
     Raises:
-        ValueError: if the description is of another network than the variables, or JSON cannot hold it.
+        ValueError: if the description is of another network than the variables, JSON cannot hold it, or
+            there are more or fewer names of classes than outputs.
         ImportError: if the library safetensors is not installed.
     """
     try:
@@ -198,6 +197,12 @@ def make_pretrained_files(
     # Not `ascontiguousarray`, which makes vectors of scalars.
     arrays = {name: np.asarray(leaf, order="C") for name, leaf in flat.items()}
     made = _make_network(described, input_shape)
+    outputs = getattr(made, "num_classes", None)
+    if classes and outputs is not None and len(classes) != outputs:
+        raise ValueError(
+            f"there are {len(classes)} names of classes for the {outputs} outputs of the network: pass one "
+            "for each output, in their order, or none."
+        )
     _fit(made, input_shape, arrays, "the variables", None, may_differ=False)
     content = save(arrays, dict(metadata or {}))
     config = {
@@ -214,6 +219,19 @@ def make_pretrained_files(
     text = json.dumps(config, indent=2, ensure_ascii=False, allow_nan=False)
     # The checksum last: what an interrupted writer leaves is refused.
     return {WEIGHTS: content, CONFIG: f"{text}\n".encode()}
+
+
+def _explain_source(name: str) -> str:
+    """Returns the message for a source that is neither a folder nor the name of a network."""
+    if os.path.exists(name):
+        return (
+            f"{name!r} is a file: pass the folder of a pretrained network, or the name of a network and the "
+            "file as weights=FILE."
+        )
+    hub = "For a repository of the Hugging Face hub, write 'hf:USER/NAME'."
+    if len(Path(name).parts) > 1:  # Names of networks have no slash.
+        return f"there is no folder {name!r}. {hub}"
+    return f"{name!r} is neither a folder nor the name of a network{suggest_names(name, NETWORKS)} {hub}"
 
 
 def _fetch_repository(repository: str, revision: str | None) -> Path:

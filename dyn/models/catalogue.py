@@ -201,7 +201,7 @@ def create_model(
             `{"name": "warehouse"}` of a network share their kernels by stage.
 
     Raises:
-        ValueError: for an unknown name, of a network or a layer; it suggests the nearest.
+        ValueError: for an unknown name, of a network or a layer, or a negative `num_classes`.
 
     Example:
         >>> from dyn.models import create_model
@@ -235,6 +235,12 @@ def _make(
     if name in KERNEL_WAREHOUSE:
         make = partial(make, example)
     num_classes = getattr(make, "keywords", {}).get("num_classes", 1000)
+    wanted = fields.get("num_classes")
+    if isinstance(wanted, int) and wanted < 0:
+        raise ValueError(
+            f"num_classes={wanted} is negative: write the number of classes, 0 for the inputs of the "
+            "classifier, or None for the features of the stages."
+        )
     return make(**{"num_classes": num_classes, **_resolve(fields, shared)})
 
 

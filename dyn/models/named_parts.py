@@ -72,12 +72,17 @@ def resolve_field(field: str, value: Any, shared: Callable[..., nn.Module] | Non
         shared: stands for each `{"name": "warehouse", ...}`: the convolutions of a network share warehouses.
 
     Raises:
-        ValueError: for an unknown name; it suggests the nearest.
+        ValueError: for an unknown name, of a layer or a dtype.
     """
     if isinstance(value, list):
         return tuple(value)
     if field == "dtype" and isinstance(value, str):
-        return jnp.dtype(value)
+        try:
+            return jnp.dtype(value)
+        except TypeError as error:
+            raise ValueError(
+                f"dtype={value!r} is unknown: write 'float32', 'bfloat16' or 'float16'."
+            ) from error
     if field not in PARTS or not isinstance(value, Mapping):
         return value
     options = {name: resolve_field(name, v) for name, v in value.items() if name != "name"}
@@ -124,13 +129,20 @@ def find_named(table: Mapping[str, Any], name: Any, kind: str) -> Any:
     """
     if isinstance(name, str) and name in table:
         return table[name]
+    if name is None:
+        raise ValueError(f"{kind} has no name{suggest_names('', table)}")
     raise ValueError(f"{kind} {name!r} is unknown{suggest_names(name, table)}")
 
 
 def suggest_names(name: Any, known: Iterable[str]) -> str:
-    """Ends a sentence about an unknown name with the nearest known ones, or with all if they are few."""
+    """Ends a sentence about an unknown name with the nearest known ones, or with all if they are few.
+
+    Only networks are many.
+    """
     known = list(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
     if near:
         return f": did you mean {' or '.join(map(repr, near))}?"
-    return f": write one of {', '.join(known)}." if len(known) <= 20 else "."
+    if len(known) <= 20:
+        return f": write one of {', '.join(known)}."
+    return "; dyn.models.list_models() lists the known ones."

@@ -91,7 +91,8 @@ class Preprocessing:
         """Returns the network's input, float32 `[B, size, size, C]`.
 
         Args:
-            pictures: uint8 `[B, H, W, C]`, or a list of pictures `[H, W, C]`, which may differ in size.
+            pictures: uint8 `[B, H, W, C]`, or a list of pictures `[H, W, C]`, arrays or Pillow's, which may
+                differ in size.
 
         Raises:
             ValueError: if a picture has another dtype or shape.
@@ -110,7 +111,7 @@ class Preprocessing:
         if picture.dtype != np.uint8 or picture.ndim != 3 or not picture.size:
             raise ValueError(
                 f"a picture must be uint8 [H, W, C]; got {picture.dtype} {list(picture.shape)}. Pass a batch "
-                "of pictures, or a list of them."
+                "of pictures, or a list of them: arrays, or Pillow's Image.open(FILE).convert('RGB')."
             )
         channels = picture.shape[-1]
         for name in ("mean", "std"):

@@ -136,7 +136,8 @@ class FromLinen(nnx.Module):
         shapes = tuple(Shape(x.shape, x.dtype) for x in inputs)
         still = {"deterministic": True} if "deterministic" in fields else {}
         initial = _replace_fields(self.linen, still)
-        variables = _init_variables(initial, shapes, method, rngs.params(), arrays)
+        initialise = _init_quickly if _compiles_on_cpu() else _init_variables
+        variables = initialise(initial, shapes, method, rngs.params(), arrays)
         _hold_variables(self, variables, set(parts or {}))
         if takes_train or "batch_stats" in variables or "use_running_average" in fields:
             self.use_running_average = bool(fields.get("use_running_average"))
@@ -250,6 +251,11 @@ def _drops_anything(linen: nn.Module) -> bool:
     return not shares or any(shares) or "backbone" in names
 
 
+def _compiles_on_cpu() -> bool:
+    """Returns whether a call of a compiled function compiles it now, for a CPU; not inside another one."""
+    return jax.default_backend() == "cpu" and not isinstance(jnp.zeros(()), jax.core.Tracer)
+
+
 @partial(jax.jit, static_argnums=(0, 1, 2))
 def _init_variables(
     linen: nn.Module,
@@ -268,6 +274,17 @@ def _init_variables(
     variables = dict(linen.init(key, *zeros, method=method, mutable=True))
     names = jax.tree.map(lambda _: jnp.zeros(()), variables.pop("intermediates", {}))
     return {**variables, "intermediates": names}
+
+
+# The program runs once. XLA would spend most of the time on making it fast.
+_init_quickly = jax.jit(
+    _init_variables.__wrapped__,
+    static_argnums=(0, 1, 2),
+    compiler_options={
+        "xla_backend_optimization_level": 0,
+        "xla_llvm_disable_expensive_passes": True,
+    },
+)
 
 
 def _hold_variables(scope: nnx.Module, variables: Mapping[str, Any], parts: set[str]) -> None:

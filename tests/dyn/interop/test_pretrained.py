@@ -129,6 +129,8 @@ def test_damage_is_named(folder, harm, error, message):
     [
         ("resnet18_odconv4", "neither a folder nor .*'resnet18_odconv4x'.* 'hf:USER/NAME'"),
         ("resnet18_odconv4x", "comes without weights: pass weights=FILE"),
+        ("runs/nothing/export/hub", "no folder 'runs/nothing/export/hub'. .* 'hf:USER/NAME'"),
+        (__file__, "is a file: pass the folder"),
     ],
 )
 def test_sources_without_weights_are_explained(source, message):
@@ -143,6 +145,8 @@ def test_descriptions_of_other_networks_are_not_written(variables, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             make_pretrained_files(network, variables, input_shape=SHAPE)
+    with pytest.raises(ValueError, match="2 names of classes for the 3 outputs"):
+        make_pretrained_files(NETWORK, variables, input_shape=SHAPE, classes=["a", "b"])
 
 
 def test_the_cache_of_the_hub(folder, tmp_path, monkeypatch):

@@ -36,6 +36,14 @@ def test_names_are_listed_by_pattern():
         ("resnet18_odconv", {}, "did you mean 'resnet18_odconv4x'"),
         ("resnet18", {"conv": {"name": "odcon"}}, "conv: the layer 'odcon' .* 'odconv'"),
         ("resnet18", {"dense": {"name": "x"}}, "write one of dense, condconv"),
+        (
+            "resnet18",
+            {"conv": {"num_kernels": 4}},
+            "conv: the layer has no name: write one of conv",
+        ),
+        ("resnet18", {"dtype": "bfloat61"}, "dtype='bfloat61' is unknown: write"),
+        ("resnet18", {"num_classes": -3}, "num_classes=-3 is negative"),
+        ("???", {}, "list_models"),
         ("classifier", {"backbone": {"name": "resnet"}}, "backbone: the network 'resnet'"),
         (
             "resnet18",

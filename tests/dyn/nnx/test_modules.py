@@ -375,3 +375,8 @@ ERRORS = [
 def test_mistakes_have_messages(fails, words):
     with pytest.raises((ValueError, TypeError), match=words):
         fails()
+
+
+def test_is_made_inside_another_program():
+    made = nnx.jit(make_conv)()
+    assert_trees_close(to_linen(made), to_linen(make_conv()), rtol=1e-6, atol=1e-7)

@@ -31,7 +31,7 @@ FINISHED = {
     "metrics.jsonl": "",
     "figures": "",
     "lock": "",
-    "summary.json": "no finished run",
+    "summary.json": "not a finished run",
 }
 
 
