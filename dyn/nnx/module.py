@@ -136,7 +136,7 @@ class FromLinen(nnx.Module):
         shapes = tuple(Shape(x.shape, x.dtype) for x in inputs)
         still = {"deterministic": True} if "deterministic" in fields else {}
         initial = _replace_fields(self.linen, still)
-        initialise = _init_quickly if _compiles_on_cpu() else _init_variables
+        initialise = _init_on_cpu if _compiles_on_cpu() else _init_compiled
         variables = initialise(initial, shapes, method, rngs.params(), arrays)
         _hold_variables(self, variables, set(parts or {}))
         if takes_train or "batch_stats" in variables or "use_running_average" in fields:
@@ -256,7 +256,6 @@ def _compiles_on_cpu() -> bool:
     return jax.default_backend() == "cpu" and not isinstance(jnp.zeros(()), jax.core.Tracer)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
 def _init_variables(
     linen: nn.Module,
     inputs: Sequence[Shape],
@@ -276,9 +275,10 @@ def _init_variables(
     return {**variables, "intermediates": names}
 
 
-# The program runs once. XLA would spend most of the time on making it fast.
-_init_quickly = jax.jit(
-    _init_variables.__wrapped__,
+_init_compiled = jax.jit(_init_variables, static_argnums=(0, 1, 2))
+# The program runs once: most of the time would go into making it fast.
+_init_on_cpu = jax.jit(
+    _init_variables,
     static_argnums=(0, 1, 2),
     compiler_options={
         "xla_backend_optimization_level": 0,
