@@ -338,7 +338,12 @@ def _fit(
     Raises:
         ValueError: if arrays are missing, too many, or of other shapes; it names the first ones.
     """
-    expected = _flatten(_list_shapes(network, shape))
+    try:
+        expected = _flatten(_list_shapes(network, shape))
+    except Exception as error:  # Layers raise errors of many types.
+        raise ValueError(
+            f"{source}: the network that is described cannot take inputs of the shape {list(shape)}: {error}"
+        ) from error
     new, problems = [], []
     for name, leaf in expected.items():
         found = tuple(np.shape(arrays[name])) if name in arrays else None
@@ -429,6 +434,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["preprocessing"] is not None:
         try:
             config["preprocessing"] = Preprocessing(**config["preprocessing"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: preprocessing: {error}") from error
     return config
