@@ -253,7 +253,9 @@ def _load_folder(folder: Path, fields: Mapping[str, Any], key: jax.Array | None)
     described = {**config["network"], **fields}
     shape = config["input_shape"]
     network = _make_network(described, shape, folder / CONFIG)
-    differs = described.get("num_classes") != config["network"].get("num_classes")
+    # A network without the entry has its own number of classes, and None is that of one without classifier.
+    own = config["network"].get("num_classes", "its own")
+    differs = described.get("num_classes", "its own") != own
     variables = _fit(network, shape, read_weights(path), path, key, may_differ=differs)
     return Pretrained(
         network,
@@ -348,6 +350,8 @@ def _fit(
     for name, leaf in expected.items():
         found = tuple(np.shape(arrays[name])) if name in arrays else None
         if found == leaf.shape:
+            if not jnp.issubdtype(arrays[name].dtype, jnp.floating):
+                problems.append(f"{name} has the dtype {arrays[name].dtype}")
             continue
         is_end = may_differ and "head" in name.split("/")
         if is_end or (found is None and name.startswith("attention/")):

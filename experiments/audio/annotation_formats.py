@@ -178,9 +178,7 @@ def read_birdnet(header: Sequence[str], rows: Sequence[Row], label_column: str =
     label = (label_column.lower(),) if label_column else ("common name", "scientific name")
     names = {"start": ("start (s)",), "end": ("end (s)",), "label": label}
     table = _read_columns(header, rows, {**COLUMNS, **names})
-    return table._replace(
-        lines=[line for line in table.lines if line[1].get("label") != _NO_CALL]
-    )
+    return table._replace(lines=[line for line in table.lines if line[1].get("label") != _NO_CALL])
 
 
 def read_crowsetta(header: Sequence[str], rows: Sequence[Row], label_column: str = "") -> Table:

@@ -201,7 +201,7 @@ def _read_detections(path: Path, recordings_in: str) -> Annotations:
 
 
 def _make_room(out: Path, overwrite: bool) -> Path | None:
-    """Checks that the results may be written; returns the new path of an earlier table that may have marks."""
+    """Checks that the results may be written; returns the new path of an earlier table that may be marked."""
     table = out / _TABLE
     if out.is_file():
         raise UserError(f"--out={out}: give a folder.")

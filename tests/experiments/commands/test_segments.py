@@ -157,7 +157,9 @@ def test_names_and_times_that_no_file_can_have(tmp_path):
     assert cut_segments(table, tmp_path / "out") == (5, 1)
     clips = [row["clip"] for row in read_table(tmp_path / "out" / "segments.csv")]
     assert len({clip.lower() for clip in clips}) == 5
-    assert all((tmp_path / "out" / clip).resolve().is_relative_to(tmp_path / "out") for clip in clips)
+    assert all(
+        (tmp_path / "out" / clip).resolve().is_relative_to(tmp_path / "out") for clip in clips
+    )
 
 
 def test_detections_that_cannot_be_used_are_explained(heard, tmp_path):
