@@ -123,7 +123,7 @@ def multilevel_roi_align(
         >>> y.shape, y[0, :, 0, 0, 0].tolist()
         ((1, 2, 7, 7, 8), [4.0, 32.0])
     """
-    bins = tuple(size) if isinstance(size, Iterable) else (size, size)
+    bins = tuple(map(int, size if isinstance(size, Iterable) else (size, size)))
     features = tuple(features)
     batch = boxes.shape[0]
     if boxes.ndim != 3 or boxes.shape[-1] != 4 or levels.shape != boxes.shape[:2]:

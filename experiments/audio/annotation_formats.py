@@ -17,6 +17,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -209,9 +210,9 @@ def read_one_hot(header: Sequence[str], rows: Sequence[Row], label_column: str =
         for at, cell in enumerate(header)
         if cell.strip().lower() not in known and not _PANDAS_INDEX.fullmatch(cell.strip())
     ]
-    names = [name for _, name in classes]
-    if doubled := [name for name in names if names.count(name) > 1]:
-        raise ValueError(f"it has the column {doubled[0]} {names.count(doubled[0])} times")
+    for name, count in Counter(name for _, name in classes).items():
+        if count > 1:
+            raise ValueError(f"it has the column {name} {count} times")
     lines, plain = [], read_plain(header, rows)
     for (number, row), (_, cells) in zip(rows, plain.lines, strict=True):
         clip = {name: cells.get(name, "") for name in ("file", "start", "end")}

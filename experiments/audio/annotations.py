@@ -90,7 +90,10 @@ def read_annotations(
     """
     folder, names = Path(folder), list(names)
     if source:
-        tables_read = [_read_source(one, label_column, names) for one in _split_sources(source)]
+        sources = _split_sources(source)
+        if not sources:
+            raise UserError(f"--config.audio.annotations={source} names no table.")
+        tables_read = [_read_source(one, label_column, names) for one in sources]
         return match_recordings(_join_tables(tables_read, source), folder, names)
     rows, files, skipped, texts_by_folder = [], [], [], {}
     for name in names:

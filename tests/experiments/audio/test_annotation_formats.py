@@ -152,3 +152,8 @@ def test_unusable_tables_say_what_is_wrong(tmp_path, content, message):
 def test_the_index_of_pandas_is_no_class(tmp_path):
     found = read(tmp_path, "Unnamed: 0,file,start,end,wren\n0,a.wav,0,2,1\n1,a.wav,2,4,0\n")
     assert [(r.label, r.positive) for r in found.rows] == [("wren", True), ("wren", False)]
+
+
+def test_a_list_of_no_tables(tmp_path):
+    with pytest.raises(UserError, match="names no table"):
+        annotations.read_annotations(tmp_path, NAMES, " , ")
