@@ -271,7 +271,9 @@ def _load_folder(folder: Path, fields: Mapping[str, Any], key: jax.Array | None)
     described = {**config["network"], **fields}
     shape = config["input_shape"]
     network = _make_network(described, shape, folder / CONFIG)
-    differs = described.get("num_classes") != config["network"].get("num_classes")
+    # A network without the entry has its own number of classes, and None is that of one without classifier.
+    own = config["network"].get("num_classes", "its own")
+    differs = described.get("num_classes", "its own") != own
     variables = _fit(network, shape, read_weights(path), path, key, may_differ=differs)
     return Pretrained(
         network,
@@ -356,11 +358,18 @@ def _fit(
     Raises:
         ValueError: if arrays are missing, too many, or of other shapes; it names the first ones.
     """
-    expected = _flatten(_list_shapes(network, shape))
+    try:
+        expected = _flatten(_list_shapes(network, shape))
+    except Exception as error:  # Layers raise errors of many types.
+        raise ValueError(
+            f"{source}: the network that is described cannot take inputs of the shape {list(shape)}: {error}"
+        ) from error
     new, problems = [], []
     for name, leaf in expected.items():
         found = tuple(np.shape(arrays[name])) if name in arrays else None
         if found == leaf.shape:
+            if not jnp.issubdtype(arrays[name].dtype, jnp.floating):
+                problems.append(f"{name} has the dtype {arrays[name].dtype}")
             continue
         is_end = may_differ and "head" in name.split("/")
         if is_end or (found is None and name.startswith("attention/")):
@@ -447,6 +456,6 @@ def _read_config(path: Path) -> dict[str, Any]:
     if config["preprocessing"] is not None:
         try:
             config["preprocessing"] = Preprocessing(**config["preprocessing"])
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise ValueError(f"{path}: preprocessing: {error}") from error
     return config

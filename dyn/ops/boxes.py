@@ -25,8 +25,9 @@ def box_area(boxes: Array) -> Array:
         boxes: `[..., 4]`.
 
     Returns:
-        `[...]`, in square pixels.
+        `[...]`, in square pixels, in float32 or wider: float16 ends at 256 x 256.
     """
+    boxes = boxes.astype(float32_or_wider(boxes))
     return (boxes[..., 2] - boxes[..., 0]) * (boxes[..., 3] - boxes[..., 1])
 
 
@@ -38,7 +39,7 @@ def box_iou(boxes: Array, others: Array) -> Array:
         others: `[..., M, 4]`.
 
     Returns:
-        `[..., N, M]`, from 0 to 1; 0 for two boxes without area.
+        `[..., N, M]`, from 0 to 1, in float32 or wider; 0 for two boxes without area.
 
     Example:
         >>> import jax.numpy as jnp
@@ -48,6 +49,7 @@ def box_iou(boxes: Array, others: Array) -> Array:
         >>> [round(float(iou), 3) for iou in box_iou(a, b)[0]]
         [0.5, 0.143]
     """
+    boxes, others = _widen(boxes, others)
     a, b = boxes[..., :, None, :], others[..., None, :, :]
     return _divide(*_intersect(a, b))
 
@@ -64,11 +66,12 @@ def generalized_box_iou(boxes: Array, others: Array) -> Array:
         others: `[..., 4]`, to be paired with them.
 
     Returns:
-        `[...]`, from -1 to 1.
+        `[...]`, from -1 to 1, in float32 or wider.
 
     Source:
         Rezatofighi et al.: Generalized Intersection over Union. CVPR 2019. https://arxiv.org/abs/1902.09630
     """
+    boxes, others = _widen(boxes, others)
     intersection, union = _intersect(boxes, others)
     low = jnp.minimum(boxes[..., :2], others[..., :2])
     high = jnp.maximum(boxes[..., 2:], others[..., 2:])
@@ -178,6 +181,12 @@ def find_mask_boxes(masks: Array) -> Array:
 def _find_centre(boxes: Array) -> tuple[Array, Array]:
     size = boxes[..., 2:] - boxes[..., :2]
     return boxes[..., :2] + size / 2, size
+
+
+def _widen(a: Array, b: Array) -> tuple[Array, Array]:
+    """Returns boxes in one dtype, float32 or wider."""
+    dtype = float32_or_wider(a, b)
+    return a.astype(dtype), b.astype(dtype)
 
 
 def _intersect(a: Array, b: Array) -> tuple[Array, Array]:

@@ -71,7 +71,7 @@ def non_max_suppression(
             f"boxes must be [..., N, 4] and scores [..., N]; got shapes {boxes.shape} and {shape}."
         )
     groups = jnp.zeros(shape, jnp.int32) if groups is None else groups
-    valid = jnp.ones(shape, bool) if valid is None else valid
+    valid = jnp.ones(shape, bool) if valid is None else valid.astype(bool)
     for name, array in (("groups", groups), ("valid", valid)):
         if array.shape != shape:
             raise ValueError(f"{name} must have the shape {shape} of scores; got {array.shape}.")

@@ -4,7 +4,7 @@ Interpolation along rows and along columns are independent, so that it is a prod
 each box. A second way gathers the four neighbours of each sample. Both compute the same numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -123,7 +123,7 @@ def multilevel_roi_align(
         >>> y.shape, y[0, :, 0, 0, 0].tolist()
         ((1, 2, 7, 7, 8), [4.0, 32.0])
     """
-    bins = (size, size) if isinstance(size, int) else tuple(size)
+    bins = tuple(map(int, size if isinstance(size, Iterable) else (size, size)))
     features = tuple(features)
     batch = boxes.shape[0]
     if boxes.ndim != 3 or boxes.shape[-1] != 4 or levels.shape != boxes.shape[:2]:
@@ -148,7 +148,9 @@ def multilevel_roi_align(
     grid = Grid(bins, sampling_ratio, aligned)
     if method == "auto":
         method = choose_method([f.shape[1:3] for f in features], grid)
-    align = _align_by_products if method == "matmul" else _align_by_gathers
+    # Nothing can be gathered from an empty array.
+    is_empty = any(f.size == 0 for f in features)
+    align = _align_by_products if method == "matmul" or is_empty else _align_by_gathers
 
     def compute(features: tuple[Array, ...], boxes: Array, levels: Array) -> Array:
         boxes = lax.stop_gradient(boxes).astype(float32_or_wider(boxes))

@@ -17,6 +17,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -42,6 +43,7 @@ _ONE_HOT = {
     **dict.fromkeys(("0", "0.0", "false"), "negative"),
     **dict.fromkeys(("", "nan"), None),
 }
+_PANDAS_INDEX = re.compile(r"Unnamed: \d+")  # Numbers of rows, which have been written and read.
 _NO_CALL = "nocall"  # BirdNET-Analyzer's row for a recording without detections.
 
 Line = tuple[int, dict[str, str]]
@@ -57,11 +59,13 @@ class Table(NamedTuple):
         columns: names of `COLUMNS` that it has.
         lines: the rows that are not empty.
         is_raven: whether times count from the first of the files that Raven has opened as one.
+        names: the columns that the format may have under each name, for messages.
     """
 
     columns: set[str]
     lines: list[Line]
     is_raven: bool = False
+    names: Mapping[str, Sequence[str]] = COLUMNS
 
 
 def detect_format(cells: Sequence[str], tabs: bool = False, label_column: str = "") -> str:
@@ -130,14 +134,14 @@ def read_raven(header: Sequence[str], rows: Sequence[Row], label_column: str = "
     lines = table.lines
     if "species code" in _clean(header):
         lines = [line for line in lines if line[1].get("label") != _NO_CALL]
-    return Table(table.columns, lines, is_raven=True)
+    return table._replace(lines=lines, is_raven=True)
 
 
 def read_marks(header: Sequence[str], rows: Sequence[Row], label_column: str = "") -> Table:
     """Returns the detections that somebody has marked: right is positive, wrong negative; no mark, no row."""
     table = _read_columns(header, rows, {**_name_label(label_column), "kind": ("mark",)})
     marked = [(number, {**cells, "clip": ""}) for number, cells in table.lines if cells.get("kind")]
-    return Table(table.columns, marked)
+    return table._replace(lines=marked)
 
 
 def read_kaleidoscope(header: Sequence[str], rows: Sequence[Row], label_column: str = "") -> Table:
@@ -165,7 +169,9 @@ def read_kaleidoscope(header: Sequence[str], rows: Sequence[Row], label_column: 
             )
         )
     columns = table.columns & {"file", "start", "label"}
-    return Table(columns | ({"end"} if "length" in table.columns else set()), lines)
+    columns |= {"end"} if "length" in table.columns else set()
+    known = {**table.names, "end": table.names["length"]}
+    return Table(columns, lines, names=known)
 
 
 def read_birdnet(header: Sequence[str], rows: Sequence[Row], label_column: str = "") -> Table:
@@ -173,7 +179,7 @@ def read_birdnet(header: Sequence[str], rows: Sequence[Row], label_column: str =
     label = (label_column.lower(),) if label_column else ("common name", "scientific name")
     names = {"start": ("start (s)",), "end": ("end (s)",), "label": label}
     table = _read_columns(header, rows, {**COLUMNS, **names})
-    return Table(table.columns, [line for line in table.lines if line[1].get("label") != _NO_CALL])
+    return table._replace(lines=[line for line in table.lines if line[1].get("label") != _NO_CALL])
 
 
 def read_crowsetta(header: Sequence[str], rows: Sequence[Row], label_column: str = "") -> Table:
@@ -195,13 +201,18 @@ def read_one_hot(header: Sequence[str], rows: Sequence[Row], label_column: str =
     """Returns a table of clips with a column for each class: 1 present, 0 absent, nothing if unknown.
 
     Raises:
-        ValueError: if a cell of a class is anything else.
+        ValueError: if a cell of a class is anything else, or two columns have one name.
     """
     del label_column
     known = {word for words in COLUMNS.values() for word in words} | {"", "silent"}
     classes = [
-        (at, cell.strip()) for at, cell in enumerate(header) if cell.strip().lower() not in known
+        (at, cell.strip())
+        for at, cell in enumerate(header)
+        if cell.strip().lower() not in known and not _PANDAS_INDEX.fullmatch(cell.strip())
     ]
+    for name, count in Counter(name for _, name in classes).items():
+        if count > 1:
+            raise ValueError(f"it has the column {name} {count} times")
     lines, plain = [], read_plain(header, rows)
     for (number, row), (_, cells) in zip(rows, plain.lines, strict=True):
         clip = {name: cells.get(name, "") for name in ("file", "start", "end")}
@@ -274,7 +285,7 @@ def _read_columns(
         (number, {n: row[at].strip() if at < len(row) else "" for n, at in places.items()})
         for number, row in rows
     ]
-    return Table(set(places), lines)
+    return Table(set(places), lines, names=names)
 
 
 def _clean(header: Sequence[str]) -> list[str]:

@@ -4,7 +4,6 @@
 """
 
 import bisect
-import csv
 import dataclasses
 import os
 import re
@@ -12,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 
 from experiments.audio import raven, tables
-from experiments.audio.annotation_formats import COLUMNS, parse_number
+from experiments.audio.annotation_formats import parse_number
 from experiments.core.errors import UserError
 from experiments.core.files import write_text
 from experiments.core.listing import list_files
@@ -91,7 +90,10 @@ def read_annotations(
     """
     folder, names = Path(folder), list(names)
     if source:
-        tables_read = [_read_source(one, label_column, names) for one in _split_sources(source)]
+        sources = _split_sources(source)
+        if not sources:
+            raise UserError(f"--config.audio.annotations={source} names no table.")
+        tables_read = [_read_source(one, label_column, names) for one in sources]
         return match_recordings(_join_tables(tables_read, source), folder, names)
     rows, files, skipped, texts_by_folder = [], [], [], {}
     for name in names:
@@ -157,7 +159,7 @@ def _load_raven_table(
     """Returns the annotations of a Raven table; raises a ValueError with the reason if it is unusable."""
     try:
         table = tables.read_table(path, label_column)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise ValueError(f"it cannot be read: {error}") from error
     missing = [name for name in ("start", "end", "label") if name not in table.columns]
     if missing == ["label"] and not table.lines:
@@ -191,13 +193,13 @@ def read_csv_table(
     path = Path(path).expanduser()
     try:
         table = tables.read_table(path, label_column)
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{flag}{path} cannot be read: {reason}.") from error
     owner = "" if "file" in table.columns else find_owner(path.name, names)
     for name in ("start", "end", "label") if owner else ("file", "start", "end", "label"):
         if name not in table.columns:
-            known = [label_column] if name == "label" and label_column else COLUMNS[name]
+            known = [label_column] if name == "label" and label_column else table.names[name]
             raise UserError(f"{flag}{path} has no column {name}: call it {' or '.join(known)}.")
     rows, skipped, files, splits = [], [], {owner: None} if owner else {}, {}
     for number, cells in tables.drop_views(table.lines):

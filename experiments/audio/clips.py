@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 
+from experiments.audio.recordings import MAX_FRAMES
 from experiments.audio.require import require_library
 
 # The rates that MP3 has.
@@ -31,8 +32,8 @@ def cut_clips(
         [(1, 0.0, [0.0, 1.0]), (0, 3.0, [6.0, 7.0, 8.0, 9.0])]
     """
     spans = sorted(
-        (max(0, round(start * rate)), round(end * rate), number)
-        for number, (start, end) in enumerate(intervals)
+        (*(round(min(max(0, time * rate), MAX_FRAMES)) for time in interval), number)
+        for number, interval in enumerate(intervals)
     )
     active: dict[int, tuple[int, int, list[np.ndarray]]] = {}
     position = 0

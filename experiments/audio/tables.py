@@ -23,24 +23,35 @@ def read_table(path: Path, label_column: str = "") -> Table:
     Its values are separated by tabs, commas or semicolons.
 
     Raises:
-        OSError, ValueError, csv.Error: if it cannot be read.
+        OSError, ValueError: if it cannot be read, or has no line.
     """
     file = io.StringIO(text.read_text(path), newline="")
     head = next((line for line in file if line.strip()), "")
+    if not head:
+        raise ValueError("it is empty")
     file.seek(0)
     tabs = "\t" in head
-    if tabs:  # Raven does not quote.
+    kind = annotation_formats.detect_format(head.rstrip("\r\n").split("\t"), tabs, label_column)
+    is_raw = tabs and kind in ("raven", "audacity")  # These do not quote.
+    if is_raw:
         reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
-        reader = csv.reader(file, delimiter=";" if head.count(";") > head.count(",") else ",")
-    header, rows = [], []
-    for row in reader:
-        if not tabs:  # Tables of ours escape formulas.
-            row = [restore_cell(cell) for cell in row]
-        if not header:
-            header = row if any(cell.strip() for cell in row) else []
-        elif any(cell.strip() for cell in row):
-            rows.append((reader.line_num, row))
+        mark = "\t" if tabs else ";" if head.count(";") > head.count(",") else ","
+        # Strict: a quotation mark that is not closed would swallow the rows after it.
+        reader = csv.reader(file, delimiter=mark, strict=True)
+    header, rows, last = [], [], 0
+    try:
+        for row in reader:
+            if not is_raw:  # Tables of ours escape formulas.
+                row = [restore_cell(cell) for cell in row]
+            if not header:
+                header = row if any(cell.strip() for cell in row) else []
+            elif any(cell.strip() for cell in row):
+                rows.append((reader.line_num, row))
+            last = reader.line_num
+    except csv.Error as error:
+        quote = "" if is_raw else "; perhaps a quotation mark is not closed"
+        raise ValueError(f"after line {last}: {error}{quote}") from error
     kind = annotation_formats.detect_format(header, tabs, label_column)
     return annotation_formats.READERS[kind](header, rows, label_column)
 

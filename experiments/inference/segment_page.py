@@ -52,7 +52,9 @@ def write_page(path: Path, header: Sequence[str], cards: Sequence[Card], page_id
     ]
     rows = [[str(escape_cell(cell)) for cell in card.row] for card in cards]
     data = json.dumps({"id": page_id, "header": list(header), "rows": rows})
-    options = "".join(f"<option>{escape_html(label)}</option>" for label in sections)
+    names = [escape_html(label) for label in sections]
+    # Without a value, a browser would take the text with its spaces joined.
+    options = "".join(f'<option value="{name}">{name}</option>' for name in names)
     page = _PAGE.substitute(
         sections="\n".join(parts),
         options=options,

@@ -1,5 +1,6 @@
 """Cuts detections out of their recordings as clips, for people to listen to and to mark."""
 
+import csv
 import dataclasses
 import hashlib
 import itertools
@@ -75,6 +76,10 @@ def cut_segments(
         if name not in known:
             raise UserError(f"--only={name}: it was not detected{suggest_nearest(name, known)}")
     chosen = choose_detections(table.rows, options)
+    if not chosen and table.skipped:
+        raise UserError(
+            f"{predictions} has no detection that can be used: {': '.join(table.skipped[0])}."
+        )
     if not chosen:
         raise UserError(f"{predictions} has no detections.")
     if len(chosen) > _MOST_CLIPS:
@@ -116,7 +121,7 @@ def cut_segments(
         ("or type", f"right or wrong into the column mark of {out / _TABLE}"),
     ]
     if kept:
-        lines.append(("kept", f"{kept}, which has marks"))
+        lines.append(("kept", f"{kept}, which has marks or was edited"))
     if skipped_file:
         lines.append(("skipped", f"{len(all_skipped):,}, listed in {skipped_file}"))
     print_result("finished", lines)
@@ -196,7 +201,7 @@ def _read_detections(path: Path, recordings_in: str) -> Annotations:
 
 
 def _make_room(out: Path, overwrite: bool) -> Path | None:
-    """Checks that the results may be written; returns the new path of an earlier table that has marks."""
+    """Checks that the results may be written; returns the new path of an earlier table that may be marked."""
     table = out / _TABLE
     if out.is_file():
         raise UserError(f"--out={out}: give a folder.")
@@ -204,8 +209,17 @@ def _make_room(out: Path, overwrite: bool) -> Path | None:
         return None
     if not overwrite:
         raise UserError(f"{table} exists: choose another --out, or give --overwrite.")
-    marked = table.exists() and any(row.get("mark") for row in files.read_csv_records(table))
-    return own_files.set_aside(table) if marked else None
+    return own_files.set_aside(table) if table.exists() and not _is_unmarked(table) else None
+
+
+def _is_unmarked(table: Path) -> bool:
+    """Returns whether a table is as this command writes it; programs save marks in other forms too."""
+    try:
+        header, *rows = files.read_csv(table) or [[]]
+    except (OSError, ValueError, csv.Error):
+        return False
+    as_written = tuple(header) == HEADER and all(len(row) == len(HEADER) for row in rows)
+    return as_written and not any(row[-1] for row in rows)
 
 
 def _cut_all(
@@ -217,7 +231,7 @@ def _cut_all(
         by_file.setdefault(one.file, []).append((one, band))
     for file, rows in by_file.items():
         cut = set()
-        reason = "the detection begins after the end of the recording"
+        reason = "the detection begins after the end of the recording, or is shorter than a sample"
         try:
             if not os.path.exists(file):
                 raise recordings.Unreadable(
@@ -242,8 +256,9 @@ def _name_clip(one: Annotation, start: float, rows: Sequence[Sequence[str]]) -> 
     folder = _make_file_name(one.label)
     score = "" if one.score is None else f"{one.score:.3f}_"
     stem = f"{score}{_make_file_name(Path(one.file).stem)}_{one.start:.2f}s"
-    taken, name, number = {row[0] for row in rows}, f"clips/{folder}/{stem}.wav", 1
-    while name in taken:
+    # Some file systems take capitals and small letters for the same.
+    taken, name, number = {row[0].lower() for row in rows}, f"clips/{folder}/{stem}.wav", 1
+    while name.lower() in taken:
         number += 1
         name = f"clips/{folder}/{stem}-{number}.wav"
     return name
@@ -251,7 +266,9 @@ def _name_clip(one: Annotation, start: float, rows: Sequence[Sequence[str]]) -> 
 
 def _make_file_name(text: str) -> str:
     """Returns a text without what file systems refuse or what leaves a folder."""
-    return re.sub(r"[^\w ,.()&+-]", "_", text).strip(" .")[:100] or "_"
+    name = re.sub(r"[^\w ,.()&+-]", "_", text).strip(" .")
+    # A name may have 255 bytes, and others are added.
+    return name.encode()[:100].decode(errors="ignore").strip(" .") or "_"
 
 
 def _write_clip(path: Path, samples: np.ndarray, rate: int) -> None:

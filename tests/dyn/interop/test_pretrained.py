@@ -74,6 +74,24 @@ def test_another_end(folder, variables):
     assert other.dropout == 0.5
 
 
+def test_the_usual_number_of_classes_need_not_be_described(tmp_path):
+    described = {
+        name: value for name, value in NETWORK.items() if name not in ("num_classes", "conv")
+    }
+    variables = filled(create_model(**described), jnp.ones((1, *SHAPE)))
+    save_pretrained(tmp_path, described, variables, input_shape=SHAPE, classes=["a"] * 1000)
+    _, back, _, classes, _ = from_pretrained(tmp_path)
+    assert back["params"]["head"]["bias"].shape == (1000,) and len(classes) == 1000
+    _, back, _, classes, _ = from_pretrained(tmp_path, features_only=True)
+    assert "head" not in back["params"] and classes == ()
+
+
+def test_weights_are_floats(folder, variables):
+    whole = jax.tree.map(lambda leaf: leaf.astype(jnp.int32), variables)
+    with pytest.raises(ValueError, match="has the dtype int32"):
+        save_pretrained(folder, NETWORK, whole, input_shape=SHAPE)
+
+
 def damage(folder, name, change):
     text = (folder / name).read_bytes()
     (folder / name).write_bytes(change(text))
@@ -105,6 +123,17 @@ def rewrite(folder, **entries):
         (lambda f: rewrite(f, input_shape=[8, -8, 3]), ValueError, "input_shape must be"),
         (lambda f: rewrite(f, sha256={}), ValueError, "sha256 must be"),
         (lambda f: rewrite(f, preprocessing={"a": 1}), ValueError, "preprocessing: "),
+        (
+            lambda f: rewrite(f, preprocessing={"mean": [10**400]}),
+            ValueError,
+            "preprocessing: ",
+        ),
+        (
+            lambda f: rewrite(f, network={**NETWORK, "conv": {"name": "odconv", "kernels": 4}}),
+            ValueError,
+            "model.safetensors: .*no field kernels",
+        ),
+        (lambda f: rewrite(f, network={**NETWORK, "num_classes": -1}), ValueError, "-1"),
         (lambda f: rewrite(f, network={**NETWORK, "name": "resnt18"}), ValueError, "'resnet18'"),
         (
             lambda f: rewrite(f, network={**NETWORK, "widht": 4}),

@@ -109,6 +109,16 @@ def test_generalized_iou():
     np.testing.assert_allclose(values, [1 - 0.787362943, -0.8], rtol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.int32])
+def test_areas_of_large_boxes_in_any_dtype(dtype):
+    # 600 x 600 is infinite in float16.
+    boxes = jnp.asarray([[0, 0, 600, 600], [0, 0, 300, 600]], dtype)
+    areas = np.multiply.reduce(np.float32(boxes)[:, 2:], axis=-1)
+    np.testing.assert_array_equal(box_area(boxes), areas)
+    np.testing.assert_array_equal(box_iou(boxes, jnp.float32(boxes)), [[1, 0.5], [0.5, 1]])
+    np.testing.assert_array_equal(generalized_box_iou(boxes, boxes[::-1]), [0.5, 0.5])
+
+
 def test_boxes_are_clipped_to_the_picture_of_each():
     boxes = np.tile(np.float32([[-3, 2, 30, 40], [50, 50, 60, 60]]), (2, 1, 1))
     clipped = jax.jit(clip_boxes)(boxes, np.array([[20, 10], [45, 25]]))

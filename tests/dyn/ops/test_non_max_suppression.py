@@ -125,3 +125,11 @@ def test_shapes_that_do_not_fit_are_named():
         non_max_suppression(jnp.zeros((3, 4)), jnp.zeros(2), 0.5, 3)
     with pytest.raises(ValueError, match=r"groups must have the shape \(3,\)"):
         non_max_suppression(jnp.zeros((3, 4)), jnp.zeros(3), 0.5, 3, groups=jnp.zeros((3, 1)))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.int32])
+def test_large_boxes_in_any_dtype(dtype):
+    boxes = np.array([[0, 0, 600, 600], [1, 1, 601, 601], [0, 0, 300, 300]], dtype)
+    valid = np.array([1, 1, 1], np.int32)
+    found = non_max_suppression(boxes, np.float32([0.9, 0.8, 0.7]), 0.5, 3, valid=valid)
+    assert [a.tolist() for a in found] == [[0, 2, 0], [True, True, False]]

@@ -216,3 +216,9 @@ def test_errors_name_what_is_right(fields, message):
     arguments = {"features": jnp.zeros((1, 4, 4, 1)), "boxes": jnp.zeros((1, 2, 4)), "size": 2}
     with pytest.raises(ValueError, match=message):
         roi_align(**{**arguments, **fields})
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 4, 1), (1, 4, 4, 0)])
+def test_nothing_to_gather(shape):
+    y = roi_align(jnp.zeros(shape), jnp.zeros((shape[0], 2, 4)), np.int64(2), method="gather")
+    assert y.shape == (shape[0], 2, 2, 2, shape[-1])

@@ -115,3 +115,45 @@ def test_usual_variations_of_raven_tables(tmp_path):
         path.write_bytes(text.encode(encoding))
         found = annotations.read_annotations(tmp_path, NAMES, str(path))
         assert [(r.file, r.start, r.end, r.label) for r in found.rows] == WANTED, (encoding, end)
+
+
+def test_tables_that_a_spreadsheet_has_saved_with_tabs_and_quotes(tmp_path):
+    marks = 'clip\tfile\tstart\tend\tlabel\tmark\nc\t"a.wav"\t"0,5"\t2\t"wren ""old"", 1"\tRIGHT\n'
+    (row,) = read(tmp_path, marks).rows
+    assert (row.file, row.start, row.label, row.positive) == ("a.wav", 0.5, 'wren "old", 1', True)
+    raven = (
+        TABLES["raven"].replace("Begin Path", '"Begin Path"').replace("Selection", '"Selection"')
+    )
+    found = read(
+        tmp_path, raven.replace("wren", '"wren"').replace("Begin Time (s)", '"Begin Time (s)"')
+    )
+    assert [(r.file, r.start, r.end, r.label) for r in found.rows] == WANTED
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "it is empty"),
+        ("\n \r\n", "it is empty"),
+        (
+            'file,start,end,label\na.wav,0,1,wren\na.wav,1,2,"owl\na.wav,2,3,wren\n',
+            "after line 2: .* quot",
+        ),
+        ("file,start,end,wren,wren\na.wav,0,1,1,0\n", "column wren 2 times"),
+        ("IN FILE,OFFSET,DURATION\na.wav,0,1\n", "no column label: call it manual id"),
+        ("IN FILE,OFFSET,MANUAL ID\na.wav,0,x\n", "no column end: call it duration"),
+    ],
+)
+def test_unusable_tables_say_what_is_wrong(tmp_path, content, message):
+    with pytest.raises(UserError, match=message):
+        read(tmp_path, content)
+
+
+def test_the_index_of_pandas_is_no_class(tmp_path):
+    found = read(tmp_path, "Unnamed: 0,file,start,end,wren\n0,a.wav,0,2,1\n1,a.wav,2,4,0\n")
+    assert [(r.label, r.positive) for r in found.rows] == [("wren", True), ("wren", False)]
+
+
+def test_a_list_of_no_tables(tmp_path):
+    with pytest.raises(UserError, match="names no table"):
+        annotations.read_annotations(tmp_path, NAMES, " , ")

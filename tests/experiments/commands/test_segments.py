@@ -122,6 +122,53 @@ def test_marks_become_annotations(heard, tmp_path):
     assert "right" not in table.read_text()
 
 
+@pytest.mark.parametrize(
+    ("content", "is_kept"),
+    [
+        ("{header}\nc,a,0,1,w,0.9,,\n", False),
+        ("{header}\nc,a,0,1,w,0.9,,Right\n", True),
+        ("{header},note\nc,a,0,1,w,0.9,,,listened\n", True),
+        ("\ufeffclip;file;start;end;label;score;band;mark\nc;a;0;1;w;0,9;;right\n", True),
+        ("CLIP\tFILE\tSTART\tEND\tLABEL\tSCORE\tBAND\tMARK\nc\ta\t0\t1\tw\t1\t\tright\n", True),
+        ("\0", True),
+    ],
+)
+def test_marks_of_other_programs_are_not_overwritten(heard, tmp_path, content, is_kept):
+    folder, _ = heard
+    out = tmp_path / "out"
+    out.mkdir()
+    content = content.format(header=",".join(HEADER))
+    (out / "segments.csv").write_text(content, encoding="utf-8")
+    cut_segments(folder, out, overwrite=True, options=Options(per_class=4, only=["wren"]))
+    kept = out / "segments.earlier.csv"
+    assert kept.exists() == is_kept
+    assert not is_kept or kept.read_text(encoding="utf-8") == content
+
+
+def test_names_and_times_that_no_file_can_have(tmp_path):
+    bird = "\u9ce5" * 200
+    sound = tmp_path / f"{bird[:60]}.wav"
+    soundfile.write(sound, np.zeros(RATE), RATE)
+    table = tmp_path / "found.csv"
+    labels = (bird, "../../up", "Wren", "wren")
+    rows = [f"{sound},0,0.5,{label},0.9" for label in labels]
+    rows += [f"{sound},0,1e300,owl,0.9", f"{sound},1e307,1e308,owl,0.8"]
+    table.write_text("\n".join(["file,start,end,label,score", *rows]), encoding="utf-8")
+    assert cut_segments(table, tmp_path / "out") == (5, 1)
+    clips = [row["clip"] for row in read_table(tmp_path / "out" / "segments.csv")]
+    assert len({clip.lower() for clip in clips}) == 5
+    assert all(
+        (tmp_path / "out" / clip).resolve().is_relative_to(tmp_path / "out") for clip in clips
+    )
+
+
+def test_detections_that_cannot_be_used_are_explained(heard, tmp_path):
+    folder, _ = heard
+    (tmp_path / "elsewhere").mkdir()
+    with pytest.raises(UserError, match="no recording has this name"):
+        cut_segments(folder, tmp_path / "out", recordings_in=str(tmp_path / "elsewhere"))
+
+
 def test_recordings_may_have_moved(heard, tmp_path):
     folder, _ = heard
     (tmp_path / "moved" / "site").mkdir(parents=True)
