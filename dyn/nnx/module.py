@@ -7,7 +7,6 @@ one formula for both, the Linen module's.
 import dataclasses
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar, TypedDict
 
 import flax.linen as nn
