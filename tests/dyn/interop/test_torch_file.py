@@ -270,7 +270,8 @@ def test_monsters_are_refused_at_once(tmp_path, pickled, message):
     start = time.process_time()
     with pytest.raises(ValueError, match=rf"net\.pth cannot be read: .*{message}"):
         read_weights(path)
-    assert time.process_time() - start < 1
+    # A monster takes minutes. Python may clear up after earlier tests meanwhile.
+    assert time.process_time() - start < 3
 
 
 def test_containers_that_hold_themselves_end(tmp_path):

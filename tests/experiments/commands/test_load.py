@@ -39,7 +39,7 @@ def test_a_run_without_a_config_is_refused(tmp_path):
 def test_a_missing_run_is_one_line_and_exit_code_2(command, tmp_path, capsys, the_line):
     words = [command.__name__, str(tmp_path / "nowhere")]
     assert cli.run(command.main, words, command.__doc__) == 2
-    assert "no finished run" in the_line(capsys.readouterr().err)
+    assert "not a finished run" in the_line(capsys.readouterr().err)
 
 
 @pytest.fixture(scope="module")
