@@ -42,7 +42,7 @@ COMMANDS = {
         "export",
         "inspect",
     ),
-    *("load", "command_line", "__init__"),
+    *("load", "__init__"),
 }
 MAX_COMMAND_LINES = 130  # about 100 and a docstring with the usage
 DOCSTRING_OPENINGS = re.compile(r"\W*(What|Which|How|Whether|Where|Of|That)\b")

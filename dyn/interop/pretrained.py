@@ -292,7 +292,7 @@ def _load_file(
     weights = read_weights(path)
     shape = (64, 64, count_channels(weights) or 3)
     found = num_classes(weights)
-    described = {"name": name, **({} if found is None else {"num_classes": found})}
+    described = {"name": name} if found is None else {"name": name, "num_classes": found}
     # The whole network takes all weights; another end then takes what it has.
     others = {field: value for field, value in fields.items() if field != "num_classes"}
     whole = _make_network({**described, **others}, shape)

@@ -154,7 +154,7 @@ _HEADS: Mapping[str, Callable[..., nn.Module]] = {
 
 _bicubic = Preprocessing(resize=256, interpolation="bicubic")
 _halves = {"mean": (0.5,), "std": (0.5,), "interpolation": "bicubic"}
-# Where it is not ImageNet's usual one: of timm's networks, EfficientNets and ConvNeXts.
+# Exceptions to ImageNet's usual preprocessing: timm's networks, EfficientNets and ConvNeXts.
 _PREPROCESSING: Mapping[str, Preprocessing | None] = {
     "efficientnet_lite0": Preprocessing((127 / 255,), (128 / 255,), resize=256),
     "efficientnet_b1": Preprocessing(size=256, resize=256, interpolation="bicubic"),

@@ -21,7 +21,7 @@ class ConvModule(FromLinen):
     """The base of layers that stand in for `nnx.Conv`, and have the order of its arguments."""
 
     has_local_context: ClassVar[bool] = False
-    """Whether a context must have the positions of the inputs."""
+    """True if a context must have the positions of the inputs."""
 
     def __init__(
         self,

@@ -66,7 +66,7 @@ def _merge_parameters(
         if field.name not in known:
             default = False if field.name in MODES else field.default
             merged.append(field.replace(kind=field.KEYWORD_ONLY, default=default))
-    # What Linen does not have comes last.
+    # Parameters that Linen does not have come last.
     return sorted(merged, key=lambda p: p.kind == p.KEYWORD_ONLY and p.name in SIZES)
 
 

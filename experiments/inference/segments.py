@@ -90,9 +90,10 @@ def cut_segments(
     kept = _make_room(out, overwrite)
     require_library("soundfile")
     rows, cards, skipped = [], [], []
+    taken: set[str] = set()
     with Progress(len(chosen), unit="clip") as progress:
         for one, band, start, samples, rate in _cut_all(chosen, options.context, skipped):
-            name = _name_clip(one, start, rows)
+            name = _name_clip(one, start, taken)
             _write_clip(out / name, samples, rate)
             score = "" if one.score is None else f"{one.score:.6f}"
             rows.append(
@@ -251,16 +252,17 @@ def _cut_all(
             skipped.append((file, f"{reason} ({count_noun(missing, 'detection')})"))
 
 
-def _name_clip(one: Annotation, start: float, rows: Sequence[Sequence[str]]) -> str:
-    """Returns the path of a clip below the folder of the results: the class, score, recording and second."""
+def _name_clip(one: Annotation, start: float, taken: set[str]) -> str:
+    """Returns the path of a clip below the folder of the results, and adds it to those that are taken."""
     folder = _make_file_name(one.label)
     score = "" if one.score is None else f"{one.score:.3f}_"
     stem = f"{score}{_make_file_name(Path(one.file).stem)}_{one.start:.2f}s"
     # Some file systems take capitals and small letters for the same.
-    taken, name, number = {row[0].lower() for row in rows}, f"clips/{folder}/{stem}.wav", 1
+    name, number = f"clips/{folder}/{stem}.wav", 1
     while name.lower() in taken:
         number += 1
         name = f"clips/{folder}/{stem}-{number}.wav"
+    taken.add(name.lower())
     return name
 
 

@@ -5,7 +5,7 @@ import zlib
 
 import numpy as np
 
-# Of EfficientAT's dynamic ReLU.
+# Constants of EfficientAT's dynamic ReLU.
 CONSTANTS = {"lambdas": (1.0, 1.0, 0.5, 0.5), "init_v": (1.0, 0.0, 0.0, 0.0)}
 
 

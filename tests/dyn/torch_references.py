@@ -316,10 +316,11 @@ def checkpoint():
     return file.getvalue()
 
 
-def main():
+def compute_references(networks):
+    """Returns the logits of networks with the weights of `torch_numbers`, and the shapes of these."""
     references = {}
     x = torch.from_numpy(pictures()).permute(0, 3, 1, 2)
-    for name, network in NETWORKS.items():
+    for name, network in networks.items():
         net = network().eval()
         shapes = {key: list(value.shape) for key, value in net.state_dict().items()}
         made = {key: torch.from_numpy(weight(key, shape)) for key, shape in shapes.items()}
@@ -327,13 +328,23 @@ def main():
         with torch.no_grad():
             logits = net.double()(x.double())
         references[name] = {"logits": logits.tolist(), "shapes": shapes}
-        print(f"{name:16} {len(shapes):4} weights, logits {logits.min():.2f} to {logits.max():.2f}")
-    references["file"] = base64.b64encode(zlib.compress(checkpoint(), 9)).decode()
-    # One network a line.
-    lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in references.items())
-    path = Path(__file__).with_suffix(".json")
+        print(f"{name:24} {len(shapes):4} weights, logits {logits.min():.2f} to {logits.max():.2f}")
+    return references
+
+
+def write_references(script, references, separators=None):
+    """Writes references beside a script, one network a line."""
+    lines = ",\n".join(
+        f"{json.dumps(k)}: {json.dumps(v, separators=separators)}" for k, v in references.items()
+    )
+    path = Path(script).with_suffix(".json")
     path.write_text(f"{{\n{lines}\n}}\n")
     print(f"{path}: {path.stat().st_size:,} bytes")
+
+
+def main():
+    file = base64.b64encode(zlib.compress(checkpoint(), 9)).decode()
+    write_references(__file__, compute_references(NETWORKS) | {"file": file})
 
 
 if __name__ == "__main__":

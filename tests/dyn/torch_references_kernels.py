@@ -6,18 +6,24 @@ They are those of KernelWarehouse's and FDConv's authors, and ConvNeXt. KernelWa
 networks, whose convolutions are replaced; the name of a layer's warehouse follows from its own name.
 """
 
-import json
 import math
 import re
 from functools import partial
 from itertools import pairwise
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
-from torch_numbers import pictures, weight
-from torch_references import CLASSES, WIDTH, MobileNet, ResNet, plain, pooled
+from torch_references import (
+    CLASSES,
+    WIDTH,
+    MobileNet,
+    ResNet,
+    compute_references,
+    plain,
+    pooled,
+    write_references,
+)
 
 
 def convolve_each(x, kernels, conv):
@@ -168,7 +174,7 @@ def make_warehouse_resnet(sizes, wide=False, **options):
     return assemble(ResNet(sizes, wide=wide), partial(find_resnet_stage, wide=wide), **options)
 
 
-# Of each block of a MobileNetV2, in order, its group of blocks.
+# The group of each block of a MobileNetV2, in order.
 GROUPS = [g for g, number in enumerate((1, 2, 3, 4, 3, 3, 1)) for _ in range(number)]
 
 
@@ -397,24 +403,5 @@ NETWORKS = {
 }
 
 
-def main():
-    references = {}
-    x = torch.from_numpy(pictures()).permute(0, 3, 1, 2)
-    for name, network in NETWORKS.items():
-        net = network().eval()
-        shapes = {key: list(value.shape) for key, value in net.state_dict().items()}
-        made = {key: torch.from_numpy(weight(key, shape)) for key, shape in shapes.items()}
-        net.load_state_dict(made)
-        with torch.no_grad():
-            logits = net.double()(x.double())
-        references[name] = {"logits": logits.tolist(), "shapes": shapes}
-        print(f"{name:24} {len(shapes):4} weights, logits {logits.min():.2f} to {logits.max():.2f}")
-    # One network a line.
-    lines = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in references.items())
-    path = Path(__file__).with_suffix(".json")
-    path.write_text(f"{{\n{lines}\n}}\n")
-    print(f"{path}: {path.stat().st_size:,} bytes")
-
-
 if __name__ == "__main__":
-    main()
+    write_references(__file__, compute_references(NETWORKS))

@@ -6,16 +6,21 @@ It needs torch; the tests need the file alone. The networks are written here fro
 names and shapes of timm, torchvision, EfficientAT and the authors of ODConv and DCD.
 """
 
-import json
 import math
 from functools import partial
-from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional
 from torch_numbers import contrasting_pictures, scale_statistics, weight
-from torch_references import CLASSES, DecomposedLinear, Latent, OmniAttention, pooled
+from torch_references import (
+    CLASSES,
+    DecomposedLinear,
+    Latent,
+    OmniAttention,
+    pooled,
+    write_references,
+)
 
 
 def rounded(features, multiple=8):
@@ -618,12 +623,7 @@ def main():
             end="",
         )
         print(f"those of the pictures {apart:.2f} apart")
-    lines = ",\n".join(
-        f"{json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}" for k, v in references.items()
-    )
-    path = Path(__file__).with_suffix(".json")
-    path.write_text(f"{{\n{lines}\n}}\n")
-    print(f"{path}: {path.stat().st_size:,} bytes")
+    write_references(__file__, references, separators=(",", ":"))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from dyn.models.detection.feature_pyramid import FeaturePyramid
 from dyn.models.detection.losses import binary_cross_entropy, dice_loss, focal_loss, mean_where
 from dyn.models.detection.matching import choose_at_random, gather_chosen, take
 from dyn.models.detection.proposals import join_positions
-from dyn.models.detection.rcnn import Targets, check_targets, make_levels
+from dyn.models.detection.rcnn import Targets, check_targets, make_full_sizes, make_levels
 from dyn.models.detection.settings import CondInstSettings
 from dyn.models.resnet import ResNet50
 from dyn.models.segmentation import Backbone
@@ -117,7 +117,7 @@ class CondInst(CheckedModule):
 
         if targets is None:
             if sizes is None:
-                sizes = jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32), (x.shape[0], 2))
+                sizes = make_full_sizes(x)
             detect = partial(detect_objects, places=places, settings=s)
             return automate_sharding(detect, features, predicted, sizes)
 

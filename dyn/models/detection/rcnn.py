@@ -124,7 +124,7 @@ class FasterRCNN(CheckedModule):
             dtype=self.dtype,
         )
         if sizes is None:
-            sizes = jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32), (x.shape[0], 2))
+            sizes = make_full_sizes(x)
         anchors = make_anchors(
             x.shape[1:3], [f.shape[1:3] for f in levels], s.anchor_sizes, s.anchor_ratios
         )
@@ -183,7 +183,7 @@ class FasterRCNN(CheckedModule):
             compute_box_losses, class_logits, box_codes, *wanted
         )
         if mask_head is not None:
-            # Positive samples come first, and there are at most so many.
+            # Positive samples come first; this is the most that there can be.
             most = int(s.box_samples * s.box_share)
             boxes, labels, objects = (rois[k][:, :most] for k in ("boxes", "labels", "objects"))
             mask_logits = mask_head(align(boxes, s.mask_bins))
@@ -309,6 +309,11 @@ def make_levels(
     stages = compute_stage_features(backbone, x, train=train, dtype=dtype)
     levels = pyramid(select_stages(stages, number))
     return levels, [compute_stride(x.shape[1:3], level.shape[1:3]) for level in levels]
+
+
+def make_full_sizes(x: Array) -> Array:
+    """Returns the sizes `[B, 2]` of pictures `[B, H, W, C]` without filling: H and W."""
+    return jnp.broadcast_to(jnp.asarray(x.shape[1:3], jnp.int32), (x.shape[0], 2))
 
 
 def align_boxes(

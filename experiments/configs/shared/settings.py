@@ -127,7 +127,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "exhaustive": Setting(
             False, meaning="whether labels=multi takes what is not annotated as absent"
         ),
-        # Of classifiers only.
+        # Only classifiers have these.
         "precision": Setting(
             0.9, "(0, 1]", meaning="of the thresholds in thresholds.csv, on validation"
         ),

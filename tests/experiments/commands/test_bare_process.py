@@ -23,7 +23,7 @@ def run_bare(*words):
     [
         ["-m", "experiments.main"],
         ["-m", "experiments.benchmarks.train_step", "--quick"],
-        ["-c", "import sys; sys.argv[0] = '/bin/dyn'; import experiments.command_line"],
+        ["-c", "import sys; sys.argv[0] = '/bin/dyn'; import experiments.core.command_line"],
     ],
 )
 def test_a_command_names_the_extra_in_one_line(words):

@@ -5,13 +5,13 @@ import sys
 import pytest
 
 import dyn
-from experiments import command_line
+from experiments.core import command_line
 
 FILES = {path.stem for path in command_line.FOLDER.glob("*.py")}
 
 
 def test_every_command_is_listed(capsys):
-    assert set(command_line.MODULES.values()) == FILES - {"__init__", "load", "command_line"}
+    assert set(command_line.MODULES.values()) == FILES - {"__init__", "load"}
     for words in ([], ["--help"], ["-h"]):
         assert command_line.run(words) == 0
         page = capsys.readouterr().out

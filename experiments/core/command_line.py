@@ -16,7 +16,7 @@ from experiments.core.console import print_line, print_page
 from experiments.core.errors import suggest_nearest
 from experiments.core.help_pages import format_entries, read_summary
 
-FOLDER = Path(__file__).parent
+FOLDER = Path(__file__).parents[1]
 MODULES = {
     "train": "main",
     "study": "study",
@@ -29,7 +29,7 @@ MODULES = {
     "export": "export",
     "inspect": "inspect",
 }
-"""Files of this folder by command. `dyn benchmark NAME` runs a file of `benchmarks`."""
+"""Files of `FOLDER` by command. `dyn benchmark NAME` runs a file of `benchmarks`."""
 
 
 def main() -> None:
