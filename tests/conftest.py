@@ -1,6 +1,8 @@
 """Sets up the strictest JAX, four CPU devices, and one compilation cache for all tests."""
 
+import itertools
 import os
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -31,6 +33,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 # Tests measure nothing, so compile quickly.
 jax.config.update("jax_disable_most_optimizations", True)
 
+FINISHED = itertools.count(1)  # tests of this process
+
 # grain reads an absl flag when it starts workers; under pytest nobody has parsed any.
 flags.FLAGS.mark_as_parsed()
 
@@ -41,6 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if isinstance(item, pytest.DoctestItem) and item.path.stem != "od_conv":
             item.add_marker("matrix")
+
+
+@pytest.fixture(autouse=True)
+def drop_programs() -> Iterator[None]:
+    """Frees compiled programs now and then: thousands of them exhaust a process's memory maps."""
+    yield
+    if next(FINISHED) % 25 == 0:
+        jax.clear_caches()
 
 
 @pytest.fixture

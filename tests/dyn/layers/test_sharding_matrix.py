@@ -5,6 +5,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from products import thin_out
 from sharded_steps import BATCH, CASES, gathers, large, layer_gradient, shardings, train_step_text
 
 from dyn.layers import ODConv
@@ -17,8 +18,7 @@ pytestmark = pytest.mark.matrix
 EITHER = pytest.mark.parametrize("axes", ["explicit", "auto"])
 
 
-@EITHER
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "axes"), thin_out(CASES, ["explicit", "auto"], step=2))
 def test_the_gradient_of_no_layer_gathers(name, axes):
     """In training, with respect to parameters and inputs, with the lowering that 'auto' chooses."""
     text = layer_gradient(name, 4, axes=axes).as_text()
@@ -26,8 +26,7 @@ def test_the_gradient_of_no_layer_gathers(name, axes):
     assert not gathers(text)
 
 
-@EITHER
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "axes"), thin_out(CASES, ["explicit", "auto"], step=2))
 def test_four_devices_share_the_work(name, axes):
     """With inputs large enough for other lowerings."""
     alone, shared = (layer_gradient(name, devices, large(name), axes) for devices in (1, 4))

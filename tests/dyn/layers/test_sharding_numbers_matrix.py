@@ -18,6 +18,7 @@ from layer_cases import (
     filled,
     random_input,
 )
+from products import thin_out
 from sharded_steps import CASES, make_mesh
 
 from dyn.layers import Conv, FDConv, ODConv, WarehouseConv
@@ -67,8 +68,7 @@ def random_case(name):
     return layer, filled(layer, x), x
 
 
-@pytest.mark.parametrize("kind", MESHES)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "kind"), thin_out(CASES, MESHES, step=5))
 def test_a_training_step_has_the_numbers_of_one_device(name, kind):
     layer, variables, x = random_case(name)
     shape, types, axes = MESHES[kind]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax.ad_checkpoint import checkpoint_policies
 from layer_cases import assert_trees_close, filled, init_shapes, random_input, shapes_of
+from products import thin_out
 from residuals import count_residuals, make_loss
 
 from dyn.layers import ODConv, PixelDynamicConv, share_kernels
@@ -45,7 +46,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", thin_out(NETWORKS, step=2))
 def test_keeps_less_for_the_same_gradient_under_the_same_names(name, monkeypatch):
     # Wide blocks, beside which the 1280 features after them, which are in no block, are few.
     monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (60, 16, 1, 1)))

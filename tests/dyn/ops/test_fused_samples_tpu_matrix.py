@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
+from products import thin_out
 from sample_cases import (
     ASSEMBLIES,
     CASES,
@@ -26,8 +27,7 @@ def make_checks():
     )
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "dtype"), thin_out(CASES, [jnp.float32, jnp.bfloat16], step=2))
 def test_the_convolution_and_its_gradients_are_those_of_each_sample(name, dtype, capfd):
     assert_convolution_agrees(name, dtype, make_checks())
     assert "RACE DETECTED" not in capfd.readouterr().out

@@ -11,14 +11,14 @@ from kernel_gradient_cases import (
     make_arguments,
     make_geometry,
 )
+from products import thin_out
 
 from dyn.ops.fused_tpu_gradient import compute_kernel_gradients
 
 pytestmark = pytest.mark.matrix
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "dtype"), thin_out(CASES, [jnp.float32, jnp.bfloat16], step=2))
 def test_every_case_is_the_loop_without_races(name, dtype, capfd):
     """Reads beyond a buffer are errors; what was never written is NaN."""
     case = CASES[name]

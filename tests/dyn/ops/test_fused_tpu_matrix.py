@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from fused_cases import CASES, assert_fused_agrees
 from jax.experimental.pallas import tpu as pltpu
+from products import thin_out
 
 from dyn.ops import dynamic_conv, planner
 
 pytestmark = pytest.mark.matrix
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "dtype"), thin_out(CASES, [jnp.float32, jnp.bfloat16], step=2))
 def test_the_kernel_and_its_gradients_are_the_definition(name, dtype, capfd):
     checks = pltpu.InterpretParams(
         detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from finished_runs import config_with, random_variables
+from products import thin_out
 
 from dyn.interop import from_pretrained
 from experiments.inference import hub
@@ -48,7 +49,7 @@ def assert_described(config, shape, tmp_path, x):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thin_out(CASES, step=2))
 def test_a_classifier_is_described(name, tmp_path, rng):
     config = config_with(**CASES[name])
     assert_described(config, (8, 8, 1), tmp_path, rng.standard_normal((2, 8, 8, 1), np.float32))

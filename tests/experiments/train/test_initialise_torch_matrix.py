@@ -8,6 +8,7 @@ import safetensors.numpy
 import torch_zip
 from finished_runs import config_with
 from new_states import LIKE_TORCH, ODCONV, TORCH, start_from, weights_of
+from products import thin_out
 from torch_numbers import pictures
 
 from dyn.interop import SOURCES
@@ -96,7 +97,7 @@ MOBILE = {
 }
 
 
-@pytest.mark.parametrize("name", MOBILE)
+@pytest.mark.parametrize("name", thin_out(MOBILE, step=2))
 def test_a_published_mobile_network_starts_from_its_file(tmp_path, name):
     shapes = mobile_names.FILES[name][0]
     constants = {"lambdas": [1, 1, 0.5, 0.5], "init_v": [1, 0, 0, 0]}

