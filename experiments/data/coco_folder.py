@@ -112,7 +112,7 @@ def find_files(root: Path) -> dict[str, Path]:
         path
         for folder in (root, *folders)
         for path in sorted(folder.glob("*.json"))
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(".")
     ]
     # COCO's own folder has captions and key points, too.
     found = [path for path in found if path.name.lower().startswith(_PREFIX)] or found

@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from experiments import data
 from experiments.core.errors import UserError
-from experiments.data import coco_folder
+from experiments.data import coco_folder, fingerprint
 from experiments.data.instances import VOID
 
 CATEGORIES = [{"id": 90, "name": "cell"}, {"id": 7, "name": "nucleus"}]
@@ -134,6 +134,19 @@ def test_examples_have_a_map_and_annotations(load, root):
     labels = cells.splits["train"].labels
     assert len(set(labels.tolist())) == 1  # polygons and run lengths mean the same
     assert len(set(cells.splits["train"].digests)) == 10
+
+
+def test_a_run_notices_changed_annotations(load, root):
+    write_pictures(root)
+    content = make_content()
+    write_json(root / "train.json", content)
+    before = fingerprint.compute_fingerprint(load())
+    assert len(before.entries) == 10
+    assert before.digest == fingerprint.compute_fingerprint(load()).digest
+    content["annotations"][4]["segmentation"] = outline(1, 1, 8, 8)
+    write_json(root / "train.json", content)
+    changes = fingerprint.describe_changes(before, fingerprint.compute_fingerprint(load()))
+    assert changes == "1 file has another label (01.png)"
 
 
 @pytest.mark.parametrize(
