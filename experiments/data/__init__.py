@@ -21,7 +21,10 @@ from experiments.data.views import Relabelled, flatten
 
 __all__ = ["NAMES", "Dataset", "Example", "Source", "load", "load_for_training"]
 
-NAMES = ("digits", "tiny_imagenet", "voc2012", "ucr", "folder", "mask_folder", "tfds", "audio")
+NAMES = (
+    *("digits", "tiny_imagenet", "voc2012", "ucr", "folder", "mask_folder", "tfds", "audio"),
+    *("voc2012_instances", "mask_folder_instances"),
+)
 
 
 def load_for_training(

@@ -29,14 +29,28 @@ Pair = tuple[Path, Path]
 
 
 def load(config: ConfigDict, seed: int) -> Dataset:
-    """Returns the pictures of the folder `source` with their masks.
+    """Returns the pictures of the folder `source` with their masks, as `check_folder` finds them.
+
+    Splits that the folder does not have are stratified by the rarest class of each picture. Examples are
+    `inputs`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`.
+    """
+    root, checked, classes, notes, skipped = check_folder(config)
+    pools = {split: part.make_pool() for split, part in checked.items()}
+    parts, split_notes = splits.make_splits(root.name, config, seed, **pools)
+    shape = pictures.get_common_shape(set().union(*(part.sizes for part in checked.values())))
+    notes += masks.describe_absent_classes(checked, classes)
+    return Dataset(root.name, parts, classes, shape, notes + split_notes, skipped)
+
+
+def check_folder(
+    config: ConfigDict,
+) -> tuple[Path, dict[str, masks.CheckedPairs], list[str], list[str], list[tuple[str, str]]]:
+    """Returns the folder `source`, the usable pairs of each split, the classes, notes, and what is skipped.
 
     The classes are the lines of `classes.txt` in the folder, the first one for index 0. Without that file
     they are the numbers from 0 to the highest index in the masks. Index 255 means no class. If each line ends
     in a colour, such as `road 128 64 128`, the masks hold colours; those of a line `ignore` have no class.
-    Every pair is read once to check that it can be used; the unusable ones are in `skipped`. Splits that the
-    folder does not have are stratified by the rarest class of each picture. Examples are `inputs`, uint8
-    `[H, W, 3]`, and `label`, uint8 `[H, W]`.
+    Every pair is read once to check that it can be used; the unusable ones are skipped.
     """
     root = paths.get_source_path(config)
     if root is None:
@@ -72,16 +86,12 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         )
     if not named:
         _check_gaps(root, np.any([part.present.any(axis=0) for part in checked.values()], axis=0))
-    pools = {split: part.make_pool() for split, part in checked.items()}
-    parts, split_notes = splits.make_splits(root.name, config, seed, **pools)
-    shape = pictures.get_common_shape(set().union(*(part.sizes for part in checked.values())))
     notes = []
     if not named:
         notes.append(
             f"There is no classes.txt: classes are 0 to {highest}, the highest index in the masks."
         )
-    notes += masks.describe_absent_classes(checked, classes)
-    return Dataset(root.name, parts, classes, shape, notes + split_notes, skipped)
+    return root, checked, classes, notes, skipped
 
 
 def _check_gaps(root: Path, present: np.ndarray) -> None:

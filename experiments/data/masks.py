@@ -242,12 +242,22 @@ def compute_strata(present: np.ndarray) -> np.ndarray:
     return np.where(sizes[labels] < _SMALLEST_STRATUM, present.shape[1], labels).astype(np.int32)
 
 
-def describe_absent_classes(checked: dict[str, CheckedPairs], classes: Sequence[str]) -> list[str]:
+def describe_absent_classes(
+    checked: Mapping[str, CheckedPairs], classes: Sequence[str]
+) -> list[str]:
     """Returns a note for each split that lacks classes, whose scores cannot be measured there."""
+    present = {split: part.present for split, part in checked.items()}
+    return list_absent_classes(present, classes, "pixel")
+
+
+def list_absent_classes(
+    present: Mapping[str, np.ndarray], classes: Sequence[str], unit: str
+) -> list[str]:
+    """Returns a note for each split without any `unit` of some classes; `present` is bool `[N, C]`."""
     notes = []
-    for split, part in checked.items():
-        occurs = part.present.any(axis=0)
+    for split, of_pictures in present.items():
+        occurs = of_pictures.any(axis=0)
         absent = [name for index, name in enumerate(classes) if not occurs[index]]
         if absent:
-            notes.append(f"{split} has no pixel of {', '.join(absent)}.")
+            notes.append(f"{split} has no {unit} of {', '.join(absent)}.")
     return notes

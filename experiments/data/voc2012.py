@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from experiments.core.console import print_line
 from experiments.core.errors import UserError
-from experiments.core.files import replace_file
+from experiments.core.files import replace_file, write_text
 from experiments.core.words import count_noun
 from experiments.data import archives, masks, paths, pictures, splits
 from experiments.data.dataset import Dataset
@@ -48,8 +48,10 @@ MD5 = "6cd6e144f989b92b3379bac3b3de84fd"
 SIZE = 2_000_000_000
 TAR = "VOCtrainval_11-May-2012.tar"
 
-# The lists are unpacked last: if they exist, everything they name has been unpacked.
 _LISTS = {split: f"ImageSets/Segmentation/{split}.txt" for split in ("train", "val")}
+# Written last: if it exists, everything that the lists name has been unpacked. Versions before the masks of
+# objects did not write it, and what they unpacked is completed.
+_MARK = "unpacked.txt"
 
 
 def load(config: ConfigDict, seed: int) -> Dataset:
@@ -61,6 +63,23 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     `label`, uint8 `[H, W]`, with 255 on the borders of objects, which are ignored.
     """
     root = find_root(paths.get_source_path(config), paths.get_data_dir(config))
+    checked, skipped = check_lists(root)
+    parts, notes = splits.make_splits(
+        "voc2012", config, seed, train=checked["train"].make_pool(), test=checked["val"].make_pool()
+    )
+    by_split = {"train": checked["train"], "test": checked["val"]}
+    return Dataset(
+        "voc2012",
+        parts,
+        list(CLASSES),
+        pictures.get_common_shape(checked["train"].sizes | checked["val"].sizes),
+        describe_subset(checked) + masks.describe_absent_classes(by_split, CLASSES) + notes,
+        skipped,
+    )
+
+
+def check_lists(root: Path) -> tuple[dict[str, masks.CheckedPairs], list[tuple[str, str]]]:
+    """Returns the usable pairs of `train` and `val`, and `(file, reason)` of the others."""
     checked, skipped = {}, []
     for split, names in read_lists(root).items():
         pairs = [(root / get_picture_path(name), root / get_mask_path(name)) for name in names]
@@ -73,22 +92,12 @@ def load(config: ConfigDict, seed: int) -> Dataset:
                 f"({': '.join(skipped[-1])}). Give the complete VOCdevkit folder or the official tar as "
                 "--config.data.source=PATH."
             )
-    parts, notes = splits.make_splits(
-        "voc2012", config, seed, train=checked["train"].make_pool(), test=checked["val"].make_pool()
-    )
     masks.check_palettes(checked.values(), "Restore the official masks.")
-    by_split = {"train": checked["train"], "test": checked["val"]}
-    return Dataset(
-        "voc2012",
-        parts,
-        list(CLASSES),
-        pictures.get_common_shape(checked["train"].sizes | checked["val"].sizes),
-        _describe(checked) + masks.describe_absent_classes(by_split, CLASSES) + notes,
-        skipped,
-    )
+    return checked, skipped
 
 
-def _describe(checked: dict[str, masks.CheckedPairs]) -> list[str]:
+def describe_subset(checked: dict[str, masks.CheckedPairs]) -> list[str]:
+    """Returns notes on the splits: their origin, and which of them are incomplete."""
     notes = ["test is the official val split: the official test split has no public masks."]
     for split, official in OFFICIAL.items():
         count = len(checked[split].pairs)
@@ -108,6 +117,11 @@ def get_picture_path(name: str) -> str:
 def get_mask_path(name: str) -> str:
     """Returns the path of a picture's class mask below VOC2012."""
     return f"SegmentationClass/{name}.png"
+
+
+def get_object_path(name: str) -> str:
+    """Returns the path of a picture's mask of objects below VOC2012."""
+    return f"SegmentationObject/{name}.png"
 
 
 def find_root(source: Path | None, data_dir: Path) -> Path:
@@ -140,16 +154,16 @@ def find_root(source: Path | None, data_dir: Path) -> Path:
 
 
 def unpack_tar(tar: Path, data_dir: Path) -> Path:
-    """Unpacks the pictures that have masks, the masks and their lists from the official tar, once.
+    """Unpacks the pictures that have masks, their masks of classes and of objects, and the lists, once.
 
     That is a sixth of the tar. An interrupted call continues where it stopped, and two processes may
-    unpack at the same time: every file appears whole, and the lists, which mark completion, last. Each tar
+    unpack at the same time: every file appears whole, and the one that marks completion last. Each tar
     gets its own folder below `data_dir`; the result is the path of VOC2012 there.
     """
     state = tar.stat()
     name = hashlib.sha256(f"{tar} {state.st_size} {state.st_mtime_ns}".encode()).hexdigest()[:16]
     root = data_dir / "voc2012" / name / "VOCdevkit" / "VOC2012"
-    if all((root / path).is_file() for path in _LISTS.values()):
+    if (root / _MARK).is_file():
         return root
     try:
         archive = tarfile.open(tar)
@@ -183,6 +197,7 @@ def _unpack_members(archive: tarfile.TarFile, tar: Path, root: Path) -> None:
     wanted.sort(key=lambda path: members[path].offset)
     for path in [*wanted, *_LISTS.values()]:
         _write_member(root / path, archive, members[path])
+    write_text(root / _MARK, "Pictures, masks of classes and masks of objects.\n")
 
 
 def read_lists(root: Path) -> dict[str, Sequence[str]]:
@@ -223,12 +238,13 @@ def _index_members(archive: tarfile.TarFile) -> dict[str, tarfile.TarInfo]:
 
 
 def _select_members(archive: tarfile.TarFile, members: dict[str, tarfile.TarInfo]) -> list[str]:
-    """Returns the paths of the listed pictures and their masks."""
+    """Returns the paths of the listed pictures and their masks; not all tars have masks of objects."""
     names = []
     for path in _LISTS.values():
         content = archives.read_tar(archive, members[path])
         names += _parse_names(content.decode("utf-8", errors="replace"))
-    wanted = [path for name in names for path in (get_picture_path(name), get_mask_path(name))]
+    kinds = (get_picture_path, get_mask_path, get_object_path)
+    wanted = [get_path(name) for name in names for get_path in kinds]
     return [path for path in dict.fromkeys(wanted) if path in members]
 
 

@@ -17,6 +17,8 @@ MOBILE_NETWORKS = (
 )
 # Layers that have neither a temperature nor a blend to anneal.
 NOT_ANNEALED = ("conv", "condconv", "dcd", "ddf", "involution", "sequence_dynamic")
+# Data sets whose examples have maps of objects.
+INSTANCES = ("voc2012_instances", "mask_folder_instances")
 # Sections that hold the name of a layer and, beside it, whatever fields of the layer are set.
 LAYER_SECTIONS = ("conv", "attention", "classifier", "head")
 
@@ -69,7 +71,19 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     "data": {
         "name": Setting(
             "digits",
-            ("digits", "tiny_imagenet", "ucr", "folder", "voc2012", "mask_folder", "tfds", "audio"),
+            (
+                *(
+                    "digits",
+                    "tiny_imagenet",
+                    "ucr",
+                    "folder",
+                    "voc2012",
+                    "mask_folder",
+                    "tfds",
+                    "audio",
+                ),
+                *INSTANCES,
+            ),
         ),
         "variant": Setting(
             "", meaning="which set of the UCR archive or of the TFDS catalogue; or songs"
@@ -391,7 +405,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "data.dir": kind.data != "digits",
         "data.fold": not sound,  # it would divide the windows of a recording
         "data.folds": not sound,
-        "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder"),
+        "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder", *INSTANCES),
         "audio": sound,
         **{f"audio.{name}": of_sounds for name in ("precision", "upsample", "focal")},
         "spectrogram": sound,

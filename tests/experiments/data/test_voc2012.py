@@ -79,7 +79,7 @@ def test_needed_files_are_unpacked_once(load, files, tmp_path, capsys):
     for one, two in zip(all_examples(first, "train"), all_examples(again, "train"), strict=True):
         np.testing.assert_array_equal(one["label"], two["label"])
     unpacked = [path for path in (tmp_path / "prepared").rglob("*") if path.is_file()]
-    assert len(unpacked) == 2 * 46 + 2
+    assert len(unpacked) == 3 * 46 + 2 + 1  # pictures, two masks each, two lists, the mark
     assert not list((tmp_path / "prepared").rglob("2008_000000*"))
 
 
