@@ -40,31 +40,7 @@ def export(
     Raises:
         UserError: if the file exists, or the format cannot express the network.
     """
-    if file_format not in FORMATS:
-        raise UserError(f"--format={file_format}: choose one of {', '.join(FORMATS)}.")
-    for platform in platforms:
-        if platform not in PLATFORMS:
-            raise UserError(
-                f"--platforms: there is no {platform!r}{suggest_nearest(platform, PLATFORMS)}"
-            )
-    if batch < 0 or (batch and file_format != "onnx"):
-        raise UserError(
-            f"--batch={batch}: only --format=onnx has a fixed batch, of 1 or more; 0 is for any."
-        )
-    if fold_norms and file_format in ("safetensors", "hub"):
-        raise UserError(
-            f"--fold_norms: --format={file_format} keeps the parameters as they were trained; fold the norms "
-            "of --format=stablehlo or onnx."
-        )
-    if trained.config.task == "instance_segmentation":
-        if fold_norms:
-            raise UserError("--fold_norms is not for detectors: it has not been tried with them.")
-        if file_format == "onnx":
-            raise UserError(
-                "--format=onnx is not for detectors, which return several arrays: choose stablehlo."
-            )
-    if file_format == "onnx":
-        onnx.check_installed()
+    _check_options(trained, file_format, platforms, batch, fold_norms)
     source = trained.source
     home = source.parent if source.suffix == weights.SUFFIX else source / "export"
     name = "hub" if file_format == "hub" else f"model.{file_format}"
@@ -108,10 +84,42 @@ def export(
     return path
 
 
+def _check_options(
+    trained: Trained, file_format: str, platforms: Sequence[str], batch: int, fold_norms: bool
+) -> None:
+    """Raises a UserError for the first invalid option, and for what a network cannot be written as."""
+    if file_format not in FORMATS:
+        raise UserError(f"--format={file_format}: choose one of {', '.join(FORMATS)}.")
+    for platform in platforms:
+        if platform not in PLATFORMS:
+            raise UserError(
+                f"--platforms: there is no {platform!r}{suggest_nearest(platform, PLATFORMS)}"
+            )
+    if batch < 0 or (batch and file_format != "onnx"):
+        raise UserError(
+            f"--batch={batch}: only --format=onnx has a fixed batch, of 1 or more; 0 is for any."
+        )
+    if fold_norms and file_format in ("safetensors", "hub"):
+        raise UserError(
+            f"--fold_norms: --format={file_format} keeps the parameters as they were trained; fold the norms "
+            "of --format=stablehlo or onnx."
+        )
+    if trained.config.task == "instance_segmentation":
+        if fold_norms:
+            raise UserError("--fold_norms is not for detectors: it has not been tried with them.")
+        if file_format == "onnx":
+            raise UserError(
+                "--format=onnx is not for detectors, which return several arrays: choose stablehlo."
+            )
+    if file_format == "onnx":
+        onnx.check_installed()
+
+
 def make_logits_fn(trained: Trained, fold_norms: bool = False) -> Callable[[jax.Array], Any]:
     """Returns the function that is exported: from uint8 pictures, or series, to float32 logits.
 
-    Of a detector, it returns a dictionary of boxes, scores, labels and masks. With `fold_norms` the norms after convolutions are folded into them.
+    Of a detector, it returns a dictionary of boxes, scores, labels and masks. With `fold_norms` the norms
+    after convolutions are folded into them.
     """
     model, variables = trained.model, jax.tree.map(jnp.asarray, dict(trained.variables))
     if fold_norms:
@@ -142,6 +150,8 @@ def describe_export(trained: Trained) -> dict[str, Any]:
     pictures = trained.is_picture
     if trained.is_audio:
         size = "a spectrogram that is drawn and coloured as `audio` says"
+    elif trained.config.task == "instance_segmentation":
+        size = "the longer side brought to the size, then padded with the mean colour below and to the right"
     elif trained.keeps_size:
         size = "scaled down where larger, then padded with the mean colour below and to the right"
     elif pictures:

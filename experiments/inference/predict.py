@@ -143,7 +143,7 @@ def choose_form(trained: Trained, out: Path, top: int, inputs: Iterable[File]) -
         return Form(
             object_files.HEADER,
             partial(object_files.open_writer, trained, folder, coco_file, numbered),
-            {"COCO's format": coco_file, "pictures": folder},
+            {"results for COCO": coco_file, "pictures": folder},
         )
     if trained.config.task == "segmentation":
         write = partial(_write_mask, trained.classes, folder)
@@ -165,7 +165,7 @@ def _check_arguments(out: Path, form: Form, top: int, overwrite: bool) -> None:
         raise UserError(f"{out.with_suffix('')} is a file: choose another --out.")
     for name, path in form.others.items():
         if path.exists() and not overwrite:
-            raise UserError(f"{path}, for the {name}, exists: {otherwise}")
+            raise UserError(f"{path}, which has the {name}, exists: {otherwise}")
     if top < 1:
         raise UserError(f"--top={top}: choose 1 or more.")
 

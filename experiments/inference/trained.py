@@ -306,7 +306,9 @@ class Trained:
         features = []
 
         def keep_head_inputs(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
-            if context.module.name == "head" and context.method_name == "__call__":
+            is_head = context.module.name == "head" and context.method_name == "__call__"
+            # That of a detector takes several arrays.
+            if is_head and isinstance(args[0], jax.Array):
                 features.append(args[0])
             return call(*args, **kwargs)
 

@@ -11,6 +11,7 @@ MASKS = {"task": "segmentation", "augment": "affine_crop", "normalise": IMAGENET
 OBJECTS = {
     **MASKS,
     "task": "instance_segmentation",
+    "augment": "scale_jitter",
     "optimizer": {
         "name": "adamw",
         "weight_decay": 1e-4,
