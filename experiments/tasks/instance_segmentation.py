@@ -309,8 +309,8 @@ def judge_picture(found: Objects, example: Example, num_classes: int, threshold:
     """Compares the found objects of a picture with an example of the data set.
 
     Pixels that belong to nothing (255) are taken out of the masks of found objects first, as they are in no
-    true mask. Where an example has `annotations`, whose masks may overlap and whose crowds are not counted,
-    COCO's average precision is computed against these.
+    true mask. Where an example has COCO's `annotations`, whose masks may overlap and whose crowds are not
+    counted, COCO's average precision is that of whole masks and these.
 
     Args:
         found: the found objects.
@@ -320,14 +320,14 @@ def judge_picture(found: Objects, example: Example, num_classes: int, threshold:
     """
     matrix = count_painted(found, example, num_classes, threshold)
     truth = list_true_objects(example["label"], example["classes"])
-    truths = example.get("annotations")
-    if truths is None:
-        truths = describe_objects(truth)
-        if found.masks is not None:
-            found = found._replace(masks=found.masks & (example["label"] != IGNORE))
-    overlaps = measure_overlaps(found, truth)
-    size = example["label"].shape
-    return Judged(size, matrix, overlaps, list(truths), describe_objects(found))
+    size, cut = example["label"].shape, found
+    if found.masks is not None:
+        cut = found._replace(masks=found.masks & (example["label"] != IGNORE))
+    overlaps = measure_overlaps(cut, truth)
+    annotations = example.get("annotations")
+    if annotations is None:
+        return Judged(size, matrix, overlaps, describe_objects(truth), describe_objects(cut))
+    return Judged(size, matrix, overlaps, list(annotations), describe_objects(found))
 
 
 def summarise(judged: Sequence[Judged], classes: Sequence[str], with_masks: bool) -> dict[str, Any]:

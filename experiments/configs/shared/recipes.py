@@ -59,6 +59,7 @@ DATASETS: dict[str, dict[str, Any]] = {
         "detector": {"size": "small"},
         **OBJECTS,
     },
+    "coco_folder": {"data": {"name": "coco_folder"}, "image_size": 512, **OBJECTS},
     # Windows of recordings, as spectrograms. Recordings are few, so validation and test take their share of
     # each class, and many in a collection may be damaged.
     "audio": {
