@@ -120,7 +120,8 @@ def initialise_from(
     has_backbone = any(path[1] == "backbone" for path in ours)
     new = {p: leaf for p, leaf in ours.items() if has_backbone and p[1] not in their_parts}
     other_classes = False
-    if _shapes(theirs) != _shapes({p: leaf for p, leaf in ours.items() if p not in new}):
+    same = _shapes(theirs) == _shapes({p: leaf for p, leaf in ours.items() if p not in new})
+    if not same and their_parts != {"backbone"}:
         head = _find_head(config, num_classes, inputs)
         their_head, our_head = (_select(tree, head) for tree in (theirs, ours))
         if _shapes(their_head) != _shapes({p: v for p, v in our_head.items() if p not in new}):

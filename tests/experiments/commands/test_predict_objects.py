@@ -66,6 +66,7 @@ def test_a_detector_writes_results_in_cocos_format(trained, tmp_path, rng):
         predict(trained, [str(album)], out)
 
 
+@pytest.mark.long
 def test_an_exported_detector_gives_the_same_objects(trained, tmp_path, rng):
     path = export(trained, "stablehlo", tmp_path / "model.stablehlo", platforms=["cpu"])
     picture = rng.integers(0, 256, (32, 32, 3), np.uint8)
