@@ -19,8 +19,8 @@ LABORATORY = (
 EXTRAS = {
     "experiments": (
         *LABORATORY,
-        *("array_record", "flatbuffers", "orbax", "pooch", "tensorboardX"),
-        *("tensorflow_datasets", "tensorstore"),
+        *("array_record", "flatbuffers", "orbax", "pooch", "pycocotools"),
+        *("tensorboardX", "tensorflow_datasets", "tensorstore"),
     ),
     "audio": ("librosa", "maad", "pyarrow", "pywt", "soundfile", "soxr"),
     "onnx": ("jax2onnx", "onnxruntime"),

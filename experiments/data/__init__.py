@@ -23,7 +23,7 @@ __all__ = ["NAMES", "Dataset", "Example", "Source", "load", "load_for_training"]
 
 NAMES = (
     *("digits", "tiny_imagenet", "voc2012", "ucr", "folder", "mask_folder", "tfds", "audio"),
-    *("voc2012_instances", "mask_folder_instances"),
+    *("voc2012_instances", "mask_folder_instances", "coco_folder"),
 )
 
 

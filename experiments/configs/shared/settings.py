@@ -18,7 +18,7 @@ MOBILE_NETWORKS = (
 # Layers that have neither a temperature nor a blend to anneal.
 NOT_ANNEALED = ("conv", "condconv", "dcd", "ddf", "involution", "sequence_dynamic")
 # Data sets whose examples have maps of objects.
-INSTANCES = ("voc2012_instances", "mask_folder_instances")
+INSTANCES = ("voc2012_instances", "mask_folder_instances", "coco_folder")
 # Sections that hold the name of a layer and, beside it, whatever fields of the layer are set.
 LAYER_SECTIONS = ("conv", "attention", "classifier", "head")
 
