@@ -122,7 +122,7 @@ def predict_files(
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """What is written of predictions.
+    """The form in which predictions are written.
 
     Attributes:
         header: of the table.

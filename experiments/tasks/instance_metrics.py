@@ -236,10 +236,13 @@ def _make_coco(
     coco = COCO()
     coco.dataset = {
         "images": [
-            {"id": image, "height": height, "width": width}
+            {"id": image, "file_name": "", "height": height, "width": width}
             for image, (height, width) in enumerate(sizes, 1)
         ],
-        "categories": [{"id": label} for label in range(1, num_classes)],
+        "categories": [
+            {"id": label, "name": str(label), "supercategory": ""}
+            for label in range(1, num_classes)
+        ],
         "annotations": annotations,
     }
     coco.createIndex()

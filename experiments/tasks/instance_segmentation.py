@@ -254,7 +254,7 @@ class InstanceSegmentation(Task):
 
 
 class Judged(NamedTuple):
-    """What the metrics of a split need of one picture.
+    """A picture, its true and its found objects, as the metrics of a split need them.
 
     Attributes:
         size: `(H, W)`.
