@@ -98,7 +98,7 @@ def make_objects(scores=None, with_masks=True):
 @pytest.mark.parametrize("number", [1, 3])
 def test_detections(size_of, tmp_path, rng, number):
     images = [rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)] * number
-    empty = objects.Drawn(*(np.zeros(shape) for shape in ((0, 4), (0,), (0,), (0, 20, 30))))
+    empty = objects.Drawn(np.zeros((0, 4)), np.zeros(0, int), [], np.zeros((0, 20, 30), bool))
     found = [make_objects([0.9, 0.4], number == 1), empty, make_objects([0.9, 0.4])][:number]
     path, headings = tmp_path / "a.png", ["found"] * number
     truths = [make_objects()] * number
