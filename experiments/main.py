@@ -4,7 +4,8 @@
 
     --config=NAME[:DATASET] the experiment: one of the configs, such as odconv, or the path of your own file;
                             DATASET is digits (without it), tiny_imagenet, voc2012, adiac, ucr, folder,
-                            mask_folder, tfds, audio or songs; with ,smoke a run of half a minute
+                            mask_folder, tfds, audio or songs; for detectors voc2012_instances,
+                            mask_folder_instances or coco_folder; with ,smoke a run of half a minute
     --config.KEY=VALUE      changes any setting of the config, for example --config.epochs=5, or any field of
                             its layers, such as --config.conv.reduction=0.25
     --workdir=runs/NAME     the folder of the run; without it runs/<config>-<dataset>

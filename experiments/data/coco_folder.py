@@ -34,6 +34,7 @@ _LAYOUT = (
     "file_name says: below the JSON's folder, below PATH or its folder images, or below a folder there "
     "with the name of the split."
 )
+_BACKGROUND = "background"
 _PREFIX = "instances_"
 _SPLIT = re.compile(rf"(?:^|[-_. ])({'|'.join(splits.ALIASES)})(?:\d{{4}})?$")
 _MAX_BYTES = 2000 * MEGABYTE  # COCO's own largest file has 450
@@ -74,7 +75,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     else:
         raise UserError(f"{root} does not exist. {_LAYOUT}")
     read = {split: read_file(file) for split, file in files.items()}
-    classes = ["background", *read["train"].categories.values()]
+    classes = [_BACKGROUND, *read["train"].categories.values()]
     parts, notes, skipped = {}, [], []
     for split, content in read.items():
         parts[split], unusable = check_file(root, content, classes)
@@ -112,7 +113,7 @@ def find_files(root: Path) -> dict[str, Path]:
         path
         for folder in (root, *folders)
         for path in sorted(folder.glob("*.json"))
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(".")
     ]
     # COCO's own folder has captions and key points, too.
     found = [path for path in found if path.name.lower().startswith(_PREFIX)] or found
@@ -169,10 +170,11 @@ def read_file(path: Path) -> Content:
     for number, category in enumerate(content["categories"]):
         if fault := find_fault(category, _CATEGORY, f"categories[{number}]"):
             raise UserError(f"{path} cannot be read: {fault}.")
-        if category["id"] in categories or category["name"] in ("", *categories.values()):
+        taken = ("", _BACKGROUND, *categories.values())
+        if category["id"] in categories or category["name"] in taken:
             raise UserError(
-                f"{path}: the category {category['id']}, {category['name']!r}, has no name, or there is "
-                "another one with the same id or name. Give each its own."
+                f"{path}: the category {category['id']}, {category['name']!r}, needs an id and a name of its "
+                f"own; {_BACKGROUND} is where no object is."
             )
         categories[category["id"]] = category["name"]
     if not 0 < len(categories) < masks.IGNORE:

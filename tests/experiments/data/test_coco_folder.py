@@ -10,7 +10,7 @@ from pycocotools import mask as coco_mask
 
 from experiments import data
 from experiments.core.errors import UserError
-from experiments.data import coco_folder
+from experiments.data import coco_folder, fingerprint
 from experiments.data.instances import VOID
 
 CATEGORIES = [{"id": 90, "name": "cell"}, {"id": 7, "name": "nucleus"}]
@@ -136,6 +136,19 @@ def test_examples_have_a_map_and_annotations(load, root):
     assert len(set(cells.splits["train"].digests)) == 10
 
 
+def test_a_run_notices_changed_annotations(load, root):
+    write_pictures(root)
+    content = make_content()
+    write_json(root / "train.json", content)
+    before = fingerprint.compute_fingerprint(load())
+    assert len(before.entries) == 10
+    assert before.digest == fingerprint.compute_fingerprint(load()).digest
+    content["annotations"][4]["segmentation"] = outline(1, 1, 8, 8)
+    write_json(root / "train.json", content)
+    changes = fingerprint.describe_changes(before, fingerprint.compute_fingerprint(load()))
+    assert changes == "1 file has another label (01.png)"
+
+
 @pytest.mark.parametrize(
     ("file", "folder"),
     [
@@ -223,8 +236,9 @@ def test_pictures_are_upright(load, root):
         (lambda c: [], "cannot be read: it holds no JSON object"),
         (lambda c: {"images": [], "categories": []}, "it has no annotations"),
         (lambda c: c | {"categories": [{"id": "a", "name": "cell"}]}, r"categories\[0\]\.id"),
-        (lambda c: c | {"categories": [*CATEGORIES, {"id": 7, "name": "x"}]}, "same id or name"),
-        (lambda c: c | {"categories": [*CATEGORIES, {"id": 8, "name": "cell"}]}, "same id or name"),
+        (lambda c: c | {"categories": [*CATEGORIES, {"id": 7, "name": "x"}]}, "of its own"),
+        (lambda c: c | {"categories": [*CATEGORIES, {"id": 8, "name": "cell"}]}, "of its own"),
+        (lambda c: c | {"categories": [{"id": 0, "name": "background"}]}, "where no object is"),
         (lambda c: c | {"categories": []}, "has 0 categories"),
         (lambda c: c | {"annotations": []}, "nothing to learn"),
         (lambda c: c | {"images": []}, "no picture that can be used"),

@@ -42,7 +42,8 @@ def test_no_reader_imports_tensorflow_or_torch():
     code = (
         "import sys, importlib\n"
         "for name in ('digits', 'tiny_imagenet', 'voc2012', 'ucr', 'folder', 'mask_folder',\n"
-        "             'tfds_catalogue', 'pipeline', 'mask_transforms'):\n"
+        "             'tfds_catalogue', 'pipeline', 'mask_transforms', 'coco_folder', 'voc2012_instances',\n"
+        "             'mask_folder_instances', 'instance_transforms'):\n"
         "    importlib.import_module('experiments.data.' + name)\n"
         "assert not {'tensorflow', 'torch'} & set(sys.modules)\n"
     )
