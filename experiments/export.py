@@ -17,7 +17,8 @@
     --overwrite          replaces an existing file, or the files of the hub's folder
 
 A JSON file beside model.stablehlo and model.onnx describes the inputs and outputs: pictures as they are,
-uint8, of one size (they are normalised within), or z-normalised series; logits. In Python:
+uint8, of one size (they are normalised within), or z-normalised series; logits, or of a detector a dictionary
+of boxes, scores, labels and masks. In Python:
 
     from jax import export
 

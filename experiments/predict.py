@@ -24,7 +24,10 @@ for recordings only
 
 FILE.csv has a row for each example and rank: file, rank, label, probability (and the line, in a file of
 series). For a segmentation run it has a row for each picture and class in it: file, mask, label, pixels,
-share; the masks are palette PNGs in the folder FILE. Files that cannot be used are in FILE.skipped.csv.
+share; the masks are palette PNGs in the folder FILE. For a detector it has a row for each object: file,
+image_id, label, score, x, y, width, height (pixels); FILE.coco.json has the same objects with their masks as
+results in COCO's format, and the folder FILE the pictures with boxes and masks. Files that cannot be used
+are in FILE.skipped.csv.
 
 For recordings, --out is a folder with
     predictions.csv   file, start_s, end_s, label, score, silent: a row for each window and label whose score

@@ -26,6 +26,8 @@ from dyn.layers import (
 )
 from dyn.models.classifier import Classifier
 from dyn.models.convnext import ConvNeXt
+from dyn.models.detection.condinst import CondInst
+from dyn.models.detection.rcnn import FasterRCNN, MaskRCNN
 from dyn.models.dymn import DyMN
 from dyn.models.efficientnet import (
     TENSORFLOW,
@@ -150,6 +152,9 @@ _HEADS: Mapping[str, Callable[..., nn.Module]] = {
     "classifier": Classifier,
     "fcn": FCN,
     "deeplabv3plus": DeepLabV3Plus,
+    "faster_rcnn": FasterRCNN,
+    "mask_rcnn": MaskRCNN,
+    "cond_inst": CondInst,
 }
 
 _bicubic = Preprocessing(resize=256, interpolation="bicubic")
@@ -190,8 +195,9 @@ def create_model(
     """Makes a network by its name.
 
     Args:
-        name: one of `list_models()`. `'classifier'`, `'fcn'` and `'deeplabv3plus'` are networks over another
-            one, which their field `backbone` describes: `{"name": "resnet18", "width": 32}`.
+        name: one of `list_models()`. `'classifier'`, `'fcn'`, `'deeplabv3plus'`, `'faster_rcnn'`,
+            `'mask_rcnn'` and `'cond_inst'` are networks over another one, which their field `backbone`
+            describes: `{"name": "resnet18", "width": 32}`.
         features_only: whether the network returns its features after each stage, for dense prediction,
             instead of logits: the same as `num_classes=None`. `list_features` has their sizes.
         channels: features of the input. Only networks whose first layer shares its kernels depend on it.

@@ -12,7 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from experiments.configs.shared.assemble import make_config
-from experiments.configs.shared.recipes import ALIASES, DATASETS, SMOKE, STRONG
+from experiments.configs.shared.recipes import ALIASES, DATASETS, SMOKE, SMOKE_OBJECTS, STRONG
 from experiments.configs.shared.settings import Kind
 from experiments.core.errors import UserError
 
@@ -64,6 +64,8 @@ def get_config(
         recipes.append(STRONG)
     if words.smoke:
         recipes.append(SMOKE)
+        if task == "instance_segmentation":
+            recipes.append(SMOKE_OBJECTS)
     config = make_config(kind, *recipes)
     config.name, config.conv = name, conv
     config.dataset = words.variant or dataset

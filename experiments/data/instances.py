@@ -159,12 +159,12 @@ class MaskedObjects:
 
     Attributes:
         pairs: the pictures and their class masks.
-        files: the object mask of each picture; None if objects are the components of the class masks.
+        object_masks: the object mask of each picture; None if objects are the components of the class masks.
         labels: digest of the masks of each picture, uint64 `[N]`.
     """
 
     pairs: masks.Pairs
-    files: Sequence[Path] | None
+    object_masks: Sequence[Path] | None
     labels: np.ndarray
 
     def __len__(self) -> int:
@@ -172,7 +172,7 @@ class MaskedObjects:
 
     def __getitem__(self, index: int) -> Example:
         example = self.pairs[index]
-        file = None if self.files is None else self.files[index]
+        file = None if self.object_masks is None else self.object_masks[index]
         try:
             ids, classes = _find_objects(example["label"], file)
         except Exception as error:  # Pillow's decoders raise many kinds of errors.

@@ -1,6 +1,8 @@
-"""Predicts classes for files: tables of probabilities, masks, or detections in recordings."""
+"""Predicts classes for files: tables of probabilities, masks, objects, or detections in recordings."""
 
-from collections.abc import Iterator, Sequence
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +15,9 @@ from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
 from experiments.data import Example
+from experiments.data.reading import File
 from experiments.figures.style import make_voc_palette
-from experiments.inference import own_files
+from experiments.inference import object_files, own_files
 from experiments.inference.files import (
     Item,
     check_inputs,
@@ -72,20 +75,12 @@ def predict_files(
 ) -> tuple[int, int]:
     """Writes the predictions for pictures or series; see `predict`."""
     out = Path(out).expanduser()
-    masks, skipped_file = out.with_suffix(""), out.with_suffix(".skipped.csv")
-    segments = trained.config.task == "segmentation"
     check_inputs(paths, batch_size)
-    _check_arguments(out, masks, segments, top, overwrite)
-    positions = list_position_columns(trained)
-    if segments:
-        header = ["file", "mask", "label", "pixels", "share"]
-        make_rows = partial(_write_mask, trained.classes, masks)
-    else:
-        header = ["file", *positions, "rank", "label", "probability"]
-        make_rows = partial(_rank_classes, trained.classes, top)
-
-    skipped_header = ["file", *positions, "reason"]
-    outputs = (out, skipped_file, masks)
+    skipped_file, folder = out.with_suffix(".skipped.csv"), out.with_suffix("")
+    outputs = (out, skipped_file, folder, out.with_suffix(object_files.COCO_SUFFIX))
+    form = choose_form(trained, out, top, expand_paths(paths, outputs))
+    _check_arguments(out, form, top, overwrite)
+    skipped_header = ["file", *list_position_columns(trained), "reason"]
     total = sum(1 for _ in expand_paths(paths, outputs))
     if not total:
         raise UserError(f"There is no file in {', '.join(map(str, paths))}.")
@@ -93,9 +88,10 @@ def predict_files(
     skipped_file.unlink(missing_ok=True)
     predicted = skipped = 0
     with (
-        files.append_csv(out, header, overwrite) as append,
+        files.append_csv(out, form.header, overwrite) as append,
         files.append_csv(skipped_file, skipped_header, True) as append_skipped,
         Progress(total, unit="file") as progress,
+        form.open() as make_rows,
     ):
 
         def usable_examples() -> Iterator[tuple[Item, Example]]:
@@ -117,25 +113,59 @@ def predict_files(
             f"None of {count_noun(total, 'file')} can be used; {skipped_file} has the reasons."
         )
     rows = [("predicted", f"{predicted:,}"), ("predictions", str(out))]
-    if segments:
-        rows.append(("masks", str(masks)))
+    rows += [(name, str(path)) for name, path in form.others.items()]
     if skipped:
         rows.append(("skipped", f"{skipped:,}, listed in {skipped_file}"))
     print_result("finished", rows)
     return predicted, skipped
 
 
-def _check_arguments(out: Path, masks: Path, segments: bool, top: int, overwrite: bool) -> None:
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The form in which predictions are written.
+
+    Attributes:
+        header: of the table.
+        open: a context that returns the function of an item and its prediction that makes rows of the table.
+        others: what is written beside the table, by what it is.
+    """
+
+    header: Sequence[str]
+    open: Callable[[], contextlib.AbstractContextManager[Callable[[Item, Any], Rows]]]
+    others: Mapping[str, Path] = dataclasses.field(default_factory=dict)
+
+
+def choose_form(trained: Trained, out: Path, top: int, inputs: Iterable[File]) -> Form:
+    """Returns what is written of the predictions of a run for some files, with the table `out`."""
+    folder, coco_file = out.with_suffix(""), out.with_suffix(object_files.COCO_SUFFIX)
+    if trained.config.task == "instance_segmentation":
+        numbered = object_files.have_own_numbers(inputs)
+        return Form(
+            object_files.HEADER,
+            partial(object_files.open_writer, trained, folder, coco_file, numbered),
+            {"results for COCO": coco_file, "pictures": folder},
+        )
+    if trained.config.task == "segmentation":
+        write = partial(_write_mask, trained.classes, folder)
+        header = ("file", "mask", "label", "pixels", "share")
+        return Form(header, partial(contextlib.nullcontext, write), {"masks": folder})
+    rank = partial(_rank_classes, trained.classes, top)
+    header = ("file", *list_position_columns(trained), "rank", "label", "probability")
+    return Form(header, partial(contextlib.nullcontext, rank))
+
+
+def _check_arguments(out: Path, form: Form, top: int, overwrite: bool) -> None:
     """Raises a UserError for the first invalid argument."""
     otherwise = "choose another --out, or give --overwrite."
     if out.suffix != ".csv":
         raise UserError(f"--out={out}: give a file that ends in .csv.")
     if out.is_dir() or (out.exists() and not overwrite):
         raise UserError(f"{out} exists: {otherwise}")
-    if masks.is_file():
-        raise UserError(f"{masks} is a file: choose another --out.")
-    if segments and masks.exists() and not overwrite:
-        raise UserError(f"{masks}, the folder for the masks, exists: {otherwise}")
+    if out.with_suffix("").is_file():
+        raise UserError(f"{out.with_suffix('')} is a file: choose another --out.")
+    for name, path in form.others.items():
+        if path.exists() and not overwrite:
+            raise UserError(f"{path}, which has the {name}, exists: {otherwise}")
     if top < 1:
         raise UserError(f"--top={top}: choose 1 or more.")
 

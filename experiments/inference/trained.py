@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import operator
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ class Outputs(NamedTuple, Generic[Key]):
     Attributes:
         keys: of the examples.
         examples: as the network saw them.
-        predictions: of the task, not postprocessed, `[B, ...]`.
+        predictions: of the task, not postprocessed: an array `[B, ...]` or a tree of them.
         features: float32 `[B, D]`: the codes of an autoencoder, otherwise the inputs of the module `head`;
             `[B, 0]` unless `with_features`.
         seconds: that the network took, without compilation.
@@ -43,7 +44,7 @@ class Outputs(NamedTuple, Generic[Key]):
 
     keys: list[Key]
     examples: list[Example]
-    predictions: np.ndarray
+    predictions: Any
     features: np.ndarray
     seconds: float
 
@@ -103,6 +104,12 @@ def _check_size(trained: "Trained") -> None:
         )
 
 
+def _stack_and_fill(examples: Sequence[Example], name: str, size: int) -> np.ndarray:
+    """Returns a part of some examples as a batch of `size`, filled up with zeros."""
+    stacked = np.stack([example[name] for example in examples])
+    return np.pad(stacked, [(0, size - len(examples))] + [(0, 0)] * (stacked.ndim - 1))
+
+
 def _list_shapes(variables: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     flat = traverse_util.flatten_dict(dict(variables), sep="/")
     return {name: tuple(np.shape(leaf)) for name, leaf in flat.items()}
@@ -134,15 +141,15 @@ class Trained:
 
         Returns:
             For a classification run the probabilities, float32 `[N, classes]`; for a segmentation run a list
-            of the classes of all pixels, uint8 `[H, W]` each; for a reconstruction run the codes, float32
-            `[N, D]`.
+            of the classes of all pixels, uint8 `[H, W]` each; for a detector a list of
+            `tasks.objects.Objects`; for a reconstruction run the codes, float32 `[N, D]`.
 
         Raises:
             ValueError: if an example has another shape or dtype than the network's.
         """
         examples = ((None, self.prepare(raw)) for raw in inputs)
         predictions = [prediction for _, prediction in self.predict(examples)]
-        if self.config.task == "segmentation":
+        if self.keeps_size:
             return predictions
         if self.config.task == "reconstruction" and predictions:
             return np.array(predictions, np.float32)
@@ -179,6 +186,11 @@ class Trained:
     def is_picture(self) -> bool:
         """True if the network sees pictures or spectrograms, False if it sees series."""
         return len(self.shape) == 3
+
+    @property
+    def keeps_size(self) -> bool:
+        """True if predictions are of the size of the picture: classes of pixels, or objects."""
+        return self.config.task in ("segmentation", "instance_segmentation")
 
     @functools.cached_property
     def task(self) -> Task:
@@ -220,8 +232,13 @@ class Trained:
         Raises:
             ValueError: if it has another size than those of the run.
         """
-        label = np.zeros(raw.shape[:2] if self.config.task == "segmentation" else (), np.uint8)
-        example = self._transform({"inputs": raw, "label": label})
+        stored = {
+            "inputs": raw,
+            "label": np.zeros(raw.shape[:2] if self.keeps_size else (), np.uint8),
+        }
+        if self.config.task == "instance_segmentation":
+            stored["classes"] = np.zeros(0, np.int32)
+        example = self._transform(stored)
         if example["inputs"].shape != self.shape:
             raise ValueError(
                 f"of the shape {raw.shape}; all examples of the run have {self.shape} and are not resized"
@@ -230,11 +247,11 @@ class Trained:
 
     def predict(
         self, examples: Iterable[tuple[Key, Example]], batch_size: int = 0
-    ) -> Iterator[tuple[Key, np.ndarray]]:
+    ) -> Iterator[tuple[Key, Any]]:
         """Yields the key of each example and its prediction, in order; see `predict_batches`."""
         for batch in self.predict_batches(examples, batch_size):
-            rows = zip(batch.keys, batch.examples, batch.predictions, strict=True)
-            for key, example, prediction in rows:
+            for row, (key, example) in enumerate(zip(batch.keys, batch.examples, strict=True)):
+                prediction = jax.tree.map(operator.itemgetter(row), batch.predictions)
                 yield key, self.task.postprocess(prediction, example)
 
     def predict_batches(
@@ -261,38 +278,42 @@ class Trained:
         check_fits(num_bytes, f"A batch of {size:,} examples", advice)
         while batch := list(itertools.islice(examples, size)):
             keys, taken = (list(column) for column in zip(*batch, strict=True))
-            inputs = np.stack([example["inputs"] for example in taken])
-            inputs = np.pad(inputs, [(0, size - len(batch))] + [(0, 0)] * (inputs.ndim - 1))
+            inputs = [_stack_and_fill(taken, name, size) for name in self.task.network_inputs]
             network = self._compile(inputs, with_features)
             started = time.perf_counter()
             with explain_out_of_memory(advice):
-                outputs = jax.device_get(network(self._device_variables, inputs))
-            predictions, features = outputs
+                outputs = jax.device_get(network(self._device_variables, *inputs))
             seconds = time.perf_counter() - started
-            end = len(batch)
-            yield Outputs(keys, taken, predictions[:end], features[:end], seconds)
+            outputs = jax.tree.map(operator.itemgetter(slice(len(batch))), outputs)
+            yield Outputs(keys, taken, *outputs, seconds)
 
-    def _compile(self, inputs: np.ndarray, with_features: bool) -> Any:
-        """Returns the network compiled for inputs of this shape; compiles it once per shape."""
-        key = inputs.shape, with_features
+    def _compile(self, inputs: Sequence[np.ndarray], with_features: bool) -> Any:
+        """Returns the network compiled for inputs of these shapes; compiles it once per shape."""
+        key = inputs[0].shape, with_features
         if key not in self._programs:
             function = jax.jit(functools.partial(self._run_network, with_features))
-            self._programs[key] = function.lower(self._device_variables, inputs).compile()
+            self._programs[key] = function.lower(self._device_variables, *inputs).compile()
         return self._programs[key]
 
     def _run_network(
-        self, with_features: bool, variables: Mapping[str, Any], inputs: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
+        self,
+        with_features: bool,
+        variables: Mapping[str, Any],
+        inputs: jax.Array,
+        *others: jax.Array,
+    ) -> tuple[Any, jax.Array]:
         """Returns predictions and features of a batch. Traced by JAX."""
         features = []
 
         def keep_head_inputs(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
-            if context.module.name == "head" and context.method_name == "__call__":
+            is_head = context.module.name == "head" and context.method_name == "__call__"
+            # That of a detector takes several arrays.
+            if is_head and isinstance(args[0], jax.Array):
                 features.append(args[0])
             return call(*args, **kwargs)
 
         with nn.intercept_methods(keep_head_inputs):
-            predictions = self.task.predict(self.model, variables, inputs)
+            predictions = self.task.predict(self.model, variables, inputs, *others)
         if not with_features:
             return predictions, jnp.zeros((len(inputs), 0))
         if self.config.task == "reconstruction":
@@ -317,7 +338,7 @@ class Trained:
         if raw.dtype != np.uint8:
             raise ValueError(f"of {raw.dtype}; pictures are uint8, 0 to 255")
         height, width = self.shape[:2]
-        resized_later = self.is_audio or self.config.task == "segmentation"
+        resized_later = self.is_audio or self.keeps_size
         if resized_later or self.config.image_size or height != width:
             return raw
         # The run's pictures were all of one size.

@@ -21,7 +21,10 @@ COSTS = (
     "compile_seconds",
     "seconds",
 )
-PERCENT = ("accuracy", "top5", "f1", "map", "miou", "pixel_accuracy", "mean_accuracy")
+PERCENT = (
+    *("accuracy", "top5", "f1", "map", "miou", "ap50", "mask_ap", "box_ap"),
+    *("pixel_accuracy", "mean_accuracy"),
+)
 """Test metrics between 0 and 1, in the order in which tables show them after the one that ranks."""
 
 

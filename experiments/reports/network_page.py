@@ -45,6 +45,8 @@ RUN_FIGURES = {
     "mistakes": "The worst mistakes",
     "reconstructions": "Test pictures and their reconstructions",
     "segmentation": "Test pictures",
+    "detections": "Objects in test pictures",
+    "ap": "Precision of each class",
     "iou": "IoU of each class",
 }
 

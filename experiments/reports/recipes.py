@@ -24,7 +24,7 @@ _NOT_TRAINING = {
 _RECIPE = (
     "optimizer", "stages", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing",
     "average", "image_size", "audio", "spectrogram", "dtype", "model", "tagging", "gan", "autoencoder",
-    "series", "conv", "head", "temperature", "auxiliary", "start", "data",
+    "series", "conv", "head", "detector", "temperature", "auxiliary", "start", "data",
 )  # fmt: skip
 _SWITCHED_OFF = (None, "", 0, False, -1, "none")
 

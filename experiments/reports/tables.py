@@ -31,6 +31,9 @@ METRIC_NAMES = {
     "auroc": "AUROC",
     "psnr": "PSNR in dB",
     "miou": "mIoU",
+    "ap50": "AP50",
+    "mask_ap": "mask AP",
+    "box_ap": "box AP",
     "pixel_accuracy": "pixel accuracy",
     "mean_accuracy": "mean class accuracy",
 }

@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from experiments.tasks.acgan import Generation
 from experiments.tasks.classification import Classification
+from experiments.tasks.instance_segmentation import InstanceSegmentation
 from experiments.tasks.reconstruction import Reconstruction
 from experiments.tasks.segmentation import Segmentation
 from experiments.tasks.tagging import Tagging
@@ -14,6 +15,7 @@ __all__ = ["TASKS", "Results", "Task", "make_task"]
 TASKS: dict[str, type[Task]] = {
     "classification": Classification,
     "segmentation": Segmentation,
+    "instance_segmentation": InstanceSegmentation,
     "tagging": Tagging,
     "reconstruction": Reconstruction,
     "acgan": Generation,

@@ -60,6 +60,7 @@ class Task(Protocol):
         metric: name of the metric to rank evaluations by, higher is better; None if the latest is the best.
         augmentations: the values that `config.augment` may have.
         sections: the parts of the config that the task keeps beside those of its inputs, where they exist.
+        network_inputs: the parts of an example that `predict` takes, first `inputs`.
         config: these parts.
         is_audio: whether the examples are spectrograms of recordings.
     """
@@ -67,6 +68,7 @@ class Task(Protocol):
     metric: ClassVar[str | None]
     augmentations: ClassVar[tuple[str, ...]]
     sections: ClassVar[tuple[str, ...]]
+    network_inputs: ClassVar[tuple[str, ...]] = ("inputs",)
     config: ConfigDict
     is_audio: bool
 
@@ -138,10 +140,13 @@ class Task(Protocol):
         """Returns what `draw_figures` needs of each example of a batch, `[B, ...]` each. Traced by JAX."""
 
     @abstractmethod
-    def predict(self, model: nn.Module, variables: Variables, inputs: Array) -> Array:
-        """Returns the predictions, `[B, ...]`, for inputs `[B, *spatial, channels]`. Traced by JAX."""
+    def predict(self, model: nn.Module, variables: Variables, inputs: Array) -> Any:
+        """Returns the predictions, an array `[B, ...]` or a tree of them. Traced by JAX.
 
-    def postprocess(self, prediction: np.ndarray, example: Example) -> np.ndarray:
+        The inputs are `[B, *spatial, channels]`; further arguments are those of `network_inputs`.
+        """
+
+    def postprocess(self, prediction: Any, example: Example) -> Any:
         """Returns the final prediction for one transformed example; by default its row of `predict`."""
         del example
         return prediction

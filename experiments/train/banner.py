@@ -96,10 +96,13 @@ def describe_network(config: ConfigDict) -> str:
                 network += f", blocks of a stage: {most}"
         case series:
             return f"{series}, {config.series.features} features"
-    if config.task != "segmentation" and config.model.hidden:
+    if config.model.get("hidden"):
         network += f", a hidden layer of {config.model.hidden}"
     if config.task == "segmentation":
         network = f"{config.head.name} on {network}, output stride {config.model.output_stride}"
+    if config.task == "instance_segmentation":
+        detector = config.detector
+        network = f"{detector.name} ({detector.size}) on {network}, {detector.norm} norms"
     if config.model.network == "resnet" and config.attention.name != "none":
         network += f", {config.attention.name}"
     return network

@@ -13,7 +13,8 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
-from dyn.interop import from_torch, read_weights, warm_start
+from dyn import models
+from dyn.interop import Imported, correct_frozen_norms, from_torch, read_weights, warm_start
 from dyn.interop.torch_weights import CONSTANTS, detect_source, has_known_names
 from dyn.interop.torch_weights import num_classes as num_classes_of
 from dyn.layers import Warehouses
@@ -23,10 +24,13 @@ from experiments.core.words import count_noun
 from experiments.runs import weights
 from experiments.runs.checkpoints import read_best_step, restore_best_variables
 from experiments.tasks import make_task
+from experiments.tasks.backbone import describe_backbone
 from experiments.train.step import TrainState
 
 Flat = dict[tuple[str, ...], Any]
 COLLECTIONS = ("params", "batch_stats")
+# The files that torchvision publishes: the norms of others have an epsilon.
+PUBLISHED_DETECTORS = ("maskrcnn_resnet50_fpn_coco", "fasterrcnn_resnet50_fpn_coco")
 
 # The settings that fit the weights of each torch model.
 _FITTING = {
@@ -54,7 +58,8 @@ _FITTING = {
     "--config.conv.num_kernels",
     "efficientnet_lite0": "--config.model.network=efficientnet_lite0",
     "convnext": "dyn.models.ConvNeXt in Python, and no config",
-    "faster_rcnn": "dyn.models.FasterRCNN or MaskRCNN in Python, and no config",
+    "faster_rcnn": "--config.detector.name=mask_rcnn or faster_rcnn with .size=published and .norm=frozen, "
+    "over a ResNet of their --config.model.depth (50), with .stem=imagenet",
     "kernel_warehouse": "--config.conv.name=warehouse with their .cell_ratio, .in_ratio and .out_ratio and "
     ".attention_norm=batch, and --config.model.shortcut=conv, in a ResNet of --config.model.depth=18, with "
     ".stem=imagenet; others dyn.models.KERNEL_WAREHOUSE in Python",
@@ -109,17 +114,22 @@ def initialise_from(
     `dyn.interop.warm_start`. The head stays as it is if the number of classes differs. Of `inputs`, those of
     one example, only the shape matters. A UserError says why weights do not fit.
     """
-    theirs = _flatten(trained.variables)
     ours = _flatten({"params": state.params, "batch_stats": state.batch_stats})
-    new_head: Flat = {}
-    if _shapes(theirs) != _shapes(ours):
+    theirs = _take_common_parts(_flatten(trained.variables), ours)
+    their_parts = {path[1] for path in theirs}
+    has_backbone = any(path[1] == "backbone" for path in ours)
+    new = {p: leaf for p, leaf in ours.items() if has_backbone and p[1] not in their_parts}
+    other_classes = False
+    same = _shapes(theirs) == _shapes({p: leaf for p, leaf in ours.items() if p not in new})
+    if not same and their_parts != {"backbone"}:
         head = _find_head(config, num_classes, inputs)
         their_head, our_head = (_select(tree, head) for tree in (theirs, ours))
-        if _shapes(their_head) != _shapes(our_head):
-            new_head = our_head
+        if _shapes(their_head) != _shapes({p: v for p, v in our_head.items() if p not in new}):
+            other_classes, new = True, new | our_head
             theirs = {path: leaf for path, leaf in theirs.items() if path not in their_head}
-    wanted = {path: leaf for path, leaf in ours.items() if path not in new_head}
+    wanted = {path: leaf for path, leaf in ours.items() if path not in new}
     _check_norms(theirs, wanted, config)
+    _check_statistics(theirs, wanted, config)
     if theirs.keys() == wanted.keys():
         _check_shapes(theirs, wanted, config.init_from)
         taken = theirs
@@ -127,13 +137,43 @@ def initialise_from(
         model = make_task(config).make_model(num_classes, spatial_axes=inputs.ndim - 1)
         taken = _warm_start(model, wanted, theirs, config)
     # Copies, because a training step donates its argument buffers.
-    variables = jax.tree.map(jnp.array, _unflatten({**taken, **new_head}))
+    variables = jax.tree.map(jnp.array, _unflatten({**taken, **new}))
     average = jax.tree.map(jnp.copy, variables["params"]) if state.average else {}
     unused = f", left out: {', '.join(trained.unused)}" if trained.unused else ""
     sentence = (
-        f"starts from {trained.origin}: {_describe_taken(theirs, ours, bool(new_head))}{unused}"
+        f"starts from {trained.origin}: {_describe_taken(theirs, ours, other_classes)}{unused}"
     )
     return state.replace(**variables, average=average), sentence
+
+
+def _take_common_parts(theirs: Flat, ours: Flat) -> Flat:
+    """Returns the parts of another network that a network with a backbone has too.
+
+    A classifier without one is the backbone. Networks without backbone take everything.
+    """
+    parts = {path[1] for path in ours}
+    if "backbone" not in parts:
+        return theirs
+    if "backbone" not in {path[1] for path in theirs}:
+        # A classifier, without the layers behind its features.
+        known = {path[2] for path in ours if path[1] == "backbone"}
+        return {(p[0], "backbone", *p[1:]): v for p, v in theirs.items() if p[1] in known}
+    return {path: leaf for path, leaf in theirs.items() if path[1] in parts}
+
+
+def _check_statistics(theirs: Flat, ours: Flat, config: ConfigDict) -> None:
+    """Raises a UserError if one backbone of a detector has batch norms and the other has group norms."""
+    if "detector" not in config:
+        return
+    has_batch_norms, wants_them = (
+        any(path[:2] == ("batch_stats", "backbone") for path in tree) for tree in (theirs, ours)
+    )
+    if has_batch_norms != wants_them:
+        norm = "frozen" if has_batch_norms else "group"
+        raise UserError(
+            f"The network cannot start from {config.init_from}, whose norms are others: write "
+            f"--config.detector.norm={norm}."
+        )
 
 
 def _warm_start(model: nn.Module, wanted: Flat, theirs: Flat, config: ConfigDict) -> Flat:
@@ -235,22 +275,45 @@ def _read_torch_file(
     """Reads torch's weights into the arrays of the network that they belong to.
 
     That network is the config's own, or its static twin if the weights are static, with the file's classes.
-    In a segmentation network it is the backbone.
+    In a segmentation network or a detector it is the backbone, unless the file is that of a detector.
     """
     try:
         theirs = read_weights(path)
     except (ValueError, ImportError, OSError) as error:
         raise UserError(f"--config.init_from: {error}") from error
     source, classes = detect_source(theirs), num_classes_of(theirs)
+    if "detector" in config:
+        _check_torch_norms(path, theirs, config)
+    if source == "faster_rcnn" and "detector" in config:
+        return _read_torch_detector(path, theirs, config, num_classes, inputs)
     static = source in _STATIC and not any("routing_fn" in name for name in theirs)
     twin = _static_twin(config, theirs) if static else config
     shapes = _variable_shapes(twin, classes or num_classes, inputs)
     has_backbone = "backbone" in shapes["params"]
     if has_backbone:
-        shapes = {name: tree["backbone"] for name, tree in shapes.items()}
+        shapes = {name: tree["backbone"] for name, tree in shapes.items() if tree}
     without = ("head",) if has_backbone or classes is None else ()
+    if "detector" in config:
+        without = _find_classifier(twin, shapes["params"], inputs)
+    imported = _import_arrays(path, theirs, shapes, without, source)
+    # A network without norms has no statistics.
+    variables = {name: dict(imported.variables.get(name, {})) for name in COLLECTIONS}
+    if without:
+        variables["params"].pop("head", None)
+    if has_backbone:
+        variables = {name: {"backbone": tree} for name, tree in variables.items()}
+    return TrainedWeights(variables, str(path), _list_unused(imported))
+
+
+def _import_arrays(
+    path: Path,
+    theirs: Mapping[str, np.ndarray],
+    shapes: Mapping[str, Any],
+    without: Sequence[str],
+    source: str,
+) -> Imported:
     try:
-        imported = from_torch(shapes, theirs, without=without)
+        return from_torch(shapes, theirs, without=without)
     except ValueError as error:
         if not has_known_names(theirs):
             raise UserError(f"The network cannot start from {path}: {error}") from error
@@ -258,18 +321,58 @@ def _read_torch_file(
         raise UserError(
             f"The network cannot start from {path}: {'; '.join(parts)} Such weights fit {_FITTING[source]}."
         ) from error
-    # A network without norms has no statistics.
-    variables = {name: dict(imported.variables.get(name, {})) for name in COLLECTIONS}
-    if without:
-        variables["params"].pop("head", None)
-    if has_backbone:
-        variables = {name: {"backbone": tree} for name, tree in variables.items()}
+
+
+def _list_unused(imported: Imported) -> list[str]:
+    """Returns the names of a file's arrays without a place here, as a message has them."""
     counts = [name for name in imported.left_out if name.endswith("num_batches_tracked")]
     # Constants are those of the network here.
     known = (*counts, *(name for name in imported.left_out if name.rpartition(".")[2] in CONSTANTS))
     unused = [name for name in imported.left_out if name not in known]
-    unused += [f"{count_noun(len(counts), 'count')} of batches"] if counts else []
-    return TrainedWeights(variables, str(path), unused)
+    return unused + ([f"{count_noun(len(counts), 'count')} of batches"] if counts else [])
+
+
+def _read_torch_detector(
+    path: Path,
+    theirs: Mapping[str, np.ndarray],
+    config: ConfigDict,
+    num_classes: int,
+    inputs: np.ndarray,
+) -> TrainedWeights:
+    """Returns the weights of a file of torchvision's detectors for a detector of the same sizes."""
+    logits = theirs.get("roi_heads.box_predictor.cls_score.bias")
+    classes = num_classes if logits is None else len(logits)
+    shapes = _variable_shapes(_static_twin(config, theirs), classes, inputs)
+    # One of the two may have no masks.
+    has_masks = any(".mask_head." in name for name in theirs)
+    without = () if has_masks and "mask_head" in shapes["params"] else ("mask_head",)
+    if path.name.startswith(PUBLISHED_DETECTORS):
+        theirs = correct_frozen_norms(theirs)
+    imported = _import_arrays(path, theirs, shapes, without, "faster_rcnn")
+    variables = {name: dict(imported.variables.get(name, {})) for name in COLLECTIONS}
+    for part in without:
+        variables["params"].pop(part, None)
+    return TrainedWeights(variables, str(path), _list_unused(imported))
+
+
+def _find_classifier(
+    config: ConfigDict, backbone: Mapping[str, Any], inputs: np.ndarray
+) -> tuple[str, ...]:
+    """Returns the layers behind the features of a backbone, which the same network has as a classifier."""
+    network = models.create_model(**describe_backbone(config), num_classes=2)
+    one = jax.ShapeDtypeStruct((1, *inputs.shape), inputs.dtype)
+    shapes = jax.eval_shape(lambda x: network.init(jax.random.key(0), x, train=False), one)
+    return tuple(sorted({"head", *shapes["params"]} - backbone.keys()))
+
+
+def _check_torch_norms(path: Path, theirs: Mapping[str, np.ndarray], config: ConfigDict) -> None:
+    """Raises a UserError if a file has batch norms, and a detector is to have others."""
+    has_statistics = any(name.endswith("running_var") for name in theirs)
+    if has_statistics and config.detector.norm == "group":
+        raise UserError(
+            f"The network cannot start from {path}, whose norms are batch norms: write "
+            "--config.detector.norm=frozen."
+        )
 
 
 def _static_twin(config: ConfigDict, theirs: Mapping[str, np.ndarray]) -> ConfigDict:

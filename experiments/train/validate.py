@@ -44,7 +44,8 @@ def check_data_fit(config: ConfigDict, dataset: Dataset) -> None:
             f"{dataset.name}: its examples have several labels; add --config.task=tagging, or give each of "
             "them one label."
         )
-    if len(dataset.classes) < 2 and config.task in ("classification", "segmentation"):
+    single = ("classification", "segmentation", "instance_segmentation")
+    if len(dataset.classes) < 2 and config.task in single:
         raise UserError(f"{dataset.name} has one class: there is nothing to tell it from.")
     examples = len(dataset.splits["train"])
     if config.batch_size > examples:
@@ -75,7 +76,8 @@ def _check_data(config: ConfigDict) -> None:
         )
     # Whatever else is done with pictures is done with those that have classes.
     task = DATASETS[name].get("task", "classification")
-    if "segmentation" in (config.task, task) and config.task != task:
+    of_pixels = {"segmentation", "instance_segmentation"} & {config.task, task}
+    if of_pixels and config.task != task:
         raise UserError(
             f"--config.task={config.task}: {name} is for {task}; name another data set after the config."
         )

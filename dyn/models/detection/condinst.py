@@ -161,8 +161,11 @@ def compute_condinst_losses(
     s = settings
     boxes, labels = targets["boxes"].astype(predicted.distances.dtype), targets["labels"]
     objects, positive = assign_places(boxes, labels > 0, places, s.radius)
+    counts = targets.get("counts")
+    if counts is not None:
+        positive &= counts[:, None]
     points = jnp.asarray(places.points, boxes.dtype)
-    losses = compute_dense_losses(predicted, points, boxes, labels, objects, positive, s)
+    losses = compute_dense_losses(predicted, points, boxes, labels, objects, positive, s, counts)
     most = min(s.training_places, positive.shape[-1])
     chosen = choose_at_random(jax.random.uniform(key, positive.shape), positive, most, most)
     index, exists = gather_chosen(chosen, jnp.zeros_like(chosen), most)
@@ -373,6 +376,7 @@ def compute_dense_losses(
     objects: Array,
     positive: Array,
     settings: CondInstSettings,
+    counts: Array | None = None,
 ) -> dict[str, Array]:
     """Computes the losses of classes, boxes and centre-ness, each a sum divided by the positive places.
 
@@ -384,12 +388,15 @@ def compute_dense_losses(
         objects: `[B, N]`, the object of each place.
         positive: bool `[B, N]`, whether there is one.
         settings: those of the focal loss.
+        counts: bool `[B]`, whether a picture has a part in the losses; None for all.
     """
     dtype = predicted.logits.dtype
     count = jnp.maximum(jnp.sum(positive), 1).astype(dtype)
     label = jnp.where(positive, take(labels, objects), 0)
     one_hot = jax.nn.one_hot(label - 1, predicted.logits.shape[-1], dtype=dtype)
     focal = focal_loss(predicted.logits, one_hot, settings.alpha, settings.gamma)
+    if counts is not None:
+        focal = jnp.where(counts[:, None, None], focal, 0)
 
     # A box around its point, where there is no object: nothing is divided by zero.
     unit = jnp.concatenate([points - 1, points + 1], axis=-1)

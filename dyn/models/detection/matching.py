@@ -1,5 +1,6 @@
 """Training samples of a detector: which anchors and proposals belong to which object, and a random choice."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -50,6 +51,13 @@ def match_boxes(
         is_positive |= jnp.any((iou == largest) & (largest > 0), axis=-2)
     kinds = jnp.where(is_positive, POSITIVE, kinds)
     return Matches(jnp.argmax(iou, axis=-2).astype(jnp.int32), kinds.astype(jnp.int32))
+
+
+def ignore_uncounted(kinds: Array, targets: Mapping[str, Array]) -> Array:
+    """Returns kinds `[B, N]`, `IGNORED` for the pictures that `counts` `[B]` of the targets leaves out."""
+    if "counts" not in targets:
+        return kinds
+    return jnp.where(targets["counts"][:, None], kinds, IGNORED)
 
 
 def sample_kinds(key: Array, kinds: Array, number: int, share: float) -> tuple[Array, Array]:

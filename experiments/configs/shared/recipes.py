@@ -7,6 +7,21 @@ IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 PICTURES = {"image_size": 64, "augment": "crop_flip"}
 MASKS = {"task": "segmentation", "augment": "affine_crop", "normalise": IMAGENET, "batch_size": 8}
 
+# From scratch with group norms. Gradients of a detector's first steps are large.
+OBJECTS = {
+    **MASKS,
+    "task": "instance_segmentation",
+    "augment": "scale_jitter",
+    "optimizer": {
+        "name": "adamw",
+        "weight_decay": 1e-4,
+        "schedule": "cosine",
+        "warmup_epochs": 1.0,
+        "clip": 5.0,
+    },
+    "early_stopping": {"patience": 0},
+}
+
 # Only the changes of settings that an experiment has are made.
 DATASETS: dict[str, dict[str, Any]] = {
     # 1,797 pictures of 8x8: a network a quarter as wide, pictures that are turned and shifted slightly, and
@@ -37,6 +52,14 @@ DATASETS: dict[str, dict[str, Any]] = {
     "tfds": {"data": {"name": "tfds"}, **PICTURES},
     "voc2012": {"data": {"name": "voc2012"}, "image_size": 512, **MASKS},
     "mask_folder": {"data": {"name": "mask_folder"}, "image_size": 256, **MASKS},
+    "voc2012_instances": {"data": {"name": "voc2012_instances"}, "image_size": 512, **OBJECTS},
+    "mask_folder_instances": {
+        "data": {"name": "mask_folder_instances"},
+        "image_size": 256,
+        "detector": {"size": "small"},
+        **OBJECTS,
+    },
+    "coco_folder": {"data": {"name": "coco_folder"}, "image_size": 512, **OBJECTS},
     # Windows of recordings, as spectrograms. Recordings are few, so validation and test take their share of
     # each class, and many in a collection may be damaged.
     "audio": {
@@ -74,4 +97,12 @@ SMOKE: dict[str, Any] = {
     "batch_size": 16,
     "epochs": 2,
     "log_every": 1,
+}
+# A detector needs four stages, and compiles for longer than it runs.
+SMOKE_OBJECTS: dict[str, Any] = {
+    "data": {"limit": 8},
+    "model": {"depth": 10},
+    "detector": {"size": "small", "objects": 8},
+    "image_size": 64,
+    "batch_size": 4,
 }

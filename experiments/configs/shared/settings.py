@@ -39,7 +39,11 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     "name": Setting(""),
     "baseline": Setting("base", meaning="the config that reports compare this one with"),
     "task": Setting(
-        "classification", ("classification", "segmentation", "tagging", "reconstruction", "acgan")
+        "classification",
+        (
+            *("classification", "segmentation", "instance_segmentation"),
+            *("tagging", "reconstruction", "acgan"),
+        ),
     ),
     "dataset": Setting("", meaning="the name of the data set in folders and reports"),
     "seed": Setting(0, "[0, inf)"),
@@ -212,6 +216,24 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     },
     # The head of a segmentation network, over the backbone.
     "head": {"name": Setting("fcn", ("fcn", "deeplabv3plus"))},
+    # A detector, over the backbone; see dyn.models.MaskRCNN and CondInst.
+    "detector": {
+        "name": Setting("mask_rcnn", ("mask_rcnn", "faster_rcnn", "cond_inst")),
+        "size": Setting(
+            "published",
+            ("published", "small"),
+            meaning="of heads, anchors and samples: for 500 pixels and more, or for 128 to 192",
+        ),
+        "norm": Setting(
+            "group",
+            ("group", "frozen", "batch"),
+            meaning="of the backbone: frozen for trained weights, batch for large batches",
+        ),
+        "objects": Setting(32, "[1, 254]", meaning="the most that a picture is trained on"),
+        "threshold": Setting(
+            0.5, "[0, 1)", meaning="score above which objects are painted for mIoU and in figures"
+        ),
+    },
     # Several labels for an example: the entries that the loss is divided by, and the
     # probability from which a label counts as present.
     "tagging": {
@@ -368,11 +390,13 @@ def select_settings(kind: Kind) -> dict[str, Setting]:
 
 def _list_conditions(kind: Kind) -> dict[str, bool]:
     """Returns whether an experiment has a section or a setting, for those that not all have."""
-    sound, series, pixels = kind.data == "audio", kind.data == "ucr", kind.task == "segmentation"
+    sound, series = kind.data == "audio", kind.data == "ucr"
+    pixels, objects = kind.task == "segmentation", kind.task == "instance_segmentation"
     resnet = kind.network == "resnet"
     series_network = kind.network in SERIES_NETWORKS and kind.task == "classification"
     labelled = kind.task in ("classification", "tagging", "segmentation")
     head_of_classes = labelled and not pixels and not series_network
+    has_backbone = labelled or objects
     of_sounds = sound and kind.task in ("classification", "tagging")
     return {
         # the data
@@ -392,15 +416,17 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "autoencoder": kind.task == "reconstruction",
         "tagging": kind.task == "tagging",
         "head": pixels,
+        "detector": objects,
         "mixing": labelled,
         "mixing.mixup": not pixels,
         "mixing.cutmix": not pixels,
         # the network
-        "model": labelled,
+        "model": has_backbone,
         "model.depth": resnet,
         "model.max_blocks": kind.network in MOBILE_NETWORKS,
         "model.width": not series_network,
         "model.stem": not series_network,
+        "model.dropout": labelled,
         "model.hidden": head_of_classes,
         "model.context": resnet,
         "model.representation": resnet,
@@ -409,7 +435,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "model.padding": kind.network in EFFICIENTNETS,
         "model.output_stride": pixels,
         "series": series_network,
-        "attention": labelled and resnet,
+        "attention": has_backbone and resnet,
         "classifier": head_of_classes,
         "stages": head_of_classes,
         # the convolution

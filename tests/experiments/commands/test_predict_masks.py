@@ -43,5 +43,5 @@ def test_a_segmentation_run_writes_masks_and_the_area_of_each_class(tmp_path, rn
         }
         assert sum(float(row["share"]) for row in mine) == pytest.approx(1)
     out.unlink()
-    with pytest.raises(UserError, match="folder for the masks, exists"):
+    with pytest.raises(UserError, match="which has the masks, exists"):
         predict(trained, [str(album)], out)

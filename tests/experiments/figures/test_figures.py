@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from experiments.figures import embeddings, gan, segmentation
+from experiments.figures import embeddings, gan, objects, segmentation, style
 from experiments.figures.attention import compute_spread, draw_attention_by_class
 from experiments.figures.confusion import draw_confusion
 from experiments.figures.curves import _find_best, draw_training_curves
@@ -86,6 +86,42 @@ def test_segmentation(size_of, tmp_path, rng):
     segmentation.draw_iou({"a": 0.5, "b": 0.7, "c": None}, tmp_path / "iou.png")
     for name in ("samples.png", "iou.png"):
         size_of(tmp_path / name)
+
+
+def make_objects(scores=None, with_masks=True):
+    masks = np.zeros((2, 20, 30), bool)
+    masks[0, 2:12, 3:20] = masks[1, 8:20, 15:30] = True
+    boxes = np.array([[3, 2, 20, 12], [15, 8, 30, 20]], np.float32)
+    return objects.Drawn(boxes, np.array([1, 2]), scores, masks if with_masks else None)
+
+
+@pytest.mark.parametrize("number", [1, 3])
+def test_detections(size_of, tmp_path, rng, number):
+    images = [rng.integers(0, 255, (20, 30, 3), dtype=np.uint8)] * number
+    empty = objects.Drawn(np.zeros((0, 4)), np.zeros(0, int), [], np.zeros((0, 20, 30), bool))
+    found = [make_objects([0.9, 0.4], number == 1), empty, make_objects([0.9, 0.4])][:number]
+    path, headings = tmp_path / "a.png", ["found"] * number
+    truths = [make_objects()] * number
+    objects.draw_detections(images, truths, found, headings, NAMES, "title", "caption", path)
+    size_of(path)
+
+
+def test_an_overlay_has_the_size_of_its_picture():
+    image = np.zeros((20, 30, 3), np.uint8)
+    drawn = make_objects([0.9, 0.4])
+    overlay = np.asarray(objects.make_overlay(image, drawn, NAMES))
+    assert overlay.shape == image.shape and overlay.any()
+    painted = objects.paint_objects_over(image, drawn)
+    red, green = style.make_voc_palette()[[1, 2]]
+    assert (painted[2, 10] == red).all() and (painted[19, 20] == green).all()  # outlines
+    assert (painted[5, 5] == red // 2).all() and (painted[0, 0] == 0).all()
+    assert (painted[10, 17] == np.round((green / 2 + red) / 2)).all()  # the better one lies above
+
+
+def test_precision_by_class(size_of, tmp_path):
+    values = {"AP50": {"a": 0.5, "b": None, "c": 0.7}, "AP": {"a": 0.2, "b": None, "c": 0.3}}
+    objects.draw_class_precision(values, "title", tmp_path / "ap.png")
+    size_of(tmp_path / "ap.png")
 
 
 def test_gan(size_of, tmp_path, rng):

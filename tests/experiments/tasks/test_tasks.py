@@ -26,6 +26,11 @@ TINY = {
     "classification": ("odconv", "digits,smoke", {"model.width": 4}),
     "tagging": ("species_multilabel", "digits,smoke", {"model.width": 4}),
     "segmentation": ("base", "mask_folder,smoke", {"model.width": 4, "image_size": 16}),
+    "instance_segmentation": (
+        "base",
+        "mask_folder_instances,smoke",
+        {"model.width": 4, "image_size": 32},
+    ),
     "reconstruction": ("soundscape_autoencoder", "digits,smoke", {"autoencoder.widths": (4, 4)}),
     "acgan": ("dr_acgan", "digits,smoke", {"gan.widths": (8, 4, 4, 4), "image_size": 16}),
 }
@@ -39,6 +44,11 @@ def make_example(config):
     """An example as its data set stores it."""
     if config.data.name == "ucr":
         return {"inputs": np.zeros((32, 1), np.float32), "label": np.int32(1)}
+    if config.task == "instance_segmentation":
+        ids = np.zeros((16, 20), np.uint8)
+        ids[2:9, 3:14], ids[12:, :5] = 1, 255
+        pictures = np.zeros((16, 20, 3), np.uint8)
+        return {"inputs": pictures, "label": ids, "classes": np.array([2], np.int32)}
     label = np.ones((16, 16), np.uint8) if config.task == "segmentation" else np.int32(1)
     channels = 3 if config.task == "segmentation" else 1
     return {"inputs": np.zeros((16, 16, channels), np.uint8), "label": label}
@@ -84,7 +94,8 @@ def test_a_task_answers_every_call(name):
     dataset = Dataset("", {"test": source, "train": source}, ("a", "b", "c"), ())
 
     def evaluate(variables, batch):
-        prediction = None if name == "acgan" else task.predict(model, variables, batch["inputs"])
+        inputs = [batch[part] for part in task.network_inputs]
+        prediction = None if name == "acgan" else task.predict(model, variables, *inputs)
         return task.sum_metrics(model, variables, batch), prediction
 
     sums, predictions = jax.device_get(jax.jit(evaluate)(variables, batch))
@@ -94,7 +105,9 @@ def test_a_task_answers_every_call(name):
     assert all(leaf.shape[0] == 2 for leaf in jax.tree.leaves(inspected))
     if name != "acgan":
         example = {key: values[0] for key, values in batch.items()}
-        assert np.isfinite(task.postprocess(predictions[0], example)).all()
+        first = jax.tree.map(lambda values: values[0], predictions)
+        final = task.postprocess(first, example)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(final))
     assert isinstance(task.reference_metrics(dataset), dict)
 
 
@@ -111,6 +124,7 @@ FIGURES = {
     "classification": {"confusion", "predictions", "mistakes", "pr_curves", "attention"},
     "tagging": {"mistakes", "pr_curves", "attention"},
     "segmentation": {"samples", "iou"},
+    "instance_segmentation": {"detections", "best_and_worst", "ap", "iou"},
 }
 
 
@@ -127,6 +141,14 @@ def test_a_task_draws_its_figures(name, tmp_path, rng, monkeypatch):
             "predictions": np.stack([example["label"]] * 4),
             "geometry": np.stack([example["geometry"]] * 4),
         }
+    elif name == "instance_segmentation":
+        inspected = {
+            "boxes": np.full((4, 2, 4), [3, 2, 14, 9], np.float32),
+            "scores": np.full((4, 2), [0.9, 0.2], np.float32),
+            "labels": np.full((4, 2), [2, 1]),
+            "masks": np.ones((4, 2, 4, 4), np.float32),
+            "geometry": np.full((4, 4), [16, 20, 16, 20]),
+        }
     else:
         inspected = {
             "labels": labels if name == "classification" else np.eye(3, dtype=np.float32)[labels],
@@ -134,7 +156,8 @@ def test_a_task_draws_its_figures(name, tmp_path, rng, monkeypatch):
             "mixtures": {"conv": rng.dirichlet(np.ones(2), 4)},
         }
     dataset = Dataset("", {"test": source, "train": source}, ("a", "b", "c"), ())
-    metrics = {"iou": {"a": 0.5, "b": None, "c": 1.0}}
+    metrics = {"iou": {"a": 0.5, "b": None, "c": 1.0}, "ap50": 0.5, "objects": {"b": 0, "c": 4}}
+    metrics |= {"class_ap50": {"b": None, "c": 0.5}, "class_ap": {"b": None, "c": 0.2}}
     task.draw_figures(Results(None, {}, dataset, tmp_path, 0, metrics, inspected))
     assert {path.stem for path in (tmp_path / "figures").iterdir()} == FIGURES[name]
     tables = {path.name for path in tmp_path.iterdir() if path.suffix in (".csv", ".npz")}
@@ -144,5 +167,6 @@ def test_a_task_draws_its_figures(name, tmp_path, rng, monkeypatch):
             "classification": {"confusion.csv", "per_class.csv"},
             "tagging": {"per_class.csv"},
             "segmentation": {"samples.npz"},
+            "instance_segmentation": {"samples.npz", "per_class.csv"},
         }[name]
     )

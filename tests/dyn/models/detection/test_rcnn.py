@@ -12,6 +12,9 @@ from layer_cases import filled, init_shapes, shapes_of
 from dyn.layers import ODConv
 from dyn.layers.norms import GroupNorm
 from dyn.models import FasterRCNN, MaskRCNN, MobileNetV2, RCNNSettings, ResNet18
+from dyn.models.detection.matching import IGNORED, NEGATIVE, POSITIVE, ignore_uncounted
+from dyn.models.detection.proposals import Proposals
+from dyn.models.detection.rcnn import sample_anchors, sample_proposals
 
 PICTURE = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
 NET = MaskRCNN(num_classes=4, backbone=FourStages, settings=TINY)
@@ -79,6 +82,21 @@ def test_losses_do_not_depend_on_rows_without_an_object_nor_on_the_key():
     other = jax.jit(partial(compute_losses, NET, key=1))(variables, x, more)
     for name, value in losses.items():
         np.testing.assert_allclose(value, other[name], rtol=1e-4, err_msg=name)
+
+
+def test_a_picture_that_does_not_count_has_no_samples():
+    _, targets = make_batch()
+    boxes = targets["boxes"][0]
+    kinds = jnp.array([[POSITIVE, NEGATIVE], [POSITIVE, NEGATIVE]])
+    assert (ignore_uncounted(kinds, targets) == kinds).all()
+    targets["counts"] = jnp.array([True, False])
+    assert ignore_uncounted(kinds, targets).tolist() == [[POSITIVE, NEGATIVE], [IGNORED, IGNORED]]
+    key = jax.random.key(0)
+    _, positive, negative = sample_anchors(targets, key, anchors=boxes, settings=TINY)
+    assert (positive | negative)[0].any() and not (positive | negative)[1].any()
+    proposals = Proposals(jnp.stack([boxes, boxes]), jnp.ones((2, 2)), jnp.ones((2, 2), bool))
+    exists = sample_proposals(proposals, targets, key, settings=TINY)["exists"]
+    assert exists[0].any() and not exists[1].any()
 
 
 def test_gradients_reach_all_parameters_and_norms_stay_frozen():

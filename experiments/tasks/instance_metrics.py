@@ -1,0 +1,275 @@
+"""Metrics of found objects: average precision as VOC and as COCO define it, and the mIoU of the painting."""
+
+import contextlib
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from experiments.tasks.objects import Objects
+
+Annotation = dict[str, Any]
+
+
+class Overlaps(NamedTuple):
+    """The overlaps of the n found objects of a picture with its G true ones.
+
+    Attributes:
+        scores: `[n]`.
+        labels: int `[n]`.
+        iou: `[n, G]`.
+        truths: int `[G]`, the classes of the true objects.
+    """
+
+    scores: np.ndarray
+    labels: np.ndarray
+    iou: np.ndarray
+    truths: np.ndarray
+
+
+# ---------------------------------------------------------------- VOC
+
+
+def measure_overlaps(found: Objects, truth: Objects) -> Overlaps:
+    """Returns the IoU of masks, or of boxes if one side has no masks."""
+    if found.masks is None or truth.masks is None:
+        iou = compute_box_iou(found.boxes, truth.boxes)
+    else:
+        iou = compute_mask_iou(found.masks, truth.masks)
+    return Overlaps(found.scores, found.labels, iou, truth.labels)
+
+
+def compute_box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the IoU `[n, G]` of boxes `[n, 4]` and `[G, 4]`; that of two empty boxes is 0."""
+    boxes, others = boxes[:, None].astype(np.float64), others[None].astype(np.float64)
+    low, high = (
+        np.maximum(boxes[..., :2], others[..., :2]),
+        np.minimum(boxes[..., 2:], others[..., 2:]),
+    )
+    both = np.prod(np.maximum(high - low, 0), axis=-1)
+    areas = [np.prod(b[..., 2:] - b[..., :2], axis=-1) for b in (boxes, others)]
+    return both / np.maximum(areas[0] + areas[1] - both, 1e-12)
+
+
+def compute_mask_iou(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Returns the IoU `[n, G]` of masks, bool `[n, H, W]` and `[G, H, W]`; that of empty ones is 0."""
+    # In float32, whose products are fast, and which counts exactly up to 16 million pixels.
+    flat = [
+        m.reshape(len(m), int(np.prod(m.shape[1:]))).astype(np.float32) for m in (masks, others)
+    ]
+    both = (flat[0] @ flat[1].T).astype(np.float64)
+    either = flat[0].sum(axis=1)[:, None] + flat[1].sum(axis=1) - both
+    return both / np.maximum(either, 1)
+
+
+def compute_voc_ap(
+    pictures: Sequence[Overlaps], num_classes: int, threshold: float = 0.5
+) -> np.ndarray:
+    """Returns VOC's average precision of each class, over all pictures of a split.
+
+    Found objects take part in the order of their scores, equal ones in the order of the pictures. Each takes
+    the object of its class and picture with the largest IoU. It is right if that IoU is at least `threshold`
+    and nobody has taken the object before. The average precision is the area under the largest precision at
+    this recall or a higher one.
+
+    Args:
+        pictures: the overlaps of each picture.
+        num_classes: C, with the background.
+        threshold: of the IoU.
+
+    Returns:
+        float64 `[C]`; NaN for classes without objects, and for the background.
+
+    Source:
+        Everingham et al.: The Pascal Visual Object Classes Challenge: A Retrospective. IJCV 2015; all points,
+        as since 2010. With masks it is AP^r of Hariharan, Arbeláez, Girshick, Malik: Simultaneous Detection
+        and Segmentation. ECCV 2014.
+    """
+    precision = np.full(num_classes, np.nan)
+    for label in range(1, num_classes):
+        number = sum(int(np.sum(picture.truths == label)) for picture in pictures)
+        if number:
+            precision[label] = _compute_area(*_judge_class(pictures, label, threshold), number)
+    return precision
+
+
+def _judge_class(
+    pictures: Sequence[Overlaps], label: int, threshold: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the scores of all found objects of a class, and whether each is right, by picture."""
+    scores, right = [], []
+    for picture in pictures:
+        rows, columns = (
+            np.flatnonzero(picture.labels == label),
+            np.flatnonzero(picture.truths == label),
+        )
+        taken = set()
+        # Within a picture the order decides who takes an object.
+        for row in rows[np.argsort(-picture.scores[rows], kind="stable")]:
+            overlaps = picture.iou[row, columns]
+            best = int(np.argmax(overlaps)) if len(columns) else -1
+            right.append(best >= 0 and overlaps[best] >= threshold and best not in taken)
+            scores.append(picture.scores[row])
+            if right[-1]:
+                taken.add(best)
+    return np.array(scores, np.float64), np.array(right, bool)
+
+
+def _compute_area(scores: np.ndarray, right: np.ndarray, number: int) -> float:
+    """Returns the area under the envelope of precision over recall."""
+    hits = np.cumsum(right[np.argsort(-scores, kind="stable")])
+    precision = hits / np.arange(1, len(hits) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(np.sum(envelope * np.diff(hits, prepend=0)) / number)
+
+
+# ---------------------------------------------------------------- COCO
+
+
+def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
+    """Returns masks, bool `[n, H, W]`, as COCO's run-length codes: `size`, and `counts` as bytes."""
+    from pycocotools import mask
+
+    return [mask.encode(np.asfortranarray(one, np.uint8)) for one in masks]
+
+
+def describe_objects(objects: Objects) -> list[Annotation]:
+    """Returns objects as annotations of COCO, without numbers: class, box, mask, area and score."""
+    sides = objects.boxes[:, 2:] - objects.boxes[:, :2]
+    described = [
+        {
+            "category_id": int(label),
+            "bbox": [float(value) for value in (*box[:2], *side)],
+            "area": float(np.prod(side)),
+            "iscrowd": 0,
+            "score": float(score),
+        }
+        for label, box, side, score in zip(
+            objects.labels, objects.boxes, sides, objects.scores, strict=True
+        )
+    ]
+    if objects.masks is not None:
+        for one, mask, code in zip(
+            described, objects.masks, encode_masks(objects.masks), strict=True
+        ):
+            one |= {"segmentation": code, "area": float(mask.sum())}
+    return described
+
+
+class CocoScores(NamedTuple):
+    """COCO's average precision; NaN where there are no objects.
+
+    Attributes:
+        ap: mean over the classes and the IoUs 0.50, 0.55, ..., 0.95.
+        ap50: at an IoU of 0.5.
+        ap75: at an IoU of 0.75.
+        by_class: `[C]`, that of each class over the ten IoUs; NaN for the background.
+        by_size: that of objects below 32^2 pixels, below 96^2, and above.
+    """
+
+    ap: float
+    ap50: float
+    ap75: float
+    by_class: np.ndarray
+    by_size: tuple[float, float, float]
+
+
+def compute_coco_ap(
+    truths: Sequence[Sequence[Annotation]],
+    found: Sequence[Sequence[Annotation]],
+    sizes: Sequence[tuple[int, int]],
+    num_classes: int,
+    kind: str,
+) -> CocoScores:
+    """Returns COCO's average precision over all pictures of a split, by pycocotools.
+
+    Args:
+        truths: the annotations of each picture, as `describe_objects` returns them.
+        found: the found objects of each picture, of which the best 100 count.
+        sizes: `(H, W)` of each picture.
+        num_classes: C, with the background.
+        kind: 'bbox' for boxes, 'segm' for masks.
+
+    Raises:
+        ModuleNotFoundError: without pycocotools, of the extra `experiments`.
+
+    Source:
+        Lin et al.: Microsoft COCO: Common Objects in Context. ECCV 2014; https://cocodataset.org/#detection-eval
+    """
+    from pycocotools.cocoeval import COCOeval
+
+    with contextlib.redirect_stdout(io.StringIO()):  # It reports on what it does.
+        # Without a copy, an evaluation of masks would hand its areas to one of boxes.
+        sides = [_make_coco(pictures, sizes, num_classes, kind) for pictures in (truths, found)]
+        evaluation = COCOeval(*sides, kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    # [IoUs, recalls, classes, sizes, numbers of detections], -1 for classes without objects.
+    precision = np.asarray(evaluation.eval["precision"])[..., -1]
+    precision = np.where(precision < 0, np.nan, precision)
+    by_class = np.full(num_classes, np.nan)
+    by_class[1:] = [average_known(precision[:, :, k, 0]) for k in range(num_classes - 1)]
+    return CocoScores(
+        *(average_known(precision[chosen][..., 0]) for chosen in (slice(None), 0, 5)),
+        by_class,
+        tuple(average_known(precision[..., size]) for size in (1, 2, 3)),
+    )
+
+
+def _make_coco(
+    pictures: Sequence[Sequence[Annotation]],
+    sizes: Sequence[tuple[int, int]],
+    num_classes: int,
+    kind: str,
+) -> Any:
+    """Returns the annotations of all pictures as pycocotools takes them."""
+    from pycocotools.coco import COCO
+
+    annotations: list[Annotation] = []
+    for image, described in enumerate(pictures, 1):
+        for one in described:
+            annotation = {**one, "id": len(annotations) + 1, "image_id": image}
+            if kind == "bbox" and "score" in one:
+                annotation["area"] = float(np.prod(one["bbox"][2:]))
+            annotations.append(annotation)
+    coco = COCO()
+    coco.dataset = {
+        "images": [
+            {"id": image, "file_name": "", "height": height, "width": width}
+            for image, (height, width) in enumerate(sizes, 1)
+        ],
+        "categories": [
+            {"id": label, "name": str(label), "supercategory": ""}
+            for label in range(1, num_classes)
+        ],
+        "annotations": annotations,
+    }
+    coco.createIndex()
+    return coco
+
+
+# ---------------------------------------------------------------- tables
+
+
+def average_known(values: Iterable[float]) -> float:
+    """Returns the mean of the numbers that are not NaN; NaN if there are none."""
+    values = np.asarray(values, np.float64)
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
+
+
+def name_values(classes: Sequence[str], values: np.ndarray) -> dict[str, float | None]:
+    """Returns the value of each class by its name; None for NaN."""
+    pairs = zip(classes, np.asarray(values, np.float64), strict=True)
+    return {name: None if np.isnan(value) else float(value) for name, value in pairs}
+
+
+def list_class_rows(
+    metrics: Mapping[str, Any], columns: Sequence[str], objects: Mapping[str, int]
+) -> list[list[Any]]:
+    """Returns a row for each class but the background: its name, objects, and values of `columns`."""
+    return [
+        [name, number, *(metrics[column].get(name) for column in columns)]
+        for name, number in objects.items()
+    ]
