@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.tasks.mixing import cutmix, mix_examples, mixup, smooth_classes
+from experiments.tasks.mixing import cutmix, make_targets, mix_examples, mixup, smooth_targets
 
 
 def settings(**fields):
@@ -18,14 +18,14 @@ LABELS = jnp.asarray([0, 2, 1, 2])
 
 
 def test_by_itself_nothing_is_mixed():
-    targets = smooth_classes(LABELS, 3, 0.0)
+    targets = smooth_targets(make_targets(LABELS, 3), 0.0)
     inputs, targets = mix_examples(settings(), INPUTS, targets, jax.random.key(0))
     np.testing.assert_array_equal(inputs, INPUTS)
     np.testing.assert_array_equal(targets, np.eye(3)[LABELS])
 
 
 def test_smoothing_gives_every_class_its_share():
-    targets = smooth_classes(LABELS, 3, 0.3)
+    targets = smooth_targets(make_targets(LABELS, 3), 0.3)
     np.testing.assert_allclose(targets, 0.7 * np.eye(3)[LABELS] + 0.1, rtol=1e-6)
 
 
