@@ -90,7 +90,7 @@ def test_a_probe_is_used_like_a_run(labels, backbone, birds, tmp_path):
         (float(r["strength"]), float(r["validation_loss"])) for r in read_table(out / "probe.csv")
     ]
     assert min(tried, key=lambda row: row[1])[0] == pytest.approx(summary["strength"])
-    assert 0 <= summary["test"]["map"] <= 1 and summary["features"] == 16
+    assert 0 <= summary["test"]["map"] <= 1 and summary["features"] == 8
     model = load(out)
     assert model.classes == ["faller", "riser"] and (out / "figures" / "mistakes.png").exists()
     for name, leaf in model.variables["params"].items():

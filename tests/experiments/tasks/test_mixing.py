@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from experiments.tasks.classification import compute_accuracy
 from experiments.tasks.mixing import cutmix, make_targets, mix_examples, mixup, smooth_targets
 
 
@@ -15,6 +16,13 @@ def settings(**fields):
 
 INPUTS = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 6, 2)), jnp.float32)
 LABELS = jnp.asarray([0, 2, 1, 2])
+
+
+def test_even_targets_are_not_counted():
+    logits = jnp.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 0.0, 5.0], [1.0, 0.0, 0.0]])
+    targets = jnp.array([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [1 / 3] * 3, [0.0, 0.0, 1.0]])
+    assert float(compute_accuracy(logits, targets)) == pytest.approx(1 / 3)
+    assert float(compute_accuracy(logits[2:3], targets[2:3])) == 0.0
 
 
 def test_by_itself_nothing_is_mixed():
