@@ -346,10 +346,18 @@ def _describe(usable: list[Spectrograms], audio: ConfigDict) -> list[str]:
     notes = []
     low = [record for record in usable if record.rate < audio.sample_rate]
     if low:
-        notes.append(
+        note = (
             f"{_count_recordings(low)} fewer than {audio.sample_rate:,} samples per second (down to "
-            f"{min(record.rate for record in low):,}): the upper bands of their spectrograms are empty."
+            f"{min(record.rate for record in low):,}): the upper bands of their spectrograms are empty"
         )
+        # Where others have more, theirs would be lost.
+        rate = max(record.rate for record in usable)
+        advice = (
+            f"; --config.audio.sample_rate={rate} would fill them"
+            if len(low) == len(usable)
+            else ""
+        )
+        notes.append(f"{note}{advice}.")
     if many := [record for record in usable if record.channels > 1]:
         used = "their mean is" if audio.channel == "mean" else f"channel {audio.channel} is"
         notes.append(f"{_count_recordings(many)} more than one channel; {used} used.")

@@ -1,6 +1,7 @@
-"""Makes sounds in which nobody sings: coloured noise, wind, and noise like the background of a recording."""
+"""Makes sounds in which nobody sings: coloured noise, wind, drops, noise like a recording's background."""
 
 import numpy as np
+import scipy.signal
 
 _FRAME = 1024  # samples of a frame of a background
 _QUIET = 10  # percentile of a frequency's power over the frames that counts as background
@@ -24,21 +25,42 @@ def make_coloured_noise(length: int, exponent: float, rng: np.random.Generator) 
 def make_wind(length: int, rate: int, rng: np.random.Generator) -> np.ndarray:
     """Returns noise like wind in a microphone: low frequencies, whose level rises and falls in gusts.
 
-    The power falls with the square to the third power of frequency above 20 to 200 Hz; gusts change it
-    slowly, by 10 dB up or down.
+    The power falls with the second to fourth power of frequency above 20 to 300 Hz, down to a hiss; gusts
+    change it by 10 dB up or down, one to twenty times a second.
 
     Returns:
         float64 `[length]`.
     """
     frequencies = np.arange(length // 2 + 1.0) * rate / length
-    corner, exponent = rng.uniform(20, 200), rng.uniform(2, 3)
-    shape = (1 + (frequencies / corner) ** 2) ** (-exponent / 4)
+    corner, exponent = np.exp(rng.uniform(*np.log([20, 300]))), rng.uniform(2, 4)
+    shape = (1 + (frequencies / corner) ** 2) ** (-exponent / 4) + 10 ** (
+        rng.uniform(-80, -40) / 20
+    )
     shape[0] = 0.0
-    knots = max(2, round(3 * length / rate))  # three changes of the level per second
+    knots = max(2, round(np.exp(rng.uniform(0, np.log(20))) * length / rate))
     gusts = np.interp(
         np.linspace(0, 1, length), np.linspace(0, 1, knots), rng.uniform(-10, 10, knots)
     )
     return _shape_noise(length, shape, rng) * 10 ** (gusts / 20)
+
+
+def make_drops(length: int, rate: int, rng: np.random.Generator) -> np.ndarray:
+    """Returns clicks at random times over a hiss, like rain on a recorder or a crackling fire.
+
+    There are 2 to 200 clicks a second, each of a random level, that die away within 0.5 to 5 ms, of noise
+    whose power falls with frequency; see `make_coloured_noise`.
+
+    Returns:
+        float64 `[length]`.
+    """
+    clicks = np.zeros(length)
+    number = max(1, round(np.exp(rng.uniform(*np.log([2, 200]))) * length / rate))
+    clicks[rng.integers(length, size=number)] = 10 ** (rng.uniform(-30, 0, number) / 20)
+    decay = rate * np.exp(rng.uniform(*np.log([5e-4, 5e-3])))
+    loudness = scipy.signal.lfilter([1.0], [1.0, -np.exp(-1 / decay)], clicks)
+    hiss = 10 ** (rng.uniform(-60, -20) / 20)
+    exponent = rng.uniform(0, 2)
+    return make_coloured_noise(length, exponent, rng) * (loudness + hiss)
 
 
 def imitate_background(samples: np.ndarray, rng: np.random.Generator) -> np.ndarray:

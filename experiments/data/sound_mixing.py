@@ -87,13 +87,15 @@ class SoundMixer:
         length = self._length
         if self.noise and rng.random() < 0.5:
             return self._draw_noise(rng)
-        kind = rng.choice(["silence", "coloured", "wind", "background"])
+        kind = rng.choice(["silence", "coloured", "wind", "drops", "background"])
         if kind == "silence":
             return np.zeros(length)
         if kind == "coloured":
             return noises.make_coloured_noise(length, rng.uniform(-0.5, 2.5), rng)
         if kind == "wind":
             return noises.make_wind(length, self.audio.sample_rate, rng)
+        if kind == "drops":
+            return noises.make_drops(length, self.audio.sample_rate, rng)
         return noises.imitate_background(self.read(int(rng.choice(self.partners))), rng)
 
     def _draw_noise(self, rng: np.random.Generator) -> np.ndarray:

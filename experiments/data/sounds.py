@@ -155,8 +155,8 @@ def load(
     )
     parts, split_notes = _make_splits(windows, classes, split_of, config, seed)
     if ratio := audio.get("upsample", 0.0):
-        parts["train"], note = _repeat_rare_classes(parts["train"], ratio)
-        split_notes.append(note)
+        parts["train"], repeat_notes = _repeat_rare_classes(parts["train"], ratio)
+        split_notes += repeat_notes
     mixer, more_skipped, mix_notes = _make_mixer(windows, parts["train"], classes, config, audio)
     return Dataset(
         "songs" if config.variant else root.name,
@@ -380,11 +380,13 @@ def _assign_splits(
     return dict(zip(names, split_of, strict=True)), [f"Assigned {unit}: {assigned}.", *notes]
 
 
-def _repeat_rare_classes(train: Source, ratio: float) -> tuple[Source, str]:
-    """Returns the training windows with repetitions (see `repeat_rare_classes`), and a note."""
+def _repeat_rare_classes(train: Source, ratio: float) -> tuple[Source, list[str]]:
+    """Returns the training windows with repetitions (see `repeat_rare_classes`), and a note of them."""
     positions = repeat_rare_classes(np.array(views.list_labels(train)), ratio)
+    if len(positions) == len(train):
+        return train, []
     note = f"Windows of rare classes are repeated: {len(train):,} become {len(positions):,}."
-    return Subset(train, positions), note
+    return Subset(train, positions), [note]
 
 
 def _make_splits(

@@ -14,9 +14,8 @@ from scipy.special import expit, log_softmax, softmax
 from experiments import data
 from experiments.audio import spectrograms
 from experiments.configs.shared.assemble import complete_config
-from experiments.configs.shared.limits import check_limits
+from experiments.configs.shared.limits import SETTINGS, check_limits
 from experiments.configs.shared.overrides import override
-from experiments.configs.shared.settings import SECTIONS
 from experiments.core import files
 from experiments.core.console import print_facts, print_line, print_result
 from experiments.core.errors import UserError
@@ -278,7 +277,7 @@ def make_probe_config(
     with config.unlocked():
         config.seed = seed
         for name in _OF_RECORDINGS:
-            config.audio[name] = SECTIONS["audio"][name].default  # type: ignore[index,union-attr]
+            config.audio[name] = SETTINGS[f"audio.{name}"].default
         config.data.update(
             {"source": source, "variant": "", "classes": "", "limit": 0, "extra_train": ""}
         )
