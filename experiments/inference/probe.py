@@ -220,7 +220,7 @@ def train_probe(
         "finished",
         [
             ("test", ", ".join(scores)),
-            ("strength", f"{strength:g} of {len(STRENGTHS)}, by the validation loss"),
+            ("strength", f"C = {strength:g}, the best of {len(STRENGTHS)} by the validation loss"),
             ("time", f"{summary['seconds']:.0f} s, {fit_seconds:.0f} s of it fitting"),
             ("folder", f"{out}, for experiments.predict"),
         ],
