@@ -17,7 +17,7 @@ from experiments.configs.shared.assemble import complete_config
 from experiments.configs.shared.limits import SETTINGS, check_limits
 from experiments.configs.shared.overrides import override
 from experiments.core import files
-from experiments.core.console import print_facts, print_line, print_result
+from experiments.core.console import format_value, print_facts, print_line, print_result
 from experiments.core.errors import UserError
 from experiments.data import Dataset, Source
 from experiments.inference.trained import Trained, check_network
@@ -173,16 +173,7 @@ def train_probe(
     several = config.audio.labels == "multi"
     if len(dataset.classes) < 2 and not several:
         raise UserError(f"{dataset.name} has one class: there is nothing to tell it from.")
-    numbers = {name: f"{len(split):,}" for name, split in dataset.splits.items()}
-    print_facts(
-        f"a linear classifier on {trained.source}",
-        [
-            ("windows", ", ".join(f"{number} {name}" for name, number in numbers.items())),
-            ("classes", f"{len(dataset.classes):,}: {', '.join(dataset.classes[:8])}"),
-            *(("note", note) for note in dataset.notes),
-        ],
-    )
-    print_line()
+    _print_data(trained, dataset)
     clock = time.monotonic()
     splits = compute_features(trained, dataset, batch_size)
     feature_seconds = time.monotonic() - clock
@@ -215,7 +206,7 @@ def train_probe(
     files.write_json(out / "probe.json", summary)
     weights.write_weights(out / MODEL, probe.variables, metadata)  # last: the folder is complete
     shown = ("map", "auroc") if several else ("accuracy", "f1", "map", "auroc")
-    scores = (f"{name} {results['test'][name]:.4f}" for name in shown if results["test"].get(name))
+    scores = (f"{name} {format_value(results['test'][name])}" for name in shown)
     print_result(
         "finished",
         [
@@ -226,6 +217,19 @@ def train_probe(
         ],
     )
     return summary
+
+
+def _print_data(trained: Trained, dataset: Dataset) -> None:
+    """Prints what is learned from."""
+    numbers = (f"{len(split):,} {name}" for name, split in dataset.splits.items())
+    names = ", ".join(dataset.classes[:8]) + ", ..." * (len(dataset.classes) > 8)
+    rows = [
+        ("windows", ", ".join(numbers)),
+        ("classes", f"{len(dataset.classes):,}: {names}"),
+        *(("note", note) for note in dataset.notes),
+    ]
+    print_facts(f"a linear classifier on {trained.source}", rows)
+    print_line()
 
 
 def _check_arguments(trained: Trained, out: Path, overwrite: bool) -> None:
