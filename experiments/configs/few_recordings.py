@@ -4,16 +4,16 @@
 
 PATH holds a folder of recordings for each class. `:songs` is a set of made-up sounds, `:smoke` a run of half
 a minute on it. It is `birdsong_classifier.py` with a ResNet-10 of a quarter of the width, spectrograms of
-64 x 64 points, batches of 8 in 60 epochs, rare classes repeated, other windows laid over a fifth of the
-windows, and a tenth replaced with noise, so that the network says little about wind and rain. A guide for
-people who do not program: docs/for_ecologists.md.
+64 x 64 points, batches of 8 in 60 epochs, and rare classes repeated. A fifth of the windows have another one
+over them, and a fifth are replaced with noise, so that the network says little about wind and rain. A guide
+for people who do not program: docs/for_ecologists.md.
 """
 
 from ml_collections import ConfigDict
 
 from experiments.configs import common
 
-AUDIO = {"height": 64, "width": 64, "upsample": 1.0, "overlay": 0.2, "negatives": 0.1}
+AUDIO = {"height": 64, "width": 64, "upsample": 1.0, "overlay": 0.2, "negatives": 0.2}
 RECIPE = {
     "model": {"depth": 10, "width": 16},
     "batch_size": 8,
