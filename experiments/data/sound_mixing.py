@@ -111,7 +111,7 @@ class SoundMixer:
 
     @property
     def _several(self) -> bool:
-        """Whether a window may have several labels."""
+        """True if a window may have several labels."""
         return self.labels.ndim == 2
 
     def _soften(self, label: np.ndarray) -> np.ndarray:
