@@ -4,9 +4,9 @@
 
 PATH holds a folder of recordings for each class. `:songs` is a set of made-up sounds, `:smoke` a run of half
 a minute on it. It is `birdsong_classifier.py` with a ResNet-10 of a quarter of the width, spectrograms of
-64 x 64 points, batches of 8 in 60 epochs, and rare classes repeated. A fifth of the windows have another one
-over them, and a fifth are replaced with noise, so that the network says little about wind and rain. A guide
-for people who do not program: docs/for_ecologists.md.
+64 x 64 points, batches of 8 in 60 epochs or 300 steps, whichever is less, and rare classes repeated. A fifth
+of the windows have another one over them, and a fifth are replaced with noise, so that the network says
+little about wind and rain. A guide for people who do not program: docs/for_ecologists.md.
 """
 
 from ml_collections import ConfigDict
@@ -18,6 +18,7 @@ RECIPE = {
     "model": {"depth": 10, "width": 16},
     "batch_size": 8,
     "epochs": 60,
+    "steps": 300,
     "evaluate_every": 5,
     "optimizer": {"schedule": "cosine"},
     "early_stopping": {"patience": 0},
