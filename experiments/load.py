@@ -23,22 +23,25 @@ from experiments.core.errors import UserError
 from experiments.inference.trained import Trained, check_network
 from experiments.runs import artifacts, weights
 from experiments.runs.integrity import warn
-from experiments.runs.schema import CONFIG_FILE, read_config, read_summary
+from experiments.runs.schema import CONFIG_FILE, SUMMARY_FILE, read_config, read_summary
 
 
 def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
     """Returns the network of a finished run, with the parameters of its best evaluation.
 
     Args:
-        run: the run's workdir, or a file that `experiments.export --format=safetensors` wrote.
+        run: the run's workdir, the folder of `experiments.probe`, or a file that `experiments.export
+            --format=safetensors` wrote.
         generator: whether it may be a GAN, which generates pictures and predicts nothing.
 
     Raises:
         UserError: if there is no finished run, or it cannot be read.
     """
     source = Path(run).expanduser()
-    if source.suffix == weights.SUFFIX:
-        variables, metadata = weights.read_weights(source)
+    exported = source / f"model{weights.SUFFIX}"
+    is_probe = exported.is_file() and not (source / SUMMARY_FILE).exists()
+    if is_probe or source.suffix == weights.SUFFIX:
+        variables, metadata = weights.read_weights(exported if is_probe else source)
         return _make_trained(
             metadata["config"], metadata["classes"], metadata["shape"], variables, source
         )

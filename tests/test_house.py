@@ -38,6 +38,7 @@ COMMANDS = {
         "predict",
         "segments",
         "embed",
+        "probe",
         "generate",
         "export",
         "inspect",

@@ -125,7 +125,7 @@ def prepare_spectrograms(
             f"There are no recordings (files that end in {', '.join(recordings.SUFFIXES)})."
         )
     files = [
-        _get_metadata_file(path, path_starts, settings_folder)
+        get_metadata_file(path, path_starts, settings_folder)
         for path, path_starts in zip(paths, all_starts, strict=True)
     ]
     # A recording that is listed twice is computed once: two threads would write the same file.
@@ -156,14 +156,14 @@ def prepare_spectrograms(
     return Prepared(usable, skipped, notes)
 
 
-def _get_metadata_file(path: Path, starts: list[float] | None, folder: Path) -> Path:
-    """Returns the path of a recording's metadata; the spectrograms lie next to it."""
+def get_metadata_file(path: Path, starts: list[float] | None, folder: Path) -> Path:
+    """Returns the path of a recording's metadata; what was made from the recording lies next to it."""
     try:
         status = os.stat(path)
         version = [status.st_size, status.st_mtime_ns]
     except OSError:  # Reading the recording will give the reason.
         version = []
-    return folder / f"{_make_key(os.path.abspath(path), version, starts)}.json"
+    return folder / f"{make_key(os.path.abspath(path), version, starts)}.json"
 
 
 def _read_all(
@@ -324,17 +324,19 @@ def _append_pictures(
 
 def _make_settings_key(audio: ConfigDict) -> str:
     values = {name: getattr(audio, name) for name in _SETTINGS}
-    return _make_key(_FORMAT, values, {name: _get_version(name) for name in _LIBRARIES})
+    return make_key(_FORMAT, values, {name: get_version(name) for name in _LIBRARIES})
 
 
-def _get_version(name: str) -> str:
+def get_version(name: str) -> str:
+    """Returns the version of an installed distribution; '' without one."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return ""  # Its import raises a clear error later.
 
 
-def _make_key(*values: object) -> str:
+def make_key(*values: object) -> str:
+    """Returns a name for a file or folder that depends on values, 20 characters long."""
     text = json.dumps(values, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:20]
 
@@ -344,10 +346,18 @@ def _describe(usable: list[Spectrograms], audio: ConfigDict) -> list[str]:
     notes = []
     low = [record for record in usable if record.rate < audio.sample_rate]
     if low:
-        notes.append(
+        note = (
             f"{_count_recordings(low)} fewer than {audio.sample_rate:,} samples per second (down to "
-            f"{min(record.rate for record in low):,}): the upper bands of their spectrograms are empty."
+            f"{min(record.rate for record in low):,}): the upper bands of their spectrograms are empty"
         )
+        # Where others have more, theirs would be lost.
+        rate = max(record.rate for record in usable)
+        advice = (
+            f"; --config.audio.sample_rate={rate} would fill them"
+            if len(low) == len(usable)
+            else ""
+        )
+        notes.append(f"{note}{advice}.")
     if many := [record for record in usable if record.channels > 1]:
         used = "their mean is" if audio.channel == "mean" else f"channel {audio.channel} is"
         notes.append(f"{_count_recordings(many)} more than one channel; {used} used.")

@@ -45,6 +45,7 @@ from experiments.configs import base
 from experiments.core import cli
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset, pipeline
+from experiments.data.transforms import AugmentFirst
 from experiments.tasks import make_task
 from experiments.train.optimizer import count_steps
 from experiments.train.program import Program, Programs, find_program
@@ -122,6 +123,8 @@ def measure_pipeline(
     """
     task = make_task(config)
     transform = task.make_transform(train=True)
+    if dataset.augment:
+        transform = AugmentFirst(dataset.augment, transform)
     source = dataset.splits["train"]
     program = find_program(
         programs,

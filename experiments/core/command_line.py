@@ -24,6 +24,7 @@ MODULES = {
     "predict": "predict",
     "segments": "segments",
     "embed": "embed",
+    "probe": "probe",
     "generate": "generate",
     "augmentation": "augmentation",
     "export": "export",

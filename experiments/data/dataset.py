@@ -1,7 +1,7 @@
 """The interface of every data set: named splits of random-access examples."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -37,6 +37,8 @@ class Dataset:
         notes: sentences about what was done to the data, shown once at the start of a run.
         skipped: `(file, reason)` for each unusable file.
         assignment: `(file, split)` for each file, if files hold several examples and were split here.
+        augment: maps an example of `train` and a random generator to another one, before the task's own
+            transform; None changes nothing.
     """
 
     name: str
@@ -46,3 +48,4 @@ class Dataset:
     notes: Sequence[str] = ()
     skipped: Sequence[tuple[str, str]] = ()
     assignment: Sequence[tuple[str, str]] = ()
+    augment: Callable[[Example, np.random.Generator], Example] | None = None

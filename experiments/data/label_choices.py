@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from experiments.core.console import print_facts
+from experiments.core.console import print_facts, print_line
 from experiments.core.words import count_noun
 
 _SEPARATORS = " _-."
@@ -54,7 +54,8 @@ def print_choices(names: Sequence[str]) -> bool:
         (f"--config.audio.label_pattern='{one.pattern}'", _describe(one.counts)) for one in choices
     ]
     if rows:
-        print_facts("\nParts of the names that could be the label", rows)
+        print_line()
+        print_facts("Parts of the names that could be the label", rows)
     return bool(rows)
 
 

@@ -93,6 +93,11 @@ def _label_whole_recordings(names: Sequence[str], audio: ConfigDict) -> LabelTab
     except UserError as error:  # For example `?`, to see what there is.
         if not label_choices.print_choices(names):
             raise
+        if audio.label_pattern == "?":
+            raise UserError(
+                "Choose one of the patterns listed above, and give its flag, with the quotes, instead of "
+                "--config.audio.label_pattern=?"
+            ) from error
         raise UserError(f"{error} Some that fit the names are listed above.") from error
     by_name, skipped = {}, []
     reason = "it is not in a class folder"

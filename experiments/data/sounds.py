@@ -15,12 +15,22 @@ from ml_collections import ConfigDict
 from experiments.audio import cache, recordings, songs, spectrograms
 from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Spectrograms
+from experiments.audio.samples import prepare_samples
 from experiments.core import digests
 from experiments.core.errors import UserError
-from experiments.data import groups, label_choices, paths, sound_labels, splits, views
+from experiments.data import (
+    groups,
+    label_choices,
+    paths,
+    sound_labels,
+    sound_mixing,
+    splits,
+    views,
+)
 from experiments.data.dataset import Dataset, Example, Source
 from experiments.data.reading import THREADS
 from experiments.data.sound_labels import LabelTable, RecordingLabels
+from experiments.data.sound_mixing import SoundMixer
 from experiments.data.upsampling import repeat_rare_classes
 from experiments.data.views import Subset
 
@@ -53,7 +63,11 @@ class LabelledWindows:
     def __getitem__(self, index: int) -> Example:
         # The copy lets the memory-mapped file be closed at once.
         levels = np.array(self.recordings[self.owners[index]].levels[self.rows[index]])
-        return {"inputs": levels[..., None], "label": self.labels[index]}
+        return {
+            "inputs": levels[..., None],
+            "label": self.labels[index],
+            "window": np.int64(index),  # for the sound; transforms leave it out
+        }
 
     @property
     def digests(self) -> np.ndarray:
@@ -141,17 +155,54 @@ def load(
     )
     parts, split_notes = _make_splits(windows, classes, split_of, config, seed)
     if ratio := audio.get("upsample", 0.0):
-        parts["train"], note = _repeat_rare_classes(parts["train"], ratio)
-        split_notes.append(note)
+        parts["train"], repeat_notes = _repeat_rare_classes(parts["train"], ratio)
+        split_notes += repeat_notes
+    mixer, more_skipped, mix_notes = _make_mixer(windows, parts["train"], classes, config, audio)
     return Dataset(
         "songs" if config.variant else root.name,
         parts,
         classes,
         (*spectrograms.compute_shape(audio), 1),
-        [*notes, *assign_notes, *split_notes],
-        [*skipped, *outside],
+        [*notes, *assign_notes, *split_notes, *mix_notes],
+        [*skipped, *outside, *more_skipped],
         list(split_of.items()),
+        mixer,
     )
+
+
+def _make_mixer(
+    windows: LabelledWindows,
+    train: Source,
+    classes: Sequence[str],
+    config: ConfigDict,
+    audio: ConfigDict,
+) -> tuple[SoundMixer | None, list[tuple[str, str]], list[str]]:
+    """Returns what mixes the sounds of the training windows, unusable noise, and notes; None if it is off."""
+    if not any(audio.get(name) for name in sound_mixing.SETTINGS):
+        return None, [], []
+    sound_mixing.check_settings(audio)
+    cache = paths.get_data_dir(config) / "samples"
+    noise, skipped, notes = [], [], []
+    if audio.noise_folder:
+        noise, skipped, note = sound_mixing.read_noise(audio, cache)
+        notes.append(note)
+    owners, names = windows.recordings, [one.name for one in windows.recordings]
+    samples, unusable = prepare_samples([one.path for one in owners], names, audio, cache)
+    if unusable:
+        raise UserError(f"{': '.join(unusable[0])}. It was read before: start the command again.")
+    places = zip(windows.owners, windows.rows, strict=True)
+    starts = np.array([owners[owner].starts[row] for owner, row in places])
+    mixer = SoundMixer(
+        ConfigDict(audio.to_dict()),
+        [one for one in samples if one is not None],
+        windows.owners,
+        np.rint(starts * audio.sample_rate).astype(int),
+        windows.labels,
+        np.unique(views.flatten(train)[2]),
+        noise,
+        sound_mixing.make_nothing(classes, audio),
+    )
+    return mixer, skipped, notes
 
 
 def _list_foreign(root: Path) -> list[tuple[str, str]]:
@@ -329,11 +380,13 @@ def _assign_splits(
     return dict(zip(names, split_of, strict=True)), [f"Assigned {unit}: {assigned}.", *notes]
 
 
-def _repeat_rare_classes(train: Source, ratio: float) -> tuple[Source, str]:
-    """Returns the training windows with repetitions (see `repeat_rare_classes`), and a note."""
+def _repeat_rare_classes(train: Source, ratio: float) -> tuple[Source, list[str]]:
+    """Returns the training windows with repetitions (see `repeat_rare_classes`), and a note of them."""
     positions = repeat_rare_classes(np.array(views.list_labels(train)), ratio)
+    if len(positions) == len(train):
+        return train, []
     note = f"Windows of rare classes are repeated: {len(train):,} become {len(positions):,}."
-    return Subset(train, positions), note
+    return Subset(train, positions), [note]
 
 
 def _make_splits(

@@ -106,7 +106,8 @@ class Colour:
         from experiments.audio import spectrograms
 
         coloured = spectrograms.apply_colours(example["inputs"][..., 0], self.colour)
-        return {**example, "inputs": normalise(coloured, self.mean, self.std)}
+        kept = {name: value for name, value in example.items() if name != "window"}
+        return {**kept, "inputs": normalise(coloured, self.mean, self.std)}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -5,7 +5,7 @@ comes from the generator that is passed in, so the seed decides it.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from PIL import Image
@@ -214,6 +214,23 @@ class Augment:
         else:
             inputs = random_shift(crop_to_square(inputs, size), rng)
         return _make_example(normalise(inputs, mean, std), example["label"])
+
+
+@dataclasses.dataclass(frozen=True)
+class AugmentFirst:
+    """Applies the augmentation of a data set, and then that of a task.
+
+    Attributes:
+        augment: of the data set; see `Dataset`.
+        transform: of the task, for training.
+    """
+
+    augment: Callable[[Example, np.random.Generator], Example]
+    transform: Callable[[Example, np.random.Generator], Example]
+
+    def __call__(self, example: Example, rng: np.random.Generator) -> Example:
+        """Returns the network's inputs and the label."""
+        return self.transform(self.augment(example, rng), rng)
 
 
 def make_transform(

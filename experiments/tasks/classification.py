@@ -30,7 +30,7 @@ from experiments.tasks.backbone import (
 )
 from experiments.tasks.classifier import draw_classifier, inspect_classifier
 from experiments.tasks.metrics import add_sums, compute_means, sum_classification
-from experiments.tasks.mixing import mix_examples, smooth_classes
+from experiments.tasks.mixing import make_targets, mix_examples, smooth_targets
 from experiments.tasks.ranking import compute_ranking
 from experiments.tasks.sound_evaluation import write_sound_evaluation
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
@@ -83,13 +83,13 @@ class Classification(Task):
         """
         dropout_rng, mixing_rng = jax.random.split(rng)
         mixing = self.config.mixing
-        targets = smooth_classes(batch["label"], model.num_classes, mixing.label_smoothing)
+        labels = make_targets(batch["label"], model.num_classes)
+        targets = smooth_targets(labels, mixing.label_smoothing)
         inputs, targets = mix_examples(mixing, batch["inputs"], targets, mixing_rng)
         logits, changed = apply_in_training(model, variables, inputs, dropout_rng, head_only)
         focal = self.config.audio.get("focal", 0.0) if self.is_audio else 0.0
         loss = compute_cross_entropy(logits, targets, focal)
-        accuracy = jnp.mean((jnp.argmax(logits, axis=-1) == batch["label"]).astype(jnp.float32))
-        return loss, ({"loss": loss, "accuracy": accuracy}, changed)
+        return loss, ({"loss": loss, "accuracy": compute_accuracy(logits, labels)}, changed)
 
     def compute_metrics(
         self, sums: Iterable[Mapping[str, np.ndarray]], dataset: Dataset, split: str
@@ -133,10 +133,7 @@ class Classification(Task):
         labels, logits, mixtures = (inspected[name] for name in ("labels", "logits", "mixtures"))
         classes = list(dataset.classes)
         predictions, probabilities = logits.argmax(axis=-1), softmax(logits, axis=-1)
-        matrix = confusion_matrix(labels, predictions, labels=range(len(classes)))
-        draw_confusion(matrix, classes, workdir / "figures" / "confusion.png")
-        rows = ([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
-        files.write_csv(workdir / "confusion.csv", ["truth", *classes], rows)
+        write_confusion(results)
 
         transform, source = self.make_transform(train=False), dataset.splits["test"]
         shown = choose_examples(labels, predictions, 32, np.random.default_rng(results.seed))
@@ -166,6 +163,25 @@ class Classification(Task):
     def needs_validation(self) -> bool:
         """True for recordings, for whose classes thresholds are chosen."""
         return self.is_audio
+
+
+def write_confusion(results: Results) -> None:
+    """Writes `confusion.csv`, the number of test examples of each class and prediction, and draws it."""
+    classes, workdir = list(results.dataset.classes), results.workdir
+    predictions = results.inspected["logits"].argmax(axis=-1)
+    labels = results.inspected["labels"]
+    matrix = confusion_matrix(labels, predictions, labels=range(len(classes)))
+    draw_confusion(matrix, classes, workdir / "figures" / "confusion.png")
+    rows = ([name, *row] for name, row in zip(classes, matrix.tolist(), strict=True))
+    files.write_csv(workdir / "confusion.csv", ["truth", *classes], rows)
+
+
+def compute_accuracy(logits: Array, targets: Array) -> Array:
+    """Returns the share of right predictions, without even targets; arrays are `[B, C]`."""
+    most = targets.max(axis=-1)
+    chosen = jnp.take_along_axis(targets, jnp.argmax(logits, axis=-1)[:, None], axis=-1)[:, 0]
+    counts = most > targets.min(axis=-1)
+    return jnp.sum((chosen == most) & counts) / jnp.maximum(jnp.sum(counts), 1)
 
 
 def compute_cross_entropy(logits: Array, targets: Array, focal: float = 0.0) -> Array:

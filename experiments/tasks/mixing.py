@@ -28,10 +28,14 @@ def mix_examples(
     return jax.lax.switch(jax.random.randint(choose, (), 0, len(ways)), ways, draw)
 
 
-def smooth_classes(labels: Array, num_classes: int, smoothing: float) -> Array:
-    """Returns targets `[B, num_classes]` that sum to one; all classes share `smoothing` of each."""
-    targets = jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
-    return targets * (1 - smoothing) + smoothing / num_classes
+def make_targets(labels: Array, num_classes: int) -> Array:
+    """Returns labels `[B, C]` as they are, and one-hot vectors for labels `[B]`."""
+    return labels if labels.ndim > 1 else jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
+
+
+def smooth_targets(targets: Array, smoothing: float) -> Array:
+    """Returns targets `[B, C]` that sum to one, of which all classes share `smoothing`."""
+    return targets * (1 - smoothing) + smoothing / targets.shape[-1]
 
 
 def mixup(inputs: Array, targets: Array, alpha: float, rng: Array) -> tuple[Array, Array]:

@@ -25,7 +25,7 @@ from experiments.tasks.backbone import (
 )
 from experiments.tasks.classification import Classification
 from experiments.tasks.classifier import draw_classifier, inspect_classifier
-from experiments.tasks.mixing import mix_examples
+from experiments.tasks.mixing import make_targets, mix_examples
 from experiments.tasks.sound_evaluation import write_sound_evaluation
 from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Variables
@@ -104,11 +104,6 @@ class Tagging(Task):
     def needs_validation(self) -> bool:
         """True for recordings, for whose classes thresholds are chosen."""
         return self.is_audio
-
-
-def make_targets(labels: Array, num_classes: int) -> Array:
-    """Returns labels `[B, C]` as they are, and one-hot vectors for labels `[B]`."""
-    return labels if labels.ndim > 1 else jax.nn.one_hot(labels, num_classes, dtype=jnp.float32)
 
 
 def compute_masked_cross_entropy(

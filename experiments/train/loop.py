@@ -21,6 +21,7 @@ from experiments.core.escaping import escape_control
 from experiments.core.memory import explain_out_of_memory
 from experiments.core.words import count_noun
 from experiments.data import Dataset, Example, pipeline
+from experiments.data.transforms import AugmentFirst
 from experiments.figures.curves import draw_training_curves
 from experiments.runs import writers
 from experiments.runs.checkpoints import Checkpoints
@@ -167,6 +168,8 @@ def _train(
     check_data_fit(config, dataset)
     steps = count_steps(config, len(dataset.splits["train"]))
     train_transform = task.make_transform(train=True)
+    if dataset.augment:
+        train_transform = AugmentFirst(dataset.augment, train_transform)
     eval_transform = task.make_transform(train=False)
 
     # Whatever ends the run, what is being saved is completed.

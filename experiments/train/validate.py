@@ -51,7 +51,7 @@ def check_data_fit(config: ConfigDict, dataset: Dataset) -> None:
     if config.batch_size > examples:
         raise UserError(
             f"--config.batch_size={config.batch_size} is more than the {examples:,} training examples: "
-            "choose a smaller one."
+            f"choose a smaller one, such as {1 << (max(examples // 2, 1).bit_length() - 1)}."
         )
     steps = math.ceil(examples / config.batch_size)
     for path, number in list_paths(config):

@@ -155,6 +155,22 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "focal": Setting(
             0.0, "[0, 10]", meaning="exponent of the focal loss; 0 for the cross-entropy"
         ),
+        # What is mixed into the samples of training windows.
+        "noise_folder": Setting("", meaning="recordings of noise to mix in; '' for none"),
+        "noise_share": Setting(0.5, "[0, 1]", meaning="of the windows get noise"),
+        "noise_snr": Setting(
+            (0.0, 20.0),
+            "[-100, 100]",
+            lengths=(2,),
+            meaning="decibels of the window above the noise",
+        ),
+        "overlay": Setting(0.0, "[0, 1]", meaning="share of windows that another one is laid over"),
+        "overlay_gain": Setting(
+            (-10.0, 0.0), "[-100, 100]", lengths=(2,), meaning="decibels of the other one above it"
+        ),
+        "negatives": Setting(
+            0.0, "[0, 1)", meaning="share of windows that are replaced with noise without birds"
+        ),
         "group_pattern": Setting("", meaning="recordings with the same first group share a split"),
         "splits": Setting("", meaning="a CSV with the columns file and split, instead of shares"),
     },
@@ -317,6 +333,10 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "workers": Setting(0, "[0, 256]"),
     },
 }
+_OF_CLASSIFIERS = (
+    *("precision", "upsample", "focal", "noise_folder", "noise_share", "noise_snr"),
+    *("overlay", "overlay_gain", "negatives"),
+)  # of the settings of audio
 # Limits of fields that a layer's section may hold. The layers have the defaults.
 LAYER_FIELDS = {
     "conv.num_kernels": "[1, 1024]",
@@ -407,7 +427,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "data.folds": not sound,
         "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder", *INSTANCES),
         "audio": sound,
-        **{f"audio.{name}": of_sounds for name in ("precision", "upsample", "focal")},
+        **{f"audio.{name}": of_sounds for name in _OF_CLASSIFIERS},
         "spectrogram": sound,
         "image_size": not sound and not series,
         "normalise": not series,

@@ -38,4 +38,5 @@ def test_choices_are_shown_for_a_pattern_that_is_none(tmp_path, capsys):
     with pytest.raises(UserError, match="listed above"):
         sound_labels.read_labels(tmp_path, names, audio)
     output = capsys.readouterr().out
-    assert "--config.audio.label_pattern='" in output and "2 classes: wren (30), owl (30)" in output
+    assert "\\n" not in output and "2 classes: wren (30), owl (30)" in output
+    assert "--config.audio.label_pattern='" in output

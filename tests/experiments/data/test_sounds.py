@@ -103,6 +103,12 @@ def test_rare_classes_are_repeated_in_training(birds, opened, tmp_path):
     compute_fingerprint(after)
 
 
+def test_empty_bands_are_noted_with_the_rate_that_fills_them(birds, opened):
+    notes = " ".join(opened(birds, sample_rate=24_000).notes)
+    assert "upper bands of their spectrograms are empty; --config.audio.sample_rate=16000" in notes
+    assert "are empty" not in " ".join(opened(birds).notes)
+
+
 def test_copied_recordings_are_noticed(birds, opened, tmp_path):
     for number, name in enumerate(["a", "b", "c", "d"]):
         for kind in ("faller", "riser"):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from experiments.tasks.mixing import cutmix, mix_examples, mixup, smooth_classes
+from experiments.tasks.classification import compute_accuracy
+from experiments.tasks.mixing import cutmix, make_targets, mix_examples, mixup, smooth_targets
 
 
 def settings(**fields):
@@ -17,15 +18,22 @@ INPUTS = jnp.asarray(np.random.default_rng(0).standard_normal((4, 8, 6, 2)), jnp
 LABELS = jnp.asarray([0, 2, 1, 2])
 
 
+def test_even_targets_are_not_counted():
+    logits = jnp.array([[3.0, 1.0, 0.0], [0.0, 2.0, 1.0], [0.0, 0.0, 5.0], [1.0, 0.0, 0.0]])
+    targets = jnp.array([[0.6, 0.4, 0.0], [0.6, 0.4, 0.0], [1 / 3] * 3, [0.0, 0.0, 1.0]])
+    assert float(compute_accuracy(logits, targets)) == pytest.approx(1 / 3)
+    assert float(compute_accuracy(logits[2:3], targets[2:3])) == 0.0
+
+
 def test_by_itself_nothing_is_mixed():
-    targets = smooth_classes(LABELS, 3, 0.0)
+    targets = smooth_targets(make_targets(LABELS, 3), 0.0)
     inputs, targets = mix_examples(settings(), INPUTS, targets, jax.random.key(0))
     np.testing.assert_array_equal(inputs, INPUTS)
     np.testing.assert_array_equal(targets, np.eye(3)[LABELS])
 
 
 def test_smoothing_gives_every_class_its_share():
-    targets = smooth_classes(LABELS, 3, 0.3)
+    targets = smooth_targets(make_targets(LABELS, 3), 0.3)
     np.testing.assert_allclose(targets, 0.7 * np.eye(3)[LABELS] + 0.1, rtol=1e-6)
 
 
