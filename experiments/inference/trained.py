@@ -16,6 +16,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from experiments.audio.detections import Interval
 from experiments.configs.shared.limits import LARGEST
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
@@ -24,6 +25,7 @@ from experiments.data import Example, transforms
 from experiments.data.ucr import Series, prepare_like_training
 from experiments.inference.audio_windows import cut_samples, make_audio_settings
 from experiments.tasks import Task, make_task
+from experiments.tasks.event_detection import EventDetection
 
 Key = TypeVar("Key")
 MAX_SIDE = 8192  # pixels, as of image_size
@@ -135,7 +137,7 @@ class Trained:
         Returns:
             For a classification run the probabilities, float32 `[N, classes]`; for a segmentation run a list
             of the classes of all pixels, uint8 `[H, W]` each; for a reconstruction run the codes, float32
-            `[N, D]`.
+            `[N, D]`; for a run of event detection the probabilities in all frames, float32 `[N, T, classes]`.
 
         Raises:
             ValueError: if an example has another shape or dtype than the network's.
@@ -144,7 +146,7 @@ class Trained:
         predictions = [prediction for _, prediction in self.predict(examples)]
         if self.config.task == "segmentation":
             return predictions
-        if self.config.task == "reconstruction" and predictions:
+        if self.config.task in ("reconstruction", "event_detection") and predictions:
             return np.array(predictions, np.float32)
         return np.array(predictions, np.float32).reshape(len(predictions), len(self.classes))
 
@@ -158,6 +160,7 @@ class Trained:
         Returns:
             The starts and ends of the windows in seconds, float64 `[windows, 2]`, and the scores of the
             classes, float32 `[windows, classes]`. The last window is padded; its end is that of the sound.
+            For a run of event detection, of the frames instead, whose scores are smoothed.
 
         Raises:
             ValueError: if the run was not on recordings, or the samples are invalid.
@@ -165,10 +168,27 @@ class Trained:
         if not self.is_audio:
             raise ValueError(f"the run was on {self.config.data.name}, not on recordings")
         audio = make_audio_settings(self.config.audio)
-        predictions = list(self.predict(cut_samples(samples, rate, audio, self.prepare)))
+        predictions = list(
+            self.list_scores(self.predict(cut_samples(samples, rate, audio, self.prepare)))
+        )
         places = [(window.start, window.end) for window, _ in predictions]
         scores = [score for _, score in predictions]
         return np.array(places, np.float64), np.array(scores, np.float32)
+
+    def list_scores(
+        self, windows: Iterable[tuple[Interval, np.ndarray]]
+    ) -> Iterator[tuple[Interval, np.ndarray]]:
+        """Yields the scores of a recording's windows; for a run of event detection, those of its frames.
+
+        Args:
+            windows: places and predictions, in the order of time.
+        """
+        if not isinstance(self.task, EventDetection):
+            yield from windows
+            return
+        places, scores = zip(*windows, strict=True)
+        for stretch in self.task.join_frames(places, scores):
+            yield from stretch.list_frames()
 
     @property
     def is_audio(self) -> bool:

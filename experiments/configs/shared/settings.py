@@ -37,7 +37,8 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     "name": Setting(""),
     "baseline": Setting("base", meaning="the config that reports compare this one with"),
     "task": Setting(
-        "classification", ("classification", "segmentation", "tagging", "reconstruction", "acgan")
+        "classification",
+        ("classification", "segmentation", "tagging", "reconstruction", "acgan", "event_detection"),
     ),
     "dataset": Setting("", meaning="the name of the data set in folders and reports"),
     "seed": Setting(0, "[0, inf)"),
@@ -98,6 +99,9 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
             "zero", ("zero", "repeat", "drop"), meaning="the last window's end; drop omits it"
         ),
         "picture": Setting("mel", ("mel", "linear", "wavelet")),
+        "frontend": Setting(
+            "dyn", ("dyn", "efficientat"), meaning="efficientat: as its networks for AudioSet see sound"
+        ),
         "n_fft": Setting(1024, "[16, 65536]", meaning="of mel and linear pictures"),
         "win": Setting(0, "[0, 65536]", meaning="samples of the transform's window; 0 for n_fft"),
         "step": Setting(320, "[1, 16777216]", meaning="samples from one column to the next"),
@@ -111,7 +115,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "height": Setting(0, "[0, 8192]", meaning="pixels; 0 keeps the spectrogram's own"),
         "width": Setting(0, "[0, 8192]"),
         "colour": Setting("grey", ("grey", "rgb", "magma"), meaning="rgb is grey three times"),
-        "labels": Setting("class", ("class", "multi", "none")),
+        "labels": Setting("class", ("class", "multi", "frames", "none")),
         "label_pattern": Setting(
             "", meaning="its first group is a path's label; '' where the folder is"
         ),
@@ -125,7 +129,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         ),
         "min_fraction": Setting(0.5, "(0, 1]", meaning="or this share of the annotation"),
         "exhaustive": Setting(
-            False, meaning="whether labels=multi takes what is not annotated as absent"
+            False, meaning="whether what is not annotated is absent, for labels=multi and frames"
         ),
         # Only classifiers have these.
         "precision": Setting(
@@ -225,6 +229,15 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "window": Setting(4, (2, 4), meaning="of explicit pooling"),
         "code_activation": Setting("relu", ("relu", "none")),
         "norm": Setting(True),
+    },
+    # The network of event detection, dyn.models.CRNN, and the way from its scores to events.
+    "events": {
+        "features": Setting((32, 64, 128, 256, 256, 256, 256), "[1, 65536]"),
+        "recurrent": Setting(256, "[1, 65536]", meaning="size of a GRU's state, each direction"),
+        "time_pools": Setting(2, "[0, 16]", meaning="poolings that halve time: a frame is 2^n columns"),
+        "dropout": Setting(0.5, "[0, 1)"),
+        "threshold": Setting(0.5, "[0, 1]", meaning="of an event, in the metrics of a run"),
+        "median": Setting(0.45, "[0, 3600]", meaning="seconds of the median filter; 0 for none"),
     },
     # A factor of the loss for its gradients. float16 wants 65536.0, growing every 2000 steps: gradients that
     # overflow are left out, and the scale is halved.
@@ -371,12 +384,14 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "audio": sound,
         **{f"audio.{name}": of_sounds for name in ("precision", "upsample", "focal")},
         "spectrogram": sound,
+        "spectrogram.shift": kind.task != "event_detection",  # the labels would have to move, too
         "image_size": not sound and not series,
         "normalise": not series,
         # the task
         "gan": kind.task == "acgan",
         "autoencoder": kind.task == "reconstruction",
         "tagging": kind.task == "tagging",
+        "events": kind.task == "event_detection",
         "head": pixels,
         "mixing": labelled,
         "mixing.mixup": not pixels,

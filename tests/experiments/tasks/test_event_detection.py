@@ -1,0 +1,185 @@
+"""Event detection: the metrics against plain oracles and psds_eval's own numbers, and a run on made-up songs."""
+
+import itertools
+
+import numpy as np
+import pytest
+from finished_runs import read_table
+from small_runs import change
+
+from experiments.audio import songs
+from experiments.audio.frames import Event, Stretch
+from experiments.configs import fdy_crnn
+from experiments.core.errors import UserError
+from experiments.inference.predict import predict
+from experiments.load import load
+from experiments.tasks.event_detection import average_columns
+from experiments.tasks.event_metrics import (
+    compute_event_scores,
+    compute_psds,
+    count_matches,
+    merge_events,
+)
+from experiments.train.loop import train
+from experiments.train.validate import resolve_config
+
+pytestmark = pytest.mark.usefixtures("standard_promotion")
+
+
+def draw_events(rng, count, jitter=0.3):
+    onsets = np.cumsum(rng.uniform(0.3, 1.5, count))
+    true = [Event(int(rng.integers(2)), t, t + rng.uniform(0.2, 2.5)) for t in onsets]
+    found = [
+        Event(e.number, e.onset + rng.normal(0, jitter), e.offset + rng.normal(0, jitter))
+        for e in true
+    ]
+    return true, found
+
+
+def fits(true, found):
+    collar = max(0.2, 0.2 * (true.offset - true.onset))
+    return (
+        true.number == found.number
+        and abs(true.onset - found.onset) <= 0.2
+        and abs(true.offset - found.offset) <= collar
+    )
+
+
+def test_matches_are_as_many_as_possible(rng):
+    for _ in range(20):
+        true, found = draw_events(rng, 5)
+        most = [
+            max(
+                sum(fits(t, f) for t, f in zip(ones, order, strict=False))
+                for order in itertools.permutations(others)
+            )
+            for ones, others in (
+                sorted(
+                    ([e for e in events if e.number == c] for events in (true, found)), key=len
+                )
+                for c in range(2)
+            )
+        ]
+        counts = count_matches(true, found, 2)
+        assert counts[0].tolist() == most and counts[1:].sum() == 10
+
+
+def test_scores_leave_out_classes_without_events():
+    scores = compute_event_scores(np.array([[1, 0, 0], [2, 1, 0], [4, 0, 0]]), "abc")
+    assert scores["f1"] == {"a": pytest.approx(1 / 3), "b": None, "c": None}
+    assert scores["event_f1"] == pytest.approx(1 / 3)
+    assert (scores["event_precision"], scores["event_recall"]) == (0.5, 0.25)
+
+
+def test_touching_events_become_one():
+    rows = [(0, 2.0, 3.0), (0, 0.0, 1.0), (0, 0.5, 2.0), (1, 0.0, 1.0), (0, 4.0, 5.0)]
+    merged = merge_events([Event(*row) for row in rows])
+    assert merged == [Event(0, 0.0, 3.0), Event(0, 4.0, 5.0), Event(1, 0.0, 1.0)]
+
+
+def make_scores(rng, seconds=60.0, period=0.1):
+    """True events of three recordings and noisy scores for them, of three classes."""
+    stretches, events = [], []
+    for _ in range(3):
+        true = [
+            Event(c, round(t, 2), round(t + rng.uniform(0.5, 4), 2))
+            for c in range(3)
+            for t in np.arange(2, 50, 12) + rng.uniform(0, 6)
+        ]
+        scores = rng.beta(2, 5, size=(round(seconds / period), 3))
+        for event in true:
+            begin, end = (round(t / period) for t in (event.onset, event.offset))
+            scores[begin + rng.integers(-2, 3) : end + rng.integers(-2, 3), event.number] += 0.4
+        scores = np.clip(np.round(scores, 2), 0, 1).astype(np.float32)
+        stretches.append(Stretch(0.0, seconds, period, scores, np.zeros(len(scores), bool)))
+        events.append(merge_events(true))
+    return stretches, events
+
+
+def test_psds_is_that_of_psds_eval():
+    pytest.importorskip("psds_eval")
+    stretches, events = make_scores(np.random.default_rng(3))
+    found = compute_psds(stretches, events, ["a", "b", "c"])
+    # psds_eval 0.5.3 as it is, with pandas 2.
+    assert found == pytest.approx(PSDS, abs=1e-9)
+    perfect = [
+        Stretch(s.start, s.end, s.period, draw_exactly(s, true), s.silent)
+        for s, true in zip(stretches, events, strict=True)
+    ]
+    assert compute_psds(perfect, events, ["a", "b", "c"]) == {"psds1": 1.0, "psds2": 1.0}
+    assert compute_psds(stretches, [[], [], []], ["a", "b", "c"]) == {}
+    one = [[e for e in true if e.number == 0] for true in events]
+    alone = compute_psds(stretches, one, ["a", "b", "c"])
+    assert all(0 < value <= 1 for value in alone.values())
+
+
+PSDS = {"psds1": 0.0, "psds2": 0.0}
+
+
+def draw_exactly(stretch, events):
+    scores = np.zeros_like(stretch.scores)
+    for event in events:
+        begin, end = (round(t / stretch.period) for t in (event.onset, event.offset))
+        scores[begin:end, event.number] = 1
+    return scores
+
+
+def test_a_target_is_the_share_of_its_columns():
+    labels = np.array([1, 1, 0, 1, 0, 0, np.nan, 0, 1], np.float32).reshape(1, 9, 1)
+    np.testing.assert_array_equal(average_columns(labels, 4)[0, :, 0], [1, 0.5, 0, np.nan])
+
+
+AUDIO = {
+    "sample_rate": 16_000, "seconds": 2.0, "hop": 1.0, "n_fft": 256, "step": 160, "bands": 16,
+}  # fmt: skip
+SETTINGS = {
+    **{f"audio.{name}": value for name, value in AUDIO.items()},
+    "events.features": (8, 8), "events.recurrent": 8, "events.time_pools": 1, "events.dropout": 0.0,
+    "events.median": 0.06, "batch_size": 8, "epochs": 12, "optimizer.learning_rate": 0.02,
+    "optimizer.schedule": "constant", "temperature.epochs": 1, "data.variant": "", "evaluate_every": 6,
+}  # fmt: skip
+
+
+def test_a_run_hears_songs_from_begin_to_end(tmp_path, capsys):
+    pytest.importorskip("librosa")
+    field = songs.write_mixed_songs(
+        tmp_path / "field", classes=2, recordings=10, seconds=4.0, rate=16_000
+    )
+    places = {"data.source": str(field), "data.dir": str(tmp_path / "data")}
+    config = change(fdy_crnn.get_config("audio"), SETTINGS | places)
+    run = tmp_path / "run"
+    test = train(config, run)["test"]
+    assert test["event_f1"] > 0.2 and 0 <= test["psds1"] <= test["psds2"] <= 1
+    assert [row["label"] for row in read_table(run / "events.csv")] == ["faller", "riser"]
+
+    model, heard = load(run), tmp_path / "heard"
+    sound = sorted(field.glob("*.wav"))[0]
+    predict(model, [str(sound)], heard, format="csv,raven,audacity")
+    rows = read_table(heard / "predictions.csv")
+    soundfile = pytest.importorskip("soundfile")
+    frames, scores = model.sounds(*soundfile.read(sound, dtype="float32"))
+    assert frames.shape == (200, 2) and scores.shape == (200, 2)
+    above = sum(float(row["end_s"]) - float(row["start_s"]) for row in rows)
+    assert above == pytest.approx(0.02 * (scores >= 0.5).sum(), abs=0.05)
+    table = read_table(heard / f"{sound.stem}.dyn.selections.txt", delimiter="\t")
+    intervals = [(float(row["Begin Time (s)"]), float(row["End Time (s)"])) for row in table]
+    expected = [(float(row["start_s"]), float(row["end_s"])) for row in rows]
+    np.testing.assert_allclose(intervals, expected, atol=1e-3)
+    with pytest.raises(UserError, match="merge"):
+        predict(model, [str(sound)], tmp_path / "more", merge=3)
+
+
+def test_mistakes_are_explained(tmp_path):
+    with pytest.raises(UserError, match="recordings"):
+        fdy_crnn.get_config("digits")
+    for settings, says in (
+        ({"audio.labels": "multi"}, "takes frames"),
+        ({"events.time_pools": 9}, "time_pools"),
+    ):
+        with pytest.raises(UserError, match=says):
+            resolve_config(change(fdy_crnn.get_config("audio"), settings))
+    birds = songs.write_songs(tmp_path, classes=2, recordings=3, seconds=1.0, rate=16_000)
+    config = change(fdy_crnn.get_config("audio"), SETTINGS | {"data.source": str(birds)})
+    config.data.dir = str(tmp_path / "data")
+    with pytest.raises(UserError, match="without times"):
+        train(config, tmp_path / "run")
