@@ -91,7 +91,7 @@ class EventDetection(Task):
             counts += count_matches(true, find_events(stretch, threshold), len(classes))
         scores = compute_event_scores(counts, classes)
         if split == "test":
-            scores |= compute_psds(stretches, events, classes)
+            scores |= compute_psds(stretches, events, len(classes))
         return {"loss": compute_masked_loss(targets, logits, "known"), **scores}
 
     def _join_examples(

@@ -1,17 +1,13 @@
 """Metrics of detected events: matches with collars, and the polyphonic sound detection score (PSDS)."""
 
-import importlib
-import types
-import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from experiments.audio.frames import Event, Stretch, find_events
-from experiments.audio.require import require_library
 from experiments.tasks.metrics import compute_precision_recall_f1
 
 ONSET_COLLAR = 0.2  # seconds
@@ -102,24 +98,30 @@ def compute_event_scores(counts: np.ndarray, classes: Sequence[str]) -> dict[str
 
 
 def compute_psds(
-    stretches: Sequence[Stretch], events: Sequence[Sequence[Event]], classes: Sequence[str]
+    stretches: Sequence[Stretch], events: Sequence[Sequence[Event]], classes: int
 ) -> dict[str, float]:
-    """Returns the polyphonic sound detection scores of two scenarios, by psds_eval.
+    """Returns the polyphonic sound detection scores (PSDS) of two scenarios, from 50 thresholds.
 
-    The score is the area, from 0 to 1, under a curve of true positive rates over false positives per hour;
-    it needs no threshold, but is computed from 50. Classes without true events count nowhere.
+    A score is the area, from 0 to 1, under the effective true positive rate
+
+        e(x) = max(0, mean_c r_c(x) - INSTABILITY std_c r_c(x)),    0 <= x <= MOST_FALSE
+
+    r_c(x) is the largest share of a class's true events that are detected with at most x false events an hour.
+    A detection is right if true events of its class cover `detected` of it, and false otherwise; a true event
+    is detected if right detections cover `covered` of it. A false detection of which events of another class
+    cover `crossed` counts again, for an hour of that class, with `cross_weight` in the mean over the classes.
+
+    psds_eval, the authors' library, last released in 2022, calls what pandas 3 and NumPy 2.4 do not have any
+    more. Its numbers with older ones are the same as these.
 
     Args:
         stretches: smoothed scores.
         events: the true events of each stretch, of which those of a class do not touch.
-        classes: name of each class.
+        classes: number of classes; those without true events count nowhere.
 
     Returns:
         `psds1`, which wants exact times, and `psds2`, which wants the right classes; nothing without true
         events.
-
-    Raises:
-        UserError: if psds_eval is not installed.
 
     Source:
         Bilen, Ferroni, Tuveri, Azcarreta, Krstulovic: A Framework for the Robust Evaluation of Sound Event
@@ -127,67 +129,107 @@ def compute_psds(
     """
     if not any(events):
         return {}
-    pandas = importlib.import_module("pandas")  # psds_eval brings it
-    truth = _make_table(pandas, events, classes)
-    lengths = [stretch.end - stretch.start for stretch in stretches]
-    durations = pandas.DataFrame({"filename": _name_stretches(lengths), "duration": lengths})
-    present = sorted(set(truth["event_label"]))
     tables = [
-        _make_table(pandas, [find_events(one, limit) for one in stretches], classes, present)
+        _measure_overlaps([find_events(one, limit) for one in stretches], events, classes)
         for limit in THRESHOLDS
     ]
+    hours = sum(stretch.end - stretch.start for stretch in stretches) / 3600
+    true = [event for of_stretch in events for event in of_stretch]
+    numbers = np.array([event.number for event in true])
+    counts = np.bincount(numbers, minlength=classes)
+    lengths = np.bincount(
+        numbers, [event.offset - event.onset for event in true], minlength=classes
+    )
+    present = np.flatnonzero(counts)
     scores = {}
     for name, scenario in SCENARIOS.items():
-        evaluation = _make_evaluation(scenario, truth, durations)
-        with warnings.catch_warnings():
-            # Equal tables of neighbouring thresholds, means of nothing, and pandas's future.
-            warnings.simplefilter("ignore")
-            for table in tables:
-                evaluation.add_operating_point(table)
-            weights = {"alpha_ct": scenario["cross_weight"], "alpha_st": INSTABILITY}
-            scores[name] = float(evaluation.psds(max_efpr=MOST_FALSE, **weights).value)
+        points = [_count_detected(table, numbers, classes, scenario) for table in tables]
+        hits, false, crossed = (np.stack(values) for values in zip(*points, strict=True))
+        rates = hits[:, present] / counts[present]
+        per_hour = false[:, present] / hours
+        if len(present) > 1 and scenario["cross_weight"]:
+            crossed = crossed[:, present][:, :, present] / (lengths[present] / 3600)
+            means = crossed.sum(axis=2) / (len(present) - 1)  # none with the class itself
+            per_hour = per_hour + scenario["cross_weight"] * means
+        scores[name] = _measure_area(rates, per_hour)
     return scores
 
 
-def _name_stretches(stretches: Sequence[Any]) -> list[str]:
-    return [f"{number}" for number in range(len(stretches))]
+class _Overlaps(NamedTuple):
+    """Detections and how they overlap true events: class of each detection, its shares, and their kinds."""
+
+    numbers: np.ndarray  # of the n detections
+    rows: np.ndarray  # of each overlap the detection
+    events: np.ndarray  # and the true event
+    of_detection: np.ndarray  # the share of the detection that it is
+    of_event: np.ndarray  # and of the event
 
 
-def _make_table(
-    pandas: types.ModuleType,
-    events: Sequence[Sequence[Event]],
-    classes: Sequence[str],
-    chosen: Sequence[str] | None = None,
-) -> Any:
-    """Returns the table of events that psds_eval reads, with those of the chosen classes."""
-    rows = [
-        (name, event.onset, event.offset, classes[event.number])
-        for name, of_stretch in zip(_name_stretches(events), events, strict=True)
-        for event in of_stretch
-        if chosen is None or classes[event.number] in chosen
-    ]
-    return pandas.DataFrame(rows, columns=["filename", "onset", "offset", "event_label"])
+def _measure_overlaps(
+    found: Sequence[Sequence[Event]], true: Sequence[Sequence[Event]], classes: int
+) -> _Overlaps:
+    numbers, parts, detections, events = [], [], 0, 0
+    for ours, theirs in zip(found, true, strict=True):
+        numbers += [event.number for event in ours]
+        if ours and theirs:
+            (begin, end), (onset, offset) = (
+                np.array([(e.onset, e.offset) for e in side]).T for side in (ours, theirs)
+            )
+            shared = np.minimum(end[:, None], offset) - np.maximum(begin[:, None], onset)
+            row, column = np.nonzero(shared > 0)
+            length = shared[row, column]
+            shares = length / (end - begin)[row], length / (offset - onset)[column]
+            parts.append((row + detections, column + events, *shares))
+        detections, events = detections + len(ours), events + len(theirs)
+    joined = [np.concatenate(column) for column in zip(*parts, strict=True)] or [np.empty(0)] * 4
+    rows, columns = (column.astype(int) for column in joined[:2])
+    return _Overlaps(np.array(numbers, int), rows, columns, *joined[2:])
 
 
-def _make_evaluation(scenario: Mapping[str, float], truth: Any, durations: Any) -> Any:
-    """Returns psds_eval's evaluation, repaired for pandas 3.
+def _count_detected(
+    found: _Overlaps, events: np.ndarray, classes: int, scenario: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns detected events and false detections of each class, and these by the class that they cross.
 
-    The latest release, 0.5.3, calls `fillna(method="ffill")`, which pandas 3 does not have any more.
+    Args:
+        found: all overlaps.
+        events: the class of each true event.
+        classes: C.
+        scenario: one of `SCENARIOS`.
+
+    Returns:
+        `[C]`, `[C]` and `[C, C]`.
     """
-    library = require_library("psds_eval")
-
-    class Evaluation(library.PSDSEval):
-        @staticmethod
-        def step_curve(x: np.ndarray, xp: np.ndarray, yp: np.ndarray) -> np.ndarray:
-            """Returns the highest value of the points up to each x, 0 before the first one."""
-            order = np.argsort(xp, kind="stable")
-            highest = np.concatenate([[0.0], np.maximum.accumulate(yp[order])])
-            return highest[np.searchsorted(xp[order], x, side="right")]
-
-    return Evaluation(
-        dtc_threshold=scenario["detected"],
-        gtc_threshold=scenario["covered"],
-        cttc_threshold=scenario["crossed"],
-        ground_truth=truth,
-        metadata=durations,
+    ours, theirs = found.numbers[found.rows], events[found.events]
+    shares = np.zeros((len(found.numbers), classes))
+    np.add.at(shares, (found.rows, theirs), found.of_detection)
+    # Sums of shares that make one are slightly less at times.
+    right = shares[np.arange(len(shares)), found.numbers] >= scenario["detected"] - 1e-9
+    covering = (ours == theirs) & right[found.rows]
+    covered = np.bincount(
+        found.events[covering], found.of_event[covering], minlength=len(events)
     )
+    hits = np.bincount(events[covered >= scenario["covered"] - 1e-9], minlength=classes)
+    false = np.bincount(found.numbers[~right], minlength=classes)
+    crosses = shares >= scenario["crossed"] - 1e-9
+    crossed = np.zeros((classes, classes), int)
+    np.add.at(crossed, found.numbers[~right], crosses[~right])
+    np.fill_diagonal(crossed, 0)
+    return hits, false, crossed
+
+
+def _measure_area(rates: np.ndarray, per_hour: np.ndarray) -> float:
+    """Returns the area under the effective true positive rate, over all points' numbers of false events.
+
+    Args:
+        rates: the true positive rate at each threshold of each class, `[n, C]`.
+        per_hour: effective false positives an hour, `[n, C]`.
+    """
+    steps = np.unique(np.append(per_hour[per_hour < MOST_FALSE], 0.0))
+    highest = [
+        np.where(points[:, None] <= steps, values[:, None], 0).max(axis=0)
+        for values, points in zip(rates.T, per_hour.T, strict=True)
+    ]
+    effective = np.mean(highest, axis=0) - INSTABILITY * np.std(highest, axis=0)
+    widths = np.diff(np.append(steps, MOST_FALSE))
+    return float((np.maximum(effective, 0) * widths).sum() / MOST_FALSE)

@@ -1,9 +1,11 @@
 """Event detection: the metrics against plain oracles and psds_eval's own numbers, and a run on made-up songs."""
 
 import itertools
+import json
 
 import numpy as np
 import pytest
+import scipy.ndimage
 from finished_runs import read_table
 from small_runs import change
 
@@ -77,43 +79,46 @@ def test_touching_events_become_one():
     assert merged == [Event(0, 0.0, 3.0), Event(0, 4.0, 5.0), Event(1, 0.0, 1.0)]
 
 
-def make_scores(rng, seconds=60.0, period=0.1):
+def make_scores(rng, seconds=60.0, period=0.05):
     """True events of three recordings and noisy scores for them, of three classes."""
     stretches, events = [], []
     for _ in range(3):
         true = [
-            Event(c, round(t, 2), round(t + rng.uniform(0.5, 4), 2))
+            Event(c, round(t, 2), round(t + rng.uniform(0.5, 1.5), 2))
             for c in range(3)
-            for t in np.arange(2, 50, 12) + rng.uniform(0, 6)
+            for t in np.arange(2, 50, 16) + rng.uniform(0, 6)
         ]
-        scores = rng.beta(2, 5, size=(round(seconds / period), 3))
+        noise = rng.beta(2, 5, size=(round(seconds / period), 3))
+        scores = scipy.ndimage.uniform_filter1d(noise, 7, axis=0)
         for event in true:
             begin, end = (round(t / period) for t in (event.onset, event.offset))
-            scores[begin + rng.integers(-2, 3) : end + rng.integers(-2, 3), event.number] += 0.4
+            heard = slice(begin + rng.integers(-1, 2), end + rng.integers(-1, 2))
+            scores[heard, event.number] += rng.uniform(0.1, 0.6)
+            if rng.uniform() < 0.4:  # heard as another class as well
+                scores[begin:end, (event.number + 1) % 3] += rng.uniform(0.1, 0.4)
         scores = np.clip(np.round(scores, 2), 0, 1).astype(np.float32)
         stretches.append(Stretch(0.0, seconds, period, scores, np.zeros(len(scores), bool)))
         events.append(merge_events(true))
     return stretches, events
 
 
+# psds_eval 0.5.3 with NumPy 2.2.6 and pandas 2.2.3 on the events of `make_scores`.
+PSDS = {"psds1": 0.2807735750880997, "psds2": 0.29020688877892675}
+
+
 def test_psds_is_that_of_psds_eval():
-    pytest.importorskip("psds_eval")
     stretches, events = make_scores(np.random.default_rng(3))
-    found = compute_psds(stretches, events, ["a", "b", "c"])
-    # psds_eval 0.5.3 as it is, with pandas 2.
+    found = compute_psds(stretches, events, 3)
     assert found == pytest.approx(PSDS, abs=1e-9)
     perfect = [
         Stretch(s.start, s.end, s.period, draw_exactly(s, true), s.silent)
         for s, true in zip(stretches, events, strict=True)
     ]
-    assert compute_psds(perfect, events, ["a", "b", "c"]) == {"psds1": 1.0, "psds2": 1.0}
-    assert compute_psds(stretches, [[], [], []], ["a", "b", "c"]) == {}
+    assert compute_psds(perfect, events, 3) == {"psds1": 1.0, "psds2": 1.0}
+    assert compute_psds(stretches, [[], [], []], 3) == {}
     one = [[e for e in true if e.number == 0] for true in events]
-    alone = compute_psds(stretches, one, ["a", "b", "c"])
+    alone = compute_psds(stretches, one, 3)
     assert all(0 < value <= 1 for value in alone.values())
-
-
-PSDS = {"psds1": 0.0, "psds2": 0.0}
 
 
 def draw_exactly(stretch, events):
@@ -130,37 +135,40 @@ def test_a_target_is_the_share_of_its_columns():
 
 
 AUDIO = {
-    "sample_rate": 16_000, "seconds": 2.0, "hop": 1.0, "n_fft": 256, "step": 160, "bands": 16,
+    "sample_rate": 16_000, "seconds": 2.0, "hop": 1.0, "n_fft": 512, "step": 320, "bands": 16,
 }  # fmt: skip
 SETTINGS = {
     **{f"audio.{name}": value for name, value in AUDIO.items()},
     "events.features": (8, 8), "events.recurrent": 8, "events.time_pools": 1, "events.dropout": 0.0,
-    "events.median": 0.06, "batch_size": 8, "epochs": 12, "optimizer.learning_rate": 0.02,
-    "optimizer.schedule": "constant", "temperature.epochs": 1, "data.variant": "", "evaluate_every": 6,
+    "events.median": 0.2, "batch_size": 8, "epochs": 8, "augment": "none", "optimizer.learning_rate": 0.02,
+    "optimizer.schedule": "constant", "temperature.epochs": 1, "data.variant": "", "evaluate_every": 4,
 }  # fmt: skip
 
 
 def test_a_run_hears_songs_from_begin_to_end(tmp_path, capsys):
     pytest.importorskip("librosa")
     field = songs.write_mixed_songs(
-        tmp_path / "field", classes=2, recordings=10, seconds=4.0, rate=16_000
+        tmp_path / "field", classes=2, recordings=8, seconds=4.0, rate=16_000
     )
     places = {"data.source": str(field), "data.dir": str(tmp_path / "data")}
     config = change(fdy_crnn.get_config("audio"), SETTINGS | places)
     run = tmp_path / "run"
-    test = train(config, run)["test"]
-    assert test["event_f1"] > 0.2 and 0 <= test["psds1"] <= test["psds2"] <= 1
+    summary = train(config, run)
+    assert {"event_f1", "psds1", "psds2"} <= {*summary["test"]} and summary["metric"] == "event_f1"
+    losses = [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").open())]
+    assert summary["test"]["loss"] < 0.9 * losses[0]
     assert [row["label"] for row in read_table(run / "events.csv")] == ["faller", "riser"]
 
     model, heard = load(run), tmp_path / "heard"
     sound = sorted(field.glob("*.wav"))[0]
-    predict(model, [str(sound)], heard, format="csv,raven,audacity")
+    predict(model, [str(sound)], heard, threshold=0.3, format="csv,raven,audacity")
     rows = read_table(heard / "predictions.csv")
     soundfile = pytest.importorskip("soundfile")
     frames, scores = model.sounds(*soundfile.read(sound, dtype="float32"))
-    assert frames.shape == (200, 2) and scores.shape == (200, 2)
+    assert frames.shape == (100, 2) and scores.shape == (100, 2)
     above = sum(float(row["end_s"]) - float(row["start_s"]) for row in rows)
-    assert above == pytest.approx(0.02 * (scores >= 0.5).sum(), abs=0.05)
+    assert above == pytest.approx(0.04 * (scores >= 0.3).sum(), abs=0.05) and len(rows) > 1
+    assert len(rows) < 0.5 * (scores >= 0.3).sum()  # events, not frames
     table = read_table(heard / f"{sound.stem}.dyn.selections.txt", delimiter="\t")
     intervals = [(float(row["Begin Time (s)"]), float(row["End Time (s)"])) for row in table]
     expected = [(float(row["start_s"]), float(row["end_s"])) for row in rows]
