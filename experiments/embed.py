@@ -10,6 +10,7 @@
                          by the file's name) or a CSV with the columns file and label
     --clusters=N         the number of clusters; without it the number of labels, or 8
     --compare            for recordings: also acoustic indices and cepstra, and which of them finds the labels
+    --hoplite=FOLDER     for recordings: also a database of perch-hoplite, for its search and agile modelling
     --batch_size=N       examples at once; without it the run's
     --overwrite          replaces the output of an earlier command
 
@@ -32,6 +33,7 @@ def main(
     clusters: int = 0,
     compare: bool = False,
     batch_size: int = 0,
+    hoplite: str = "",
     overwrite: bool = False,
 ) -> None:
     """Embeds files."""
@@ -44,6 +46,7 @@ def main(
         clusters=clusters,
         compare=compare,
         batch_size=batch_size,
+        hoplite=hoplite,
         overwrite=overwrite,
     )
 
