@@ -168,7 +168,7 @@ def load(
         raise UserError(f"{root}: none of the windows has a label. {' '.join([*first, *notes])}")
     if audio.labels in ("multi", "frames") and not _have_negatives(windows):
         raise UserError(
-            f"{root}: no label is negative, and nothing can be learned without one. Add negative "
+            f"{root}: no window has a negative label, and nothing can be learned without one. Add negative "
             "labels, or, if everything was annotated, set --config.audio.exhaustive=True."
         )
     split_of, assign_notes = _assign_splits(
