@@ -3,7 +3,7 @@
 import functools
 import warnings
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import scipy.sparse
@@ -186,19 +186,16 @@ def _resolve_settings(audio: ConfigDict) -> _Settings:
 @functools.lru_cache(maxsize=16)
 def _check_settings(settings: _Settings) -> None:
     """Raises a UserError for the first invalid setting."""
-
-    def refuse(name: str, remedy: str):
-        raise UserError(f"--config.audio.{name}={getattr(settings, name)}: {remedy}")
-
+    refuse = functools.partial(_refuse, settings)
     if settings.picture not in PICTURES:
         refuse("picture", f"choose one of {', '.join(PICTURES)}.")
     if settings.frontend not in FRONTENDS:
         refuse("frontend", f"choose one of {', '.join(FRONTENDS)}.")
-    if settings.frontend == "efficientat":
-        if settings.picture != "mel":
-            refuse("picture", "--config.audio.frontend=efficientat draws mel.")
-        if settings.seconds * settings.sample_rate < settings.n_fft / 2 + 2:
-            refuse("seconds", "choose more than half of the samples in --config.audio.n_fft.")
+    reflected = settings.n_fft / 2 + 2 if settings.frontend == "efficientat" else 0
+    if reflected and settings.picture != "mel":
+        refuse("picture", "--config.audio.frontend=efficientat draws mel.")
+    if settings.seconds * settings.sample_rate < reflected:
+        refuse("seconds", "choose more than half of the samples in --config.audio.n_fft.")
     for name in ("sample_rate", "step", "bands"):
         if getattr(settings, name) < 1:
             refuse(name, "choose 1 or more.")
@@ -213,11 +210,24 @@ def _check_settings(settings: _Settings) -> None:
         refuse("decibels", "choose more than 0.")
     if not settings.seconds * settings.sample_rate >= 1:
         refuse("seconds", "a window needs at least one sample.")
+    _check_band(settings)
+
+
+def _check_band(settings: _Settings) -> None:
+    """Raises a UserError for frequencies that the sample rate does not have."""
     half = settings.sample_rate / 2
     if not 0 <= settings.high <= half:
-        refuse("high", f"choose at most {half:g} Hz, half of the sample rate.")
+        _refuse(settings, "high", f"choose at most {half:g} Hz, half of the sample rate.")
     if not 0 <= settings.low < (settings.high or half):
-        refuse("low", f"choose less than the highest frequency, {settings.high or half:g} Hz.")
+        _refuse(
+            settings,
+            "low",
+            f"choose less than the highest frequency, {settings.high or half:g} Hz.",
+        )
+
+
+def _refuse(settings: _Settings, name: str, remedy: str) -> NoReturn:
+    raise UserError(f"--config.audio.{name}={getattr(settings, name)}: {remedy}")
 
 
 def _compute_shape(settings: _Settings) -> tuple[int, int]:

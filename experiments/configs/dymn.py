@@ -10,7 +10,7 @@ For several labels at once add `--config.task=tagging --config.audio.labels=mult
 
 Recordings are shown as AudioSet was: 32 kHz, 128 Kaldi mels up to 15 kHz, logarithms on a fixed scale
 (`--config.audio.frontend=efficientat`, see `experiments.audio.efficientat`). They are kept as 256 levels of
-0.43 dB each, so that what the network sees is off by 0.01 at most, where silence is -1.4 and loud sounds are 2.
+0.43 dB each, so that what the network sees is off by 0.01 at most; silence is -1.4, and loud sounds are 2.
 
 The published files: not run. `:smoke` is mostly compilation.
 """

@@ -1,5 +1,7 @@
-"""Predicts the classes in recordings, window by window. For all runs but those of event detection, any length
-takes the same memory."""
+"""Predicts the classes in recordings, window by window.
+
+Any length takes the same memory, except for runs of event detection.
+"""
 
 import itertools
 import sys

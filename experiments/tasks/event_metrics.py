@@ -106,10 +106,11 @@ def compute_psds(
 
         e(x) = max(0, mean_c r_c(x) - INSTABILITY std_c r_c(x)),    0 <= x <= MOST_FALSE
 
-    r_c(x) is the largest share of a class's true events that are detected with at most x false events an hour.
-    A detection is right if true events of its class cover `detected` of it, and false otherwise; a true event
-    is detected if right detections cover `covered` of it. A false detection of which events of another class
-    cover `crossed` counts again, for an hour of that class, with `cross_weight` in the mean over the classes.
+    r_c(x) is the largest share of a class's true events that are detected with at most x false events an
+    hour. A detection is right if true events of its class cover `detected` of it, and false otherwise; a true
+    event is detected if right detections cover `covered` of it. A false detection of which events of another
+    class cover `crossed` counts again, for an hour of that class, with `cross_weight` in the mean over the
+    classes.
 
     psds_eval, the authors' library, last released in 2022, calls what pandas 3 and NumPy 2.4 do not have any
     more. Its numbers with older ones are the same as these.
@@ -206,9 +207,7 @@ def _count_detected(
     # Sums of shares that make one are slightly less at times.
     right = shares[np.arange(len(shares)), found.numbers] >= scenario["detected"] - 1e-9
     covering = (ours == theirs) & right[found.rows]
-    covered = np.bincount(
-        found.events[covering], found.of_event[covering], minlength=len(events)
-    )
+    covered = np.bincount(found.events[covering], found.of_event[covering], minlength=len(events))
     hits = np.bincount(events[covered >= scenario["covered"] - 1e-9], minlength=classes)
     false = np.bincount(found.numbers[~right], minlength=classes)
     crosses = shares >= scenario["crossed"] - 1e-9

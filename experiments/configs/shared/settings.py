@@ -100,7 +100,9 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         ),
         "picture": Setting("mel", ("mel", "linear", "wavelet")),
         "frontend": Setting(
-            "dyn", ("dyn", "efficientat"), meaning="efficientat: as its networks for AudioSet see sound"
+            "dyn",
+            ("dyn", "efficientat"),
+            meaning="efficientat: as its networks for AudioSet see sound",
         ),
         "n_fft": Setting(1024, "[16, 65536]", meaning="of mel and linear pictures"),
         "win": Setting(0, "[0, 65536]", meaning="samples of the transform's window; 0 for n_fft"),
@@ -234,7 +236,9 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     "events": {
         "features": Setting((32, 64, 128, 256, 256, 256, 256), "[1, 65536]"),
         "recurrent": Setting(256, "[1, 65536]", meaning="size of a GRU's state, each direction"),
-        "time_pools": Setting(2, "[0, 16]", meaning="poolings that halve time: a frame is 2^n columns"),
+        "time_pools": Setting(
+            2, "[0, 16]", meaning="poolings that halve time: a frame is 2^n columns"
+        ),
         "dropout": Setting(0.5, "[0, 1)"),
         "threshold": Setting(0.5, "[0, 1]", meaning="of an event, in the metrics of a run"),
         "median": Setting(0.45, "[0, 3600]", meaning="seconds of the median filter; 0 for none"),

@@ -24,7 +24,9 @@ def test_overlapping_windows_are_averaged(rng):
     (stretch,) = join_windows(places, scores, TIMES)
     assert (stretch.start, stretch.end, stretch.period) == (0, 2.3, pytest.approx(PERIOD))
     frames = list(stretch.list_frames())
-    assert len(frames) == 36 and frames[-1][0].end == 2.3  # the middle of the next one is after the end
+    assert (
+        len(frames) == 36 and frames[-1][0].end == 2.3
+    )  # the middle of the next one is after the end
     for place, found in frames:
         middle = (round(place.start / PERIOD) + 0.5) * PERIOD
         inside = [n for n, window in enumerate(places) if window.start <= middle < window.end]

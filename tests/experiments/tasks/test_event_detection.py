@@ -1,4 +1,4 @@
-"""Event detection: the metrics against plain oracles and psds_eval's own numbers, and a run on made-up songs."""
+"""Event detection: metrics against plain oracles and the numbers of psds_eval, and a run on made-up songs."""
 
 import itertools
 import json
@@ -56,9 +56,7 @@ def test_matches_are_as_many_as_possible(rng):
                 for order in itertools.permutations(others)
             )
             for ones, others in (
-                sorted(
-                    ([e for e in events if e.number == c] for events in (true, found)), key=len
-                )
+                sorted(([e for e in events if e.number == c] for events in (true, found)), key=len)
                 for c in range(2)
             )
         ]
