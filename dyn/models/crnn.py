@@ -95,7 +95,7 @@ class CRNN(CheckedModule):
             x = drop()(x * nn.sigmoid(gate))
             # Few frequencies may be used up before the last convolution.
             window = (min(2, x.shape[1]), 2 if number <= self.time_pools else 1)
-            x = nn.avg_pool(x, window, window)
+            x = average_blocks(x, window)
         x = jnp.mean(x, axis=1)
         for number in range(1, self.recurrent_layers + 1):
             there, back = (
@@ -107,3 +107,11 @@ class CRNN(CheckedModule):
         if self.num_classes == 0:
             return x
         return nn.Dense(self.num_classes, dtype=self.dtype, name="head")(x)
+
+
+def average_blocks(x: Array, size: tuple[int, int]) -> Array:
+    """Averages blocks of `[B, H, W, C]` that follow each other; rows and columns that are left over go."""
+    (batch, *sides, features), (tall, wide) = x.shape, size
+    rows, columns = sides[0] // tall, sides[1] // wide
+    blocks = x[:, : rows * tall, : columns * wide]
+    return jnp.mean(blocks.reshape(batch, rows, tall, columns, wide, features), axis=(2, 4))

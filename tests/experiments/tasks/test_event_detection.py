@@ -1,20 +1,19 @@
 """Event detection: metrics against plain oracles and the numbers of psds_eval, and a run on made-up songs."""
 
+import dataclasses
 import itertools
-import json
 
 import numpy as np
 import pytest
 import scipy.ndimage
-from finished_runs import read_table
 from small_runs import change
 
+from experiments import data
 from experiments.audio import songs
 from experiments.audio.frames import Event, Stretch
 from experiments.configs import fdy_crnn
 from experiments.core.errors import UserError
-from experiments.inference.predict import predict
-from experiments.load import load
+from experiments.data.views import flatten
 from experiments.tasks.event_detection import average_columns
 from experiments.tasks.event_metrics import (
     compute_event_scores,
@@ -22,7 +21,6 @@ from experiments.tasks.event_metrics import (
     count_matches,
     merge_events,
 )
-from experiments.train.loop import train
 from experiments.train.validate import resolve_config
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -132,47 +130,33 @@ def test_a_target_is_the_share_of_its_columns():
     np.testing.assert_array_equal(average_columns(labels, 4)[0, :, 0], [1, 0.5, 0, np.nan])
 
 
-AUDIO = {
-    "sample_rate": 16_000, "seconds": 2.0, "hop": 1.0, "n_fft": 512, "step": 320, "bands": 16,
-}  # fmt: skip
-SETTINGS = {
-    **{f"audio.{name}": value for name, value in AUDIO.items()},
-    "events.features": (8, 8), "events.recurrent": 8, "events.time_pools": 1, "events.dropout": 0.0,
-    "events.median": 0.2, "batch_size": 8, "epochs": 8, "augment": "none", "optimizer.learning_rate": 0.02,
-    "optimizer.schedule": "constant", "temperature.epochs": 1, "data.variant": "", "evaluate_every": 4,
-}  # fmt: skip
-
-
-def test_a_run_hears_songs_from_begin_to_end(tmp_path, capsys):
-    pytest.importorskip("librosa")
-    field = songs.write_mixed_songs(
-        tmp_path / "field", classes=2, recordings=8, seconds=4.0, rate=16_000
+def test_columns_have_the_labels_of_annotations(tmp_path):
+    folder = songs.write_mixed_songs(tmp_path, classes=2, recordings=6, seconds=3.0, rate=16_000)
+    config = fdy_crnn.get_config("audio")
+    config.data.update({"source": str(folder), "dir": str(tmp_path / "data")})
+    config.audio.update({"seconds": 2.0, "hop": 1.5, "n_fft": 256, "step": 160, "bands": 16})
+    dataset = data.load(config.data, 0, config.audio)
+    (windows,), _, _ = flatten(dataset.splits["train"])
+    moved = dataclasses.replace(
+        windows,
+        annotations=[
+            [dataclasses.replace(row, end=row.end + 0.1) for row in rows]
+            for rows in windows.annotations
+        ],
     )
-    places = {"data.source": str(field), "data.dir": str(tmp_path / "data")}
-    config = change(fdy_crnn.get_config("audio"), SETTINGS | places)
-    run = tmp_path / "run"
-    summary = train(config, run)
-    assert {"event_f1", "psds1", "psds2"} <= {*summary["test"]} and summary["metric"] == "event_f1"
-    losses = [row["loss"] for row in map(json.loads, (run / "metrics.jsonl").open())]
-    assert summary["test"]["loss"] < 0.9 * losses[0]
-    assert [row["label"] for row in read_table(run / "events.csv")] == ["faller", "riser"]
-
-    model, heard = load(run), tmp_path / "heard"
-    sound = sorted(field.glob("*.wav"))[0]
-    predict(model, [str(sound)], heard, threshold=0.3, format="csv,raven,audacity")
-    rows = read_table(heard / "predictions.csv")
-    soundfile = pytest.importorskip("soundfile")
-    frames, scores = model.sounds(*soundfile.read(sound, dtype="float32"))
-    assert frames.shape == (100, 2) and scores.shape == (100, 2)
-    above = sum(float(row["end_s"]) - float(row["start_s"]) for row in rows)
-    assert above == pytest.approx(0.04 * (scores >= 0.3).sum(), abs=0.05) and len(rows) > 1
-    assert len(rows) < 0.5 * (scores >= 0.3).sum()  # events, not frames
-    table = read_table(heard / f"{sound.stem}.dyn.selections.txt", delimiter="\t")
-    intervals = [(float(row["Begin Time (s)"]), float(row["End Time (s)"])) for row in table]
-    expected = [(float(row["start_s"]), float(row["end_s"])) for row in rows]
-    np.testing.assert_allclose(intervals, expected, atol=1e-3)
-    with pytest.raises(UserError, match="merge"):
-        predict(model, [str(sound)], tmp_path / "more", merge=3)
+    assert (moved.contents != windows.contents).any()
+    for index in range(len(windows)):
+        label = windows[index]["label"]
+        assert label.shape == (201, 2) and label.dtype == np.float32
+        recording = windows.recordings[windows.owners[index]]
+        times = recording.starts[windows.rows[index]] + 0.01 * np.arange(201)
+        for number, name in enumerate(dataset.classes):
+            rows = [r for r in windows.annotations[windows.owners[index]] if r.label == name]
+            inside = np.any([(r.start <= times) & (times < r.end) for r in rows] or [[False]], 0)
+            # Times of tables are rounded to a millisecond, and NaN is after the end.
+            assert np.nanmean(label[:, number] != inside) < 0.02 + (times >= 3.0).mean()
+        assert np.isnan(label[times >= 3.0]).all() and not np.isnan(label[times < 2.99]).any()
+        np.testing.assert_array_equal(windows.labels[index], np.nanmax(label, axis=0))
 
 
 def test_mistakes_are_explained(tmp_path):
@@ -185,7 +169,8 @@ def test_mistakes_are_explained(tmp_path):
         with pytest.raises(UserError, match=says):
             resolve_config(change(fdy_crnn.get_config("audio"), settings))
     birds = songs.write_songs(tmp_path, classes=2, recordings=3, seconds=1.0, rate=16_000)
-    config = change(fdy_crnn.get_config("audio"), SETTINGS | {"data.source": str(birds)})
+    config = change(fdy_crnn.get_config("audio"), {"data.source": str(birds)})
     config.data.dir = str(tmp_path / "data")
+    config.audio.update({"seconds": 0.5, "hop": 0.5, "n_fft": 256, "bands": 16})
     with pytest.raises(UserError, match="without times"):
-        train(config, tmp_path / "run")
+        data.load(config.data, 0, config.audio)
