@@ -114,7 +114,9 @@ def embed(
     if embedded.silent.any():
         rows.append(("silent", f"{int(embedded.silent.sum()):,}, in no cluster"))
     if database:
-        number = write_database(database, trained, embedded, names)
+        # Those that nobody has asked for are for the figures.
+        known = names if labels else [""] * len(names)
+        number = write_database(database, trained, embedded, known)
         rows.append(("hoplite", f"{number:,} codes in {database}"))
     if comparison:
         rows += comparison.write(out, embedded, names, clock)
