@@ -131,7 +131,7 @@ def compute_psds(
     if not any(events):
         return {}
     tables = [
-        _measure_overlaps([find_events(one, limit) for one in stretches], events, classes)
+        _measure_overlaps([find_events(one, limit) for one in stretches], events)
         for limit in THRESHOLDS
     ]
     hours = sum(stretch.end - stretch.start for stretch in stretches) / 3600
@@ -157,18 +157,25 @@ def compute_psds(
 
 
 class _Overlaps(NamedTuple):
-    """Detections and how they overlap true events: class of each detection, its shares, and their kinds."""
+    """Overlaps of detections with true events, of any classes.
 
-    numbers: np.ndarray  # of the n detections
-    rows: np.ndarray  # of each overlap the detection
-    events: np.ndarray  # and the true event
-    of_detection: np.ndarray  # the share of the detection that it is
-    of_event: np.ndarray  # and of the event
+    Attributes:
+        numbers: the class of each detection.
+        rows, events: the detection and the true event of each overlap.
+        of_detection, of_event: the share of these that it is.
+    """
+
+    numbers: np.ndarray
+    rows: np.ndarray
+    events: np.ndarray
+    of_detection: np.ndarray
+    of_event: np.ndarray
 
 
 def _measure_overlaps(
-    found: Sequence[Sequence[Event]], true: Sequence[Sequence[Event]], classes: int
+    found: Sequence[Sequence[Event]], true: Sequence[Sequence[Event]]
 ) -> _Overlaps:
+    """Measures how the detections of all stretches overlap the true events."""
     numbers, parts, detections, events = [], [], 0, 0
     for ours, theirs in zip(found, true, strict=True):
         numbers += [event.number for event in ours]

@@ -372,7 +372,7 @@ def select_settings(kind: Kind) -> dict[str, Setting]:
 def _list_conditions(kind: Kind) -> dict[str, bool]:
     """Returns whether an experiment has a section or a setting, for those that not all have."""
     sound, series, pixels = kind.data == "audio", kind.data == "ucr", kind.task == "segmentation"
-    resnet = kind.network == "resnet"
+    resnet, events = kind.network == "resnet", kind.task == "event_detection"
     series_network = kind.network in SERIES_NETWORKS and kind.task == "classification"
     labelled = kind.task in ("classification", "tagging", "segmentation")
     head_of_classes = labelled and not pixels and not series_network
@@ -384,18 +384,21 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "data.dir": kind.data != "digits",
         "data.fold": not sound,  # it would divide the windows of a recording
         "data.folds": not sound,
-        "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder"),
+        "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder") and not events,
         "audio": sound,
         **{f"audio.{name}": of_sounds for name in ("precision", "upsample", "focal")},
+        # Frames need no rule for what is partly in a window, and labels would have to shift, too.
+        **dict.fromkeys(
+            ("audio.min_overlap", "audio.min_fraction", "spectrogram.shift"), not events
+        ),
         "spectrogram": sound,
-        "spectrogram.shift": kind.task != "event_detection",  # the labels would have to move, too
         "image_size": not sound and not series,
         "normalise": not series,
         # the task
         "gan": kind.task == "acgan",
         "autoencoder": kind.task == "reconstruction",
         "tagging": kind.task == "tagging",
-        "events": kind.task == "event_detection",
+        "events": events,
         "head": pixels,
         "mixing": labelled,
         "mixing.mixup": not pixels,
