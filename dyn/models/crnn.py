@@ -102,7 +102,8 @@ class CRNN(CheckedModule):
                 nn.RNN(nn.GRUCell(self.recurrent, dtype=self.dtype, name=f"{name}{number}"))
                 for name in ("forward", "backward")
             )
-            x = nn.Bidirectional(there, back, name=f"gru{number}")(x)
+            states: Any = nn.Bidirectional(there, back, name=f"gru{number}")(x)
+            x = states
         x = drop()(x)
         if self.num_classes == 0:
             return x

@@ -1,10 +1,12 @@
 """Codes of recordings in a database of perch-hoplite, for search and for Perch's agile modelling."""
 
+import importlib
 import types
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+from ml_collections import ConfigDict
 
 import dyn
 from experiments.audio import times
@@ -24,14 +26,13 @@ def import_hoplite() -> types.ModuleType:
         UserError: with the command that installs it, if it is missing.
     """
     try:
-        from perch_hoplite.db import sqlite_usearch_impl
+        return importlib.import_module("perch_hoplite.db.sqlite_usearch_impl")
     except ImportError as error:
         # Its requirements have older versions of what the laboratory needs, such as ml-collections below 0.2.
         raise UserError(
             f"--hoplite needs perch-hoplite, which cannot be imported ({error}): pip install --no-deps "
             "perch-hoplite usearch numkong"
         ) from error
-    return sqlite_usearch_impl
 
 
 def check_database(folder: Path, overwrite: bool) -> None:
@@ -63,9 +64,7 @@ def write_database(
         The number of codes in the database.
     """
     library = import_hoplite()
-    from ml_collections import ConfigDict
-    from perch_hoplite.db.datatypes import LabelType
-
+    positive = importlib.import_module("perch_hoplite.db.datatypes").LabelType.POSITIVE
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
@@ -100,7 +99,7 @@ def write_database(
                 database.insert_annotation(
                     **row,
                     label=labels[index],
-                    label_type=LabelType.POSITIVE,
+                    label_type=positive,
                     provenance=_PROVENANCE,
                     handle_duplicates="allow",
                 )

@@ -14,7 +14,7 @@ from experiments.inference.trained import Trained
 
 
 def test_a_missing_library_is_named(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "perch_hoplite.db", None)
+    monkeypatch.setitem(sys.modules, "perch_hoplite.db.sqlite_usearch_impl", None)
     with pytest.raises(UserError, match="pip install --no-deps perch-hoplite"):
         check_database(tmp_path, overwrite=False)
 
