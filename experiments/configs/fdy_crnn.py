@@ -5,7 +5,7 @@
 PATH holds recordings with a table for each, of a label, a begin and an end for each sound: Raven's,
 Audacity's or your own (`--config.audio.annotations=FILE.csv`). All that is not annotated counts as silence,
 unless `--config.audio.exhaustive=False` says that it is unknown. `:songs` has made-up sounds, `:smoke` is a
-run of half a minute on them. `--config.conv.name=conv` is the static network.
+short run on them, mostly compilation. `--config.conv.name=conv` is the static network.
 
 Windows of ten seconds at 16 kHz, 128 mel bands, a column each 16 ms, a prediction each 64 ms, as in the
 paper, whose recipe also learns from clips without times and without labels, and is not repeated here. The
