@@ -22,8 +22,9 @@ AUDIO = {
 SETTINGS = {
     **{f"audio.{name}": value for name, value in AUDIO.items()},
     "events.features": (8, 8), "events.recurrent": 8, "events.time_pools": 1, "events.dropout": 0.0,
-    "events.median": 0.2, "batch_size": 8, "epochs": 6, "log_every": 1, "augment": "none", "optimizer.learning_rate": 0.02,
-    "optimizer.schedule": "constant", "temperature.epochs": 1, "data.variant": "", "evaluate_every": 3,
+    "events.median": 0.2, "batch_size": 8, "epochs": 6, "log_every": 1, "evaluate_every": 3,
+    "augment": "none", "optimizer.learning_rate": 0.02, "optimizer.schedule": "constant",
+    "temperature.epochs": 1, "data.variant": "",
 }  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def test_a_run_hears_songs_from_begin_to_end(tmp_path, capsys):
     rows = read_table(heard / "predictions.csv")
     assert frames.shape == (100, 2) and scores.shape == (100, 2)
     above = sum(float(row["end_s"]) - float(row["start_s"]) for row in rows)
-    assert above == pytest.approx(0.04 * (scores >= threshold).sum(), abs=0.05) and len(rows) > 1
+    assert above == pytest.approx(0.04 * (scores >= threshold).sum(), abs=0.05) and rows
     assert len(rows) < 0.5 * (scores >= threshold).sum()  # events, not frames
     table = read_table(heard / f"{sound.stem}.dyn.selections.txt", delimiter="\t")
     intervals = [(float(row["Begin Time (s)"]), float(row["End Time (s)"])) for row in table]
