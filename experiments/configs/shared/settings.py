@@ -387,13 +387,13 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder") and not events,
         "audio": sound,
         **{f"audio.{name}": of_sounds for name in ("precision", "upsample", "focal")},
+        "spectrogram": sound,
+        "image_size": not sound and not series,
+        "normalise": not series,
         # Frames need no rule for what is partly in a window, and labels would have to shift, too.
         **dict.fromkeys(
             ("audio.min_overlap", "audio.min_fraction", "spectrogram.shift"), not events
         ),
-        "spectrogram": sound,
-        "image_size": not sound and not series,
-        "normalise": not series,
         # the task
         "gan": kind.task == "acgan",
         "autoencoder": kind.task == "reconstruction",
