@@ -3,7 +3,8 @@
     python -m experiments.embed RUN FILES_OR_FOLDERS... [--out=embeddings] [--compare]
 
     RUN                  the --workdir of a finished run: of an autoencoder, whose codes are written, or of a
-                         classifier, whose codes are the inputs of its last layer
+                         classifier, whose codes are the inputs of its last layer; of event detection their
+                         mean over a window
     FILES_OR_FOLDERS     recordings, or pictures if the run was trained on pictures
     --out=FOLDER         where everything goes
     --labels=WHICH       the labels that clusters are compared with: folder (of the file), period (of the day,

@@ -39,7 +39,7 @@ OUTPUTS = (
 """Files in the folder; others there are left alone."""
 CLUSTERS = 8  # without labels
 RECONSTRUCTIONS = 6  # in the figure
-_TASKS = ("reconstruction", "classification", "tagging")
+_TASKS = ("reconstruction", "classification", "tagging", "event_detection")
 
 
 def embed(

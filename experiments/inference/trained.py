@@ -38,8 +38,8 @@ class Outputs(NamedTuple, Generic[Key]):
         keys: of the examples.
         examples: as the network saw them.
         predictions: of the task, not postprocessed, `[B, ...]`.
-        features: float32 `[B, D]`: the codes of an autoencoder, otherwise the inputs of the module `head`;
-            `[B, 0]` unless `with_features`.
+        features: float32 `[B, D]`: the codes of an autoencoder, otherwise the inputs of the module `head`,
+            for event detection their mean over the frames; `[B, 0]` unless `with_features`.
         seconds: that the network took, without compilation.
     """
 
@@ -319,7 +319,10 @@ class Trained:
             return predictions, predictions
         if not features:
             raise UserError("The network has no features: it has no module named head.")
-        return predictions, features[-1].reshape(len(inputs), -1).astype(jnp.float32)
+        found = features[-1]
+        if isinstance(self.task, EventDetection):
+            found = found.mean(axis=1)
+        return predictions, found.reshape(len(inputs), -1).astype(jnp.float32)
 
     @functools.cached_property
     def _programs(self) -> dict[tuple[tuple[int, ...], bool], Any]:

@@ -10,6 +10,7 @@ from small_runs import change
 from experiments.audio import songs
 from experiments.configs import fdy_crnn
 from experiments.core.errors import UserError
+from experiments.inference.embed import embed
 from experiments.inference.predict import predict
 from experiments.load import load
 from experiments.train.loop import train
@@ -58,5 +59,8 @@ def test_a_run_hears_songs_from_begin_to_end(tmp_path, capsys):
     intervals = [(float(row["Begin Time (s)"]), float(row["End Time (s)"])) for row in table]
     expected = [(float(row["start_s"]), float(row["end_s"])) for row in rows]
     np.testing.assert_allclose(intervals, expected, atol=1e-3)
+    embed(model, [str(sound)], tmp_path / "codes")
+    codes = np.load(tmp_path / "codes" / "embeddings.npz")
+    assert codes["codes"].shape == (3, 16) and codes["start_s"].tolist() == [0, 1, 2]
     with pytest.raises(UserError, match="merge"):
         predict(model, [str(sound)], tmp_path / "more", merge=3)
