@@ -3,13 +3,15 @@
     python -m experiments.embed RUN FILES_OR_FOLDERS... [--out=embeddings] [--compare]
 
     RUN                  the --workdir of a finished run: of an autoencoder, whose codes are written, or of a
-                         classifier, whose codes are the inputs of its last layer
+                         classifier, whose codes are the inputs of its last layer; of event detection their
+                         mean over a window
     FILES_OR_FOLDERS     recordings, or pictures if the run was trained on pictures
     --out=FOLDER         where everything goes
     --labels=WHICH       the labels that clusters are compared with: folder (of the file), period (of the day,
                          by the file's name) or a CSV with the columns file and label
     --clusters=N         the number of clusters; without it the number of labels, or 8
     --compare            for recordings: also acoustic indices and cepstra, and which of them finds the labels
+    --hoplite=FOLDER     for recordings: also a database of perch-hoplite, for its search and agile modelling
     --batch_size=N       examples at once; without it the run's
     --overwrite          replaces the output of an earlier command
 
@@ -32,6 +34,7 @@ def main(
     clusters: int = 0,
     compare: bool = False,
     batch_size: int = 0,
+    hoplite: str = "",
     overwrite: bool = False,
 ) -> None:
     """Embeds files."""
@@ -44,6 +47,7 @@ def main(
         clusters=clusters,
         compare=compare,
         batch_size=batch_size,
+        hoplite=hoplite,
         overwrite=overwrite,
     )
 

@@ -17,7 +17,8 @@ for recordings only
                          each in its per_class.csv; FILE.csv: in a table with label and threshold
     --without=CLASS      leaves a class out, such as one for noise; may be given several times
     --all_scores         all scores of all windows instead, a column per class
-    --merge=N            the largest number of consecutive windows with one label that share a row
+    --merge=N            the largest number of consecutive windows with one label that share a row; a run of
+                         event detection joins all of its frames
     --hop=SECONDS        from one window to the next; without it the run's
     --format=A,B         the tables to write: csv, raven, audacity, kaleidoscope, birdnet, parquet; without it
                          csv and a table for Raven of each recording

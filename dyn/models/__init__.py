@@ -15,6 +15,7 @@ from dyn.models.catalogue import (
 )
 from dyn.models.classifier import Classifier
 from dyn.models.convnext import ConvNeXt
+from dyn.models.crnn import CRNN
 from dyn.models.detection.condinst import CondInst
 from dyn.models.detection.detections import (
     Detections,
@@ -70,6 +71,7 @@ __all__ = [
     "ATTENTIONS",
     "CLASSIFIERS",
     "CONVOLUTIONS",
+    "CRNN",
     "FCN",
     "KERNEL_WAREHOUSE",
     "NETWORKS",

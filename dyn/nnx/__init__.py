@@ -67,6 +67,7 @@ from dyn.nnx.layers import (
 )
 from dyn.nnx.models import (
     ACGAN,
+    CRNN,
     FCN,
     VGG,
     VGG16,
@@ -107,6 +108,7 @@ from dyn.nnx.variables import Attention, Loss, load_linen, set_blend, set_temper
 __all__ = [
     "ACGAN",
     "CBAM",
+    "CRNN",
     "FCN",
     "VGG",
     "VGG16",

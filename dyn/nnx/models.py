@@ -10,6 +10,9 @@ class ACGAN(NetworkModule, linen=models.ACGAN, methods=("generate", "discriminat
 class Autoencoder(NetworkModule, linen=models.Autoencoder, methods=("encode", "decode")): ...
 
 
+class CRNN(NetworkModule, linen=models.CRNN): ...
+
+
 class Classifier(NetworkModule, linen=models.Classifier): ...
 
 

@@ -24,7 +24,7 @@ from experiments.core.errors import UserError
 from experiments.core.files import replace_file
 from experiments.core.words import count_noun
 
-_SETTINGS = ("hop", "channel", "pad", *spectrograms.SETTINGS)
+_SETTINGS = ("hop", "channel", "pad")
 _LIBRARIES = ("PyWavelets", "librosa", "numpy", "pillow", "soundfile", "soxr")
 _FORMAT = 2  # Increase it when the same settings give other spectrograms than before.
 _THREADS = 4
@@ -324,6 +324,10 @@ def _append_pictures(
 
 def _make_settings_key(audio: ConfigDict) -> str:
     values = {name: getattr(audio, name) for name in _SETTINGS}
+    values |= spectrograms.list_settings(audio)
+    # Caches are older than the other value.
+    if values["frontend"] == spectrograms.FRONTENDS[0]:
+        del values["frontend"]
     return make_key(_FORMAT, values, {name: get_version(name) for name in _LIBRARIES})
 
 

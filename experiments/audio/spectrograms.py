@@ -2,7 +2,8 @@
 
 import functools
 import warnings
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import scipy.sparse
@@ -10,11 +11,12 @@ import scipy.spatial
 from ml_collections import ConfigDict
 from PIL import Image
 
-from experiments.audio import wavelets
+from experiments.audio import efficientat, wavelets
 from experiments.audio.require import require_library
 from experiments.core.errors import UserError
 
 PICTURES = ("mel", "linear", "wavelet")
+FRONTENDS = ("dyn", "efficientat")
 COLOURS = ("grey", "rgb", "magma")
 
 _OCTAVES = 7  # Range of the wavelets if no lowest frequency is set: down to 125 Hz for 32 kHz.
@@ -36,6 +38,7 @@ class _Settings(NamedTuple):
     drop_dc: bool
     height: int
     width: int
+    frontend: str
 
 
 SETTINGS = _Settings._fields
@@ -45,7 +48,9 @@ SETTINGS = _Settings._fields
 def compute_spectrogram(samples: np.ndarray, audio: ConfigDict) -> np.ndarray:
     """Returns the spectrogram of a window.
 
-    Each point is `max(0, 255 (1 + dB / decibels))` with dB = 10 log10(power / maximum power).
+    Each point is `max(0, 255 (1 + dB / decibels))` with dB = 10 log10(power / maximum power). With `frontend`
+    'efficientat' it is a mel spectrogram as EfficientAT's networks see it, on a scale of its own: see
+    `experiments.audio.efficientat`.
 
     Args:
         samples: float32 `[seconds * sample_rate]`.
@@ -53,16 +58,21 @@ def compute_spectrogram(samples: np.ndarray, audio: ConfigDict) -> np.ndarray:
             `sample_rate`, `seconds`, `n_fft`, `win` (0: n_fft), `step`, `bands` (mel bands or wavelet
             scales), `low` and `high` in Hz (`high` 0: half the rate; `low` 0 with wavelets: seven octaves
             below `high`), `decibels`, `drop_dc` (drops the row of 0 Hz), `height` and `width` (0: natural
-            size).
+            size), `frontend`.
 
     Returns:
-        uint8 `[H, W]`; row 0 is the highest frequency. Silence is 0 everywhere.
+        uint8 `[H, W]`; row 0 is the highest frequency, with 'efficientat' the lowest. Silence is 0
+        everywhere.
     """
     settings = _resolve_settings(audio)
     height, width = _compute_shape(settings)
     peak = np.abs(samples).max(initial=0.0)
     if peak == 0 or (samples == samples[0]).all():
         return np.zeros((height, width), np.uint8)
+    if settings.frontend == "efficientat":
+        power = efficientat.compute_power(samples, *_list_band_settings(settings))
+        levels = efficientat.scale_to_levels(power, settings.decibels)
+        return np.clip(np.rint(_resize(levels, height, width)), 0, 255).astype(np.uint8)
     # Levels are relative to the maximum; dividing keeps squares from overflowing or vanishing.
     power = _compute_power(samples / peak, settings)
     loudest = power.max()
@@ -74,13 +84,22 @@ def compute_spectrogram(samples: np.ndarray, audio: ConfigDict) -> np.ndarray:
     return np.clip(np.rint(_resize(levels, height, width)), 0, 255).astype(np.uint8)
 
 
+def list_settings(audio: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings in `config.audio` that determine a spectrogram, those of old runs included."""
+    younger = {"frontend": FRONTENDS[0]}
+    return {name: audio.get(name, younger.get(name)) for name in SETTINGS}
+
+
 def compute_shape(audio: ConfigDict) -> tuple[int, int]:
     """Returns the height and width of the spectrograms."""
     return _compute_shape(_resolve_settings(audio))
 
 
 def compute_frequencies(audio: ConfigDict) -> np.ndarray:
-    """Returns the frequency in Hz of each row of a spectrogram, float64 `[H]`, descending."""
+    """Returns the frequency in Hz of each row of a spectrogram, float64 `[H]`.
+
+    They descend, but ascend with the frontend 'efficientat'.
+    """
     settings = _resolve_settings(audio)
     rows = _compute_rows(settings)
     height, _ = _compute_shape(settings)
@@ -88,11 +107,22 @@ def compute_frequencies(audio: ConfigDict) -> np.ndarray:
     return np.interp(positions, np.arange(len(rows)), rows)
 
 
+def compute_times(audio: ConfigDict) -> np.ndarray:
+    """Returns the middle of each column in seconds after the start of its window, float64 `[W]`."""
+    settings = _resolve_settings(audio)
+    width = _compute_shape(settings)[1]
+    middles = (np.arange(width) + 0.5) / width
+    if settings.picture == "wavelet":
+        return middles * settings.seconds
+    # A column of a transform is centred on a sample, the first one on the window's start.
+    return (middles * _count_columns(settings) - 0.5) * settings.step / settings.sample_rate
+
+
 def check_settings(audio: ConfigDict) -> None:
     """Raises a UserError that names the first invalid setting of the spectrograms."""
     settings = _resolve_settings(audio)
     _compute_rows(settings)
-    if settings.picture == "mel":
+    if settings.picture == "mel" and settings.frontend == "dyn":
         _make_mel_filters(settings)
 
 
@@ -144,7 +174,7 @@ def _make_magma_tree() -> scipy.spatial.cKDTree:
 
 
 def _resolve_settings(audio: ConfigDict) -> _Settings:
-    settings = _Settings(*(getattr(audio, name) for name in _Settings._fields))
+    settings = _Settings(**list_settings(audio))
     _check_settings(settings)
     high = settings.high or settings.sample_rate / 2
     low = settings.low
@@ -156,12 +186,16 @@ def _resolve_settings(audio: ConfigDict) -> _Settings:
 @functools.lru_cache(maxsize=16)
 def _check_settings(settings: _Settings) -> None:
     """Raises a UserError for the first invalid setting."""
-
-    def refuse(name: str, remedy: str):
-        raise UserError(f"--config.audio.{name}={getattr(settings, name)}: {remedy}")
-
+    refuse = functools.partial(_refuse, settings)
     if settings.picture not in PICTURES:
         refuse("picture", f"choose one of {', '.join(PICTURES)}.")
+    if settings.frontend not in FRONTENDS:
+        refuse("frontend", f"choose one of {', '.join(FRONTENDS)}.")
+    reflected = settings.n_fft / 2 + 2 if settings.frontend == "efficientat" else 0
+    if reflected and settings.picture != "mel":
+        refuse("picture", "--config.audio.frontend=efficientat draws mel.")
+    if settings.seconds * settings.sample_rate < reflected:
+        refuse("seconds", "choose more than half of the samples in --config.audio.n_fft.")
     for name in ("sample_rate", "step", "bands"):
         if getattr(settings, name) < 1:
             refuse(name, "choose 1 or more.")
@@ -176,11 +210,24 @@ def _check_settings(settings: _Settings) -> None:
         refuse("decibels", "choose more than 0.")
     if not settings.seconds * settings.sample_rate >= 1:
         refuse("seconds", "a window needs at least one sample.")
+    _check_band(settings)
+
+
+def _check_band(settings: _Settings) -> None:
+    """Raises a UserError for frequencies that the sample rate does not have."""
     half = settings.sample_rate / 2
     if not 0 <= settings.high <= half:
-        refuse("high", f"choose at most {half:g} Hz, half of the sample rate.")
+        _refuse(settings, "high", f"choose at most {half:g} Hz, half of the sample rate.")
     if not 0 <= settings.low < (settings.high or half):
-        refuse("low", f"choose less than the highest frequency, {settings.high or half:g} Hz.")
+        _refuse(
+            settings,
+            "low",
+            f"choose less than the highest frequency, {settings.high or half:g} Hz.",
+        )
+
+
+def _refuse(settings: _Settings, name: str, remedy: str) -> NoReturn:
+    raise UserError(f"--config.audio.{name}={getattr(settings, name)}: {remedy}")
 
 
 def _compute_shape(settings: _Settings) -> tuple[int, int]:
@@ -189,12 +236,24 @@ def _compute_shape(settings: _Settings) -> tuple[int, int]:
 
 
 def _count_columns(settings: _Settings) -> int:
-    return 1 + round(settings.seconds * settings.sample_rate) // settings.step
+    # The pre-emphasis of EfficientAT takes a sample.
+    lost = settings.frontend == "efficientat"
+    return 1 + (round(settings.seconds * settings.sample_rate) - lost) // settings.step
+
+
+def _list_band_settings(settings: _Settings) -> tuple[float, ...]:
+    """Returns the arguments of `efficientat.compute_power` after the samples."""
+    return (
+        *(settings.sample_rate, settings.n_fft, settings.win, settings.step),
+        *(settings.bands, settings.low, settings.high),
+    )
 
 
 @functools.lru_cache(maxsize=16)
 def _compute_rows(settings: _Settings) -> np.ndarray:
     """Returns the frequencies in Hz of the rows before resizing, descending."""
+    if settings.frontend == "efficientat":
+        return efficientat.list_centres(settings.bands, settings.low, settings.high)
     match settings.picture:
         case "mel":
             edges = require_library("librosa.core.convert").mel_frequencies(

@@ -1,4 +1,4 @@
-"""Training targets of windows from annotations."""
+"""Training targets of windows, and of moments in them, from annotations."""
 
 from collections.abc import Sequence
 
@@ -79,3 +79,48 @@ def _find_windows(
     if not counts.any() and len(overlap) and overlap.max() > 0:
         counts[overlap.argmax()] = True
     return counts
+
+
+def mark_moments(
+    times: np.ndarray,
+    annotations: Sequence[Annotation],
+    classes: Sequence[str],
+    exhaustive: bool = False,
+) -> np.ndarray:
+    """Returns the known labels of moments of one recording.
+
+    An annotation counts for the moments from its start to its end; without any, for the nearest one if that
+    is no farther than the next moment. What a positive label of a clip (`Annotation.is_clip`) says of a
+    moment in it is unknown. Precedence is as in `compute_targets`.
+
+    Args:
+        times: the moments in seconds, `[n]`, ascending in equal steps.
+        annotations: annotations of this recording; labels that are not in `classes` are ignored.
+        classes: C labels.
+        exhaustive: whether a class without an annotation is absent rather than unknown.
+
+    Returns:
+        float32 `[n, C]`: 1 present, 0 absent, NaN unknown.
+
+    Example:
+        >>> call = Annotation("a.wav", start=0.9, end=2.2, label="wren")
+        >>> mark_moments(np.array([0.0, 1.0, 2.0, 3.0]), [call], ["wren"], exhaustive=True).ravel()
+        array([0., 1., 1., 0.], dtype=float32)
+    """
+    times = np.asarray(times, np.float64)
+    step = times[1] - times[0] if len(times) > 1 else np.inf
+    targets = np.full((len(times), len(classes)), 0.0 if exhaustive else np.nan, np.float32)
+    numbers = {label: number for number, label in enumerate(classes)}
+    for kind, value in ((None, np.nan), (False, 0.0), (True, 1.0)):
+        for annotation in annotations:
+            if annotation.positive is not kind or annotation.label not in numbers:
+                continue
+            first, last = np.searchsorted(times, [annotation.start, annotation.end])
+            if first == last:
+                middle = (annotation.start + annotation.end) / 2
+                nearest = int(np.abs(times - middle).argmin())
+                if abs(times[nearest] - middle) <= step / 2:
+                    first, last = nearest, nearest + 1
+            known = np.nan if kind and annotation.is_clip else value
+            targets[first:last, numbers[annotation.label]] = known
+    return targets

@@ -141,7 +141,8 @@ def _read_colour(folder: Path, audio: ConfigDict) -> str:
         UserError: if they were made with other settings than the data set's.
     """
     made_with = read_description(folder, "audio")["audio"]
-    differences = describe_differences(made_with, audio, names=spectrograms.SETTINGS)
+    both = map(spectrograms.list_settings, (made_with, audio))
+    differences = describe_differences(*both, names=spectrograms.SETTINGS)
     if differences:
         raise UserError(
             f"--config.data.extra_train={folder}: its spectrograms were made with other settings of "

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from experiments.audio import annotations
+from experiments.audio import annotations, spectrograms
 from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Spectrograms
-from experiments.audio.targets import compute_targets
+from experiments.audio.targets import compute_targets, mark_moments
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import label_choices
 
@@ -159,18 +159,68 @@ def label_windows(
     number = len(recording.starts)
     if audio.labels == "none":
         return [0] * number
+    if audio.labels == "frames":
+        skipped += _clip(recording, labels)[1]
+        return _label_whole_windows(recording, labels, classes, audio)
     if labels.annotations is None:
         rows = np.tile(_encode_recording(labels, classes), (number, 1))
     else:
-        inside, outside = annotations.clip_annotations(
-            labels.annotations, {recording.name: recording.seconds}
-        )
+        inside, outside = _clip(recording, labels)
         skipped += outside
         rules = (audio.min_overlap, audio.min_fraction, audio.exhaustive)
         rows = compute_targets(recording.starts, recording.ends, inside, classes, *rules)
     if audio.labels == "multi":
         return [None if np.isnan(row).all() else row for row in rows]
     return [int(row.argmax()) if (row == 1).sum() == 1 else None for row in np.nan_to_num(rows)]
+
+
+def label_frames(
+    times: np.ndarray,
+    rows: Sequence[Annotation],
+    seconds: float,
+    exhaustive: bool,
+    classes: Sequence[str],
+) -> np.ndarray:
+    """Returns the label of each moment of a recording, float32 `[n, C]`, NaN after its end."""
+    labels = mark_moments(times, rows, classes, exhaustive)
+    labels[times >= seconds] = np.nan
+    return labels
+
+
+def list_inside(recording: Spectrograms, labels: RecordingLabels) -> list[Annotation]:
+    """Returns the annotations of a recording, cut off at its end.
+
+    Raises:
+        UserError: if the recording's labels have no times.
+    """
+    return _clip(recording, labels)[0]
+
+
+def _clip(
+    recording: Spectrograms, labels: RecordingLabels
+) -> tuple[list[Annotation], list[tuple[str, str]]]:
+    """Returns the annotations in a recording, and name and reason of those after its end."""
+    if labels.annotations is None:
+        raise UserError(
+            f"{recording.name} has a label without times, from its folder or name: frames need tables with "
+            "a begin and an end for each sound, beside the recordings or in --config.audio.annotations."
+        )
+    return annotations.clip_annotations(labels.annotations, {recording.name: recording.seconds})
+
+
+def _label_whole_windows(
+    recording: Spectrograms, labels: RecordingLabels, classes: Sequence[str], audio: ConfigDict
+) -> list[np.ndarray | None]:
+    """Returns for each window 1 where a class is in it, 0 where not, NaN where unknown; None if all are."""
+    inside, times = list_inside(recording, labels), spectrograms.compute_times(audio)
+    settings = (inside, recording.seconds, audio.exhaustive, classes)
+    rows = []
+    for start in recording.starts:
+        frames = label_frames(start + times, *settings)
+        row = np.where((frames == 1).any(axis=0), np.float32(1), np.float32(np.nan))
+        row[np.isnan(row) & (frames == 0).any(axis=0)] = 0
+        rows.append(None if np.isnan(row).all() else row)
+    return rows
 
 
 def _encode_recording(labels: RecordingLabels, classes: Sequence[str]) -> np.ndarray:

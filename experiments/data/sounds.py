@@ -103,6 +103,41 @@ class LabelledWindows:
         ]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class LabelledFrames(LabelledWindows):
+    """Windows whose examples have a label for each column of the spectrogram, float32 `[W, classes]`.
+
+    `labels` are those of whole windows: 1 for a class in any column, 0 in none, NaN where it is unknown.
+
+    Attributes:
+        annotations: of each recording, without those outside of it.
+        classes: name of each class.
+        times: middles of the columns in seconds after the start of a window, `[W]`.
+        exhaustive: see `mark_moments`.
+    """
+
+    annotations: Sequence[Sequence[Annotation]]
+    classes: Sequence[str]
+    times: np.ndarray
+    exhaustive: bool
+
+    def __getitem__(self, index: int) -> Example:
+        owner = self.owners[index]
+        start = self.recordings[owner].starts[self.rows[index]]
+        settings = (self.annotations[owner], self.recordings[owner].seconds, self.exhaustive)
+        label = sound_labels.label_frames(start + self.times, *settings, self.classes)
+        return {**super().__getitem__(index), "label": label}
+
+    @functools.cached_property
+    def contents(self) -> np.ndarray:
+        """Digest of the file, the start and the annotations of each window."""
+        of_annotations = [
+            digests.compute_digest(repr([dataclasses.astuple(row) for row in rows]).encode())
+            for rows in self.annotations
+        ]
+        return super().contents + np.array(of_annotations, np.uint64)[self.owners]
+
+
 def load(
     config: ConfigDict, audio: ConfigDict, seed: int, known: Mapping[str, str] = NOTHING_KNOWN
 ) -> Dataset:
@@ -145,7 +180,7 @@ def load(
     if not len(windows):
         first = [f"{name}: {reason}." for name, reason in [*table.skipped, *outside][:1]]
         raise UserError(f"{root}: none of the windows has a label. {' '.join([*first, *notes])}")
-    if audio.labels == "multi" and not (windows.labels == 0).any():
+    if audio.labels in ("multi", "frames") and not _have_negatives(windows):
         raise UserError(
             f"{root}: no window has a negative label, and nothing can be learned without one. Add negative "
             "labels, or, if everything was annotated, set --config.audio.exhaustive=True."
@@ -238,7 +273,7 @@ def _find_root(config: ConfigDict, audio: ConfigDict) -> Path:
         match audio.labels:
             case "class":
                 return songs.write_songs(folder / "classes")
-            case "multi":
+            case "multi" | "frames":
                 return songs.write_mixed_songs(folder / "long")
         return songs.write_day(folder / "day")
     root = paths.get_source_path(config)
@@ -314,11 +349,22 @@ def _label_windows(
     if unlabelled:
         problem = "not exactly one label" if audio.labels == "class" else "no label"
         notes.append(f"{unlabelled:,} windows have {problem} and were left out.")
-    dtype = np.float32 if audio.labels == "multi" else np.int32
-    windows = LabelledWindows(
-        usable, np.asarray(owners, int), np.asarray(rows, int), np.asarray(values, dtype)
-    )
-    return windows, outside, notes
+    dtype = np.float32 if audio.labels in ("multi", "frames") else np.int32
+    fields = (usable, np.asarray(owners, int), np.asarray(rows, int), np.asarray(values, dtype))
+    if audio.labels != "frames":
+        return LabelledWindows(*fields), outside, notes
+    inside = [sound_labels.list_inside(one, by_name[one.name]) for one in usable]
+    times = spectrograms.compute_times(audio)
+    return LabelledFrames(*fields, inside, classes, times, audio.exhaustive), outside, notes
+
+
+def _have_negatives(windows: LabelledWindows) -> bool:
+    """Returns whether anything is known to be absent; a window with a sound may have moments without."""
+    if isinstance(windows, LabelledFrames):
+        return windows.exhaustive or any(
+            row.positive is False for rows in windows.annotations for row in rows
+        )
+    return bool((windows.labels == 0).any())
 
 
 def _collect_labels(windows: LabelledWindows, classes: Sequence[str]) -> list[set[str]]:

@@ -32,7 +32,7 @@ class Distort:
     mask_share: float
     noise: float
     gain: float
-    shift: float
+    shift: float = 0.0
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns the distorted spectrogram, uint8 `[H, W, 1]`."""

@@ -27,6 +27,7 @@ from experiments.inference.embeddings import (
     read_pieces,
 )
 from experiments.inference.files import check_inputs, expand_paths, track_progress
+from experiments.inference.hoplite import check_database, write_database
 from experiments.inference.indices import COMPARISONS, IndexComparison
 from experiments.inference.trained import Trained
 
@@ -38,7 +39,7 @@ OUTPUTS = (
 """Files in the folder; others there are left alone."""
 CLUSTERS = 8  # without labels
 RECONSTRUCTIONS = 6  # in the figure
-_TASKS = ("reconstruction", "classification", "tagging")
+_TASKS = ("reconstruction", "classification", "tagging", "event_detection")
 
 
 def embed(
@@ -50,6 +51,7 @@ def embed(
     labels: str = "",
     clusters: int = 0,
     batch_size: int = 0,
+    hoplite: str | Path = "",
     overwrite: bool = False,
 ) -> tuple[int, int]:
     """Writes the codes of files, clusters of these, and figures.
@@ -65,6 +67,11 @@ def embed(
     out = Path(out).expanduser()
     check_inputs(paths, batch_size)
     _check_arguments(trained, out, compare, clusters, overwrite)
+    database = Path(hoplite).expanduser() if hoplite else None
+    if database:
+        if not trained.is_audio:
+            raise UserError(f"--hoplite is for recordings, and {trained.source} saw pictures.")
+        check_database(database, overwrite)
     inputs = list(expand_paths(paths, (out,), SOUND_SUFFIXES if trained.is_audio else ()))
     if not inputs:
         kind = "recording" if trained.is_audio else "file"
@@ -106,6 +113,11 @@ def embed(
     ]
     if embedded.silent.any():
         rows.append(("silent", f"{int(embedded.silent.sum()):,}, in no cluster"))
+    if database:
+        # Those that nobody has asked for are for the figures.
+        known = names if labels else [""] * len(names)
+        number = write_database(database, trained, embedded, known)
+        rows.append(("hoplite", f"{number:,} codes in {database}"))
     if comparison:
         rows += comparison.write(out, embedded, names, clock)
     if skipped:

@@ -160,10 +160,12 @@ def describe_export(trained: Trained) -> dict[str, Any]:
         size = "missing values interpolated, shorter ones padded with zeros after normalising"
     classes = len(trained.classes)
     softmax = "logits: a softmax over the last axis gives probabilities"
+    sigmoid = "logits: a sigmoid of each gives its probability"
     shape, values = {
         "reconstruction": (trained.shape, "0 to 1: the reconstructed picture"),
         "segmentation": ([*trained.shape[:2], classes], softmax),
-        "tagging": ([classes], "logits: a sigmoid of each gives its probability"),
+        "tagging": ([classes], sigmoid),
+        "event_detection": (["frames", classes], sigmoid),
     }.get(trained.config.task, ([classes], softmax))
     inputs = {
         "shape": ["batch", *trained.shape],

@@ -45,7 +45,7 @@ def write_folder(trained: Trained, folder: Path, license: str = "") -> None:
         UserError: if the network is of another task, or cannot be described.
     """
     config = hide_private(trained.config)
-    if "remat" in config.model:
+    if "model" in config and "remat" in config.model:
         config.model.remat = "none"
     task = make_task(config)
     if not isinstance(task, Classification | Tagging):

@@ -1,6 +1,10 @@
-"""Predicts the classes in recordings, window by window. Any length takes the same memory."""
+"""Predicts the classes in recordings, window by window.
+
+Any length takes the same memory, except for runs of event detection.
+"""
 
 import itertools
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
@@ -33,7 +37,7 @@ from experiments.inference.trained import Trained
 
 OUT = "predictions"
 LONGEST_HOP = 86_400  # seconds, as in the settings
-_TASKS = ("classification", "tagging")
+_TASKS = ("classification", "tagging", "event_detection")
 _TITLES = {
     "csv": "predictions",
     "raven": "Raven, all",
@@ -59,6 +63,9 @@ def predict_recordings(
 ) -> tuple[int, int]:
     """Writes the classes that a network detects in recordings; the options are of `experiments.predict`.
 
+    A run of event detection gives events from onset to offset, and no windows. All frames of a recording are
+    held at once: a day of frames of 64 ms and ten classes takes 54 MB.
+
     Returns:
         The number of recordings that were used, and of files that could not be used.
 
@@ -75,12 +82,13 @@ def predict_recordings(
     if not total:
         raise UserError(f"There is no sound file in {', '.join(map(str, paths))}.")
     audio = make_audio_settings(trained.config.audio, hop)
+    events = trained.config.task == "event_detection"
     options = TableOptions(
         trained.classes,
         thresholds,
-        trained.config.task == "tagging",
+        trained.config.task != "classification",
         all_scores,
-        merge,
+        sys.maxsize if events else merge,
         _describe_origin(trained, audio),
         formats,
     )
@@ -91,7 +99,8 @@ def predict_recordings(
         examples = prepare_windows(sounds, audio, trained.prepare, tables.skip, progress.say)
         predictions = trained.predict(examples, batch_size)
         for recording, group in itertools.groupby(predictions, key=lambda item: item[0][0]):
-            tables.write_recording(recording, ((window, scores) for (_, window), scores in group))
+            windows = ((window, scores) for (_, window), scores in group)
+            tables.write_recording(recording, trained.list_scores(windows))
         progress.update(total)
     drawn = []
     if tables.used and tables.activity is not None:
@@ -144,6 +153,10 @@ def _check_arguments(trained: Trained, out: Path, merge: int, hop: float) -> Non
         )
     if out.is_file() or out.suffix == ".csv":
         raise UserError(f"--out={out}: for recordings give a folder, such as {OUT}/.")
+    if merge != 1 and trained.config.task == "event_detection":
+        raise UserError(
+            f"--merge={merge} is for windows: {trained.source} detects events, whose length is their own."
+        )
     if merge < 1:
         raise UserError(f"--merge={merge}: choose 1 or more; 1 merges nothing.")
     if hop and not 1 / trained.config.audio.sample_rate <= hop <= LONGEST_HOP:

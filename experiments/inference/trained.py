@@ -17,6 +17,7 @@ import numpy as np
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from experiments.audio.detections import Interval
 from experiments.configs.shared.limits import LARGEST
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
@@ -25,6 +26,7 @@ from experiments.data import Example, transforms
 from experiments.data.ucr import Series, prepare_like_training
 from experiments.inference.audio_windows import cut_samples, make_audio_settings
 from experiments.tasks import Task, make_task
+from experiments.tasks.event_detection import EventDetection
 
 Key = TypeVar("Key")
 MAX_SIDE = 8192  # pixels, as of image_size
@@ -37,8 +39,8 @@ class Outputs(NamedTuple, Generic[Key]):
         keys: of the examples.
         examples: as the network saw them.
         predictions: of the task, not postprocessed: an array `[B, ...]` or a tree of them.
-        features: float32 `[B, D]`: the codes of an autoencoder, otherwise the inputs of the module `head`;
-            `[B, 0]` unless `with_features`.
+        features: float32 `[B, D]`: the codes of an autoencoder, otherwise the inputs of the module `head`,
+            for event detection their mean over the frames; `[B, 0]` unless `with_features`.
         seconds: that the network took, without compilation.
     """
 
@@ -142,7 +144,8 @@ class Trained:
         Returns:
             For a classification run the probabilities, float32 `[N, classes]`; for a segmentation run a list
             of the classes of all pixels, uint8 `[H, W]` each; for a detector a list of
-            `tasks.objects.Objects`; for a reconstruction run the codes, float32 `[N, D]`.
+            `tasks.objects.Objects`; for a reconstruction run the codes, float32 `[N, D]`; for a run of event
+            detection the probabilities in all frames, float32 `[N, T, classes]`.
 
         Raises:
             ValueError: if an example has another shape or dtype than the network's.
@@ -151,7 +154,7 @@ class Trained:
         predictions = [prediction for _, prediction in self.predict(examples)]
         if self.keeps_size:
             return predictions
-        if self.config.task == "reconstruction" and predictions:
+        if self.config.task in ("reconstruction", "event_detection") and predictions:
             return np.array(predictions, np.float32)
         return np.array(predictions, np.float32).reshape(len(predictions), len(self.classes))
 
@@ -165,6 +168,7 @@ class Trained:
         Returns:
             The starts and ends of the windows in seconds, float64 `[windows, 2]`, and the scores of the
             classes, float32 `[windows, classes]`. The last window is padded; its end is that of the sound.
+            For a run of event detection, of the frames instead, whose scores are smoothed.
 
         Raises:
             ValueError: if the run was not on recordings, or the samples are invalid.
@@ -172,10 +176,27 @@ class Trained:
         if not self.is_audio:
             raise ValueError(f"the run was on {self.config.data.name}, not on recordings")
         audio = make_audio_settings(self.config.audio)
-        predictions = list(self.predict(cut_samples(samples, rate, audio, self.prepare)))
+        predictions = list(
+            self.list_scores(self.predict(cut_samples(samples, rate, audio, self.prepare)))
+        )
         places = [(window.start, window.end) for window, _ in predictions]
         scores = [score for _, score in predictions]
         return np.array(places, np.float64), np.array(scores, np.float32)
+
+    def list_scores(
+        self, windows: Iterable[tuple[Interval, np.ndarray]]
+    ) -> Iterator[tuple[Interval, np.ndarray]]:
+        """Yields the scores of a recording's windows; for a run of event detection, those of its frames.
+
+        Args:
+            windows: places and predictions, in the order of time.
+        """
+        if not isinstance(self.task, EventDetection):
+            yield from windows
+            return
+        places, scores = zip(*windows, strict=True)
+        for stretch in self.task.join_frames(places, scores):
+            yield from stretch.list_frames()
 
     @property
     def is_audio(self) -> bool:
@@ -320,7 +341,10 @@ class Trained:
             return predictions, predictions
         if not features:
             raise UserError("The network has no features: it has no module named head.")
-        return predictions, features[-1].reshape(len(inputs), -1).astype(jnp.float32)
+        found = features[-1]
+        if isinstance(self.task, EventDetection):
+            found = found.mean(axis=1)
+        return predictions, found.reshape(len(inputs), -1).astype(jnp.float32)
 
     @functools.cached_property
     def _programs(self) -> dict[tuple[tuple[int, ...], bool], Any]:

@@ -23,8 +23,8 @@ _NOT_TRAINING = {
 # The settings of a recipe, what a reader looks for first; others are left out.
 _RECIPE = (
     "optimizer", "stages", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing",
-    "average", "image_size", "audio", "spectrogram", "dtype", "model", "tagging", "gan", "autoencoder",
-    "series", "conv", "head", "detector", "temperature", "auxiliary", "start", "data",
+    "average", "image_size", "audio", "spectrogram", "dtype", "model", "tagging", "events", "gan",
+    "autoencoder", "series", "conv", "head", "detector", "temperature", "auxiliary", "start", "data",
 )  # fmt: skip
 _SWITCHED_OFF = (None, "", 0, False, -1, "none")
 

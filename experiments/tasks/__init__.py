@@ -4,6 +4,7 @@ from ml_collections import ConfigDict
 
 from experiments.tasks.acgan import Generation
 from experiments.tasks.classification import Classification
+from experiments.tasks.event_detection import EventDetection
 from experiments.tasks.instance_segmentation import InstanceSegmentation
 from experiments.tasks.reconstruction import Reconstruction
 from experiments.tasks.segmentation import Segmentation
@@ -19,6 +20,7 @@ TASKS: dict[str, type[Task]] = {
     "tagging": Tagging,
     "reconstruction": Reconstruction,
     "acgan": Generation,
+    "event_detection": EventDetection,
 }
 
 

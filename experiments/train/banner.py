@@ -83,6 +83,9 @@ def describe_network(config: ConfigDict) -> str:
     if config.task == "reconstruction":
         widths = "-".join(map(str, config.autoencoder.widths))
         return f"autoencoder {widths}, {config.autoencoder.pooling} pooling"
+    if config.task == "event_detection":
+        widths = "-".join(map(str, config.events.features))
+        return f"CRNN {widths}, recurrent {config.events.recurrent}"
     match config.model.network:
         case "resnet":
             network = f"ResNet-{config.model.depth}, width {config.model.width}"

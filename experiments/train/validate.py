@@ -81,6 +81,11 @@ def _check_data(config: ConfigDict) -> None:
         raise UserError(
             f"--config.task={config.task}: {name} is for {task}; name another data set after the config."
         )
+    if config.task == "event_detection" and name != "audio":
+        raise UserError(
+            f"--config.task=event_detection: {name} has no sounds with times; name audio or songs after the "
+            "config."
+        )
     network = config.model.network if "model" in config else ""
     if network in SERIES_NETWORKS and config.task != "classification":
         raise UserError(f"--config.model.network={network} is for the classification of series.")
@@ -88,7 +93,12 @@ def _check_data(config: ConfigDict) -> None:
     if len(set(classes)) < len(classes):
         raise UserError(f"--config.data.classes={config.data.classes}: a class is named twice.")
     if name == "audio":
-        labels = {"classification": "class", "acgan": "class", "tagging": "multi"}.get(config.task)
+        labels = {
+            "classification": "class",
+            "acgan": "class",
+            "tagging": "multi",
+            "event_detection": "frames",
+        }.get(config.task)
         if labels and config.audio.labels != labels:
             raise UserError(
                 f"--config.audio.labels={config.audio.labels}: the task {config.task} takes {labels}."

@@ -42,7 +42,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "classification",
         (
             *("classification", "segmentation", "instance_segmentation"),
-            *("tagging", "reconstruction", "acgan"),
+            *("tagging", "event_detection", "reconstruction", "acgan"),
         ),
     ),
     "dataset": Setting("", meaning="the name of the data set in folders and reports"),
@@ -116,6 +116,11 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
             "zero", ("zero", "repeat", "drop"), meaning="the last window's end; drop omits it"
         ),
         "picture": Setting("mel", ("mel", "linear", "wavelet")),
+        "frontend": Setting(
+            "dyn",
+            ("dyn", "efficientat"),
+            meaning="efficientat: as its networks for AudioSet see sound",
+        ),
         "n_fft": Setting(1024, "[16, 65536]", meaning="of mel and linear pictures"),
         "win": Setting(0, "[0, 65536]", meaning="samples of the transform's window; 0 for n_fft"),
         "step": Setting(320, "[1, 16777216]", meaning="samples from one column to the next"),
@@ -129,7 +134,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "height": Setting(0, "[0, 8192]", meaning="pixels; 0 keeps the spectrogram's own"),
         "width": Setting(0, "[0, 8192]"),
         "colour": Setting("grey", ("grey", "rgb", "magma"), meaning="rgb is grey three times"),
-        "labels": Setting("class", ("class", "multi", "none")),
+        "labels": Setting("class", ("class", "multi", "frames", "none")),
         "label_pattern": Setting(
             "", meaning="its first group is a path's label; '' where the folder is"
         ),
@@ -143,7 +148,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         ),
         "min_fraction": Setting(0.5, "(0, 1]", meaning="or this share of the annotation"),
         "exhaustive": Setting(
-            False, meaning="whether labels=multi takes what is not annotated as absent"
+            False, meaning="whether what is not annotated is absent, for labels=multi and frames"
         ),
         # Only classifiers have these.
         "precision": Setting(
@@ -277,6 +282,17 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "window": Setting(4, (2, 4), meaning="of explicit pooling"),
         "code_activation": Setting("relu", ("relu", "none")),
         "norm": Setting(True),
+    },
+    # The network of event detection, dyn.models.CRNN, and the way from its scores to events.
+    "events": {
+        "features": Setting((32, 64, 128, 256, 256, 256, 256), "[1, 65536]"),
+        "recurrent": Setting(256, "[1, 65536]", meaning="size of a GRU's state, each direction"),
+        "time_pools": Setting(
+            2, "[0, 16]", meaning="poolings that halve time: a frame is 2^n columns"
+        ),
+        "dropout": Setting(0.5, "[0, 1)"),
+        "threshold": Setting(0.5, "[0, 1]", meaning="of an event, in the metrics of a run"),
+        "median": Setting(0.45, "[0, 3600]", meaning="seconds of the median filter; 0 for none"),
     },
     # A factor of the loss for its gradients. float16 wants 65536.0, growing every 2000 steps: gradients that
     # overflow are left out, and the scale is halved.
@@ -412,7 +428,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
     """Returns whether an experiment has a section or a setting, for those that not all have."""
     sound, series = kind.data == "audio", kind.data == "ucr"
     pixels, objects = kind.task == "segmentation", kind.task == "instance_segmentation"
-    resnet = kind.network == "resnet"
+    resnet, events = kind.network == "resnet", kind.task == "event_detection"
     series_network = kind.network in SERIES_NETWORKS and kind.task == "classification"
     labelled = kind.task in ("classification", "tagging", "segmentation")
     head_of_classes = labelled and not pixels and not series_network
@@ -425,16 +441,22 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "data.dir": kind.data != "digits",
         "data.fold": not sound,  # it would divide the windows of a recording
         "data.folds": not sound,
-        "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder", *INSTANCES),
+        "data.extra_train": kind.data not in ("ucr", "voc2012", "mask_folder", *INSTANCES)
+        and not events,
         "audio": sound,
         **{f"audio.{name}": of_sounds for name in _OF_CLASSIFIERS},
         "spectrogram": sound,
         "image_size": not sound and not series,
         "normalise": not series,
+        # Frames need no rule for what is partly in a window, and labels would have to shift, too.
+        **dict.fromkeys(
+            ("audio.min_overlap", "audio.min_fraction", "spectrogram.shift"), not events
+        ),
         # the task
         "gan": kind.task == "acgan",
         "autoencoder": kind.task == "reconstruction",
         "tagging": kind.task == "tagging",
+        "events": events,
         "head": pixels,
         "detector": objects,
         "mixing": labelled,

@@ -75,3 +75,18 @@ def test_recordings_are_compared_by_codes_indices_and_cepstra(coder, recordings,
     assert all(float(row["seconds"]) > 0 for row in features.values())
     activities = {row["what"] for row in read_table(out / "timing.csv")}
     assert activities == {*list(features)[:3], "spectrograms", "network"}
+
+
+def test_codes_go_into_a_database(coder, recordings, tmp_path):
+    library = pytest.importorskip("perch_hoplite.db.sqlite_usearch_impl")
+    folder = tmp_path / "database"
+    embed(coder, [str(recordings)], tmp_path / "out", hoplite=folder)
+    database = library.SQLiteUSearchDB.create(str(folder))
+    saved = np.load(tmp_path / "out" / "embeddings.npz")
+    heard = np.flatnonzero(~saved["silent"])
+    assert database.count_embeddings() == len(heard) == 16
+    assert database.count_each_label() == {}
+    windows = database.get_all_windows()
+    found = np.array([database.get_embedding(window.id) for window in windows])
+    np.testing.assert_allclose(found, saved["codes"][heard], atol=2e-3)
+    assert [window.offsets[0] for window in windows] == saved["start_s"][heard].tolist()

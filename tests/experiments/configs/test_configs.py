@@ -42,6 +42,10 @@ def values(config):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_config_is_valid(name):
     for argument in ((), ("smoke",), ("digits",)):
+        if name == "fdy_crnn" and argument == ("digits",):
+            with pytest.raises(UserError, match="only recordings"):
+                load(name).get_config(*argument)
+            continue
         config = load(name).get_config(*argument)
         assert config.name == name
         if config.start.config:
@@ -110,6 +114,11 @@ def test_a_layer_that_does_not_exist_is_refused(changes, says):
         ("base:songs", "audio.n_fft spectrogram.masks data.variant", "image_size data.fold"),
         ("species_multilabel:songs", "tagging.norm stages.head_epochs", "head gan"),
         ("dr_acgan:digits", "gan.latent conv.name", "model attention classifier mixing stages"),
+        (
+            "fdy_crnn:songs",
+            "events.median spectrogram.masks",
+            "model mixing stages spectrogram.shift",
+        ),
         ("soundscape_autoencoder:songs", "autoencoder.widths", "model attention mixing gan"),
     ],
 )

@@ -3,6 +3,7 @@
 import importlib
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,9 @@ import numpy as np
 import pytest
 
 import experiments.configs
+from experiments.audio.annotations import Annotation
 from experiments.data import Dataset
+from experiments.data.sounds import LabelledFrames
 from experiments.tasks import TASKS, Results, make_task
 
 pytestmark = pytest.mark.usefixtures("standard_promotion")
@@ -32,6 +35,7 @@ TINY = {
         {"model.width": 4, "image_size": 32},
     ),
     "reconstruction": ("soundscape_autoencoder", "digits,smoke", {"autoencoder.widths": (4, 4)}),
+    "event_detection": ("fdy_crnn", "songs,smoke", {"events.features": (4, 4)}),
     "acgan": ("dr_acgan", "digits,smoke", {"gan.widths": (8, 4, 4, 4), "image_size": 16}),
 }
 
@@ -49,9 +53,22 @@ def make_example(config):
         ids[2:9, 3:14], ids[12:, :5] = 1, 255
         pictures = np.zeros((16, 20, 3), np.uint8)
         return {"inputs": pictures, "label": ids, "classes": np.array([2], np.int32)}
-    label = np.ones((16, 16), np.uint8) if config.task == "segmentation" else np.int32(1)
+    label = np.int32(1)
+    if config.task in ("segmentation", "event_detection"):  # of pixels, or of columns and classes
+        label = np.ones((16, 16) if config.task == "segmentation" else (16, 3), np.uint8)
     channels = 3 if config.task == "segmentation" else 1
     return {"inputs": np.zeros((16, 16, channels), np.uint8), "label": label}
+
+
+def make_source(config):
+    """A split of one example."""
+    if config.task != "event_detection":
+        return [make_example(config)]
+    recording = SimpleNamespace(starts=[0.0], ends=[0.25], silent=[False])
+    place, annotations = np.zeros(1, int), [[Annotation("", 0.1, 0.2, "b")]]
+    return LabelledFrames(
+        [recording], place, place, np.ones((1, 3)), annotations, "abc", np.arange(16), True
+    )
 
 
 def prepare(config):
@@ -90,7 +107,7 @@ def test_a_task_answers_every_call(name):
     variables = jax.tree.map(
         lambda leaf: np.abs(0.1 * rng.standard_normal(leaf.shape)).astype(leaf.dtype), shapes
     )
-    source = [make_example(config)]
+    source = make_source(config)
     dataset = Dataset("", {"test": source, "train": source}, ("a", "b", "c"), ())
 
     def evaluate(variables, batch):
