@@ -1,6 +1,5 @@
 """Detection and instance segmentation: Faster R-CNN, Mask R-CNN and CondInst over any backbone."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -79,10 +78,11 @@ class InstanceSegmentation(Task):
         model = self.config.model
         if self.config.detector.norm != "group":
             return {}
-        widest = (
-            MOBILE_GROUPS if model.network in MOBILE_NETWORKS else math.gcd(GROUPS, model.width)
-        )
-        return {"norm": partial(GroupNorm, num_groups=widest)}
+        groups = MOBILE_GROUPS
+        if model.network not in MOBILE_NETWORKS:
+            # All stages are as wide as the first, or a multiple.
+            groups = max(n for n in range(1, GROUPS + 1) if model.width % n == 0)
+        return {"norm": partial(GroupNorm, num_groups=groups)}
 
     def _make_settings(self) -> models.RCNNSettings | models.CondInstSettings:
         """Returns the numbers of the detector: the published ones, or those for small pictures."""
