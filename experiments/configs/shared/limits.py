@@ -122,6 +122,8 @@ def describe_allowed(setting: Setting) -> str:
 def _check_entries(name: str, values: tuple | list, setting: Setting) -> None:
     """Checks the number and the values of a tuple's entries."""
     right = len(values) in setting.lengths if setting.lengths else 0 < len(values) <= MOST_ENTRIES
+    # Names without quotes, `(a, b)`, arrive as one text.
+    right = right and not any(isinstance(v, str) and v.startswith(("(", "[")) for v in values)
     if setting.allowed:
         kind = int if isinstance(setting.default[0], int) else int | float
         right = right and all(
