@@ -6,6 +6,7 @@ import flax.linen as nn
 import pytest
 from fold_cases import assert_folds
 from layer_cases import CONVOLUTIONS, random_input
+from products import thin_out
 
 from dyn import layers
 from dyn.interop.fold_norms import SCALED
@@ -25,7 +26,7 @@ def is_scaled(make):
     return getattr(make, "func", make) in SCALED
 
 
-@pytest.mark.parametrize("name", CONVS)
+@pytest.mark.parametrize("name", thin_out(CONVS, step=2))
 def test_residual_networks(name):
     make = CONVS[name]
     net = ResNet((1, 1), BasicBlock, num_classes=3, width=4, stem="small", conv=make)
@@ -34,7 +35,9 @@ def test_residual_networks(name):
 
 
 # Not FDConv: filled at random, six of it turn a change of one in a million into one in ten thousand.
-@pytest.mark.parametrize("name", [name for name in CONVS if not name.startswith("FDConv")])
+@pytest.mark.parametrize(
+    "name", thin_out([name for name in CONVS if not name.startswith("FDConv")], step=2)
+)
 def test_mobilenet(name, monkeypatch):
     # Two of the seven stages: with and without an expansion, strided, and with a shortcut.
     monkeypatch.setattr(mobilenet, "STAGES", ((1, 16, 1, 1), (6, 24, 2, 2)))

@@ -81,7 +81,7 @@ def test_a_training_step_has_the_numbers_of_one_device(name, kind):
     )
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thin_out(CASES, step=2))
 def test_parameters_may_be_sharded_over_the_model(name):
     """`nn.Conv` refuses them on explicit axes."""
     layer, variables, x = random_case(name)
@@ -185,7 +185,7 @@ def test_in_the_context_of_a_mesh_nothing_need_be_compiled(name):
     assert_trees_close(jax.device_get(gradient), jax.grad(loss)(here["params"], x), **CLOSE)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thin_out(CASES, step=2))
 def test_without_a_context_it_runs_as_flax_conv_does(name):
     """Compiled or not, with variables on the mesh or on one device."""
     layer, variables, x = random_case(name)
@@ -203,7 +203,7 @@ def test_without_a_context_it_runs_as_flax_conv_does(name):
     assert jax.tree.map(jnp.shape, made) == jax.tree.map(jnp.shape, variables)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", thin_out(CASES, step=2))
 def test_under_vmap_and_remat(name):
     layer, variables, x = random_case(name)
     mesh = make_mesh((2,), "explicit")

@@ -13,7 +13,7 @@ from dyn.ops import dynamic_conv, planner
 pytestmark = pytest.mark.matrix
 
 
-@pytest.mark.parametrize(("name", "dtype"), thin_out(CASES, [jnp.float32, jnp.bfloat16], step=2))
+@pytest.mark.parametrize(("name", "dtype"), thin_out(CASES, [jnp.float32, jnp.bfloat16], step=3))
 def test_the_kernel_and_its_gradients_are_the_definition(name, dtype, capfd):
     checks = pltpu.InterpretParams(
         detect_races=True, uninitialized_memory="nan", out_of_bounds_reads="raise"

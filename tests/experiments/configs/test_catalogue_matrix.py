@@ -41,7 +41,7 @@ def train_rows(workdir):
     return [row for row in rows(workdir) if row["split"] == "train"]
 
 
-@pytest.mark.parametrize("name", thin_out(NAMES, step=2))
+@pytest.mark.parametrize("name", thin_out(NAMES, step=4))
 def test_a_config_trains_on_digits_or_songs(name, tmp_path):
     config_file = importlib.import_module(f"experiments.configs.{name}")
     summary = train(small(config_file, "smoke", epochs=1), tmp_path)

@@ -1,4 +1,4 @@
-"""Detectors start from a classifier, from a static detector, and from torchvision's files."""
+"""Detectors and segmentation networks start from a classifier, detectors also from other detectors."""
 
 import jax
 import numpy as np
@@ -70,3 +70,16 @@ def test_torchvision_starts_a_detector(tmp_path, masks, name):
         start(path, num_classes=21, **changes | {"detector.norm": "group"})
     with pytest.raises(UserError, match=r"Such weights fit --config\.detector\.name=mask_rcnn"):
         start(path, num_classes=21, **changes | {"detector.size": "small"})
+
+
+@pytest.mark.parametrize("head", ["fcn", "deeplabv3plus"])
+def test_a_classifier_starts_a_segmentation_network(tmp_path, head):
+    _, theirs = write_finished(tmp_path / "run", config_with("folder,smoke"), "abcd", PICTURE.shape)
+    config = config_with("mask_folder,smoke", **{"head.name": head})
+    _, state, words = start_from(tmp_path / "run", config, 3, PICTURE, scale=0.0)
+    for ours, others in ((state.params, "params"), (state.batch_stats, "batch_stats")):
+        backbone = {name: theirs[others][name] for name in ours["backbone"]}
+        jax.tree.map(np.testing.assert_array_equal, dict(ours["backbone"]), backbone)
+    new = [tree for name, tree in state.params.items() if name != "backbone"]
+    assert new and not any(leaf.any() for leaf in jax.tree.leaves(new))
+    assert "parameters taken over" in words
