@@ -51,7 +51,7 @@ def test_odd_layers_train_on_batches_of_any_size(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "case"), thin_out([name for name in PLAIN if name != "nn.Conv"], ODD_CASES, step=3)
+    ("name", "case"), thin_out([name for name in PLAIN if name != "nn.Conv"], ODD_CASES, step=2)
 )
 def test_odd_convolutions(name, case):
     """Shapes are those of `nn.Conv`; outputs and gradients are finite, where nothing is averaged, too."""

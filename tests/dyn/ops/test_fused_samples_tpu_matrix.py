@@ -27,7 +27,10 @@ def make_checks():
     )
 
 
-@pytest.mark.parametrize(("name", "dtype"), thin_out(CASES, [jnp.float32, jnp.bfloat16], step=4))
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    thin_out(CASES, [jnp.float32, jnp.bfloat16], step=4, slow=["pixels 2d two blocks of samples"]),
+)
 def test_the_convolution_and_its_gradients_are_those_of_each_sample(name, dtype, capfd):
     assert_convolution_agrees(name, dtype, make_checks())
     assert "RACE DETECTED" not in capfd.readouterr().out

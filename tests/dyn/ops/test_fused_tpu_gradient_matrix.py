@@ -18,7 +18,10 @@ from dyn.ops.fused_tpu_gradient import compute_kernel_gradients
 pytestmark = pytest.mark.matrix
 
 
-@pytest.mark.parametrize(("name", "dtype"), thin_out(CASES, [jnp.float32, jnp.bfloat16], step=2))
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    thin_out(CASES, [jnp.float32, jnp.bfloat16], step=2, slow=["blocks of weighted features"]),
+)
 def test_every_case_is_the_loop_without_races(name, dtype, capfd):
     """Reads beyond a buffer are errors; what was never written is NaN."""
     case = CASES[name]

@@ -18,6 +18,7 @@ from experiments.train.loop import train
 FOLDER = Path(experiments.configs.__file__).parent
 # The small networks for series are trained by the tests of studies.
 NAMES = [name for name in list_configs(FOLDER) if not name.startswith("net")]
+SLOW = ("dymn", "efficientnet_condconv", "mobilenet_dcd")
 pytestmark = [pytest.mark.matrix, pytest.mark.usefixtures("compiled_once")]
 # Two epochs of two steps.
 FOUR_STEPS = {"data.limit": 16, "temperature.epochs": 2}
@@ -41,7 +42,7 @@ def train_rows(workdir):
     return [row for row in rows(workdir) if row["split"] == "train"]
 
 
-@pytest.mark.parametrize("name", thin_out(NAMES, step=4))
+@pytest.mark.parametrize("name", thin_out(NAMES, step=1, slow=SLOW))
 def test_a_config_trains_on_digits_or_songs(name, tmp_path):
     config_file = importlib.import_module(f"experiments.configs.{name}")
     summary = train(small(config_file, "smoke", epochs=1), tmp_path)

@@ -11,7 +11,7 @@ import pytest
 pytestmark = pytest.mark.matrix
 
 HERE = Path(__file__).parent
-FOLDERS = (HERE.parents[2], HERE, HERE.parent)
+FOLDERS = (HERE.parents[2], HERE, HERE.parent, HERE.parents[1] / "dyn")
 
 
 @pytest.mark.parametrize(
