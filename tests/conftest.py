@@ -44,16 +44,17 @@ flags.FLAGS.mark_as_parsed()
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks the examples of docstrings as matrix, all but the first one that people copy.
 
-    `DYN_MATRIX_PART=2/3` keeps those tests of the matrix whose names have a checksum of 2 modulo 3.
+    `DYN_TEST_PART=2/3` keeps those tests of the marks matrix and tpu whose names have a checksum of 2
+    modulo 3.
     """
     for item in items:
         if isinstance(item, pytest.DoctestItem) and item.path.stem != "od_conv":
             item.add_marker("matrix")
-    remainder, parts = map(int, os.environ.get("DYN_MATRIX_PART", "0/1").split("/"))
+    remainder, parts = map(int, os.environ.get("DYN_TEST_PART", "0/1").split("/"))
     others = [
         item
         for item in items
-        if item.get_closest_marker("matrix")
+        if (item.get_closest_marker("matrix") or item.get_closest_marker("tpu"))
         and zlib.crc32(item.nodeid.encode()) % parts != remainder
     ]
     if others:
