@@ -3,12 +3,13 @@
 import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -131,8 +132,12 @@ def prepare_spectrograms(
     # A recording that is listed twice is computed once: two threads would write the same file.
     work = dict(zip(files, zip(paths, all_starts, strict=True), strict=True))
     metadata, damaged = _read_all(work)
-    missing = {file: work[file] for file in work if file not in metadata}
-    metadata |= _compute_all(missing, audio, quiet)
+    missing = {
+        file: functools.partial(_write_recording, *work[file], audio, file)
+        for file in work
+        if file not in metadata
+    }
+    metadata |= compute_all(missing, quiet)
     usable, skipped = [], []
     for path, name, file in zip(paths, names, files, strict=True):
         if reason := metadata[file]["reason"]:
@@ -202,15 +207,13 @@ def _make_spectrograms(
     )
 
 
-def _compute_all(
-    work: dict[Path, tuple[Path, list[float] | None]], audio: ConfigDict, quiet: bool
-) -> dict[Path, dict]:
-    """Computes the spectrograms of recordings with a few threads, and returns their metadata."""
+def compute_all(work: Mapping[Path, Callable[[], dict]], quiet: bool) -> dict[Path, dict]:
+    """Calls what makes each entry of a cache in a few threads, and returns the metadata of all."""
     if not work:
         return {}
     pool = concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
     try:
-        futures = {file: pool.submit(_write_recording, *work[file], audio, file) for file in work}
+        futures = {file: pool.submit(make) for file, make in work.items()}
         with Progress(len(futures), quiet=quiet, unit="file") as progress:
             for done, future in enumerate(concurrent.futures.as_completed(futures.values()), 1):
                 future.result()
@@ -222,19 +225,36 @@ def _compute_all(
 
 def _write_recording(path: Path, starts: list[float] | None, audio: ConfigDict, file: Path) -> dict:
     """Writes the spectrograms of a recording, or why there are none, and returns the metadata."""
+    made = file.with_suffix(".npy")
+    write = functools.partial(_write_spectrograms, path, starts, audio, made)
+    return write_entry(path, file, made, write)
+
+
+def write_entry(path: Path, file: Path, made: Path, write: Callable[[], dict]) -> dict[str, Any]:
+    """Makes something of a recording, and writes its metadata, or why nothing can be made of it.
+
+    Args:
+        path: the recording.
+        file: for the metadata.
+        made: the file that `write` writes.
+        write: returns metadata of its own, or raises Unreadable.
+
+    Returns:
+        The metadata.
+    """
     try:
         metadata = {"path": str(path), "reason": "", **facts.describe_recording(path)}
     except OSError as error:
         return {"reason": f"cannot be opened: {error.strerror or error}"}
-    spectrograms_file = file.with_suffix(".npy")
     try:
-        metadata |= _write_spectrograms(path, starts, audio, spectrograms_file)
+        metadata |= write()
     except Unreadable as error:
-        metadata["reason"], spectrograms_file = str(error), None
+        metadata["reason"] = str(error)
         if isinstance(error.__cause__, OSError):  # May be temporary, without a change of the file.
             return metadata
-    # After the spectrograms, so that they are complete if the metadata exists.
-    return facts.write_facts(file, metadata, spectrograms_file)
+        return facts.write_facts(file, metadata, None)
+    # After what was made, so that it is complete if the metadata exists.
+    return facts.write_facts(file, metadata, made)
 
 
 def _write_spectrograms(
@@ -354,7 +374,7 @@ def _describe(usable: list[Spectrograms], audio: ConfigDict) -> list[str]:
             f"{_count_recordings(low)} fewer than {audio.sample_rate:,} samples per second (down to "
             f"{min(record.rate for record in low):,}): the upper bands of their spectrograms are empty"
         )
-        # Where others have more, theirs would be lost.
+        # Not if some recordings have a higher rate: their upper bands would be lost.
         rate = max(record.rate for record in usable)
         advice = (
             f"; --config.audio.sample_rate={rate} would fill them"

@@ -1,4 +1,4 @@
-"""Facts of a recording in the cache of spectrograms, in a JSON file beside them.
+"""Facts of a recording in the cache of spectrograms or samples, in a JSON file beside them.
 
 They are believed only if the checksums of the facts, of the spectrograms and, where the system says that the
 file has been touched, of the recording agree.

@@ -53,7 +53,7 @@ def join_windows(
     """Joins the frames of a recording's windows; where windows overlap, scores are averaged.
 
     All stretches have frames on one grid, which begins with the recording. A window's scores are interpolated
-    between the middles of its own frames.
+    between the middles of its frames.
 
     Args:
         places: n windows in the order of time.

@@ -1,9 +1,9 @@
 """Samples of recordings at one rate, decoded once: a file per recording, of which excerpts are read."""
 
-import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,11 @@ from ml_collections import ConfigDict
 from experiments.audio import cache, facts, recordings
 from experiments.audio.facts import Damaged
 from experiments.audio.recordings import Unreadable
-from experiments.core.console import Progress
 from experiments.core.errors import UserError
 from experiments.core.files import replace_file
 
 _FORMAT = 1  # Increase it when the same settings give other samples than before.
 _LIBRARIES = ("numpy", "soundfile", "soxr")
-_THREADS = 4
 _DTYPE = np.dtype("<f4")
 
 
@@ -92,16 +90,8 @@ def prepare_samples(
     files = [cache.get_metadata_file(Path(path), None, Path(folder) / key) for path in paths]
     # A recording that is listed twice is decoded once: two threads would write the same file.
     work = dict(zip(files, map(Path, paths), strict=True))
-    pool = concurrent.futures.ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1))
-    try:
-        futures = {file: pool.submit(_find_or_write, work[file], audio, file) for file in work}
-        with Progress(len(futures), quiet=quiet, unit="file") as progress:
-            for done, future in enumerate(concurrent.futures.as_completed(futures.values()), 1):
-                future.result()
-                progress.update(done)
-        metadata = {file: future.result() for file, future in futures.items()}
-    finally:
-        pool.shutdown(cancel_futures=True)
+    find = {file: partial(_find_or_write, path, audio, file) for file, path in work.items()}
+    metadata = cache.compute_all(find, quiet)
     found: list[Samples | None] = []
     skipped = []
     for name, file in zip(names, files, strict=True):
@@ -122,18 +112,8 @@ def _find_or_write(path: Path, audio: ConfigDict, file: Path) -> dict[str, Any]:
             return known
     except Damaged:
         pass  # It is decoded again.
-    try:
-        metadata = {"path": str(path), "reason": "", **facts.describe_recording(path)}
-    except OSError as error:
-        return {"reason": f"cannot be opened: {error.strerror or error}"}
-    try:
-        metadata |= _write_samples(path, audio, samples_file)
-    except Unreadable as error:
-        metadata["reason"], samples_file = str(error), None
-        if isinstance(error.__cause__, OSError):  # May be temporary, without a change of the file.
-            return metadata
-    # After the samples, so that they are complete if the metadata exists.
-    return facts.write_facts(file, metadata, samples_file)
+    write = partial(_write_samples, path, audio, samples_file)
+    return cache.write_entry(path, file, samples_file, write)
 
 
 def _write_samples(path: Path, audio: ConfigDict, file: Path) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def compute_spectrogram(samples: np.ndarray, audio: ConfigDict) -> np.ndarray:
     """Returns the spectrogram of a window.
 
     Each point is `max(0, 255 (1 + dB / decibels))` with dB = 10 log10(power / maximum power). With `frontend`
-    'efficientat' it is a mel spectrogram as EfficientAT's networks see it, on a scale of its own: see
+    'efficientat' it is a mel spectrogram as EfficientAT's networks see it, on another scale: see
     `experiments.audio.efficientat`.
 
     Args:

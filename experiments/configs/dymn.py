@@ -4,7 +4,7 @@
         --config.init_from=dymn10_as.pt --config.temperature.start=1.0
 
 PATH holds recordings. `init_from` is EfficientAT's file of a network for AudioSet, which you have downloaded;
-its last layer is made anew for your classes. Such networks work at a temperature of 1. Without `init_from`
+its last layer is a new one for your classes. Such networks work at a temperature of 1. Without `init_from`
 and `temperature.start` the network learns from the start. `--config.model.width=25.6` is dymn04, 128 dymn20.
 For several labels at once add `--config.task=tagging --config.audio.labels=multi`.
 

@@ -190,7 +190,7 @@ class AnnotatedPictures:
 
 
 def _check_polygon(polygon: Any, height: int, width: int) -> None:
-    """Raises a ValueError if a polygon is none, or so large that it would fill the memory."""
+    """Raises a ValueError if this is not a polygon, or is so large that it would fill the memory."""
     if not _is_list_of_numbers(polygon):
         raise ValueError("a polygon of it is not a list of numbers")
     if len(polygon) < 6 or len(polygon) % 2:

@@ -318,7 +318,7 @@ def _group_annotations(
 
 
 def _get_id(entry: Any, name: str) -> int | str | None:
-    """Returns the id in a field of an entry of the file; None if there is none."""
+    """Returns the id in a field of an entry of the file; None without one."""
     value = entry.get(name) if isinstance(entry, dict) else None
     return value if isinstance(value, int | str) else None
 

@@ -17,6 +17,7 @@ from experiments.core.errors import UserError
 from experiments.data import mask_transforms, transforms
 from experiments.data.dataset import Example
 from experiments.data.instances import MAX_OBJECTS, VOID, select_objects
+from experiments.data.mask_transforms import fit_long_side
 
 SCALES = {"scale_jitter": (0.8, 1.25), "large_scale_jitter": (0.1, 2.0)}
 """Factors by which augmentations change the size of a picture that fits into the square."""
@@ -30,43 +31,25 @@ Region = tuple[float, float, float, float]
 """Top, left, bottom and right edge of a part of a picture, in its pixels."""
 
 
-def fit_long_side(height: int, width: int, size: int) -> tuple[int, int]:
-    """Returns height and width scaled so that the longer one is `size`.
-
-    Example:
-        >>> fit_long_side(375, 500, 256)
-        (192, 256)
-    """
-    scale = size / max(height, width)
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
 def resize_region(image: np.ndarray, region: Region, height: int, width: int) -> np.ndarray:
     """Returns a part of a picture or of a map, resized.
 
     Args:
         image: a picture, uint8 `[H, W, 3]`, resampled bilinearly and without aliasing; or a map, integers
-            `[H, W]`, of which the pixel that contains the centre of the new one is taken.
+            `[H, W]`; see `mask_transforms.take_nearest`.
         region: the part.
         height, width: of the result.
 
     Returns:
         `[height, width, 3]` or `[height, width]`, of the type of `image`.
     """
-    top, left, bottom, right = region
     if image.ndim == 3:
+        top, left, bottom, right = region
         resampled = Image.fromarray(image).resize(
             (width, height), Image.Resampling.BILINEAR, (left, top, right, bottom)
         )
         return np.asarray(resampled)
-    rows, columns = (
-        np.minimum((low + (np.arange(new) + 0.5) * ((high - low) / new)).astype(int), old - 1)
-        for low, high, new, old in (
-            (top, bottom, height, len(image)),
-            (left, right, width, image.shape[1]),
-        )
-    )
-    return image[rows[:, None], columns]
+    return mask_transforms.take_nearest(image, region, height, width)
 
 
 def draw_region(

@@ -347,15 +347,6 @@ def join_splits(
     notes: Sequence[str],
     skipped: Sequence[tuple[str, str]],
 ) -> Dataset:
-    """Returns the data set of the splits `parts`; those that are missing are set aside from train."""
-    pools = {split: part.make_pool() for split, part in parts.items()}
-    made, split_notes = splits.make_splits(name, config, seed, **pools)
-    present = {split: part.present for split, part in parts.items()}
-    notes = [
-        *notes,
-        *(part.describe(split) for split, part in parts.items()),
-        *masks.list_absent_classes(present, classes, "object"),
-        *split_notes,
-    ]
-    shape = pictures.get_common_shape(set().union(*(part.sizes for part in parts.values())))
-    return Dataset(name, made, list(classes), shape, notes, skipped)
+    """Returns what `masks.join_splits` does, with notes on the number of objects."""
+    notes = [*notes, *(part.describe(split) for split, part in parts.items())]
+    return masks.join_splits(name, config, seed, parts, classes, notes, skipped, "object")

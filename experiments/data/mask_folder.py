@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
-from experiments.data import masks, paths, pictures, splits
+from experiments.data import masks, paths, splits
 from experiments.data.dataset import Dataset
 
 IMAGES = ("images", "imgs", "pictures", "jpegimages")
@@ -35,11 +35,7 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     `inputs`, uint8 `[H, W, 3]`, and `label`, uint8 `[H, W]`.
     """
     root, checked, classes, notes, skipped = check_folder(config)
-    pools = {split: part.make_pool() for split, part in checked.items()}
-    parts, split_notes = splits.make_splits(root.name, config, seed, **pools)
-    shape = pictures.get_common_shape(set().union(*(part.sizes for part in checked.values())))
-    notes += masks.describe_absent_classes(checked, classes)
-    return Dataset(root.name, parts, classes, shape, notes + split_notes, skipped)
+    return masks.join_splits(root.name, config, seed, checked, classes, notes, skipped)
 
 
 def check_folder(

@@ -199,23 +199,52 @@ def make_transform(
     return AugmentPair(augment, prepare) if train else prepare
 
 
+def fit_long_side(height: int, width: int, size: int) -> tuple[int, int]:
+    """Returns height and width scaled so that the longer one is `size`.
+
+    Example:
+        >>> fit_long_side(375, 500, 256)
+        (192, 256)
+    """
+    longest = max(height, width)
+    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+
+
+def take_nearest(
+    image: np.ndarray, region: tuple[float, float, float, float], height: int, width: int
+) -> np.ndarray:
+    """Returns a part of a map `[H, W]`, resized: the pixels that contain the centres of the new ones.
+
+    Args:
+        image: the map.
+        region: top, left, bottom and right edge of the part, in pixels.
+        height, width: of the result.
+    """
+    top, left, bottom, right = region
+    rows, columns = (
+        np.minimum((low + (np.arange(new) + 0.5) * ((high - low) / new)).astype(int), old - 1)
+        for low, high, new, old in (
+            (top, bottom, height, image.shape[0]),
+            (left, right, width, image.shape[1]),
+        )
+    )
+    return image[rows[:, None], columns]
+
+
 def _fit_into(height: int, width: int, size: int) -> tuple[int, int]:
     """Returns the height and width after scaling down to a square of `size`."""
-    longest = max(height, width)
-    if not size or longest <= size:
+    if not size or max(height, width) <= size:
         return height, width
-    return max(1, round(height * size / longest)), max(1, round(width * size / longest))
+    return fit_long_side(height, width, size)
 
 
 def _resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     if image.ndim == 3:
         return transforms.resize(image, height, width)
-    # The nearest pixel as in Pillow: the one whose area contains the centre of the new pixel.
-    row, column = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(int)
-        for old, new in zip(image.shape, (height, width), strict=True)
-    )
-    return image if image.shape == (height, width) else image[row[:, None], column]
+    if image.shape == (height, width):
+        return image
+    # The nearest pixel as in Pillow.
+    return take_nearest(image, (0.0, 0.0, *image.shape), height, width)
 
 
 def _warp(

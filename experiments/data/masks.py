@@ -3,13 +3,15 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from experiments.core import digests
 from experiments.core.errors import UserError
 from experiments.data import pictures, splits
-from experiments.data.dataset import Example
+from experiments.data.dataset import Dataset, Example
 
 IGNORE = 255
 """Index of pixels that are ignored: borders of objects, and the area outside a picture."""
@@ -242,21 +244,51 @@ def compute_strata(present: np.ndarray) -> np.ndarray:
     return np.where(sizes[labels] < _SMALLEST_STRATUM, present.shape[1], labels).astype(np.int32)
 
 
+class Checked(Protocol):
+    """The usable pictures of a split: `CheckedPairs`, or `instances.CheckedObjects`."""
+
+    sizes: set[tuple[int, int]]
+    present: np.ndarray
+
+    def make_pool(self) -> splits.Pool:
+        """Returns the pictures to split."""
+
+
+def join_splits(
+    name: str,
+    config: ConfigDict,
+    seed: int,
+    parts: Mapping[str, Checked],
+    classes: Sequence[str],
+    notes: Sequence[str],
+    skipped: Sequence[tuple[str, str]],
+    unit: str = "pixel",
+) -> Dataset:
+    """Returns the data set of the splits `parts`; those that are missing are set aside from train.
+
+    Args:
+        name: of the data set.
+        config, seed: as for `splits.make_splits`.
+        parts: the usable pictures of each split that there is.
+        classes: name of each class.
+        notes: sentences that come first.
+        skipped: `(file, reason)` for each unusable file.
+        unit: what a picture has of a class.
+    """
+    pools = {split: part.make_pool() for split, part in parts.items()}
+    made, split_notes = splits.make_splits(name, config, seed, **pools)
+    shape = pictures.get_common_shape(set().union(*(part.sizes for part in parts.values())))
+    notes = [*notes, *describe_absent_classes(parts, classes, unit), *split_notes]
+    return Dataset(name, made, list(classes), shape, notes, skipped)
+
+
 def describe_absent_classes(
-    checked: Mapping[str, CheckedPairs], classes: Sequence[str]
+    checked: Mapping[str, Checked], classes: Sequence[str], unit: str = "pixel"
 ) -> list[str]:
     """Returns a note for each split that lacks classes, whose scores cannot be measured there."""
-    present = {split: part.present for split, part in checked.items()}
-    return list_absent_classes(present, classes, "pixel")
-
-
-def list_absent_classes(
-    present: Mapping[str, np.ndarray], classes: Sequence[str], unit: str
-) -> list[str]:
-    """Returns a note for each split without any `unit` of some classes; `present` is bool `[N, C]`."""
     notes = []
-    for split, of_pictures in present.items():
-        occurs = of_pictures.any(axis=0)
+    for split, part in checked.items():
+        occurs = part.present.any(axis=0)
         absent = [name for index, name in enumerate(classes) if not occurs[index]]
         if absent:
             notes.append(f"{split} has no {unit} of {', '.join(absent)}.")

@@ -14,7 +14,7 @@ from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.core.files import replace_file, write_text
 from experiments.core.words import count_noun
-from experiments.data import archives, masks, paths, pictures, splits
+from experiments.data import archives, masks, paths
 from experiments.data.dataset import Dataset
 
 CLASSES = (
@@ -64,18 +64,9 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     """
     root = find_root(paths.get_source_path(config), paths.get_data_dir(config))
     checked, skipped = check_lists(root)
-    parts, notes = splits.make_splits(
-        "voc2012", config, seed, train=checked["train"].make_pool(), test=checked["val"].make_pool()
-    )
     by_split = {"train": checked["train"], "test": checked["val"]}
-    return Dataset(
-        "voc2012",
-        parts,
-        list(CLASSES),
-        pictures.get_common_shape(checked["train"].sizes | checked["val"].sizes),
-        describe_subset(checked) + masks.describe_absent_classes(by_split, CLASSES) + notes,
-        skipped,
-    )
+    notes = describe_subset(checked)
+    return masks.join_splits("voc2012", config, seed, by_split, CLASSES, notes, skipped)
 
 
 def check_lists(root: Path) -> tuple[dict[str, masks.CheckedPairs], list[tuple[str, str]]]:

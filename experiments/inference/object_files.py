@@ -13,7 +13,7 @@ from experiments.figures.objects import Drawn, make_overlay
 from experiments.inference.files import Item
 from experiments.inference.trained import Trained
 from experiments.tasks.instance_metrics import Annotation, describe_objects
-from experiments.tasks.objects import Objects
+from experiments.tasks.objects import Objects, keep_confident
 
 HEADER = ("file", "image_id", "label", "score", "x", "y", "width", "height")
 COCO_SUFFIX = ".coco.json"
@@ -99,9 +99,8 @@ def make_result(one: Annotation, image_id: int) -> dict[str, Any]:
 
 def draw_objects(trained: Trained, folder: Path, item: Item, objects: Objects) -> None:
     """Writes a picture with its objects, as a PNG in `folder`."""
-    shown = int((objects.scores > trained.config.detector.threshold).sum())
-    masks = None if objects.masks is None else objects.masks[:shown]
-    drawn = Drawn(objects.boxes[:shown], objects.labels[:shown], objects.scores[:shown], masks)
+    shown = keep_confident(objects, trained.config.detector.threshold)
+    drawn = Drawn(shown.boxes, shown.labels, shown.scores, shown.masks)
     # Keeps the suffix: a.jpg and a.png may lie side by side.
     path = folder / f"{item.file.name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -366,7 +367,7 @@ def _evaluate(
         inspected["test"],
         inspected["validation"],
     )
-    convert = expit if several else softmax_rows
+    convert = expit if several else partial(softmax, axis=-1)
     probabilities, scores = (convert(inspected[name]["logits"]) for name in ("test", "validation"))
     transform = probe.task.make_transform(train=False)
     if several:
@@ -377,8 +378,3 @@ def _evaluate(
         draw_classifier(results, probabilities, transform)
     write_sound_evaluation(results, probabilities, scores, probe.config.audio.precision)
     return metrics
-
-
-def softmax_rows(logits: np.ndarray) -> np.ndarray:
-    """Returns the probabilities of the classes, `[N, C]`."""
-    return softmax(logits, axis=-1)

@@ -328,7 +328,7 @@ class Trained:
 
         def keep_head_inputs(call: Any, args: tuple, kwargs: dict, context: Any) -> Any:
             is_head = context.module.name == "head" and context.method_name == "__call__"
-            # That of a detector takes several arrays.
+            # A detector's head takes a list of arrays, which are no features.
             if is_head and isinstance(args[0], jax.Array):
                 features.append(args[0])
             return call(*args, **kwargs)

@@ -8,7 +8,7 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from experiments.audio.frames import Event, Stretch, find_events
-from experiments.tasks.metrics import compute_precision_recall_f1
+from experiments.tasks.metrics import compute_precision_recall_f1, name_values
 
 ONSET_COLLAR = 0.2  # seconds
 OFFSET_SHARE = 0.2  # of the true event's length, where that is more
@@ -90,11 +90,7 @@ def compute_event_scores(counts: np.ndarray, classes: Sequence[str]) -> dict[str
         f"event_{name}": float(values[present].mean()) if present.any() else 0.0
         for name, values in measured.items()
     }
-    of_classes = {
-        name: float(value) if there else None
-        for name, value, there in zip(classes, measured["f1"], present, strict=True)
-    }
-    return {**means, "f1": of_classes}
+    return {**means, "f1": name_values(classes, measured["f1"])}
 
 
 def compute_psds(

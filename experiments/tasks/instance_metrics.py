@@ -259,12 +259,6 @@ def average_known(values: Iterable[float]) -> float:
     return float(known.mean()) if known.size else float("nan")
 
 
-def name_values(classes: Sequence[str], values: np.ndarray) -> dict[str, float | None]:
-    """Returns the value of each class by its name; None for NaN."""
-    pairs = zip(classes, np.asarray(values, np.float64), strict=True)
-    return {name: None if np.isnan(value) else float(value) for name, value in pairs}
-
-
 def list_class_rows(
     metrics: Mapping[str, Any], columns: Sequence[str], objects: Mapping[str, int]
 ) -> list[list[Any]]:

@@ -31,9 +31,15 @@ from experiments.tasks.instance_metrics import (
     describe_objects,
     list_class_rows,
     measure_overlaps,
-    name_values,
 )
-from experiments.tasks.objects import Objects, list_true_objects, paint_objects, restore_objects
+from experiments.tasks.metrics import name_values
+from experiments.tasks.objects import (
+    Objects,
+    keep_confident,
+    list_true_objects,
+    paint_objects,
+    restore_objects,
+)
 from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Transform, Variables
 
@@ -284,12 +290,6 @@ def restore_row(batch: Mapping[str, Any], row: int) -> Objects:
         None if masks is None else masks[row],
         batch["geometry"][row],
     )
-
-
-def keep_confident(objects: Objects, threshold: float) -> Objects:
-    """Returns the objects with a score above a threshold; they are the first."""
-    number = int(np.sum(objects.scores > threshold))
-    return Objects(*(None if field is None else field[:number] for field in objects))
 
 
 def _draw(objects: Objects, scores: np.ndarray | None = None) -> Drawn:

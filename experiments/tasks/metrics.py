@@ -1,6 +1,6 @@
 """Metrics of a classification: sums that are taken on the device, and what follows from them."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -97,3 +97,9 @@ def compute_precision_recall_f1(
         name: np.where(actual > 0, hits / np.where(whole > 0, whole, 1), np.nan)
         for name, whole in wholes.items()
     }
+
+
+def name_values(classes: Sequence[str], values: np.ndarray) -> dict[str, float | None]:
+    """Returns the value of each class by its name; None for NaN."""
+    pairs = zip(classes, np.asarray(values, np.float64), strict=True)
+    return {name: None if np.isnan(value) else float(value) for name, value in pairs}

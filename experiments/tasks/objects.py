@@ -7,8 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments.data.masks import IGNORE
-
 MASK_THRESHOLD = 0.5  # the probability from which a pixel belongs to a mask
 
 
@@ -39,6 +37,12 @@ def list_true_objects(ids: np.ndarray, classes: np.ndarray) -> Objects:
     masks = np.stack([ids == k for k in numbers]) if numbers else np.zeros((0, *ids.shape), bool)
     labels = np.array([classes[k - 1] for k in numbers], np.int32)
     return Objects(find_boxes(masks), labels, np.ones(len(numbers), np.float32), masks)
+
+
+def keep_confident(objects: Objects, threshold: float) -> Objects:
+    """Returns the objects with a score above a threshold; they are the first."""
+    number = int(np.sum(objects.scores > threshold))
+    return Objects(*(None if field is None else field[:number] for field in objects))
 
 
 def find_boxes(masks: np.ndarray) -> np.ndarray:
@@ -125,15 +129,3 @@ def fill_box(box: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     y, x = (np.arange(length) + 0.5 for length in size)
     rows, columns = (y >= box[1]) & (y < box[3]), (x >= box[0]) & (x < box[2])
     return rows[:, None] & columns
-
-
-def paint_truth(ids: np.ndarray, classes: np.ndarray) -> np.ndarray:
-    """Returns the true class of each pixel, uint8 `[H, W]`; pixels of no object that is known stay 255.
-
-    The arguments are those of `list_true_objects`.
-    """
-    classes = np.asarray(classes)
-    table = np.full(256, IGNORE, np.uint8)
-    table[0] = 0
-    table[1 : len(classes) + 1] = np.where(classes > 0, classes, IGNORE)
-    return table[ids]

@@ -22,6 +22,7 @@ from experiments.tasks.backbone import (
     describe_backbone,
     describe_layer,
 )
+from experiments.tasks.metrics import name_values
 from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Transform, Variables
 
@@ -103,10 +104,7 @@ class Segmentation(Task):
                     matrix += count_pixels(source[index]["label"], restored, len(classes))
                     index += 1
         scores = compute_scores(matrix)
-        iou = {
-            name: None if np.isnan(value) else float(value)
-            for name, value in zip(classes, scores["iou"], strict=True)
-        }
+        iou = name_values(classes, scores["iou"])
         return {"loss": total / max(count, 1.0), **scores, "iou": iou}
 
     def inspect_batch(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Any]:

@@ -160,7 +160,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "focal": Setting(
             0.0, "[0, 10]", meaning="exponent of the focal loss; 0 for the cross-entropy"
         ),
-        # What is mixed into the samples of training windows.
+        # Sounds that are mixed into the samples of training windows.
         "noise_folder": Setting("", meaning="recordings of noise to mix in; '' for none"),
         "noise_share": Setting(0.5, "[0, 1]", meaning="of the windows get noise"),
         "noise_snr": Setting(

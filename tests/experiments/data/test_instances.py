@@ -5,7 +5,6 @@ import pytest
 from picture_files import encode, encode_voc_mask, make_voc_files, write_files, write_voc_tar
 from PIL import Image
 
-from experiments import data
 from experiments.core.errors import UserError
 from experiments.data import instances
 
@@ -128,11 +127,8 @@ def voc_files():
 
 
 @pytest.fixture
-def load(make_config):
-    def load(source, name="voc2012_instances"):
-        return data.load(make_config(name=name, source=source), 0)
-
-    return load
+def load(load_voc):
+    return lambda source, name="voc2012_instances": load_voc(source, name)
 
 
 def write_source(kind, tmp_path, files):
