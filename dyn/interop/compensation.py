@@ -25,9 +25,9 @@ _EPSILON = 1e-5  # of the norms in `dyn.models`
 def open_gates(started: Flat, trained: Mapping[Path, Any]) -> Flat:
     """Sets the gates at the ends of blocks to one half, and makes up for it in the norms before them.
 
-    A gate follows the last norm of its block, `norm2` or `norm3`, whose scale and bias become twice as large
-    for each gate: `SqueezeExcite` and `EfficientChannelAttention` have one, `CBAM` has two, and
-    `CoordinateAttention` one for each spatial axis. A gate with a large bias instead would be near one too,
+    A gate follows the last norm of its block, `norm2`, `norm3` or `project_norm`, whose scale and bias become
+    twice as large for each gate: `SqueezeExcite` and `EfficientChannelAttention` have one, `CBAM` has two,
+    and `CoordinateAttention` one for each spatial axis. A gate with a large bias instead would be near one too,
     but saturated, and learn nothing. Gates without such a norm stay as they are, and so do those that the
     trained network has.
     """
@@ -36,11 +36,13 @@ def open_gates(started: Flat, trained: Mapping[Path, Any]) -> Flat:
         norms = [
             other[:-1]
             for other in started
-            if other[:-2] == block and re.fullmatch(r"norm\d+", other[-2])
+            if other[:-2] == block and re.fullmatch(r"norm\d+|project_norm", other[-2])
         ]
         if not norms or zeros[0] in trained:
             continue
-        last_norm = max(norms, key=lambda norm: int(norm[-1].removeprefix("norm")))
+        last_norm = max(norms, key=lambda norm: (len(norm[-1]), norm))
+        if last_norm[-1] == "project_norm" and "squeeze_excite" in zeros[0]:
+            continue  # that of an inverted residual block is before its last convolution
         changed |= {path: jnp.zeros_like(started[path]) for path in zeros if path in started}
         for leaf in ("scale", "bias"):
             changed[*last_norm, leaf] = factor * started[*last_norm, leaf]

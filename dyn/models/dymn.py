@@ -82,21 +82,24 @@ class DyMN(MobileNetV3):
         """Returns a block, from its sizes and the other fields of `InvertedResidual`.
 
         Raises:
-            ValueError: for an unknown name of the dynamic blocks.
+            ValueError: for an unknown name of the dynamic blocks, and for the fields `attention` and `context`.
         """
+        if self.attention is not None or self.context != "input":
+            raise ValueError(
+                "DyMN's blocks have gates and a context of their own: leave out attention and context."
+            )
         if self.dynamic_blocks not in ("all", "replace_se"):
             raise ValueError(
                 f"dynamic_blocks={self.dynamic_blocks!r} is unknown: write 'all' or 'replace_se'."
             )
-        is_dynamic = fields.pop("is_dynamic")
-        if is_dynamic and (self.dynamic_blocks == "all" or shape.squeezed):
+        if fields["takes_context"][0] and (self.dynamic_blocks == "all" or shape.squeezed):
             least, most = (round_features(n * self.width) for n in (32, 128))
             size = min(max(round_features(shape.expanded // 4), least), most)
-            return DynamicBlock(shape, size, **fields)
+            names = ("conv", "depthwise", "norm", "padding", "drop", "name")
+            return DynamicBlock(shape, size, **{name: fields[name] for name in names})
         static = partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out)
-        return InvertedResidual(
-            shape, **fields | {"conv": static, "depthwise": static}, gate=nn.hard_sigmoid
-        )
+        fields |= {"conv": static, "depthwise": static, "takes_context": (False, False)}
+        return InvertedResidual(shape, **fields, gate=nn.hard_sigmoid)
 
 
 class DynamicBlock(nn.Module):
@@ -121,8 +124,8 @@ class DynamicBlock(nn.Module):
     drop: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps `[B, *spatial, C]` to `[B, *spatial / strides, features]`."""
+    def __call__(self, x: Array, state: Array | None = None) -> tuple[Array, Array | None]:
+        """Returns `[B, *spatial / strides, features]` of `x`, `[B, *spatial, C]`, and the state as it was."""
         shape, axes = self.shape, x.ndim - 2
         make_context = BlockContext(
             self.context_size, shape.expanded, shape.strides, self.norm, name="context"
@@ -154,7 +157,8 @@ class DynamicBlock(nn.Module):
         for gate in gates:
             y = y * gate.astype(y.dtype)
         y = conv1x1(shape.features, name="project")(y, context=context)
-        return add_shortcut(x, self.norm(name="project_norm")(y), shape.strides, self.drop)
+        y = self.norm(name="project_norm")(y)
+        return add_shortcut(x, y, shape.strides, self.drop), state
 
 
 class BlockContext(nn.Module):

@@ -116,7 +116,15 @@ class EfficientNet(InvertedResidualNet):
         )
 
     def make_block(self, shape: BlockShape, **fields: Any) -> nn.Module:
-        """Returns a block, from its sizes and the other fields of `InvertedResidual`."""
+        """Returns a block, from its sizes and the other fields of `InvertedResidual`.
+
+        Raises:
+            ValueError: for another context than a shared routing looks at.
+        """
+        if self.router is not None and self.context not in ("input", "block"):
+            raise ValueError(
+                f"context={self.context!r}: a router looks at the block's mean input; leave out one of them."
+            )
         return InvertedResidual(
             shape, **fields, router=self.router, squeeze_activation=self.activation
         )

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from dyn.layers.attention import global_average, he_normal_fan_out, round_to_multiple
+from dyn.layers.attention import he_normal_fan_out, round_to_multiple
 from dyn.layers.fields import CheckedModule
 from dyn.layers.squeeze_excite import SqueezeExcite
 from dyn.layers.static_conv import Conv
@@ -24,8 +24,8 @@ from dyn.models.backbone import (
     check_input,
     make_norms,
 )
+from dyn.models.contexts import ContextFn, compute_extra_inputs, make_context_fn
 from dyn.models.dropout import Dropout
-from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
 Activation = Callable[[Array], Array]
@@ -98,6 +98,9 @@ class InvertedResidualNet(CheckedModule):
     first_conv: ConvFactory | None = None
     max_blocks: int | None = None
     norm: Callable[..., nn.Module] | None = None
+    attention: Callable[..., nn.Module] | None = None
+    context: str = "input"
+    representation: int = 64
 
     def make_layout(self) -> Layout:
         """Returns the sizes of the network."""
@@ -157,6 +160,8 @@ class InvertedResidualNet(CheckedModule):
         )(x)
         x = layout.activation(norm(name="stem_norm")(x))
 
+        context_fn = make_context_fn(self.context, self.representation, axes)
+        state = None
         features = []
         count, number = sum(map(len, layout.stages)), 0
         for stage, blocks in enumerate(layout.stages, 1):
@@ -169,15 +174,19 @@ class InvertedResidualNet(CheckedModule):
                     depthwise=depthwise if stage in dynamic else static_depthwise,
                     norm=norm,
                     padding=layout.padding,
-                    is_dynamic=stage in dynamic,
+                    context_fn=context_fn,
+                    takes_context=(stage in dynamic, stage in dynamic and bool(self.depthwise)),
+                    attention=self.attention,
                     drop=layout.drop_connect * number / count if trains else 0.0,
                     name=f"stage{stage}_block{block}",
                 )
-                x = call_block(module, self.remat, x)
+                x, state = call_block(module, self.remat, x, state)
                 number += 1
             features.append(x)
-        last = conv if stages[-1] in dynamic else static
-        x = last(layout.last, (1,) * axes, padding=0, name="last_conv")(x)
+        last, extra_inputs = static, {}
+        if stages[-1] in dynamic:
+            last, (extra_inputs, _) = conv, context_fn("last_conv", x, x, state)
+        x = last(layout.last, (1,) * axes, padding=0, name="last_conv")(x, **extra_inputs)
         x = layout.activation(norm(name="last_norm")(x))
         if self.num_classes is None:
             return (*features, x)
@@ -193,7 +202,9 @@ class InvertedResidual(nn.Module):
         depthwise: makes the depthwise convolution.
         norm: makes a norm.
         padding: see `Layout`.
-        is_dynamic: whether `conv` and `depthwise` are the network's; they are static otherwise.
+        context_fn: computes the extra inputs of the convolutions, unless there is a `router`.
+        takes_context: whether the 1x1 convolutions and the depthwise one have them; static ones do not.
+        attention: makes a layer after the last norm; None for no such layer.
         drop: share of the samples whose residual branch is dropped.
         router: makes the module `routing`, from the mean of the block's input over space to logits, which
             dynamic convolutions share as their `router`; None for no such module.
@@ -206,35 +217,47 @@ class InvertedResidual(nn.Module):
     depthwise: ConvFactory
     norm: Callable[..., nn.Module]
     padding: str = "torch"
-    is_dynamic: bool = True
+    context_fn: ContextFn = compute_extra_inputs
+    takes_context: tuple[bool, bool] = (True, True)
+    attention: Callable[..., nn.Module] | None = None
     drop: float = 0.0
     router: Callable[..., nn.Module] | None = None
     gate: Activation = nn.sigmoid
     squeeze_activation: Activation = nn.relu
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """Maps `[B, *spatial, C]` to `[B, *spatial / strides, features]`."""
+    def __call__(self, x: Array, state: Array | None = None) -> tuple[Array, Array | None]:
+        """Returns `[B, *spatial / strides, features]` of `x`, `[B, *spatial, C]`, and the state after it."""
         shape, axes = self.shape, x.ndim - 2
-        shared: dict[str, Any] = {}
-        extra_inputs = {}
-        if self.router is not None and self.is_dynamic:
-            shared["router"] = self.router(name="routing")
-            extra_inputs["context"] = global_average(x, axes, float32_or_wider(x))
-        conv1x1 = partial(self.conv, kernel_size=(1,) * axes, padding=0, **shared)
+        context_fn, shared = self.context_fn, {}
+        if self.router is not None and any(self.takes_context):
+            context_fn = partial(compute_extra_inputs, context="block")
+            shared = {"router": self.router(name="routing")}
+        conv, depthwise = (
+            partial(make, **shared) if takes else make
+            for make, takes in zip((self.conv, self.depthwise), self.takes_context, strict=True)
+        )
+
+        def apply(make: ConvFactory, name: str, y: Array, state: Array | None):
+            extra_inputs = {}
+            if self.takes_context[name == "depthwise"]:
+                extra_inputs, state = context_fn(f"{self.name}_{name}", x, y, state)
+            return make(name=name)(y, **extra_inputs), state
+
+        conv1x1 = partial(conv, kernel_size=(1,) * axes, padding=0)
         y = x
         if shape.expanded != x.shape[-1]:
-            y = conv1x1(shape.expanded, name="expand")(y, **extra_inputs)
+            y, state = apply(partial(conv1x1, shape.expanded), "expand", y, state)
             y = shape.activation(self.norm(name="expand_norm")(y))
-        y = self.depthwise(
+        depthwise = partial(
+            depthwise,
             shape.expanded,
             (shape.kernel,) * axes,
             shape.strides,
             padding=find_padding(shape.kernel, self.padding),
             feature_group_count=shape.expanded,
-            name="depthwise",
-            **shared,
-        )(y, **extra_inputs)
+        )
+        y, state = apply(depthwise, "depthwise", y, state)
         y = shape.activation(self.norm(name="depthwise_norm")(y))
         if shape.squeezed:
             y = SqueezeExcite(
@@ -244,8 +267,11 @@ class InvertedResidual(nn.Module):
                 gate=self.gate,
                 name="squeeze_excite",
             )(y)
-        y = conv1x1(shape.features, name="project")(y, **extra_inputs)
-        return add_shortcut(x, self.norm(name="project_norm")(y), shape.strides, self.drop)
+        y, state = apply(partial(conv1x1, shape.features), "project", y, state)
+        y = self.norm(name="project_norm")(y)
+        if self.attention is not None:
+            y = self.attention(name="attention")(y)
+        return add_shortcut(x, y, shape.strides, self.drop), state
 
 
 def add_shortcut(x: Array, y: Array, strides: int, drop: float = 0.0) -> Array:

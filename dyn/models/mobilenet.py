@@ -60,6 +60,9 @@ class MobileNetV2(InvertedResidualNet):
         first_conv: makes the stem's convolution; None for a static one.
         max_blocks: most blocks of a stage, for small networks; None for all.
         norm: makes a norm in place of each batch norm; see `ResNet`.
+        attention: makes a layer that follows the last norm of every block; see `ResNet`.
+        context: what the attention of `conv` and `depthwise` looks at; see `ResNet`.
+        representation: size of a carried state.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -13,11 +13,9 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.tree_util import Partial
 
-from dyn.layers.attention import global_average, he_normal_fan_out
+from dyn.layers.attention import he_normal_fan_out
 from dyn.layers.fields import CheckedModule
-from dyn.layers.kernel_representation import KernelRepresentation, beside
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import (
     ConvFactory,
@@ -27,17 +25,11 @@ from dyn.models.backbone import (
     check_input,
     make_norms,
 )
+from dyn.models.contexts import ContextFn, compute_extra_inputs, make_context_fn
 from dyn.models.dropout import Dropout
-from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.max_pool import max_pool
 
 Array = jax.Array
-
-ContextFn = Callable[[str, Array, Array, Array | None], tuple[dict[str, Array], Array | None]]
-"""`context_fn(layer, block_input, x, state)`: what a convolution takes in addition to its input x.
-
-It returns the extra inputs, `{}` or `{"context": ...}`, and the carried state after the convolution.
-"""
 
 
 class ResNet(CheckedModule):
@@ -133,17 +125,9 @@ class ResNet(CheckedModule):
         x = self.apply_stem(x, norm, static)
         stride = 1 if self.stem == "small" else 4
 
-        representation = None
-        if self.context in ("carried", "carried_pixels"):
-            representation = KernelRepresentation(
-                self.representation, spatial_axes=axes, name="representation"
-            )
         conv = bind_fields(self.conv, **fields)
         shortcut = static if self.shortcut is None else bind_fields(self.shortcut, **fields)
-        # A `Partial` shows its modules to `call_block`.
-        context_fn = Partial(
-            compute_extra_inputs, context=self.context, representation=representation
-        )
+        context_fn = make_context_fn(self.context, self.representation, axes)
         state = None
         features = []
         dilation = 1
@@ -198,34 +182,6 @@ class ResNet(CheckedModule):
         else:
             x = conv(width, (7,) * self.spatial_axes, 2, padding=3, name="stem_conv")(x)
         return max_pool(nn.relu(norm(name="stem_norm")(x)), three, 2, padding=1)
-
-
-def compute_extra_inputs(
-    layer: str,
-    block_input: Array,
-    x: Array,
-    state: Array | None,
-    *,
-    context: str = "input",
-    representation: KernelRepresentation | None = None,
-) -> tuple[dict[str, Array], Array | None]:
-    """Computes the extra inputs of a convolution by `ResNet.context`; with those bound, a `ContextFn`."""
-    match context:
-        case "input":
-            return {}, None
-        case "block":
-            axes = block_input.ndim - 2
-            mean = global_average(block_input, axes, float32_or_wider(block_input))
-            return {"context": mean}, None
-        case "carried" if representation is not None:
-            state = representation(x, state, layer=layer)
-            return {"context": state}, state
-        case "carried_pixels" if representation is not None:
-            state = representation(x, state, layer=layer)
-            return {"context": beside(x, state)}, state
-    raise ValueError(
-        f"context={context!r} is unknown: write 'input', 'block', 'carried' or 'carried_pixels'."
-    )
 
 
 class ResidualBlock(nn.Module):

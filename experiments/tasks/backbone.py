@@ -71,6 +71,15 @@ def describe_backbone(config: ConfigDict) -> dict[str, Any]:
         return {"name": network, "width": config.model.width, **fields}
     if config.model.remat != "none":
         fields["remat"] = REMAT[config.model.remat]
+    if "attention" in config:
+        if config.model.context != "input" and config.conv.name == "conv":
+            raise UserError(
+                f"--config.model.context={config.model.context}: a static convolution looks at no "
+                "context; leave it at input, or choose another --config.conv.name."
+            )
+        if (attention := describe_layer(config, "attention", ATTENTIONS)) is not None:
+            fields["attention"] = attention
+        fields |= {name: config.model[name] for name in ("context", "representation")}
     if network in MOBILE_NETWORKS:
         if config.model.get("padding") == "same":
             fields |= TENSORFLOW
@@ -80,17 +89,9 @@ def describe_backbone(config: ConfigDict) -> dict[str, Any]:
         width = {"width": config.model.width / 64}
         name = PUBLISHED_NAMES.get(network, network)
         return {"name": name, **width, **fields, **_describe_mobile_convs(config, conv)}
-    if config.model.context != "input" and config.conv.name == "conv":
-        raise UserError(
-            f"--config.model.context={config.model.context}: a static convolution looks at no "
-            "context; leave it at input, or choose another --config.conv.name."
-        )
-    if (attention := describe_layer(config, "attention", ATTENTIONS)) is not None:
-        fields["attention"] = attention
     if config.model.shortcut == "conv":
         fields["shortcut"] = conv
-    settings = {name: config.model[name] for name in ("width", "context", "representation")}
-    return {**RESNETS[config.model.depth], **settings, **fields}
+    return {**RESNETS[config.model.depth], "width": config.model.width, **fields}
 
 
 def _describe_mobile_convs(config: ConfigDict, conv: dict[str, Any]) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from dyn.layers import Warehouses
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
+from experiments.data import tiny_imagenet
 from experiments.runs import weights
 from experiments.runs.checkpoints import read_best_step, restore_best_variables
 from experiments.tasks import make_task
@@ -83,6 +84,7 @@ class TrainedWeights:
     variables: Mapping[str, Any]  # `params` and `batch_stats` of a network
     origin: str  # the run and its step, or the file, for messages
     unused: Sequence[str] = ()  # arrays of the file that no network here has a place for
+    of_imagenet: bool = False  # whether the classifier has the 1000 classes of ImageNet
 
 
 def read_trained_weights(
@@ -111,8 +113,9 @@ def initialise_from(
     """Returns a new state with trained weights, and the sentence that says which were taken over.
 
     Parameters of the same network are taken over as they are, those of a static network by
-    `dyn.interop.warm_start`. The head stays as it is if the number of classes differs. Of `inputs`, those of
-    one example, only the shape matters. A UserError says why weights do not fit.
+    `dyn.interop.warm_start`. The head stays as it is if the number of classes differs, unless the classes are
+    known to be among those of the weights. Of `inputs`, those of one example, only the shape matters. A
+    UserError says why weights do not fit.
     """
     ours = _flatten({"params": state.params, "batch_stats": state.batch_stats})
     theirs = _take_common_parts(_flatten(trained.variables), ours)
@@ -124,6 +127,9 @@ def initialise_from(
     if not same and their_parts != {"backbone"}:
         head = _find_head(config, num_classes, inputs)
         their_head, our_head = (_select(tree, head) for tree in (theirs, ours))
+        if trained.of_imagenet and config.data.name == "tiny_imagenet":
+            their_head = _select_classes(their_head, our_head)
+            theirs |= their_head
         if _shapes(their_head) != _shapes({p: v for p, v in our_head.items() if p not in new}):
             other_classes, new = True, new | our_head
             theirs = {path: leaf for path, leaf in theirs.items() if path not in their_head}
@@ -144,6 +150,12 @@ def initialise_from(
         f"starts from {trained.origin}: {_describe_taken(theirs, ours, other_classes)}{unused}"
     )
     return state.replace(**variables, average=average), sentence
+
+
+def _select_classes(theirs: Flat, ours: Flat) -> Flat:
+    """Returns the classifier of ImageNet for the classes of Tiny ImageNet, if ours has all of these."""
+    selected = {path: leaf[..., tiny_imagenet.IMAGENET_INDICES] for path, leaf in theirs.items()}
+    return selected if _shapes(selected) == _shapes(ours) else theirs
 
 
 def _take_common_parts(theirs: Flat, ours: Flat) -> Flat:
@@ -302,7 +314,7 @@ def _read_torch_file(
         variables["params"].pop("head", None)
     if has_backbone:
         variables = {name: {"backbone": tree} for name, tree in variables.items()}
-    return TrainedWeights(variables, str(path), _list_unused(imported))
+    return TrainedWeights(variables, str(path), _list_unused(imported), classes == 1000)
 
 
 def _import_arrays(

@@ -17,6 +17,8 @@ from experiments.configs.shared.settings import (
 from experiments.core.errors import UserError
 
 KNOWN = {path for path, _ in list_paths(SECTIONS)}
+# Settings that are the method itself, and their values where there is none.
+METHODS = {"attention.name": "none", "model.context": "input"}
 # Defaults of convolutions that changed: what they were and what they are. New runs write these settings down;
 # a run that did not is an old one.
 _NORM = {"conv.attention_norm": ("batch", "layer")}
@@ -41,13 +43,20 @@ def complete_config(config: ConfigDict) -> ConfigDict:
     """Returns a config with exactly the settings of its task, data, network and convolution.
 
     A flag may have changed one of these. The settings that the experiment has since then get the defaults of
-    its data set, the settings that it no longer has go. Others are a UserError.
+    its data set, the settings that it no longer has go. Others are a UserError, and so is a method that would
+    go with its setting: what remains would be the static network.
     """
     kind = Kind.from_config(config)
     values = dict(list_paths(make_config(kind, DATASETS.get(kind.data, {}))))
     for path, value in list_paths(config):
         if path in values or _is_layer_field(path, values):
             values[path] = value
+        elif path in METHODS and value != METHODS[path]:
+            raise UserError(
+                f"The config {config.name} has {path}={value}, which the network {kind.network} has no place "
+                f"for in {kind.task}: choose another --config.model.network, or --config.{path}="
+                f"{METHODS[path]}."
+            )
         elif path not in KNOWN and path.partition(".")[0] not in LAYER_SECTIONS:
             raise UserError(
                 f"The config {config.name} has a setting '{path}', which does not exist."

@@ -208,7 +208,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "hidden": Setting(
             0, "[0, 1048576]", meaning="size of a layer before the classifier; 0 for none"
         ),
-        # The context of a ResNet's attention; see dyn.models.ResNet.
+        # The context of the convolutions' attention; see dyn.models.ResNet.
         "context": Setting("input", ("input", "block", "carried", "carried_pixels")),
         "representation": Setting(64, "[1, 65536]", meaning="size of a carried context"),
         "remat": Setting(
@@ -429,6 +429,8 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
     sound, series = kind.data == "audio", kind.data == "ucr"
     pixels, objects = kind.task == "segmentation", kind.task == "instance_segmentation"
     resnet, events = kind.network == "resnet", kind.task == "event_detection"
+    # The blocks of DyMN have a context and gates of their own.
+    takes_attention = resnet or kind.network in MOBILE_NETWORKS and kind.network != "dymn"
     series_network = kind.network in SERIES_NETWORKS and kind.task == "classification"
     labelled = kind.task in ("classification", "tagging", "segmentation")
     head_of_classes = labelled and not pixels and not series_network
@@ -470,14 +472,14 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         "model.stem": not series_network,
         "model.dropout": labelled,
         "model.hidden": head_of_classes,
-        "model.context": resnet,
-        "model.representation": resnet,
+        "model.context": takes_attention,
+        "model.representation": takes_attention,
         "model.shortcut": resnet,
         "model.remat": resnet or kind.network in MOBILE_NETWORKS,
         "model.padding": kind.network in EFFICIENTNETS,
         "model.output_stride": pixels,
         "series": series_network,
-        "attention": has_backbone and resnet,
+        "attention": has_backbone and takes_attention,
         "classifier": head_of_classes,
         "stages": head_of_classes,
         # the convolution

@@ -78,6 +78,28 @@ def test_experts_that_share_a_routing_start_as_the_static_network(monkeypatch):
     assert not candidate_kernels(variables["params"])["stage1_block1"]["project"]["kernel"]
 
 
+INVERTED = {
+    "attention after the blocks": {"attention": layers.SqueezeExcite},
+    "CBAM": {"attention": partial(layers.CBAM, reduction=0.5)},
+    "pixels": {
+        "conv": partial(layers.PixelDynamicConv, num_kernels=2),
+        "context": "carried_pixels",
+    },
+    "gates": {"conv": partial(layers.GatedConv, num_kernels=2), "context": "block"},
+}
+
+
+@pytest.mark.parametrize("name", INVERTED)
+def test_inverted_residual_blocks_start_as_static_ones(name, monkeypatch):
+    monkeypatch.setattr(efficientnet, "STAGES", ((1, 3, 16, 1, 1), (6, 3, 16, 2, 1)))
+    x = random_input(3, 9, 8, 2)
+    static = EfficientNet(3, width=0.25, stem="small")  # squeezes inside its blocks
+    trained = filled(static, x)
+    net = static.clone(**INVERTED[name])
+    variables = warm_start(initialised(net, x), trained, noise=0.3, key=KEY)
+    assert_same(jax.jit(net.apply)(variables, x), jax.jit(static.apply)(trained, x))
+
+
 STATIC = ResNet((1, 1), BasicBlock, num_classes=3, width=8, stem="small")
 X = random_input(3, 8, 8, 2)
 

@@ -137,7 +137,7 @@ def test_a_block_is_its_formulas_in_plain_loops():
     block, variables = make_block(5, 16, 16, 2, nn.relu, 3.0)
     want = block_by_numpy(variables, X, 2, 3.0)
     with jax.enable_x64(True):
-        got = jax.jit(block.apply)(*jax.tree.map(jnp.asarray, (variables, X)))
+        got, _ = jax.jit(block.apply)(*jax.tree.map(jnp.asarray, (variables, X)))
     np.testing.assert_allclose(got, want, rtol=1e-11, atol=1e-12)
 
 
@@ -148,7 +148,7 @@ def test_the_gradient_of_a_block_is_that_of_finite_differences():
 
         @jax.jit
         def compute(params, x):
-            return jnp.sum(jnp.sin(block.apply({**variables, "params": params}, x)))
+            return jnp.sum(jnp.sin(block.apply({**variables, "params": params}, x)[0]))
 
         check_grads(compute, (variables["params"], x), order=1, modes=["rev"], eps=1e-7, rtol=1e-6)
 

@@ -114,7 +114,7 @@ def test_a_block_of_experts_is_its_formulas_in_plain_loops():
     gates = sigmoid(z * sigmoid(z) @ squeezed["expand"]["kernel"] + squeezed["expand"]["bias"])
     y = norm(variables, "project_norm", conv(y * gates[:, None, None], "project"))
     with jax.enable_x64(True):
-        got = jax.jit(block(5, 6, 2, 4).apply)(*jax.tree.map(jnp.asarray, (variables, X)))
+        got, _ = jax.jit(block(5, 6, 2, 4).apply)(*jax.tree.map(jnp.asarray, (variables, X)))
     np.testing.assert_allclose(got, y, rtol=1e-11, atol=1e-12)
 
 
@@ -125,7 +125,7 @@ def test_the_gradient_of_a_block_is_that_of_finite_differences():
 
         @jax.jit
         def compute(params, x):
-            y = block(3, 8, 1, 4).apply({**variables, "params": params}, x)
+            y, _ = block(3, 8, 1, 4).apply({**variables, "params": params}, x)
             return jnp.sum(jnp.sin(y))
 
         check_grads(compute, (variables["params"], x), order=1, modes=["rev"], rtol=1e-6)

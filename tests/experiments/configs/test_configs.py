@@ -152,6 +152,18 @@ def test_a_flag_that_changes_the_network_or_the_layer_changes_the_settings():
     assert "attention" not in completed
 
 
+def test_a_network_without_a_place_for_the_method_is_an_error():
+    config = load("global_soft").get_config("digits")
+    config.model.network = "efficientnet_lite0"
+    assert complete_config(config).attention.name == "squeeze_excite"
+    config.model.network = "dymn"
+    with pytest.raises(UserError, match="attention.name=squeeze_excite, which the network dymn"):
+        complete_config(config)
+    config.attention.name, config.model.context = "none", "carried"
+    with pytest.raises(UserError, match=r"model\.context=carried"):
+        complete_config(config)
+
+
 # ---------------------------------------------------------------- saved configs
 
 

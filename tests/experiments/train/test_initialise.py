@@ -9,7 +9,7 @@ import pytest
 import safetensors.numpy
 from finished_runs import config_with
 from flax import traverse_util
-from new_states import LIKE_TORCH, ODCONV, new_state, start_from, weights_of
+from new_states import INPUTS, LIKE_TORCH, ODCONV, new_state, start_from, weights_of
 
 from dyn.interop import SOURCES
 from experiments.core.errors import UserError
@@ -160,3 +160,27 @@ def test_a_torch_file_starts_the_dynamic_twin_of_its_network(tmp_path):
 
 def test_every_source_of_weights_says_what_they_fit():
     assert initialise._FITTING.keys() == SOURCES.keys()
+
+
+def test_tiny_imagenet_takes_its_classes_of_imagenet():
+    config = config_with("tiny_imagenet", conv=ODCONV)
+    config.init_from = "weights.pth"
+    theirs = new_state(config_with("tiny_imagenet"), 1000, seed=7)
+    arrays = {"params": theirs.params, "batch_stats": theirs.batch_stats}
+    imagenet = initialise.TrainedWeights(arrays, "weights.pth", of_imagenet=True)
+    state, words = initialise.initialise_from(new_state(config, 200), imagenet, config, 200, INPUTS)
+    rows = [
+        1,
+        25,
+        30,
+    ]  # goldfish, the European fire salamander and the bullfrog are its first classes
+    kernel = theirs.params["head"]["kernel"]
+    np.testing.assert_array_equal(state.params["head"]["kernel"][:, :3], kernel[:, rows])
+    np.testing.assert_array_equal(
+        state.params["head"]["bias"][:3], theirs.params["head"]["bias"][rows]
+    )
+    assert "head/" not in words
+    # Fewer classes than all of Tiny ImageNet have a new classifier.
+    new = new_state(config, 5)
+    state, words = initialise.initialise_from(new, imagenet, config, 5, INPUTS)
+    assert all(same(state.params["head"], new.params["head"]).values()) and "head/kernel" in words
