@@ -27,9 +27,9 @@ def open_gates(started: Flat, trained: Mapping[Path, Any]) -> Flat:
 
     A gate follows the last norm of its block, `norm2`, `norm3` or `project_norm`, whose scale and bias become
     twice as large for each gate: `SqueezeExcite` and `EfficientChannelAttention` have one, `CBAM` has two,
-    and `CoordinateAttention` one for each spatial axis. A gate with a large bias instead would be near one too,
-    but saturated, and learn nothing. Gates without such a norm stay as they are, and so do those that the
-    trained network has.
+    and `CoordinateAttention` one for each spatial axis. A gate with a large bias instead would be near one
+    too, but saturated, and learn nothing. Gates without such a norm stay as they are, and so do those that
+    the trained network has.
     """
     changed: Flat = {}
     for block, zeros, factor in _find_gates(started):

@@ -82,7 +82,7 @@ class DyMN(MobileNetV3):
         """Returns a block, from its sizes and the other fields of `InvertedResidual`.
 
         Raises:
-            ValueError: for an unknown name of the dynamic blocks, and for the fields `attention` and `context`.
+            ValueError: for an unknown name of the dynamic blocks, and for `attention` and `context`.
         """
         if self.attention is not None or self.context != "input":
             raise ValueError(

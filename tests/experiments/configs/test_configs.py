@@ -157,7 +157,7 @@ def test_a_network_without_a_place_for_the_method_is_an_error():
     config.model.network = "efficientnet_lite0"
     assert complete_config(config).attention.name == "squeeze_excite"
     config.model.network = "dymn"
-    with pytest.raises(UserError, match="attention.name=squeeze_excite, which the network dymn"):
+    with pytest.raises(UserError, match=r"attention\.name=squeeze_excite, which the network dymn"):
         complete_config(config)
     config.attention.name, config.model.context = "none", "carried"
     with pytest.raises(UserError, match=r"model\.context=carried"):
