@@ -26,7 +26,7 @@ from dyn.layers.attention import (
 from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import apply_batch_norm
 from dyn.layers.squeeze_excite import flatten_features
-from dyn.ops import planner
+from dyn.ops import platforms
 from dyn.ops.dtypes import broadcast_weights
 from dyn.ops.dynamic_conv import expand_over_space
 from dyn.ops.sharding import automate_sharding, mesh_axes
@@ -198,7 +198,7 @@ class SpatialGate(nn.Module):
         types = {"dtype": self.dtype, "param_dtype": self.param_dtype}
         mean = jnp.mean(x, axis=-1, dtype=self.dtype)
         z = jnp.stack([reduce_max(x, -1).astype(self.dtype), mean], axis=-1)
-        is_for_rows = planner.find_platform() == "tpu" and self.kernel_size % 2 == 1
+        is_for_rows = platforms.find_platform() == "tpu" and self.kernel_size % 2 == 1
         # Its precision is the default: at each position, the highest would double the cost of the layer.
         z = nn.Conv(
             1,

@@ -27,7 +27,7 @@ from dyn.layers.band_modulation import BandModulation
 from dyn.layers.convolution import ConvLayer, resolve_kernel_size
 from dyn.layers.norms import LayerNorm
 from dyn.layers.od_conv import ODAttention
-from dyn.ops import planner
+from dyn.ops import planner, platforms
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
 from dyn.ops.fourier import invert_by_products
@@ -241,7 +241,7 @@ class FDConv(ConvLayer):
         shape = self.kernel_shape(x)
         num_kernels = self.count_groups(shape)
         in_chunks = self.lowering == "auto" and planner.why_no_loop() is None
-        for_onnx = planner.find_platform() == "onnx"
+        for_onnx = platforms.find_platform() == "onnx"
         if in_chunks or for_onnx or self.lowering == "samples":
             return self.convolve_weighted_spectra(
                 *(x, spectrum, weights, local_kernel),

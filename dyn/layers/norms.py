@@ -19,7 +19,7 @@ import numpy as np
 from flax.linen.dtypes import canonicalize_dtype
 from jax import lax
 
-from dyn.ops import planner
+from dyn.ops import platforms
 from dyn.ops.sharding import mesh_axes
 
 Array = jax.Array
@@ -172,7 +172,7 @@ def compute_moments(
 
     # Without spatial axes there is little to read, and different devices must not take different branches.
     spatial = len(reduction.axes) > 1 and reduction.axis_name is None
-    if not spatial or planner.find_platform() != "tpu":
+    if not spatial or platforms.find_platform() != "tpu":
         return measure(x)
     mean, var, distance = _measure_from(guess.astype(dtype), reduction, x.astype(dtype), mask)
     is_near = jnp.all(distance <= NEAR * var)

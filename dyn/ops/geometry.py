@@ -72,6 +72,30 @@ class Geometry:
         """Number of output positions, P."""
         return math.prod(self.out)
 
+    def transpose(self) -> "Geometry":
+        """Returns that of the gradient of the inputs: the outputs' convolved with the reversed kernel."""
+        padding = []
+        for n, m, reach, (before, _), stride, dilation in zip(
+            self.spatial,
+            self.out,
+            _reach(self.size, self.kernel_dilation),
+            self.padding,
+            self.strides,
+            self.input_dilation,
+            strict=True,
+        ):
+            first = reach - 1 - before  # negative where the padding is wider than the kernel
+            padding.append((first, (n - 1) * dilation + reach - 1 - first - (m - 1) * stride))
+        return dataclasses.replace(
+            self,
+            spatial=self.out,
+            strides=self.input_dilation,
+            padding=tuple(padding),
+            input_dilation=self.strides,
+            extension=(),
+            mode=None,
+        )
+
     def pad_edges(self, inputs: Array) -> Array:
         """Repeats inputs at the edges for the paddings that are not zeros ('CIRCULAR', 'REFLECT')."""
         if self.mode is None:

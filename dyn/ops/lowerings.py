@@ -20,6 +20,7 @@ from jax import lax
 
 from dyn.ops import fused_samples_tpu, fused_tpu
 from dyn.ops.assemble import assemble_plainly
+from dyn.ops.depthwise import convolve_depthwise
 from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.geometry import Array, Geometry, Problem
 from dyn.ops.sharding import may_use_several_mesh_axes
@@ -302,7 +303,7 @@ def why_unsupported(lowering: str, problem: Problem) -> str | None:
 def _multiply_patches(inputs: Array, kernels: Array, geometry: Geometry, precision) -> Array:
     """Multiplies each sample's patches by its kernel, or the only one: kernels `[B or 1, *k, i, O]`."""
     if kernels.shape[-2] == 1:
-        return _convolve_depthwise(inputs, kernels, geometry)
+        return convolve_depthwise(inputs, kernels, geometry)
     x, w = _grouped_patches(inputs, geometry), _grouped_kernels(kernels, geometry)
     y = _apply_samples(x, w, precision)
     return y.reshape(inputs.shape[0], *geometry.out, kernels.shape[-1])
@@ -340,23 +341,6 @@ def _grouped_patches(inputs: Array, geometry: Geometry) -> Array:
     """Extracts the patches of `[B, *spatial, I]`: `[B, P, T, G, i]`."""
     x = geometry.extract_patches(inputs)
     return x.reshape(*x.shape[:3], geometry.groups, x.shape[-1] // geometry.groups)
-
-
-def _convolve_depthwise(inputs: Array, kernels: Array, geometry: Geometry) -> Array:
-    """Multiplies single numbers, which need no stacked patches: kernels `[B or 1, *k, 1, O]`.
-
-    In float32 or wider: the gradient of the kernel is a sum over all positions, and bfloat16 would lose it.
-    """
-    multiplier = kernels.shape[-1] // inputs.shape[-1]
-    wide = float32_or_wider(inputs)
-    kernels = kernels.reshape(
-        kernels.shape[0], geometry.taps, *(1,) * geometry.rank, kernels.shape[-1]
-    ).astype(wide)
-    total: Any = sum(
-        (x if multiplier == 1 else jnp.repeat(x, multiplier, axis=-1)).astype(wide) * kernels[:, t]
-        for t, x in enumerate(geometry.shift_inputs(inputs))
-    )
-    return total.astype(inputs.dtype)
 
 
 def _apply_samples(x: Array, w: Array, precision: lax.PrecisionLike) -> Array:

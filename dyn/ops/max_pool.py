@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.ops import planner
+from dyn.ops import platforms
 from dyn.ops.geometry import Array, Geometry, Padding, resolve_geometry
 from dyn.ops.sharding import automate_sharding, mesh_axes
 
@@ -35,7 +35,7 @@ def max_pool(
     """
     geometry = resolve_geometry(inputs.shape[1:-1], size, strides, padding)
 
-    pool_padded = _scatter_max_pool if planner.find_platform() == "tpu" else _max_pool
+    pool_padded = _scatter_max_pool if platforms.find_platform() == "tpu" else _max_pool
 
     def pool(inputs: Array) -> Array:
         return pool_padded(geometry.pad_edges(inputs), geometry)

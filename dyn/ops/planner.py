@@ -4,17 +4,15 @@ The time of a training step (forward and backward) is estimated as a sum over th
 lowering does, each at a price. Each platform has prices of its own, and a note on their source.
 """
 
-import contextlib
-import contextvars
 import dataclasses
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import jax
 
 from dyn.ops import lowerings
 from dyn.ops.geometry import Problem
+from dyn.ops.platforms import find_platform
 
 
 class Work(NamedTuple):
@@ -173,32 +171,9 @@ class Plan:
         return "\n".join(lines)
 
 
-_PLATFORM: contextvars.ContextVar[str | None] = contextvars.ContextVar("platform", default=None)
-
-
-@contextlib.contextmanager
-def plan_for_platform(platform: str) -> Iterator[None]:
-    """Plans all that is traced within the context for this platform instead of the one JAX runs on.
-
-    Args:
-        platform: 'cpu', 'gpu' (or 'cuda', 'rocm'), 'tpu', or 'onnx' for a program that becomes an ONNX file,
-            with the prices of a TPU.
-    """
-    token = _PLATFORM.set(platform)
-    try:
-        yield
-    finally:
-        _PLATFORM.reset(token)
-
-
 def find_prices(platform: str | None = None) -> Prices:
     """Returns the prices on a platform; None for the one that is planned for."""
     return PRICES[_priced_platform(platform)]
-
-
-def find_platform() -> str:
-    """Returns the platform that is planned for: that of `plan_for_platform`, or the one JAX runs on."""
-    return _PLATFORM.get() or jax.default_backend()
 
 
 def plan(problem: Problem, platform: str | None = None) -> Plan:
@@ -252,7 +227,7 @@ def count_work(lowering: str, problem: Problem) -> Work:
     kind = "product" if geometry.groups == 1 else "grouped"
     if lowering in ("outputs", "reference"):
         operands = batch * (math.prod(problem.inputs[1:]) + positions * features)
-        if lowering == "outputs" and positions < geometry.taps:
+        if lowering == "outputs" and geometry.groups == 1 and positions < geometry.taps:
             kind = "cramped"
     elif lowering == "fused":
         operands = batch * math.prod(problem.inputs[1:])

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dyn.ops import planner
+from dyn.ops import platforms
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.geometry import Array, Geometry, Padding, resolve_geometry
 from dyn.ops.sharding import automate_sharding, mesh_axes
@@ -139,7 +139,7 @@ def _add_taps(x: Array, weights: Weights, geometry: Geometry) -> Array:
 
     total = jnp.zeros((x.shape[0], *geometry.out, channels), wide)
     starts = list(_tap_starts(geometry))
-    if geometry.taps <= UNROLLED_TAPS.get(planner.find_platform(), UNROLLED_TAPS_ELSEWHERE):
+    if geometry.taps <= UNROLLED_TAPS.get(platforms.find_platform(), UNROLLED_TAPS_ELSEWHERE):
         return add(total, starts, weights).astype(x.dtype)
     rows = geometry.size[0]
     in_row = geometry.taps // rows
@@ -247,7 +247,7 @@ def _repeat_groups(kernel: Array, channels: int) -> Array:
     groups = kernel.shape[-1]
     if groups == channels:
         return kernel
-    if groups > 1 and planner.find_platform() == "tpu":
+    if groups > 1 and platforms.find_platform() == "tpu":
         # Channels in groups would fill a few of a TPU's lanes each: it would store all taps, padded.
         repeat = jnp.repeat(jnp.eye(groups, dtype=kernel.dtype), channels // groups, axis=-1)
         precision = None if kernel.dtype == jnp.bfloat16 else lax.Precision.HIGHEST

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from dyn.ops import planner
+from dyn.ops import platforms
 from dyn.ops.boxes import box_area
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.sharding import automate_sharding
@@ -224,7 +224,7 @@ class Axis(NamedTuple):
 
 def choose_method(sizes: Sequence[Sequence[int]], grid: Grid) -> str:
     """Returns 'matmul' or 'gather' for levels of these sizes `(h, w)`, by the platform and what it costs."""
-    if planner.find_platform() == "tpu" or grid.sampling_ratio <= 0:
+    if platforms.find_platform() == "tpu" or grid.sampling_ratio <= 0:
         return "matmul"
     p, q = grid.bins
     products = sum(p * h * w + p * q * w for h, w in sizes)

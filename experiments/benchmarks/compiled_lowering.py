@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dyn.ops.planner import plan_for_platform
+from dyn.ops.platforms import plan_for_platform
 from experiments.benchmarks import hlo
 from experiments.benchmarks.chips import CHIPS, Chip, list_devices
 from experiments.benchmarks.compiled_step import describe_program

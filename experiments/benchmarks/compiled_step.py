@@ -23,7 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dyn.diagnostics import count_parameters
-from dyn.ops.planner import plan_for_platform
+from dyn.ops.platforms import plan_for_platform
 from experiments.benchmarks import hlo
 from experiments.benchmarks.adam_step import CLASSES, State, make_step
 from experiments.benchmarks.chips import CHIPS, Chip, list_devices

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dyn.ops import planner
+from dyn.ops import platforms
 from experiments.core.errors import UserError
 from experiments.core.extras import format_install
 
@@ -45,7 +45,7 @@ def convert(
     batch = jax.ShapeDtypeStruct((batch_size or "B", *example.shape), example.dtype)
     jax.clear_caches()
     # Not for a CPU: its plans have loops, which gain nothing in ONNX.
-    with planner.plan_for_platform("onnx"), _allow_symbolic_padding():
+    with platforms.plan_for_platform("onnx"), _allow_symbolic_padding():
         try:
             # jax2onnx wants a plain function.
             written = jax2onnx.to_onnx(lambda x: function(x), inputs=[batch]).SerializeToString()

@@ -6,7 +6,7 @@ import numpy as np
 import oracle
 from jax.experimental.pallas import tpu as pltpu
 
-from dyn.ops import dynamic_conv, planner
+from dyn.ops import dynamic_conv, platforms
 
 # Two samples, two kernels 3x3, eight features; K = 16 and large features in the matrix.
 USUAL = dict(spatial=(4, 3), size=(3, 3), i=8, o=8, k=2, batch=2, taps=True)
@@ -94,7 +94,7 @@ def compute_with_gradients(name, dtype, lowering, arrays):
 def compute_fused(name, dtype, arrays, params=None):
     """Computes a case by the kernel, in the interpreter, as if this were a TPU."""
     with (
-        planner.plan_for_platform("tpu"),
+        platforms.plan_for_platform("tpu"),
         pltpu.force_tpu_interpret_mode(params or pltpu.InterpretParams()),
     ):
         return compute_with_gradients(name, dtype, "fused", arrays)

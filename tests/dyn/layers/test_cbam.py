@@ -12,7 +12,7 @@ from layer_cases import assert_published, filled, init_shapes, random_input, sha
 from dyn.diagnostics import count_parameters
 from dyn.layers.attention import reduce_max
 from dyn.layers.cbam import CBAM
-from dyn.ops.planner import plan_for_platform
+from dyn.ops.platforms import plan_for_platform
 
 # Parity with the authors' code, by numbers published with the formulas: all arrays are sines.
 

@@ -31,7 +31,7 @@ from dyn.layers.fd_conv import (
     spectrum_to_kernel,
     transform_by_products,
 )
-from dyn.ops import planner
+from dyn.ops import platforms
 from dyn.schedules import set_temperature
 
 SHAPES = [
@@ -411,7 +411,7 @@ def test_all_ways_compute_the_same(lowering):
     variables = filled(layer, x)
     want = jax.jit(layer.copy(lowering="samples").apply)(variables, x)
     if lowering == "onnx":
-        with planner.plan_for_platform("onnx"):
+        with platforms.plan_for_platform("onnx"):
             program = jax.make_jaxpr(layer.apply)(variables, x)
             got = jax.jit(lambda *args: layer.apply(*args))(variables, x)
         assert "fft" not in str(program) and "complex" not in str(program)

@@ -10,7 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from dyn import layers
-from dyn.ops import planner
+from dyn.ops import platforms
 
 pytest.importorskip("libtpu", reason="compiles for TPUs: install libtpu beside jax")
 pytestmark = pytest.mark.tpu
@@ -59,7 +59,10 @@ def compile_gradient(layer, shape):
 
         return jax.grad(loss, (0, 1))(variables, x)
 
-    with planner.plan_for_platform("tpu"), jax.set_mesh(mesh):  # kernels ask the mesh for the chip
+    with (
+        platforms.plan_for_platform("tpu"),
+        jax.set_mesh(mesh),
+    ):  # kernels ask the mesh for the chip
         variables = jax.eval_shape(layer.init, key, x)
         arrays = jax.tree.map(
             lambda a: jax.ShapeDtypeStruct(

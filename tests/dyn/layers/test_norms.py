@@ -19,7 +19,7 @@ import dyn
 from dyn.layers import ODConv
 from dyn.layers.norms import BatchNorm, LayerNorm, Reduction, compute_moments
 from dyn.models.backbone import make_batch_norm
-from dyn.ops import planner
+from dyn.ops import platforms
 
 MEANS, SPREADS = (0.0, 10.0, 293.0, 1e4), (0.05, 0.1, 0.5, 5.0)
 
@@ -82,7 +82,7 @@ def compile_moments(platform, dtype):
     def compute(x, guess):
         return compute_moments(Reduction((0, 1, 2)), jnp.float32, x, guess)
 
-    with planner.plan_for_platform(platform):
+    with platforms.plan_for_platform(platform):
         shapes = jax.ShapeDtypeStruct(SHAPE, dtype), jax.ShapeDtypeStruct(SHAPE[-1:], jnp.float32)
         return jax.jit(compute).lower(*shapes).compile()
 
@@ -139,7 +139,7 @@ def test_gradients_are_those_of_two_passes_in_float64(rng, platform, mean):
     x, cotangent = rng.standard_normal((2, *SHAPE))
     x = (mean + x).astype(np.float32)
     x[:, 30:34] = 0.0 if mean else 100.0
-    with planner.plan_for_platform(platform):
+    with platforms.plan_for_platform(platform):
         got = differentiate_norm(BatchNorm, jnp.float32, x, cotangent)
     two_passes = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5, use_fast_variance=False)
     with jax.enable_x64(True), jax.numpy_dtype_promotion("standard"):
@@ -176,7 +176,7 @@ def test_fields_and_arguments_are_those_of_flax(rng, case, dtype, platform):
 
         return jax.jit(run, static_argnums=0)(layer, x)
 
-    with planner.plan_for_platform(platform):
+    with platforms.plan_for_platform(platform):
         got = compute(BatchNorm(**fields), x)
     with jax.numpy_dtype_promotion("standard"):
         want = compute(nn.BatchNorm(momentum=0.9, use_fast_variance=False, **fields), x)
@@ -195,7 +195,7 @@ def test_named_axes_and_ensembles(rng, platform):
     together, alone = BatchNorm(use_running_average=False, axis_name="devices"), BatchNorm()
     variables = together.init(jax.random.key(0), x[0])
     apply = partial(together.apply, mutable=["batch_stats"])
-    with planner.plan_for_platform(platform):
+    with platforms.plan_for_platform(platform):
         y, _ = jax.jit(jax.vmap(partial(apply, variables), axis_name="devices"))(x)
         want, _ = alone.apply(
             variables, x.reshape(8, 6, 3), use_running_average=False, mutable=["batch_stats"]
@@ -229,7 +229,7 @@ def test_sharded_inputs_have_the_same_statistics(rng, platform, kind, axes):
     cotangent = np.asarray(rng.standard_normal(x.shape), np.float32)
     mesh = make_mesh((2, 2), kind)
     placed = jax.device_put((x, cotangent), NamedSharding(mesh, PartitionSpec(*axes)))
-    with planner.plan_for_platform(platform):
+    with platforms.plan_for_platform(platform):
         with jax.set_mesh(mesh):
             got = differentiate_norm(BatchNorm, jnp.float32, *placed)
         want = differentiate_norm(BatchNorm, jnp.float32, x, cotangent)

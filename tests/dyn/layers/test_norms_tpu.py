@@ -10,7 +10,7 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from dyn.layers.norms import BatchNorm
-from dyn.ops import planner
+from dyn.ops import platforms
 
 pytest.importorskip("libtpu", reason="compiles for TPUs: install libtpu beside jax")
 pytestmark = pytest.mark.tpu
@@ -57,7 +57,7 @@ def compile_training(norm):
 
 
 def test_sums_are_part_of_the_convolution():
-    with planner.plan_for_platform("tpu"), jax.numpy_dtype_promotion("standard"):
+    with platforms.plan_for_platform("tpu"), jax.numpy_dtype_promotion("standard"):
         ours, theirs = map(compile_training, (BatchNorm, nn.BatchNorm))
     assert "conditional(" in ours.as_text()
     # It is 1.06; in a block of a ResNet of this size flax's norm in two passes takes 1.26.

@@ -8,7 +8,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from dyn.layers import FDConv, GatedConv, RotatedConv, WarehouseConv
 from dyn.layers import convolution as convolutions
-from dyn.ops import planner
+from dyn.ops import platforms
 
 pytestmark = pytest.mark.matrix
 
@@ -62,7 +62,7 @@ def test_layers_compute_the_same_on_a_tpu(name, lowering, monkeypatch):
 
     # The interpreter cannot be inside of `jax.checkpoint`.
     monkeypatch.setattr(convolutions, "map_with_kernels", map_at_once)
-    with planner.plan_for_platform("tpu"), pltpu.force_tpu_interpret_mode():
+    with platforms.plan_for_platform("tpu"), pltpu.force_tpu_interpret_mode():
         got = compute_with_gradients(layer.clone(lowering=lowering), variables, x)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=3e-5 * np.abs(b).max() + 1e-7)
@@ -73,7 +73,7 @@ def test_kernels_are_made_in_parts_of_the_batch_for_a_tpu(monkeypatch):
     monkeypatch.setattr("dyn.ops.lowerings.KERNEL_BYTES", 4 * 16 * 16 * 9 * 4)
     layer, x = WarehouseConv(16, (3, 3)), jnp.ones((16, 4, 4, 16))
     variables = layer.init(jax.random.key(0), x)
-    with planner.plan_for_platform("tpu"):
+    with platforms.plan_for_platform("tpu"):
         text = str(jax.make_jaxpr(layer.apply)(variables, x))
     assert "sample_conv" in text and "f32[4,3,3,16,16]" in text
     assert "f32[16,3,3,16,16]" not in text

@@ -23,7 +23,7 @@ from dyn.layers import (
 )
 from dyn.models.efficientnet import make_condconv_fields
 from dyn.ops import max_pool, max_pool_with_argmax, max_unpool
-from dyn.ops.planner import plan_for_platform
+from dyn.ops.platforms import plan_for_platform
 
 pytestmark = pytest.mark.matrix
 

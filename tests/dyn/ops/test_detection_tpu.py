@@ -8,7 +8,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from dyn.ops import choose_levels, multilevel_roi_align, non_max_suppression, planner
+from dyn.ops import choose_levels, multilevel_roi_align, non_max_suppression, platforms
 
 pytest.importorskip("libtpu", reason="compiles for TPUs: install libtpu beside jax")
 pytestmark = pytest.mark.tpu
@@ -22,7 +22,7 @@ def compile_for_tpu(function, *shapes):
         jax.ShapeDtypeStruct(shape, dtype, sharding=SingleDeviceSharding(device))
         for shape, dtype in shapes
     ]
-    with planner.plan_for_platform("tpu"):
+    with platforms.plan_for_platform("tpu"):
         return jax.jit(function).lower(*arrays).compile()
 
 

@@ -7,7 +7,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from dyn.ops import dynamic_conv, planner
+from dyn.ops import dynamic_conv, platforms
 from dyn.ops.geometry import resolve_geometry
 
 pytest.importorskip("libtpu", reason="compiles for TPUs: install libtpu beside jax")
@@ -46,6 +46,6 @@ def test_the_kernels_compile(generation, name):
         y = dynamic_conv(x, w, mix, strides=strides, lowering="fused")
         return jnp.sum(y.astype(jnp.float32) ** 2)
 
-    with jax.set_mesh(mesh), planner.plan_for_platform("tpu"):
+    with jax.set_mesh(mesh), platforms.plan_for_platform("tpu"):
         compiled = jax.jit(jax.grad(loss, range(3))).lower(x, w, mix).compile()
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3

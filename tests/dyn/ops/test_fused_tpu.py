@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from fused_cases import assert_fused_agrees
 
-from dyn.ops import dynamic_conv, planner
+from dyn.ops import dynamic_conv, platforms
 from dyn.ops.fused_tpu import choose_columns, transpose_geometry
 from dyn.ops.geometry import resolve_geometry
 
@@ -42,7 +42,7 @@ def test_what_the_kernel_cannot_do_is_refused(changes, message):
     def convolve():
         return dynamic_conv(**arguments, lowering="fused")
 
-    with planner.plan_for_platform("tpu"), pytest.raises(ValueError, match=message):
+    with platforms.plan_for_platform("tpu"), pytest.raises(ValueError, match=message):
         jax.eval_shape(convolve)
 
 

@@ -8,7 +8,7 @@ from fused_cases import CASES, assert_fused_agrees
 from jax.experimental.pallas import tpu as pltpu
 from products import thin_out
 
-from dyn.ops import dynamic_conv, planner
+from dyn.ops import dynamic_conv, platforms
 
 pytestmark = pytest.mark.matrix
 
@@ -36,6 +36,6 @@ def test_second_derivatives_come_from_plain_operations(pixelwise):
         return jnp.sum(jax.grad(loss)(x) ** 2)
 
     want = jax.grad(penalty)(mix, "outputs" if pixelwise else "reference")
-    with planner.plan_for_platform("tpu"), pltpu.force_tpu_interpret_mode():
+    with platforms.plan_for_platform("tpu"), pltpu.force_tpu_interpret_mode():
         got = jax.jit(jax.grad(penalty), static_argnums=1)(mix, "fused")
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4 * np.abs(want).max())

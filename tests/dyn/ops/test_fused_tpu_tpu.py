@@ -9,7 +9,7 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dyn.ops import dynamic_conv, planner
+from dyn.ops import dynamic_conv, platforms
 
 pytest.importorskip("libtpu", reason="compiles for TPUs: install libtpu beside jax")
 pytestmark = pytest.mark.tpu
@@ -51,7 +51,7 @@ def test_the_kernel_and_its_gradients_compile(generation, name, dtype):
         y = dynamic_conv(x, w, mix, **weights, strides=strides, lowering="fused")
         return jnp.sum(y.astype(jnp.float32) ** 2)
 
-    with jax.set_mesh(mesh), planner.plan_for_platform("tpu"):
+    with jax.set_mesh(mesh), platforms.plan_for_platform("tpu"):
         arguments = (x, w, mix, taps, channels, filters)
         compiled = jax.jit(jax.grad(loss, range(6))).lower(*arguments).compile()
     assert compiled.as_text().count('custom_call_target="tpu_custom_call"') == 3
@@ -68,7 +68,7 @@ def test_vmap_compiles():
     def convolve(x, w, mix):
         return jax.vmap(lambda x, mix: dynamic_conv(x, w, mix, lowering="fused"))(x, mix)
 
-    with jax.set_mesh(mesh), planner.plan_for_platform("tpu"):
+    with jax.set_mesh(mesh), platforms.plan_for_platform("tpu"):
         jax.jit(convolve).lower(
             describe(2, 4, 8, 8, 128), describe(2, 3, 3, 128, 128), describe(2, 4, 2)
         ).compile()
@@ -87,7 +87,7 @@ def test_a_slice_gathers_nothing(topology):
     def loss(x, w, mix):
         return jnp.sum(dynamic_conv(x, w, mix) ** 2)
 
-    with jax.set_mesh(mesh), planner.plan_for_platform("tpu"):
+    with jax.set_mesh(mesh), platforms.plan_for_platform("tpu"):
         compiled = jax.jit(jax.grad(loss, range(3))).lower(
             describe((8, 14, 14, 128), "data"),
             describe((2, 3, 3, 128, 128)),

@@ -8,7 +8,7 @@ import pytest
 from jax.test_util import check_grads
 
 from dyn.ops.max_pool import max_pool
-from dyn.ops.planner import plan_for_platform
+from dyn.ops.platforms import plan_for_platform
 
 CASES = {
     "resnet": ((2, 9, 8, 3), (3, 3), 2, 1),

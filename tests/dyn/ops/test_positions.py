@@ -12,7 +12,7 @@ from numpy_oracle import axis_reads, output_shape
 from residuals import count_residuals
 
 from dyn.diagnostics import count_macs
-from dyn.ops import convolve_positions, planner, positions
+from dyn.ops import convolve_positions, platforms, positions
 
 # Spatial shape, kernel size, channels, groups, and fields of the call.
 CASES = {
@@ -108,7 +108,7 @@ def test_a_loop_over_rows_and_repeats_by_products_compute_the_same(monkeypatch):
     want = jax.jit(gradients)(*args)
     monkeypatch.setitem(positions.UNROLLED_TAPS, "tpu", 1)
     jax.clear_caches()
-    with planner.plan_for_platform("tpu"):
+    with platforms.plan_for_platform("tpu"):
         got = jax.jit(gradients)(*args)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.test_util import check_grads
 
-from dyn.ops import choose_levels, multilevel_roi_align, planner, roi_align
+from dyn.ops import choose_levels, multilevel_roi_align, platforms, roi_align
 from dyn.ops.roi_align import Grid, choose_method
 
 y, x, c = np.mgrid[:9, :11, :2]
@@ -199,7 +199,7 @@ def test_the_method_follows_platform_and_size():
     assert choose_method([(8, 8)], grid) == "matmul"
     assert choose_method([(200, 304)], grid) == "gather"
     assert choose_method([(200, 304)], grid._replace(sampling_ratio=0)) == "matmul"
-    with planner.plan_for_platform("tpu"):
+    with platforms.plan_for_platform("tpu"):
         assert choose_method([(200, 304)], grid) == "matmul"
 
 
