@@ -46,7 +46,7 @@ def to_stablehlo(
     """
     (batch_size,) = export.symbolic_shape("batch")
     batch = jax.ShapeDtypeStruct((batch_size, *example.shape), example.dtype)
-    with platforms.plan_for_platform(platforms[0] if len(platforms) == 1 else "tpu"):
+    with plan_for_platform(platforms[0] if len(platforms) == 1 else "tpu"):
         # A new function, because jit would reuse what it has traced for this device.
         exporter = export.export(jax.jit(lambda x: function(x)), platforms=tuple(platforms))
         try:

@@ -89,10 +89,10 @@ def _sum_products_in_chunks(x: Array, dy: Array, *, geometry: Geometry, shared: 
             return total + jnp.stack(products), None
         return total, jnp.sum(jnp.stack(products, axis=1), axis=2)
 
-    chunks = tuple(a.reshape(number, batch // number, *a.shape[1:]) for a in (x, dy))
+    cut_x, cut_dy = (a.reshape(number, batch // number, *a.shape[1:]) for a in (x, dy))
     total = jnp.zeros((geometry.taps, geometry.out[-1], x.shape[-1]) if shared else (), x.dtype)
-    total, by_sample = lax.scan(add_chunk, total, chunks)
-    if shared:
+    total, by_sample = lax.scan(add_chunk, total, (cut_x, cut_dy))
+    if by_sample is None:
         return jnp.sum(total, axis=1)[None]
     return by_sample.reshape(batch, geometry.taps, x.shape[-1])
 
