@@ -6,6 +6,8 @@ from typing import Any
 import jax
 from jax import export
 
+from dyn.ops.platforms import plan_for_platform
+
 
 def to_stablehlo(
     function: Callable[[jax.Array], Any],
