@@ -7,7 +7,8 @@
                                 compared: 1,2x2,4x4
     --layers=odconv,dyconv      names of rows; all rows without it. The static network comes always first
     --configs=odconv:digits     instead of layers, the network of a config; may be repeated, and the others
-                                are compared with the first one
+                                are compared with the first one. Detectors have the loss of their config
+    --override=KEY=VALUE        a setting of these configs, such as model.depth=50; may be repeated
     --size=224 --batch=128      side of a picture in pixels, and pictures per step on each chip
     --depth=18                  or 50
     --width=64                  features of the network's first stage
@@ -48,6 +49,7 @@ def main(
     topology: str = "1",
     layers: str = "",
     configs: Sequence[str] = (),
+    override: Sequence[str] = (),
     size: int = 224,
     batch: int = 128,
     depth: int = 18,
@@ -69,9 +71,13 @@ def main(
     for one in slices:
         check_topology(chip, one)
     networks = list_networks(layers, configs, depth)
+    if override and not configs:
+        raise UserError("--override changes the settings of --configs: name at least one.")
     check_compiler(chip)
     fields = {"platform": platform, "size": size, "batch": batch, "depth": depth, "width": width}
     fields |= {"dtype": dtype, "shard_parameters": shard_parameters, "is_config": bool(configs)}
+    if override:
+        fields["overrides"] = list(override)
     path = results.make_folder() / f"accelerators-{platform}"
     rows = compile_table(path, compiling.make_requests(networks, slices, **fields))
     described = "" if configs else f"ResNet-{depth}, {dtype}, "

@@ -22,18 +22,40 @@ class State(NamedTuple):
     moments: Any
 
 
+Measure = Callable[[nn.Module, Any, Any], tuple[jax.Array, Any]]
+"""`measure(model, variables, batch)` returns the loss and the collections that changed."""
+
+
+def measure_classifier(
+    model: nn.Module, variables: Any, pictures: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Returns the loss of a network for `CLASSES` classes; the labels are the numbers of the pictures."""
+    logits, changed = model.apply(
+        variables,
+        pictures,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.key(0)},
+    )
+    labels = jnp.arange(len(pictures)) % CLASSES
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean(), changed
+
+
 def make_step(
-    model: nn.Module, sharding: ParameterSharding | None = None
+    model: nn.Module,
+    sharding: ParameterSharding | None = None,
+    measure: Measure = measure_classifier,
 ) -> tuple[Callable[[jax.Array, jax.Array], State], Callable[..., State]]:
     """Returns two functions that can be compiled: one makes a state, the other takes a step.
 
     Args:
-        model: classifies pictures into `CLASSES` classes.
+        model: takes pictures.
         sharding: of parameters that are split over devices; None if each device has all of them.
+        measure: computes the loss.
 
     Returns:
-        A function of (key, a few pictures) that returns a new state, and one of (state, pictures) that
-        returns the state after a step. The labels are the numbers of the pictures.
+        A function of (key, a few pictures) that returns a new state, and one of (state, batch) that
+        returns the state after a step.
     """
     optimizer = optax.adam(LEARNING_RATE)
 
@@ -45,19 +67,9 @@ def make_step(
             variables.pop(collection, None)
         return State(params, variables, optimizer.init(params))
 
-    def train(state: State, pictures: jax.Array) -> State:
-        labels = jnp.arange(len(pictures)) % CLASSES
-
+    def train(state: State, batch: Any) -> State:
         def loss(params: Any) -> tuple[jax.Array, Any]:
-            logits, changed = model.apply(
-                {"params": params, **state.rest},
-                pictures,
-                train=True,
-                mutable=["batch_stats"],
-                rngs={"dropout": jax.random.key(0)},
-            )
-            losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-            return losses.mean(), changed
+            return measure(model, {"params": params, **state.rest}, batch)
 
         params = sharding.gather(state.params) if sharding else state.params
         gradients, changed = jax.grad(loss, has_aux=True)(params)

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +25,21 @@ from jax.sharding import PartitionSpec as P
 from dyn.diagnostics import count_parameters
 from dyn.ops.platforms import plan_for_platform
 from experiments.benchmarks import hlo
-from experiments.benchmarks.adam_step import CLASSES, State, make_step
+from experiments.benchmarks.adam_step import (
+    CLASSES,
+    Measure,
+    State,
+    make_step,
+    measure_classifier,
+)
 from experiments.benchmarks.chips import CHIPS, Chip, list_devices
-from experiments.benchmarks.networks import make_config_model, make_networks
+from experiments.benchmarks.networks import make_config_task, make_networks
 from experiments.benchmarks.schedules import Schedule, read_kernels
 from experiments.core.errors import UserError
 from experiments.core.files import write_json
 from experiments.core.memory import count_bytes_on_one_device
 from experiments.runs.checkpoints import with_sharding
+from experiments.tasks.instance_segmentation import InstanceSegmentation
 from experiments.train.sharding import AXIS, ParameterSharding, shardings_of, with_shards
 
 SOURCES = ("/dyn/", "/experiments/")
@@ -59,6 +66,7 @@ class Request:
         dtype: of the computation.
         shard_parameters: splits parameters and Adam's moments over the chips.
         is_config: takes the network from a config, with its own depth, width and dtype.
+        overrides: settings of the config that are changed, such as `model.depth=50`.
         dump_folder: where the TPU compiler writes schedules; '' without.
     """
 
@@ -72,15 +80,40 @@ class Request:
     dtype: str = "bfloat16"
     shard_parameters: bool = False
     is_config: bool = False
+    overrides: Sequence[str] = ()
     dump_folder: str = ""
 
 
-def make_model(request: Request) -> nn.Module:
-    """Makes the network of a request."""
-    if request.is_config:
-        return make_config_model(request.network, CLASSES)
-    network = make_networks(request.depth)[request.network]
-    return network(num_classes=CLASSES, width=request.width, dtype=jnp.dtype(request.dtype))
+def make_model(request: Request, pictures: Any) -> tuple[nn.Module, Measure, Any]:
+    """Makes the network of a request, the function that measures its loss, and the batch that that takes.
+
+    Args:
+        request: the request.
+        pictures: shape of the pictures.
+    """
+    if not request.is_config:
+        network = make_networks(request.depth)[request.network]
+        model = network(num_classes=CLASSES, width=request.width, dtype=jnp.dtype(request.dtype))
+        return model, measure_classifier, pictures
+    task = make_config_task(request.network, request.overrides)
+    model = task.make_model(num_classes=CLASSES, spatial_axes=2)
+    if not isinstance(task, InstanceSegmentation):
+        return model, measure_classifier, pictures
+
+    def measure(model: nn.Module, variables: Any, batch: Any) -> tuple[jax.Array, Any]:
+        loss, (_, changed) = task.compute_loss(model, variables, batch, jax.random.key(0), False)
+        return loss, {name: tree for name, tree in changed.items() if name != "losses"}
+
+    def like(shape: Sequence[int], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct((pictures.shape[0], *shape), dtype, sharding=pictures.sharding)
+
+    batch = {
+        "inputs": pictures,
+        "ids": like(pictures.shape[1:-1], jnp.uint8),
+        "classes": like([task.config.detector.objects], jnp.int32),
+        "sizes": like([2], jnp.int32),
+    }
+    return model, measure, batch
 
 
 def compile_step(request: Request) -> dict[str, Any]:
@@ -88,9 +121,9 @@ def compile_step(request: Request) -> dict[str, Any]:
     chip = CHIPS[request.platform]
     devices = list_devices(chip, request.topology)
     mesh = Mesh(devices, (AXIS,), axis_types=(AxisType.Auto,))
-    model = make_model(request)
     shape = (len(devices) * request.batch, request.size, request.size, 3)
     pictures = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, P(AXIS)))
+    model, measure, batch = make_model(request, pictures)
 
     started = time.perf_counter()
     with plan_for_platform(chip.platform), jax.set_mesh(mesh):
@@ -105,9 +138,9 @@ def compile_step(request: Request) -> dict[str, Any]:
                 with_shards(state.params, mesh), state.rest, with_shards(state.moments, mesh)
             )
             sharding = ParameterSharding(NamedSharding(mesh, P()), shardings_of(state.params))
-        _, train = make_step(model, sharding)
+        _, train = make_step(model, sharding, measure)
         jitted = jax.jit(train, donate_argnums=0, out_shardings=shardings_of(state))
-        lowered = jitted.lower(state, pictures)
+        lowered = jitted.lower(state, batch)
         traced = time.perf_counter()
         compiled = lowered.compile()
     seconds = time.perf_counter() - started

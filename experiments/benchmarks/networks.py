@@ -1,6 +1,6 @@
 """Networks that benchmarks compare: a ResNet with each layer of the catalogue."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,9 +12,11 @@ from dyn import layers
 from dyn.models import ResNet18, ResNet50, SKResNet18, SKResNet50
 from dyn.models.backbone import convolve_spatially
 from experiments.benchmarks.flax_resnet import make_flax_resnet
+from experiments.configs.shared.overrides import override, split_override
 from experiments.core.config_file import load_config_file
 from experiments.core.errors import UserError
 from experiments.tasks import make_task
+from experiments.tasks.task import Task
 from experiments.train.validate import resolve_config
 
 FLAX = "flax"
@@ -72,13 +74,22 @@ def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
     }
 
 
-def make_config_model(place: str, num_classes: int) -> nn.Module:
-    """Returns the network of a config, such as `odconv:tiny_imagenet`, for pictures.
+def make_config_task(place: str, overrides: Sequence[str] = ()) -> Task:
+    """Returns the task of a config, such as `odconv:tiny_imagenet`, for pictures or the objects in them.
+
+    Args:
+        place: the config.
+        overrides: settings that are changed, such as `model.depth=50`.
 
     Raises:
-        UserError: if there is no such config, or its network does not classify pictures.
+        UserError: if there is no such config or setting, or its network does something else.
     """
-    config = resolve_config(load_config_file(place))
-    if config.task != "classification" or "series" in config:
-        raise UserError(f"--configs={place}: its network does not classify pictures.")
-    return make_task(config).make_model(num_classes=num_classes, spatial_axes=2)
+    config = load_config_file(place)
+    for text in overrides:
+        override(config, *split_override(text, "--override"))
+    config = resolve_config(config)
+    if config.task not in ("classification", "instance_segmentation") or config.data.name == "ucr":
+        raise UserError(
+            f"--configs={place}: its network neither classifies pictures nor finds objects in them."
+        )
+    return make_task(config)

@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.benchmarks import (
@@ -13,6 +15,7 @@ from experiments.benchmarks import (
     networks,
     results,
 )
+from experiments.benchmarks.adam_step import make_step
 from experiments.benchmarks.chips import CHIPS
 from experiments.benchmarks.schedules import Schedule
 from experiments.core.errors import UserError
@@ -121,7 +124,7 @@ def test_the_static_network_is_the_measure(command, compiled, read_results, tmp_
 
 def test_a_config_for_series_is_refused():
     with pytest.raises(UserError, match="pictures"):
-        networks.make_config_model("net1:adiac", 10)
+        networks.make_config_task("net1:adiac")
 
 
 def test_networks_of_configs(command, compiled, without_plot):
@@ -130,6 +133,30 @@ def test_networks_of_configs(command, compiled, without_plot):
     )
     assert code == 0 and "odconv: 120.0 M cycles, 3.00 times static" in out
     assert [request["is_config"] for request in compiled] == [True, True]
+
+
+def test_settings_of_configs_can_be_changed(command, compiled, without_plot):
+    words = ["--size=32", "--batch=8", "--override=model.depth=50"]
+    code, _, err = command(accelerators, *words)
+    assert code == 2 and "name at least one" in err
+    assert command(accelerators, "--configs=base", *words)[0] == 0
+    assert compiled[-1]["overrides"] == ["model.depth=50"]
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_detector_takes_a_step_with_its_own_loss():
+    request = compiled_step.Request(
+        *("v5e", "1", "base:voc2012_instances,smoke"),
+        is_config=True,
+        overrides=("detector.objects=3",),
+    )
+    pictures = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    model, measure, batch = compiled_step.make_model(request, pictures)
+    assert batch["ids"].shape == (2, 64, 64) and batch["classes"].shape == (2, 3)
+    create, train = make_step(model, None, measure)
+    state = jax.eval_shape(create, jax.random.key(0), pictures)
+    after = jax.eval_shape(train, state, batch)
+    assert jax.tree.structure(after) == jax.tree.structure(state)
 
 
 def test_the_same_command_continues(command, compiled, without_plot, tmp_path):
