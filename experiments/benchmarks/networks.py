@@ -1,4 +1,4 @@
-"""Networks that benchmarks compare: a ResNet with each layer of the catalogue."""
+"""Networks that benchmarks compare: a ResNet with each layer of the catalogue, mobile networks with some."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -9,7 +9,16 @@ import jax
 import jax.numpy as jnp
 
 from dyn import layers
-from dyn.models import ResNet18, ResNet50, SKResNet18, SKResNet50
+from dyn.models import (
+    EfficientNetB0,
+    EfficientNetLite0,
+    MobileNetV2,
+    MobileNetV3,
+    ResNet18,
+    ResNet50,
+    SKResNet18,
+    SKResNet50,
+)
 from dyn.models.backbone import convolve_spatially
 from experiments.benchmarks.flax_resnet import make_flax_resnet
 from experiments.configs.shared.overrides import override, split_override
@@ -20,6 +29,12 @@ from experiments.tasks.task import Task
 from experiments.train.validate import resolve_config
 
 FLAX = "flax"
+MOBILE = {
+    "mobilenet_v2": MobileNetV2,
+    "mobilenet_v3": MobileNetV3,
+    "efficientnet_b0": EfficientNetB0,
+    "efficientnet_lite0": EfficientNetLite0,
+}
 
 
 def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
@@ -71,6 +86,34 @@ def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
         "efficient_channel": partial(resnet, attention=layers.EfficientChannelAttention),
         "coordinate": partial(resnet, attention=partial(layers.CoordinateAttention, **papers_norm)),
         "dynamic_relu": partial(resnet, activation=layers.DynamicReLU),
+    }
+
+
+def make_mobile_networks(name: str) -> dict[str, Callable[..., nn.Module]]:
+    """Returns the rows of a mobile network, as `make_networks` does; 64 is its published width.
+
+    The row of flax has this library's network with flax's convolutions.
+    """
+
+    def network_with(conv: Callable[..., nn.Module], **fields: Any) -> Callable[..., nn.Module]:
+        def make(*, width: int, **others: Any) -> nn.Module:
+            return MOBILE[name](conv=conv, width=width / 64, **fields, **others)
+
+        return make
+
+    def network_of(layer: Callable[..., nn.Module], **fields: Any) -> Callable[..., nn.Module]:
+        conv = partial(layer, **fields)
+        return network_with(conv, depthwise=conv)
+
+    return {
+        FLAX: network_with(nn.Conv, depthwise=nn.Conv, first_conv=nn.Conv),
+        "Conv": network_with(layers.Conv),
+        "odconv_k1": network_of(layers.ODConv, num_kernels=1, attention_norm="batch"),
+        "odconv": network_of(layers.ODConv, num_kernels=4, attention_norm="batch"),
+        "dyconv": network_of(layers.DynamicConv, num_kernels=4),
+        "pixel": network_with(partial(layers.PixelDynamicConv, num_kernels=4)),
+        "gated": network_with(partial(layers.GatedConv, num_kernels=4)),
+        "squeeze_excite": network_with(layers.Conv, attention=layers.SqueezeExcite),
     }
 
 

@@ -1,9 +1,11 @@
-"""Times one training step of a whole ResNet with each layer of the catalogue, against a static ResNet.
+"""Times one training step of a whole network with each layer of the catalogue, against a static network.
 
     python -m experiments.benchmarks.train_step --quick
 
     --size=64 --batch=32        side of a picture in pixels, and pictures per step
-    --depth=18                  or 50
+    --network=resnet            or mobilenet_v2, mobilenet_v3, efficientnet_b0, efficientnet_lite0, with some
+                                layers
+    --depth=18                  or 50, of a ResNet
     --width=64                  features of the network's first stage
     --dtype=float32             or bfloat16: the dtype of the computation
     --layers=odconv,dyconv      names of rows; all rows without it
@@ -13,7 +15,8 @@
 
 A step is the forward pass, the backward pass and Adam's update, with 1000 classes. Each network takes turns
 with a network of flax's own modules (`flax_resnet.py`) in one process, and the median of the pairs' ratios
-counts: compare ratios, not milliseconds. Writes `train_step-<size>.json` and `.png`.
+counts: compare ratios, not milliseconds. A mobile network of flax has flax's convolutions alone. Writes
+`train_step-<size>.json` and `.png`, for a mobile network `train_step-<network>-<size>`.
 """
 
 import statistics
@@ -22,12 +25,13 @@ import jax
 from absl import flags
 
 from experiments.benchmarks import results, timing
-from experiments.benchmarks.networks import FLAX, make_networks
+from experiments.benchmarks.networks import FLAX, MOBILE, make_mobile_networks, make_networks
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.benchmarks.step import BATCH, SIZE, TrainingStep, list_settings
 from experiments.core import cli
 from experiments.core.errors import UserError, suggest_nearest
 
+NETWORK = flags.DEFINE_enum("network", "resnet", ["resnet", *MOBILE], "The network.")
 DEPTH = flags.DEFINE_enum("depth", "18", ["18", "50"], "Depth of the ResNet.")
 LAYERS = flags.DEFINE_list("layers", [], "Names of rows; all without it.")
 
@@ -36,15 +40,17 @@ QUICK_ROWS = ("Conv", "odconv_k1", "odconv")
 
 def main() -> None:
     """Prints a row for each network as soon as it has been measured."""
-    known = make_networks(int(DEPTH.value))
+    mobile = NETWORK.value in MOBILE
+    known = make_mobile_networks(NETWORK.value) if mobile else make_networks(int(DEPTH.value))
     names = LAYERS.value or (QUICK_ROWS if QUICK.value else known)
     for name in names:
         if name not in known:
             raise UserError(f"--layers: there is no row {name}{suggest_nearest(name, known)}")
-    path = results.make_folder() / f"train_step-{SIZE.value}"
+    title = NETWORK.value if mobile else f"ResNet-{DEPTH.value}"
+    path = results.make_folder() / f"train_step-{f'{title}-' if mobile else ''}{SIZE.value}"
     machine = timing.describe_machine()
     measured = (
-        f"ResNet-{DEPTH.value}, {SIZE.value} px, batch {BATCH.value}, {DTYPE.value}, on "
+        f"{title}, {SIZE.value} px, batch {BATCH.value}, {DTYPE.value}, on "
         f"{machine['devices']} x {machine['device']}"
     )
     print(
@@ -71,7 +77,7 @@ def main() -> None:
         del step  # frees its memory before the next one is made
     results.write_results(
         path,
-        {**list_settings(), "depth": DEPTH.value, "machine": machine, "rows": rows},
+        {**list_settings(), "network": title, "machine": machine, "rows": rows},
         {name: row["ratio"] for name, row in rows.items()},
         title="Training step against a static network",
         caption=f"{measured}; {FLAX} has only nn.Conv and nn.max_pool.",

@@ -70,13 +70,27 @@ def test_train_step(command, read_results, monkeypatch):
     code, out, _ = command(train_step, *words)
     assert code == 0
     results = read_results("train_step-8")
-    assert {"size", "batch", "depth", "width", "dtype", "runs", "machine"} < set(results)
+    assert {"size", "batch", "network", "width", "dtype", "runs", "machine"} < set(results)
     assert {"platform", "device", "cores", "cpu", "versions"} < set(results["machine"])
     assert list(results["rows"]) == ["flax", "odconv_k1"]
     for name, row in results["rows"].items():
         assert all(value > 0 for value in row.values())
         assert any(line.startswith(name) for line in out.splitlines())
     assert results["rows"]["flax"]["ratio"] == 1.0
+
+
+@pytest.mark.matrix
+@pytest.mark.parametrize("name", networks.MOBILE)
+def test_mobile_networks_of_flax_are_ours(name):
+    rows = networks.make_mobile_networks(name)
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+
+    def shapes(row):
+        model = rows[row](num_classes=5, width=16, dtype=jnp.float32)
+        shapes = jax.eval_shape(model.init, jax.random.key(0), x)
+        return jax.tree.map(lambda leaf: leaf.shape, shapes["params"])
+
+    assert shapes("flax") == shapes("Conv")
 
 
 @pytest.mark.parametrize(("depth", "parameters"), [(18, 11_689_512), (50, 25_557_032)])
