@@ -39,6 +39,7 @@ COMMANDS = {
         "segments",
         "embed",
         "probe",
+        "prune",
         "generate",
         "export",
         "inspect",

@@ -55,8 +55,7 @@ class GatedConv(ConvLayer):
 
     Attributes:
         features: number of output features; `nn.Conv`'s other fields follow, see `ConvLayer`.
-        num_kernels: K, for `granularity='kernel'` (one otherwise); None for the number in the parameters
-            that the layer is applied to, after pruning.
+        num_kernels: K, for `granularity='kernel'` (one otherwise).
         granularity: 'kernel', 'filter' or 'slice'.
         static: whether the gates are parameters, the same for every input.
         active: number of gates that are on; None for a threshold.
@@ -67,6 +66,8 @@ class GatedConv(ConvLayer):
             the logits near zero, where gates have a gradient; not for static gates.
         use_running_average: for 'batch': None uses batch statistics exactly when the collection
             `batch_stats` is mutable.
+        pruned: whether to read K from the parameters that the layer is applied to, see `prune_kernels`; a
+            layer without gates among them is an ordinary convolution.
         lowering: see `dyn.ops.dynamic_conv`; for slices that depend on the input 'auto' is 'taps'.
 
     Example:
@@ -82,7 +83,7 @@ class GatedConv(ConvLayer):
         0.25
     """
 
-    num_kernels: int | None = 4
+    num_kernels: int = 4
     granularity: str = "kernel"
     static: bool = False
     active: int | None = None
@@ -91,6 +92,7 @@ class GatedConv(ConvLayer):
     initial_logit: float = 2.0
     attention_norm: str = "none"
     use_running_average: bool | None = None
+    pruned: bool = False
     lowering: str = "auto"
 
     @nn.compact
@@ -118,6 +120,10 @@ class GatedConv(ConvLayer):
             )
         x, batch = self.flatten_inputs(inputs)
         kernel = self.make_candidates(x, self.count_candidates())
+        if self.pruned and not self.has_variable("params", "attention"):
+            y = self.convolve(x.astype(self.conv_dtype(x)), kernel, lowering=self.lowering)
+            y = self.add_bias(y)
+            return y.reshape(*batch, *y.shape[1:])
         gates = Gates(
             granularity=self.granularity,
             num_kernels=kernel.shape[0],
@@ -143,16 +149,16 @@ class GatedConv(ConvLayer):
         """Returns K, from the fields or from the parameters.
 
         Raises:
-            ValueError: if `num_kernels` is None and there are no parameters yet.
+            ValueError: if they should be, and there are no parameters yet.
         """
         if self.granularity != "kernel":
             return 1
-        if self.num_kernels is not None:
+        if not self.pruned:
             return self.num_kernels
         if not self.has_variable("params", "kernel"):
             raise ValueError(
-                "num_kernels=None reads the number of kernels from pruned parameters; to initialise a "
-                "layer write a number."
+                "pruned=True reads the number of kernels from pruned parameters; initialise a layer "
+                "without it."
             )
         return self.get_variable("params", "kernel").shape[0]
 
@@ -340,16 +346,18 @@ def gate_report(gates: Array) -> dict[str, Array]:
     }
 
 
-def prune_kernels(params: dict[str, Any], gates: Array) -> dict[str, Any]:
-    """Removes the kernels that were never on from the parameters of a layer.
+def prune_kernels(params: dict[str, Any], gates: Array, *, merge: bool = False) -> dict[str, Any]:
+    """Removes the kernels that were never on from the parameters of a layer, and may add up others.
 
-    Outputs stay equal for every input that switches none of these kernels on, including all inputs that the
-    gates were collected from. Apply the layer with `num_kernels=None` (or the new number) to the result; a
-    network whose layers keep different numbers takes `conv=partial(GatedConv, num_kernels=None)`.
+    Outputs stay equal, up to rounding, for every input with gates as those that were collected: where none
+    of the removed kernels is on, and all of the merged ones are. Apply `GatedConv(..., pruned=True)` to the
+    result, in all layers of a network.
 
     Args:
         params: the parameters of one `GatedConv` with `granularity='kernel'`.
         gates: `[N, K]`, the gates that it has sown for N inputs.
+        merge: whether kernels that were always on become one, their sum; if there are no others, the gates go
+            as well. Not for layers with `active=k`, which count the kernels that are on.
 
     Returns:
         The parameters with fewer kernels; at least one stays, and with `active=k` at least k do.
@@ -367,7 +375,15 @@ def prune_kernels(params: dict[str, Any], gates: Array) -> dict[str, Any]:
             "prune_kernels needs the parameters of a GatedConv with granularity='kernel' and its gates "
             f"[N, K]; got a kernel of shape {kernel.shape} and gates of shape {gates.shape}."
         )
-    used = np.asarray(gates > 0).any(axis=0)
-    used = np.flatnonzero(used) if used.any() else np.arange(1)
+    on = np.asarray(gates > 0)
+    used = np.flatnonzero(on.any(axis=0)) if on.any() else np.arange(1)
+    always = np.flatnonzero(on.all(axis=0)) if merge else used[:0]
+    if len(always):
+        used = np.array([always[0], *(k for k in used if k not in always)])
+        kernel = jnp.asarray(kernel).at[always[0]].set(kernel[always].sum(axis=0))
+    if len(always) and len(used) == 1:
+        return {name: value for name, value in params.items() if name != "attention"} | {
+            "kernel": kernel[used]
+        }
     heads = jax.tree.map(lambda leaf: leaf[..., used], heads)
     return {**params, "kernel": kernel[used], "attention": {**attention, **heads}}

@@ -25,6 +25,7 @@ MODULES = {
     "segments": "segments",
     "embed": "embed",
     "probe": "probe",
+    "prune": "prune",
     "generate": "generate",
     "augmentation": "augmentation",
     "export": "export",

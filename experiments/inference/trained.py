@@ -224,8 +224,14 @@ class Trained:
         return self.task.make_model(len(self.classes), spatial_axes=len(self.shape) - 1)
 
     def shape_variables(self) -> Mapping[str, Any]:
-        """Returns the shapes of the variables that a new network has; nothing is computed."""
+        """Returns the shapes of the variables that a new network has; nothing is computed.
+
+        A pruned one has the shapes of its own parameters, if it can be applied to them.
+        """
         one = jax.ShapeDtypeStruct((1, *self.shape), np.float32)
+        if self.config.get("conv", {}).get("pruned", False):
+            jax.eval_shape(lambda v, x: self.model.apply(v, x, train=False), self.variables, one)
+            return self.variables
         return jax.eval_shape(lambda x: self.model.init(jax.random.key(0), x, train=False), one)
 
     def prepare(self, raw: np.ndarray) -> Example:

@@ -221,9 +221,36 @@ def test_pruned_network_gives_equal_outputs(form):
     kept = {name: params[name]["kernel"].shape[0] for name in "ab"}
     assert kept == {n: 6 - int(gate_report(gates[n])["always_off"].sum()) for n in "ab"}
     assert all(1 <= k < 6 for k in kept.values())
-    small = TwoLayers(partial(GatedConv, num_kernels=None, **form))
+    small = TwoLayers(partial(GatedConv, pruned=True, **form))
     got = jax.jit(small.apply)({**variables, "params": params}, x)
     np.testing.assert_allclose(got, y, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("gates", "kernels", "has_gates"),
+    [
+        # The first and the last are always on, the second never.
+        ([[1, 0, 1, 1], [1, 0, 0, 1], [1, 0, 1, 1]], 2, True),
+        ([[1, 0, 1, 1], [1, 0, 1, 1], [1, 0, 1, 1]], 1, False),
+        ([[1, 0, 0, 0], [0, 0, 1, 0], [1, 0, 0, 0]], 2, True),
+    ],
+)
+def test_kernels_that_are_always_on_become_one(gates, kernels, has_gates):
+    layer, x = GatedConv(5, (3,), num_kernels=4), random_input(3, 6, 4)
+    variables = filled(layer, x)
+    # The means of the three samples are independent: logits can be any.
+    means = np.asarray(x.mean(axis=1), np.float64)
+    wanted = 2.0 * np.array(gates) - 1
+    head = variables["params"]["attention"]["kernel"]
+    head["kernel"] = jnp.asarray(np.linalg.pinv(means) @ wanted, jnp.float32)
+    head["bias"] = jnp.zeros(4)
+    y, state = layer.apply(variables, x, mutable=["intermediates"])
+    (sown,) = state["intermediates"]["attention"]["weights"]
+    np.testing.assert_array_equal(sown["kernel"], gates)
+    params = prune_kernels(variables["params"], sown["kernel"], merge=True)
+    assert len(params["kernel"]) == kernels and ("attention" in params) == has_gates
+    pruned = layer.copy(pruned=True)
+    np.testing.assert_allclose(pruned.apply({"params": params}, x), y, rtol=1e-5, atol=1e-5)
 
 
 def test_a_layer_that_is_never_on_keeps_one_kernel():

@@ -260,7 +260,7 @@ ERRORS = {
     "GatedConv, kernels": [
         (dict(granularity="layer"), PICTURES, "'slice'"),
         (dict(active=5), PICTURES, "active=5"),
-        (dict(num_kernels=None), PICTURES, "num_kernels=None"),
+        (dict(pruned=True), PICTURES, "pruned=True"),
     ],
     "RotatedConv, mixture": [
         (dict(pooling="sum"), PICTURES, "'mixture'"),
