@@ -236,7 +236,9 @@ def _prepare(source: Path, data_dir: Path) -> TinyImagenet:
     config = _Config(name=files.compute_fingerprint(), source=str(source), description="")
     builder = _make_builder(data_dir, config)
     _delete_leftovers(builder.data_path.parent)
-    if builder.is_prepared():
+    with _silence_tfds():
+        is_prepared = builder.is_prepared()
+    if is_prepared:
         return builder
     read_layout(files)  # Raises before anything is written.
     print_line(f"Preparing {source} (once) in {builder.data_path}")

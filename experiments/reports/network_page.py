@@ -44,7 +44,7 @@ RUN_FIGURES = {
     "pr_curves": "Precision and recall",
     "mistakes": "The worst mistakes",
     "reconstructions": "Test pictures and their reconstructions",
-    "segmentation": "Test pictures",
+    "samples": "Samples",
     "detections": "Objects in test pictures",
     "ap": "Precision of each class",
     "iou": "IoU of each class",
