@@ -11,7 +11,12 @@ Windows of ten seconds at 16 kHz, 128 mel bands, a column each 16 ms, a predicti
 paper, whose recipe also learns from clips without times and without labels, and is not repeated here. The
 network has 11.05 million parameters for ten classes; see `dyn.models.CRNN` for the ways in which it differs.
 
-Not run beyond the smoke test.
+A network of 90,516 parameters on made-up songs, `:songs --config.events.features="(16, 32, 32)"
+--config.events.recurrent=32 --config.audio.bands=32 --config.audio.seconds=4 --config.audio.hop=4
+--config.audio.n_fft=1024 --config.batch_size=8 --config.epochs=60 --config.evaluate_every=10
+--config.optimizer.learning_rate=3e-3 --config.optimizer.schedule=cosine
+--config.early_stopping.patience=0`: test F1 of events 0.48, PSDS 0.04 and 0.43, after 344 s on two busy CPU
+cores, 129 s of them compiling; on validation 0.55. Real recordings and the full network: not run.
 """
 
 from ml_collections import ConfigDict
