@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from flax import traverse_util
+from matplotlib.ticker import MaxNLocator
 
 from dyn.diagnostics import count_macs, count_parameters, sown_weights
 from dyn.layers.gated_conv import gate_report, prune_kernels
@@ -233,6 +234,7 @@ def draw_layers(layers: Sequence[Layer], path: Path) -> None:
         axes.barh(places, numbers, left=left, color=colour, label=label)
         left += numbers
     axes.set_yticks(places, [one.name for one in layers])
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.invert_yaxis()
     style_axes(axes, "kernels")
     axes.legend(
