@@ -1,4 +1,4 @@
-"""What the attention of a network's convolutions looks at: the field `context` of the networks."""
+"""The context that the attention of a network's convolutions looks at: the field `context` of networks."""
 
 from collections.abc import Callable
 

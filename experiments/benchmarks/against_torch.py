@@ -33,11 +33,11 @@ from absl import flags
 
 from dyn import layers
 from dyn.models import ResNet18
-from experiments.benchmarks import results, timing
+from experiments.benchmarks import results
 from experiments.benchmarks.flax_resnet import make_flax_resnet
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.benchmarks.step import BATCH, SIZE, WIDTH, TrainingStep, list_settings
-from experiments.core import cli
+from experiments.core import cli, timing
 from experiments.core.errors import UserError
 
 KEEP_MEMORY = flags.DEFINE_bool("keep_memory", False, "Whether malloc keeps memory that is freed.")

@@ -19,11 +19,10 @@ import jax.numpy as jnp
 from absl import flags
 
 from dyn.interop import fold_norms
-from experiments.benchmarks import timing
 from experiments.benchmarks.adam_step import CLASSES
 from experiments.benchmarks.networks import make_networks
 from experiments.benchmarks.options import DTYPE, RUNS
-from experiments.core import cli
+from experiments.core import cli, timing
 from experiments.core.errors import UserError, suggest_nearest
 
 SIDE = flags.DEFINE_integer("side", 64, "Side of a picture in pixels.", lower_bound=1)

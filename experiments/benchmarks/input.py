@@ -39,10 +39,10 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import data
-from experiments.benchmarks import results, synthetic, timing
+from experiments.benchmarks import results, synthetic
 from experiments.benchmarks.options import QUICK, RUNS
 from experiments.configs import base
-from experiments.core import cli
+from experiments.core import cli, timing
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset, pipeline
 from experiments.data.transforms import AugmentFirst

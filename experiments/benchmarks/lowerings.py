@@ -29,11 +29,11 @@ from absl import flags
 from scipy.optimize import nnls
 
 from dyn.ops.planner import Work, count_work, find_prices, plan, why_impossible
-from experiments.benchmarks import compiling, results, timing
+from experiments.benchmarks import compiling, results
 from experiments.benchmarks.chips import CHIPS, Chip, check_compiler
 from experiments.benchmarks.lowering_cases import PHASES, Case, list_cases, make_function
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
-from experiments.core import cli
+from experiments.core import cli, timing
 from experiments.core.errors import UserError
 
 FIT = flags.DEFINE_bool("fit", False, "Whether the planner's constants are fitted.")

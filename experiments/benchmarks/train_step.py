@@ -24,11 +24,11 @@ import statistics
 import jax
 from absl import flags
 
-from experiments.benchmarks import results, timing
+from experiments.benchmarks import results
 from experiments.benchmarks.networks import FLAX, MOBILE, make_mobile_networks, make_networks
 from experiments.benchmarks.options import DTYPE, QUICK, RUNS
 from experiments.benchmarks.step import BATCH, SIZE, TrainingStep, list_settings
-from experiments.core import cli
+from experiments.core import cli, timing
 from experiments.core.errors import UserError, suggest_nearest
 
 NETWORK = flags.DEFINE_enum("network", "resnet", ["resnet", *MOBILE], "The network.")

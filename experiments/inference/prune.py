@@ -14,10 +14,10 @@ from matplotlib.ticker import MaxNLocator
 from dyn.diagnostics import count_macs, count_parameters, sown_weights
 from dyn.layers.gated_conv import gate_report, prune_kernels
 from experiments import data
-from experiments.benchmarks.timing import compute_ratio, time_alternately
 from experiments.core import files
 from experiments.core.console import print_result
 from experiments.core.errors import UserError
+from experiments.core.timing import compute_ratio, time_alternately
 from experiments.data import Source
 from experiments.figures.style import PALETTE, new_figure, save_figure, style_axes
 from experiments.inference.trained import Trained, check_network

@@ -13,9 +13,9 @@ from experiments.benchmarks import (
     input,
     lowerings,
     networks,
-    timing,
     train_step,
 )
+from experiments.core import timing
 
 TINY = partial(ResNet, stage_sizes=(1,), block=BasicBlock)
 
