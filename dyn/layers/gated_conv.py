@@ -121,8 +121,8 @@ class GatedConv(ConvLayer):
         x, batch = self.flatten_inputs(inputs)
         kernel = self.make_candidates(x, self.count_candidates())
         if self.pruned and not self.has_variable("params", "attention"):
-            y = self.convolve(x.astype(self.conv_dtype(x)), kernel, lowering=self.lowering)
-            y = self.add_bias(y)
+            x = x.astype(self.conv_dtype(x))
+            y = self.add_bias(self.convolve(x, kernel, lowering=self.lowering))
             return y.reshape(*batch, *y.shape[1:])
         gates = Gates(
             granularity=self.granularity,

@@ -86,7 +86,7 @@ class DyMN(MobileNetV3):
         """
         if self.attention is not None or self.context != "input":
             raise ValueError(
-                "DyMN's blocks have gates and a context of their own: leave out attention and context."
+                "DyMN's blocks already have gates and a context: leave out attention and context."
             )
         if self.dynamic_blocks not in ("all", "replace_se"):
             raise ValueError(

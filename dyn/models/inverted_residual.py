@@ -233,31 +233,28 @@ class InvertedResidual(nn.Module):
         if self.router is not None and any(self.takes_context):
             context_fn = partial(compute_extra_inputs, context="block")
             shared = {"router": self.router(name="routing")}
-        conv, depthwise = (
-            partial(make, **shared) if takes else make
-            for make, takes in zip((self.conv, self.depthwise), self.takes_context, strict=True)
-        )
+        points, window = self.takes_context
 
-        def apply(make: ConvFactory, name: str, y: Array, state: Array | None):
-            extra_inputs = {}
-            if self.takes_context[name == "depthwise"]:
-                extra_inputs, state = context_fn(f"{self.name}_{name}", x, y, state)
-            return make(name=name)(y, **extra_inputs), state
+        def apply(make: ConvFactory, takes: bool, name: str, y: Array, state: Array | None):
+            if not takes:
+                return make(name=name)(y), state
+            extra_inputs, state = context_fn(f"{self.name}_{name}", x, y, state)
+            return make(name=name, **shared)(y, **extra_inputs), state
 
-        conv1x1 = partial(conv, kernel_size=(1,) * axes, padding=0)
+        conv1x1 = partial(self.conv, kernel_size=(1,) * axes, padding=0)
         y = x
         if shape.expanded != x.shape[-1]:
-            y, state = apply(partial(conv1x1, shape.expanded), "expand", y, state)
+            y, state = apply(partial(conv1x1, shape.expanded), points, "expand", y, state)
             y = shape.activation(self.norm(name="expand_norm")(y))
         depthwise = partial(
-            depthwise,
+            self.depthwise,
             shape.expanded,
             (shape.kernel,) * axes,
             shape.strides,
             padding=find_padding(shape.kernel, self.padding),
             feature_group_count=shape.expanded,
         )
-        y, state = apply(depthwise, "depthwise", y, state)
+        y, state = apply(depthwise, window, "depthwise", y, state)
         y = shape.activation(self.norm(name="depthwise_norm")(y))
         if shape.squeezed:
             y = SqueezeExcite(
@@ -267,7 +264,7 @@ class InvertedResidual(nn.Module):
                 gate=self.gate,
                 name="squeeze_excite",
             )(y)
-        y, state = apply(partial(conv1x1, shape.features), "project", y, state)
+        y, state = apply(partial(conv1x1, shape.features), points, "project", y, state)
         y = self.norm(name="project_norm")(y)
         if self.attention is not None:
             y = self.attention(name="attention")(y)
