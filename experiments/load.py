@@ -38,7 +38,7 @@ def load(run: str | os.PathLike, *, generator: bool = False) -> Trained:
         UserError: if there is no finished run, or it cannot be read.
     """
     source = Path(run).expanduser()
-    exported = source / f"model{weights.SUFFIX}"
+    exported = source / weights.MODEL
     is_probe = exported.is_file() and not (source / SUMMARY_FILE).exists()
     if is_probe or source.suffix == weights.SUFFIX:
         variables, metadata = weights.read_weights(exported if is_probe else source)

@@ -53,13 +53,7 @@ def export(
         hub.write_folder(trained, path, license)
         return path
     if file_format == "safetensors":
-        metadata = {
-            "config": trained.config.to_dict(),
-            "classes": list(trained.classes),
-            "shape": list(trained.shape),
-            "versions": list_versions(),
-        }
-        weights.write_weights(path, trained.variables, metadata)
+        weights.write_weights(path, trained.variables, trained.make_metadata())
         return path
     description = describe_export(trained)
     outputs = description["outputs"]

@@ -55,12 +55,7 @@ def write_folder(trained: Trained, folder: Path, license: str = "") -> None:
         )
     described = task.describe_model(len(trained.classes), spatial_axes=len(trained.shape) - 1)
     facts = collect_facts(trained, config, license)
-    metadata = {
-        "config": config.to_dict(),
-        "classes": list(trained.classes),
-        "shape": list(trained.shape),
-        "versions": list_versions(),
-    }
+    metadata = {**trained.make_metadata(), "config": config.to_dict()}
     try:
         files = make_pretrained_files(
             described,

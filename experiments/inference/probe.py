@@ -23,7 +23,6 @@ from experiments.core.errors import UserError
 from experiments.data import Dataset, Source
 from experiments.inference.trained import Trained, check_network
 from experiments.runs import weights
-from experiments.runs.folder import list_versions
 from experiments.tasks import Results
 from experiments.tasks.classification import write_confusion
 from experiments.tasks.classifier import draw_classifier
@@ -32,7 +31,6 @@ from experiments.tasks.sound_evaluation import write_sound_evaluation
 from experiments.tasks.tagging_metrics import compute_masked_loss
 
 OUT = "runs/probe"
-MODEL = "model.safetensors"
 STRENGTHS = tuple(10.0**power for power in range(-4, 4))
 """Inverse strengths of the regularisation, as scikit-learn's C, that are tried."""
 _LABELS = {"class": "classification", "multi": "tagging"}
@@ -185,12 +183,6 @@ def train_probe(
     fit_seconds = time.monotonic() - clock
     probe = replace_head(trained, config, dataset, layer)
     results = _evaluate(probe, dataset, layer, splits, out)
-    metadata = {
-        "config": probe.config.to_dict(),
-        "classes": list(probe.classes),
-        "shape": list(probe.shape),
-        "versions": list_versions(),
-    }
     files.write_csv(out / "probe.csv", ["strength", "validation_loss"], tried)
     if dataset.assignment:
         files.write_csv(out / "splits.csv", ["file", "split"], dataset.assignment)
@@ -205,7 +197,9 @@ def train_probe(
         "seconds": round(time.monotonic() - started, 1),
     }
     files.write_json(out / "probe.json", summary)
-    weights.write_weights(out / MODEL, probe.variables, metadata)  # last: the folder is complete
+    weights.write_weights(
+        out / weights.MODEL, probe.variables, probe.make_metadata()
+    )  # last: the folder is complete
     shown = ("map", "auroc") if several else ("accuracy", "f1", "map", "auroc")
     scores = (f"{name} {format_value(results['test'][name])}" for name in shown)
     print_result(
@@ -240,12 +234,7 @@ def _check_arguments(trained: Trained, out: Path, overwrite: bool) -> None:
             f"{trained.source} is no classifier or tagger of recordings: give a run of "
             "birdsong_classifier.py or species_multilabel.py, for example."
         )
-    if out.is_file():
-        raise UserError(f"--out={out} is a file: give a folder.")
-    if (out / "summary.json").exists():
-        raise UserError(f"--out={out} is the folder of a run: choose another.")
-    if (out / MODEL).exists() and not overwrite:
-        raise UserError(f"{out / MODEL} exists: choose another --out, or give --overwrite.")
+    weights.check_new_folder(out, overwrite)
 
 
 def make_probe_config(

@@ -1,4 +1,4 @@
-"""Prunes a network of `GatedConv` by the gates of its own examples, and compares it with what it was."""
+"""Prunes a trained network of `GatedConv` by its gates, and compares it with the original."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,9 +22,7 @@ from experiments.data import Source
 from experiments.figures.style import PALETTE, new_figure, save_figure, style_axes
 from experiments.inference.trained import Trained, check_network
 from experiments.runs import weights
-from experiments.runs.folder import list_versions
 
-MODEL = "model.safetensors"
 HEADER = ("layer", "kernels", "never", "always", "left")
 
 
@@ -63,13 +61,7 @@ def prune_network(
     measured = compare(trained, pruned, dataset.splits["test"], size, runs)
 
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {
-        "config": pruned.config.to_dict(),
-        "classes": list(pruned.classes),
-        "shape": list(pruned.shape),
-        "versions": list_versions(),
-    }
-    weights.write_weights(folder / MODEL, pruned.variables, metadata)
+    weights.write_weights(folder / weights.MODEL, pruned.variables, pruned.make_metadata())
     files.write_json(
         folder / "prune.json", measured | {"layers": [one._asdict() for one in layers]}
     )
@@ -103,10 +95,7 @@ def _check_arguments(trained: Trained, folder: Path, runs: int, overwrite: bool)
         raise UserError(f"{trained.source} is pruned already.")
     if runs < 1:
         raise UserError(f"--runs={runs}: choose 1 or more.")
-    if folder.is_file() or (folder / "summary.json").exists():
-        raise UserError(f"--out={folder} is a file or a run: give another folder.")
-    if (folder / MODEL).exists() and not overwrite:
-        raise UserError(f"{folder / MODEL} exists: choose another --out, or give --overwrite.")
+    weights.check_new_folder(folder, overwrite)
 
 
 def collect_gates(trained: Trained, sources: Sequence[Source], size: int) -> dict[str, np.ndarray]:
@@ -114,9 +103,7 @@ def collect_gates(trained: Trained, sources: Sequence[Source], size: int) -> dic
 
     @jax.jit
     def run(variables: Any, inputs: np.ndarray) -> dict[str, jax.Array]:
-        _, state = trained.model.apply(
-            variables, inputs, train=False, mutable=["intermediates", "losses"]
-        )
+        _, state = trained.model.apply(variables, inputs, train=False, mutable=["intermediates"])
         sown = sown_weights(state["intermediates"])
         return {name: kinds["kernel"] for name, kinds in sown.items() if "kernel" in kinds}
 
@@ -144,7 +131,9 @@ def remove_kernels(
     trained: Trained, gates: Mapping[str, np.ndarray]
 ) -> tuple[Trained, list[Layer]]:
     """Returns the network with fewer kernels, and what became of those of each layer."""
-    merge = trained.config.conv.get("active") is None  # a fixed number of kernels is counted
+    merge = (
+        trained.config.conv.get("active") is None
+    )  # with it, the number of kernels that are on is fixed
     flat = traverse_util.flatten_dict(dict(trained.variables))
     layers = []
     for name, values in gates.items():
@@ -182,9 +171,7 @@ def compare(
     labels = np.array([int(source[n]["label"]) for n in range(len(source))])
     examples = [(n, before.transform(source[n]["inputs"])) for n in range(len(source))]
     facts, predicted, steps = {}, {}, {}
-    batch = np.zeros((size, *before.shape), np.float32)
-    for index in range(min(size, len(examples))):
-        batch[index] = examples[index][1]["inputs"]
+    batch, _ = next(_read_batches(before, source, size))
     for name, trained in {"before": before, "after": after}.items():
         predicted[name] = np.stack([found for _, found in trained.predict(examples, size)])
         one = jax.ShapeDtypeStruct((1, *trained.shape), np.float32)

@@ -25,6 +25,7 @@ from experiments.core.memory import check_fits, explain_out_of_memory
 from experiments.data import Example, transforms
 from experiments.data.ucr import Series, prepare_like_training
 from experiments.inference.audio_windows import cut_samples, make_audio_settings
+from experiments.runs.folder import list_versions
 from experiments.tasks import Task, make_task
 from experiments.tasks.event_detection import EventDetection
 
@@ -226,13 +227,22 @@ class Trained:
     def shape_variables(self) -> Mapping[str, Any]:
         """Returns the shapes of the variables that a new network has; nothing is computed.
 
-        A pruned one has the shapes of its own parameters, if it can be applied to them.
+        Those of a pruned network are those of its arrays, after a check that it takes them.
         """
         one = jax.ShapeDtypeStruct((1, *self.shape), np.float32)
         if self.config.get("conv", {}).get("pruned", False):
             jax.eval_shape(lambda v, x: self.model.apply(v, x, train=False), self.variables, one)
             return self.variables
         return jax.eval_shape(lambda x: self.model.init(jax.random.key(0), x, train=False), one)
+
+    def make_metadata(self) -> dict[str, Any]:
+        """Returns what is written beside the arrays: the settings, classes, shape and versions."""
+        return {
+            "config": self.config.to_dict(),
+            "classes": list(self.classes),
+            "shape": list(self.shape),
+            "versions": list_versions(),
+        }
 
     def prepare(self, raw: np.ndarray) -> Example:
         """Returns an example for the network from raw user input.

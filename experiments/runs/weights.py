@@ -19,6 +19,8 @@ from experiments.core.files import replace_file, to_json
 from experiments.runs.schema import WEIGHTS_METADATA
 
 SUFFIX = ".safetensors"
+MODEL = f"model{SUFFIX}"
+"""The file of a folder that `experiments.load` takes like a run."""
 MAX_DEPTH = 100
 
 
@@ -36,6 +38,16 @@ def write_weights(
     with replace_file(path) as temporary:
         # Not `save_file`, whose files only their owner may read.
         temporary.write_bytes(save(arrays, texts))
+
+
+def check_new_folder(out: Path, overwrite: bool) -> None:
+    """Raises a UserError for a folder in which `MODEL` cannot be written."""
+    if out.is_file():
+        raise UserError(f"--out={out} is a file: give a folder.")
+    if (out / "summary.json").exists():
+        raise UserError(f"--out={out} is the folder of a run: choose another.")
+    if (out / MODEL).exists() and not overwrite:
+        raise UserError(f"{out / MODEL} exists: choose another --out, or give --overwrite.")
 
 
 def is_export(path: str | os.PathLike) -> bool:
