@@ -237,7 +237,7 @@ def write_entry(path: Path, file: Path, made: Path, write: Callable[[], dict]) -
         path: the recording.
         file: for the metadata.
         made: the file that `write` writes.
-        write: returns metadata of its own, or raises Unreadable.
+        write: returns further metadata, or raises Unreadable.
 
     Returns:
         The metadata.

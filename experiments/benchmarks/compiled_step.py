@@ -85,7 +85,7 @@ class Request:
 
 
 def make_model(request: Request, pictures: Any) -> tuple[nn.Module, Measure, Any]:
-    """Makes the network of a request, the function that measures its loss, and the batch that that takes.
+    """Makes the network of a request, the function that measures its loss, and the shapes of its batch.
 
     Args:
         request: the request.

@@ -9,32 +9,19 @@ import jax
 import jax.numpy as jnp
 
 from dyn import layers
-from dyn.models import (
-    EfficientNetB0,
-    EfficientNetLite0,
-    MobileNetV2,
-    MobileNetV3,
-    ResNet18,
-    ResNet50,
-    SKResNet18,
-    SKResNet50,
-)
+from dyn.models import ResNet18, ResNet50, SKResNet18, SKResNet50, create_model
 from dyn.models.backbone import convolve_spatially
 from experiments.benchmarks.flax_resnet import make_flax_resnet
 from experiments.configs.shared.overrides import override, split_override
 from experiments.core.config_file import load_config_file
 from experiments.core.errors import UserError
 from experiments.tasks import make_task
+from experiments.tasks.backbone import PUBLISHED_NAMES
 from experiments.tasks.task import Task
 from experiments.train.validate import resolve_config
 
 FLAX = "flax"
-MOBILE = {
-    "mobilenet_v2": MobileNetV2,
-    "mobilenet_v3": MobileNetV3,
-    "efficientnet_b0": EfficientNetB0,
-    "efficientnet_lite0": EfficientNetLite0,
-}
+MOBILE = ("mobilenet_v2", "mobilenet_v3", "efficientnet_b0", "efficientnet_lite0")
 
 
 def make_networks(depth: int) -> dict[str, Callable[..., nn.Module]]:
@@ -97,7 +84,8 @@ def make_mobile_networks(name: str) -> dict[str, Callable[..., nn.Module]]:
 
     def network_with(conv: Callable[..., nn.Module], **fields: Any) -> Callable[..., nn.Module]:
         def make(*, width: int, **others: Any) -> nn.Module:
-            return MOBILE[name](conv=conv, width=width / 64, **fields, **others)
+            published = PUBLISHED_NAMES.get(name, name)
+            return create_model(published, conv=conv, width=width / 64, **fields, **others)
 
         return make
 

@@ -17,7 +17,7 @@ from experiments.configs.shared.settings import (
 from experiments.core.errors import UserError
 
 KNOWN = {path for path, _ in list_paths(SECTIONS)}
-# Settings that are the method itself, and their values where there is none.
+# Settings that choose a method, and their values for none.
 METHODS = {"attention.name": "none", "model.context": "input"}
 # Defaults of convolutions that changed: what they were and what they are. New runs write these settings down;
 # a run that did not is an old one.

@@ -429,7 +429,7 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
     sound, series = kind.data == "audio", kind.data == "ucr"
     pixels, objects = kind.task == "segmentation", kind.task == "instance_segmentation"
     resnet, events = kind.network == "resnet", kind.task == "event_detection"
-    # The blocks of DyMN have a context and gates of their own.
+    # DyMN's blocks already have gates and a context.
     takes_attention = resnet or (kind.network in MOBILE_NETWORKS and kind.network != "dymn")
     series_network = kind.network in SERIES_NETWORKS and kind.task == "classification"
     labelled = kind.task in ("classification", "tagging", "segmentation")
