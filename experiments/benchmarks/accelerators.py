@@ -14,6 +14,8 @@
     --width=64                  features of the network's first stage
     --dtype=bfloat16            or float32: the dtype of the computation
     --shard_parameters          splits parameters and Adam's moments over the chips
+    --quick                     TPUs: compiles four times faster, and the program found is slower. For memory,
+                                collectives and first looks; its cycles compare only with each other
     --ops                       shows the dearest lines of the source of each network
     --out=runs/benchmarks       the folder of the numbers and the plot
 
@@ -56,6 +58,7 @@ def main(
     width: int = 64,
     dtype: str = "bfloat16",
     shard_parameters: bool = False,
+    quick: bool = False,
     ops: bool = False,
 ) -> None:
     """Compiles the networks that the flags describe, and prints their table."""
@@ -73,17 +76,19 @@ def main(
     networks = list_networks(layers, configs, depth)
     if override and not configs:
         raise UserError("--override changes the settings of --configs: name at least one.")
+    if quick and chip.platform != "tpu":
+        raise UserError(f"--quick is known to the compiler of TPUs: leave it out for {chip.title}.")
     check_compiler(chip)
     fields = {"platform": platform, "size": size, "batch": batch, "depth": depth, "width": width}
     fields |= {"dtype": dtype, "shard_parameters": shard_parameters, "is_config": bool(configs)}
-    if override:
-        fields["overrides"] = list(override)
+    # Also if they are not given: a row that was compiled with them is another one.
+    fields |= {"overrides": list(override), "quick": quick}
     path = results.make_folder() / f"accelerators-{platform}"
     rows = compile_table(path, compiling.make_requests(networks, slices, **fields))
     described = "" if configs else f"ResNet-{depth}, {dtype}, "
     caption = (
         f"{described}{size} px, batch {batch} a chip: one Adam step on {chip.title}, by its compiler; "
-        "nothing has run"
+        f"nothing has run{'; compiled with --quick' if quick else ''}"
     )
     # A log file has no width to keep to.
     console = Console(width=None if Console().is_terminal else 200)

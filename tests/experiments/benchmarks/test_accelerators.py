@@ -91,6 +91,7 @@ def without_plot(monkeypatch):
         (["--depth=34"], "50"),
         (["--configs=odcnv"], "odconv"),
         (["--configs=base", "--layers=odconv"], "choose one"),
+        (["--platform=h100", "--quick"], "leave it out"),
     ],
 )
 def test_mistakes(command, compiled, words, fragment):
@@ -141,6 +142,17 @@ def test_settings_of_configs_can_be_changed(command, compiled, without_plot):
     assert code == 2 and "name at least one" in err
     assert command(accelerators, "--configs=base", *words)[0] == 0
     assert compiled[-1]["overrides"] == ["model.depth=50"]
+    # The network without them has not been compiled.
+    assert command(accelerators, "--configs=base", *words[:2])[0] == 0
+    assert len(compiled) == 2 and compiled[-1]["overrides"] == []
+
+
+def test_a_quick_table_is_another_one(command, compiled, without_plot):
+    code, out, _ = command(accelerators, "--layers=odconv", "--quick")
+    assert code == 0 and "compiled with --quick" in " ".join(out.split())
+    code, out, _ = command(accelerators, "--layers=odconv")
+    assert code == 0 and "--quick" not in out
+    assert [request["quick"] for request in compiled] == [True, True, False, False]
 
 
 @pytest.mark.usefixtures("standard_promotion")
