@@ -39,12 +39,21 @@ class MeanDeviation:
 
 @dataclasses.dataclass(frozen=True)
 class PairedDifference:
-    """The mean difference to a baseline over n seeds or folds, and p of the two-sided signed-rank test."""
+    """The difference of a config to its baseline.
+
+    Attributes:
+        baseline: the config of the baseline.
+        mean: over the seeds or folds that both have.
+        p: of the two-sided signed-rank test.
+        n: number of seeds or folds.
+        q: p corrected for the number of configs, see `correct_for_many`.
+    """
 
     baseline: str
     mean: float
     p: float
     n: int
+    q: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -119,19 +128,23 @@ def _summarize_configs(by_config: Mapping[str, list[Run]], metric: str) -> list[
 
     labels = [runs[0].label for runs in by_config.values()]
     results = []
+    differences = correct_for_many(
+        {
+            config: compare_pairs(runs, by_config.get(runs[0].baseline, []), metric)
+            for config, runs in by_config.items()
+            if runs[0].baseline != config
+        }
+    )
     for config in sorted(by_config, key=rank):
         runs = sorted(by_config[config], key=lambda run: run.fold_and_seed)
-        label, baseline = runs[0].label, runs[0].baseline
-        difference = None
-        if baseline != config:
-            difference = compare_pairs(runs, by_config.get(baseline, []), metric)
+        label = runs[0].label
         results.append(
             ConfigResults(
                 config=config,
                 label=label if labels.count(label) == 1 else f"{label} ({config})",
                 runs=runs,
                 metrics=_summarize_metrics(runs),
-                difference=difference,
+                difference=differences.get(config),
                 costs={
                     name: _median_of_known(run.summary_number(name) for run in runs)
                     for name in COSTS
@@ -172,7 +185,25 @@ def compare_pairs(
     if not differences:
         return None
     mean, p = statistics.fmean(differences), compute_signed_rank_p(differences)
-    return PairedDifference(baseline[0].config, mean, p, len(differences))
+    return PairedDifference(baseline[0].config, mean, p, len(differences), q=p)
+
+
+def correct_for_many(
+    differences: Mapping[str, PairedDifference | None],
+) -> dict[str, PairedDifference]:
+    """Returns the known differences with q, the p of Benjamini and Hochberg for so many tests.
+
+    Of all differences with q up to 0.05, at most one in twenty is expected to be no real difference.
+
+    Source:
+        Benjamini and Hochberg 1995; it holds for tests that share a baseline (Benjamini and Yekutieli 2001).
+    """
+    known = {config: gap for config, gap in differences.items() if gap is not None}
+    corrected = stats.false_discovery_control([gap.p for gap in known.values()]) if known else []
+    return {
+        config: dataclasses.replace(gap, q=float(q))
+        for (config, gap), q in zip(known.items(), corrected, strict=True)
+    }
 
 
 def compute_signed_rank_p(differences: Sequence[float]) -> float:

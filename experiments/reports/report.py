@@ -1,7 +1,8 @@
-"""Writes the report of finished runs: `report.md`, `report.tex`, `report.csv`, `runs.csv` and `figures/`."""
+"""Writes the report of finished runs: `report.md`, `report.tex`, tables for programs, and `figures/`."""
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from experiments.core.errors import UserError
 from experiments.core.escaping import escape_control, escape_markdown
 from experiments.core.words import count_noun
 from experiments.reports import map_figures, published, recipes, study_figures, tables
+from experiments.reports.attention import LayerAttention, measure_attention
 from experiments.reports.comparison import DatasetComparison, compare_runs
 from experiments.reports.data_agreement import list_data_differences
 from experiments.runs import artifacts
@@ -22,7 +24,7 @@ Saved = TypeVar("Saved", artifacts.Maps, artifacts.Samples)
 
 
 _TITLE = "# Comparison of runs"
-_TABLES = ("report.tex", "report.csv", "runs.csv")
+_TABLES = ("report.tex", "report.csv", "runs.csv", "attention.csv")
 
 
 def write_report(
@@ -46,6 +48,7 @@ def write_report(
     place = _choose_place(folders, out)
     _check_place(place)
     comparisons = compare_runs(runs)
+    layers: list[list[object]] = []
 
     lines = [
         _TITLE,
@@ -55,7 +58,9 @@ def write_report(
         "",
     ]
     for comparison, folder in zip(comparisons, _name_figure_folders(comparisons), strict=True):
-        lines += _write_section(comparison, place, folder)
+        attention, damaged = _measure_attention(comparison, place)
+        lines += _write_section(comparison, attention, damaged, place, folder)
+        layers += tables.list_attention_records(comparison, attention)
     if excluded:
         table = tables.make_excluded_table(excluded, place)
         lines += [f"## {escape_markdown(table.title)}", "", tables.render_markdown(table), ""]
@@ -66,6 +71,10 @@ def write_report(
     files.write_text(place / "report.tex", _render_latex(comparisons))
     files.write_csv(place / "report.csv", *tables.list_config_records(comparisons))
     files.write_csv(place / "runs.csv", *tables.list_run_records(comparisons, place))
+    if layers:
+        files.write_csv(place / "attention.csv", tables.ATTENTION_HEADER, layers)
+    else:
+        (place / "attention.csv").unlink(missing_ok=True)  # of an earlier report
     return place / "report.md"
 
 
@@ -104,10 +113,21 @@ def _check_place(place: Path) -> None:
         )
 
 
-def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> list[str]:
+def _write_section(
+    comparison: DatasetComparison,
+    attention: Mapping[str, Sequence[LayerAttention]],
+    damaged: Sequence[str],
+    place: Path,
+    folder: Path,
+) -> list[str]:
     """Draws the figures of a data set, and returns its section of the report in Markdown.
 
-    `folder` is the folder of the figures, as seen from the report's folder `place`.
+    Args:
+        comparison: the configs on the data set.
+        attention: config to the layers that mix kernels.
+        damaged: remarks on runs that are left out of it.
+        place: the report's folder.
+        folder: the folder of the figures, as seen from there.
     """
     lines = [
         f"## {escape_markdown(comparison.dataset)}",
@@ -134,6 +154,9 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
     maps, left_out = _load_comparable(comparison, "maps.npz", artifacts.load_maps, place)
     lines += draw("attention_maps", map_figures.draw_attention_maps, maps)
     lines += draw("mixtures", map_figures.draw_mixtures, maps)
+    lines += _render_titled_table(tables.make_attention_table(comparison, attention))
+    draw_depth = partial(study_figures.draw_attention_by_depth, comparison)
+    lines += draw("attention_by_depth", draw_depth, attention)
     lines += draw("pixel_attention", map_figures.draw_pixel_attention, maps)
     samples, also_left_out = _load_comparable(
         comparison, "samples.npz", artifacts.load_samples, place
@@ -147,7 +170,8 @@ def _write_section(comparison: DatasetComparison, place: Path, folder: Path) -> 
     if commands := recipes.list_commands(comparison.results):
         lines += ["Commands of the first run of each config:", ""]
         lines += [*(f"    {escape_control(command)}" for command in commands), ""]
-    if remarks := [*_list_remarks(comparison, place), *left_out, *also_left_out]:
+    remarks = [*_list_remarks(comparison, place), *left_out, *also_left_out, *damaged]
+    if remarks := list(dict.fromkeys(remarks)):
         lines += [*(f"* {escape_markdown(remark)}" for remark in remarks), ""]
     return lines
 
@@ -185,6 +209,25 @@ def _load_comparable(
         else:
             remarks.append(f"{label}: {name} of {run.replicate} shows other examples; left out.")
     return comparable, remarks
+
+
+def _measure_attention(
+    comparison: DatasetComparison, place: Path
+) -> tuple[dict[str, list[LayerAttention]], list[str]]:
+    """Returns the layers that mix kernels of each config that has any, and remarks on damaged files."""
+    attention, remarks = {}, []
+    for results in comparison.results:
+        mixtures = []
+        for run in results.runs:
+            if not (run.folder / "maps.npz").exists():
+                continue
+            try:
+                mixtures.append(artifacts.load_maps(run.folder / "maps.npz").mixtures)
+            except UserError as error:
+                remarks.append(f"{results.label}: {_shorten_path(error, run, place)}")
+        if layers := measure_attention(mixtures):
+            attention[results.config] = layers
+    return attention, remarks
 
 
 def _shorten_path(error: UserError, run: Run, place: Path) -> str:
@@ -239,7 +282,12 @@ def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
         f"{' and fold by fold' if has_folds else ''}."
     )
     if gaps:
-        yield " ".join(_describe_test(fewest_pairs=min(gap.n for gap in gaps), has_folds=has_folds))
+        has_several = any(
+            sum(results.difference is not None for results in comparison.results) > 1
+            for comparison in comparisons
+        )
+        fewest_pairs = min(gap.n for gap in gaps)
+        yield " ".join(_describe_test(fewest_pairs, has_several, has_folds))
     yield (
         "MACs: multiply-adds for one example, counted from the network's operations: convolutions and matrix "
         "products, including padding, attention and the mixing of kernels; one multiply-add is one MAC. XLA "
@@ -261,11 +309,16 @@ def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
     yield f"Versions: {'; or '.join(sorted(versions))}."
 
 
-def _describe_test(fewest_pairs: int, has_folds: bool) -> Iterator[str]:
+def _describe_test(fewest_pairs: int, has_several: bool, has_folds: bool) -> Iterator[str]:
     yield (
         "Difference: mean over the seeds or folds that a config and its baseline both have. p: two-sided "
-        "Wilcoxon signed-rank test of these pairs, not corrected for the number of configs."
+        "Wilcoxon signed-rank test of these pairs."
     )
+    if has_several:
+        yield (
+            "q: p after the correction of Benjamini and Hochberg for the number of configs on this data set. "
+            "Of all differences with q up to 0.05, one in twenty is expected to be chance."
+        )
     if fewest_pairs < 6:
         yield (
             "With fewer than 6 pairs p cannot be below 0.05, however large the differences are: it is no "

@@ -1,7 +1,9 @@
-"""Draws the figures of a comparison: the metric against multiply-adds, curves, every run."""
+"""Draws the figures of a comparison: the metric against multiply-adds, curves, runs, attention by depth."""
 
 import itertools
+import math
 import os
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from experiments.core.errors import UserError
 from experiments.figures import style
 from experiments.figures.curves import limit_losses
+from experiments.reports.attention import LayerAttention
 from experiments.reports.comparison import PERCENT, ConfigResults, DatasetComparison
 from experiments.reports.tables import format_mean, format_si, name_metric, name_unit
 from experiments.runs.find import finite_or_none
@@ -130,6 +133,62 @@ def _mean_curve(results: ConfigResults, quantity: str) -> tuple[np.ndarray, np.n
     mean = np.array([np.mean(values[step]) for step in steps])
     sd = [np.std(values[s], ddof=1) if len(values[s]) > 1 else 0.0 for s in steps]
     return steps, mean, np.array(sd)
+
+
+def draw_attention_by_depth(
+    comparison: DatasetComparison,
+    attention: Mapping[str, Sequence[LayerAttention]],
+    path: str | os.PathLike,
+) -> bool:
+    """Draws entropy, spread over the classes and agreement of runs, layer by layer; False without attention.
+
+    Args:
+        comparison: the configs.
+        attention: config to its layers.
+        path: the PNG to write.
+    """
+    quantities = {
+        "entropy": "entropy\n(1: equal weights)",
+        "class_spread": "spread over classes,\nby the mean weight",
+        "agreement": "agreement of runs",
+    }
+    shown = {
+        name: label
+        for name, label in quantities.items()
+        if any(
+            getattr(layer, name) is not None for layers in attention.values() for layer in layers
+        )
+    }
+    if not shown:
+        return False
+    figure = style.new_figure(
+        8.6,
+        2.0 * len(shown) + 1.3,
+        f"Attention over kernels, layer by layer: {comparison.dataset}",
+        f"Means over {comparison.replicates}. Entropy 0: one kernel for each example. Spread 0: the same "
+        "mixture for every class. Agreement: rank correlation of the distances between the mixtures of "
+        "classes; 1: the same classes are mixed alike in every run, 0: nothing in common.",
+    )
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    styles = choose_styles(comparison)
+    for axes, (name, label) in zip(panels, shown.items(), strict=True):
+        style.style_axes(axes, ylabel=label)
+        for results in comparison.results:
+            values = [getattr(layer, name) for layer in attention.get(results.config, ())]
+            if any(value is not None for value in values):
+                colour, dash, marker = styles[results.config]
+                numbers = np.array([math.nan if value is None else value for value in values])
+                axes.plot(
+                    np.arange(1, len(values) + 1), numbers, color=colour, linestyle=dash, marker=marker,
+                    markersize=4, linewidth=1.4, label=style.shorten(results.label),
+                )  # fmt: skip
+    panels[-1].set_xlabel("layer, from input to output")
+    panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
+    # The first panel has a line for every config that has any.
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)
+    style.save_figure(figure, path)
+    return True
 
 
 def draw_runs(comparison: DatasetComparison, path: str | os.PathLike) -> bool:

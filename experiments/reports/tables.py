@@ -3,11 +3,12 @@
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from experiments.core.escaping import escape_control, escape_markdown
+from experiments.reports.attention import LayerAttention
 from experiments.reports.comparison import (
     COSTS,
     PERCENT,
@@ -21,6 +22,9 @@ from experiments.runs.metrics import count_classes, select_scalars
 
 MISSING = "-"
 SHARES = (*PERCENT, "precision", "recall")
+ATTENTION_HEADER = (
+    "dataset", "config", *(field.name for field in dataclasses.fields(LayerAttention)),
+)  # fmt: skip
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
@@ -61,12 +65,13 @@ def make_results_table(comparison: DatasetComparison) -> Table:
     labels = {results.config: results.label for results in comparison.results}
     differences = [results.difference for results in comparison.results]
     baselines = sorted({labels[gap.baseline] for gap in differences if gap})
+    has_several = sum(gap is not None for gap in differences) > 1
     has_published = any(results.published for results in comparison.results)
     headings = ["config", "runs"]
     headings += [f"{name_metric(name, main)}{name_unit(name)}" for name in metrics]
     if baselines:
         to = baselines[0] if len(baselines) == 1 else "baseline"
-        headings += [f"difference to {to}", "p (pairs)"]
+        headings += [f"difference to {to}", "p (pairs)", *(["q"] if has_several else [])]
     if has_published:
         headings += ["the study's own"]
     rows = []
@@ -77,6 +82,8 @@ def make_results_table(comparison: DatasetComparison) -> Table:
             mean, p = format_difference(gap, main)
             cells += [f"{mean} to {labels[gap.baseline]}" if gap and len(baselines) > 1 else mean]
             cells += [p]
+        if has_several:
+            cells += [format_p(gap.q) if gap else MISSING]
         if has_published:
             cells += [_format_published(results)]
         rows.append(cells)
@@ -114,6 +121,45 @@ def make_cost_table(comparison: DatasetComparison) -> Table:
         times = ("examples_per_second", "seconds", "compile_seconds")
         rows.append([*cells, *(format_significant(cost[name]) for name in times)])
     return Table(f"{comparison.dataset}: costs", headings, rows)
+
+
+def make_attention_table(
+    comparison: DatasetComparison, attention: Mapping[str, Sequence[LayerAttention]]
+) -> Table | None:
+    """Returns how each config mixes its kernels, as means over its layers; None if none does.
+
+    Args:
+        comparison: the configs.
+        attention: config to its layers.
+    """
+    headings = [
+        "config", "layers", "entropy", "spread over examples", "spread over classes", "unused kernels, %",
+        "agreement of runs",
+    ]  # fmt: skip
+    rows = []
+    for results in comparison.results:
+        layers = attention.get(results.config)
+        if not layers:
+            continue
+        cells = [results.label, str(len(layers))]
+        for name in ("entropy", "spread", "class_spread", "dead", "agreement"):
+            known = [value for layer in layers if (value := getattr(layer, name)) is not None]
+            mean = sum(known) / len(known) if known else None
+            if name == "dead":
+                cells.append(f"{100 * mean:.1f}")
+            else:
+                cells.append(MISSING if mean is None else f"{mean:.3f}")
+        rows.append(cells)
+    return Table(f"{comparison.dataset}: attention over kernels", headings, rows) if rows else None
+
+
+def list_attention_records(
+    comparison: DatasetComparison, attention: Mapping[str, Sequence[LayerAttention]]
+) -> Iterator[list[object]]:
+    """Yields a record for each layer of each config, in the order of `ATTENTION_HEADER`."""
+    for results in comparison.results:
+        for layer in attention.get(results.config, ()):
+            yield [comparison.dataset, results.label, *dataclasses.astuple(layer)]
 
 
 def _format_batch_size(results: ConfigResults) -> str:
@@ -216,8 +262,12 @@ def format_difference(gap: PairedDifference | None, metric: str) -> tuple[str, s
         return MISSING, MISSING
     size = format_metric(abs(gap.mean), metric)
     sign = "" if float(size) == 0 else "+" if gap.mean > 0 else "−"
-    p = "< 0.001" if gap.p < 0.001 else f"{gap.p:.3f}"
-    return sign + size, f"{p} ({gap.n})"
+    return sign + size, f"{format_p(gap.p)} ({gap.n})"
+
+
+def format_p(p: float) -> str:
+    """Formats the p of a test."""
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def _format_published(results: ConfigResults) -> str:
@@ -308,7 +358,7 @@ def list_config_records(
     metrics = _list_test_metrics(comparisons)
     header = ["dataset", "config", "label", "baseline", "runs", "metric"]
     header += [f"{name}_{part}" for name in metrics for part in ("mean", "sd")]
-    header += ["difference", "p", "pairs", *COSTS, "study_mean", "study_sd"]
+    header += ["difference", "p", "q", "pairs", *COSTS, "study_mean", "study_sd"]
     rows = []
     for comparison in comparisons:
         for results in comparison.results:
@@ -318,7 +368,7 @@ def list_config_records(
                 value = results.metrics.get(name)
                 row += [value.mean, value.sd] if value else [None, None]
             gap, published = results.difference, results.published
-            row += [gap.mean, gap.p, gap.n] if gap else [None, None, None]
+            row += [gap.mean, gap.p, gap.q, gap.n] if gap else [None] * 4
             row += [results.costs[name] for name in COSTS]
             row += [published.mean, published.sd] if published else [None, None]
             rows.append(row)

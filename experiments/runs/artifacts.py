@@ -42,7 +42,8 @@ class Maps:
         weights: layer to kind to `[N, ...]`, the attention weights.
         mixtures: layer to statistics of its kernel mixtures over `count` inputs: `mean [K]`, `on [K]` (share
             of inputs with a nonzero weight), `dead [K]`, and the scalars `spread`, `entropy`, `hard` (all
-            weights are 0 or 1) and `count`.
+            weights are 0 or 1) and `count`; where it is known, `by_class [C, K]`, the mean over each class,
+            NaN for one without inputs.
     """
 
     inputs: Array
@@ -64,6 +65,7 @@ def save_maps(
     labels: Array,
     classes: Sequence[str],
     mixtures: Mapping[str, Array] | None = None,
+    by_class: Mapping[str, Array] | None = None,
 ) -> None:
     """Writes attention, activation and predictions of a few test examples; `load_maps` reads them.
 
@@ -76,6 +78,7 @@ def save_maps(
         classes: the names of the classes.
         mixtures: layer to `[all, K]`, the mixture weights over the whole split; those of other layers are
             taken from the few examples.
+        by_class: layer to `[C, K]`, the mean mixture of each class over the whole split.
     """
     labels = np.asarray(labels)
     chosen = choose_examples(labels, NUM_EXAMPLES)
@@ -97,6 +100,8 @@ def save_maps(
     for name, weights in (_select_mixtures(outputs["weights"]) | dict(mixtures or {})).items():
         for statistic, value in describe_mixture(weights).items():
             arrays[f"mixtures/{name}/{statistic}"] = value
+    for name, table in (by_class or {}).items():
+        arrays[f"mixtures/{name}/by_class"] = np.asarray(table, np.float32)
     for name, kinds in outputs["weights"].items():
         for kind, weights in kinds.items():
             arrays[f"weights/{name}/{kind}"] = weights.astype(np.float16)

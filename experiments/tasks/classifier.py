@@ -35,7 +35,7 @@ def draw_classifier(
     Where examples may have several labels, those are predicted whose probability reaches the threshold.
     """
     dataset, workdir = results.dataset, results.workdir
-    labels, mixtures = results.inspected["labels"], results.inspected["mixtures"]
+    labels = results.inspected["labels"]
     classes, source = list(dataset.classes), dataset.splits["test"]
     write_per_class(workdir, classes, labels, probabilities, threshold)
     mistakes = find_mistakes(labels, probabilities)
@@ -49,12 +49,17 @@ def draw_classifier(
         classes,
         workdir / "figures" / "mistakes.png",
     )
-    if mixtures:
-        means = {
-            layer: average_by_class(weights, labels, len(classes))
-            for layer, weights in mixtures.items()
-        }
+    if means := average_mixtures(results):
         draw_attention_by_class(means, classes, workdir / "figures" / "attention.png")
+
+
+def average_mixtures(results: Results) -> dict[str, np.ndarray]:
+    """Returns the mean mixture of each class in each layer, layer to `[C, K]`."""
+    labels, classes = results.inspected["labels"], len(results.dataset.classes)
+    return {
+        layer: average_by_class(weights, labels, classes)
+        for layer, weights in results.inspected["mixtures"].items()
+    }
 
 
 def average_by_class(weights: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:

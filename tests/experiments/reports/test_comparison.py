@@ -7,9 +7,11 @@ import pytest
 from scipy.stats import rankdata
 
 from experiments.reports.comparison import (
+    PairedDifference,
     compare_pairs,
     compare_runs,
     compute_signed_rank_p,
+    correct_for_many,
     summarize,
 )
 from experiments.runs.find import read_run
@@ -72,6 +74,16 @@ def test_pairs_are_the_common_seeds_and_folds(write_run):
     assert compare_pairs(other[2:], base, "accuracy") is None
     # Another fold has another test set, whatever the seed is.
     assert compare_pairs(read_all(write_run("hard", fold=1)), base, "accuracy") is None
+
+
+def test_p_is_corrected_for_the_number_of_configs():
+    # By hand: p n / rank, from the largest p down, and never more than the next one.
+    ps = {"a": 0.01, "b": 0.04, "c": 0.03, "d": 0.5}
+    gaps = {name: PairedDifference("base", 0.1, p, 9, q=p) for name, p in ps.items()}
+    found = correct_for_many({**gaps, "base": None})
+    expected = {"a": 0.04, "b": 0.16 / 3, "c": 0.16 / 3, "d": 0.5}
+    assert {name: gap.q for name, gap in found.items()} == pytest.approx(expected)
+    assert correct_for_many({"base": None}) == {}
 
 
 def test_order_of_configs(write_run):

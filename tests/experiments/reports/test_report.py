@@ -10,8 +10,8 @@ from experiments.reports.report import write_report
 from experiments.runs import artifacts
 
 
-def write_maps(folder, inputs):
-    """Writes what a run of a static network saves about two pictures."""
+def write_maps(folder, inputs, by_class=None):
+    """Writes what a run saves about two pictures, with the mixtures of two layers if there are any."""
     arrays = {
         "inputs": inputs,
         "labels": np.array([0, 1]),
@@ -21,6 +21,12 @@ def write_maps(folder, inputs):
         "layer": np.array("stage2_block1"),
         "activation": np.ones((2, 4, 4), np.float32),
     }
+    for layer in ("stage1", "stage2") if by_class is not None else ():
+        statistics = {
+            "mean": by_class.mean(axis=0), "on": np.ones(4), "dead": np.zeros(4, bool), "by_class": by_class,
+            "spread": 0.1, "entropy": 0.5, "hard": False, "count": 2,
+        }  # fmt: skip
+        arrays |= {f"mixtures/{layer}/{name}": value for name, value in statistics.items()}
     np.savez(folder / "maps.npz", **arrays)
 
 
@@ -92,6 +98,25 @@ def test_maps_of_the_same_pictures(tmp_path, write_run, rng):
     text = write_report([tmp_path]).read_text()
     assert "figures/attention_maps.png" in linked_figures(text)
     assert "hard: runs/hard-digits-0/maps.npz cannot be read: it is damaged." in text
+
+
+def test_attention_by_depth(tmp_path, write_run, rng):
+    pictures, by_class = rng.normal(size=(2, 8, 8, 1)), rng.random((5, 4))
+    write_maps(write_run("base"), pictures)
+    for seed in range(2):
+        write_maps(write_run("dyconv", seed=seed), pictures, by_class)
+    path = write_report([tmp_path])
+    text = path.read_text()
+    assert "figures/attention_by_depth.png" in linked_figures(text)
+    assert "digits: attention over kernels" in text
+    assert re.search(r"\| dyconv \| 2 \| 0.500 \| 0.\d+ \| 0.\d+ \| 0.0 \| 1.000 \|", text)
+    rows = read_csv(path.with_name("attention.csv"))
+    assert [(row["config"], row["layer"]) for row in rows] == [
+        ("dyconv", f"stage{n}") for n in (1, 2)
+    ]
+    # Made again without the runs, no table of an earlier report stays.
+    write_report([tmp_path / "runs" / "base-digits-0"], tmp_path)
+    assert not path.with_name("attention.csv").exists()
 
 
 def test_each_data_set_has_a_section(tmp_path, write_run, rng):

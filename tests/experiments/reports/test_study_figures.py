@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from experiments.reports import study_figures
+from experiments.reports.attention import LayerAttention
 
 
 @pytest.fixture
@@ -30,6 +31,16 @@ def test_twelve_configs_fit_on_a_page(size_of, tmp_path, comparison):
         assert draw(comparison, path)
         np.testing.assert_allclose(size_of(path), size, atol=0.02)
         assert len(list(path.parent.iterdir())) == 1  # no temporary file is left
+
+
+def test_attention_of_some_configs(size_of, tmp_path, comparison):
+    layers = [LayerAttention(f"stage{n}", 4, n / 10, 0.1, n / 20, 0.0, None) for n in range(1, 5)]
+    attention = {results.config: layers for results in comparison.results[1:]}
+    path = tmp_path / "figure.png"
+    # No layer has an agreement: two panels.
+    assert study_figures.draw_attention_by_depth(comparison, attention, path)
+    np.testing.assert_allclose(size_of(path), (8.6, 5.3), atol=0.02)
+    assert not study_figures.draw_attention_by_depth(comparison, {}, path)
 
 
 def test_nothing_to_draw(compare, tmp_path, write_run):

@@ -65,8 +65,8 @@ def test_several_baselines_are_named(compare, write_run):
         )
     )
     table = tables.make_results_table(found)
-    assert table.headings[-2] == "difference to baseline"
-    assert {row[0]: row[-2] for row in table.rows} == {
+    assert table.headings[-3:] == ["difference to baseline", "p (pairs)", "q"]
+    assert {row[0]: row[-3] for row in table.rows} == {
         "base": "-", "net1": "-", "hard": "+20.00 to base", "net1_dynamic": "+20.00 to net1",
     }  # fmt: skip
 
@@ -116,7 +116,7 @@ def test_format_si(value, text):
 
 def test_format_difference_and_mean():
     def cells(mean, p=0.25):
-        return tables.format_difference(PairedDifference("base", mean, p, 3), "accuracy")
+        return tables.format_difference(PairedDifference("base", mean, p, 3, q=p), "accuracy")
 
     assert cells(0.0123) == ("+1.23", "0.250 (3)")
     assert cells(-0.0123) == ("−1.23", "0.250 (3)")
