@@ -25,7 +25,7 @@ from dyn.models.inverted_residual import (
     BlockShape,
     InvertedResidual,
     add_shortcut,
-    find_padding,
+    describe_window,
     round_features,
 )
 from dyn.models.mobilenet_v3 import MobileNetV3
@@ -140,8 +140,7 @@ class DynamicBlock(nn.Module):
             shape.expanded,
             (shape.kernel,) * axes,
             shape.strides,
-            padding=find_padding(shape.kernel, self.padding),
-            feature_group_count=shape.expanded,
+            **describe_window(shape, self.padding),
             name="depthwise",
         )(y, context=context)
         y = self.norm(name="depthwise_norm")(y)
@@ -158,7 +157,7 @@ class DynamicBlock(nn.Module):
             y = y * gate.astype(y.dtype)
         y = conv1x1(shape.features, name="project")(y, context=context)
         y = self.norm(name="project_norm")(y)
-        return add_shortcut(x, y, shape.strides, self.drop), state
+        return add_shortcut(x, y, shape, self.drop), state
 
 
 class BlockContext(nn.Module):

@@ -41,6 +41,8 @@ class BlockShape(NamedTuple):
         strides: of the depthwise convolution.
         activation: after the first 1x1 and the depthwise convolution.
         squeezed: size of the squeezed vector of squeeze-and-excitation; 0 for none.
+        dilation: of the depthwise convolution.
+        shortcut: whether the input is added to the output, if they have one shape.
     """
 
     kernel: int
@@ -49,6 +51,8 @@ class BlockShape(NamedTuple):
     strides: int
     activation: Activation
     squeezed: int = 0
+    dilation: int = 1
+    shortcut: bool = True
 
 
 class Layout(NamedTuple):
@@ -101,6 +105,7 @@ class InvertedResidualNet(CheckedModule):
     attention: Callable[..., nn.Module] | None = None
     context: str = "input"
     representation: int = 64
+    output_stride: int | None = None
 
     def make_layout(self) -> Layout:
         """Returns the sizes of the network."""
@@ -143,12 +148,14 @@ class InvertedResidualNet(CheckedModule):
         fields["kernel_init"] = layout.depthwise_init
         depthwise = bind_fields(self.depthwise or Conv, **fields)
         static_depthwise = partial(Conv, **fields)
-        stages = range(1, len(layout.stages) + 2)  # the last convolution counts as one
-        dynamic = stages if self.dynamic_stages is None else self.dynamic_stages
-        if unknown := set(dynamic) - set(stages):
+        last_stage = len(layout.stages) + 1  # the last convolution counts as one
+        dynamic = self.dynamic_stages
+        if dynamic is None:
+            dynamic = range(1, last_stage + 1)
+        if unknown := set(dynamic) - set(range(1, last_stage + 1)):
             raise ValueError(
                 f"dynamic_stages={tuple(dynamic)} has {min(unknown)}: the network has the stages 1 to "
-                f"{stages[-1]}, the last of which is its last convolution."
+                f"{last_stage}, the last of which is its last convolution."
             )
 
         x = first_conv(
@@ -160,14 +167,18 @@ class InvertedResidualNet(CheckedModule):
         )(x)
         x = layout.activation(norm(name="stem_norm")(x))
 
+        stages = layout.stages
+        if self.stem == "small":
+            first, *others = stages[1]
+            stages = [stages[0], [first._replace(strides=1), *others], *stages[2:]]
+        if self.output_stride:
+            stages = dilate_stages(stages, 2 if self.stem == "imagenet" else 1, self.output_stride)
         context_fn = make_context_fn(self.context, self.representation, axes)
         state = None
         features = []
-        count, number = sum(map(len, layout.stages)), 0
-        for stage, blocks in enumerate(layout.stages, 1):
+        count, number = sum(map(len, stages)), 0
+        for stage, blocks in enumerate(stages, 1):
             for block, shape in enumerate(blocks, 1):
-                if stage == 2 and self.stem == "small":
-                    shape = shape._replace(strides=1)
                 module = self.make_block(
                     shape,
                     conv=conv if stage in dynamic else static,
@@ -184,7 +195,7 @@ class InvertedResidualNet(CheckedModule):
                 number += 1
             features.append(x)
         last, extra_inputs = static, {}
-        if stages[-1] in dynamic:
+        if last_stage in dynamic:
             last, (extra_inputs, _) = conv, context_fn("last_conv", x, x, state)
         x = last(layout.last, (1,) * axes, padding=0, name="last_conv")(x, **extra_inputs)
         x = layout.activation(norm(name="last_norm")(x))
@@ -251,8 +262,7 @@ class InvertedResidual(nn.Module):
             shape.expanded,
             (shape.kernel,) * axes,
             shape.strides,
-            padding=find_padding(shape.kernel, self.padding),
-            feature_group_count=shape.expanded,
+            **describe_window(shape, self.padding),
         )
         y, state = apply(depthwise, window, "depthwise", y, state)
         y = shape.activation(self.norm(name="depthwise_norm")(y))
@@ -268,26 +278,62 @@ class InvertedResidual(nn.Module):
         y = self.norm(name="project_norm")(y)
         if self.attention is not None:
             y = self.attention(name="attention")(y)
-        return add_shortcut(x, y, shape.strides, self.drop), state
+        return add_shortcut(x, y, shape, self.drop), state
 
 
-def add_shortcut(x: Array, y: Array, strides: int, drop: float = 0.0) -> Array:
+def add_shortcut(x: Array, y: Array, shape: BlockShape, drop: float = 0.0) -> Array:
     """Adds a block's input to its residual branch, if there is a shortcut; call it in a compact method.
 
     Args:
         x: the block's input.
         y: the residual branch, dropped for a share `drop` of the samples.
-        strides: of the block; only one without strides has a shortcut.
+        shape: the sizes of the block; only one without strides has a shortcut.
         drop: the share. The branch of the other samples is divided by `1 - drop`.
     """
-    if strides != 1 or x.shape != y.shape:
+    if shape.strides != 1 or not shape.shortcut or x.shape != y.shape:
         return y
     if drop:
         y = Dropout(drop, tuple(range(1, y.ndim)), deterministic=False)(y)
     return x + y
 
 
-def find_padding(kernel: int, padding: str) -> int | str:
+def dilate_stages(
+    stages: Sequence[Sequence[BlockShape]], stride: int, output_stride: int
+) -> list[list[BlockShape]]:
+    """Returns the blocks of each stage, dilated where strides would exceed an output stride.
+
+    The block that does not stride any more sees features that are not yet thinned out, so that only those
+    after it are dilated; and it has no shortcut, as before.
+
+    Args:
+        stages: the blocks.
+        stride: of the stem.
+        output_stride: largest ratio of the input's size to that of the last features.
+    """
+    dilation, dilated = 1, []
+    for blocks in stages:
+        dilated.append([])
+        for shape in blocks:
+            if stride * shape.strides > output_stride:
+                dilated[-1].append(shape._replace(strides=1, dilation=dilation, shortcut=False))
+                dilation *= shape.strides
+            else:
+                dilated[-1].append(shape._replace(dilation=dilation))
+                stride *= shape.strides
+    return dilated
+
+
+def describe_window(shape: BlockShape, padding: str) -> dict[str, Any]:
+    """Returns the fields of a block's depthwise convolution, beside its size and strides."""
+    fields: dict[str, Any] = {
+        "padding": find_padding(shape.kernel, padding, shape.dilation),
+        "feature_group_count": shape.expanded,
+    }
+    # Not every layer can be dilated.
+    return fields | ({"kernel_dilation": shape.dilation} if shape.dilation > 1 else {})
+
+
+def find_padding(kernel: int, padding: str, dilation: int = 1) -> int | str:
     """Returns the padding of a convolution of odd size.
 
     Raises:
@@ -295,7 +341,7 @@ def find_padding(kernel: int, padding: str) -> int | str:
     """
     match padding:
         case "torch":
-            return (kernel - 1) // 2
+            return dilation * (kernel - 1) // 2
         case "same":
             return "SAME"
     raise ValueError(f"padding={padding!r} is unknown: write 'torch' or 'same'.")

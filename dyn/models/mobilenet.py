@@ -63,6 +63,8 @@ class MobileNetV2(InvertedResidualNet):
         attention: makes a layer that follows the last norm of every block; see `ResNet`.
         context: what the attention of `conv` and `depthwise` looks at; see `ResNet`.
         representation: size of a carried state.
+        output_stride: largest ratio of the input's size to that of the last features. A stage that would
+            exceed it dilates its depthwise kernels instead of striding; None for no limit.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -93,7 +93,7 @@ class FCN(CheckedModule):
 class DeepLabV3Plus(CheckedModule):
     """Atrous convolutions at several rates, and a decoder that restores the edges.
 
-        e = ASPP(f_last),   y = [resize(e); ReLU(norm(W_low f_first))]
+        e = ASPP(f_last),   y = [resize(e); ReLU(norm(W_low f_low))]
         logits = resize(W separable(separable(y)) + b)
 
     Chen, Zhu, Papandreou, Schroff, Adam: Encoder-Decoder with Atrous Separable Convolution for Semantic
@@ -102,8 +102,8 @@ class DeepLabV3Plus(CheckedModule):
     Deviations from the paper and its authors' code: the backbone decides about its own dilations, and a
     ResNet of `dyn.models` has no multi-grid in its last stage; norms have torch's momentum and epsilon;
     features are resized without aligned corners; kernels are initialised normally with variance
-    2 / fan_out. With a backbone whose first stage is as large as the picture (stem 'small'), the decoder
-    runs at that size.
+    2 / fan_out. The decoder runs at the size of the stage that it takes: with a ResNet of stem 'small', that
+    of the picture.
 
     Parameters: `backbone/...`, `aspp/{point,pooled,project}`, `aspp/atrous<n>/{depthwise,pointwise}`,
     `low_level`, `decoder<n>/{depthwise,pointwise}`, each `conv/kernel` and `norm/{scale,bias}`; and
@@ -112,8 +112,10 @@ class DeepLabV3Plus(CheckedModule):
     Attributes:
         num_classes: number of logits of each pixel, with that of the background.
         backbone: makes the backbone, as in `FCN`.
-        features: features of the pyramid and the decoder; those of the first stage are projected to 3/16
+        features: features of the pyramid and the decoder; those of the fine stage are projected to 3/16
             of that number, the paper's 48 of 256.
+        fine_stage: the stage, from 1, whose features f_low the decoder takes; the paper's are a quarter of
+            the picture: 1 in a ResNet, 2 in a `MobileNetV2`, a `MobileNetV3` and an `EfficientNet`.
         rates: dilations of the pyramid at output stride 16. At another stride, which follows from the
             shapes, they are scaled to the same width in pixels: at stride 8 they are twice as large.
         dropout: share of the pyramid's features dropped in training.
@@ -135,6 +137,7 @@ class DeepLabV3Plus(CheckedModule):
     num_classes: int = 21
     backbone: Backbone = partial(ResNet18, num_classes=None, output_stride=16)
     features: int = 256
+    fine_stage: int = 1
     rates: Sequence[int] = (6, 12, 18)
     dropout: float = 0.1
     dtype: Any = None
@@ -146,7 +149,11 @@ class DeepLabV3Plus(CheckedModule):
         In training it needs at least two pictures: the pooled features of one cannot be normalised.
         """
         stages = compute_stage_features(self.backbone, x, train=train, dtype=self.dtype)
-        first, last = stages[0], stages[-1]
+        if not 1 <= self.fine_stage <= len(stages):
+            raise ValueError(
+                f"fine_stage={self.fine_stage}: the backbone has the stages 1 to {len(stages)}."
+            )
+        fine, last = stages[self.fine_stage - 1], stages[-1]
         stride = compute_stride(x.shape[1:3], last.shape[1:3])
         rates = [max(1, rate * 16 // stride) for rate in self.rates]
         y = ASPP(self.features, rates, dtype=self.dtype, name="aspp")(last, train)
@@ -154,8 +161,8 @@ class DeepLabV3Plus(CheckedModule):
 
         # A small share, so that they do not outweigh the pyramid's (section 3 of the paper).
         low_features = max(1, self.features * 3 // 16)
-        low = ConvNorm(low_features, 1, dtype=self.dtype, name="low_level")(first, train)
-        y = shard_like(resize(y, first.shape[1:3]), low)
+        low = ConvNorm(low_features, 1, dtype=self.dtype, name="low_level")(fine, train)
+        y = shard_like(resize(y, fine.shape[1:3]), low)
         y = jnp.concatenate([y, low], axis=-1)
         for n in (1, 2):
             y = SeparableConv(self.features, dtype=self.dtype, name=f"decoder{n}")(y, train)

@@ -1,4 +1,4 @@
-"""Segmentation: a class per pixel, by FCN or DeepLabV3+ over a residual network."""
+"""Segmentation: a class per pixel, by FCN or DeepLabV3+ over a residual or a mobile network."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,6 +11,7 @@ import optax
 
 from dyn import models
 from experiments.configs.shared.layers import HEADS
+from experiments.configs.shared.settings import MOBILE_NETWORKS
 from experiments.core.errors import UserError
 from experiments.data import Dataset, Example, mask_transforms
 from experiments.data.masks import IGNORE
@@ -35,15 +36,17 @@ class Segmentation(Task):
     sections = (*NETWORK_SECTIONS, "head", "mixing")
 
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
-        """Returns a head over a residual network that keeps `config.model.output_stride`."""
-        if self.config.model.network != "resnet":
-            raise UserError(
-                f"--config.model.network={self.config.model.network}: segmentation needs a resnet, whose "
-                "stages can dilate instead of striding."
-            )
+        """Returns a head over a network that keeps `config.model.output_stride`."""
         model = self.config.model
+        if model.network not in ("resnet", *MOBILE_NETWORKS):
+            raise UserError(
+                f"--config.model.network={model.network}: segmentation needs a resnet or a mobile network, "
+                "whose stages can dilate instead of striding."
+            )
         backbone = describe_backbone(self.config)
         head = describe_layer(self.config, "head", HEADS) or {}
+        if head["name"] == "deeplabv3plus" and model.network in MOBILE_NETWORKS:
+            head["fine_stage"] = 2
         return models.create_model(
             head.pop("name"),
             **head,

@@ -24,8 +24,8 @@ SECTIONS: dict[str, Mapping[str, Any]] = {
 # Fields that the network decides on for each of its layers.
 DECIDED = (
     "name", "parent", "features", "kernel_size", "strides", "padding", "input_dilation", "kernel_dilation",
-    "feature_group_count", "num_classes", "backbone", "output_stride", "spatial_axes", "warehouse", "place",
-    "use_running_average", "use_bias", "dtype", "param_dtype", "token_axes",
+    "feature_group_count", "num_classes", "backbone", "output_stride", "fine_stage", "spatial_axes",
+    "warehouse", "place", "use_running_average", "use_bias", "dtype", "param_dtype", "token_axes",
 )  # fmt: skip
 _EXAMPLES = {bool: True, int: 4, float: 0.5, str: "text"}
 

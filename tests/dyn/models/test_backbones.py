@@ -15,7 +15,10 @@ from dyn.models import (
     BasicBlock,
     Classifier,
     ConvNeXt,
+    DyMN,
+    EfficientNetLite0,
     MobileNetV2,
+    MobileNetV3,
     ResNet,
     mobilenet,
 )
@@ -77,6 +80,48 @@ def test_features_are_32_times_smaller_or_8_times_with_the_small_stem():
             # VGG's last max pooling is after the features.
             assert features[-1].shape[1] == (2 * size if name == "vgg" else size)
             assert len(features) == {"vgg": 5, "mobilenet": 8, "convnext": 4}[name]
+
+
+@pytest.mark.parametrize(
+    ("network", "output_stride", "sizes"),
+    [
+        (MobileNetV2, 16, (32, 16, 8, 4, 4, 4, 4, 4)),
+        (MobileNetV2, 8, (32, 16, 8, 8, 8, 8, 8, 8)),
+        (MobileNetV3, 16, (32, 16, 8, 4, 4, 4, 4)),
+        (EfficientNetLite0, 16, (32, 16, 8, 4, 4, 4, 4, 4)),
+        (DyMN, 16, (32, 16, 8, 4, 4, 4, 4)),
+    ],
+)
+def test_mobile_networks_dilate_instead_of_striding(network, output_stride, sizes):
+    make = partial(network, width=0.25)
+    x = picture(1, 64, 64, 3)
+    net = make(num_classes=None, output_stride=output_stride)
+    outputs, variables = jax.eval_shape(net.init_with_output, jax.random.key(0), x)
+    assert tuple(y.shape[1] for y in outputs) == sizes
+    # Dilation changes no parameter: those of a trained classifier fit.
+    classifier = shapes_of(init_shapes(make(num_classes=7), x)["params"])
+    kept = {
+        name: shape for name, shape in classifier.items() if not name.startswith(("head", "hidden"))
+    }
+    assert shapes_of(variables["params"]) == kept
+
+
+@pytest.mark.parametrize("stem", ["imagenet", "small"])
+def test_a_dilated_mobile_network_agrees_with_the_strided_one(monkeypatch, stem):
+    """At every fourth place, though not near the border: padding on the fine grid is another."""
+    stages = ((1, 16, 1, 1), (6, 24, 1, 1), (6, 24, 2, 2), (6, 32, 2, 2))
+    monkeypatch.setattr(mobilenet, "STAGES", stages)
+    x = random_input(1, 96, 96, 3)
+    strided = MobileNetV2(num_classes=None, width=0.1, stem=stem)
+    stride = 2 if stem == "imagenet" else 1
+    dilated = strided.copy(output_stride=stride)
+    variables = filled(strided, x)
+    coarse, fine = jax.jit(lambda v: (strided.apply(v, x)[-1], dilated.apply(v, x)[-1]))(variables)
+    assert fine.shape[1] == 4 * coarse.shape[1] == 96 // stride
+    inner = slice(3, -3)
+    np.testing.assert_allclose(
+        fine[:, ::4, ::4][:, inner, inner], coarse[:, inner, inner], rtol=1e-4, atol=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["vgg", "mobilenet", "convnext"])

@@ -12,7 +12,7 @@ import pytest
 from layer_cases import filled, init_shapes, random_input, shapes_of
 
 from dyn.layers import ODConv
-from dyn.models import FCN, BasicBlock, DeepLabV3Plus, ResNet
+from dyn.models import FCN, BasicBlock, DeepLabV3Plus, MobileNetV2, ResNet
 from dyn.models.segmentation import compute_stride, resize
 
 FourStages = partial(ResNet, stage_sizes=(1, 1, 1, 1), block=BasicBlock, num_classes=None, width=4)
@@ -100,6 +100,16 @@ def rates_of(net, size):
 def test_rates_are_as_wide_in_pixels_at_every_stride(stem, output_stride, rates):
     backbone = partial(FourStages, stem=stem, output_stride=output_stride)
     assert rates_of(DeepLabV3Plus(backbone=backbone, features=8), (97, 39)) == rates
+
+
+def test_the_decoder_takes_the_fine_stage():
+    backbone = partial(MobileNetV2, num_classes=None, width=0.25, output_stride=16)
+    net = DeepLabV3Plus(backbone=backbone, features=16, fine_stage=2)
+    shapes = shapes_of(init_shapes(net, picture(2, 64, 64, 3))["params"])
+    # 24 features at a quarter of the picture, a quarter as wide.
+    assert shapes["low_level/conv/kernel"] == (1, 1, 8, 3)
+    with pytest.raises(ValueError, match="fine_stage=9: the backbone has the stages 1 to 8"):
+        init_shapes(net.copy(fine_stage=9), picture(2, 64, 64, 3))
 
 
 # Numbers

@@ -50,6 +50,16 @@ def test_a_backbone_shares_its_warehouses_by_stage():
     assert set(variables["params"]["backbone"]["conv"]) == {"stage1", "stage2"}
 
 
+@pytest.mark.parametrize("head", ["fcn", "deeplabv3plus"])
+@pytest.mark.parametrize("network", ["mobilenet_v2", "efficientnet_lite0"])
+def test_mobile_networks_segment(head, network):
+    config = config_of(network, "voc2012", **{"head.name": head, "model.width": 8})
+    model = make_task(config).make_model(3, spatial_axes=2)
+    x = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
+    logits, _ = jax.eval_shape(lambda x: model.init_with_output(jax.random.key(0), x), x)
+    assert logits.shape == (2, 64, 64, 3)
+
+
 def test_a_smoke_run_has_one_block_in_each_stage():
     config = importlib.import_module("experiments.configs.dymn").get_config("smoke")
     params = variables_of(config)[1]["params"]
@@ -86,7 +96,7 @@ def test_layers_are_where_their_authors_have_them():
 def test_unknown_networks_are_refused():
     with pytest.raises(UserError, match="did you mean 'vgg16'"):
         resolve_config(config_of("vgg19"))
-    with pytest.raises(UserError, match="segmentation needs a resnet"):
+    with pytest.raises(UserError, match="segmentation needs a resnet or a mobile network"):
         resolve_config(config_of("vgg16", "voc2012"))
     resolve_config(config_of("vgg16", **{"model.hidden": 8}))
 
