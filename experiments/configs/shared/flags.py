@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from experiments.configs.shared.layers import list_layer_fields
+from experiments.configs.shared.layers import has_default, list_layer_fields
 from experiments.configs.shared.limits import SETTINGS, describe_allowed
 from experiments.configs.shared.settings import LAYER_FIELDS, LAYER_SECTIONS, Setting, list_paths
 from experiments.core.errors import UserError, suggest_nearest
@@ -49,16 +49,20 @@ def describe_settings(config: ConfigDict) -> str:
     lines += [_describe(path, value) for path, value in list_paths(config)]
     for section in LAYER_SECTIONS:
         if section in config:
-            fields = list_layer_fields(section, config[section].name)
-            others = [(f"{section}.{n}", v) for n, v in fields.items() if n not in config[section]]
-            lines += [_describe(path, value) for path, value in others]
+            layer = config[section].name
+            for name, value in list_layer_fields(section, layer).items():
+                if name not in config[section]:
+                    known = has_default(section, layer, name)
+                    lines.append(_describe(f"{section}.{name}", value, known))
     return "\n".join(lines)
 
 
-def _describe(path: str, value: object) -> str:
+def _describe(path: str, value: object, is_default: bool = True) -> str:
     setting = SETTINGS.get(path, Setting(value, LAYER_FIELDS.get(path)))
     notes = [setting.meaning, describe_allowed(setting)]
-    flag = f"  --config.{path}={_format(value)}"
+    if not is_default:
+        notes.insert(0, "the layer decides unless it is set")
+    flag = f"  --config.{path}={_format(value) if is_default else ''}"
     return f"{flag:{COLUMN}}  {'; '.join(filter(None, notes))}".rstrip()
 
 

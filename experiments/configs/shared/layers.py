@@ -27,6 +27,8 @@ DECIDED = (
     "feature_group_count", "num_classes", "backbone", "output_stride", "fine_stage", "spatial_axes",
     "warehouse", "place", "use_running_average", "use_bias", "dtype", "param_dtype", "token_axes",
 )  # fmt: skip
+# Fields of that name that a network leaves to the config.
+CHOSEN = (("attention", "kernel_size"), ("head", "features"))
 _EXAMPLES = {bool: True, int: 4, float: 0.5, str: "text"}
 
 
@@ -41,9 +43,15 @@ def list_layer_fields(section: str, layer: object) -> dict[str, Any]:
     examples = {
         field.name: _find_example(field)
         for field in dataclasses.fields(chosen)
-        if field.name not in DECIDED or (section == "attention" and field.name == "kernel_size")
+        if field.name not in DECIDED or (section, field.name) in CHOSEN
     }
     return {name: example for name, example in examples.items() if example is not None}
+
+
+def has_default(section: str, layer: str, name: str) -> bool:
+    """Returns whether a field has a value of its own, or is left to the layer."""
+    fields = {field.name: field for field in dataclasses.fields(SECTIONS[section][layer])}
+    return isinstance(fields[name].default, bool | int | float | str)
 
 
 def _find_example(field: dataclasses.Field) -> Any:

@@ -1,6 +1,7 @@
 """Flags, the sentence that answers a wrong one, and workdirs that cannot be continued."""
 
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -162,6 +163,8 @@ def test_help_lists_the_settings_of_a_config(capsys):
         out = capsys.readouterr().out
         assert out.startswith("Trains one experiment") and says in out
     assert "--config.epochs=30" in out and "of a ResNet" in out
+    # Without a value of its own; a quarter of the backbone's features.
+    assert re.search(r"--config.head.features= +the layer decides unless it is set; 1 or more", out)
 
 
 def test_a_compilation_cache_that_is_set_is_kept(ask, started, tmp_path):
