@@ -81,8 +81,10 @@ def compute_agreement(tables: Sequence[np.ndarray]) -> float | None:
         tables: m, the mean mixture of each class, `[C, K]`, for each run; NaN for classes without examples.
 
     Returns:
-        1 if all runs order the pairs of classes in the same way, about 0 if they have nothing in common; None
-        for fewer than two runs or `MIN_CLASSES` classes, or where a run mixes all classes in the same way.
+        1 if all runs order the pairs of classes in the same way, about 0 if they have nothing in common: of
+        two random tables of four kernels it is 0 with a standard deviation of 0.46 for 4 classes, 0.17 for 10
+        and 0.06 for 37 (300 draws each). None for fewer than two runs or `MIN_CLASSES` classes, or where a
+        run mixes all classes in the same way.
 
     Source:
         Representational similarity analysis: Kriegeskorte, Mur and Bandettini 2008.
