@@ -44,6 +44,7 @@ from experiments.train.sharding import AXIS, ParameterSharding, shardings_of, wi
 
 # From -1, the least effort to find a fast program, to 0, the usual. Nothing changes between -0.45 and 0.
 QUICK = {"exec_time_optimization_effort": -0.5}
+OBJECT_CLASSES = 21  # of a detector: VOC's and the background. A mask is predicted for each of them
 SOURCES = ("/dyn/", "/experiments/")
 DEAREST = 40  # lines of the source that a result lists
 # Sizes in the TPU compiler's messages about a full memory.
@@ -100,9 +101,10 @@ def make_model(request: Request, pictures: Any) -> tuple[nn.Module, Measure, Any
         model = network(num_classes=CLASSES, width=request.width, dtype=jnp.dtype(request.dtype))
         return model, measure_classifier, pictures
     task = make_config_task(request.network, request.overrides)
-    model = task.make_model(num_classes=CLASSES, spatial_axes=2)
     if not isinstance(task, InstanceSegmentation):
+        model = task.make_model(num_classes=CLASSES, spatial_axes=2)
         return model, measure_classifier, pictures
+    model = task.make_model(num_classes=OBJECT_CLASSES, spatial_axes=2)
 
     def measure(model: nn.Module, variables: Any, batch: Any) -> tuple[jax.Array, Any]:
         loss, (_, changed) = task.compute_loss(model, variables, batch, jax.random.key(0), False)

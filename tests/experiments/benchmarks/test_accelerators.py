@@ -165,6 +165,7 @@ def test_a_detector_takes_a_step_with_its_own_loss():
     pictures = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
     model, measure, batch = compiled_step.make_model(request, pictures)
     assert batch["ids"].shape == (2, 64, 64) and batch["classes"].shape == (2, 3)
+    assert model.num_classes == 21  # of VOC: with ImageNet's 1000, masks are most of the step
     create, train = make_step(model, None, measure)
     state = jax.eval_shape(create, jax.random.key(0), pictures)
     after = jax.eval_shape(train, state, batch)
