@@ -97,6 +97,11 @@ class DatasetComparison:
         return [run for results in self.results for run in results.runs]
 
     @property
+    def has_several_tests(self) -> bool:
+        """Whether several configs are tested against a baseline, so that p needs a correction."""
+        return sum(results.difference is not None for results in self.results) > 1
+
+    @property
     def replicates(self) -> str:
         """The kind of replicates that the runs of a config are: 'seeds', 'folds' or 'folds and seeds'."""
         if all(run.fold is None for run in self.runs):
@@ -191,7 +196,7 @@ def compare_pairs(
 def correct_for_many(
     differences: Mapping[str, PairedDifference | None],
 ) -> dict[str, PairedDifference]:
-    """Returns the known differences with q, the p of Benjamini and Hochberg for so many tests.
+    """Returns the known differences with q, their p corrected for the number of tests.
 
     Of all differences with q up to 0.05, at most one in twenty is expected to be no real difference.
 

@@ -58,8 +58,8 @@ def write_report(
         "",
     ]
     for comparison, folder in zip(comparisons, _name_figure_folders(comparisons), strict=True):
-        attention, damaged = _measure_attention(comparison, place)
-        lines += _write_section(comparison, attention, damaged, place, folder)
+        section, attention = _write_section(comparison, place, folder)
+        lines += section
         layers += tables.list_attention_records(comparison, attention)
     if excluded:
         table = tables.make_excluded_table(excluded, place)
@@ -114,20 +114,17 @@ def _check_place(place: Path) -> None:
 
 
 def _write_section(
-    comparison: DatasetComparison,
-    attention: Mapping[str, Sequence[LayerAttention]],
-    damaged: Sequence[str],
-    place: Path,
-    folder: Path,
-) -> list[str]:
-    """Draws the figures of a data set, and returns its section of the report in Markdown.
+    comparison: DatasetComparison, place: Path, folder: Path
+) -> tuple[list[str], dict[str, list[LayerAttention]]]:
+    """Draws the figures of a data set.
 
     Args:
         comparison: the configs on the data set.
-        attention: config to the layers that mix kernels.
-        damaged: remarks on runs that are left out of it.
         place: the report's folder.
         folder: the folder of the figures, as seen from there.
+
+    Returns:
+        its section of the report in Markdown, and the layers that mix kernels of each config that has any.
     """
     lines = [
         f"## {escape_markdown(comparison.dataset)}",
@@ -151,16 +148,19 @@ def _write_section(
     lines += _render_titled_table(tables.make_runs_table(comparison))
     lines += draw("per_run", study_figures.draw_runs, comparison)
     lines += draw("curves", study_figures.draw_curves, comparison)
-    maps, left_out = _load_comparable(comparison, "maps.npz", artifacts.load_maps, place)
+    saved_maps, damaged_maps = _load_saved(comparison, "maps.npz", artifacts.load_maps, place)
+    attention = _measure_attention(saved_maps)
+    maps, other_maps = _choose_comparable(comparison, "maps.npz", saved_maps)
     lines += draw("attention_maps", map_figures.draw_attention_maps, maps)
     lines += draw("mixtures", map_figures.draw_mixtures, maps)
     lines += _render_titled_table(tables.make_attention_table(comparison, attention))
     draw_depth = partial(study_figures.draw_attention_by_depth, comparison)
     lines += draw("attention_by_depth", draw_depth, attention)
     lines += draw("pixel_attention", map_figures.draw_pixel_attention, maps)
-    samples, also_left_out = _load_comparable(
+    saved_samples, damaged_samples = _load_saved(
         comparison, "samples.npz", artifacts.load_samples, place
     )
+    samples, other_samples = _choose_comparable(comparison, "samples.npz", saved_samples)
     lines += draw("segmentation_samples", map_figures.draw_segmentation_samples, samples)
 
     first = comparison.results[0]
@@ -170,10 +170,10 @@ def _write_section(
     if commands := recipes.list_commands(comparison.results):
         lines += ["Commands of the first run of each config:", ""]
         lines += [*(f"    {escape_control(command)}" for command in commands), ""]
-    remarks = [*_list_remarks(comparison, place), *left_out, *also_left_out, *damaged]
-    if remarks := list(dict.fromkeys(remarks)):
+    remarks = [*_list_remarks(comparison, place), *damaged_maps, *other_maps]
+    if remarks := [*remarks, *damaged_samples, *other_samples]:
         lines += [*(f"* {escape_markdown(remark)}" for remark in remarks), ""]
-    return lines
+    return lines, attention
 
 
 def _render_titled_table(table: tables.Table | None) -> list[str]:
@@ -182,52 +182,58 @@ def _render_titled_table(table: tables.Table | None) -> list[str]:
     return [f"**{escape_markdown(table.title)}**", "", tables.render_markdown(table), ""]
 
 
-def _load_comparable(
+def _load_saved(
     comparison: DatasetComparison, name: str, load: Callable[[Path], Saved], place: Path
+) -> tuple[dict[str, list[tuple[Run, Saved]]], list[str]]:
+    """Returns what the runs of each config saved in a file, and remarks on damaged ones."""
+    saved, remarks = {}, []
+    for results in comparison.results:
+        loaded = []
+        for run in results.runs:
+            if not (run.folder / name).exists():
+                continue
+            try:
+                loaded.append((run, load(run.folder / name)))
+            except UserError as error:
+                remarks.append(f"{results.label}: {_shorten_path(error, run, place)}")
+        if loaded:
+            saved[results.config] = loaded
+    return saved, remarks
+
+
+def _choose_comparable(
+    comparison: DatasetComparison, name: str, saved: Mapping[str, Sequence[tuple[Run, Saved]]]
 ) -> tuple[dict[str, Saved], list[str]]:
     """Returns what a run of each config saved of the same test examples, by label, and remarks on others."""
-    by_label = {}
-    for results in comparison.results:
-        runs = {run.fold_and_seed: run for run in results.runs if (run.folder / name).exists()}
-        if runs:
-            by_label[results.label] = runs
+    labels = {results.config: results.label for results in comparison.results}
+    by_replicate = {
+        labels[config]: {run.fold_and_seed: (run, content) for run, content in loaded}
+        for config, loaded in saved.items()
+    }
     # If the seed decides which examples are tested, only runs of one seed have seen the same ones.
-    common = set.intersection(*map(set, by_label.values())) if by_label else set()
+    common = set.intersection(*map(set, by_replicate.values())) if by_replicate else set()
     comparable: dict[str, Saved] = {}
     first, remarks = None, []
-    for label, runs in by_label.items():
-        run = runs[min(common or runs)]
-        try:
-            saved = load(run.folder / name)
-        except UserError as error:
-            remarks.append(f"{label}: {_shorten_path(error, run, place)}")
-            continue
-        examples = saved.inputs if isinstance(saved, artifacts.Maps) else saved.images
+    for label, replicates in by_replicate.items():
+        run, content = replicates[min(common or replicates)]
+        examples = content.inputs if isinstance(content, artifacts.Maps) else content.images
         first = examples if first is None else first
         if len(examples) == len(first) and all(map(np.array_equal, examples, first)):
-            comparable[label] = saved
+            comparable[label] = content
         else:
             remarks.append(f"{label}: {name} of {run.replicate} shows other examples; left out.")
     return comparable, remarks
 
 
 def _measure_attention(
-    comparison: DatasetComparison, place: Path
-) -> tuple[dict[str, list[LayerAttention]], list[str]]:
-    """Returns the layers that mix kernels of each config that has any, and remarks on damaged files."""
-    attention, remarks = {}, []
-    for results in comparison.results:
-        mixtures = []
-        for run in results.runs:
-            if not (run.folder / "maps.npz").exists():
-                continue
-            try:
-                mixtures.append(artifacts.load_maps(run.folder / "maps.npz").mixtures)
-            except UserError as error:
-                remarks.append(f"{results.label}: {_shorten_path(error, run, place)}")
-        if layers := measure_attention(mixtures):
-            attention[results.config] = layers
-    return attention, remarks
+    saved: Mapping[str, Sequence[tuple[Run, artifacts.Maps]]],
+) -> dict[str, list[LayerAttention]]:
+    """Returns the layers that mix kernels of each config that has any."""
+    measured = {
+        config: measure_attention([maps.mixtures for _, maps in loaded])
+        for config, loaded in saved.items()
+    }
+    return {config: layers for config, layers in measured.items() if layers}
 
 
 def _shorten_path(error: UserError, run: Run, place: Path) -> str:
@@ -282,10 +288,7 @@ def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
         f"{' and fold by fold' if has_folds else ''}."
     )
     if gaps:
-        has_several = any(
-            sum(results.difference is not None for results in comparison.results) > 1
-            for comparison in comparisons
-        )
+        has_several = any(comparison.has_several_tests for comparison in comparisons)
         fewest_pairs = min(gap.n for gap in gaps)
         yield " ".join(_describe_test(fewest_pairs, has_several, has_folds))
     yield (

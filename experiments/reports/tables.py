@@ -65,13 +65,16 @@ def make_results_table(comparison: DatasetComparison) -> Table:
     labels = {results.config: results.label for results in comparison.results}
     differences = [results.difference for results in comparison.results]
     baselines = sorted({labels[gap.baseline] for gap in differences if gap})
-    has_several = sum(gap is not None for gap in differences) > 1
     has_published = any(results.published for results in comparison.results)
     headings = ["config", "runs"]
     headings += [f"{name_metric(name, main)}{name_unit(name)}" for name in metrics]
     if baselines:
         to = baselines[0] if len(baselines) == 1 else "baseline"
-        headings += [f"difference to {to}", "p (pairs)", *(["q"] if has_several else [])]
+        headings += [
+            f"difference to {to}",
+            "p (pairs)",
+            *(["q"] if comparison.has_several_tests else []),
+        ]
     if has_published:
         headings += ["the study's own"]
     rows = []
@@ -82,7 +85,7 @@ def make_results_table(comparison: DatasetComparison) -> Table:
             mean, p = format_difference(gap, main)
             cells += [f"{mean} to {labels[gap.baseline]}" if gap and len(baselines) > 1 else mean]
             cells += [p]
-        if has_several:
+        if comparison.has_several_tests:
             cells += [format_p(gap.q) if gap else MISSING]
         if has_published:
             cells += [_format_published(results)]

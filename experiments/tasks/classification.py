@@ -28,7 +28,7 @@ from experiments.tasks.backbone import (
     make_layer,
     make_network,
 )
-from experiments.tasks.classifier import average_mixtures, draw_classifier, inspect_classifier
+from experiments.tasks.classifier import draw_classifier, inspect_classifier
 from experiments.tasks.metrics import add_sums, compute_means, sum_classification
 from experiments.tasks.mixing import make_targets, mix_examples, smooth_targets
 from experiments.tasks.ranking import compute_ranking
@@ -145,7 +145,7 @@ class Classification(Task):
             classes,
             workdir / "figures" / "predictions.png",
         )
-        draw_classifier(results, probabilities, transform)
+        means = draw_classifier(results, probabilities, transform)
         if results.validation:
             scores = softmax(results.validation["logits"], axis=-1)
             write_sound_evaluation(results, probabilities, scores, self.config.audio.precision)
@@ -157,7 +157,7 @@ class Classification(Task):
             labels,
             classes,
             mixtures,
-            average_mixtures(results),
+            means,
         )
 
     @property

@@ -29,10 +29,13 @@ def inspect_classifier(model: nn.Module, variables: Variables, batch: Batch) -> 
 
 def draw_classifier(
     results: Results, probabilities: np.ndarray, transform: Transform, threshold: float = 0.5
-) -> None:
+) -> dict[str, np.ndarray]:
     """Writes the metrics of each class, and draws the worst mistakes and the attention of each layer.
 
     Where examples may have several labels, those are predicted whose probability reaches the threshold.
+
+    Returns:
+        the mean mixture of each class in each layer that mixes kernels, layer to `[C, K]`.
     """
     dataset, workdir = results.dataset, results.workdir
     labels = results.inspected["labels"]
@@ -49,17 +52,13 @@ def draw_classifier(
         classes,
         workdir / "figures" / "mistakes.png",
     )
-    if means := average_mixtures(results):
-        draw_attention_by_class(means, classes, workdir / "figures" / "attention.png")
-
-
-def average_mixtures(results: Results) -> dict[str, np.ndarray]:
-    """Returns the mean mixture of each class in each layer, layer to `[C, K]`."""
-    labels, classes = results.inspected["labels"], len(results.dataset.classes)
-    return {
-        layer: average_by_class(weights, labels, classes)
+    means = {
+        layer: average_by_class(weights, labels, len(classes))
         for layer, weights in results.inspected["mixtures"].items()
     }
+    if means:
+        draw_attention_by_class(means, classes, workdir / "figures" / "attention.png")
+    return means
 
 
 def average_by_class(weights: np.ndarray, labels: np.ndarray, num_classes: int) -> np.ndarray:

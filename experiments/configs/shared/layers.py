@@ -49,7 +49,7 @@ def list_layer_fields(section: str, layer: object) -> dict[str, Any]:
 
 
 def has_default(section: str, layer: str, name: str) -> bool:
-    """Returns whether a field has a value of its own, or is left to the layer."""
+    """Returns whether a field of a layer has a default; if not, the layer decides."""
     fields = {field.name: field for field in dataclasses.fields(SECTIONS[section][layer])}
     return isinstance(fields[name].default, bool | int | float | str)
 

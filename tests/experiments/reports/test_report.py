@@ -97,7 +97,7 @@ def test_maps_of_the_same_pictures(tmp_path, write_run, rng):
     (write_run("hard") / "maps.npz").write_text("damaged")
     text = write_report([tmp_path]).read_text()
     assert "figures/attention_maps.png" in linked_figures(text)
-    assert "hard: runs/hard-digits-0/maps.npz cannot be read: it is damaged." in text
+    assert text.count("hard: runs/hard-digits-0/maps.npz cannot be read: it is damaged.") == 1
 
 
 def test_attention_by_depth(tmp_path, write_run, rng):
