@@ -98,7 +98,7 @@ class DatasetComparison:
 
     @property
     def has_several_tests(self) -> bool:
-        """Whether several configs are tested against a baseline, so that p needs a correction."""
+        """True if several configs are tested against a baseline, so that p needs a correction."""
         return sum(results.difference is not None for results in self.results) > 1
 
     @property

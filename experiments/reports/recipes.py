@@ -1,7 +1,7 @@
 """Lists the settings of runs: the recipe that all configs share, and what each changes of its baseline."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from flax import traverse_util
@@ -17,7 +17,7 @@ _PER_RUN = {
 _FILES_PER_RUN = {"audio.splits", "data.extra_train"}
 # These have no influence on the training.
 _NOT_TRAINING = {
-    "name", "label", "baseline", "dataset", "command", "log_every", "checkpoint_every",
+    "name", "label", "baseline", "dataset", "log_every", "checkpoint_every",
     "tensorboard", "wandb",
 }  # fmt: skip
 # The settings of a recipe, what a reader looks for first; others are left out.
@@ -76,13 +76,6 @@ def list_inconsistent(results: ConfigResults) -> list[str]:
     for name, other in itertools.product(_FILES_PER_RUN, settings):
         other[name] = bool(other.get(name))
     return sorted({n for other in settings[1:] for n in _list_differing(settings[0], other)})
-
-
-def list_commands(all_results: Sequence[ConfigResults]) -> list[str]:
-    """Lists the command that started each config's first run, if it is known."""
-    first_runs = [results.runs[0] for results in all_results]
-    commands = [run.summary.get("command") or run.settings.get("command") for run in first_runs]
-    return [str(command) for command in commands if command]
 
 
 def _list_differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ import numpy as np
 from experiments.core import files
 from experiments.core.console import print_line
 from experiments.core.errors import UserError
-from experiments.core.escaping import escape_control, escape_markdown
+from experiments.core.escaping import escape_markdown
 from experiments.core.words import count_noun
 from experiments.reports import map_figures, published, recipes, study_figures, tables
 from experiments.reports.attention import LayerAttention, measure_attention
@@ -167,9 +167,6 @@ def _write_section(
     if recipe := recipes.describe_recipe(first):
         lines += [f"**Recipe** of {escape_markdown(f'{first.label}: {recipe}')}.", ""]
     lines += _render_titled_table(recipes.make_changes_table(comparison))
-    if commands := recipes.list_commands(comparison.results):
-        lines += ["Commands of the first run of each config:", ""]
-        lines += [*(f"    {escape_control(command)}" for command in commands), ""]
     remarks = [*_list_remarks(comparison, place), *damaged_maps, *other_maps]
     if remarks := [*remarks, *damaged_samples, *other_samples]:
         lines += [*(f"* {escape_markdown(remark)}" for remark in remarks), ""]

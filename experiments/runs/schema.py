@@ -61,7 +61,7 @@ CONFIG = Record({})  # its settings are checked one by one, see `check_saved_set
 SUMMARY = Record(
     {
         **dict.fromkeys(("config", "dataset", "baseline", "label", "params_sha256"), Text()),
-        **dict.fromkeys(("metric", "command"), Nullable(Text())),
+        "metric": Nullable(Text()),
         "seed": Nullable(Number(whole=True)),
         "fold": Nullable(Number(whole=True)),
         "test": Record({"iou": Nullable(MapOf(Nullable(Metric())))}, others=Numbers()),
