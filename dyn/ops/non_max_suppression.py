@@ -1,6 +1,5 @@
 """Non-maximum suppression with arrays of fixed size."""
 
-import math
 from functools import partial
 
 import jax
@@ -8,7 +7,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from dyn.ops.boxes import box_iou
-from dyn.ops.sharding import automate_sharding
+from dyn.ops.sharding import automate_sharding, map_batch
 
 Array = jax.Array
 
@@ -76,16 +75,12 @@ def non_max_suppression(
         if array.shape != shape:
             raise ValueError(f"{name} must have the shape {shape} of scores; got {array.shape}.")
 
-    def suppress_all(boxes: Array, scores: Array, groups: Array, valid: Array) -> tuple[Array, ...]:
-        count = math.prod(shape[:-1])
-        flat = [a.reshape(count, shape[-1], *a.shape[len(shape) :]) for a in (boxes, scores)]
-        flat += [a.reshape(count, shape[-1]) for a in (groups, valid)]
-        suppress = partial(_suppress, threshold=threshold, size=size)
-        found = jax.vmap(suppress)(*flat)
-        return tuple(a.reshape(*shape[:-1], size) for a in found)
-
+    suppress = partial(_suppress, threshold=threshold, size=size)
+    for _ in shape[:-1]:
+        suppress = jax.vmap(suppress)
     arrays = (*lax.stop_gradient((boxes, scores)), groups, valid)
-    return automate_sharding(suppress_all, *arrays)
+    run = map_batch if shape[:-1] else automate_sharding
+    return run(suppress, *arrays)
 
 
 def _suppress(

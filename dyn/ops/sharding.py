@@ -65,6 +65,29 @@ def automate_sharding(
     return jax.jit(run, inline=True)(*arrays)
 
 
+def map_batch(function: Callable[..., Any], *arrays: Any) -> Any:
+    """Computes `function(*arrays)` on each device for its part of a batch.
+
+    XLA does not partition `lax.top_k` and scatters: it gathers the batch on every device. A loop of
+    `jax.vmap` that ends with its slowest sample asks all devices in each turn. Here each device has its own.
+
+    Where the mesh does not divide the batch, or nobody knows how (see `find_batch_shards`), XLA decides.
+
+    Args:
+        function: treats each sample of the batch by itself.
+        arrays: arrays with the batch as their first axis, or trees of them.
+
+    Returns:
+        An array, or a tree of them, with the batch as their first axis.
+    """
+    first = jax.tree.leaves(arrays)[0]
+    shards = find_batch_shards(first)
+    if shards is None or first.shape[0] % shards.number:
+        return automate_sharding(function, *arrays)
+    spec = PartitionSpec(shards.axes)
+    return map_shards(function, arrays, [spec] * len(arrays), spec, shards.mesh)
+
+
 def shard_like(array: Array, like: Array) -> Array:
     """Shards each axis of an array as that of another, where mesh axes are explicit."""
     return automate_sharding(lambda _, array: array, like, array, axes=mesh_axes(like))
@@ -144,17 +167,17 @@ def count_batch_shards(array: Any) -> int | None:
 
 
 def map_shards(
-    function: Callable[..., Array],
-    arrays: Sequence[Array | None],
+    function: Callable[..., Any],
+    arrays: Sequence[Any],
     specs: Sequence[PartitionSpec],
     out: PartitionSpec,
     mesh: AbstractMesh | None,
-) -> Array:
+) -> Any:
     """Computes `function(*arrays)` on each device for its shards: what XLA cannot partition by itself.
 
     Args:
         function: maps shards of the arrays to a shard of the result.
-        arrays: arrays, or None.
+        arrays: arrays, trees of them, or None.
         specs: how each array is sharded.
         out: how the result is sharded.
         mesh: the mesh; axes that are manual already are left alone. None for a single device.

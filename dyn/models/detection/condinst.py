@@ -32,7 +32,7 @@ from dyn.ops.boxes import box_area, clip_boxes, generalized_box_iou
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.non_max_suppression import non_max_suppression
 from dyn.ops.roi_align import roi_align
-from dyn.ops.sharding import automate_sharding, shard_like
+from dyn.ops.sharding import automate_sharding, map_batch, shard_like
 
 Array = jax.Array
 
@@ -143,7 +143,8 @@ def detect_objects(
         places: the places.
         settings: thresholds and numbers.
     """
-    found, index = select_places(predicted, places, sizes, settings)
+    select = partial(select_places, places=places, settings=settings)
+    found, index = map_batch(select, predicted, sizes)
     masks = draw_at(features, predicted, places, index, settings)
     return found._replace(masks=crop_drawn(masks, found.boxes, settings.mask_size))
 
@@ -424,7 +425,7 @@ def place_boxes(points: Array, distances: Array) -> Array:
 
 
 def select_places(
-    predicted: Predictions, places: Places, sizes: Array, settings: CondInstSettings
+    predicted: Predictions, sizes: Array, *, places: Places, settings: CondInstSettings
 ) -> tuple[Detections, Array]:
     """Returns the best boxes of all classes, without masks, and the place of each, int `[B, K]`."""
     s = settings

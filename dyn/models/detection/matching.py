@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dyn.ops.sharding import map_batch
+
 Array = jax.Array
 
 POSITIVE, NEGATIVE, IGNORED = 1, 0, -1
@@ -67,12 +69,12 @@ def sample_kinds(key: Array, kinds: Array, number: int, share: float) -> tuple[A
 
     Args:
         key: a random key.
-        kinds: `[..., N]` of `Matches`.
+        kinds: `[B, N]` of `Matches`.
         number: number of boxes.
         share: largest share of positive ones.
 
     Returns:
-        The chosen positive boxes and the chosen negative ones, bool `[..., N]` each.
+        The chosen positive boxes and the chosen negative ones, bool `[B, N]` each.
     """
     numbers = jax.random.uniform(key, kinds.shape)
     most = int(number * share)
@@ -85,34 +87,38 @@ def choose_at_random(numbers: Array, candidates: Array, most: int, count: Array 
     """Returns the candidates with the largest random numbers.
 
     Args:
-        numbers: `[..., N]`, at least 0.
-        candidates: bool `[..., N]`.
+        numbers: `[B, N]`, at least 0.
+        candidates: bool `[B, N]`.
         most: largest number of chosen ones, the size of an array.
-        count: number of chosen ones, `[...]` or one for all, at most `most`.
+        count: number of chosen ones, `[B]` or one for all, at most `most`.
 
     Returns:
-        bool `[..., N]`.
+        bool `[B, N]`.
     """
     most = min(most, numbers.shape[-1])
-    values, indices = lax.top_k(jnp.where(candidates, numbers, -1), most)
-    chosen = (values >= 0) & (jnp.arange(most) < jnp.asarray(count)[..., None])
-    empty = jnp.zeros(candidates.shape, bool)
-    return jnp.put_along_axis(empty, indices, chosen, axis=-1, inplace=False)
+
+    def choose(numbers: Array, candidates: Array, count: Array) -> Array:
+        values, indices = lax.top_k(jnp.where(candidates, numbers, -1), most)
+        chosen = (values >= 0) & (jnp.arange(most) < count[:, None])
+        empty = jnp.zeros(candidates.shape, bool)
+        return jnp.put_along_axis(empty, indices, chosen, axis=-1, inplace=False)
+
+    return map_batch(choose, numbers, candidates, jnp.broadcast_to(count, numbers.shape[:1]))
 
 
 def gather_chosen(positive: Array, negative: Array, number: int) -> tuple[Array, Array]:
     """Returns the indices of chosen boxes, the positive ones first.
 
     Args:
-        positive, negative: bool `[..., N]`.
+        positive, negative: bool `[B, N]`.
         number: number S of indices.
 
     Returns:
-        Indices int32 `[..., S]`, and whether there is such a box, bool `[..., S]`.
+        Indices int32 `[B, S]`, and whether there is such a box, bool `[B, S]`.
     """
     order = 2 * positive.astype(jnp.int32) + negative.astype(jnp.int32)
     number = min(number, order.shape[-1])
-    values, indices = lax.top_k(order, number)
+    values, indices = map_batch(lambda order: lax.top_k(order, number), order)
     return indices.astype(jnp.int32), values > 0
 
 

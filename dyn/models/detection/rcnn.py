@@ -40,7 +40,7 @@ from dyn.ops.anchors import make_anchors
 from dyn.ops.boxes import box_iou, encode_boxes
 from dyn.ops.dtypes import float32_or_wider
 from dyn.ops.roi_align import choose_levels, multilevel_roi_align
-from dyn.ops.sharding import automate_sharding
+from dyn.ops.sharding import automate_sharding, map_batch
 
 Array = jax.Array
 Targets = Mapping[str, Array]
@@ -142,7 +142,7 @@ class FasterRCNN(CheckedModule):
             threshold=s.proposal_iou,
             smallest=s.proposal_side,
         )
-        proposals = automate_sharding(propose, logits, codes, sizes)
+        proposals = map_batch(propose, logits, codes, sizes)
         align = partial(align_boxes, levels[:-1], strides, settings=s)
         box_head = BoxHead(self.num_classes, s.box_features, self.dtype, name="box_head")
         mask_head = None
@@ -163,7 +163,7 @@ class FasterRCNN(CheckedModule):
                 iou=s.detection_iou,
                 number=s.detections,
             )
-            found = automate_sharding(select, scores, box_codes, proposals.boxes, sizes)
+            found = map_batch(select, scores, box_codes, proposals.boxes, sizes)
             if mask_head is None:
                 return found
             masks = mask_head(align(found.boxes, s.mask_bins))

@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from batch_meshes import AUTO, MESHES, make_mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from dyn.ops.sharding import find_batch_shards
+from dyn.ops.sharding import find_batch_shards, map_batch
 
 
 def find_in_jit(batch):
@@ -36,3 +37,31 @@ def test_shards_are_unknown_without_a_mesh_and_on_several_automatic_axes():
             lambda x: inside.append(find_batch_shards(x)), in_specs=P("data"), out_specs=None
         )(jnp.ones((4, 3)))
         assert inside[0].number == 1
+
+
+def largest(pair):
+    """Returns the two largest numbers of each sample, and where the second array has a one for them."""
+    values, index = jax.lax.top_k(pair["x"], 2)
+    return values, jnp.take_along_axis(pair["y"], index, axis=1)
+
+
+@pytest.mark.parametrize("name", MESHES)
+def test_each_device_maps_its_part_of_a_batch(name, rng):
+    pair = {name: jnp.asarray(rng.normal(size=(4, 9)), jnp.float32) for name in "xy"}
+    expected = largest(pair)
+    mesh = make_mesh(*MESHES[name])
+    with jax.set_mesh(mesh):
+        pair = jax.device_put(pair, NamedSharding(mesh, P("data")))
+        run = jax.jit(lambda pair: map_batch(largest, pair))
+        text, found = run.lower(pair).compile().as_text(), run(pair)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+    assert found[0].sharding.spec[0] in ("data", ("data",))
+    assert not any(name in text for name in ("all-gather", "all-reduce", "collective-permute"))
+
+
+@pytest.mark.parametrize("name", ["explicit", "auto"])
+def test_a_batch_that_the_mesh_does_not_divide_is_mapped_by_all(name, rng):
+    pair = {name: jnp.asarray(rng.normal(size=(3, 9)), jnp.float32) for name in "xy"}
+    with jax.set_mesh(make_mesh(*MESHES[name])):
+        found = jax.jit(lambda pair: map_batch(largest, pair))(pair)
+    jax.tree.map(np.testing.assert_array_equal, found, largest(pair))
