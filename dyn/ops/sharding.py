@@ -80,9 +80,11 @@ def map_batch(function: Callable[..., Any], *arrays: Any) -> Any:
     Returns:
         An array, or a tree of them, with the batch as their first axis.
     """
-    first = jax.tree.leaves(arrays)[0]
-    shards = find_batch_shards(first)
-    if shards is None or first.shape[0] % shards.number:
+    leaves = jax.tree.leaves(arrays)
+    # Arrays that are made of nothing, such as random numbers, lie on no mesh, or whole on every device.
+    known = [shards for leaf in leaves if (shards := find_batch_shards(leaf))]
+    shards = max(known, key=lambda shards: shards.number, default=None)
+    if shards is None or leaves[0].shape[0] % shards.number:
         return automate_sharding(function, *arrays)
     spec = PartitionSpec(shards.axes)
     return map_shards(function, arrays, [spec] * len(arrays), spec, shards.mesh)

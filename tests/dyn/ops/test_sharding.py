@@ -59,6 +59,18 @@ def test_each_device_maps_its_part_of_a_batch(name, rng):
     assert not any(name in text for name in ("all-gather", "all-reduce", "collective-permute"))
 
 
+def test_random_numbers_are_mapped_beside_a_batch(rng):
+    """Without `jax.set_mesh`, where their type does not name a mesh."""
+    mesh = make_mesh(*MESHES["auto"])
+
+    def choose(numbers, y):
+        return largest({"x": numbers, "y": y})
+
+    y = jax.ShapeDtypeStruct((4, 9), jnp.float32, sharding=NamedSharding(mesh, P("data")))
+    run = jax.jit(lambda y: map_batch(choose, jax.random.uniform(jax.random.key(0), y.shape), y))
+    assert "all-gather" not in run.lower(y).compile().as_text()
+
+
 @pytest.mark.parametrize("name", ["explicit", "auto"])
 def test_a_batch_that_the_mesh_does_not_divide_is_mapped_by_all(name, rng):
     pair = {name: jnp.asarray(rng.normal(size=(3, 9)), jnp.float32) for name in "xy"}
