@@ -1,0 +1,33 @@
+"""The runs that are kept in the repository make the tables that the documents show."""
+
+from pathlib import Path
+
+import pytest
+
+import experiments
+from experiments.core.files import read_csv_records
+from experiments.reports.report import write_report
+
+RESULTS = Path(experiments.__file__).parent / "results"
+# Folder of `runs` and the table that is made from it.
+TABLES = {"detection": "detection_subset.csv"}
+
+
+def test_every_folder_has_a_table():
+    assert {path.name for path in (RESULTS / "runs").iterdir()} == set(TABLES)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_kept_runs_make_their_table(tmp_path, name):
+    report = write_report([RESULTS / "runs" / name], tmp_path)
+    assert "left out" not in report.read_text(encoding="utf-8")
+    made, shown = map(read_csv_records, (tmp_path / "report.csv", RESULTS / TABLES[name]))
+    assert made == shown
+
+
+def test_kept_runs_hold_no_paths_and_are_small():
+    files = [path for path in (RESULTS / "runs").rglob("*") if path.is_file()]
+    for path in files:
+        assert path.stat().st_size < 30_000
+        text = path.read_text(encoding="utf-8")
+        assert not any(part in text for part in ('"/', '"~', "/home/")), path
