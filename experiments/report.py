@@ -2,12 +2,13 @@
 
     python -m experiments.report RUNS... [--out=DIR]
 
-    RUNS         folders; all runs at and below them are compared
-    --out=DIR    the folder of report.md, report.csv, runs.csv, report.tex and figures/; without it the
-                 folder that contains all RUNS
-    --keep=DIR   also copies settings, results and evaluations of the runs to DIR, a few kilobytes each:
-                 enough to make tables and curves again, and small enough for a repository
-    --debug      shows the traceback of an error
+    RUNS             folders; all runs at and below them are compared
+    --out=DIR        the folder of report.md, report.csv, runs.csv, report.tex and figures/; without it the
+                     folder that contains all RUNS
+    --baseline=NAME  the config that the others are compared with; without it the one that each names
+    --keep=DIR       also copies settings, results and evaluations of the runs to DIR, a few kilobytes each:
+                     enough to make tables and curves again, and small enough for a repository
+    --debug          shows the traceback of an error
 
 It reads what the runs have left, trains nothing, and may be repeated at any time.
 """
@@ -20,9 +21,9 @@ from experiments.reports.report import write_report
 from experiments.runs.find import find_runs
 
 
-def main(run: str, *runs: str, out: str = "", keep: str = "") -> None:
+def main(run: str, *runs: str, out: str = "", baseline: str = "", keep: str = "") -> None:
     """Writes the report of some runs, and prints its path."""
-    print_line(str(write_report([run, *runs], out)))
+    print_line(str(write_report([run, *runs], out, baseline)))
     if keep:
         copies = keep_summaries(find_runs([run, *runs])[0], keep)
         print_line(f"{count_noun(len(copies), 'run')} kept in {keep}")

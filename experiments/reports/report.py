@@ -1,5 +1,6 @@
 """Writes the report of finished runs: `report.md`, `report.tex`, tables for programs, and `figures/`."""
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -28,7 +29,9 @@ _TABLES = ("report.tex", "report.csv", "runs.csv", "attention.csv")
 
 
 def write_report(
-    folders: Iterable[str | os.PathLike], out: str | os.PathLike | None = None
+    folders: Iterable[str | os.PathLike],
+    out: str | os.PathLike | None = None,
+    baseline: str = "",
 ) -> Path:
     """Compares all runs at and below some folders, writes the report, and returns the path of `report.md`.
 
@@ -37,14 +40,17 @@ def write_report(
     Args:
         folders: the folders of the runs.
         out: the folder of the report; None for the folder that contains all of `folders`.
+        baseline: the config that the others are compared with; '' for the one that each config names.
 
     Raises:
-        UserError: if there are no runs, or the report would go into the folder of a run.
+        UserError: if there are no runs, or none of the baseline, or `out` is the folder of a run.
     """
     folders = [Path(folder).expanduser() for folder in folders]
     runs, excluded = find_runs(folders)
     if not runs and not excluded:
         raise UserError(f"There are no runs in {', '.join(map(str, folders))}.")
+    if baseline:
+        runs = _compare_with(runs, baseline)
     place = _choose_place(folders, out)
     _check_place(place)
     comparisons = compare_runs(runs)
@@ -76,6 +82,14 @@ def write_report(
     else:
         (place / "attention.csv").unlink(missing_ok=True)  # of an earlier report
     return place / "report.md"
+
+
+def _compare_with(runs: Sequence[Run], baseline: str) -> list[Run]:
+    """Returns the runs with another baseline, which must be the config of some of them."""
+    configs = {run.config for run in runs}
+    if baseline not in configs:
+        raise UserError(f"--baseline={baseline}: the runs are of {', '.join(sorted(configs))}.")
+    return [dataclasses.replace(run, baseline=baseline) for run in runs]
 
 
 def _choose_place(folders: Sequence[Path], out: str | os.PathLike | None) -> Path:

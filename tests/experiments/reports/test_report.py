@@ -100,6 +100,18 @@ def test_maps_of_the_same_pictures(tmp_path, write_run, rng):
     assert text.count("hard: runs/hard-digits-0/maps.npz cannot be read: it is damaged.") == 1
 
 
+def test_another_baseline(tmp_path, write_run):
+    for seed in range(2):
+        write_run("base", 0.9, seed)
+        write_run("odconv", 0.95, seed)
+        write_run("hard", 0.93, seed)
+    text = write_report([tmp_path], baseline="hard").read_text()
+    assert "difference to hard" in text
+    assert "| odconv | 2 | 95.00 ± 0.00 | +2.00 | 0.500 (2) |" in text
+    with pytest.raises(UserError, match="--baseline=dcd: the runs are of base, hard, odconv"):
+        write_report([tmp_path], baseline="dcd")
+
+
 def test_attention_by_depth(tmp_path, write_run, rng):
     pictures, by_class = rng.normal(size=(2, 8, 8, 1)), rng.random((5, 4))
     write_maps(write_run("base"), pictures)
