@@ -71,7 +71,7 @@ def map_batch(function: Callable[..., Any], *arrays: Any) -> Any:
     XLA does not partition `lax.top_k` and scatters: it gathers the batch on every device. A loop of
     `jax.vmap` that ends with its slowest sample asks all devices in each turn. Here each device has its own.
 
-    Where the mesh does not divide the batch, or nobody knows how (see `find_batch_shards`), XLA decides.
+    Where nothing divides the batch, or nobody knows how (see `find_batch_shards`), XLA decides.
 
     Args:
         function: treats each sample of the batch by itself.
@@ -83,8 +83,8 @@ def map_batch(function: Callable[..., Any], *arrays: Any) -> Any:
     leaves = jax.tree.leaves(arrays)
     # Arrays that are made of nothing, such as random numbers, lie on no mesh, or whole on every device.
     known = [shards for leaf in leaves if (shards := find_batch_shards(leaf))]
-    shards = max(known, key=lambda shards: shards.number, default=None)
-    if shards is None or leaves[0].shape[0] % shards.number:
+    shards = max(known, key=lambda shards: shards.number, default=BatchShards())
+    if shards.number == 1 or leaves[0].shape[0] % shards.number:
         return automate_sharding(function, *arrays)
     spec = PartitionSpec(shards.axes)
     return map_shards(function, arrays, [spec] * len(arrays), spec, shards.mesh)

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from batch_meshes import AUTO, MESHES, make_mesh
+from batch_meshes import AUTO, EXPLICIT, MESHES, make_mesh
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -71,9 +71,12 @@ def test_random_numbers_are_mapped_beside_a_batch(rng):
     assert "all-gather" not in run.lower(y).compile().as_text()
 
 
-@pytest.mark.parametrize("name", ["explicit", "auto"])
-def test_a_batch_that_the_mesh_does_not_divide_is_mapped_by_all(name, rng):
+@pytest.mark.parametrize("devices", [1, 4])
+@pytest.mark.parametrize("axis", [EXPLICIT, AUTO])
+def test_a_batch_that_the_mesh_does_not_divide_is_mapped_by_all(axis, devices, rng):
     pair = {name: jnp.asarray(rng.normal(size=(3, 9)), jnp.float32) for name in "xy"}
-    with jax.set_mesh(make_mesh(*MESHES[name])):
-        found = jax.jit(lambda pair: map_batch(largest, pair))(pair)
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(axis,), devices=jax.devices()[:devices])
+    with jax.set_mesh(mesh):
+        whole = jax.device_put(pair, NamedSharding(mesh, P("data" if devices == 1 else None)))
+        found = jax.jit(lambda pair: map_batch(largest, pair))(whole)
     jax.tree.map(np.testing.assert_array_equal, found, largest(pair))
