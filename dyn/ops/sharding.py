@@ -79,6 +79,13 @@ def map_batch(function: Callable[..., Any], *arrays: Any) -> Any:
 
     Returns:
         An array, or a tree of them, with the batch as their first axis.
+
+    Example:
+        >>> import jax, jax.numpy as jnp
+        >>> from dyn.ops.sharding import map_batch
+        >>> values, places = map_batch(lambda x: jax.lax.top_k(x, 1), jnp.array([[3, 5], [4, 2]]))
+        >>> places.tolist()
+        [[1], [0]]
     """
     leaves = jax.tree.leaves(arrays)
     # Arrays that are made of nothing, such as random numbers, lie on no mesh, or whole on every device.
