@@ -97,6 +97,11 @@ SENTENCES = (
         "experiments/configs/odconv.py", "single_runs.csv", "odconv.py:tiny_imagenet",
         "top-1 {top1:.4f}, top-5 {top5:.4f} (chance: 0.005, 0.025) after {seconds:.0f} s",
     ),
+    (
+        "docs/studies.md", "adiac_attention.csv", "net1_dynamic",
+        "an entropy of {entropy:.3f}, where 1 is equal weights, and weights differ between series by "
+        "{spread:.3f}",
+    ),
     ("docs/studies.md", "gates.csv", "low", "reads digits 0 to 4 with accuracy {accuracy:.3f}"),
     ("docs/studies.md", "gates.csv", "high", "reads 5 to 9 with {accuracy:.3f}"),
     (

@@ -34,14 +34,14 @@ def keep_summaries(runs: Sequence[Run], folder: str | os.PathLike) -> list[Path]
     for run, copy in zip(runs, copies, strict=True):
         if (copy / CHECKPOINTS).exists():
             raise UserError(f"{copy} is the folder of a run; choose another one for the copies.")
-        write_json(copy / CONFIG_FILE, _shorten_paths(run.settings))
-        write_json(copy / SUMMARY_FILE, run.summary)
-        kept = {"step", "split", *RANKING}
+        # Read first: a damaged log leaves no half of a copy.
         rows = [
-            {name: value for name, value in row.items() if name in kept}
+            {name: value for name, value in row.items() if name in ("step", "split", *RANKING)}
             for row in run.log
             if row.get("split") != "train"
         ]
+        write_json(copy / CONFIG_FILE, _shorten_paths(run.settings))
+        write_json(copy / SUMMARY_FILE, run.summary)
         write_text(copy / METRICS_FILE, "".join(f"{json.dumps(row)}\n" for row in rows))
     return copies
 
