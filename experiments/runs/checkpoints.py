@@ -380,8 +380,7 @@ def restore_best_variables(workdir: Path, flag: str = "") -> dict[str, Any]:
         state = restore_arrays(folder, ("params", "average", "batch_stats", "attention"))
     except Exception as error:  # readers of torn files raise whatever they come across
         raise UserError(f"{flag}{folder} cannot be read: {describe_cause(error)}.") from error
-    return {
-        "params": state.get("average") or state.get("params") or {},
-        "batch_stats": state.get("batch_stats") or {},
-        "attention": state.get("attention") or {},
-    }
+    variables = {name: state.get(name) or {} for name in ("params", "batch_stats", "attention")}
+    average = state.get("average") or {}
+    # Until November 2026 runs averaged parameters alone.
+    return variables | (average if "params" in average or not average else {"params": average})

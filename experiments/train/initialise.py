@@ -26,7 +26,7 @@ from experiments.runs import weights
 from experiments.runs.checkpoints import read_best_step, restore_best_variables
 from experiments.tasks import make_task
 from experiments.tasks.backbone import describe_backbone
-from experiments.train.step import TrainState
+from experiments.train.step import TrainState, start_average
 
 Flat = dict[tuple[str, ...], Any]
 COLLECTIONS = ("params", "batch_stats")
@@ -144,7 +144,7 @@ def initialise_from(
         taken = _warm_start(model, wanted, theirs, config)
     # Copies, because a training step donates its argument buffers.
     variables = jax.tree.map(jnp.array, _unflatten({**taken, **new}))
-    average = jax.tree.map(jnp.copy, variables["params"]) if state.average else {}
+    average = start_average(**variables) if state.average else {}
     unused = f", left out: {', '.join(trained.unused)}" if trained.unused else ""
     sentence = (
         f"starts from {trained.origin}: {_describe_taken(theirs, ours, other_classes)}{unused}"

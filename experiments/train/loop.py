@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import statistics
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import grain
 import jax
 import numpy as np
 from flax.training.early_stopping import EarlyStopping
@@ -50,6 +52,7 @@ from experiments.train.step import TrainState
 from experiments.train.validate import check_data_fit, resolve_config
 
 Variables = Mapping[str, Any]
+STATISTICS_BATCHES = 50  # nothing is left of what came before: 0.9 to the power of 50 is 0.005
 
 
 def train(
@@ -269,19 +272,8 @@ def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str])
     is_process_0 = jax.process_index() == 0
     eval_every = run.steps.per_epoch * config.evaluate_every
     timer = StepTimer(run.step)
-    train_batches = pipeline.train_batches(
-        run.dataset.splits["train"],
-        run.train_transform,
-        batch_size=config.batch_size,
-        seed=config.seed,
-        start_step=run.step,
-        num_threads=config.input.threads,
-        num_workers=config.input.workers,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-    )
     with (
-        contextlib.closing(train_batches) as batches,
+        contextlib.closing(read_train_batches(run, config.input.workers)) as batches,
         handle_signals(run.step) as stop,
         StepProfiler(
             run.workdir / "profile", profile if is_process_0 else None, run.step
@@ -323,6 +315,42 @@ def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str])
             )
     run.checkpoints.wait()
     return timer.median()
+
+
+def read_train_batches(
+    run: TrainingRun, num_workers: int = 0
+) -> grain.DatasetIterator[pipeline.Batch]:
+    """Returns an iterator over the training batches that follow the last step."""
+    return pipeline.train_batches(
+        run.dataset.splits["train"],
+        run.train_transform,
+        batch_size=run.config.batch_size,
+        seed=run.config.seed,
+        start_step=run.step,
+        num_threads=run.config.input.threads,
+        num_workers=num_workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+
+def refresh_average(run: TrainingRun) -> None:
+    """Takes the batch norm statistics of averaged parameters anew, from the batches that come next.
+
+    From as many as an evaluation is apart from the next, and at most `STATISTICS_BATCHES`; each costs about a
+    third of a training step.
+    """
+    # A head that learns alone learns on top of the statistics that it started with.
+    if not run.state.average or not run.state.batch_stats or run.step <= run.steps.head_only:
+        return
+    count = min(STATISTICS_BATCHES, run.steps.per_epoch * run.config.evaluate_every)
+    with contextlib.closing(read_train_batches(run)) as batches:
+        for step, batch in enumerate(itertools.islice(batches, count), run.step):
+            batch = run.program.shard_batch(batch)
+            batch_stats = run.program.statistics_step(
+                run.state.eval_variables, batch, run.state.rng, np.int32(step)
+            )
+            run.state = run.state.replace(average={**run.state.average, "batch_stats": batch_stats})
 
 
 class StepTimer:
@@ -403,6 +431,7 @@ def validate_and_save(run: TrainingRun, bar: Progress) -> None:
     """
     config = run.config
     check_finite_state(run)
+    refresh_average(run)
     metrics = evaluate(run, run.state.eval_variables, "validation")
     if not math.isfinite(metrics["loss"]):
         raise explain_bad_evaluation(run.workdir, run.state, metrics["loss"])

@@ -129,6 +129,9 @@ def make_optimizer(
     if config.task == "acgan" and config.gan.discriminator_rate != 1:
         slower = optax.scale(config.gan.discriminator_rate)
         optimizer = optax.chain(optimizer, optax.masked(slower, _is_discriminator))
+    # Configs of layers without attention lack the setting.
+    if (factor := config.optimizer.get("attention_rate", 1.0)) != 1:
+        optimizer = optax.chain(optimizer, optax.masked(optax.scale(factor), _is_attention))
     if config.adapt_gates:
         return optax.chain(optimizer, optax.masked(optax.set_to_zero(), _is_not_attention))
     if config.start.freeze:
@@ -189,6 +192,13 @@ def _is_discriminator(params: Any) -> Any:
     return traverse_util.path_aware_map(lambda path, _: path[0] == "discriminator", params)
 
 
+def _is_attention(params: Any) -> Any:
+    """Marks the parameters that decide what a dynamic convolution does; `CondConv` calls it routing."""
+    return traverse_util.path_aware_map(
+        lambda path, _: "attention" in path or "routing" in path, params
+    )
+
+
 def _is_not_attention(params: Any) -> Any:
     """Marks the parameters that decide no attention: with gates, all but the gates' own."""
-    return traverse_util.path_aware_map(lambda path, _: "attention" not in path, params)
+    return jax.tree.map(lambda marked: not marked, _is_attention(params))

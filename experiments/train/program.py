@@ -38,6 +38,7 @@ from experiments.train.step import (
     eval_step,
     inspect_step,
     make_settings,
+    statistics_step,
     train_step,
 )
 
@@ -48,7 +49,7 @@ NOT_COMPILED = ("seed", "data", "dataset", "name", "baseline", "input", "init_fr
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """The compiled functions of a run; `train_step`, `eval_step`, `inspect_step` are those of `step.py`."""
+    """The compiled functions of a run; those whose names end with `step` are in `step.py`."""
 
     model: nn.Module
     mesh: Mesh
@@ -57,6 +58,7 @@ class Program:
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # of (state, batch)
     eval_step: Callable[..., dict[str, jax.Array]]  # of (variables, batch)
     inspect_step: Callable[..., dict[str, Any]]  # of (variables, batch)
+    statistics_step: Callable[..., Any]  # of (variables, batch, rng, step)
     plateau: optax.GradientTransformationExtraArgs  # scales the learning rate down
     cost: Mapping[
         str, float
@@ -179,6 +181,7 @@ def compile_program(
         train_step=compiled_train_step,
         eval_step=compiled_eval_step,
         inspect_step=jax.jit(partial(inspect_step, **parts), out_shardings=replicated),
+        statistics_step=jax.jit(partial(statistics_step, **parts), out_shardings=replicated),
         plateau=plateau,
         cost={
             "parameters": count_parameters(state_shape.params),
@@ -212,9 +215,12 @@ def _trace_state(
     shape = with_sharding(shape, NamedSharding(mesh, P()))
     if not shard_parameters:
         return shape
+    average = shape.average
+    if average:
+        average = {**average, "params": with_shards(average["params"], mesh)}
     return shape.replace(
         params=with_shards(shape.params, mesh),
-        average=with_shards(shape.average, mesh),
+        average=average,
         opt_state=with_shards(shape.opt_state, mesh),
     )
 

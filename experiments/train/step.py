@@ -72,7 +72,7 @@ class TrainState:
     params: Any
     batch_stats: Any
     attention: Any  # temperatures and blends
-    average: Any  # moving average of the parameters; empty if none is kept
+    average: Any  # moving average of `params`, and its own `batch_stats`; empty if none is kept
     opt_state: optax.OptState
     plateau: ReduceLROnPlateauState  # the scale of the learning rate
     loss_scale: LossScale
@@ -88,7 +88,7 @@ class TrainState:
     @property
     def eval_variables(self) -> dict[str, Any]:
         """Variables that the model is evaluated with: averaged parameters if there are any."""
-        return self.variables | ({"params": self.average} if self.average else {})
+        return self.variables | self.average
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,14 +149,13 @@ def create_state(
     """
     init, rng = jax.random.split(jax.random.key(seed))
     variables = model.init(init, jnp.zeros(inputs.shape, inputs.dtype), train=False)
-    params = variables["params"]
+    params, batch_stats = variables["params"], variables.get("batch_stats", {})
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
-        batch_stats=variables.get("batch_stats", {}),
+        batch_stats=batch_stats,
         attention=variables.get("attention", {}),
-        # Copies, because a step donates its argument buffers.
-        average=jax.tree.map(jnp.copy, params) if settings.average_decay else {},
+        average=start_average(params, batch_stats) if settings.average_decay else {},
         opt_state=optimizer.init(params),
         plateau=plateau.init(params),
         loss_scale=make_loss_scale(settings.start_scale),
@@ -400,12 +399,42 @@ def update_params(
     return optax.apply_updates(state.params, updates), opt_state
 
 
+def start_average(params: Any, batch_stats: Any) -> dict[str, Any]:
+    """Returns the average before the first step: copies, because a step donates its argument buffers."""
+    return jax.tree.map(jnp.copy, {"params": params, "batch_stats": batch_stats})
+
+
 def update_average(state: TrainState, params: Any, decay: float) -> Any:
     """Moves the average of the parameters towards `params`, with a smaller decay early on."""
     if not decay:
         return state.average
     decay = jnp.minimum(decay, (1 + state.step) / (10 + state.step))
-    return optax.incremental_update(params, state.average, 1 - decay)
+    average = optax.incremental_update(params, state.average["params"], 1 - decay)
+    return {**state.average, "params": average}
+
+
+def statistics_step(
+    variables: Mapping[str, Any],
+    batch: Batch,
+    rng: jax.Array,
+    step: int | jax.Array,
+    *,
+    model: nn.Module,
+    task: Task,
+    sharding: ParameterSharding | None = None,
+) -> Any:
+    """Returns `batch_stats` after the batch of a step, without training on it.
+
+    Activations of averaged parameters have other means and variances than those that training has seen, and
+    the average of the statistics is not the statistics of the average: they are taken anew, from a few
+    batches before an evaluation.
+
+    Args:
+        rng: the run's, which decides the draws together with `step`.
+    """
+    variables, rng = _gather_params(variables, sharding), jax.random.fold_in(rng, step)
+    _, (_, changed) = task.compute_loss(model, variables, batch, rng, head_only=False)
+    return changed.get("batch_stats", variables["batch_stats"])
 
 
 def eval_step(

@@ -18,6 +18,7 @@ from experiments.runs.checkpoints import (
     Checkpoints,
     rank_evaluation,
     restore_arrays,
+    restore_best_variables,
     with_sharding,
 )
 from experiments.runs.integrity import find_damaged_file, read_checksums
@@ -382,6 +383,21 @@ def test_parts_of_a_state_are_read_without_its_devices(two_checkpoints):
     read = restore_arrays(folder / "checkpoints" / "2", ("params", "step"))
     assert read.keys() == {"params", "step"} and isinstance(read["params"]["shares"], np.ndarray)
     np.testing.assert_array_equal(read["params"]["shares"], state["params"]["shares"])
+
+
+@pytest.mark.parametrize(
+    "average, batch_stats",
+    [({"params": {"w": 2}, "batch_stats": {"mean": 3}}, 3), ({"w": 2}, 1), ({}, None)],
+    ids=["average", "average of before", "none"],
+)
+def test_the_variables_of_an_evaluation_are_the_averaged_ones(tmp_path, average, batch_stats):
+    state = {"params": {"w": 0}, "batch_stats": {"mean": 1}, "average": average}
+    with Checkpoints(tmp_path / "checkpoints") as checkpoints:
+        state = jax.tree.map(jnp.float32, state)
+        checkpoints.save(1, state, {"best": {"step": 1}}, metrics(0.1))
+    expected = ({"w": 2}, {"mean": batch_stats}) if average else ({"w": 0}, {"mean": 1})
+    found = restore_best_variables(tmp_path)
+    assert (found["params"], found["batch_stats"]) == expected
 
 
 def test_without_a_whole_checkpoint_nothing_starts_anew_by_itself(opened, tmp_path):

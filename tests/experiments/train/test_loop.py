@@ -2,15 +2,22 @@
 
 import json
 
+import chex
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 from small_runs import assert_same_run, interrupted_before, rows, small, steps_kept
 
+from experiments import data
 from experiments.configs import base
+from experiments.data import pipeline
+from experiments.runs.checkpoints import restore_arrays, restore_best_variables
+from experiments.tasks import make_task
 from experiments.tasks.classification import Classification
 from experiments.train import loop
 from experiments.train.loop import train
+from experiments.train.validate import resolve_config
 
 pytestmark = pytest.mark.usefixtures("compiled_once")
 
@@ -123,6 +130,39 @@ def test_an_interrupted_odconv_run_continues_bit_for_bit(
     # The checkpoint of the sixth step lies between two evaluations.
     assert "from step 6" in capsys.readouterr().out
     assert_same_run(workdir, finished[0])
+
+
+@pytest.mark.matrix
+def test_averaged_parameters_are_evaluated_with_their_own_statistics(
+    programs, no_figures, tmp_path
+):
+    config = small(base, average=0.9, epochs=1)
+    train(config, tmp_path / "run", programs)
+    checkpoint = tmp_path / "run" / "checkpoints" / "4"
+    state = restore_arrays(checkpoint, ("params", "average", "batch_stats"))
+    evaluated = restore_best_variables(tmp_path / "run")
+    chex.assert_trees_all_equal({n: evaluated[n] for n in state["average"]}, state["average"])
+    (program,) = [p for p in programs.values() if p.state_shape.average]
+    config = resolve_config(config)
+    dataset = data.load_for_training(config.data, config.seed)
+    transform = make_task(config).make_transform(train=True)
+    batches = pipeline.train_batches(
+        dataset.splits["train"], transform, batch_size=config.batch_size, seed=0, start_step=4
+    )
+    variables = program.create_state(0).eval_variables | {"params": state["average"]["params"]}
+    for step in range(4, 8):
+        batch = program.shard_batch(next(batches))
+        variables["batch_stats"] = program.model.apply(
+            variables,
+            batch["inputs"],
+            train=True,
+            mutable=["batch_stats"],
+            rngs={"dropout": jax.random.key(step)},
+        )[1]["batch_stats"]
+    batches.close()
+    chex.assert_trees_all_close(
+        variables["batch_stats"], state["average"]["batch_stats"], rtol=1e-5
+    )
 
 
 @pytest.mark.matrix

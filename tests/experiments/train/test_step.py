@@ -21,6 +21,7 @@ from experiments.train.step import (
     eval_step,
     inspect_step,
     loss_fn,
+    statistics_step,
     train_step,
 )
 
@@ -178,8 +179,24 @@ def test_the_average_follows_the_parameters():
     after, _ = step(state, batch())
     # Its first decay is 1 / 10.
     expected = jax.tree.map(lambda old, new: 0.1 * old + 0.9 * new, state.params, after.params)
-    assert_close(after.average, expected)
-    assert after.eval_variables["params"] is after.average
+    assert_close(after.average["params"], expected)
+    assert after.eval_variables == after.variables | after.average
+
+
+def test_averaged_parameters_have_statistics_of_their_own():
+    state, step = make(settings_of(average_decay=0.999))
+    after, _ = step(state, batch())
+    # A step leaves them alone.
+    assert_equal(after.average["batch_stats"], state.batch_stats)
+    parts = {"model": Network(), "task": LeastSquares()}
+    found = jax.jit(partial(statistics_step, **parts))(
+        after.eval_variables, batch(1), after.rng, after.step
+    )
+    body = after.average["params"]["body"]
+    x = np.maximum(batch(1)["inputs"] @ body["kernel"] + body["bias"], 0)
+    # From 0 and 1, with a momentum of 0.5.
+    expected = {"mean": 0.5 * x.mean(0), "var": 0.5 + 0.5 * x.var(0)}
+    assert_close(found, {"norm": expected})
 
 
 @pytest.mark.parametrize("num_microbatches", [1, 2])
