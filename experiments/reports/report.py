@@ -18,6 +18,7 @@ from experiments.reports import map_figures, published, recipes, study_figures, 
 from experiments.reports.attention import LayerAttention, measure_attention
 from experiments.reports.comparison import DatasetComparison, compare_runs
 from experiments.reports.data_agreement import list_data_differences
+from experiments.reports.effects import Effect, measure_effects
 from experiments.runs import artifacts
 from experiments.runs.find import Run, find_runs, is_run_folder
 
@@ -25,7 +26,7 @@ Saved = TypeVar("Saved", artifacts.Maps, artifacts.Samples)
 
 
 _TITLE = "# Comparison of runs"
-_TABLES = ("report.tex", "report.csv", "runs.csv", "attention.csv")
+_TABLES = ("report.tex", "report.csv", "runs.csv", "attention.csv", "effects.csv")
 
 
 def write_report(
@@ -55,6 +56,7 @@ def write_report(
     _check_place(place)
     comparisons = compare_runs(runs)
     layers: list[list[object]] = []
+    changes: list[list[object]] = []
 
     lines = [
         _TITLE,
@@ -64,9 +66,11 @@ def write_report(
         "",
     ]
     for comparison, folder in zip(comparisons, _name_figure_folders(comparisons), strict=True):
-        section, attention = _write_section(comparison, place, folder)
+        effects = measure_effects(comparison.runs)
+        section, attention = _write_section(comparison, effects, place, folder)
         lines += section
         layers += tables.list_attention_records(comparison, attention)
+        changes += tables.list_effect_records(comparison, effects)
     if excluded:
         table = tables.make_excluded_table(excluded, place)
         lines += [f"## {escape_markdown(table.title)}", "", tables.render_markdown(table), ""]
@@ -77,10 +81,14 @@ def write_report(
     files.write_text(place / "report.tex", _render_latex(comparisons))
     files.write_csv(place / "report.csv", *tables.list_config_records(comparisons))
     files.write_csv(place / "runs.csv", *tables.list_run_records(comparisons, place))
-    if layers:
-        files.write_csv(place / "attention.csv", tables.ATTENTION_HEADER, layers)
-    else:
-        (place / "attention.csv").unlink(missing_ok=True)  # of an earlier report
+    for name, header, rows in (
+        ("attention.csv", tables.ATTENTION_HEADER, layers),
+        ("effects.csv", tables.EFFECTS_HEADER, changes),
+    ):
+        if rows:
+            files.write_csv(place / name, header, rows)
+        else:
+            (place / name).unlink(missing_ok=True)  # of an earlier report
     return place / "report.md"
 
 
@@ -128,12 +136,13 @@ def _check_place(place: Path) -> None:
 
 
 def _write_section(
-    comparison: DatasetComparison, place: Path, folder: Path
+    comparison: DatasetComparison, effects: Sequence[Effect], place: Path, folder: Path
 ) -> tuple[list[str], dict[str, list[LayerAttention]]]:
     """Draws the figures of a data set.
 
     Args:
         comparison: the configs on the data set.
+        effects: of the settings that differ between runs.
         place: the report's folder.
         folder: the folder of the figures, as seen from there.
 
@@ -161,6 +170,8 @@ def _write_section(
     lines += _render_titled_table(tables.make_iou_table(comparison))
     lines += _render_titled_table(tables.make_runs_table(comparison))
     lines += draw("per_run", study_figures.draw_runs, comparison)
+    lines += _render_titled_table(tables.make_effects_table(comparison, effects))
+    lines += draw("effects", partial(study_figures.draw_effects, comparison), effects)
     lines += draw("curves", study_figures.draw_curves, comparison)
     saved_maps, damaged_maps = _load_saved(comparison, "maps.npz", artifacts.load_maps, place)
     attention = _measure_attention(saved_maps)

@@ -15,6 +15,7 @@ from experiments.figures import style
 from experiments.figures.curves import limit_losses
 from experiments.reports.attention import LayerAttention
 from experiments.reports.comparison import PERCENT, ConfigResults, DatasetComparison
+from experiments.reports.effects import MEASURES, Effect
 from experiments.reports.tables import format_mean, format_si, name_metric, name_unit
 from experiments.runs.find import finite_or_none
 
@@ -187,6 +188,48 @@ def draw_attention_by_depth(
     # The first panel has a line for every config that has any.
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)
+    style.save_figure(figure, path)
+    return True
+
+
+def draw_effects(
+    comparison: DatasetComparison, effects: Sequence[Effect], path: str | os.PathLike
+) -> bool:
+    """Draws what each value of a sweep changes, a row for each, a panel for each quantity; False without."""
+    rows = list({(one.setting, one.value, one.reference): None for one in effects})
+    if not rows:
+        return False
+    figure = style.new_figure(
+        9.6,
+        0.42 * len(rows) + 2.2,
+        f"Effects of settings: {comparison.dataset}",
+        "Points: mean difference over the pairs of runs that differ in nothing else. Bars: twice its "
+        "standard error. Filled: q below 0.05. A metric is better to the right, a loss to the left.",
+    )
+    panels = figure.subplots(1, len(MEASURES), sharey=True)
+    for axes, (split, quantity) in zip(panels, MEASURES, strict=True):
+        name = comparison.metric if quantity == "metric" else quantity
+        factor = 100 if name in PERCENT else 1
+        unit = ", points" if name in PERCENT else ""
+        style.style_axes(axes, f"{split} {name_metric(name, comparison.metric)}{unit}")
+        axes.axvline(0, color=style.FAINT, linewidth=1)
+        for one in effects:
+            if (one.split, one.quantity) == (split, quantity):
+                axes.errorbar(
+                    factor * one.mean,
+                    rows.index((one.setting, one.value, one.reference)),
+                    xerr=2 * factor * (one.error or 0),
+                    fmt="o",
+                    color=style.PALETTE[0],
+                    markerfacecolor=style.PALETTE[0] if one.q < 0.05 else "white",
+                    capsize=2,
+                )
+    labels = [
+        style.escape(setting) + "\n" + style.escape(f"{value or 'none'}, not {old or 'none'}")
+        for setting, value, old in rows
+    ]
+    panels[0].set_yticks(range(len(rows)), labels)
+    panels[0].set_ylim(len(rows) - 0.5, -0.5)
     style.save_figure(figure, path)
     return True
 

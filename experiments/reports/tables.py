@@ -17,6 +17,7 @@ from experiments.reports.comparison import (
     MeanDeviation,
     PairedDifference,
 )
+from experiments.reports.effects import MEASURES, Effect
 from experiments.runs.find import ExcludedRun, Run, finite_or_none
 from experiments.runs.metrics import count_classes, select_scalars
 
@@ -25,6 +26,7 @@ SHARES = (*PERCENT, "precision", "recall")
 ATTENTION_HEADER = (
     "dataset", "config", *(field.name for field in dataclasses.fields(LayerAttention)),
 )  # fmt: skip
+EFFECTS_HEADER = ("dataset", "metric", *(field.name for field in dataclasses.fields(Effect)))
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
@@ -163,6 +165,46 @@ def list_attention_records(
     for results in comparison.results:
         for layer in attention.get(results.config, ()):
             yield [comparison.dataset, results.label, *dataclasses.astuple(layer)]
+
+
+def make_effects_table(comparison: DatasetComparison, effects: Sequence[Effect]) -> Table | None:
+    """Returns what each value of a sweep changes, with standard errors; None without effects."""
+    headings = ["setting", "value", "pairs"]
+    for split, quantity in MEASURES:
+        name = comparison.metric if quantity == "metric" else quantity
+        headings += [f"{split} {name_metric(name, comparison.metric)}{name_unit(name)}", "q"]
+    by_change: dict[tuple[str, str, str], dict[tuple[str, str], Effect]] = {}
+    for one in effects:
+        change = (one.setting, one.value, one.reference)
+        by_change.setdefault(change, {})[one.split, one.quantity] = one
+    rows = []
+    for (setting, value, reference), by_measure in by_change.items():
+        first = next(iter(by_measure.values()))
+        cells = [setting, f"{value or 'none'} instead of {reference or 'none'}", str(first.n)]
+        for measure in MEASURES:
+            if one := by_measure.get(measure):
+                cells += [format_effect(one, comparison.metric), format_p(one.q)]
+            else:
+                cells += [MISSING, MISSING]
+        rows.append(cells)
+    title = f"{comparison.dataset}: effects of settings, all others being equal"
+    return Table(title, headings, rows, words=2) if rows else None
+
+
+def format_effect(effect: Effect, metric: str) -> str:
+    """Formats a mean difference with its sign, and its standard error."""
+    name = metric if effect.quantity == "metric" else effect.quantity
+    sign = "+" if effect.mean > 0 else "−"
+    error = "" if effect.error is None else f" ± {format_metric(effect.error, name)}"
+    return f"{sign}{format_metric(abs(effect.mean), name)}{error}"
+
+
+def list_effect_records(
+    comparison: DatasetComparison, effects: Sequence[Effect]
+) -> Iterator[list[object]]:
+    """Yields a record for each effect, in the order of `EFFECTS_HEADER`."""
+    for one in effects:
+        yield [comparison.dataset, comparison.metric, *dataclasses.astuple(one)]
 
 
 def _format_batch_size(results: ConfigResults) -> str:

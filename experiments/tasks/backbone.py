@@ -16,6 +16,7 @@ from dyn.models.named_parts import BY_CHANNEL
 from experiments.configs.shared.layers import ATTENTIONS, CLASSIFIERS, CONVS
 from experiments.configs.shared.settings import MOBILE_NETWORKS
 from experiments.core.errors import UserError, suggest_nearest
+from experiments.tasks.information import information_loss
 from experiments.tasks.task import Array, Variables
 
 # The parts of a config that `make_network` uses.
@@ -183,9 +184,17 @@ def describe_layer(
 
 
 def apply_in_training(
-    model: nn.Module, variables: Variables, inputs: Array, rng: Array, head_only: bool = False
+    model: nn.Module,
+    variables: Variables,
+    inputs: Array,
+    rng: Array,
+    head_only: bool = False,
+    information: float = 0.0,
 ) -> tuple[Array, dict[str, Any]]:
-    """Returns the outputs for a batch, float32, and the variable collections that changed."""
+    """Returns the outputs for a batch, float32, and the variable collections that changed.
+
+    With `information`, this weight times the `information_loss` of its mixtures is among their `losses`.
+    """
     outputs, changed = model.apply(
         variables,
         inputs,
@@ -193,7 +202,15 @@ def apply_in_training(
         # Networks for series do not take the argument.
         **({"head_only": True} if head_only else {}),
         # Layers with norms of their own leave the running averages alone where these cannot change.
-        mutable=["losses"] if head_only else ["batch_stats", "losses"],
+        mutable=[
+            "losses",
+            *([] if head_only else ["batch_stats"]),
+            *(["intermediates"] if information else []),
+        ],
         rngs={"dropout": rng},
     )
-    return outputs.astype(jnp.float32), dict(changed)
+    changed = dict(changed)
+    if information:
+        loss = information * information_loss(changed.pop("intermediates", {}))
+        changed["losses"] = {**changed.get("losses", {}), "information": loss}
+    return outputs.astype(jnp.float32), changed

@@ -29,6 +29,7 @@ from experiments.tasks.backbone import (
     make_network,
 )
 from experiments.tasks.classifier import draw_classifier, inspect_classifier
+from experiments.tasks.information import read_information
 from experiments.tasks.metrics import add_sums, compute_means, sum_classification
 from experiments.tasks.mixing import make_targets, mix_examples, smooth_targets
 from experiments.tasks.ranking import compute_ranking
@@ -43,7 +44,7 @@ class Classification(Task):
 
     metric = "accuracy"
     augmentations = (*transforms.AUGMENTATIONS, "spectrogram")
-    sections = (*NETWORK_SECTIONS, "series", "mixing")
+    sections = (*NETWORK_SECTIONS, "series", "mixing", "mixture")
 
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
         """Returns a network for pictures or series with a logit for each class."""
@@ -86,7 +87,9 @@ class Classification(Task):
         labels = make_targets(batch["label"], model.num_classes)
         targets = smooth_targets(labels, mixing.label_smoothing)
         inputs, targets = mix_examples(mixing, batch["inputs"], targets, mixing_rng)
-        logits, changed = apply_in_training(model, variables, inputs, dropout_rng, head_only)
+        logits, changed = apply_in_training(
+            model, variables, inputs, dropout_rng, head_only, read_information(self.config)
+        )
         focal = self.config.audio.get("focal", 0.0) if self.is_audio else 0.0
         loss = compute_cross_entropy(logits, targets, focal)
         return loss, ({"loss": loss, "accuracy": compute_accuracy(logits, labels)}, changed)

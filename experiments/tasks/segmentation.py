@@ -23,6 +23,7 @@ from experiments.tasks.backbone import (
     describe_backbone,
     describe_layer,
 )
+from experiments.tasks.information import read_information
 from experiments.tasks.metrics import name_values
 from experiments.tasks.segmentation_metrics import compute_scores, count_pixels
 from experiments.tasks.task import Array, Batch, Loss, Results, Task, Transform, Variables
@@ -33,7 +34,7 @@ class Segmentation(Task):
 
     metric = "miou"
     augmentations = mask_transforms.AUGMENTATIONS
-    sections = (*NETWORK_SECTIONS, "head", "mixing")
+    sections = (*NETWORK_SECTIONS, "head", "mixing", "mixture")
 
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
         """Returns a head over a network that keeps `config.model.output_stride`."""
@@ -67,7 +68,9 @@ class Segmentation(Task):
     ) -> Loss:
         """Returns the mean cross-entropy of the pixels that are not 255."""
         del head_only  # `validate` refuses it
-        logits, changed = apply_in_training(model, variables, batch["inputs"], rng)
+        logits, changed = apply_in_training(
+            model, variables, batch["inputs"], rng, information=read_information(self.config)
+        )
         total, hits, count = sum_pixels(logits, batch["label"], self.config.mixing.label_smoothing)
         count = jnp.maximum(count, 1.0)  # all pixels of a crop may be 255
         value = total / count

@@ -25,6 +25,7 @@ from experiments.tasks.backbone import (
 )
 from experiments.tasks.classification import Classification
 from experiments.tasks.classifier import draw_classifier, inspect_classifier
+from experiments.tasks.information import read_information
 from experiments.tasks.mixing import make_targets, mix_examples
 from experiments.tasks.sound_evaluation import write_sound_evaluation
 from experiments.tasks.tagging_metrics import compute_masked_loss, compute_scores
@@ -36,7 +37,7 @@ class Tagging(Task):
 
     metric = "map"
     augmentations = Classification.augmentations
-    sections = (*NETWORK_SECTIONS, "tagging", "mixing")
+    sections = (*NETWORK_SECTIONS, "tagging", "mixing", "mixture")
 
     def make_model(self, num_classes: int, spatial_axes: int) -> nn.Module:
         """Returns a network with a logit for each class."""
@@ -55,7 +56,9 @@ class Tagging(Task):
         smoothing = self.config.mixing.label_smoothing
         targets = targets * (1 - smoothing) + smoothing / 2
         inputs, targets = mix_examples(self.config.mixing, batch["inputs"], targets, draw)
-        logits, changed = apply_in_training(model, variables, inputs, drop, head_only)
+        logits, changed = apply_in_training(
+            model, variables, inputs, drop, head_only, read_information(self.config)
+        )
         focal = self.config.audio.get("focal", 0.0) if self.is_audio else 0.0
         value = compute_masked_cross_entropy(logits, targets, self.config.tagging.norm, focal)
         return value, ({"loss": value}, changed)

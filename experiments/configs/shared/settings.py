@@ -17,6 +17,10 @@ MOBILE_NETWORKS = (
 )
 # Layers that have neither a temperature nor a blend to anneal.
 NOT_ANNEALED = ("conv", "condconv", "dcd", "ddf", "involution", "sequence_dynamic")
+# Convolutions without a branch that decides what they do.
+NOT_ATTENTIVE = ("conv", "deformable", "spectral_norm")
+# Convolutions whose attention mixes kernels with weights that are probabilities.
+MIXTURES = ("dyconv", "fdy", "odconv", "pixel")
 # Data sets whose examples have maps of objects.
 INSTANCES = ("voc2012_instances", "mask_folder_instances", "coco_folder")
 # Sections that hold the name of a layer and, beside it, whatever fields of the layer are set.
@@ -308,6 +312,9 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "warmup_epochs": Setting(0.0, "[0, inf)"),
         "clip": Setting(0.0, "[0, inf)", meaning="the gradients' norm; 0 for no limit"),
         "betas": Setting((0.9, 0.999), "[0, 1)", lengths=(2,), meaning="of adam and adamw"),
+        "attention_rate": Setting(
+            1.0, "[0, inf)", meaning="times the learning rate, for what decides the attention"
+        ),
     },
     # For optimizer.schedule=plateau.
     "plateau": {
@@ -343,6 +350,12 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     "auxiliary": {
         "weight": Setting(1.0, "[0, inf)"),
         "epochs": Setting(10, "[0, inf)"),
+    },
+    # A loss for mixtures of kernels; see experiments/tasks/information.py.
+    "mixture": {
+        "information": Setting(
+            0.0, "[0, inf)", meaning="weight of what the mixtures shall tell about the inputs"
+        ),
     },
     "input": {
         "threads": Setting(2, "[0, 256]"),
@@ -485,6 +498,8 @@ def _list_conditions(kind: Kind) -> dict[str, bool]:
         # the convolution
         "temperature": kind.conv not in NOT_ANNEALED,
         "auxiliary": kind.conv == "gated",
+        "mixture": kind.conv in MIXTURES and labelled and not series_network,
+        "optimizer.attention_rate": kind.conv not in NOT_ATTENTIVE,
     }
 
 

@@ -11,6 +11,9 @@ from flax import traverse_util
 from small_runs import change
 
 from experiments.configs import common
+from experiments.configs.shared.layers import CONVS
+from experiments.configs.shared.overrides import has_setting
+from experiments.configs.shared.settings import NOT_ATTENTIVE
 from experiments.train.optimizer import (
     StepCounts,
     count_steps,
@@ -85,6 +88,18 @@ ALL = GATES | {"conv1/kernel", "conv1/bias", "conv2/kernel"}
 def test_what_learns(changes, learning):
     updates = traverse_util.flatten_dict(first_updates(config_with(**changes)), sep="/")
     assert {name for name, leaf in updates.items() if leaf.any()} == learning
+
+
+def test_attention_has_a_learning_rate_of_its_own():
+    rate = {"conv.name": "odconv", "optimizer.attention_rate": 0.25}
+    usual, slower = first_updates(config_with()), first_updates(config_with(**rate))
+    ratios = traverse_util.flatten_dict(jax.tree.map(jnp.divide, slower, usual), sep="/")
+    for name, ratio in ratios.items():
+        np.testing.assert_allclose(ratio, 0.25 if name in GATES else 1, rtol=1e-6)
+    # Of all layers with attention, and of no others.
+    for name in CONVS:
+        path = "optimizer.attention_rate"
+        assert has_setting(config_with(**{"conv.name": name}), path) == (name not in NOT_ATTENTIVE)
 
 
 def test_weight_decay_is_for_kernels():

@@ -1,0 +1,129 @@
+"""Effects of settings: what each value of a sweep changes, all other settings being equal."""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from experiments.configs.shared.settings import list_paths
+from experiments.reports.comparison import compute_signed_rank_p
+from experiments.runs.find import Run, finite_or_none
+
+# Settings that name a run, or that do not change what it learns.
+NAMES = ("name", "baseline", "dataset", "log_every", "checkpoint_every", "tensorboard", "wandb")
+# Of a pair: the split, the quantity (the metric that ranks, or the loss).
+MEASURES = (("validation", "metric"), ("validation", "loss"), ("test", "metric"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Effect:
+    """The mean difference that a value of a setting makes to another value.
+
+    Attributes:
+        setting: its dotted path.
+        value: the value, and
+        reference: the one that it is compared with.
+        split: `validation`, at the best evaluation, or `test`.
+        quantity: the metric that ranks, or the loss.
+        mean: the mean difference over the pairs of runs that differ in nothing else.
+        error: its standard error; None for one pair.
+        n: the number of pairs.
+        p: of the two-sided signed-rank test.
+        q: p corrected for all tests of this split and quantity, as `correct_for_many` does.
+    """
+
+    setting: str
+    value: str
+    reference: str
+    split: str
+    quantity: str
+    mean: float
+    error: float | None
+    n: int
+    p: float
+    q: float
+
+
+def measure_effects(runs: Sequence[Run]) -> list[Effect]:
+    """Measures the effects of the settings that differ between runs.
+
+    A setting of which no two runs differ in it alone has no effect to show. There are none either unless
+    there are two settings at least: the effect of one alone is what the table of results shows.
+
+    Args:
+        runs: of one data set, ranked by one metric.
+    """
+    settings = [_list_settings(run) for run in runs]
+    effects = []
+    for path in sorted({path for one in settings for path in one}):
+        values = sorted({one[path] for one in settings if path in one}, key=_rank_value)
+        for value in values[1:]:
+            pairs = list(_find_pairs(runs, settings, path, (values[0], value)))
+            effects += _summarize(path, value, values[0], pairs)
+    if len({effect.setting for effect in effects}) < 2:
+        return []
+    return [one for measure in MEASURES for one in _correct(effects, measure)]
+
+
+def _list_settings(run: Run) -> dict[str, str]:
+    """Returns what a run was trained with, as texts: seed and fold among them."""
+    settings = {path: str(v) for path, v in list_paths(run.settings) if path not in NAMES}
+    if settings.get("start.config") or not settings.get("init_from"):
+        settings.pop("init_from", None)  # the run of that config with the same seed, or none
+    return settings
+
+
+def _rank_value(value: str) -> tuple[float, str]:
+    """Sorts numbers by size, and before words."""
+    try:
+        return float(value), value
+    except ValueError:
+        return math.inf, value
+
+
+def _find_pairs(
+    runs: Sequence[Run],
+    settings: Sequence[Mapping[str, str]],
+    path: str,
+    values: tuple[str, str],
+) -> Iterator[tuple[Run, Run]]:
+    """Yields the pairs of runs that differ in one setting alone: with the reference, and with the value."""
+    by_rest: dict[str, dict[frozenset, Run]] = {value: {} for value in values}
+    for run, one in zip(runs, settings, strict=True):
+        if one.get(path) in by_rest:
+            rest = frozenset(item for item in one.items() if item[0] != path)
+            by_rest[one[path]][rest] = run
+    old, new = (by_rest[value] for value in values)
+    yield from ((old[rest], new[rest]) for rest in old if rest in new)
+
+
+def _summarize(
+    setting: str, value: str, reference: str, pairs: Sequence[tuple[Run, Run]]
+) -> Iterator[Effect]:
+    if setting == "seed":
+        return
+    for split, quantity in MEASURES:
+        read = [(_read(old, split, quantity), _read(new, split, quantity)) for old, new in pairs]
+        known = np.array([new - old for old, new in read if old is not None and new is not None])
+        if len(known):
+            error = float(stats.sem(known)) if len(known) > 1 else None
+            p = compute_signed_rank_p(known)
+            mean, n = float(known.mean()), len(known)
+            yield Effect(setting, value, reference, split, quantity, mean, error, n, p, q=p)
+
+
+def _read(run: Run, split: str, quantity: str) -> float | None:
+    name = run.metric if quantity == "metric" else quantity
+    if split == "test":
+        return run.test_metric(name)
+    best: Any = run.summary.get("best")
+    return finite_or_none(best.get(name)) if isinstance(best, dict) else None
+
+
+def _correct(effects: Sequence[Effect], measure: tuple[str, str]) -> list[Effect]:
+    chosen = [one for one in effects if (one.split, one.quantity) == measure]
+    corrected = stats.false_discovery_control([one.p for one in chosen]) if chosen else []
+    return [dataclasses.replace(one, q=float(q)) for one, q in zip(chosen, corrected, strict=True)]
