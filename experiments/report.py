@@ -15,6 +15,7 @@ It reads what the runs have left, trains nothing, and may be repeated at any tim
 
 from experiments.core import cli
 from experiments.core.console import print_line
+from experiments.core.errors import UserError
 from experiments.core.words import count_noun
 from experiments.reports.keep import keep_summaries
 from experiments.reports.report import write_report
@@ -25,7 +26,10 @@ def main(run: str, *runs: str, out: str = "", baseline: str = "", keep: str = ""
     """Writes the report of some runs, and prints its path."""
     print_line(str(write_report([run, *runs], out, baseline)))
     if keep:
-        copies = keep_summaries(find_runs([run, *runs])[0], keep)
+        try:
+            copies = keep_summaries(find_runs([run, *runs])[0], keep)
+        except OSError as error:
+            raise UserError(f"--keep={keep} cannot be written: {error.strerror}.") from error
         print_line(f"{count_noun(len(copies), 'run')} kept in {keep}")
 
 

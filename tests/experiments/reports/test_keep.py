@@ -3,6 +3,7 @@ import json
 import pytest
 
 from experiments.core.errors import UserError
+from experiments.report import main as report_runs
 from experiments.reports.keep import keep_summaries
 from experiments.reports.report import write_report
 from experiments.runs.find import find_runs
@@ -53,3 +54,10 @@ def test_a_run_is_not_replaced(runs):
     with pytest.raises(UserError, match="is the folder of a run"):
         keep_summaries(runs[:1], runs[0].folder.parent)
     assert keep_summaries([], "anywhere") == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, runs):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"^--keep=.*file cannot be written: "):
+        report_runs(str(runs[0].folder), out=str(tmp_path / "report"), keep=str(tmp_path / "file"))
+    assert (tmp_path / "report" / "report.md").exists()
