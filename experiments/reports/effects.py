@@ -68,6 +68,17 @@ def measure_effects(runs: Sequence[Run]) -> list[Effect]:
     return [one for measure in MEASURES for one in _correct(effects, measure)]
 
 
+def group_effects(
+    effects: Sequence[Effect],
+) -> dict[tuple[str, str, str], dict[tuple[str, str], Effect]]:
+    """Returns the effects by change (setting, value, reference), and those of each by split and quantity."""
+    groups: dict[tuple[str, str, str], dict[tuple[str, str], Effect]] = {}
+    for one in effects:
+        change = (one.setting, one.value, one.reference)
+        groups.setdefault(change, {})[one.split, one.quantity] = one
+    return groups
+
+
 def _list_settings(run: Run) -> dict[str, str]:
     """Returns what a run was trained with, as texts: seed and fold among them."""
     settings = {path: str(v) for path, v in list_paths(run.settings) if path not in NAMES}

@@ -15,7 +15,7 @@ from experiments.figures import style
 from experiments.figures.curves import limit_losses
 from experiments.reports.attention import LayerAttention
 from experiments.reports.comparison import PERCENT, ConfigResults, DatasetComparison
-from experiments.reports.effects import MEASURES, Effect
+from experiments.reports.effects import MEASURES, Effect, group_effects
 from experiments.reports.tables import format_mean, format_si, name_metric, name_unit
 from experiments.runs.find import finite_or_none
 
@@ -196,7 +196,7 @@ def draw_effects(
     comparison: DatasetComparison, effects: Sequence[Effect], path: str | os.PathLike
 ) -> bool:
     """Draws what each value of a sweep changes, a row for each, a panel for each quantity; False without."""
-    rows = list({(one.setting, one.value, one.reference): None for one in effects})
+    rows = list(group_effects(effects))
     if not rows:
         return False
     figure = style.new_figure(

@@ -17,7 +17,7 @@ from experiments.reports.comparison import (
     MeanDeviation,
     PairedDifference,
 )
-from experiments.reports.effects import MEASURES, Effect
+from experiments.reports.effects import MEASURES, Effect, group_effects
 from experiments.runs.find import ExcludedRun, Run, finite_or_none
 from experiments.runs.metrics import count_classes, select_scalars
 
@@ -26,7 +26,14 @@ SHARES = (*PERCENT, "precision", "recall")
 ATTENTION_HEADER = (
     "dataset", "config", *(field.name for field in dataclasses.fields(LayerAttention)),
 )  # fmt: skip
-EFFECTS_HEADER = ("dataset", "metric", *(field.name for field in dataclasses.fields(Effect)))
+EFFECTS_HEADER = (
+    "change", "dataset", "metric", "pairs",
+    *(
+        f"{split}_{quantity}_{part}"
+        for split, quantity in MEASURES
+        for part in ("mean", "error", "p", "q")
+    ),
+)  # fmt: skip
 METRIC_NAMES = {
     "accuracy": "accuracy",
     "top5": "top-5 accuracy",
@@ -173,12 +180,8 @@ def make_effects_table(comparison: DatasetComparison, effects: Sequence[Effect])
     for split, quantity in MEASURES:
         name = comparison.metric if quantity == "metric" else quantity
         headings += [f"{split} {name_metric(name, comparison.metric)}{name_unit(name)}", "q"]
-    by_change: dict[tuple[str, str, str], dict[tuple[str, str], Effect]] = {}
-    for one in effects:
-        change = (one.setting, one.value, one.reference)
-        by_change.setdefault(change, {})[one.split, one.quantity] = one
     rows = []
-    for (setting, value, reference), by_measure in by_change.items():
+    for (setting, value, reference), by_measure in group_effects(effects).items():
         first = next(iter(by_measure.values()))
         cells = [setting, f"{value or 'none'} instead of {reference or 'none'}", str(first.n)]
         for measure in MEASURES:
@@ -202,9 +205,15 @@ def format_effect(effect: Effect, metric: str) -> str:
 def list_effect_records(
     comparison: DatasetComparison, effects: Sequence[Effect]
 ) -> Iterator[list[object]]:
-    """Yields a record for each effect, in the order of `EFFECTS_HEADER`."""
-    for one in effects:
-        yield [comparison.dataset, comparison.metric, *dataclasses.astuple(one)]
+    """Yields a record for each change of a setting, in the order of `EFFECTS_HEADER`."""
+    for (setting, value, reference), by_measure in group_effects(effects).items():
+        first = next(iter(by_measure.values()))
+        change = f"{setting}={value or 'none'} instead of {reference or 'none'}"
+        record: list[object] = [change, comparison.dataset, comparison.metric, first.n]
+        for measure in MEASURES:
+            one = by_measure.get(measure)
+            record += [one.mean, one.error, one.p, one.q] if one else [None] * 4
+        yield record
 
 
 def _format_batch_size(results: ConfigResults) -> str:

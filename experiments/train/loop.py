@@ -301,11 +301,13 @@ def run_steps(run: TrainingRun, profile: StepRange | None, notes: Sequence[str])
             if run.step % eval_every == 0 or run.step == total:
                 validate_and_save(run, bar)
                 timer.restart(run.step)
+                # It may have come meanwhile. Several processes would not agree on the step.
+                signal = stop.number if jax.process_count() == 1 else signal
             elif run.step % config.checkpoint_every == 0 or signal:
                 check_finite_state(run)
                 save_checkpoint(run)
                 timer.restart(run.step)
-            if signal and run.step < total:
+            if signal:
                 run.checkpoints.wait()
                 raise Stopped(run.step, signal)
         if run.stopping.should_stop:

@@ -82,7 +82,9 @@ def test_a_report_has_them_as_table_and_figure(write_sweep, tmp_path):
     assert "| conv.attention_norm | none instead of layer | 6 | −1.00 ± 0.00 |" in report
     assert (tmp_path / "report" / "figures" / "effects.png").is_file()
     with open(tmp_path / "report" / "effects.csv", newline="") as file:
-        assert len(list(csv.DictReader(file))) == 6
+        norm, rate = csv.DictReader(file)
+    assert norm["change"] == "conv.attention_norm=none instead of layer" and norm["pairs"] == "6"
+    assert float(rate["validation_loss_mean"]) == pytest.approx(-0.02)
     write_report(folders[:1], tmp_path / "report")
     assert not (tmp_path / "report" / "effects.csv").exists()
 

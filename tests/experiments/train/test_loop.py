@@ -1,6 +1,7 @@
 """The whole loop, small: eight steps of a network a few channels wide."""
 
 import json
+import signal
 
 import chex
 import jax
@@ -16,6 +17,7 @@ from experiments.runs.checkpoints import restore_arrays, restore_best_variables
 from experiments.tasks import make_task
 from experiments.tasks.classification import Classification
 from experiments.train import loop
+from experiments.train.interrupts import Stopped
 from experiments.train.loop import train
 from experiments.train.validate import resolve_config
 
@@ -163,6 +165,28 @@ def test_averaged_parameters_are_evaluated_with_their_own_statistics(
     chex.assert_trees_all_close(
         variables["batch_stats"], state["average"]["batch_stats"], rtol=1e-5
     )
+
+
+def test_a_signal_during_the_last_evaluation_is_not_lost(
+    finished, programs, no_figures, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "run"
+    evaluate = loop.evaluate
+
+    def evaluate_and_stop(run, variables, split):
+        assert split == "validation"
+        if run.step == run.steps.total:
+            signal.raise_signal(signal.SIGTERM)
+        return evaluate(run, variables, split)
+
+    monkeypatch.setattr(loop, "evaluate", evaluate_and_stop)
+    # A study would go on with its next run.
+    with pytest.raises(Stopped, match="stopped after step 8 "):
+        train(small(), workdir, programs)
+    monkeypatch.undo()
+    monkeypatch.setattr(Classification, "draw_figures", lambda *_: None)
+    train(small(), workdir, programs)
+    assert_same_run(workdir, finished[0])
 
 
 @pytest.mark.matrix
