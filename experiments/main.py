@@ -30,14 +30,14 @@ import jax
 from ml_collections import ConfigDict
 
 from experiments.configs.shared.assemble import complete_config
-from experiments.configs.shared.flags import add_layer_fields, describe_settings
+from experiments.configs.shared.flags import add_settings, describe_settings
 from experiments.core import cli
 from experiments.core.config_file import find_setting
 from experiments.core.errors import UserError
 from experiments.train.interrupts import announce_abrupt_end
 
 EXAMPLE = "--config=experiments/configs/odconv.py"
-SETTINGS = cli.ConfigFlags(add_layer_fields, describe_settings)
+SETTINGS = cli.ConfigFlags(add_settings, describe_settings)
 
 
 def main(

@@ -1,29 +1,60 @@
 """The settings of a config as flags: fields of layers that a config does not have, and a list for --help."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
 from experiments.configs.shared.layers import has_default, list_layer_fields
 from experiments.configs.shared.limits import SETTINGS, describe_allowed
-from experiments.configs.shared.settings import LAYER_FIELDS, LAYER_SECTIONS, Setting, list_paths
+from experiments.configs.shared.settings import (
+    LAYER_FIELDS,
+    LAYER_SECTIONS,
+    Kind,
+    Setting,
+    list_paths,
+    select_settings,
+)
 from experiments.core.errors import UserError, suggest_nearest
 
 COLUMN = 44  # of the meanings
+KIND_FIELDS = tuple(field.name for field in dataclasses.fields(Kind))
 
 
-def add_layer_fields(config: ConfigDict, overrides: Mapping[str, str]) -> None:
-    """Adds the fields of a layer that flags are about to set, with the layer's own defaults.
+def add_settings(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Adds the settings that flags are about to set and that a config does not have yet.
 
-    A config's section of a layer holds only the fields that the config sets.
+    They are those of another task, data set, network or convolution, if a flag chooses one, with the
+    defaults of `settings.py`, and fields of layers, with the layers' own.
 
     Args:
         config: the config.
-        overrides: the text of each flag by dotted path; one may choose another layer.
+        overrides: the text of each flag by dotted path.
 
     Raises:
-        UserError: if the layer has no such field.
+        UserError: if a layer has no such field.
     """
+    _add_settings_of_choices(config, overrides)
+    _add_layer_fields(config, overrides)
+
+
+def _add_settings_of_choices(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+    kind = Kind.from_config(config)
+    chosen = {
+        field: overrides.get(path, value)
+        for (path, value), field in zip(kind.choices.items(), KIND_FIELDS, strict=True)
+    }
+    settings = select_settings(Kind(**chosen))
+    known = {path for path, _ in list_paths(config)}
+    with config.unlocked():
+        for path in overrides.keys() & (settings.keys() - known):
+            section, _, name = path.rpartition(".")
+            value = {name: settings[path].default}
+            config.update({section: value} if section else value)
+
+
+def _add_layer_fields(config: ConfigDict, overrides: Mapping[str, str]) -> None:
+    """Adds fields of layers: a section of a layer holds only those that the config sets."""
     for path in overrides:
         section, _, field = path.partition(".")
         if (

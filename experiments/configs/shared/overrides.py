@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
-from experiments.configs.shared.flags import add_layer_fields
+from experiments.configs.shared.flags import add_settings
 from experiments.configs.shared.layers import list_layer_fields
-from experiments.configs.shared.settings import LAYER_SECTIONS
+from experiments.configs.shared.settings import LAYER_SECTIONS, Kind, select_settings
 from experiments.core.config_file import find_setting
 from experiments.core.errors import UserError, describe_kind
 
@@ -27,8 +27,8 @@ def override(config: ConfigDict, path: str, value: object, flag: str = "--overri
 
     A missing setting, or a value of another kind, is a UserError that names `flag`.
     """
-    if _is_layer_field(config, path):
-        add_layer_fields(config, {path: str(value)})
+    if has_setting(config, path):
+        add_settings(config, {path: str(value)})
     example = find_setting(config, path, f"{flag}=")
     config.update_from_flattened_dict({path: _convert(example, value, f"{flag}={path}")})
 
@@ -43,8 +43,11 @@ def override_all(
 
 
 def has_setting(config: ConfigDict, path: str) -> bool:
-    """Returns whether a config has a setting of this dotted path, or a layer with this field."""
-    if _is_layer_field(config, path):
+    """Returns whether a config has a setting of this dotted path, or a layer with this field.
+
+    A setting that belongs to the config's choices counts too: another convolution may have been chosen.
+    """
+    if _is_layer_field(config, path) or path in select_settings(Kind.from_config(config)):
         return True
     for key in path.split("."):
         if not isinstance(config, ConfigDict) or key not in config:

@@ -1,6 +1,8 @@
 import pytest
 
-from experiments.configs.shared.overrides import sweep
+from experiments.configs.shared.assemble import complete_config
+from experiments.configs.shared.flags import add_settings
+from experiments.configs.shared.overrides import has_setting, override, sweep
 from experiments.core.errors import UserError
 from experiments.train.grid import load_config
 
@@ -44,3 +46,28 @@ def test_a_field_of_a_layer_is_swept_where_the_layer_has_it():
 def test_invalid_sweeps(grid, fragment):
     with pytest.raises(UserError, match=fragment):
         sweep([load_config("base", "digits")], grid)
+
+
+def test_settings_of_another_convolution_follow_its_choice():
+    config = load_config("base", "digits")
+    for path in ("temperature.start", "optimizer.attention_rate", "auxiliary.weight"):
+        assert not has_setting(config, path)
+    override(config, "conv.name", "odconv")
+    for path, value in (("temperature.start", "3"), ("optimizer.attention_rate", "0.5")):
+        override(config, path, value)
+    complete = complete_config(config)
+    assert (complete.temperature.start, complete.optimizer.attention_rate) == (3, 0.5)
+    assert complete.temperature.schedule == "geometric"  # the data set's own
+    with pytest.raises(UserError, match="no setting 'auxiliary'"):
+        override(config, "auxiliary.weight", "1")
+    assert config.is_locked
+
+
+def test_flags_may_choose_another_convolution_and_its_settings_in_any_order():
+    config = load_config("base", "digits")
+    flags = {"temperature.start": "3.0", "conv.name": "odconv", "conv.num_kernels": "2"}
+    add_settings(config, flags)
+    assert has_setting(config, "temperature.start") and config.conv.num_kernels == 4
+    config = load_config("base", "digits")
+    add_settings(config, {"temperature.start": "3.0"})
+    assert "temperature" not in config
