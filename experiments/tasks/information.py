@@ -1,4 +1,4 @@
-"""What mixtures of kernels tell about the inputs: a loss that keeps attention from being the same for all.
+"""A loss that keeps attention from being the same for all inputs: what mixtures of kernels tell about these.
 
 An attention that gives every input the same mixture makes a static convolution with more parameters, and
 training on little data tends to end there. Mixtures tell most if each input has a kernel of its own, and all
