@@ -102,6 +102,15 @@ SENTENCES = (
         "an entropy of {entropy:.3f}, where 1 is equal weights, and weights differ between series by "
         "{spread:.3f}",
     ),
+    (
+        "docs/studies.md", "digits_factors.csv", "base",
+        "The static network, trained alike, has a test accuracy of {accuracy_mean:.3f} over two seeds",
+    ),
+    (
+        "docs/studies.md", "digits_factors.csv",
+        "odconv,attention_norm=layer,start=30,information=0,attention_rate=1",
+        "ODConv with its defaults {accuracy_mean:.3f}",
+    ),
     ("docs/studies.md", "gates.csv", "low", "reads digits 0 to 4 with accuracy {accuracy:.3f}"),
     ("docs/studies.md", "gates.csv", "high", "reads 5 to 9 with {accuracy:.3f}"),
     (
