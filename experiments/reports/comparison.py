@@ -3,13 +3,16 @@
 import dataclasses
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from scipy import stats
 
 from experiments.reports.published import Published, find_published
 from experiments.runs.find import Run, finite_or_none
+
+Key = TypeVar("Key")
+Tested = TypeVar("Tested", bound=Any)
 
 STUDY_ORDER = ("base", "global_soft", "local_soft", "hard", "odconv")  # others follow by name
 COSTS = (
@@ -193,21 +196,22 @@ def compare_pairs(
     return PairedDifference(baseline[0].config, mean, p, len(differences), q=p)
 
 
-def correct_for_many(
-    differences: Mapping[str, PairedDifference | None],
-) -> dict[str, PairedDifference]:
+def correct_for_many(tested: Mapping[Key, Tested | None]) -> dict[Key, Tested]:
     """Returns the known differences with q, their p corrected for the number of tests.
 
     Of all differences with q up to 0.05, at most one in twenty is expected to be no real difference.
 
+    Args:
+        tested: dataclasses with the fields `p` and `q`.
+
     Source:
         Benjamini and Hochberg 1995; it holds for tests that share a baseline (Benjamini and Yekutieli 2001).
     """
-    known = {config: gap for config, gap in differences.items() if gap is not None}
-    corrected = stats.false_discovery_control([gap.p for gap in known.values()]) if known else []
+    known = {key: one for key, one in tested.items() if one is not None}
+    corrected = stats.false_discovery_control([one.p for one in known.values()]) if known else []
     return {
-        config: dataclasses.replace(gap, q=float(q))
-        for (config, gap), q in zip(known.items(), corrected, strict=True)
+        key: dataclasses.replace(one, q=float(q))
+        for (key, one), q in zip(known.items(), corrected, strict=True)
     }
 
 

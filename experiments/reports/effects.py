@@ -9,12 +9,12 @@ import numpy as np
 from scipy import stats
 
 from experiments.configs.shared.settings import list_paths
-from experiments.reports.comparison import compute_signed_rank_p
+from experiments.reports.comparison import compute_signed_rank_p, correct_for_many
 from experiments.runs.find import Run, finite_or_none
 
 # Settings that name a run, or that do not change what it learns.
 NAMES = ("name", "baseline", "dataset", "log_every", "checkpoint_every", "tensorboard", "wandb")
-# Of a pair: the split, the quantity (the metric that ranks, or the loss).
+# Measured of each pair: the split, and the quantity (the metric that ranks, or the loss).
 MEASURES = (("validation", "metric"), ("validation", "loss"), ("test", "metric"))
 
 
@@ -24,8 +24,8 @@ class Effect:
 
     Attributes:
         setting: its dotted path.
-        value: the value, and
-        reference: the one that it is compared with.
+        value: the value, `none` if it is empty.
+        reference: the value that it is compared with.
         split: `validation`, at the best evaluation, or `test`.
         quantity: the metric that ranks, or the loss.
         mean: the mean difference over the pairs of runs that differ in nothing else.
@@ -50,8 +50,8 @@ class Effect:
 def measure_effects(runs: Sequence[Run]) -> list[Effect]:
     """Measures the effects of the settings that differ between runs.
 
-    A setting of which no two runs differ in it alone has no effect to show. There are none either unless
-    there are two settings at least: the effect of one alone is what the table of results shows.
+    A setting has an effect if some runs differ in it alone. With fewer than two such settings the list is
+    empty, because the table of results shows the effect of one.
 
     Args:
         runs: of one data set, ranked by one metric.
@@ -65,7 +65,16 @@ def measure_effects(runs: Sequence[Run]) -> list[Effect]:
             effects += _summarize(path, value, values[0], pairs)
     if len({effect.setting for effect in effects}) < 2:
         return []
-    return [one for measure in MEASURES for one in _correct(effects, measure)]
+    corrected: list[Effect] = []
+    for measure in MEASURES:
+        chosen = [one for one in effects if (one.split, one.quantity) == measure]
+        corrected += correct_for_many(dict(enumerate(chosen))).values()
+    return corrected
+
+
+def name_quantity(quantity: str, metric: str) -> str:
+    """Returns the name of a quantity of `MEASURES` among a run's metrics, where `metric` ranks."""
+    return metric if quantity == "metric" else quantity
 
 
 def group_effects(
@@ -123,18 +132,13 @@ def _summarize(
             error = float(stats.sem(known)) if len(known) > 1 else None
             p = compute_signed_rank_p(known)
             mean, n = float(known.mean()), len(known)
-            yield Effect(setting, value, reference, split, quantity, mean, error, n, p, q=p)
+            change = (setting, value or "none", reference or "none")
+            yield Effect(*change, split, quantity, mean, error, n, p, q=p)
 
 
 def _read(run: Run, split: str, quantity: str) -> float | None:
-    name = run.metric if quantity == "metric" else quantity
+    name = name_quantity(quantity, run.metric)
     if split == "test":
         return run.test_metric(name)
     best: Any = run.summary.get("best")
     return finite_or_none(best.get(name)) if isinstance(best, dict) else None
-
-
-def _correct(effects: Sequence[Effect], measure: tuple[str, str]) -> list[Effect]:
-    chosen = [one for one in effects if (one.split, one.quantity) == measure]
-    corrected = stats.false_discovery_control([one.p for one in chosen]) if chosen else []
-    return [dataclasses.replace(one, q=float(q)) for one, q in zip(chosen, corrected, strict=True)]

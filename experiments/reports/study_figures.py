@@ -15,7 +15,7 @@ from experiments.figures import style
 from experiments.figures.curves import limit_losses
 from experiments.reports.attention import LayerAttention
 from experiments.reports.comparison import PERCENT, ConfigResults, DatasetComparison
-from experiments.reports.effects import MEASURES, Effect, group_effects
+from experiments.reports.effects import MEASURES, Effect, group_effects, name_quantity
 from experiments.reports.tables import format_mean, format_si, name_metric, name_unit
 from experiments.runs.find import finite_or_none
 
@@ -208,7 +208,7 @@ def draw_effects(
     )
     panels = figure.subplots(1, len(MEASURES), sharey=True)
     for axes, (split, quantity) in zip(panels, MEASURES, strict=True):
-        name = comparison.metric if quantity == "metric" else quantity
+        name = name_quantity(quantity, comparison.metric)
         factor = 100 if name in PERCENT else 1
         unit = ", points" if name in PERCENT else ""
         style.style_axes(axes, f"{split} {name_metric(name, comparison.metric)}{unit}")
@@ -225,7 +225,7 @@ def draw_effects(
                     capsize=2,
                 )
     labels = [
-        style.escape(setting) + "\n" + style.escape(f"{value or 'none'}, not {old or 'none'}")
+        style.escape(setting) + "\n" + style.escape(f"{value}, not {old}")
         for setting, value, old in rows
     ]
     panels[0].set_yticks(range(len(rows)), labels)

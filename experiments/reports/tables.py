@@ -17,7 +17,7 @@ from experiments.reports.comparison import (
     MeanDeviation,
     PairedDifference,
 )
-from experiments.reports.effects import MEASURES, Effect, group_effects
+from experiments.reports.effects import MEASURES, Effect, group_effects, name_quantity
 from experiments.runs.find import ExcludedRun, Run, finite_or_none
 from experiments.runs.metrics import count_classes, select_scalars
 
@@ -178,12 +178,12 @@ def make_effects_table(comparison: DatasetComparison, effects: Sequence[Effect])
     """Returns what each value of a sweep changes, with standard errors; None without effects."""
     headings = ["setting", "value", "pairs"]
     for split, quantity in MEASURES:
-        name = comparison.metric if quantity == "metric" else quantity
+        name = name_quantity(quantity, comparison.metric)
         headings += [f"{split} {name_metric(name, comparison.metric)}{name_unit(name)}", "q"]
     rows = []
     for (setting, value, reference), by_measure in group_effects(effects).items():
         first = next(iter(by_measure.values()))
-        cells = [setting, f"{value or 'none'} instead of {reference or 'none'}", str(first.n)]
+        cells = [setting, f"{value} instead of {reference}", str(first.n)]
         for measure in MEASURES:
             if one := by_measure.get(measure):
                 cells += [format_effect(one, comparison.metric), format_p(one.q)]
@@ -196,10 +196,10 @@ def make_effects_table(comparison: DatasetComparison, effects: Sequence[Effect])
 
 def format_effect(effect: Effect, metric: str) -> str:
     """Formats a mean difference with its sign, and its standard error."""
-    name = metric if effect.quantity == "metric" else effect.quantity
+    name = name_quantity(effect.quantity, metric)
     sign = "+" if effect.mean > 0 else "−"
-    error = "" if effect.error is None else f" ± {format_metric(effect.error, name)}"
-    return f"{sign}{format_metric(abs(effect.mean), name)}{error}"
+    spread = "" if effect.error is None else f" ± {format_metric(effect.error, name)}"
+    return f"{sign}{format_metric(abs(effect.mean), name)}{spread}"
 
 
 def list_effect_records(
@@ -208,7 +208,7 @@ def list_effect_records(
     """Yields a record for each change of a setting, in the order of `EFFECTS_HEADER`."""
     for (setting, value, reference), by_measure in group_effects(effects).items():
         first = next(iter(by_measure.values()))
-        change = f"{setting}={value or 'none'} instead of {reference or 'none'}"
+        change = f"{setting}={value} instead of {reference}"
         record: list[object] = [change, comparison.dataset, comparison.metric, first.n]
         for measure in MEASURES:
             one = by_measure.get(measure)
