@@ -179,12 +179,11 @@ def test_a_signal_during_the_last_evaluation_is_not_lost(
             signal.raise_signal(signal.SIGTERM)
         return evaluate(run, variables, split)
 
-    monkeypatch.setattr(loop, "evaluate", evaluate_and_stop)
-    # A study would go on with its next run.
-    with pytest.raises(Stopped, match="stopped after step 8 "):
-        train(small(), workdir, programs)
-    monkeypatch.undo()
-    monkeypatch.setattr(Classification, "draw_figures", lambda *_: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "evaluate", evaluate_and_stop)
+        # A study would go on with its next run.
+        with pytest.raises(Stopped, match="stopped after step 8 "):
+            train(small(), workdir, programs)
     train(small(), workdir, programs)
     assert_same_run(workdir, finished[0])
 

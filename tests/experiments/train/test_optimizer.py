@@ -96,7 +96,7 @@ def test_attention_has_a_learning_rate_of_its_own():
     ratios = traverse_util.flatten_dict(jax.tree.map(jnp.divide, slower, usual), sep="/")
     for name, ratio in ratios.items():
         np.testing.assert_allclose(ratio, 0.25 if name in GATES else 1, rtol=1e-6)
-    # Of all layers with attention, and of no others.
+    # All layers with attention have the setting, and no others.
     for name in CONVS:
         path = "optimizer.attention_rate"
         assert has_setting(config_with(**{"conv.name": name}), path) == (name not in NOT_ATTENTIVE)
