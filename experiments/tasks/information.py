@@ -1,8 +1,8 @@
 """A loss that keeps attention from being the same for all inputs: what mixtures of kernels tell about these.
 
 An attention that gives every input the same mixture makes a static convolution with more parameters, and
-training on little data tends to end there. Mixtures tell most if each input has a kernel of its own, and all
-kernels are used as often.
+training on little data tends to end there. Mixtures tell most if each input uses a single kernel, and all
+kernels are used equally often.
 """
 
 from collections.abc import Mapping
@@ -22,8 +22,8 @@ def mixture_information(mixtures: Array) -> Array:
 
         I = (H(mean of the mixtures) - mean of H(mixture)) / log K,   H(m) = - sum of m log m
 
-    It is 0 if all inputs have the same mixture, and 1 if each has one kernel and all are used as often: the
-    mutual information of input and kernel.
+    It is the mutual information of input and kernel: 0 if all inputs have the same mixture, 1 if each uses a
+    single kernel and all kernels are used equally often.
 
     Args:
         mixtures: `[B, K]`, probabilities of K > 1 kernels.

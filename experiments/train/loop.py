@@ -337,10 +337,10 @@ def read_train_batches(
 
 
 def refresh_average(run: TrainingRun) -> None:
-    """Takes the batch norm statistics of averaged parameters anew, from the batches that come next.
+    """Computes the batch norm statistics of averaged parameters from the training batches that come next.
 
-    From as many as an evaluation is apart from the next, and at most `STATISTICS_BATCHES`; each costs about a
-    third of a training step.
+    Reads as many as lie between two evaluations, at most `STATISTICS_BATCHES`. Each costs about a third of a
+    training step.
     """
     # A head that learns alone learns on top of the statistics that it started with.
     if not run.state.average or not run.state.batch_stats or run.step <= run.steps.head_only:

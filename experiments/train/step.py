@@ -425,9 +425,8 @@ def statistics_step(
 ) -> Any:
     """Returns `batch_stats` after the batch of a step, without training on it.
 
-    Activations of averaged parameters have other means and variances than those that training has seen, and
-    the average of the statistics is not the statistics of the average: they are taken anew, from a few
-    batches before an evaluation.
+    With averaged parameters, activations have other means and variances than in training, and averaging the
+    statistics does not give these. So they are computed from some batches before each evaluation.
 
     Args:
         rng: the run's, which decides the draws together with `step`.
