@@ -91,8 +91,11 @@ def group_effects(
 def _list_settings(run: Run) -> dict[str, str]:
     """Returns what a run was trained with, as texts: seed and fold among them."""
     settings = {path: str(v) for path, v in list_paths(run.settings) if path not in NAMES}
-    if settings.get("start.config") or not settings.get("init_from"):
+    first = settings.get("start.config", "")
+    if first or not settings.get("init_from"):
         settings.pop("init_from", None)  # the run of that config with the same seed, or none
+    if first:  # its name has the values of a sweep, which are those of this run
+        settings["start.config"] = first.partition(",")[0]
     return settings
 
 

@@ -13,6 +13,9 @@ from experiments.configs.shared.settings import LAYER_SECTIONS, Kind, select_set
 from experiments.core.config_file import find_setting
 from experiments.core.errors import UserError, describe_kind
 
+START = "start.config"
+"""The setting that names the config to start from."""
+
 
 def split_override(text: str, flag: str) -> tuple[str, str]:
     """Splits `epochs=5` into `("epochs", "5")`."""
@@ -68,10 +71,16 @@ def sweep(configs: Sequence[ConfigDict], grid: Mapping[str, Sequence[str]]) -> l
     """Returns every config with every combination of values of the settings that it has.
 
     A config's new name has its values, such as `odconv,learning_rate=0.003`, and it is compared with the
-    baseline of the same values. `grid` has the values of each path.
+    baseline of the same values. It starts, if it does, from the config of the same values that itself starts
+    from nothing. `grid` has the values of each path.
     """
     if not grid:
         return list(configs)
+    if "" not in grid.get(START, [""]):
+        raise UserError(
+            f"--sweep={START}: let one of the values be empty, as in {START}=,base. A config that others "
+            "start from has to start from nothing."
+        )
     for path in grid:
         if not any(has_setting(config, path) for config in configs):
             find_setting(configs[0], path, "--sweep=")
@@ -88,9 +97,8 @@ def sweep(configs: Sequence[ConfigDict], grid: Mapping[str, Sequence[str]]) -> l
                 one.name = _name_values(config, chosen)
                 if config.baseline in by_name:
                     one.baseline = _name_values(by_name[config.baseline], chosen)
-                if config.start.config:
-                    first = by_name.get(config.start.config)
-                    one.start.config = _name_values(first, chosen) if first else config.start.config
+                if first := by_name.get(one.start.config):
+                    one.start.config = _name_values(first, _leave_out_start(chosen))
             swept.append(one)
     if len({config.name for config in swept}) < len(swept):
         raise UserError("--sweep: name every value once, and settings whose last parts differ.")
@@ -99,12 +107,18 @@ def sweep(configs: Sequence[ConfigDict], grid: Mapping[str, Sequence[str]]) -> l
 
 def _name_values(config: ConfigDict, chosen: Mapping[str, str]) -> str:
     """Returns a config's name with the chosen values of those settings that it has."""
+    names = {path: "from" if path == START else path.rpartition(".")[2] for path in chosen}
     values = (
-        f",{path.rpartition('.')[2]}={value}"
+        f",{names[path]}={value or 'none'}"
         for path, value in chosen.items()
         if has_setting(config, path)
     )
     return config.name + "".join(values)
+
+
+def _leave_out_start(chosen: Mapping[str, str]) -> dict[str, str]:
+    """Returns the chosen values, with an empty one for the config to start from if it is swept."""
+    return {path: "" if path == START else value for path, value in chosen.items()}
 
 
 def _convert(example: object, value: object, setting: str) -> object:

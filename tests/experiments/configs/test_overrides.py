@@ -35,9 +35,24 @@ def test_a_field_of_a_layer_is_swept_where_the_layer_has_it():
     assert [c.conv.get("reduction") for c in swept] == [None, 0.25, 0.5]
 
 
+def test_a_swept_start_is_the_config_that_starts_from_nothing():
+    configs = [load_config(name, "digits") for name in ("base", "odconv")]
+    swept = sweep(configs, {"start.config": ["", "base"], "temperature.start": ["1", "30"]})
+    starts = {config.name: config.start.config for config in swept}
+    assert starts == {
+        "base,from=none": "",
+        "base,from=base": "base,from=none",
+        "odconv,from=none,start=1": "",
+        "odconv,from=none,start=30": "",
+        "odconv,from=base,start=1": "base,from=none",
+        "odconv,from=base,start=30": "base,from=none",
+    }
+
+
 @pytest.mark.parametrize(
     ("grid", "fragment"),
     [
+        ({"start.config": ["base"]}, "start.config=,base"),
         ({"epochs": ["5", "x"]}, "whole number"),
         ({"epoch": ["5"]}, "'epochs'"),
         ({"epochs": ["5", "5"]}, "once"),

@@ -65,7 +65,8 @@ def test_the_start_from_another_config_is_a_setting(write_sweep):
     for folder in folders[1:]:
         settings = json.loads((folder / "config.json").read_text())
         warm = settings["conv"].pop("attention_norm") == "none"
-        settings["start"] = {"config": "base" if warm else ""}
+        first = f"base,from=none,learning_rate={settings['optimizer']['learning_rate']}"
+        settings["start"] = {"config": first if warm else ""}
         settings["init_from"] = f"runs/base/seed{settings['seed']}" if warm else ""
         (folder / "config.json").write_text(json.dumps(settings))
     effects = measure_effects([read_run(folder) for folder in folders])
