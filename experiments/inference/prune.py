@@ -22,6 +22,7 @@ from experiments.data import Source
 from experiments.figures.style import PALETTE, new_figure, save_figure, style_axes
 from experiments.inference.trained import Trained, check_network
 from experiments.runs import weights
+from experiments.runs.data_record import read_known_entries
 
 HEADER = ("layer", "kernels", "never", "always", "left")
 
@@ -54,7 +55,10 @@ def prune_network(
     folder = Path(out).expanduser() if out else trained.source / "pruned"
     _check_arguments(trained, folder, runs, overwrite)
     size = batch_size or trained.config.batch_size
-    dataset = data.load(trained.config.data, trained.config.seed)
+    # Files that the run knows are in their splits: what has been trained on is not tested on.
+    known = read_known_entries(trained.source) if trained.source.is_dir() else ()
+    config = trained.config
+    dataset = data.load(config.data, config.seed, config.get("audio"), known)
     seen = [dataset.splits[name] for name in ("train", "validation") if name in dataset.splits]
     gates = collect_gates(trained, seen, size)
     pruned, layers = remove_kernels(trained, gates)

@@ -49,6 +49,10 @@ SHOWN = 12  # differences in a message
 MAX_PATH_BYTES = 3800  # of 4096, because the files of a checkpoint lie deep
 
 
+class InUseError(UserError):
+    """The folder of a run is in use by another process."""
+
+
 @contextlib.contextmanager
 def lock_workdir(workdir: Path) -> Iterator[None]:
     """Keeps other processes out of the folder during a `with` block.
@@ -57,7 +61,8 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
     without locks (a mounted bucket may be one) gives no protection.
 
     Raises:
-        UserError: if another process holds the folder, or it cannot be written.
+        InUseError: if another process holds the folder.
+        UserError: if it cannot be written.
     """
     check_place(workdir)
     try:
@@ -72,7 +77,7 @@ def lock_workdir(workdir: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             file.seek(0)
-            raise UserError(
+            raise InUseError(
                 f"{workdir} is in use by {file.read().strip() or 'another process'}: wait until it ends, "
                 "stop it, or choose another --workdir."
             ) from error
@@ -112,7 +117,9 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
     sections = {name.partition(".")[0] for name in new}
     sections &= {*LAYER_SECTIONS}
     names = [n for n in {**old, **new} if n in new or n.partition(".")[0] in sections]
-    compared = [name for name in names if name not in FREE_SETTINGS]
+    # A study may have moved, or be given by another path; the weights are in the checkpoints already.
+    free = FREE_SETTINGS | ({"init_from"} if new.get("start.config") else set())
+    compared = [name for name in names if name not in free]
     if differences := describe_differences(old, new, names=compared, limit=SHOWN):
         raise UserError(
             f"{workdir} holds a run with other settings: {differences}. Choose another --workdir for the new "

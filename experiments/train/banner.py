@@ -42,8 +42,8 @@ def describe_start(
     shape = describe_shape(dataset.shape, config.get("image_size", 0))
     rows.append(("data", f"{sizes}; {classes}; {shape}"))
     rows += [("", note) for note in dataset.notes]
-    if dataset.skipped:
-        rows.append(("skipped", f"{len(dataset.skipped):,}, with the reasons in skipped.csv"))
+    if skipped := len(dataset.skipped) + len(dataset.incomplete):
+        rows.append(("skipped", f"{skipped:,}, with the reasons in skipped.csv"))
     fields = ", ".join(f"{key}={value}" for key, value in config.conv.items() if key != "name")
     layer = f"{config.conv.name}({fields})" if fields else config.conv.name
     size = f"{cost['parameters']:,} parameters, {cost['macs']:,} MACs per example"

@@ -52,7 +52,7 @@ from experiments.train.step import TrainState
 from experiments.train.validate import check_data_fit, resolve_config
 
 Variables = Mapping[str, Any]
-STATISTICS_BATCHES = 50  # nothing is left of what came before: 0.9 to the power of 50 is 0.005
+STATISTICS_BATCHES = 50
 
 
 def train(
@@ -347,10 +347,13 @@ def refresh_average(run: TrainingRun) -> None:
         return
     count = min(STATISTICS_BATCHES, run.steps.per_epoch * run.config.evaluate_every)
     with contextlib.closing(read_train_batches(run)) as batches:
-        for step, batch in enumerate(itertools.islice(batches, count), run.step):
-            batch = run.program.shard_batch(batch)
+        for number, batch in enumerate(itertools.islice(batches, count)):
             batch_stats = run.program.statistics_step(
-                run.state.eval_variables, batch, run.state.rng, np.int32(step)
+                run.state.eval_variables,
+                run.program.shard_batch(batch),
+                run.state.rng,
+                np.int32(run.step + number),
+                np.int32(number),
             )
             run.state = run.state.replace(average={**run.state.average, "batch_stats": batch_stats})
 
@@ -520,7 +523,7 @@ def make_summary(
         "classes": list(dataset.classes),
         "shape": list(run.eval_transform(dataset.splits["test"][0])["inputs"].shape),
         "examples": {name: len(split) for name, split in dataset.splits.items()},
-        "skipped": len(dataset.skipped),
+        "skipped": len(dataset.skipped) + len(dataset.incomplete),
         "data": run.data_record.fingerprint.digest,
         "data_changes": list(run.data_record.changes),
         "devices": [device.device_kind for device in jax.devices()],

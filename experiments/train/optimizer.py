@@ -94,10 +94,12 @@ def _make_decay_schedule(name: str, rate: float, steps: int) -> optax.Schedule:
 
 def make_plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
     """Returns the rule that scales the learning rate down when the validation loss stops falling."""
+    rate_of_all = config.stages.learning_rate if "stages" in config else 0.0
+    rate = rate_of_all or config.optimizer.learning_rate
     return reduce_on_plateau(
         factor=config.plateau.factor,
         patience=config.plateau.patience,
-        min_scale=config.plateau.min_learning_rate / config.optimizer.learning_rate,
+        min_scale=min(1.0, config.plateau.min_learning_rate / rate),
     )
 
 

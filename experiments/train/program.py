@@ -58,7 +58,7 @@ class Program:
     train_step: Callable[..., tuple[TrainState, dict[str, jax.Array]]]  # of (state, batch)
     eval_step: Callable[..., dict[str, jax.Array]]  # of (variables, batch)
     inspect_step: Callable[..., dict[str, Any]]  # of (variables, batch)
-    statistics_step: Callable[..., Any]  # of (variables, batch, rng, step)
+    statistics_step: Callable[..., Any]  # of (variables, batch, rng, step, number)
     plateau: optax.GradientTransformationExtraArgs  # scales the learning rate down
     cost: Mapping[
         str, float

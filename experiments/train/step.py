@@ -418,22 +418,40 @@ def statistics_step(
     batch: Batch,
     rng: jax.Array,
     step: int | jax.Array,
+    number: int | jax.Array,
     *,
     model: nn.Module,
     task: Task,
     sharding: ParameterSharding | None = None,
 ) -> Any:
-    """Returns `batch_stats` after the batch of a step, without training on it.
+    """Returns `batch_stats` with those of the batch of a step, without training on it.
 
     With averaged parameters, activations have other means and variances than in training, and averaging the
-    statistics does not give these. So they are computed from some batches before each evaluation.
+    statistics does not give these. So they are computed from some batches before each evaluation: the mean
+    over these batches, whatever the momentum of the norms.
 
     Args:
         rng: the run's, which decides the draws together with `step`.
+        number: of the batches that are in the statistics already; with 0 they are forgotten.
     """
     variables, rng = _gather_params(variables, sharding), jax.random.fold_in(rng, step)
-    _, (_, changed) = task.compute_loss(model, variables, batch, rng, head_only=False)
+    with nn.intercept_methods(partial(_set_momentum, number / (number + 1))):
+        _, (_, changed) = task.compute_loss(model, variables, batch, rng, head_only=False)
     return changed.get("batch_stats", variables["batch_stats"])
+
+
+def _set_momentum(
+    momentum: jax.Array,
+    call: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: nn.module.InterceptorContext,
+) -> Any:
+    """Calls a method of a module; a batch norm gets another momentum before."""
+    if isinstance(context.module, nn.BatchNorm):
+        # Modules are frozen. This one exists only while the network is traced.
+        object.__setattr__(context.module, "momentum", momentum)
+    return call(*args, **kwargs)
 
 
 def eval_step(

@@ -16,10 +16,30 @@ from experiments.core.console import format_seconds, print_line
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
 from experiments.data import folds
+from experiments.runs.folder import InUseError
 from experiments.train.control import make_control
-from experiments.train.grid import PlannedRun, attempt_run
+from experiments.train.grid import ERROR_FILE, PlannedRun, attempt_run
 from experiments.train.program import Programs
 from experiments.train.validate import resolve_config
+
+# Settings in which the runs of a study differ, or that their folders are named by.
+DECIDED = ("seed", "data.fold", "data.folds", "name")
+
+
+def check_paths(overridden: Sequence[str], swept: Sequence[str]) -> None:
+    """Raises a UserError for the first path of --override or --sweep that would do nothing, or harm."""
+    for flag, paths in (("--override", overridden), ("--sweep", swept)):
+        for path in paths:
+            if path in DECIDED:
+                raise UserError(
+                    f"{flag}={path}: a study numbers its runs by --seeds=N or --folds=N, and puts them into "
+                    "folders with the names of the configs; leave it out."
+                )
+    for path in swept:
+        if [*overridden, *swept].count(path) > 1:
+            raise UserError(
+                f"--sweep={path}: it is set twice; write all its values in one --sweep."
+            )
 
 
 def run_study(
@@ -66,14 +86,19 @@ def run_study(
             gc.collect()
         was_finished, started = (run.workdir / "summary.json").exists(), time.monotonic()
         # The table at the start of the first run is much the same for all.
-        if not attempt_run(run, programs, brief=number > 1):
+        try:
+            succeeded = attempt_run(run, programs, brief=number > 1)
+        except InUseError as error:
+            print_line(f"failed: {error}")
+            succeeded = False
+        if not succeeded:
             failed.append(run)
         elif not was_finished:
             durations.append(time.monotonic() - started)
     if len(failed) == len(runs):
-        reason = (runs[0].workdir / "error.txt").read_text()
         raise UserError(
-            f"All {count_noun(len(runs), 'run')} failed. The reason of the first: {reason}"
+            f"All {count_noun(len(runs), 'run')} failed. The reason of the first: "
+            f"{_read_reason(runs[0].workdir)}"
         )
     if failed:
         print_line()
@@ -92,15 +117,17 @@ def plan_runs(
     for config in sorted(configs, key=lambda config: bool(config.start.config)):
         for number in range(num_folds or seeds):
             replicate = f"fold{number}" if num_folds else f"seed{number}"
+            first = config.start.config
+            start = workdir / first / replicate if first else None
             one = config.copy_and_resolve_references()
             with one.unlocked():
                 if num_folds:
                     _set_fold(one, number, num_folds)
                 else:
                     one.seed = number
-                if config.start.config:
-                    one.init_from = str(workdir / config.start.config / replicate)
-            yield PlannedRun(one, workdir / config.name / replicate)
+                if start:
+                    one.init_from = str(start)
+            yield PlannedRun(one, workdir / config.name / replicate, start=start)
 
 
 def write_or_check_folds(config: ConfigDict, workdir: Path, num_folds: int) -> None:
@@ -118,6 +145,14 @@ def write_or_check_folds(config: ConfigDict, workdir: Path, num_folds: int) -> N
             f"{file} assigns the examples to other folds than --folds={num_folds} does: choose another "
             "--workdir for the new folds."
         )
+
+
+def _read_reason(workdir: Path) -> str:
+    """Returns why a run failed; its folder may not have had room for that."""
+    try:
+        return (workdir / ERROR_FILE).read_text()
+    except OSError:
+        return "it is printed above."
 
 
 def _set_fold(config: ConfigDict, fold: int, num_folds: int) -> None:

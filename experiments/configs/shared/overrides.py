@@ -3,10 +3,11 @@
 import ast
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from ml_collections import ConfigDict
 
+from experiments.configs.shared.assemble import complete_config
 from experiments.configs.shared.flags import add_settings
 from experiments.configs.shared.layers import list_layer_fields
 from experiments.configs.shared.settings import LAYER_SECTIONS, Kind, select_settings
@@ -43,6 +44,14 @@ def override_all(
     having = [config for config in configs if has_setting(config, path)]
     for config in having or configs[:1]:
         override(config, path, value, flag)
+
+
+def check_used(configs: Sequence[ConfigDict], paths: Iterable[str], flag: str) -> None:
+    """Raises a UserError for the first setting that another choice has made meaningless in all configs."""
+    completed = [complete_config(config) for config in configs]
+    for path in paths:
+        if not any(has_setting(config, path) for config in completed):
+            find_setting(completed[0], path, f"{flag}=")
 
 
 def has_setting(config: ConfigDict, path: str) -> bool:
@@ -94,6 +103,7 @@ def sweep(configs: Sequence[ConfigDict], grid: Mapping[str, Sequence[str]]) -> l
             with one.unlocked():
                 for path, value in chosen.items():
                     override(one, path, value, "--sweep")
+                check_used([one], chosen, "--sweep")
                 one.name = _name_values(config, chosen)
                 if config.baseline in by_name:
                     one.baseline = _name_values(by_name[config.baseline], chosen)

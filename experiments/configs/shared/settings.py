@@ -319,7 +319,7 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     # For optimizer.schedule=plateau.
     "plateau": {
         "factor": Setting(0.1, "(0, 1)"),
-        "patience": Setting(5, "[0, inf)"),
+        "patience": Setting(5, "[1, inf)"),  # optax cuts the rate at every improvement if it is 0
         "min_learning_rate": Setting(1e-6, "[0, inf)"),
     },
     # A new head over a trained network (init_from) may learn alone first: its first steps would spoil the

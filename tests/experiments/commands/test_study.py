@@ -35,6 +35,23 @@ def test_study(trained, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
+    ("words", "folder"),
+    [
+        ([], "study-digits"),
+        (["--dataset=digits,smoke"], "study-digits-smoke"),
+        (["--dataset=ucr,name=Toy"], "study-toy"),
+        (["--dataset=adiac", "--folds=2"], "study-adiac"),
+    ],
+)
+def test_the_folder_is_named_by_the_data_set(trained, monkeypatch, words, folder):
+    monkeypatch.setattr(study, "write_report", lambda runs, out: None)
+    assert cli.run(study.main, ["study", "--configs=base:recipe=strong", *words], "") == 0
+    ((configs, workdir, seeds, *_),) = trained
+    assert str(workdir) == f"runs/{folder}" and seeds == 1
+    assert [config.name for config in configs] == ["base"]
+
+
+@pytest.mark.parametrize(
     ("words", "fragment"),
     [
         (["--configs="], "name one or more"),
@@ -55,6 +72,17 @@ def test_study(trained, tmp_path, capsys):
         (["--dataset=digts"], "'digits'"),
         (["--seeds=0"], "--seeds"),
         (["--folds=-1"], "folds"),
+        (["--folds=2", "--seeds=1"], "give one of them"),
+        (["--configs=base,base:recipe=strong"], "more than one is called base"),
+        (["--override=seed=5"], "--seeds=N"),
+        (["--override=name=x"], "names of the configs"),
+        (["--override=data.fold=1"], "--folds=N"),
+        (["--sweep=data.folds=2,3"], "--folds=N"),
+        (["--sweep=seed=1,2"], "--seeds=N"),
+        (["--sweep=epochs=5,10", "--sweep=epochs=20"], "set twice"),
+        (["--sweep=epochs=5,10", "--override=epochs=20"], "set twice"),
+        (["--sweep=model.depth=10,18", "--override=model.network=mobilenet_v2"], "'depth'"),
+        (["--override=model.depth=10", "--override=model.network=mobilenet_v2"], "'depth'"),
     ],
 )
 def test_mistakes(trained, capsys, the_line, words, fragment):

@@ -2,7 +2,7 @@ import pytest
 
 from experiments.configs.shared.assemble import complete_config
 from experiments.configs.shared.flags import add_settings
-from experiments.configs.shared.overrides import has_setting, override, sweep
+from experiments.configs.shared.overrides import check_used, has_setting, override, sweep
 from experiments.core.errors import UserError
 from experiments.train.grid import load_config
 
@@ -61,6 +61,16 @@ def test_a_swept_start_is_the_config_that_starts_from_nothing():
 def test_invalid_sweeps(grid, fragment):
     with pytest.raises(UserError, match=fragment):
         sweep([load_config("base", "digits")], grid)
+
+
+def test_settings_that_another_choice_removes_are_refused():
+    configs = [load_config(name, "digits") for name in ("base", "odconv")]
+    override(configs[0], "model.network", "mobilenet_v2")
+    check_used(configs, ["model.depth", "temperature.start"], "--override")
+    with pytest.raises(UserError, match=r"--override=model\.depth.*'depth'"):
+        check_used(configs[:1], ["model.depth"], "--override")
+    with pytest.raises(UserError, match=r"--sweep=model\.depth.*'depth'"):
+        sweep(configs, {"model.depth": ["10", "18"]})
 
 
 def test_settings_of_another_convolution_follow_its_choice():

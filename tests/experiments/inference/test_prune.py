@@ -8,6 +8,7 @@ import pytest
 from finished_runs import config_with, write_finished
 
 from experiments import data
+from experiments.audio import songs
 from experiments.core.errors import UserError
 from experiments.inference.prune import prune_network
 from experiments.load import load
@@ -49,6 +50,23 @@ def test_a_pruned_network_predicts_as_before(run, capsys):
         prune_network(old)
     with pytest.raises(UserError, match="pruned already"):
         prune_network(new)
+
+
+@pytest.mark.usefixtures("standard_promotion")
+def test_a_run_on_recordings_keeps_its_splits(tmp_path):
+    folder = songs.write_songs(tmp_path / "birds", 2, recordings=6, seconds=1.0, rate=16_000)
+    settings = {"sample_rate": 16_000, "height": 16, "width": 16, "bands": 16, "seconds": 1.0}
+    changes = {f"audio.{name}": value for name, value in settings.items()}
+    changes |= {"data.source": str(folder), "data.dir": str(tmp_path / "data")}
+    config = config_with("audio", conv=GATED, **changes)
+    write_finished(tmp_path / "run", config, ["faller", "riser"], (16, 16, 1))
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.wav"))
+    parts = ["test"] * 5 + ["train", "validation"] + ["train"] * 5
+    rows = [("file", "split"), *zip(names, parts, strict=True)]
+    (tmp_path / "run/splits.csv").write_text("".join(f"{a},{b}\n" for a, b in rows))
+    prune_network(load(tmp_path / "run"), runs=1)
+    measured = json.loads((tmp_path / "run/pruned/prune.json").read_text())
+    assert measured["examples"] == 5
 
 
 @pytest.mark.parametrize(

@@ -162,3 +162,13 @@ def test_the_plateau_cuts_the_rate_once_the_loss_stays_and_not_below_its_minimum
             scales.append(float(state.scale))
     assert scales[1] == 1 and scales[-1] == pytest.approx(1e-2)
     assert scales == sorted(scales, reverse=True)
+
+
+def test_a_plateau_never_raises_the_rate():
+    config = config_with(**{"optimizer.learning_rate": 1e-7, "plateau.patience": 1})
+    plateau = make_plateau(config)
+    with jax.numpy_dtype_promotion("standard"):
+        state = plateau.init(PARAMS)
+        for _ in range(4):
+            _, state = plateau.update({}, state, value=1.0)
+    assert float(state.scale) == 1

@@ -2,8 +2,10 @@
 
 import pytest
 
+from experiments.configs.shared.overrides import sweep
 from experiments.core.errors import UserError
-from experiments.train import control, study
+from experiments.runs.folder import InUseError
+from experiments.train import control, grid, study
 from experiments.train.grid import load_config
 
 
@@ -37,6 +39,47 @@ def test_failed_runs(tmp_path, monkeypatch, capsys):
     failing.add(1)
     with pytest.raises(UserError, match=r"All 2 runs failed.*out of luck"):
         study.run_study(load_configs("base"), tmp_path, 2, 0, False)
+
+
+def test_a_start_that_has_failed_or_is_not_finished_is_not_started_from(tmp_path, monkeypatch):
+    trained, unfinished = [], {0, 1}
+
+    def train(config, workdir, programs, **options):
+        trained.append(str(workdir.relative_to(tmp_path)))
+        if config.name == "base,from=none" and config.seed in unfinished:
+            (workdir / "checkpoints/20").mkdir(parents=True, exist_ok=True)
+            raise UserError("The loss is nan.")
+        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "summary.json").write_text("{}")
+
+    monkeypatch.setattr(grid, "train", train)
+    configs = sweep(load_configs("base"), {"start.config": ["", "base"]})
+    with pytest.raises(UserError, match=r"All 2 runs failed\..*nan"):
+        study.run_study(configs, tmp_path, 1, 0, False)
+    assert trained == ["base,from=none/seed0"]
+    note = tmp_path / "base,from=base/seed0/error.txt"
+    assert note.read_text().startswith("Its start, base,from=none/seed0, has failed;")
+    # Another process trains it.
+    (tmp_path / "base,from=none/seed0/error.txt").unlink()
+    run = list(study.plan_runs(configs, tmp_path, 1, 0))[1]
+    assert not grid.attempt_run(run, {}) and "is not finished" in note.read_text()
+    unfinished.clear()
+    study.run_study(configs, tmp_path, 1, 0, False)
+    assert trained[1:] == ["base,from=none/seed0", "base,from=base/seed0"] and not note.exists()
+
+
+def test_a_run_of_another_process_has_failed_here(tmp_path, monkeypatch, capsys):
+    def attempt_run(run, programs, brief):
+        if run.config.seed == 0:
+            raise InUseError("seed0 is in use")
+        return True
+
+    monkeypatch.setattr(study, "attempt_run", attempt_run)
+    study.run_study(load_configs("base"), tmp_path, 2, 0, False)
+    out = capsys.readouterr().out
+    assert "failed: seed0 is in use" in out and "1 of 2 runs failed" in out
+    with pytest.raises(UserError, match="printed above"):
+        study.run_study(load_configs("base"), tmp_path, 1, 0, False)
 
 
 def test_headers_of_many_runs_are_short_and_say_how_long_the_rest_takes(
