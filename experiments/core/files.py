@@ -23,6 +23,8 @@ from experiments.core.text import read_text
 MEGABYTE = 1 << 20
 # Errors in writing: the disk is full, the quota used up, the file too large, the file system read-only.
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
+FOR_SPREADSHEETS = "utf-8-sig"
+"""Encoding of tables that people edit: without the mark at its start, Excel takes UTF-8 for Windows-1252."""
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -88,13 +90,16 @@ def read_small_file(path: str | os.PathLike, max_bytes: int = MEGABYTE) -> bytes
 
 
 def write_csv(
-    path: str | os.PathLike, header: Sequence[str], rows: Iterable[Sequence[object]]
+    path: str | os.PathLike,
+    header: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    encoding: str = "utf-8",
 ) -> None:
     """Writes a table of comma-separated values; None is an empty cell, and formulas are escaped.
 
     `read_csv` returns what was written.
     """
-    options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+    options = {"encoding": encoding, "errors": "backslashreplace", "newline": ""}
     with replace_file(path) as temporary, open(temporary, "w", **options) as file:
         table = csv.writer(file)
         table.writerow(map(escape_cell, header))
@@ -135,6 +140,7 @@ def append_csv(
     header: Sequence[str],
     overwrite: bool = False,
     dialect: str | type[csv.Dialect] = "excel",
+    encoding: str = "utf-8",
 ) -> Iterator[Callable[[Iterable[Sequence[object]]], None]]:
     """Yields a function that appends rows to a table, as `write_csv` writes one.
 
@@ -154,7 +160,7 @@ def append_csv(
             nonlocal file, table
             if file is None:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
-                options = {"encoding": "utf-8", "errors": "backslashreplace", "newline": ""}
+                options = {"encoding": encoding, "errors": "backslashreplace", "newline": ""}
                 file = stack.enter_context(open(path, "w" if overwrite else "x", **options))
                 table = csv.writer(file, dialect)
                 table.writerow(map(escape, header))

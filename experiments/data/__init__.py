@@ -46,13 +46,15 @@ def load_for_training(
             process 0.
         known: the files that the run has had so far, which stay in their splits.
     """
-    dataset = load(config, seed, audio, known)
-    listed = None if workdir is None else files.write_skipped(workdir, dataset.skipped)
-    check_skipped(dataset, config.max_skipped, listed)
+    dataset = _load_splits(config, seed, audio, known)
     if config.get("extra_train"):
         from experiments.data import extra
 
         dataset = extra.add_pictures(dataset, config, audio)
+    dataset = _describe_copies(dataset)
+    rows = [*dataset.skipped, *dataset.incomplete]
+    listed = None if workdir is None else files.write_skipped(workdir, rows)
+    check_skipped(dataset, config.max_skipped, listed)
     check_sizes(dataset, image_size)
     return dataset
 
@@ -82,6 +84,13 @@ def load(
     Raises:
         UserError: if the name is unknown, or the data is missing or unusable.
     """
+    return _describe_copies(_load_splits(config, seed, audio, known))
+
+
+def _load_splits(
+    config: ConfigDict, seed: int, audio: ConfigDict | None, known: Sequence[Entry]
+) -> Dataset:
+    """Returns what `load` does, without notes on copies."""
     reader = _import_reader(config.name)
     if config.name == "audio":  # Here new recordings join the split of their group.
         dataset = reader.load(config, audio, seed, known_splits.choose_split(known))
@@ -98,6 +107,11 @@ def load(
         if config.get("classes"):
             dataset = _select_classes(dataset, config.classes.split(","))
         dataset = known_splits.keep_splits(dataset, known)
+    return dataset
+
+
+def _describe_copies(dataset: Dataset) -> Dataset:
+    """Adds notes on content that is in two splits, or has two labels."""
     notes = [*dataset.notes, *duplicates.describe_duplicates(dataset.splits)]
     notes += duplicates.describe_contradictions(dataset.splits)
     return dataclasses.replace(dataset, notes=notes)

@@ -45,7 +45,7 @@ def check_annotation(
     if not area:
         raise ValueError("its mask has no pixel")
     box = raw.get("bbox")
-    if not _is_list_of_numbers(box) or len(box) != 4 or min(box[2:]) < 0:
+    if not _is_box(box):
         box = coco_mask.toBbox(code).tolist()
     given = raw.get("area")
     return {
@@ -57,13 +57,33 @@ def check_annotation(
     }
 
 
+def outline_box(box: Any, height: int, width: int) -> list[list[int]]:
+    """Returns the pixels of a box, [x, y, width, height], inside a picture as a polygon.
+
+    Raises:
+        ValueError: if it is no such box.
+
+    Example:
+        >>> outline_box([1.5, -2, 3, 4], 6, 8)
+        [[1, 0, 5, 0, 5, 2, 1, 2]]
+    """
+    if not _is_box(box):
+        raise ValueError("it has no box")
+    left, top = (max(0, math.floor(start)) for start in box[:2])
+    right, bottom = min(width, math.ceil(box[0] + box[2])), min(height, math.ceil(box[1] + box[3]))
+    if left >= right or top >= bottom:
+        raise ValueError("its box has no pixel")
+    return [[left, top, right, top, right, bottom, left, bottom]]
+
+
 def encode_segmentation(segmentation: Any, height: int, width: int) -> dict[str, Any]:
     """Returns a mask as compressed run lengths, `{'size': [H, W], 'counts': bytes}`.
 
     Args:
         segmentation: a list of polygons `[x1, y1, x2, y2, ...]`, whose union the mask is, or run lengths,
             `{'size': [H, W], 'counts': ...}`, as a list of numbers or as COCO's text. They go down column
-            after column and begin with pixels outside of the mask.
+            after column and begin with pixels outside of the mask. Polygons of fewer than three points, which
+            have no area, are left out if there are others.
         height, width: of the picture.
 
     Raises:
@@ -97,9 +117,11 @@ def encode_segmentation(segmentation: Any, height: int, width: int) -> dict[str,
         raise ValueError("it has no segmentation, and a box alone is no mask")
     if not isinstance(segmentation, list):
         raise ValueError("its segmentation is neither polygons nor run lengths")
-    for polygon in segmentation:
+    areas = [one for one in segmentation if not isinstance(one, list) or len(one) >= 6]
+    polygons = areas or segmentation
+    for polygon in polygons:
         _check_polygon(polygon, height, width)
-    return coco_mask.merge(coco_mask.frPyObjects(segmentation, height, width))
+    return coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
 
 
 def read_counts(text: str) -> list[int]:
@@ -202,6 +224,10 @@ def _check_polygon(polygon: Any, height: int, width: int) -> None:
     steps = np.abs(np.diff(points, axis=0, append=points[:1])).max(axis=1)
     if steps.sum() > 10 * height * width + 1000:
         raise ValueError("a polygon of it is longer than its picture has room for")
+
+
+def _is_box(box: Any) -> bool:
+    return _is_list_of_numbers(box) and len(box) == 4 and min(box[2:]) >= 0
 
 
 def _is_list_of_numbers(values: Any) -> bool:

@@ -1,5 +1,6 @@
 """The user's own objects in COCO's format: pictures, and a JSON of annotations for each split or for all."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -24,7 +25,12 @@ from experiments.core.errors import UserError
 from experiments.core.files import MEGABYTE
 from experiments.core.words import count_noun
 from experiments.data import instances, masks, paths, pictures, splits
-from experiments.data.coco_annotations import AnnotatedPictures, Annotation, check_annotation
+from experiments.data.coco_annotations import (
+    AnnotatedPictures,
+    Annotation,
+    check_annotation,
+    outline_box,
+)
 from experiments.data.dataset import Dataset
 
 _LAYOUT = (
@@ -60,9 +66,10 @@ def load(config: ConfigDict, seed: int) -> Dataset:
     is void. A picture without annotations has no objects. A map of objects has one object for each pixel, the
     smallest that lies there; `annotations` have all of every mask.
 
-    Pictures that are missing or cannot be read are in `skipped`. So are annotations that cannot be used, in a
-    row for each picture. If there is one file, its pictures are split here, stratified by the rarest class of
-    each picture. Examples as `AnnotatedPictures` has them.
+    Pictures that are missing or cannot be read are in `skipped`. Annotations that cannot be used are in
+    `incomplete`, in a row for each picture; if one has a box, its pixels are void. If there is one file, its
+    pictures are split here, stratified by the rarest class of each picture. Examples as `AnnotatedPictures`
+    has them.
     """
     root = paths.get_source_path(config)
     if root is None:
@@ -76,23 +83,25 @@ def load(config: ConfigDict, seed: int) -> Dataset:
         raise UserError(f"{root} does not exist. {_LAYOUT}")
     read = {split: read_file(file) for split, file in files.items()}
     classes = [_BACKGROUND, *read["train"].categories.values()]
-    parts, notes, skipped = {}, [], []
+    parts, notes, skipped, incomplete = {}, [], [], []
     for split, content in read.items():
-        parts[split], unusable = check_file(root, content, classes)
+        parts[split], unusable, left_out = check_file(root, content, classes)
         skipped += unusable
+        incomplete += left_out
         if not len(parts[split].source):
             why = f" ({': '.join(unusable[-1])})" if unusable else ""
             raise UserError(f"{content.path} has no picture that can be used{why}. {_LAYOUT}")
         notes.append(f"{split}: objects are from {content.path}.")
-    if not parts["train"].counts.any():
-        raise UserError(
-            f"{files['train']} has no usable object"
-            f"{f' ({skipped[-1][1]})' if skipped else ''}: there is nothing to learn."
+    if incomplete:
+        notes.append(
+            f"Annotations that cannot be used are in {count_noun(len(incomplete), 'row')} of skipped.csv, "
+            f"such as {': '.join(incomplete[0])}."
         )
     notes.append(
         "Where objects overlap, the map of objects has the smallest; metrics have all of each."
     )
-    return instances.join_splits(root.name, config, seed, parts, classes, notes, skipped)
+    made = instances.join_splits(root.name, config, seed, parts, classes, notes, skipped)
+    return dataclasses.replace(made, incomplete=incomplete)
 
 
 # ---------------------------------------------------------------- files
@@ -192,11 +201,14 @@ def read_file(path: Path) -> Content:
 
 def check_file(
     root: Path, content: Content, classes: Sequence[str]
-) -> tuple[instances.CheckedObjects, Skipped]:
+) -> tuple[instances.CheckedObjects, Skipped, Skipped]:
     """Reads the pictures and the annotations of a file once, and keeps those that can be used.
 
-    A picture is used without those of its annotations that cannot be used; one row of what is skipped has
-    their number and the reasons.
+    A picture is used without those of its annotations that cannot be used.
+
+    Returns:
+        The usable pictures, `(file, reason)` of the others, and a row with the number and the reasons for
+        each usable picture of which annotations are left out.
     """
     numbers = _number_categories(content, classes)
     images, skipped = _locate_images(root, content)
@@ -234,13 +246,16 @@ def check_file(
         np.array([_compute_digest(good) for good in found], np.uint64),
     )
     bad = [
-        (f"{content.path.name}: {images[path]['file_name']}", _describe_bad(bad, len(good)))
-        for path, (_, _, good, bad) in usable.items()
+        (
+            f"{content.path.name}: {images[path]['file_name']}",
+            _describe_bad(bad, len(annotations[images[path]["id"]])),
+        )
+        for path, (*_, bad) in usable.items()
         if bad
     ]
     sizes = {size for size, *_ in usable.values()}
     checked = instances.CheckedObjects(source, sizes, present, counts)
-    return checked, [*skipped, *lost, *unusable, *bad]
+    return checked, [*skipped, *unusable], [*lost, *bad]
 
 
 def _number_categories(content: Content, classes: Sequence[str]) -> dict[int, int]:
@@ -329,19 +344,26 @@ def _check_annotations(
     height: int,
     width: int,
 ) -> tuple[list[Annotation], list[str]]:
-    """Returns the annotations of a picture that can be used, and name and reason of the others."""
+    """Returns the annotations of a picture that can be used, and name and reason of the others.
+
+    The box of one without a usable mask is a crowd, which is void: else its place would be background.
+    """
     good, bad = [], []
     for name, annotation in annotations:
         try:
             good.append(check_annotation(annotation, numbers, height, width))
         except ValueError as error:
             bad.append(f"{name} ({error})")
+            with contextlib.suppress(ValueError):
+                box = outline_box(annotation.get("bbox"), height, width)
+                void = {**annotation, "segmentation": box, "iscrowd": 1}
+                good.append(check_annotation(void, numbers, height, width))
     return good, bad
 
 
-def _describe_bad(bad: Sequence[str], others: int) -> str:
+def _describe_bad(bad: Sequence[str], number: int) -> str:
     more = f" and {len(bad) - _SHOWN:,} more" if len(bad) > _SHOWN else ""
-    total = count_noun(len(bad) + others, "annotation")
+    total = count_noun(number, "annotation")
     return f"{len(bad)} of {total} left out: {'; '.join(bad[:_SHOWN])}{more}"
 
 

@@ -39,6 +39,7 @@ class Dataset:
         assignment: `(file, split)` for each file, if files hold several examples and were split here.
         augment: maps an example of `train` and a random generator to another one, before the task's own
             transform; None changes nothing.
+        incomplete: `(file, reason)` for each file that is used without a part of it, such as an annotation.
     """
 
     name: str
@@ -49,3 +50,4 @@ class Dataset:
     skipped: Sequence[tuple[str, str]] = ()
     assignment: Sequence[tuple[str, str]] = ()
     augment: Callable[[Example, np.random.Generator], Example] | None = None
+    incomplete: Sequence[tuple[str, str]] = ()

@@ -1,7 +1,6 @@
 """Extra pictures to train on, such as those that `experiments.generate` makes; they are never tested on."""
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.audio import spectrograms
-from experiments.core import digests
 from experiments.core.checked_json import ListOf, MapOf, Number, Record, Text, read_json
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError, suggest_nearest
@@ -22,6 +20,7 @@ from experiments.data.views import Chain
 
 DESCRIPTION = "generated.json"
 """Name of the file in which `experiments.generate` describes a folder of pictures."""
+_PREFIX = "extra_train/"  # of the names of pictures
 _COUNT = Number(0, 2**53, whole=True)
 _FORM = Record(
     {
@@ -54,14 +53,10 @@ class _ExtraPictures:
 
     paths: Sequence[Path]
     labels: np.ndarray
+    digests: Sequence[int]
     names: Sequence[str]
     shape: tuple[int, ...]
     colour: str | None
-
-    @functools.cached_property
-    def digests(self) -> list[int]:
-        """Digest of the content of each file."""
-        return [digests.compute_file_digest(path) for path in self.paths]
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -79,11 +74,12 @@ class _ExtraPictures:
 def add_pictures(dataset: Dataset, config: ConfigDict, audio: ConfigDict | None = None) -> Dataset:
     """Adds the pictures of the folder `config.extra_train` to the train split.
 
-    The folder holds one folder per class. Validation and test stay as they are.
+    The folder holds one folder per class. Validation and test stay as they are. Pictures that cannot be used,
+    or have another size than those of the data set, are in `skipped`.
 
     Raises:
-        UserError: if the folder does not exist, its pictures have another kind, size or class than the data
-            set, or the data set does not consist of pictures with classes.
+        UserError: if the folder does not exist, none of its pictures can be used, they have another kind or
+            class than the data set, or the data set does not consist of pictures with classes.
     """
     label = np.asarray(dataset.splits["train"][0]["label"])
     if len(dataset.shape) != 3 or label.ndim > 1 or not dataset.classes:
@@ -95,25 +91,39 @@ def add_pictures(dataset: Dataset, config: ConfigDict, audio: ConfigDict | None 
     if not folder.is_dir():
         raise UserError(f"--config.data.extra_train={folder} is not a folder.")
     colour = _read_colour(folder, audio) if config.name == "audio" else None
-    paths, labels = _list_pictures(folder, dataset)
-    names = [f"extra_train/{path.relative_to(folder).as_posix()}" for path in paths]
+    label_of = _list_files(folder, dataset)
+    checked, skipped = _check_pictures(folder, list(label_of), dataset)
+    labels = [label_of[path] for path in checked]
     if label.ndim:
         labels = np.eye(len(dataset.classes), dtype=np.float32)[labels]
-    extra = _ExtraPictures(paths, np.asarray(labels, label.dtype), names, dataset.shape, colour)
+    extra = _ExtraPictures(
+        list(checked),
+        np.asarray(labels, label.dtype),
+        [digest for _, digest in checked.values()],
+        [f"{_PREFIX}{path.relative_to(folder).as_posix()}" for path in checked],
+        dataset.shape,
+        colour,
+    )
     shape = extra[0]["inputs"].shape
-    if all(dataset.shape) and shape != tuple(dataset.shape):
+    if shape[-1] != dataset.shape[-1]:
         raise UserError(
-            f"{paths[0]} has the shape {shape}, but the pictures of {dataset.name} have {dataset.shape}."
+            f"{extra.paths[0]} has the shape {shape}, but the pictures of {dataset.name} have "
+            f"{dataset.shape}."
         )
     splits = {**dataset.splits, "train": Chain([dataset.splits["train"], extra])}
     notes = [f"{count_noun(len(extra), 'more picture')} to train on, from {folder}."]
     notes += _describe_leaks(folder, dataset)
-    return dataclasses.replace(dataset, splits=splits, notes=[*dataset.notes, *notes])
+    return dataclasses.replace(
+        dataset,
+        splits=splits,
+        notes=[*dataset.notes, *notes],
+        skipped=[*dataset.skipped, *skipped],
+    )
 
 
-def _list_pictures(folder: Path, dataset: Dataset) -> tuple[list[Path], list[int]]:
-    """Returns the PNG files below the class folders of `folder`, and their class numbers."""
-    paths, labels = [], []
+def _list_files(folder: Path, dataset: Dataset) -> dict[Path, int]:
+    """Returns the class number of each file below the class folders of `folder`."""
+    labels = {}
     for class_folder in sorted(path for path in folder.iterdir() if path.is_dir()):
         name = class_folder.name
         if name.startswith("."):
@@ -123,15 +133,32 @@ def _list_pictures(folder: Path, dataset: Dataset) -> tuple[list[Path], list[int
                 f"--config.data.extra_train={folder}: {dataset.name} has no class "
                 f"{name}{suggest_nearest(name, dataset.classes)}"
             )
-        members = [path for path in list_files(class_folder) if path.suffix.lower() == ".png"]
-        paths += members
-        labels += [list(dataset.classes).index(name)] * len(members)
-    if not paths:
+        labels |= dict.fromkeys(list_files(class_folder), list(dataset.classes).index(name))
+    return labels
+
+
+def _check_pictures(
+    folder: Path, files: Sequence[Path], dataset: Dataset
+) -> tuple[dict[Path, tuple[tuple[int, int], int]], list[tuple[str, str]]]:
+    """Returns the size and the digest of each file that can be used, and name and reason of the others."""
+    height, width = dataset.shape[:2]  # 0 if sizes differ
+
+    def check(path: Path):
+        seen, reason = pictures.check_and_digest(path)
+        if seen and height and seen[0] != (height, width):
+            size = f"{seen[0][1]} by {seen[0][0]}"
+            return None, f"{size}, but the pictures of {dataset.name} are {width} by {height}"
+        return seen, reason
+
+    checked, skipped = pictures.check_all(folder, files, check)
+    skipped = [(f"{_PREFIX}{name}", reason) for name, reason in skipped]
+    if not checked:
+        why = f" ({': '.join(skipped[0])})" if skipped else ""
         raise UserError(
-            f"--config.data.extra_train={folder} has no pictures; it should hold a folder of PNG files for "
-            "each class."
+            f"--config.data.extra_train={folder} has no picture that can be used{why}; it should hold a "
+            "folder of pictures for each class."
         )
-    return paths, labels
+    return checked, skipped
 
 
 def _read_colour(folder: Path, audio: ConfigDict) -> str:

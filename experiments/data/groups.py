@@ -1,32 +1,72 @@
 """Assigns recordings to train, validation and test; recordings of one group stay in one split."""
 
-import csv
+import re
+import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
 from experiments.audio.annotations import compile_pattern
+from experiments.audio.tables import read_records
 from experiments.core.errors import UserError
-from experiments.core.files import read_csv_records
 from experiments.data import splits
+
+# The names that `name_clip` gives; a copy may have more at its end.
+_CLIP = re.compile(r"(?:clip|[01]\.\d{3})_(.+)_\d+\.\d\ds(?:[-( ].*)?")
 
 
 def find_groups(names: Sequence[str], pattern: str) -> list[str]:
     """Returns the group of each recording, such as the site in its name.
 
-    It is the first group of the regular expression `pattern`. Recordings that do not match, or all of them
-    for '', are each a group of their own.
+    It is the first group of the regular expression `pattern`. Recordings that do not match are each a group
+    of their own. For '' all of them are, but for clips (see `name_clip`): clips of one recording overlap, and
+    are a group, together with the recording itself.
+
+    Example:
+        >>> find_groups(["owl/0.912_a_3.00s.wav", "noise/0.500_a_4.00s.wav", "b.wav"], "")
+        ['a', 'a', 'b.wav']
     """
     expression = compile_pattern(pattern, "group_pattern")
     if expression is None:
-        return list(names)
+        return _group_clips(names)
     matches = [expression.search(name) for name in names]
     return [
         match[1] if match and match[1] is not None else name
         for name, match in zip(names, matches, strict=True)
     ]
+
+
+def name_clip(recording: str, start: float, score: float | None) -> str:
+    """Returns the name without suffix of a clip of a detection, by which `find_groups` knows its recording.
+
+    Example:
+        >>> name_clip("site/a:1.wav", 3.0, 0.8125), name_clip("b.wav", 0.25, None)
+        ('0.812_a_1_3.00s', 'clip_b_0.25s')
+    """
+    first = "clip" if score is None or not 0 <= score <= 1 else f"{score:.3f}"
+    return f"{first}_{make_file_name(Path(recording).stem)}_{start:.2f}s"
+
+
+def make_file_name(text: str) -> str:
+    """Returns a text without what file systems refuse or what leaves a folder."""
+    name = re.sub(r"[^\w ,.()&+-]", "_", unicodedata.normalize("NFC", text)).strip(" .")
+    # A name may have 255 bytes, and others are added.
+    return name.encode()[:100].decode(errors="ignore").strip(" .") or "_"
+
+
+def _group_clips(names: Sequence[str]) -> list[str]:
+    """Returns for clips and their recordings the recording's file name without suffix; else the name."""
+    sources, cut = [], set()
+    for name in names:
+        source = stem = PurePosixPath(name).stem
+        while match := _CLIP.fullmatch(source):  # A clip may be cut out of a clip.
+            source = match[1]
+        sources.append(make_file_name(source))
+        if source != stem:
+            cut.add(sources[-1])
+    return [source if source in cut else name for name, source in zip(names, sources, strict=True)]
 
 
 def assign_splits(
@@ -109,7 +149,7 @@ def _assign_new(
 
 
 def read_splits(path: Path) -> dict[str, str]:
-    """Reads the split of each file from a CSV with the columns `file` and `split`.
+    """Reads the split of each file from a table with the columns `file` and `split`.
 
     A run's own splits.csv is such a table. Names may be written with backslashes.
 
@@ -117,8 +157,8 @@ def read_splits(path: Path) -> dict[str, str]:
         UserError: if it is another kind of file, or has a file in two splits.
     """
     try:
-        rows = read_csv_records(path)
-    except (OSError, ValueError, csv.Error) as error:
+        rows = read_records(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}.") from error
     if not rows or not {"file", "split"} <= rows[0].keys():
         raise UserError(f"{path} has no rows with the columns file and split.")

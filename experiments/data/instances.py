@@ -258,7 +258,7 @@ def check_objects(
             unreadable = not isinstance(error, ValueError) or isinstance(error, UnicodeError)
             return None, f"its object mask cannot be read: {reason}" if unreadable else reason
         meaning = f"components of {MIN_COMPONENT}".encode() if file is None else file.read_bytes()
-        digest = int(pairs.labels[index]) ^ digests.compute_digest(meaning)
+        digest = digests.compute_digest(pairs.labels[index].tobytes() + meaning)
         return (ids.shape, classes, digest), ""
 
     usable, skipped = pictures.check_all(root, list(pairs.pictures), check)
@@ -321,7 +321,7 @@ def make_dataset(
         classes: name of each class, first the background.
 
     Raises:
-        UserError: if no picture of a split can be used.
+        UserError: if no picture of a split can be used, or none to train on has an object.
     """
     parts: dict[str, CheckedObjects] = {}
     notes, skipped = [], []
@@ -347,6 +347,15 @@ def join_splits(
     notes: Sequence[str],
     skipped: Sequence[tuple[str, str]],
 ) -> Dataset:
-    """Returns what `masks.join_splits` does, with notes on the number of objects."""
+    """Returns what `masks.join_splits` does, with notes on the number of objects.
+
+    Raises:
+        UserError: if no picture to train on has an object.
+    """
+    if not parts["train"].counts.any():
+        why = f" ({': '.join(skipped[-1])})" if skipped else ""
+        raise UserError(
+            f"{name}: no picture to train on has an object{why}: there is nothing to learn. {' '.join(notes)}"
+        )
     notes = [*notes, *(part.describe(split) for split, part in parts.items())]
     return masks.join_splits(name, config, seed, parts, classes, notes, skipped, "object")

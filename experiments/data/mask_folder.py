@@ -74,11 +74,12 @@ def check_folder(
     )
     highest = max(int(part.present.any(axis=0).nonzero()[0][-1]) for part in checked.values())
     classes = named or [str(index) for index in range(highest + 1)]
-    if len(classes) < 2:
+    trained = np.flatnonzero(checked["train"].present.any(axis=0)).tolist()
+    if len(trained) < 2:
         raise UserError(
-            f"{root}: the masks have only class 0; at least two classes are needed. Index 255 means that a "
-            "pixel has no class: if it stands for an object, write 1 instead, or the lines "
-            "'background 0 0 0' and 'object 255 255 255' into classes.txt."
+            f"{root}: the masks to train on have only class {trained[0]}; at least two classes are needed. "
+            "Index 255 means that a pixel has no class: if it stands for an object, write 1 instead, or the "
+            "lines 'background 0 0 0' and 'object 255 255 255' into classes.txt."
         )
     if not named:
         _check_gaps(root, np.any([part.present.any(axis=0) for part in checked.values()], axis=0))

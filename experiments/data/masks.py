@@ -35,7 +35,7 @@ class Pairs:
         masks: the file of its mask, in the same order.
         digests: digest of the content of each picture.
         names: name of each picture for messages.
-        labels: digest of each mask, uint64 `[N]`.
+        labels: digest of each mask and of the meaning of its colours, uint64 `[N]`.
         colours: the class number of each colour in the masks; None if masks hold class numbers.
     """
 
@@ -196,7 +196,7 @@ def check_pairs(
     """Reads every pair of files below `root` once and keeps the usable ones, as `check_pair` decides."""
     masks_of = dict(pairs)
     palettes = {}
-    meaning = digests.compute_digest(repr(sorted(colours.items())).encode()) if colours else 0
+    meaning = repr(sorted(colours.items())).encode() if colours else b""
 
     def check(picture: Path):
         mask = masks_of[picture]
@@ -205,8 +205,8 @@ def check_pairs(
             return None, reason
         if colours is None:
             palettes[mask] = read_palette(mask, seen[1])
-        of_files = (digests.compute_file_digest(path) for path in (picture, mask))
-        return (*seen, *of_files), ""
+        of_mask = digests.compute_digest(mask.read_bytes() + meaning)
+        return (*seen, digests.compute_file_digest(picture), of_mask), ""
 
     usable, skipped = pictures.check_all(root, list(masks_of), check)
     return CheckedPairs(
@@ -215,7 +215,7 @@ def check_pairs(
             [masks_of[picture] for picture in usable],
             [digest for _, _, digest, _ in usable.values()],
             [str(picture.relative_to(root)) for picture in usable],
-            np.array([digest ^ meaning for *_, digest in usable.values()], np.uint64),
+            np.array([digest for *_, digest in usable.values()], np.uint64),
             colours,
         ),
         {size for size, *_ in usable.values()},

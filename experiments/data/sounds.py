@@ -18,6 +18,7 @@ from experiments.audio.cache import Spectrograms
 from experiments.audio.samples import prepare_samples
 from experiments.core import digests
 from experiments.core.errors import UserError
+from experiments.core.words import count_noun
 from experiments.data import (
     groups,
     label_choices,
@@ -174,7 +175,9 @@ def load(
         config.max_skipped,
     )
     classes = config.classes.split(",") if config.classes else sound_labels.list_labels(by_name)
-    skipped = [*foreign, *table.skipped, *prepared.skipped]
+    # A line of a table that cannot be used leaves its recording usable.
+    unlabelled = {n: why for n, why in table.skipped if n in files and n not in by_name}
+    lines = [row for row in table.skipped if unlabelled.get(row[0]) != row[1]]
     windows, outside, window_notes = _label_windows(prepared.usable, by_name, classes, audio)
     notes = [*table.notes, *prepared.notes, *window_notes]
     if not len(windows):
@@ -199,9 +202,10 @@ def load(
         classes,
         (*spectrograms.compute_shape(audio), 1),
         [*notes, *assign_notes, *split_notes, *mix_notes],
-        [*skipped, *outside, *more_skipped],
+        [*foreign, *unlabelled.items(), *prepared.skipped, *more_skipped],
         list(split_of.items()),
         mixer,
+        incomplete=[*lines, *outside],
     )
 
 
@@ -405,13 +409,19 @@ def _assign_splits(
             others = f", nor do {len(absent) - 1:,} others" if len(absent) > 1 else ""
             raise UserError(f"{file}: {absent[0]} has no split there{others}.")
         return {name: table[name] for name in names}, [f"The splits are those of {file}."]
-    collected = _collect_labels(windows, classes)
-    frequency = Counter(label for labels in collected for label in labels)
+    recording_groups = groups.find_groups(names, audio.group_pattern)
+    has_clips = not audio.group_pattern and recording_groups != names
+    # The clips of a recording count as one recording.
+    labels_of: dict[str, set[str]] = {}
+    owners = recording_groups if has_clips else names
+    for owner, labels in zip(owners, _collect_labels(windows, classes), strict=True):
+        labels_of.setdefault(owner, set()).update(labels)
+    frequency = Counter(label for labels in labels_of.values() for label in labels)
     # A recording counts for its rarest label, because the others occur in more recordings.
     rarest = [
-        min(labels, key=lambda label: (frequency[label], label), default="") for labels in collected
+        min(labels_of[owner], key=lambda label: (frequency[label], label), default="")
+        for owner in owners
     ]
-    recording_groups = groups.find_groups(names, audio.group_pattern)
     split_of, notes = groups.assign_splits(
         recording_groups,
         rarest,
@@ -423,6 +433,10 @@ def _assign_splits(
     counts = Counter(split_of)
     unit = "recordings, in whole groups" if audio.group_pattern else "recordings"
     assigned = ", ".join(f"{counts[split]:,} to {split}" for split in splits.NAMES if counts[split])
+    if has_clips:
+        clips = [one for one, name in zip(recording_groups, names, strict=True) if one != name]
+        note = f"{count_noun(len(clips), 'file')} of {count_noun(len(set(clips)), 'recording')}"
+        notes = [f"Clips of detections share the split of their recording: {note}.", *notes]
     return dict(zip(names, split_of, strict=True)), [f"Assigned {unit}: {assigned}.", *notes]
 
 

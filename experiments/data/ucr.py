@@ -294,7 +294,11 @@ def _number_classes(
             )
         return position[key]
 
-    return [f"{key:g}" if numeric else key for key in keys], get_class
+    return [_name_number(key) if numeric else key for key in keys], get_class
+
+
+def _name_number(key: float) -> str:
+    return str(int(key)) if key.is_integer() else repr(key)
 
 
 def _parse_number(label: str) -> float | None:

@@ -45,7 +45,8 @@ GROUPS = ("hours", "stations")
 """Names of the tables and figures of mean scores."""
 _ORIGIN = ("run", "version", "window_s", "hop_s", "threshold")
 # The tables that people correct. They are replaced only as long as nobody has.
-_CORRECTED = (RAVEN_SUFFIX, LABEL_SUFFIX, RAVEN_FILE)
+_COMMON_CORRECTED = tuple(name for kind, name in NAMES.items() if kind != "parquet")
+_CORRECTED = (RAVEN_SUFFIX, LABEL_SUFFIX, *_COMMON_CORRECTED)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -168,9 +169,10 @@ class DetectionTables:
                 self.selects.append(enter(_COMBINED[name](path, options.origin)))
             else:
                 self.appends.append(enter(_open_rows(path, columns)))
+            if path.name in _COMMON_CORRECTED:
+                self.stack.callback(self.note_written, path)
         if "raven" in options.common:
             self.lists.append(enter(_open_list(out / RAVEN_LIST)))
-            self.stack.callback(self.note_written, out / RAVEN_FILE)
 
     def _append(self, row: Sequence[object], threshold: float = math.nan) -> None:
         """Appends a row to predictions.csv and to predictions.parquet, if they are written."""
@@ -220,13 +222,14 @@ def open_tables(out: Path, options: TableOptions, own: dict[str, str]) -> Iterat
     names = [options.classes[number] for number in options.numbers]
     parts = (f"{name}_{part}" for name in names for part in ("max", "mean_top2"))
     append_csv = partial(files.append_csv, overwrite=True)  # `make_room` has checked
+    scores = ["file", "windows", "note", *parts]
     with contextlib.ExitStack() as stack:
         enter = stack.enter_context
         tables = DetectionTables(
             out,
             options,
             stack,
-            enter(append_csv(out / "per_file.csv", ["file", "windows", "note", *parts])),
+            enter(append_csv(out / "per_file.csv", scores, encoding=files.FOR_SPREADSHEETS)),
             enter(append_csv(out / "skipped.csv", _SKIPPED_HEADER)),
             enter(append_csv(out / own_files.MANIFEST, own_files.HEADER)),
             choose_stems(out),
@@ -254,7 +257,8 @@ def _open_rows(path: Path, columns: Mapping[str, type]) -> Iterator[Append]:
         for name, kind in columns.items()
     ]
 
-    with files.append_csv(path, list(columns), overwrite=True) as append_csv:
+    options = {"overwrite": True, "encoding": files.FOR_SPREADSHEETS}
+    with files.append_csv(path, list(columns), **options) as append_csv:
         append_csv([])
 
         def append(rows: Iterable[Sequence[object]]) -> None:
@@ -294,22 +298,23 @@ def make_room(
         UserError: if something is in the way, and `overwrite` is false.
     """
     own = own_files.list_own_files(out, _CORRECTED)
-    names = (*NAMES.values(), RAVEN_LIST, "per_file.csv")
-    results = [out / name for name in names if name != RAVEN_FILE]
+    corrected = [out / name for name in _COMMON_CORRECTED]
+    others = [out / name for name in (NAMES["parquet"], RAVEN_LIST, "per_file.csv")]
     drawn = [out / f"{kind}.{suffix}" for kind in GROUPS for suffix in ("csv", "png")]
-    for path in (*results, *drawn, out / own_files.MANIFEST, out / "skipped.csv"):
+    for path in (*corrected, *others, *drawn, out / own_files.MANIFEST, out / "skipped.csv"):
         if path.is_dir():
             raise UserError(f"{path} is a folder: choose another --out.")
     own_files.check_replaceable(out / "skipped.csv", _SKIPPED_HEADER)
     if not overwrite:
-        for path in itertools.chain(results, tables, drawn):
+        for path in itertools.chain(corrected, others, tables, drawn):
             if path.exists():
                 raise UserError(f"{path} exists: choose another --out, or give --overwrite.")
         (out / "skipped.csv").unlink(missing_ok=True)
         return own, []
-    earlier = [*results, *drawn, out / "skipped.csv", out / own_files.MANIFEST]
+    earlier = [*others, *drawn, out / "skipped.csv", out / own_files.MANIFEST]
     for path in (*earlier, *(out / name for name in own)):
         path.unlink(missing_ok=True)
+    tables = itertools.chain(corrected, tables)
     return {}, [own_files.set_aside(path) for path in tables if path.exists()]
 
 
@@ -337,6 +342,7 @@ def draw_groups(out: Path, activity: Activity, options: TableOptions) -> list[Pa
                 [key, int(count), *(_format_scores(mean) if count else [])]
                 for key, count, mean in rows
             ),
+            files.FOR_SPREADSHEETS,
         )
         path = out / f"{kind}.png"
         draw_activity(means, [str(key) for key in keys], classes, kind.removesuffix("s"), path)
@@ -345,9 +351,7 @@ def draw_groups(out: Path, activity: Activity, options: TableOptions) -> list[Pa
 
 
 def plan_tables(out: Path, options: TableOptions, recordings: Iterable[File]) -> Iterator[Path]:
-    """Yields the paths of all tables that somebody may correct."""
-    if "raven" in options.common:
-        yield out / RAVEN_FILE
+    """Yields the paths of each recording's own tables."""
     for stem in map(choose_stems(out), recordings):
         for suffix in options.suffixes:
             yield stem.with_name(stem.name + suffix)

@@ -215,7 +215,7 @@ document.getElementById("label").addEventListener("change", show);
 document.getElementById("open").addEventListener("change", show);
 document.getElementById("save").addEventListener("click", () => {
   const link = document.createElement("a");
-  link.href = URL.createObjectURL(new Blob([makeCsv()], {type: "text/csv"}));
+  link.href = URL.createObjectURL(new Blob(["\\ufeff", makeCsv()], {type: "text/csv"}));
   link.download = "marks.csv";
   link.click();
   saved = true;

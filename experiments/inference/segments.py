@@ -3,10 +3,10 @@
 import csv
 import dataclasses
 import hashlib
+import io
 import itertools
 import os
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +19,9 @@ from experiments.configs import common
 from experiments.core import files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError, suggest_nearest
+from experiments.core.text import read_text
 from experiments.core.words import count_noun
+from experiments.data import groups
 from experiments.inference import own_files
 from experiments.inference.segment_page import Card, write_page
 
@@ -87,13 +89,13 @@ def cut_segments(
             f"{len(chosen):,} clips are too many for a page: choose a smaller --per_class than "
             f"{options.per_class}, or classes with --only."
         )
-    kept = _make_room(out, overwrite)
+    _check_room(out, overwrite)
     require_library("soundfile")
     rows, cards, skipped = [], [], []
     taken: set[str] = set()
     with Progress(len(chosen), unit="clip") as progress:
         for one, band, start, samples, rate in _cut_all(chosen, options.context, skipped):
-            name = _name_clip(one, start, taken)
+            name = _name_clip(one, taken)
             _write_clip(out / name, samples, rate)
             score = "" if one.score is None else f"{one.score:.6f}"
             rows.append(
@@ -112,8 +114,9 @@ def cut_segments(
             f"None of {count_noun(len(chosen), 'detection')} can be cut: {': '.join(skipped[0])}. "
             f"{out / 'skipped.csv'} has all reasons."
         )
-    files.write_csv(out / _TABLE, HEADER, rows)
     page_id = hashlib.sha256(repr(rows).encode()).hexdigest()[:16]
+    kept = _clear_room(out, taken, page_id)
+    files.write_csv(out / _TABLE, HEADER, rows, files.FOR_SPREADSHEETS)
     write_page(out / _PAGE, HEADER, cards, page_id)
     size = (out / _PAGE).stat().st_size / 1e6
     lines = [
@@ -121,8 +124,7 @@ def cut_segments(
         ("listen", f"{out / _PAGE}, {size:.1f} MB"),
         ("or type", f"right or wrong into the column mark of {out / _TABLE}"),
     ]
-    if kept:
-        lines.append(("kept", f"{kept}, which has marks or was edited"))
+    lines += [("kept", text) for text in kept]
     if skipped_file:
         lines.append(("skipped", f"{len(all_skipped):,}, listed in {skipped_file}"))
     print_result("finished", lines)
@@ -201,24 +203,51 @@ def _read_detections(path: Path, recordings_in: str) -> Annotations:
     return dataclasses.replace(found, rows=rows)
 
 
-def _make_room(out: Path, overwrite: bool) -> Path | None:
-    """Checks that the results may be written; returns the new path of an earlier table that may be marked."""
-    table = out / _TABLE
+def _check_room(out: Path, overwrite: bool) -> None:
+    """Raises a UserError if the results may not be written."""
     if out.is_file():
         raise UserError(f"--out={out}: give a folder.")
-    if not table.exists() and not (out / _PAGE).exists():
-        return None
-    if not overwrite:
-        raise UserError(f"{table} exists: choose another --out, or give --overwrite.")
-    return own_files.set_aside(table) if table.exists() and not _is_unmarked(table) else None
+    if not overwrite and ((out / _TABLE).exists() or (out / _PAGE).exists()):
+        raise UserError(f"{out / _TABLE} exists: choose another --out, or give --overwrite.")
 
 
-def _is_unmarked(table: Path) -> bool:
-    """Returns whether a table is as this command writes it; programs save marks in other forms too."""
+def _clear_room(out: Path, new: Collection[str], page_id: str) -> list[str]:
+    """Removes the clips of an earlier command, and renames what may have marks; returns what, and why.
+
+    Args:
+        out: the folder of the results.
+        new: the new clips, in small letters, which stay.
+        page_id: of the new page.
+    """
+    table, page, kept = out / _TABLE, out / _PAGE, []
+    header, *rows = _read_earlier(table)
+    names = [cell.strip().lower() for cell in header]
+    home = out.resolve() / "clips"
+    for row in rows:
+        clip = dict(zip(names, row, strict=False)).get("clip", "")
+        path = out / clip
+        inside = path.resolve().is_relative_to(home)  # A link may leave the folder, too.
+        if inside and clip.lower() not in new and os.path.isfile(path):
+            path.unlink()
+    if table.exists() and not _is_unmarked(header, rows):
+        kept.append(f"{own_files.set_aside(table)}, which has marks or was edited")
+    if page.exists() and page_id.encode() not in page.read_bytes():
+        kept.append(f"{own_files.set_aside(page)}, for which the browser may keep marks")
+    return kept
+
+
+def _read_earlier(table: Path) -> list[list[str]]:
+    """Returns the rows of an earlier table, which any program may have saved; no cell if it is unreadable."""
     try:
-        header, *rows = files.read_csv(table) or [[]]
+        text = read_text(table)
+        separator = max(",;\t", key=text.partition("\n")[0].count)
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator)) or [[]]
     except (OSError, ValueError, csv.Error):
-        return False
+        return [[]]
+
+
+def _is_unmarked(header: Sequence[str], rows: Sequence[Sequence[str]]) -> bool:
+    """Returns whether a table is as this command writes it; programs save marks in other forms too."""
     as_written = tuple(header) == HEADER and all(len(row) == len(HEADER) for row in rows)
     return as_written and not any(row[-1] for row in rows)
 
@@ -252,11 +281,10 @@ def _cut_all(
             skipped.append((file, f"{reason} ({count_noun(missing, 'detection')})"))
 
 
-def _name_clip(one: Annotation, start: float, taken: set[str]) -> str:
+def _name_clip(one: Annotation, taken: set[str]) -> str:
     """Returns the path of a clip below the folder of the results, and adds it to those that are taken."""
-    folder = _make_file_name(one.label)
-    score = "" if one.score is None else f"{one.score:.3f}_"
-    stem = f"{score}{_make_file_name(Path(one.file).stem)}_{one.start:.2f}s"
+    folder = groups.make_file_name(one.label)
+    stem = groups.name_clip(one.file, one.start, one.score)
     # Some file systems take capitals and small letters for the same.
     name, number = f"clips/{folder}/{stem}.wav", 1
     while name.lower() in taken:
@@ -264,13 +292,6 @@ def _name_clip(one: Annotation, start: float, taken: set[str]) -> str:
         name = f"clips/{folder}/{stem}-{number}.wav"
     taken.add(name.lower())
     return name
-
-
-def _make_file_name(text: str) -> str:
-    """Returns a text without what file systems refuse or what leaves a folder."""
-    name = re.sub(r"[^\w ,.()&+-]", "_", text).strip(" .")
-    # A name may have 255 bytes, and others are added.
-    return name.encode()[:100].decode(errors="ignore").strip(" .") or "_"
 
 
 def _write_clip(path: Path, samples: np.ndarray, rate: int) -> None:

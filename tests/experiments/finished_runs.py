@@ -13,7 +13,7 @@ from experiments.tasks import TASKS, make_task
 
 
 def read_table(path, **options):
-    with open(path, encoding="utf-8", newline="") as file:
+    with open(path, encoding="utf-8-sig", newline="") as file:
         return list(csv.DictReader(file, **options))
 
 

@@ -81,7 +81,9 @@ def test_clips_a_table_and_a_page(heard, tmp_path, capsys):
     assert "after the end" in reasons["b.wav"] and "--recordings" in reasons["gone.wav"]
     assert "segments.html" in capsys.readouterr().out
 
-    page = Page((out / "segments.html").read_text(encoding="utf-8"))
+    text = (out / "segments.html").read_text(encoding="utf-8")
+    assert r'Blob(["\ufeff", makeCsv()]' in text  # The mark for spreadsheets.
+    page = Page(text)
     tags = [tag for tag, _ in page.tags]
     assert tags.count("article") == tags.count("audio") == tags.count("img") == 8 == len(rows)
     assert tags.count("b") == 8  # One score each: the label is text, and no tag.
@@ -106,7 +108,7 @@ def test_marks_become_annotations(heard, tmp_path):
     with pytest.raises(UserError, match="--overwrite"):
         cut_segments(folder, out, options=options)
     table = out / "segments.csv"
-    lines = table.read_text().splitlines()
+    lines = table.read_text(encoding="utf-8").splitlines()
     marked = [
         lines[0],
         *(line + mark for line, mark in zip(lines[1:], ("right", "wrong"), strict=False)),
@@ -120,6 +122,58 @@ def test_marks_become_annotations(heard, tmp_path):
     cut_segments(folder, out, overwrite=True, options=options)
     assert "right" in (out / "segments.earlier.csv").read_text()
     assert "right" not in table.read_text()
+
+
+@pytest.mark.parametrize("mark", [",", ";", "\t"])  # Spreadsheets separate cells by others, too.
+def test_clips_of_an_earlier_command_are_removed_and_no_other_files(heard, tmp_path, mark):
+    folder, _ = heard
+    out, mine = tmp_path / "out", tmp_path / "mine"
+    cut_segments(folder, out, options=Options(per_class=3, only=["wren"]))
+    table, page = out / "segments.csv", (out / "segments.html").read_bytes()
+    earlier = {row["clip"] for row in read_table(table)}
+    mine.mkdir()
+    (out / "clips" / "link").symlink_to(mine)
+    others = ["clips/wren/mine.wav", "clips/../own.wav", "clips/link/x.wav", "../mine/y.wav"]
+    others += [str(mine / "z.wav"), "clips/wren"]
+    for name in others[:-1]:
+        (out / name).write_text("mine")
+    lines = table.read_text(encoding="utf-8-sig").splitlines()
+    lines += [f"{name},a,0,1,wren,0.9,," for name in [*others[1:], "clips/" + 99 * "long"]]
+    table.write_text("\n".join(lines).replace(",", mark), encoding="utf-8-sig")
+
+    rows = (folder / "predictions.csv").read_text().replace(",0.", ",0.1")
+    (folder / "predictions.csv").write_text(rows)
+    cut_segments(folder, out, overwrite=True, options=Options(per_class=3, only=["wren"]))
+    clips = {row["clip"] for row in read_table(table)}
+    assert len(clips) == 3 and not clips & earlier
+    found = {path.relative_to(out).as_posix() for path in (out / "clips" / "wren").iterdir()}
+    assert found == {*clips, "clips/wren/mine.wav"}
+    assert all((out / name).exists() for name in others)
+    # The browser keeps the marks of the earlier page under its own name.
+    assert (out / "segments.earlier.html").read_bytes() == page
+    cut_segments(folder, out, overwrite=True, options=Options(per_class=3, only=["wren"]))
+    assert all((out / clip).exists() for clip in clips)
+    assert not (out / "segments.earlier-2.html").exists()
+
+
+def test_a_command_that_cuts_nothing_leaves_the_earlier_results(heard, tmp_path):
+    folder, _ = heard
+    out = tmp_path / "out"
+    cut_segments(folder, out, options=Options(only=["wren"]))
+    before = {path: path.read_bytes() for path in out.rglob("*.*") if path.name != "skipped.csv"}
+    (tmp_path / "a.wav").unlink()
+    with pytest.raises(UserError, match="can be cut"):
+        cut_segments(folder, out, overwrite=True, options=Options(only=["wren"]))
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_spreadsheets_know_the_encoding_of_the_table(heard, tmp_path):
+    folder, _ = heard
+    table = folder / "predictions.csv"
+    table.write_text(table.read_text().replace(",wren,", ",Grünfink,"), encoding="utf-8")
+    cut_segments(folder, tmp_path / "out", options=Options(per_class=3, only=["Grünfink"]))
+    content = (tmp_path / "out" / "segments.csv").read_bytes()
+    assert content.startswith(b"\xef\xbb\xbfclip,") and "Grünfink" in content.decode("utf-8-sig")
 
 
 @pytest.mark.parametrize(

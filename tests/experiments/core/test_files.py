@@ -37,6 +37,17 @@ def test_a_list_of_skipped_files_goes_with_the_last_of_them(tmp_path):
     assert files.write_skipped(tmp_path, []) is None and not path.exists()
 
 
+def test_the_mark_of_the_encoding_is_at_the_start_alone(tmp_path):
+    rows = [["Grünfink"], ["wren"]]
+    files.write_csv(tmp_path / "a.csv", ["label"], rows, files.FOR_SPREADSHEETS)
+    with files.append_csv(tmp_path / "b.csv", ["label"], encoding=files.FOR_SPREADSHEETS) as append:
+        for row in rows:
+            append([row])
+    for path in (tmp_path / "a.csv", tmp_path / "b.csv"):
+        assert path.read_bytes() == "\ufefflabel\r\nGrünfink\r\nwren\r\n".encode()
+        assert files.read_csv(path) == [["label"], *rows]
+
+
 def test_names_that_are_not_utf8_are_written_all_the_same(tmp_path):
     name = os.fsdecode(b"caf\xe9.png")
     assert r"caf\udce9.png,empty" in files.write_skipped(tmp_path, [(name, "empty")]).read_text()

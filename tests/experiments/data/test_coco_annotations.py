@@ -44,6 +44,7 @@ def test_polygons_and_run_lengths_give_their_masks(rng):
     for segmentation in (
         SQUARE,
         [[1, 1, 3, 1, 3, 4, 1, 4], [3, 1, 5, 1, 5, 4, 3, 4.0]],
+        [*SQUARE, [6, 1, 7, 2], []],
         {"size": [*SIZE], "counts": runs},
         {"size": [*SIZE], "counts": compressed},
     ):
@@ -91,6 +92,7 @@ def test_annotations_are_completed():
         ({"segmentation": "polygons"}, "neither polygons nor"),
         ({"segmentation": [1, 1, 5, 1, 5, 4]}, "not a list of numbers"),
         ({"segmentation": [[1, 1, 5, 1]]}, "4 numbers"),
+        ({"segmentation": [[1, 1, 5, 1], [1, 1, 2, 2]]}, "4 numbers"),
         ({"segmentation": [[1, 1, 5, 1, 5, 4, 1]]}, "7 numbers"),
         ({"segmentation": [*SQUARE, [1, 1, 5, None, 5, 4]]}, "not a list of numbers"),
         ({"segmentation": [[1, 1, 5, float("nan"), 5, 4]]}, "not a list of numbers"),
@@ -116,6 +118,25 @@ def test_annotations_are_completed():
 def test_broken_annotations_are_refused(fields, reason):
     with pytest.raises(ValueError, match=reason):
         check(**fields)
+
+
+@pytest.mark.parametrize(
+    ("box", "expected"),
+    [
+        ([1, 1, 4, 3], make_square(1, 1, 4, 5)),
+        ([1.5, 1.9, 3, 2], make_square(1, 1, 4, 5)),
+        ([-9, 4, 1000, 1e200], make_square(4, 0, 6, 8)),
+    ],
+)
+def test_boxes_have_the_pixels_that_they_touch(box, expected):
+    code = coco_annotations.encode_segmentation(coco_annotations.outline_box(box, *SIZE), *SIZE)
+    np.testing.assert_array_equal(coco_annotations.decode_mask(code), expected)
+
+
+@pytest.mark.parametrize("box", [None, [1, 1, 4], [1, 1, 4, -3], [8, 1, 4, 3], [1, 1, 0, 3]])
+def test_boxes_without_a_pixel_are_refused(box):
+    with pytest.raises(ValueError, match="box"):
+        coco_annotations.outline_box(box, *SIZE)
 
 
 def test_the_smaller_object_lies_on_top():

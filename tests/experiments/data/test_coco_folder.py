@@ -201,12 +201,15 @@ def test_what_cannot_be_used_is_listed(load, root):
     write_json(root / "train.json", content)
     cells = load(validation=0, test=0)
     assert len(cells.splits["train"]) == 7
-    skipped = dict(cells.skipped)
-    assert set(skipped) == {
+    skipped = dict([*cells.skipped, *cells.incomplete])
+    assert {file for file, _ in cells.skipped} == {
         *("train.json: 01.png", "02.png", "03.png", "train.json: images[11]"),
         *("train.json: images[12]", "train.json: 04.png", "train.json: 05.png"),
+    }
+    assert {file for file, _ in cells.incomplete} == {
         *("train.json", "train.json: 00.png", "train.json: 09.png"),
     }
+    assert any("in 3 rows of skipped.csv, such as train.json: 2" in note for note in cells.notes)
     assert "no such picture" in skipped["train.json: 01.png"]
     assert "not a picture" in skipped["02.png"]
     assert "12 by 10, but its annotations are for 13 by 10" in skipped["03.png"]
@@ -219,6 +222,40 @@ def test_what_cannot_be_used_is_listed(load, root):
     assert skipped["train.json: 09.png"].startswith("1 of 4 annotations left out: annotations[31] ")
     by_name = dict(zip(cells.splits["train"].names, cells.splits["train"], strict=True))
     assert not len(by_name["00.png"]["classes"]) and len(by_name["09.png"]["classes"]) == 2
+
+
+def test_bad_annotations_are_listed_and_are_no_bad_files(make_config, root, tmp_path):
+    write_pictures(root)
+    content = make_content()
+    for annotation in content["annotations"][::3]:
+        annotation["segmentation"] = []
+    write_json(root / "train.json", content)
+    config = make_config(name="coco_folder", source=root, max_skipped=0.0)
+    cells = data.load_for_training(config, 0, image_size=16, workdir=tmp_path)
+    assert sum(sizes(cells)) == 10 and not cells.skipped
+    rows = (tmp_path / "skipped.csv").read_text().splitlines()
+    assert len(rows) == 11
+    assert rows[1].startswith('train.json: 00.png,"1 of 3 annotations left out: annotation 1000 ')
+
+
+def test_a_box_without_a_mask_is_void(load, root):
+    write_pictures(root)
+    content = make_content()
+    content["annotations"] = content["annotations"][1::3]  # the cells
+    content["annotations"] += [
+        {"id": index, "image_id": 100 + index, "category_id": 7, "bbox": [6.5, 0, 9, 3]}
+        for index in range(10)
+    ]
+    write_json(root / "train.json", content)
+    cells = load()
+    expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+    expected[:3, 6:] = VOID
+    expected[1:9, 1:8] = 1
+    example = cells.splits["train"][0]
+    np.testing.assert_array_equal(example["label"], expected)
+    assert example["classes"].tolist() == [2]
+    assert [one["iscrowd"] for one in example["annotations"]] == [0, 1]
+    assert cells.incomplete[0][1].startswith("1 of 2 annotations left out: annotation 0 (it has no")
 
 
 def test_pictures_are_upright(load, root):

@@ -1,4 +1,5 @@
 import csv
+import unicodedata
 
 import pytest
 
@@ -34,6 +35,47 @@ def test_unmatched_names_are_groups():
     assert groups.find_groups(["x_1.wav", "y.wav"], r"(.)_") == ["x", "y.wav"]
 
 
+def test_clips_of_a_recording_are_a_group_with_it():
+    clips = [
+        "noise/0.812_a b_1.00s.wav",
+        "owl/1.000_a b_2.00s-2.wav",
+        "owl/clip_a b_9.50s (1).flac",
+    ]
+    nested = ["owl/0.700_0.812_a b_1.00s_0.00s.wav", "owl/clip_a b_0.00s.wav"]
+    found = groups.find_groups([*clips, *nested, "wren/a b.WAV", "other/a b.mp3", "a.wav"], "")
+    assert len(set(found[:-1])) == 1 and found[-1] == "a.wav"
+    # Names that only look similar: of no score, no start, or other programs' clips.
+    others = ["0.812_1_a.wav", "a_1.00s.wav", "a_2.00s.wav", "0.812_a_1.0s_4.0s.wav", "0.812_a.wav"]
+    others += [
+        "1.5_a_1.00s.wav",
+        "44.100_a_2.00s.wav",
+        "44.100_a_3.00s.wav",
+        "0.812_1.00s.wav",
+        "20190522_060000.wav",
+        "site_1_3.wav",
+        "a.wav",
+    ]
+    assert groups.find_groups(others, "") == others
+    # The pattern of a user wins.
+    assert groups.find_groups(clips, r"(\w+)/") == ["noise", "owl", "owl"]
+    assert groups.find_groups(clips, r"(^x)") == clips
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("a.wav", "site/a: 1.b.wav", "Gru\u0308nfink 1.wav", "0.5_.wav"),
+        pytest.param("\u9ce5" * 60 + ".wav", id="long"),
+    ],
+)
+@pytest.mark.parametrize("score", [None, 0.81249, 1.0, -12.5])
+def test_clips_are_known_by_the_names_that_they_get(name, score):
+    names = [f"x/{groups.name_clip(name, start, score)}.wav" for start in (0.0, 61.257)]
+    assert len(set(groups.find_groups([*names, f"y/{name}"], ""))) == 1
+    copies = [unicodedata.normalize(form, one) for form in ("NFC", "NFD") for one in names]
+    assert len(set(groups.find_groups(copies, ""))) == 1
+
+
 def test_recordings_that_are_added_move_no_others():
     sites = groups.find_groups(NAMES, r"(\w/site\d)")
     before, _ = groups.assign_splits(sites, LABELS, 0.2, 0.2, seed=3)
@@ -65,6 +107,8 @@ def test_split_table_is_read(tmp_path):
     with file.open("w", newline="") as out:
         csv.writer(out).writerows([("file", "split"), ("a.wav", "Train"), (r"b\c.wav", "val")])
     assert groups.read_splits(file) == {"a.wav": "train", "b/c.wav": "validation"}
+    file.write_text("file;split\na, b.wav;Train\n", encoding="utf-16")  # as a spreadsheet saves it
+    assert groups.read_splits(file) == {"a, b.wav": "train"}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from PIL import Image
 
 from experiments.core.errors import UserError
 from experiments.data import instances
+from experiments.data.fingerprint import compute_fingerprint, describe_changes
 
 VOID = instances.VOID
 
@@ -157,6 +158,9 @@ def test_voc_objects_come_from_their_masks(load, tmp_path, voc_files):
 def test_voc_without_objects_has_components(load, tmp_path, voc_files):
     files = {k: v for k, v in voc_files.items() if not k.startswith("SegmentationObject")}
     files["SegmentationClass/2007_000041.png"] = two_objects(15, 15)[0]
+    # Training needs an object.
+    for name in ("JPEGImages/2007_0000{}.jpg", "SegmentationClass/2007_0000{}.png"):
+        files[name.format("00")] = files[name.format("41")]
     voc = load(write_source("folder", tmp_path, files))
     assert any("objects are connected components" in note for note in voc.notes)
     # The blocks of the other pictures have 6 pixels and are too small; 48 pixels are, too.
@@ -251,6 +255,29 @@ def test_two_folders_of_objects_are_an_error(load, tmp_path):
     write_cells(root, objects="instances")
     with pytest.raises(UserError, match="instances and objects"):
         load(root, "mask_folder_instances")
+
+
+def test_masks_without_an_object_are_an_error(load, tmp_path):
+    root = write_cells(tmp_path / "cells")
+    for path in (root / "masks").iterdir():
+        mask = np.zeros((12, 16), np.uint8)
+        mask[2:4, 2:6] = 1
+        path.write_bytes(encode(mask))
+    with pytest.raises(UserError, match=r"no picture to train on has an object.* least 50 pixels"):
+        load(root, "mask_folder_instances")
+
+
+def test_a_run_notices_changed_masks(load, tmp_path):
+    """Also where the masks of classes and of objects are the same files."""
+    root = write_cells(tmp_path / "cells", objects="objects")
+    seen = []
+    for right in (9, 13):
+        mask = np.zeros((12, 16), np.uint8)
+        mask[2:10, 2:right] = 1
+        for folder in ("masks", "objects"):
+            (root / folder / "03.png").write_bytes(encode(mask))
+        seen.append(compute_fingerprint(load(root, "mask_folder_instances")))
+    assert describe_changes(*seen) == "1 file has another label (images/03.png)"
 
 
 def test_real_voc_has_the_known_components(load, real_data):

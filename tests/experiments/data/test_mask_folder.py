@@ -6,6 +6,7 @@ from PIL import Image
 from experiments import data
 from experiments.core.errors import UserError
 from experiments.data.masks import decode_mask
+from experiments.data.views import flatten
 
 
 def write_pair(folder, name, index, images="images", masks="masks", size=(4, 6), suffix="png"):
@@ -110,7 +111,19 @@ def test_binary_mask_of_0_and_255_is_explained(load, root):
     write_pairs(root)
     for path in (root / "masks").iterdir():
         Image.fromarray(np.array([[0, 255]] * 4, np.uint8).repeat(3, axis=1)).save(path)
-    with pytest.raises(UserError, match=r"at least two classes.*write 1 instead"):
+    for text in (None, "background\ncell\n", "background 0 0 0\ncell 9 9 9\nignore 255 255 255\n"):
+        if text:
+            (root / "classes.txt").write_text(text)
+        with pytest.raises(UserError, match=r"only class 0; at least two classes.*write 1 instead"):
+            load()
+
+
+def test_training_masks_need_two_classes(load, root):
+    for split in ("train", "test"):
+        write_pairs(root / split)
+    for path in (root / "train" / "masks").iterdir():
+        Image.new("L", (6, 4), 2).save(path)
+    with pytest.raises(UserError, match="the masks to train on have only class 2"):
         load()
 
 
@@ -247,6 +260,17 @@ def test_classes_with_colours_map_masks_of_any_kind(load, root):
         for i in range(len(source))
     }
     assert rows == {(1, 0) * 3, (0, 1, 255, 2, 2, 2)}
+
+
+def test_the_meaning_of_colours_is_in_the_digest_of_a_mask(load, root):
+    write_pairs(root)
+    for number in range(20):
+        paint(root, number, [0, 1] * 3, (BLACK, RED))
+    seen = []
+    for text in ("road 0 0 0\ncar 255 0 0\n", "car 255 0 0\nroad 0 0 0\n"):
+        (root / "classes.txt").write_text(text)
+        seen.append(set(flatten(load().splits["train"])[0][0].labels.tolist()))
+    assert len(seen[0] | seen[1]) == 2
 
 
 def test_levels_of_grey_are_no_class_numbers(load, root):

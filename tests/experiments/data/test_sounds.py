@@ -152,6 +152,31 @@ def test_sites_stay_in_one_split(birds, opened):
     assert len(together) == 1
 
 
+def test_clips_of_a_recording_share_its_split(birds, opened, tmp_path):
+    root = shutil.copytree(birds, tmp_path / "more")
+    (root / "noise").mkdir()
+    sound = birds / "riser" / "riser-001.wav"
+    for number in range(12):  # Of two recordings that are in the data, and two that are not.
+        stem = ("riser-001", "faller-003", "field_1", "field_2")[number % 4]
+        kind = "noise" if number < 8 else "riser"
+        shutil.copy(sound, root / kind / f"0.{number + 500}_{stem}_{number}.00s.wav")
+    for seed in range(3):
+        found = opened(root, seed=seed)
+        for stem in ("riser-001", "faller-003", "field_1", "field_2"):
+            splits = [split for name, split in found.assignment if stem in name]
+            assert len(splits) >= 3 and len(set(splits)) == 1
+        assert any("share the split of their recording: 14 files of 4" in n for n in found.notes)
+    # A class that only clips of one recording have is trained on.
+    for path in (root / "noise").glob("*_field_1_*"):
+        shutil.copy(path, root / "faller" / path.name.replace(".00s", ".50s"))
+    for path in (root / "noise").iterdir():
+        if "field_1" not in path.name:
+            path.unlink()
+    for seed in range(6):
+        assignment = dict(opened(root, seed=seed).assignment)
+        assert {s for name, s in assignment.items() if name.startswith("noise/")} == {"train"}
+
+
 def test_labels_may_be_in_names(birds, opened, tmp_path):
     for path in birds.rglob("*.wav"):
         target = tmp_path / "flat" / f"{path.parent.name.title()} {path.stem[-1]}.wav"
@@ -263,7 +288,17 @@ def test_windows_around_annotations_stay_inside(long, opened, tmp_path):
     assert set(names_of(found.splits["train"])) == {
         f"long-{number:03d}.wav @ {start} s" for number in range(1, 7) for start in (0.0, 1.8, 3.5)
     }
-    assert len(found.skipped) == 6  # annotations that begin after the end
+    assert len(found.incomplete) == 6 and not found.skipped  # annotations that begin after the end
+
+
+def test_lines_of_tables_are_no_unusable_files(long, opened, tmp_path):
+    folder = shutil.copytree(long, tmp_path / "some")
+    for path in folder.glob("*.wav"):
+        points = "".join(f"{n}.5\t{n}.5\tnote\n" for n in range(9))
+        path.with_suffix(".txt").write_text(f"0.5\t1.5\twren\n{points}")
+    found = opened(folder, labels="multi", exhaustive=True)
+    assert len(found.incomplete) == 9 * 6 and not found.skipped
+    check_skipped(found, 0.0)
 
 
 def test_unlabelled_windows(birds, opened):

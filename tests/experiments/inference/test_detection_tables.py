@@ -14,6 +14,7 @@ from experiments.core.errors import UserError
 from experiments.data.reading import File
 from experiments.inference.audio_windows import OpenRecording
 from experiments.inference.detection_tables import (
+    NAMES,
     TableOptions,
     make_room,
     open_tables,
@@ -130,6 +131,33 @@ def test_corrected_tables_are_kept(tmp_path):
     assert [path.read_text() for path in kept] == ["mine", "mine"]
     assert all(path.read_text() != "mine" for path in corrected)
     assert not (out / "predictions.parquet").exists() and not (out / "predictions.csv").exists()
+
+
+def test_tables_over_all_recordings_that_were_edited_are_kept(tmp_path):
+    out = tmp_path / "out"
+    names = ("csv", "raven", "kaleidoscope", "birdnet")
+    write_tables(out, names)
+    unchanged = write_tables(out, names, overwrite=True)
+    assert unchanged == [] and not list(out.rglob("*.earlier*"))
+    edited = [out / NAMES[name] for name in names]
+    for path in edited:
+        with path.open("a") as file:
+            file.write("mine\n")
+    with pytest.raises(UserError, match="exists"):
+        write_tables(out, names)
+    kept = write_tables(out, ("audacity",), overwrite=True)
+    assert {path.name for path in kept} == {f"{path.stem}.earlier{path.suffix}" for path in edited}
+    assert all(path.read_text().endswith("mine\n") for path in kept)
+    assert not any(path.exists() for path in edited)
+    write_tables(out, names, overwrite=True)
+    assert len(list(out.rglob("*.earlier*"))) == len(edited)
+
+
+def test_the_table_for_spreadsheets_has_the_mark_of_its_encoding(out):
+    assert {name for name in NAMES if (out / NAMES[name]).read_bytes()[:3] == b"\xef\xbb\xbf"} == {
+        "csv"
+    }
+    assert (out / "per_file.csv").read_text(encoding="utf-8").startswith("\ufefffile,")
 
 
 def test_formats_are_checked():
