@@ -8,7 +8,8 @@
 * pooling: `max_pool`; `max_pool_with_argmax`, which also returns the positions of the maxima;
   `max_unpool`, which puts values back there.
 * boxes: `box_area`, `box_iou`, `generalized_box_iou`, `encode_boxes` and `decode_boxes` relative to
-  anchors, `clip_boxes`, `find_mask_boxes`; `make_anchors` for a pyramid; `non_max_suppression`.
+  anchors, `clip_boxes`, `find_mask_boxes`, `find_covered_share`; `make_anchors` for a pyramid;
+  `non_max_suppression`.
 * features of boxes: `roi_align`, and `multilevel_roi_align` from the levels that `choose_levels` chooses;
   `paste_masks` puts masks of boxes back into the picture.
 """
@@ -20,6 +21,7 @@ from dyn.ops.boxes import (
     clip_boxes,
     decode_boxes,
     encode_boxes,
+    find_covered_share,
     find_mask_boxes,
     generalized_box_iou,
 )
@@ -46,6 +48,7 @@ __all__ = [
     "dynamic_conv",
     "encode_boxes",
     "explain",
+    "find_covered_share",
     "find_mask_boxes",
     "generalized_box_iou",
     "make_anchors",

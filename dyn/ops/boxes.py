@@ -178,6 +178,40 @@ def find_mask_boxes(masks: Array) -> Array:
     return jnp.stack([x1, y1, x2, y2], axis=-1).astype(jnp.float32)
 
 
+def find_covered_share(boxes: Array, mask: Array) -> Array:
+    """Returns the share of each box, inside the picture, that a mask covers.
+
+    Edges are rounded to whole pixels.
+
+    Args:
+        boxes: `[B, N, 4]`.
+        mask: bool `[B, H, W]`.
+
+    Returns:
+        `[B, N]`, from 0 to 1, in float32; 0 for a box outside of the picture.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from dyn.ops import find_covered_share
+        >>> mask = jnp.zeros((1, 8, 8), bool).at[0, :, :2].set(True)
+        >>> boxes = jnp.array([[[0.0, 0.0, 4.0, 4.0], [-8.0, 2.0, 2.0, 4.0], [4.0, 4.0, 8.0, 8.0]]])
+        >>> find_covered_share(boxes, mask).tolist()
+        [[0.5, 1.0, 0.0]]
+    """
+    height, width = mask.shape[-2:]
+    # sums[y, x] is the number of covered pixels above and to the left of the corner (x, y).
+    sums = jnp.cumsum(jnp.cumsum(mask.astype(jnp.int32), axis=-2), axis=-1)
+    sums = jnp.pad(sums, [(0, 0), (1, 0), (1, 0)]).reshape(len(mask), -1)
+    corners = jnp.round(clip_boxes(boxes, (height, width))).astype(jnp.int32)
+    x1, y1, x2, y2 = (corners[..., n] for n in range(4))
+
+    def read(y: Array, x: Array) -> Array:
+        return jnp.take_along_axis(sums, y * (width + 1) + x, axis=1)
+
+    covered = read(y2, x2) - read(y1, x2) - read(y2, x1) + read(y1, x1)
+    return covered / jnp.maximum((x2 - x1) * (y2 - y1), 1)
+
+
 def _find_centre(boxes: Array) -> tuple[Array, Array]:
     size = boxes[..., 2:] - boxes[..., :2]
     return boxes[..., :2] + size / 2, size

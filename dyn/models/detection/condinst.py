@@ -162,11 +162,14 @@ def compute_condinst_losses(
     s = settings
     boxes, labels = targets["boxes"].astype(predicted.distances.dtype), targets["labels"]
     objects, positive = assign_places(boxes, labels > 0, places, s.radius)
-    counts = targets.get("counts")
-    if counts is not None:
-        positive &= counts[:, None]
+    counts = jnp.ones_like(positive)
+    if "ignored" in targets:
+        counts = positive | ~read_places(targets["ignored"], places)
+    if "counts" in targets:
+        counts &= targets["counts"][:, None]
+    positive &= counts
     points = jnp.asarray(places.points, boxes.dtype)
-    losses = compute_dense_losses(predicted, points, boxes, labels, objects, positive, s, counts)
+    losses = compute_dense_losses(predicted, points, boxes, labels, objects, positive, counts, s)
     most = min(s.training_places, positive.shape[-1])
     chosen = choose_at_random(jax.random.uniform(key, positive.shape), positive, most, most)
     index, exists = gather_chosen(chosen, jnp.zeros_like(chosen), most)
@@ -333,6 +336,13 @@ def list_places(sizes: Sequence[Sequence[int]], strides: Sequence[int], interest
     return Places(np.concatenate(points), stride, stride * interest, np.concatenate(ranges))
 
 
+def read_places(mask: Array, places: Places) -> Array:
+    """Returns the values `[B, N]` of a mask `[B, H, W]` at places, and its last ones for those beyond it."""
+    columns, rows = places.points.astype(int).T
+    height, width = mask.shape[1:]
+    return mask[:, np.minimum(rows, height - 1), np.minimum(columns, width - 1)]
+
+
 def measure_distances(points: Array, boxes: Array) -> Array:
     """Returns the distances from points `[..., 2]` to the left, upper, right and lower edge, `[..., 4]`."""
     return jnp.concatenate([points - boxes[..., :2], boxes[..., 2:] - points], axis=-1)
@@ -376,8 +386,8 @@ def compute_dense_losses(
     labels: Array,
     objects: Array,
     positive: Array,
+    counts: Array,
     settings: CondInstSettings,
-    counts: Array | None = None,
 ) -> dict[str, Array]:
     """Computes the losses of classes, boxes and centre-ness, each a sum divided by the positive places.
 
@@ -388,16 +398,15 @@ def compute_dense_losses(
         labels: int `[B, G]`.
         objects: `[B, N]`, the object of each place.
         positive: bool `[B, N]`, whether there is one.
+        counts: bool `[B, N]`, whether a place has a part in the loss of classes.
         settings: those of the focal loss.
-        counts: bool `[B]`, whether a picture has a part in the losses; None for all.
     """
     dtype = predicted.logits.dtype
     count = jnp.maximum(jnp.sum(positive), 1).astype(dtype)
     label = jnp.where(positive, take(labels, objects), 0)
     one_hot = jax.nn.one_hot(label - 1, predicted.logits.shape[-1], dtype=dtype)
     focal = focal_loss(predicted.logits, one_hot, settings.alpha, settings.gamma)
-    if counts is not None:
-        focal = jnp.where(counts[:, None, None], focal, 0)
+    focal = jnp.where(counts[..., None], focal, 0)
 
     # A box around its point, where there is no object: nothing is divided by zero.
     unit = jnp.concatenate([points - 1, points + 1], axis=-1)

@@ -16,6 +16,8 @@ from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
 
+IGNORED_ID = 255
+
 
 class Detections(NamedTuple):
     """The objects that a network finds, the best first.
@@ -34,19 +36,22 @@ class Detections(NamedTuple):
     masks: Array | None = None
 
 
-def make_targets(ids: Array, classes: Array) -> dict[str, Array]:
+def make_targets(ids: Array, classes: Array, sizes: Array | None = None) -> dict[str, Array]:
     """Returns the targets of a detector from maps of objects.
 
     Make them after a picture has been flipped, turned and cropped: boxes follow from the pixels that are
     left, and an object without pixels is no target.
 
     Args:
-        ids: integers `[B, H, W]`: 1 to G for the pixels of each object; other numbers, such as 0 for the
-            background and 255 for a border, for none.
+        ids: integers `[B, H, W]`: 1 to G, at most 254, for the pixels of each object, 0 for the background,
+            and 255 for what is neither to be found nor background, such as borders and crowds.
         classes: int `[B, G]`, the class of each object from 1; 0 for a row without an object.
+        sizes: int `[B, 2]`, height and width of each picture without its filling, which is background
+            whatever its number; None for H and W.
 
     Returns:
-        `boxes` float32 `[B, G, 4]`, `labels` int32 `[B, G]` and `masks` bool `[B, G, H, W]`.
+        `boxes` float32 `[B, G, 4]`, `labels` int32 `[B, G]`, `masks` bool `[B, G, H, W]`, and `ignored` bool
+        `[B, H, W]`, the pixels of 255.
 
     Example:
         >>> import jax.numpy as jnp
@@ -60,7 +65,12 @@ def make_targets(ids: Array, classes: Array) -> dict[str, Array]:
     masks = ids[:, None].astype(jnp.int32) == numbers[:, None, None]
     masks &= (classes > 0)[..., None, None]
     labels = jnp.where(jnp.any(masks, axis=(-2, -1)), classes, 0).astype(jnp.int32)
-    return {"boxes": find_mask_boxes(masks), "labels": labels, "masks": masks}
+    ignored = ids == IGNORED_ID
+    if sizes is not None:
+        rows, columns = (jnp.arange(n) for n in ids.shape[1:])
+        ignored &= (rows < sizes[:, :1])[:, :, None] & (columns < sizes[:, 1:])[:, None]
+    boxes = find_mask_boxes(masks)
+    return {"boxes": boxes, "labels": labels, "masks": masks, "ignored": ignored}
 
 
 def select_detections(

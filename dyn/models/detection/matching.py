@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from dyn.ops.boxes import find_covered_share
 from dyn.ops.sharding import map_batch
 
 Array = jax.Array
@@ -55,11 +56,23 @@ def match_boxes(
     return Matches(jnp.argmax(iou, axis=-2).astype(jnp.int32), kinds.astype(jnp.int32))
 
 
-def ignore_uncounted(kinds: Array, targets: Mapping[str, Array]) -> Array:
-    """Returns kinds `[B, N]`, `IGNORED` for the pictures that `counts` `[B]` of the targets leaves out."""
-    if "counts" not in targets:
-        return kinds
-    return jnp.where(targets["counts"][:, None], kinds, IGNORED)
+def ignore_uncounted(kinds: Array, boxes: Array, targets: Mapping[str, Array]) -> Array:
+    """Returns the kinds of boxes, `IGNORED` for those that have no part in the losses.
+
+    These are all of the pictures that `counts` `[B]` of the targets leaves out, and negative ones whose part
+    in the picture is `ignored` `[B, H, W]` by more than half.
+
+    Args:
+        kinds: `[B, N]` of `Matches`.
+        boxes: `[B, N, 4]`.
+        targets: those of the network; either may be missing.
+    """
+    if "ignored" in targets:
+        unknown = find_covered_share(boxes, targets["ignored"]) > 0.5
+        kinds = jnp.where(unknown & (kinds == NEGATIVE), IGNORED, kinds)
+    if "counts" in targets:
+        kinds = jnp.where(targets["counts"][:, None], kinds, IGNORED)
+    return kinds
 
 
 def sample_kinds(key: Array, kinds: Array, number: int, share: float) -> tuple[Array, Array]:

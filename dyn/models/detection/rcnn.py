@@ -108,9 +108,10 @@ class FasterRCNN(CheckedModule):
         Args:
             x: pictures `[B, H, W, C]`.
             targets: `boxes` `[B, G, 4]`, `labels` int `[B, G]` with 0 for a row without an object, and for
-                masks `masks` `[B, G, H, W]`; see `make_targets`. `counts` bool `[B]`, which may be left
-                out, is False for pictures without a part in the losses, such as those that fill up a
-                batch. Samples need the rng `sampling`.
+                masks `masks` `[B, G, H, W]`; see `make_targets`. Two may be left out: `ignored` bool
+                `[B, H, W]`, pixels that do not teach what background is; and `counts` bool `[B]`, False for
+                pictures without a part in the losses, such as those that fill up a batch. Samples need the
+                rng `sampling`.
             sizes: int `[B, 2]`, height and width of each picture without its filling; None for H and W.
             train: whether norms use (and update) batch statistics, unless they are frozen.
 
@@ -360,7 +361,8 @@ def sample_anchors(
     matches = match_boxes(
         box_iou(boxes, anchors), exists, s.anchor_positive, s.anchor_negative, restore=True
     )
-    kinds = ignore_uncounted(matches.kinds, targets)
+    everywhere = jnp.broadcast_to(anchors, (len(boxes), *anchors.shape))
+    kinds = ignore_uncounted(matches.kinds, everywhere, targets)
     positive, negative = sample_kinds(key, kinds, s.anchor_samples, s.anchor_share)
     return encode_matches(boxes, matches.objects, anchors, positive), positive, negative
 
@@ -388,7 +390,8 @@ def sample_proposals(
     candidates = jnp.concatenate([proposals.boxes, boxes], axis=1)
     usable = jnp.concatenate([proposals.exists, exists], axis=1)
     matches = match_boxes(box_iou(boxes, candidates), exists, s.box_positive, s.box_positive)
-    kinds = ignore_uncounted(jnp.where(usable, matches.kinds, IGNORED), targets)
+    kinds = jnp.where(usable, matches.kinds, IGNORED)
+    kinds = ignore_uncounted(kinds, candidates, targets)
     chosen = sample_kinds(key, kinds, s.box_samples, s.box_share)
     index, sampled = gather_chosen(*chosen, s.box_samples)
     rois, objects = take(candidates, index), take(matches.objects, index)

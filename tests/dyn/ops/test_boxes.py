@@ -12,6 +12,7 @@ from dyn.ops import (
     clip_boxes,
     decode_boxes,
     encode_boxes,
+    find_covered_share,
     find_mask_boxes,
     generalized_box_iou,
 )
@@ -138,3 +139,16 @@ def test_boxes_of_masks(rng):
         y, x = np.nonzero(mask)
         assert box.tolist() == [x.min(), y.min(), x.max() + 1, y.max() + 1]
     assert boxes[2].tolist() == [0, 0, 0, 0]
+
+
+def test_covered_shares_are_those_of_a_loop(rng):
+    masks = rng.uniform(size=(2, 9, 11)) > 0.6
+    corners = rng.uniform(-4, 14, (2, 30, 2, 2))
+    boxes = np.concatenate([corners.min(2), corners.max(2)], -1).astype(np.float32)
+    boxes[:, 0], boxes[:, 1] = [-9, -9, -1, -1], [3, 4, 3, 8]  # outside, and without area
+    shares = jax.jit(find_covered_share)(boxes, masks)
+    for mask, row, found in zip(masks, boxes, shares, strict=True):
+        for box, share in zip(row, found, strict=True):
+            x1, y1, x2, y2 = np.clip(np.round(box), 0, [11, 9, 11, 9]).astype(int)
+            part = mask[y1:y2, x1:x2]
+            assert share == pytest.approx(part.mean() if part.size else 0, abs=1e-6)

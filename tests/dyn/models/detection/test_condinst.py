@@ -17,6 +17,7 @@ from dyn.models.detection.condinst import (
     draw_masks,
     list_places,
     place_boxes,
+    read_places,
 )
 
 PICTURE = jax.ShapeDtypeStruct((2, 64, 64, 3), jnp.float32)
@@ -76,13 +77,29 @@ def test_perfect_predictions_cost_little():
     right = jnp.where(positive[0, :, None] & (jnp.arange(3) == 1), 20.0, -20.0)
     logits = jnp.log(centre / (1 - centre))
     perfect = Predictions(right[None], edges[None], logits[None], jnp.zeros((1, 64, 0)))
-    arguments = (points, boxes, labels, objects, positive, TINY_CONDINST)
+    counts = jnp.ones_like(positive)
+    arguments = (points, boxes, labels, objects, positive, counts, TINY_CONDINST)
     losses = jax.jit(lambda p: compute_dense_losses(p, *arguments))(perfect)
     assert losses["classifier"] < 1e-6 and abs(losses["boxes"]) < 1e-6
     entropy = -(centre * jnp.log(centre) + (1 - centre) * jnp.log(1 - centre))
     expected = np.mean(entropy[positive[0]])
     np.testing.assert_allclose(losses["centerness"], expected, rtol=1e-4)
     np.testing.assert_allclose(place_boxes(points, edges)[3], boxes[0, 0], atol=1e-5)
+
+
+def test_ignored_places_teach_no_background():
+    places = list_places([(8, 6), (1, 1)], (8, 96), interest=8)
+    mask = np.zeros((1, 64, 48), bool)
+    mask[0, 20, 12], mask[0, 48, 47] = True, True  # one is the nearest of the coarse level's place (48, 48)
+    assert np.flatnonzero(read_places(jnp.asarray(mask), places)[0]).tolist() == [13, 48]
+    x, targets = make_batch()
+    targets |= {"labels": jnp.zeros_like(targets["labels"]), "ignored": jnp.ones((2, 64, 64), bool)}
+    rngs = {"sampling": jax.random.key(0)}
+    compute = jax.jit(partial(NET.apply, rngs=rngs))
+    variables = filled(NET, PICTURE)
+    assert compute(variables, x, targets)["classifier"] == 0
+    targets["ignored"] &= jnp.arange(64) < 32
+    assert compute(variables, x, targets)["classifier"] > 0
 
 
 def test_parameters_have_fixed_names():

@@ -22,6 +22,15 @@ def test_targets_follow_from_a_map():
     assert targets["boxes"][0].tolist() == [[3, 2, 9, 5], [1, 6, 2, 7], [0, 0, 0, 0]]
     assert targets["boxes"][1, 2].tolist() == [9, 1, 10, 12]
     assert targets["masks"].sum((2, 3)).tolist() == [[18, 1, 0], [0, 0, 11]]
+    assert np.argwhere(targets["ignored"][1]).tolist() == [[0, 9]]
+    assert targets["ignored"][0].sum() == 10 and targets["ignored"][0, 5].all()
+
+
+def test_the_filling_of_a_picture_is_background():
+    ids = np.full((2, 6, 8), 255, np.uint8)
+    sizes = np.array([[6, 8], [2, 3]])
+    ignored = jax.jit(make_targets)(ids, np.array([[1], [1]]), sizes)["ignored"]
+    assert ignored[0].all() and ignored[1, :2, :3].all() and ignored[1].sum() == 6
 
 
 def select_by_loop(scores, codes, proposals, size, threshold, iou, number):

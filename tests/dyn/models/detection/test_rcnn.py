@@ -11,7 +11,7 @@ from layer_cases import filled, init_shapes, shapes_of
 
 from dyn.layers import ODConv
 from dyn.layers.norms import GroupNorm
-from dyn.models import FasterRCNN, MaskRCNN, MobileNetV2, RCNNSettings, ResNet18
+from dyn.models import FasterRCNN, MaskRCNN, MobileNetV2, RCNNSettings, ResNet18, make_targets
 from dyn.models.detection.matching import IGNORED, NEGATIVE, POSITIVE, ignore_uncounted
 from dyn.models.detection.proposals import Proposals
 from dyn.models.detection.rcnn import sample_anchors, sample_proposals
@@ -88,9 +88,11 @@ def test_a_picture_that_does_not_count_has_no_samples():
     _, targets = make_batch()
     boxes = targets["boxes"][0]
     kinds = jnp.array([[POSITIVE, NEGATIVE], [POSITIVE, NEGATIVE]])
-    assert (ignore_uncounted(kinds, targets) == kinds).all()
+    both = jnp.stack([boxes, boxes])
+    assert (ignore_uncounted(kinds, both, targets) == kinds).all()
     targets["counts"] = jnp.array([True, False])
-    assert ignore_uncounted(kinds, targets).tolist() == [[POSITIVE, NEGATIVE], [IGNORED, IGNORED]]
+    found = ignore_uncounted(kinds, both, targets).tolist()
+    assert found == [[POSITIVE, NEGATIVE], [IGNORED, IGNORED]]
     key = jax.random.key(0)
     _, positive, negative = sample_anchors(targets, key, anchors=boxes, settings=TINY)
     assert (positive | negative)[0].any() and not (positive | negative)[1].any()
@@ -185,3 +187,19 @@ def test_a_backbone_with_too_few_sizes_is_refused():
     net = FasterRCNN(4, partial(ResNet18, num_classes=None, output_stride=16), RCNNSettings())
     with pytest.raises(ValueError, match=r"4 sizes.*output_stride=None"):
         init_shapes(net, PICTURE)
+
+
+def test_ignored_pixels_teach_no_background():
+    """Two objects, of which the second has 255: its anchors and proposals are left out of the losses."""
+    first, second, empty = ([4.0, 4, 20, 20], [32.0, 32, 48, 48], [32.0, 4, 48, 20])
+    ids = np.zeros((1, 64, 64), np.uint8)
+    ids[0, 4:20, 4:20], ids[0, 32:48, 32:48] = 1, 255
+    targets, key = make_targets(ids, jnp.array([[2]])), jax.random.key(0)
+    boxes = jnp.array([first, second, empty])
+    _, positive, negative = sample_anchors(targets, key, anchors=boxes, settings=TINY)
+    assert positive.tolist() == [[True, False, False]]
+    assert negative.tolist() == [[False, False, True]]
+    proposals = Proposals(boxes[None], jnp.ones((1, 3)), jnp.ones((1, 3), bool))
+    rois = sample_proposals(proposals, targets, key, settings=TINY)
+    sampled = np.asarray(rois["boxes"][rois["exists"]]).tolist()
+    assert first in sampled and empty in sampled and second not in sampled
