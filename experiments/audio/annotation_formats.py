@@ -60,12 +60,14 @@ class Table(NamedTuple):
         lines: the rows that are not empty.
         is_raven: whether times count from the first of the files that Raven has opened as one.
         names: the columns that the format may have under each name, for messages.
+        is_empty: whether it has nothing but a header; unlike one whose rows nobody has judged.
     """
 
     columns: set[str]
     lines: list[Line]
     is_raven: bool = False
     names: Mapping[str, Sequence[str]] = COLUMNS
+    is_empty: bool = False
 
 
 def detect_format(cells: Sequence[str], tabs: bool = False, label_column: str = "") -> str:
@@ -129,9 +131,21 @@ def read_label_track(header: Sequence[str], rows: Sequence[Row], label_column: s
 
 
 def read_raven(header: Sequence[str], rows: Sequence[Row], label_column: str = "") -> Table:
-    """Returns a selection table; rows of BirdNET-Analyzer that say that nothing was heard are left out."""
+    """Returns a selection table; rows of BirdNET-Analyzer that say that nothing was heard are left out.
+
+    Times count from the first of several files: without File Offset (s) those in the others are unknown.
+    """
     table = read_plain(header, rows, label_column)
     lines = table.lines
+    named = [line for line in lines if line[1].get("file")]
+    if "offset" not in table.columns and len({cells["file"] for _, cells in named}) > 1:
+        begins = [parse_number(cells["start"]) for _, cells in named]
+        begins = [math.inf if begin is None else begin for begin in begins]
+        first = named[begins.index(min(begins))][1]["file"]
+        lines = [
+            (number, cells if cells["file"] in ("", first) else {**cells, "offset": ""})
+            for number, cells in lines
+        ]
     if "species code" in _clean(header):
         lines = [line for line in lines if line[1].get("label") != _NO_CALL]
     return table._replace(lines=lines, is_raven=True)

@@ -8,10 +8,11 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from experiments.audio import raven, tables
+from experiments.audio import corrections, matching, raven, tables
 from experiments.audio.annotation_formats import parse_number
+from experiments.audio.matching import NameIndex, normalize
 from experiments.core.errors import UserError
 from experiments.core.files import write_text
 from experiments.core.listing import list_files
@@ -89,11 +90,12 @@ def read_annotations(
         UserError: if a table that `source` names, or all of a folder, cannot be used.
     """
     folder, names = Path(folder), list(names)
+    known = NameIndex(names)
     if source:
         sources = _split_sources(source)
         if not sources:
             raise UserError(f"--config.audio.annotations={source} names no table.")
-        tables_read = [_read_source(one, label_column, names) for one in sources]
+        tables_read = [_read_source(one, label_column, known) for one in sources]
         return match_recordings(_join_tables(tables_read, source), folder, names)
     rows, files, skipped, texts_by_folder = [], [], [], {}
     for name in names:
@@ -102,7 +104,7 @@ def read_annotations(
             texts_by_folder[parent] = _list_texts(parent)
         for path in find_own_tables(folder / name, texts_by_folder[parent]):
             try:
-                table_rows, table_skipped = _load_raven_table(path, name, label_column)
+                table_rows, table_skipped = _load_raven_table(path, name, label_column, known)
             except (
                 ValueError
             ) as error:  # Nothing is known of its recording: it is not a silent one.
@@ -118,17 +120,19 @@ def read_annotations(
 def find_own_tables(recording: str | os.PathLike, texts: Sequence[str] | None = None) -> list[Path]:
     """Returns X.wav's tables: X.Table.1.selections.txt and the like, X.selections.txt, X.labels.txt, X.txt.
 
-    They are Raven's selection tables or Audacity's label tracks. `texts` are the sorted names in its folder
-    that end in .txt; None lists them.
+    They are Raven's selection tables or Audacity's label tracks. `texts` are the names in its folder that
+    end in .txt, sorted after `normalize`; None lists them.
     """
     recording = Path(recording)
     texts = _list_texts(recording.parent) if texts is None else texts
     found = []
-    for name in texts[bisect.bisect_left(texts, recording.stem) :]:
-        if not name.startswith(recording.stem):
+    own_name, own_stem = normalize(recording.name), normalize(recording.stem)
+    for file in texts[bisect.bisect_left(texts, own_stem, key=normalize) :]:
+        name = normalize(file)
+        if not name.startswith(own_stem):
             break
-        path = recording.with_name(name)
-        for stem in (recording.name, recording.stem):
+        path = recording.with_name(file)
+        for stem in (own_name, own_stem):
             rest = name.removeprefix(stem).lower()
             named = re.fullmatch(r"\.table\.\d+(\..*)?\.txt|\.(selections|labels)\.txt", rest)
             # Predictions of programs have other names, and a .txt may hold anything.
@@ -148,15 +152,18 @@ def read_raven_table(
     over several files, the selections in this one are read.
     """
     try:
-        return _load_raven_table(Path(path), file, label_column)
+        return _load_raven_table(Path(path), file, label_column, NameIndex([str(file)]))
     except ValueError as error:
         return [], [(Path(path).name, str(error))]
 
 
 def _load_raven_table(
-    path: Path, file: str, label_column: str
+    path: Path, file: str, label_column: str, known: NameIndex
 ) -> tuple[list[Annotation], list[tuple[str, str]]]:
-    """Returns the annotations of a Raven table; raises a ValueError with the reason if it is unusable."""
+    """Returns the annotations of a Raven table; raises a ValueError with the reason if it is unusable.
+
+    `known` are all recordings.
+    """
     try:
         table = tables.read_table(path, label_column)
     except (OSError, ValueError) as error:
@@ -167,7 +174,7 @@ def _load_raven_table(
     if missing:
         names = [label_column if n == "label" and label_column else n for n in missing]
         raise ValueError(f"it has no column {', '.join(names)}")
-    lines, elsewhere = tables.select_file(table.lines, file)
+    lines, elsewhere = tables.select_file(table.lines, file, known)
     skipped = [(f"{path.name}, line {number}", f"it is in {other}") for number, other in elsewhere]
     rows: list[Annotation] = []
     for number, cells in tables.drop_views(lines):
@@ -179,13 +186,13 @@ def _load_raven_table(
 def read_csv_table(
     path: str | os.PathLike,
     label_column: str = "",
-    names: Sequence[str] = (),
+    owner: str = "",
     flag: str = "--config.audio.annotations=",
 ) -> Annotations:
     """Reads annotations of many recordings from a table; keeps their names as they are written.
 
-    A table that names no recordings belongs to the one of `names` whose name its own begins with. Messages
-    have the `flag` before the path.
+    A table that names no recordings, or has no rows, belongs to the recording `owner`, '' if there is none.
+    Messages have the `flag` before the path.
 
     Raises:
         UserError: if the file cannot be read, a column is missing, or a recording is in two splits.
@@ -196,7 +203,8 @@ def read_csv_table(
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{flag}{path} cannot be read: {reason}.") from error
-    owner = "" if "file" in table.columns else find_owner(path.name, names)
+    if "file" in table.columns and not table.is_empty:
+        owner = ""
     for name in ("start", "end", "label") if owner else ("file", "start", "end", "label"):
         if name not in table.columns:
             known = [label_column] if name == "label" and label_column else table.names[name]
@@ -213,21 +221,6 @@ def read_csv_table(
                     f"{split}; windows of one recording stay together."
                 )
     return Annotations(rows, list(files), splits, skipped)
-
-
-def find_owner(table: str, names: Iterable[str]) -> str:
-    """Returns the recording that a table's name begins with, the longest of several; '' for none.
-
-    Example:
-        >>> find_owner("s1_0600.BirdNET.results.txt", ["a/s1.wav", "a/s1_0600.wav"])
-        'a/s1_0600.wav'
-    """
-    found: dict[str, str] = {}
-    for name in names:
-        for stem in (PurePosixPath(name).name, PurePosixPath(name).stem):
-            if table == stem or table.startswith(f"{stem}."):
-                found[stem] = "" if found.get(stem, name) != name else name
-    return found[max(found, key=len)] if found else ""
 
 
 def clip_annotations(
@@ -278,7 +271,7 @@ def extract_label(name: str, pattern: str = "") -> str | None:
         >>> extract_label("wren/2019/a.wav"), extract_label("wren 3.wav", r"(\\w+) \\d")
         ('wren', 'wren')
     """
-    expression = compile_pattern(pattern, "label_pattern")
+    expression, name = compile_pattern(pattern, "label_pattern"), normalize(name)
     if expression is None:
         folder, inside, _ = name.partition("/")
         return folder if inside else None
@@ -327,16 +320,20 @@ def _split_sources(source: str) -> list[Path]:
     return [Path(word.strip()).expanduser() for word in source.split(",") if word.strip()]
 
 
-def _read_source(source: Path, label_column: str, names: Sequence[str]) -> Annotations:
+def _read_source(source: Path, label_column: str, known: NameIndex) -> Annotations:
     """Reads a table, or all those in a folder, of which the unusable ones are listed."""
     if not source.is_dir():
-        return read_csv_table(source, label_column, names)
+        return read_csv_table(source, label_column, known.find_owners([source])[source])
     found, skipped = [], []
     paths = [path for path in list_files(source) if path.suffix.lower() in TABLE_SUFFIXES]
+    owners, repeated = known.find_owners(paths), corrections.find_repeated(paths)
     for path in paths:
         name = path.relative_to(source).as_posix()
+        if path in repeated:
+            skipped.append((name, repeated[path]))
+            continue
         try:
-            found.append(read_csv_table(path, label_column, names))
+            found.append(read_csv_table(path, label_column, owners[path]))
         except UserError as error:
             reason = str(error).removeprefix(f"--config.audio.annotations={path} ")
             skipped.append((name, reason.removesuffix(".")))
@@ -371,33 +368,16 @@ def _join_tables(found: Sequence[Annotations], source: str) -> Annotations:
 
 
 def match_recordings(table: Annotations, folder: Path, names: Sequence[str]) -> Annotations:
-    """Replaces the files of a table by names of recordings, matched by path, or by a unique file name."""
-    known = {}
-    for name in names:
-        # A name that two recordings share matches neither.
-        for short in {PurePosixPath(name).name, PurePosixPath(name).stem}:
-            known[short] = None if short in known else name
-    known |= {PurePosixPath(name).with_suffix("").as_posix(): name for name in names}
-    known |= {name: name for name in names}
-    top = folder.absolute().as_posix().rstrip("/") + "/"
-    matched, skipped = {}, list(table.skipped)
-    for file in table.files:
-        short = file.replace("\\", "/").removeprefix("file://").removeprefix(top).removeprefix("./")
-        last = short.rsplit("/")[-1]
-        name = known[short] if short in known else known.get(last)
-        if name is None:
-            several = short in known or last in known
-            problem = "more than one recording has" if several else "no recording has"
-            skipped.append((file, f"it is annotated, but {problem} this name"))
-        else:
-            matched[file] = name
+    """Replaces the files of a table by names of recordings; see `matching.match_files`."""
+    matched, skipped = matching.match_files(table.files, folder, names)
     rows = [
         dataclasses.replace(row, file=matched[row.file])
         for row in table.rows
         if row.file in matched
     ]
     splits = {matched[file]: split for file, split in table.splits.items() if file in matched}
-    return Annotations(rows, list(dict.fromkeys(matched.values())), splits, skipped)
+    files = list(dict.fromkeys(matched.values()))
+    return Annotations(rows, files, splits, [*table.skipped, *skipped])
 
 
 def _parse_row(
@@ -422,12 +402,13 @@ def _parse_row(
         return False
     band = (parse_number(cells.get(name, "")) for name in ("low", "high"))
     score = parse_number(cells.get("score", ""))
-    label, positive = cells["label"], _KINDS[kind]
+    label, positive = normalize(cells["label"]), _KINDS[kind]
     place, is_clip = (cells["file"], start, end), "clip" in cells
     rows.append(Annotation(*place, label, positive, *band, origin, score, is_clip))
     return True
 
 
 def _list_texts(folder: Path) -> list[str]:
-    """Returns the sorted names in a folder that end in .txt."""
-    return sorted(name for name in os.listdir(folder) if name.lower().endswith(".txt"))
+    """Returns the names in a folder that end in .txt, sorted after `normalize`."""
+    names = (name for name in os.listdir(folder) if name.lower().endswith(".txt"))
+    return sorted(names, key=normalize)

@@ -1,4 +1,4 @@
-"""Tables of annotations: which rows belong to a recording, and intervals in seconds."""
+"""Tables as people and programs save them; rows of a recording, and intervals in seconds."""
 
 import csv
 import io
@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from experiments.audio import annotation_formats
-from experiments.audio.annotation_formats import Line, Table, parse_number
+from experiments.audio.annotation_formats import Line, Row, Table, parse_number
+from experiments.audio.matching import NameIndex
 from experiments.core import text
 from experiments.core.escaping import restore_cell
 
@@ -18,20 +19,47 @@ _HEAD = 10_000  # Characters in which a table's header ends.
 
 
 def read_table(path: Path, label_column: str = "") -> Table:
-    """Reads a table in any of `annotation_formats`, in any usual encoding.
+    """Reads a table of annotations in any of `annotation_formats`; see `read_records`.
 
-    Its values are separated by tabs, commas or semicolons.
+    A label track without labels is an empty file.
 
     Raises:
         OSError, ValueError: if it cannot be read, or has no line.
     """
-    file = io.StringIO(text.read_text(path), newline="")
+    content = text.read_text(path)
+    if not content.strip() and path.name.lower().endswith(".labels.txt"):
+        return Table({"start", "end", "label"}, [], is_empty=True)
+    header, rows, tabs = _read_rows(content)
+    kind = annotation_formats.detect_format(header, tabs, label_column)
+    table = annotation_formats.READERS[kind](header, rows, label_column)
+    return table._replace(is_empty=not rows)
+
+
+def read_records(path: Path) -> list[dict[str, str]]:
+    """Reads the rows of a table by the names of its columns, in any usual encoding.
+
+    Its values are separated by tabs, commas or semicolons; a cell that a short row lacks is empty.
+
+    Raises:
+        OSError, ValueError: if it cannot be read, has no line, or one with more cells than the header.
+    """
+    header, rows, _ = _read_rows(text.read_text(path))
+    for number, row in rows:
+        if any(cell.strip() for cell in row[len(header) :]):  # For example 0,7 between commas.
+            raise ValueError(f"line {number} has more cells than the header")
+    names, empty = [cell.strip() for cell in header], [""] * len(header)
+    return [dict(zip(names, [*row, *empty], strict=False)) for _, row in rows]
+
+
+def _read_rows(content: str) -> tuple[list[str], list[Row], bool]:
+    """Returns the header of a table, its other rows that are not empty, and whether tabs separate them."""
+    file = io.StringIO(content, newline="")
     head = next((line for line in file if line.strip()), "")
     if not head:
         raise ValueError("it is empty")
     file.seek(0)
     tabs = "\t" in head
-    kind = annotation_formats.detect_format(head.rstrip("\r\n").split("\t"), tabs, label_column)
+    kind = annotation_formats.detect_format(head.rstrip("\r\n").split("\t"), tabs)
     is_raw = tabs and kind in ("raven", "audacity")  # These do not quote.
     if is_raw:
         reader = csv.reader(file, delimiter="\t", quoting=csv.QUOTE_NONE)
@@ -52,8 +80,7 @@ def read_table(path: Path, label_column: str = "") -> Table:
     except csv.Error as error:
         quote = "" if is_raw else "; perhaps a quotation mark is not closed"
         raise ValueError(f"after line {last}: {error}{quote}") from error
-    kind = annotation_formats.detect_format(header, tabs, label_column)
-    return annotation_formats.READERS[kind](header, rows, label_column)
+    return header, rows, tabs
 
 
 def is_annotation_text(path: Path) -> bool:
@@ -83,10 +110,13 @@ def drop_views(lines: Iterable[Line]) -> Iterator[Line]:
         yield number, cells
 
 
-def select_file(lines: Sequence[Line], file: str) -> tuple[list[Line], list[tuple[int, str]]]:
-    """Separates the lines of a recording from those of others in a table over several files.
+def select_file(
+    lines: Sequence[Line], file: str, known: NameIndex
+) -> tuple[list[Line], list[tuple[int, str]]]:
+    """Separates the lines of a recording from those of others in a table next to it.
 
-    A table of one file belongs to the recording next to it, which may have been renamed.
+    A table of one file belongs to the recording next to it, which may have been renamed, unless that file is
+    another of the `known` recordings in the folder.
 
     Returns:
         Its lines, and the number of each other line and the file that it names.
@@ -94,12 +124,20 @@ def select_file(lines: Sequence[Line], file: str) -> tuple[list[Line], list[tupl
     names = [
         PurePosixPath(cells.get("begin_file", "").replace("\\", "/")).name for _, cells in lines
     ]
-    if len(set(names) - {""}) < 2:
+    folder = PurePosixPath(file).parent
+    candidates = {
+        name: [
+            candidate
+            for candidate in known.find((folder / name).as_posix())[0]
+            if PurePosixPath(candidate).parent == folder
+        ]
+        for name in set(names) - {""}
+    }
+    if len(candidates) < 2 and not any(candidates.values()):
         return list(lines), []
-    own = {PurePosixPath(file).name.lower(), PurePosixPath(file).stem.lower(), ""}
     selected, elsewhere = [], []
     for line, name in zip(lines, names, strict=True):
-        if name.lower() in own:
+        if not name or str(file) in candidates[name]:
             selected.append(line)
         else:
             elsewhere.append((line[0], name))
@@ -110,6 +148,8 @@ def parse_interval(cells: dict[str, str], is_raven: bool) -> tuple[float, float]
     """Returns start and end in the recording in seconds; raises a ValueError with what is wrong."""
     values = {}
     for name in ("start", "end", "offset") if is_raven and "offset" in cells else ("start", "end"):
+        if name == "offset" and not cells[name]:
+            raise ValueError("its time in its file is unknown: add Raven's column File Offset (s)")
         values[name] = parse_number(cells[name])
         if values[name] is None:
             raise ValueError(f"its {name}, '{cells[name]}', is not a number")

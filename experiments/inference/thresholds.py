@@ -1,12 +1,13 @@
 """Thresholds of the classes: the lowest score with which each is detected."""
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from experiments.core import files
+from experiments.audio.annotation_formats import parse_number
+from experiments.audio.matching import normalize
+from experiments.audio.tables import read_records
 from experiments.core.errors import UserError, suggest_nearest
 
 TABLES = {"run": "per_class.csv", "precision": "thresholds.csv"}
@@ -59,17 +60,24 @@ def _read_thresholds(classes: Sequence[str], run: Path, threshold: str) -> np.nd
 def _read_table(classes: Sequence[str], path: Path, threshold: str) -> np.ndarray:
     """Returns the thresholds in a table; a class with an empty cell has the usual one."""
     try:
-        rows = files.read_csv_records(path)
-        column = next(name for name in _COLUMNS if rows and name in rows[0])
-        found = {row["label"]: float(row[column] or _DEFAULT) for row in rows}
-    except (OSError, csv.Error) as error:
+        rows = read_records(path)
+    except (OSError, ValueError) as error:
         raise UserError(f"--threshold={threshold}: {path} cannot be read ({error}).") from error
-    except (ValueError, KeyError, StopIteration) as error:
+    column = next((name for name in _COLUMNS if rows and name in rows[0]), "")
+    if not column or "label" not in rows[0]:
         raise UserError(
             f"--threshold={threshold}: {path} is no table with the columns label and {' or '.join(_COLUMNS)}."
-        ) from error
-    missing = [name for name in classes if name not in found]
-    if missing or not all(0 <= found[name] <= 1 for name in classes):
-        what = f"no threshold of {missing[0]}" if missing else "a threshold that is not 0 to 1"
-        raise UserError(f"--threshold={threshold}: {path} has {what}.")
-    return np.array([found[name] for name in classes], np.float32)
+        )
+    cells = {normalize(row["label"]): row[column].strip() for row in rows}
+    numbers = []
+    for name in classes:
+        if normalize(name) not in cells:
+            raise UserError(f"--threshold={threshold}: {path} has no threshold of {name}.")
+        cell = cells[normalize(name)]
+        number = parse_number(cell) if cell else _DEFAULT
+        if number is None or not 0 <= number <= 1:
+            raise UserError(
+                f"--threshold={threshold}: {path} has '{cell}' for {name}, which is not 0 to 1."
+            )
+        numbers.append(number)
+    return np.array(numbers, np.float32)

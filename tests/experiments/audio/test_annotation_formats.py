@@ -1,10 +1,12 @@
 """Annotations as other programs write them, each format read from a table of its own."""
 
 import itertools
+from pathlib import Path
 
 import pytest
 
 from experiments.audio import annotations
+from experiments.audio.matching import NameIndex
 from experiments.core.errors import UserError
 
 NAMES = ["a.wav", "b/b.wav"]
@@ -93,8 +95,29 @@ def test_a_bad_table_among_good_ones_is_listed(tmp_path):
 def test_tables_without_a_name_belong_to_the_longest_that_fits():
     names = ["x/s1.wav", "x/s1.2.wav", "y/t.wav", "z/t.wav"]
     tables = ("s1.2.Table.1.selections.txt", "s1.txt", "t.txt", "s11.txt")
-    owners = [annotations.find_owner(table, names) for table in tables]
-    assert owners == ["x/s1.2.wav", "x/s1.wav", "", ""]
+    owners = NameIndex(names).find_owners(map(Path, tables))
+    assert list(owners.values()) == ["x/s1.2.wav", "x/s1.wav", "", ""]
+    assert set(NameIndex(names).find_owners([Path("Z/T.WAV.txt")]).values()) == {"z/t.wav"}
+    assert set(NameIndex(["a.flac"]).find_owners([Path(".txt"), Path("..txt")]).values()) == {""}
+    # Of recorders that give the same names, only one is here; two observers have a table each.
+    owners = NameIndex(["s1/t.wav"]).find_owners([Path("s1/t.txt"), Path("s2/t.txt")])
+    assert list(owners.values()) == ["s1/t.wav", ""]
+    owners = NameIndex(["s1/t.wav"]).find_owners([Path("anna/t.txt"), Path("ben/t.txt")])
+    assert set(owners.values()) == {"s1/t.wav"}
+
+
+def test_a_table_without_rows_says_that_nothing_is_there(tmp_path):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    head = TABLES["raven"].splitlines()[0]
+    (folder / "a.dyn.selections.txt").write_text(head + "\n")
+    (folder / "b.labels.txt").write_text("")
+    found = annotations.read_annotations(tmp_path, NAMES, str(folder))
+    assert found.files == NAMES and not found.rows and not found.skipped
+    # Nobody has judged these.
+    (folder / "a.dyn.selections.txt").unlink()
+    (folder / "a.csv").write_text("file,start,end,label,mark\na.wav,0,1,wren,\n")
+    assert annotations.read_annotations(tmp_path, NAMES, str(folder)).files == ["b/b.wav"]
 
 
 VARIATIONS = list(itertools.product(("utf-8", "utf-8-sig", "utf-16"), ("\n", "\r\n"), ("\t", ";")))
@@ -102,12 +125,12 @@ VARIATIONS = list(itertools.product(("utf-8", "utf-8-sig", "utf-16"), ("\n", "\r
 
 def test_usual_variations_of_raven_tables(tmp_path):
     """Encodings, line ends, separators, decimal commas, extra and missing columns, and several views."""
-    head = "Selection;View;Begin Time (s);End Time (s);Delta Time (s);Begin File;Annotation;Notes"
+    head = "Selection;View;Begin Time (s);End Time (s);File Offset (s);Begin File;Annotation;Notes"
     rows = [
-        "1;Waveform 1;0,5;2,0;1,5;a.wav;wren;",
-        "1;Spectrogram 1;0,5;2,0;1,5;a.wav;wren;",
-        "2;Spectrogram 1;1,0;3,0;2,0;b.wav;wren;far away",
-        "3;Spectrogram 1;4;5;1;b.wav;robin",
+        "1;Waveform 1;0,5;2,0;0,5;a.wav;wren;",
+        "1;Spectrogram 1;0,5;2,0;0,5;a.wav;wren;",
+        "2;Spectrogram 1;61,0;63,0;1,0;b.wav;wren;far away",
+        "3;Spectrogram 1;64;65;4;b.wav;robin",
     ]
     for encoding, end, separator in VARIATIONS:
         text = end.join([head, *rows, ""]).replace(";", separator)

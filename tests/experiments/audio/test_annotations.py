@@ -1,6 +1,7 @@
 import dataclasses
 import datetime
 import itertools
+import unicodedata
 
 import numpy as np
 import pytest
@@ -182,10 +183,11 @@ def test_csv_files_match_recordings(table, tmp_path):
     rows = [
         ["s1/a.wav", "train"],
         [str(tmp_path / "s1/b.wav"), "test"],
-        ["C:\\birds\\a.wav", "train"],
+        ["C:\\birds\\s1\\A.wav", "train"],
         ["c", "validation"],
         ["b.wav", "test"],
         ["gone.wav", "test"],
+        ["s3/a.wav", "test"],
     ]
     path = table(
         "labels.csv",
@@ -200,6 +202,7 @@ def test_csv_files_match_recordings(table, tmp_path):
     assert found.skipped == [
         ("b.wav", "it is annotated, but more than one recording has this name"),
         ("gone.wav", "it is annotated, but no recording has this name"),
+        ("s3/a.wav", "it is annotated, but the only recording of this name may be s1/a.wav"),
     ]
 
 
@@ -220,6 +223,20 @@ def test_unusable_csv_is_refused(table, tmp_path):
         annotations.read_csv_table(table("x.csv", header, separator=","))
     with pytest.raises(UserError, match="has no column label: call it Call"):
         annotations.read_csv_table(table("x.csv", [*header, "end"], separator=","), "Call")
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_letters_of_both_forms_are_the_same(table, tmp_path, forms):
+    one, other = (unicodedata.normalize(form, "Grünfink") for form in forms)
+    rows = [[file, 0, 1, label] for file, label in ((f"{one} 1.WAV", one), ("x.wav", other))]
+    path = table("t.csv", ["file", "start", "end", "label"], *rows, separator=",")
+    found = annotations.read_annotations(tmp_path, [f"{other} 1.wav", "x.wav"], str(path))
+    assert [row.file for row in found.rows] == [f"{other} 1.wav", "x.wav"] and not found.skipped
+    assert {row.label for row in found.rows} == {"Grünfink"}
+    assert annotations.extract_label(f"{one}/1.wav") == annotations.extract_label(f"{other}/1.wav")
+    assert annotations.extract_label(f"{one} 1.wav", r"(Grünfink)") == "Grünfink"
+    table(f"{one} 1.Table.1.selections.txt", HEADER, [1, "", 1, 0, 1, 0, "wren"])
+    assert annotations.read_annotations(tmp_path, [f"{other} 1.wav"]).files == [f"{other} 1.wav"]
 
 
 seconds = st.floats(0, 1e5, allow_nan=False)

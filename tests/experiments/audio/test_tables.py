@@ -100,12 +100,39 @@ def test_file_offsets_count_in_tables_over_several_files(read, read_csv):
         Annotation("x.wav", 2.0, 3.5, "wren"),
         Annotation("b.wav", 1.0, 2.2, "robin"),
     ]
-    assert found.skipped == [("all.csv, line 4", "its offset, '', is not a number")]
+    assert [(line, "File Offset (s)" in why) for line, why in found.skipped] == [
+        ("all.csv, line 4", True)
+    ]
     found = read((head + "b.wav,1,2,1,owl\nX.WAV,61,62,1,wren\n").replace(",", "\t"))
     assert describe(found) == [(1, 2, "wren")]
     assert found.skipped == [("x.Table.1.selections.txt, line 2", "it is in b.wav")]
     found = read((head + "renamed.wav,1,2,1,owl\n").replace(",", "\t"))
     assert describe(found) == [(1, 2, "owl")] and not found.skipped
+
+
+def test_a_table_about_the_recording_beside_its_own_is_not_about_its_own(tmp_path):
+    head = "Begin File\tBegin Time (s)\tEnd Time (s)\tFile Offset (s)\tSpecies\n"
+    table = tmp_path / "A.Table.1.selections.txt"
+    table.write_text(head + "B.WAV\t65\t66\t5\twren\n")
+    found = annotations.read_annotations(tmp_path, ["A.wav", "B.wav"])
+    assert not found.rows and found.skipped == [(f"{table.name}, line 2", "it is in B.WAV")]
+    # Not a recording of this folder: A.wav has been renamed.
+    found = annotations.read_annotations(tmp_path, ["A.wav"])
+    assert describe(found) == [(5, 6, "wren")]
+    (tmp_path / "other").mkdir()
+    found = annotations.read_annotations(tmp_path, ["A.wav", "other/B.wav"])
+    assert describe(found) == [(5, 6, "wren")] and found.files == ["A.wav"]
+
+
+def test_times_in_several_files_need_offsets(read, read_csv):
+    head = "Begin File\tBegin Time (s)\tEnd Time (s)\tSpecies\n"
+    rows = ["b.wav\t65\t66\twren\n", "x.wav\t5\t6\twren\n", "b.wav\t70\t71\towl\n"]
+    for found, name in ((read_csv(head + "".join(rows)), "all.csv"), (read(head + rows[1]), "")):
+        assert describe(found) == [(5, 6, "wren")]
+        reason = "its time in its file is unknown: add Raven's column File Offset (s)"
+        assert found.skipped == [(f"{name}, line {line}", reason) for line in (2, 4) if name]
+    found = read(head + rows[1].replace("x.wav", "a.wav") + rows[0].replace("b.wav", "x.wav"))
+    assert not found.rows and "File Offset (s)" in found.skipped[-1][1]
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_thresholds_of_the_classes_are_those_of_the_run(field, tmp_path):
     for number, threshold in enumerate(("run", str(table))):
         predict(trained, [str(field)], tmp_path / f"{number}", threshold=threshold)
         assert read_table(tmp_path / f"{number}" / "predictions.csv") == expected
-    for cells, message in ((["2"] * 3, "not 0 to 1"), (["x"] * 3, "no table"), ([], "no table")):
+    for cells, message in ((["2"] * 3, "not 0 to 1"), (["x"] * 3, "not 0 to 1"), ([], "no table")):
         files.write_csv(table, ["label", "threshold"], zip(CLASSES, cells, strict=False))
         with pytest.raises(UserError, match=message):
             predict(trained, [str(field)], tmp_path / "x", threshold="run")
