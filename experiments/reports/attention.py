@@ -83,13 +83,13 @@ def compute_agreement(tables: Sequence[np.ndarray]) -> float | None:
     Returns:
         1 if all runs order the pairs of classes in the same way, about 0 if they have nothing in common: of
         two random tables of four kernels it is 0 with a standard deviation of 0.46 for 4 classes, 0.17 for 10
-        and 0.06 for 37 (300 draws each). None for fewer than two runs or `MIN_CLASSES` classes, or where a
-        run mixes all classes in the same way.
+        and 0.06 for 37 (300 draws each). None for fewer than two runs or `MIN_CLASSES` classes, for runs with
+        different numbers of classes, or where a run mixes all classes in the same way.
 
     Source:
         Representational similarity analysis: Kriegeskorte, Mur and Bandettini 2008.
     """
-    if len(tables) < 2:
+    if len(tables) < 2 or len({len(table) for table in tables}) > 1:
         return None
     known = ~np.any([np.isnan(table).any(axis=1) for table in tables], axis=0)
     if known.sum() < MIN_CLASSES:

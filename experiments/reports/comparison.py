@@ -67,7 +67,8 @@ class ConfigResults:
         label: the name in tables and figures, unique on this data set.
         runs: the finished runs, by fold and seed.
         difference: to the baseline; None for the baseline itself, and without a seed or fold in common.
-        costs: each of `COSTS` to its median over the runs; None if no run has it.
+        costs: each of `COSTS` to its median over the runs, the time of compiling to its maximum; None if no
+            run has it.
         iou: class to its mean intersection over union; None for a class that is in none of the runs. Empty
             if the task does not measure it.
         published: the result that the study published.
@@ -87,12 +88,18 @@ class ConfigResults:
 class DatasetComparison:
     """All configs on one data set, whose runs are ranked by the same test metric.
 
+    Its runs are those of folds, or those of the data set's own splits, which have other test examples.
     `results` has the baselines first, then the study's other configs in its order, then the rest by name.
     """
 
     dataset: str
     metric: str
     results: Sequence[ConfigResults]
+
+    @property
+    def title(self) -> str:
+        """The data set, and whether the runs are of its folds."""
+        return self.dataset if self.replicates == "seeds" else f"{self.dataset} in folds"
 
     @property
     def runs(self) -> list[Run]:
@@ -113,17 +120,17 @@ class DatasetComparison:
 
 
 def compare_runs(runs: Iterable[Run]) -> list[DatasetComparison]:
-    """Returns a comparison for each data set, by name; for each metric, if runs on a data set differ in it.
+    """Returns a comparison for each data set, by name; one for each metric that ranks, and one for folds.
 
     No two runs may have the same data set, config, fold and seed.
     """
-    groups: dict[tuple[str, str], dict[str, list[Run]]] = {}
+    groups: dict[tuple[str, str, bool], dict[str, list[Run]]] = {}
     for run in runs:
-        by_config = groups.setdefault((run.dataset, run.metric), {})
+        by_config = groups.setdefault((run.dataset, run.metric, run.fold is not None), {})
         by_config.setdefault(run.config, []).append(run)
     return [
         DatasetComparison(dataset, metric, _summarize_configs(by_config, metric))
-        for (dataset, metric), by_config in sorted(groups.items())
+        for (dataset, metric, _), by_config in sorted(groups.items())
     ]
 
 
@@ -153,10 +160,7 @@ def _summarize_configs(by_config: Mapping[str, list[Run]], metric: str) -> list[
                 runs=runs,
                 metrics=_summarize_metrics(runs),
                 difference=differences.get(config),
-                costs={
-                    name: _median_of_known(run.summary_number(name) for run in runs)
-                    for name in COSTS
-                },
+                costs={name: _summarize_cost(name, runs) for name in COSTS},
                 iou=_mean_iou(runs),
                 published=find_published(runs[0].dataset, config, runs[0].settings),
             )
@@ -228,10 +232,12 @@ def compute_signed_rank_p(differences: Sequence[float]) -> float:
     return float(stats.wilcoxon(rounded[rounded != 0]).pvalue)
 
 
-def _median_of_known(values: Iterable[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
+def _summarize_cost(name: str, runs: Sequence[Run]) -> float | None:
+    known = [value for run in runs if (value := run.summary_number(name)) is not None]
     if not known:
         return None
+    if name == "compile_seconds":  # zero for runs that use the program of an earlier one
+        return max(known)
     median = statistics.median(known)
     # Counts stay whole numbers, though the median of an even number of them is a float.
     return int(median) if median == int(median) and isinstance(known[0], int) else median

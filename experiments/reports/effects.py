@@ -28,10 +28,12 @@ class Effect:
         reference: the value that it is compared with.
         split: `validation`, at the best evaluation, or `test`.
         quantity: the metric that ranks, or the loss.
-        mean: the mean difference over the pairs of runs that differ in nothing else.
-        error: its standard error; None for one pair.
-        n: the number of pairs.
-        p: of the two-sided signed-rank test.
+        mean: the mean over the seeds or folds. The difference of each is that of its pairs, the runs that
+            differ in nothing else, on average: runs of one seed share data, and so are not independent.
+        error: the standard error of the mean; None for one seed or fold.
+        pairs: the number of pairs.
+        n: the number of seeds or folds.
+        p: of the two-sided signed-rank test of the differences of the seeds or folds.
         q: p corrected for all tests of this split and quantity, as `correct_for_many` does.
     """
 
@@ -42,6 +44,7 @@ class Effect:
     quantity: str
     mean: float
     error: float | None
+    pairs: int
     n: int
     p: float
     q: float
@@ -126,17 +129,22 @@ def _find_pairs(
 def _summarize(
     setting: str, value: str, reference: str, pairs: Sequence[tuple[Run, Run]]
 ) -> Iterator[Effect]:
-    if setting == "seed":
+    if setting in ("seed", "data.fold"):
         return
     for split, quantity in MEASURES:
-        read = [(_read(old, split, quantity), _read(new, split, quantity)) for old, new in pairs]
-        known = np.array([new - old for old, new in read if old is not None and new is not None])
-        if len(known):
-            error = float(stats.sem(known)) if len(known) > 1 else None
-            p = compute_signed_rank_p(known)
-            mean, n = float(known.mean()), len(known)
+        known: dict[tuple[int, int], list[float]] = {}
+        for old, new in pairs:
+            before, now = (_read(run, split, quantity) for run in (old, new))
+            if before is not None and now is not None:
+                known.setdefault(new.fold_and_seed, []).append(now - before)
+        if known:
+            means = [float(np.mean(differences)) for differences in known.values()]
+            n, number_of_pairs = len(means), sum(map(len, known.values()))
+            error = float(stats.sem(means)) if n > 1 else None
+            p = compute_signed_rank_p(means)
             change = (setting, value or "none", reference or "none")
-            yield Effect(*change, split, quantity, mean, error, n, p, q=p)
+            mean = float(np.mean(means))
+            yield Effect(*change, split, quantity, mean, error, number_of_pairs, n, p, q=p)
 
 
 def _read(run: Run, split: str, quantity: str) -> float | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from experiments.core.errors import UserError
 from experiments.core.files import write_json, write_text
-from experiments.runs.find import Run
+from experiments.runs.find import Run, is_run_folder, read_run
 from experiments.runs.log import METRICS_FILE
 from experiments.runs.schema import CHECKPOINTS, CONFIG_FILE, RANKING, SUMMARY_FILE
 
@@ -26,24 +26,59 @@ def keep_summaries(runs: Sequence[Run], folder: str | os.PathLike) -> list[Path]
         the folders of the copies; `find_runs` finds the same runs there.
 
     Raises:
-        UserError: if a copy would replace a run, or a run's log is damaged.
+        UserError: if a copy would replace a run or the copy of another one, or a log is damaged. Nothing is
+            written then.
     """
     folders = [run.folder.resolve() for run in runs]
     common = os.path.commonpath([one.parent for one in folders]) if folders else ""
     copies = [Path(folder).expanduser() / one.relative_to(common) for one in folders]
     for run, copy in zip(runs, copies, strict=True):
-        if (copy / CHECKPOINTS).exists():
-            raise UserError(f"{copy} is the folder of a run; choose another one for the copies.")
-        # Read first: a damaged log leaves no half of a copy.
-        rows = [
-            {name: value for name, value in row.items() if name in ("step", "split", *RANKING)}
-            for row in run.log
-            if row.get("split") != "train"
-        ]
+        _check_place(run, copy)
+    # All are read first: a damaged log leaves no half of the copies.
+    logs = [_select_evaluations(run) for run in runs]
+    for run, copy, rows in zip(runs, copies, logs, strict=True):
         write_json(copy / CONFIG_FILE, _shorten_paths(run.settings))
         write_json(copy / SUMMARY_FILE, run.summary)
         write_text(copy / METRICS_FILE, "".join(f"{json.dumps(row)}\n" for row in rows))
     return copies
+
+
+def _check_place(run: Run, copy: Path) -> None:
+    """Raises a UserError if the place of a copy is the folder of a run, or has a copy of another one."""
+    if (copy / CHECKPOINTS).exists():
+        raise UserError(f"{copy} is the folder of a run; choose another one for the copies.")
+    if not is_run_folder(copy):
+        return
+    kept = read_run(copy)
+    is_same = (kept.config, kept.dataset) == (run.config, run.dataset)
+    if is_same and isinstance(kept, Run):
+        is_same = kept.fold_and_seed == run.fold_and_seed and _is_continued(kept, run)
+    if not is_same:
+        raise UserError(
+            f"{copy} has the copy of another run than {run.folder}; choose another folder for the copies."
+        )
+
+
+def _is_continued(kept: Run, run: Run) -> bool:
+    """Returns whether a run is the one that was kept, or has trained further since."""
+    digests = {one.summary.get("params_sha256") for one in (kept, run)}
+    if None in digests or len(digests) == 1:
+        return True
+    before, now = (
+        [(row["step"], row.get("loss")) for row in one.log if row.get("split") == "validation"]
+        for one in (kept, run)
+    )
+    steps = [one.summary_number("steps") or 0 for one in (kept, run)]
+    return steps[0] < steps[1] and now[: len(before)] == before
+
+
+def _select_evaluations(run: Run) -> list[dict[str, Any]]:
+    """Returns the evaluations in a run's log, with the metrics that rank alone."""
+    return [
+        {name: value for name, value in row.items() if name in ("step", "split", *RANKING)}
+        for row in run.log
+        if row.get("split") != "train"
+    ]
 
 
 def _shorten_paths(value: Any) -> Any:

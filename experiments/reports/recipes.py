@@ -64,7 +64,7 @@ def make_changes_table(comparison: DatasetComparison) -> Table | None:
         differing = _list_differing(mine, theirs)
         changes = [f"{name}={_format(mine[name])}" for name in differing if name in mine]
         rows.append([results.label, baseline.label, ", ".join(changes) or "nothing"])
-    title = f"{comparison.dataset}: what each config changes"
+    title = f"{comparison.title}: what each config changes"
     headings = ["config", "baseline", "changed settings"]
     return Table(title, headings, rows, words=3) if rows else None
 

@@ -55,6 +55,7 @@ def write_report(
     place = _choose_place(folders, out)
     _check_place(place)
     comparisons = compare_runs(runs)
+    all_effects: list[Effect] = []
     layers: list[list[object]] = []
     changes: list[list[object]] = []
 
@@ -69,6 +70,7 @@ def write_report(
         effects = measure_effects(comparison.runs)
         section, attention = _write_section(comparison, effects, place, folder)
         lines += section
+        all_effects += effects
         layers += tables.list_attention_records(comparison, attention)
         changes += tables.list_effect_records(comparison, effects)
     if excluded:
@@ -76,7 +78,8 @@ def write_report(
         lines += [f"## {escape_markdown(table.title)}", "", tables.render_markdown(table), ""]
     if comparisons:
         lines += ["## How the numbers were made", ""]
-        lines += [*(f"* {escape_markdown(note)}" for note in _list_notes(comparisons)), ""]
+        notes = _list_notes(comparisons, all_effects)
+        lines += [*(f"* {escape_markdown(note)}" for note in notes), ""]
     files.write_text(place / "report.md", "\n".join(lines))
     files.write_text(place / "report.tex", _render_latex(comparisons))
     files.write_csv(place / "report.csv", *tables.list_config_records(comparisons))
@@ -114,10 +117,10 @@ def _choose_place(folders: Sequence[Path], out: str | os.PathLike | None) -> Pat
 
 
 def _name_figure_folders(comparisons: Sequence[DatasetComparison]) -> list[Path]:
-    """Returns `figures`, or a folder in it for each of several data sets."""
+    """Returns `figures`, or a folder in it for each of several data sets and their folds."""
     if len(comparisons) == 1:
         return [Path("figures")]
-    names = ["".join(c if c.isalnum() else "_" for c in one.dataset) for one in comparisons]
+    names = ["".join(c if c.isalnum() else "_" for c in one.title) for one in comparisons]
     return [
         Path("figures") / (name if names.count(name) == 1 else f"{name}_{comparison.metric}")
         for name, comparison in zip(names, comparisons, strict=True)
@@ -150,14 +153,14 @@ def _write_section(
         its section of the report in Markdown, and the layers that mix kernels of each config that has any.
     """
     lines = [
-        f"## {escape_markdown(comparison.dataset)}",
+        f"## {escape_markdown(comparison.title)}",
         "",
         *_render_titled_table(tables.make_results_table(comparison)),
     ]
     if text := published.describe_published(comparison.dataset):
         lines += [text, ""]
     for difference in list_data_differences(comparison):
-        print_line(f"note: {comparison.dataset}: {difference}")
+        print_line(f"note: {comparison.title}: {difference}")
         lines += [f"**Note**: {escape_markdown(difference)}", ""]
 
     def draw(name: str, draw_figure: Callable[..., bool], content: Any) -> list[str]:
@@ -293,7 +296,9 @@ def _list_remarks(comparison: DatasetComparison, place: Path) -> list[str]:
     return remarks
 
 
-def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
+def _list_notes(
+    comparisons: Sequence[DatasetComparison], effects: Sequence[Effect]
+) -> Iterator[str]:
     """Yields the notes on how the numbers were made, as far as the tables show them."""
     runs = [run for comparison in comparisons for run in comparison.runs]
     all_results = [results for comparison in comparisons for results in comparison.results]
@@ -301,8 +306,8 @@ def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
     has_folds = any(run.fold is not None for run in runs)
     yield (
         "Test results are those of the parameters with the best validation; the test split is evaluated "
-        "once. Tables show the mean and, after ±, the standard deviation (n − 1) over the runs of a config; "
-        "a single run has none."
+        "once. Tables of test results show the mean and, after ±, the standard deviation (n − 1) over the "
+        "runs of a config; a single run has none."
     )
     yield (
         "A seed decides the initial parameters and the order of the examples. If a data set comes without a "
@@ -313,6 +318,8 @@ def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
         has_several = any(comparison.has_several_tests for comparison in comparisons)
         fewest_pairs = min(gap.n for gap in gaps)
         yield " ".join(_describe_test(fewest_pairs, has_several, has_folds))
+    if effects:
+        yield " ".join(_describe_effects(min(effect.n for effect in effects), has_folds))
     yield (
         "MACs: multiply-adds for one example, counted from the network's operations: convolutions and matrix "
         "products, including padding, attention and the mixing of kernels; one multiply-add is one MAC. XLA "
@@ -321,7 +328,8 @@ def _list_notes(comparisons: Sequence[DatasetComparison]) -> Iterator[str]:
     )
     yield (
         "Step: median time of a training step without evaluations; run: the whole run with compilation, "
-        f"evaluations and figures. Costs are medians over the runs of a config. {tables.MISSING}: not known."
+        "evaluations and figures. Costs are medians over the runs of a config; compiling is the longest, "
+        f"because other runs may have used the same program. {tables.MISSING}: not known."
     )
     devices = {", ".join(map(str, run.summary.get("devices") or ["unknown"])) for run in runs}
     yield f"Devices: {'; '.join(sorted(devices))}."
@@ -344,9 +352,23 @@ def _describe_test(fewest_pairs: int, has_several: bool, has_folds: bool) -> Ite
             "q: p after the correction of Benjamini and Hochberg for the number of configs on this data set. "
             "Of all differences with q up to 0.05, one in twenty is expected to be chance."
         )
-    if fewest_pairs < 6:
+    yield from _list_limits(fewest_pairs, "pairs", has_folds)
+
+
+def _describe_effects(fewest: int, has_folds: bool) -> Iterator[str]:
+    yield (
+        "Effects: the differences between runs that differ in nothing else are averaged for each seed or "
+        "fold; the table shows the mean of these averages and, after ±, its standard error. q: p of their "
+        "two-sided Wilcoxon signed-rank test, after the correction of Benjamini and Hochberg for all rows."
+    )
+    yield from _list_limits(fewest, "seeds or folds", has_folds)
+
+
+def _list_limits(number: int, name: str, has_folds: bool) -> Iterator[str]:
+    """Yields what p cannot show."""
+    if number < 6:
         yield (
-            "With fewer than 6 pairs p cannot be below 0.05, however large the differences are: it is no "
+            f"With fewer than 6 {name} p cannot be below 0.05, however large the differences are: it is no "
             "evidence either way."
         )
     if has_folds:

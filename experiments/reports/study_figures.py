@@ -46,7 +46,7 @@ def draw_accuracy_against_macs(comparison: DatasetComparison, path: str | os.Pat
     figure = style.new_figure(
         8.6,
         4.6,
-        f"Test {name} against multiply-adds: {comparison.dataset}",
+        f"Test {name} against multiply-adds: {comparison.title}",
         f"Points: mean over {comparison.replicates} of the test {name}. Bars: standard deviation, of two "
         "runs or more.",
     )
@@ -88,7 +88,7 @@ def draw_curves(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
     figure = style.new_figure(
         8.6,
         6.0,
-        f"Validation: {comparison.dataset}",
+        f"Validation: {comparison.title}",
         f"Lines: mean over {comparison.replicates}; bands: one standard deviation to either side. After a "
         "run has stopped early, mean and deviation are those of the others.",
     )
@@ -165,7 +165,7 @@ def draw_attention_by_depth(
     figure = style.new_figure(
         8.6,
         2.0 * len(shown) + 1.3,
-        f"Attention over kernels, layer by layer: {comparison.dataset}",
+        f"Attention over kernels, layer by layer: {comparison.title}",
         f"Means over {comparison.replicates}. Entropy 0: one kernel for each example. Spread 0: the same "
         "mixture for every class. Agreement: rank correlation of the distances between the mixtures of "
         "classes; 1: the same classes are mixed alike in every run, 0: nothing in common.",
@@ -202,9 +202,10 @@ def draw_effects(
     figure = style.new_figure(
         9.6,
         0.42 * len(rows) + 2.2,
-        f"Effects of settings: {comparison.dataset}",
-        "Points: mean difference over the pairs of runs that differ in nothing else. Bars: twice its "
-        "standard error. Filled: q below 0.05. A metric is better to the right, a loss to the left.",
+        f"Effects of settings: {comparison.title}",
+        "Points: mean difference between runs that differ in nothing else. Bars: twice its standard error, "
+        f"over {comparison.replicates}. Filled: q below 0.05. A metric is better to the right, a loss to the "
+        "left.",
     )
     panels = figure.subplots(1, len(MEASURES), sharey=True)
     for axes, (split, quantity) in zip(panels, MEASURES, strict=True):
@@ -250,7 +251,7 @@ def draw_runs(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
     if any(_first_tick(comparison, quantity) > 0 for quantity in quantities):
         caption += " The axis does not begin at zero."
     height = 2.6 * len(quantities) + 1.2
-    figure = style.new_figure(width, height, f"Every run: {comparison.dataset}", caption)
+    figure = style.new_figure(width, height, f"Every run: {comparison.title}", caption)
     panels = figure.subplots(len(quantities), 1, sharex=True, squeeze=False)[:, 0]
     for axes, quantity in zip(panels, quantities, strict=True):
         name = name_metric(quantity, comparison.metric)

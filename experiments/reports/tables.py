@@ -24,10 +24,10 @@ from experiments.runs.metrics import count_classes, select_scalars
 MISSING = "-"
 SHARES = (*PERCENT, "precision", "recall")
 ATTENTION_HEADER = (
-    "dataset", "config", *(field.name for field in dataclasses.fields(LayerAttention)),
+    "dataset", "over", "config", *(field.name for field in dataclasses.fields(LayerAttention)),
 )  # fmt: skip
 EFFECTS_HEADER = (
-    "change", "dataset", "metric", "pairs",
+    "change", "dataset", "over", "metric", "pairs", "replicates",
     *(
         f"{split}_{quantity}_{part}"
         for split, quantity in MEASURES
@@ -132,7 +132,7 @@ def make_cost_table(comparison: DatasetComparison) -> Table:
         cells += [format_significant(None if step is None else 1e3 * step)]
         times = ("examples_per_second", "seconds", "compile_seconds")
         rows.append([*cells, *(format_significant(cost[name]) for name in times)])
-    return Table(f"{comparison.dataset}: costs", headings, rows)
+    return Table(f"{comparison.title}: costs", headings, rows)
 
 
 def make_attention_table(
@@ -162,7 +162,7 @@ def make_attention_table(
             else:
                 cells.append(MISSING if mean is None else f"{mean:.3f}")
         rows.append(cells)
-    return Table(f"{comparison.dataset}: attention over kernels", headings, rows) if rows else None
+    return Table(f"{comparison.title}: attention over kernels", headings, rows) if rows else None
 
 
 def list_attention_records(
@@ -171,26 +171,27 @@ def list_attention_records(
     """Yields a record for each layer of each config, in the order of `ATTENTION_HEADER`."""
     for results in comparison.results:
         for layer in attention.get(results.config, ()):
-            yield [comparison.dataset, results.label, *dataclasses.astuple(layer)]
+            record = [comparison.dataset, comparison.replicates, results.label]
+            yield [*record, *dataclasses.astuple(layer)]
 
 
 def make_effects_table(comparison: DatasetComparison, effects: Sequence[Effect]) -> Table | None:
     """Returns what each value of a sweep changes, with standard errors; None without effects."""
-    headings = ["setting", "value", "pairs"]
+    headings = ["setting", "value", "pairs", comparison.replicates]
     for split, quantity in MEASURES:
         name = name_quantity(quantity, comparison.metric)
         headings += [f"{split} {name_metric(name, comparison.metric)}{name_unit(name)}", "q"]
     rows = []
     for (setting, value, reference), by_measure in group_effects(effects).items():
         first = next(iter(by_measure.values()))
-        cells = [setting, f"{value} instead of {reference}", str(first.n)]
+        cells = [setting, f"{value} instead of {reference}", str(first.pairs), str(first.n)]
         for measure in MEASURES:
             if one := by_measure.get(measure):
                 cells += [format_effect(one, comparison.metric), format_p(one.q)]
             else:
                 cells += [MISSING, MISSING]
         rows.append(cells)
-    title = f"{comparison.dataset}: effects of settings, all others being equal"
+    title = f"{comparison.title}: effects of settings, all others being equal"
     return Table(title, headings, rows, words=2) if rows else None
 
 
@@ -209,7 +210,8 @@ def list_effect_records(
     for (setting, value, reference), by_measure in group_effects(effects).items():
         first = next(iter(by_measure.values()))
         change = f"{setting}={value} instead of {reference}"
-        record: list[object] = [change, comparison.dataset, comparison.metric, first.n]
+        record: list[object] = [change, comparison.dataset, comparison.replicates]
+        record += [comparison.metric, first.pairs, first.n]
         for measure in MEASURES:
             one = by_measure.get(measure)
             record += [one.mean, one.error, one.p, one.q] if one else [None] * 4
@@ -259,7 +261,7 @@ def make_runs_table(comparison: DatasetComparison) -> Table:
         rows.append([name, *cells])
     metric = name_metric(comparison.metric, comparison.metric) + name_unit(comparison.metric)
     return Table(
-        f"{comparison.dataset}: {metric} (and test loss) of each run",
+        f"{comparison.title}: {metric} (and test loss) of each run",
         ["run", *(results.label for results in comparison.results)],
         rows,
     )
@@ -410,14 +412,15 @@ def list_config_records(
 ) -> tuple[list[str], list[list[Any]]]:
     """Returns header and rows of `report.csv`: one row per config, numbers unrounded."""
     metrics = _list_test_metrics(comparisons)
-    header = ["dataset", "config", "label", "baseline", "runs", "metric"]
+    header = ["dataset", "config", "label", "baseline", "runs", "over", "metric"]
     header += [f"{name}_{part}" for name in metrics for part in ("mean", "sd")]
     header += ["difference", "p", "q", "pairs", *COSTS, "study_mean", "study_sd"]
     rows = []
     for comparison in comparisons:
         for results in comparison.results:
             row: list[Any] = [comparison.dataset, results.config, results.label]
-            row += [results.runs[0].baseline, len(results.runs), comparison.metric]
+            row += [results.runs[0].baseline, len(results.runs), comparison.replicates]
+            row += [comparison.metric]
             for name in metrics:
                 value = results.metrics.get(name)
                 row += [value.mean, value.sd] if value else [None, None]

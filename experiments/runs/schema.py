@@ -36,7 +36,8 @@ CONTINUES = "Delete it, and the run continues from its last checkpoint."
 
 COUNT = Number(0, 2**53, whole=True)
 AMOUNT = Nullable(Number(0))
-RANKING = ("loss", "accuracy", "map", "miou", "psnr")  # the metrics that rank evaluations
+# The metrics that rank evaluations.
+RANKING = ("loss", "accuracy", "map", "miou", "psnr", "event_f1")
 BEST = Record(
     {"step": COUNT} | dict.fromkeys(RANKING, Nullable(Metric())),
     needed=("step",),

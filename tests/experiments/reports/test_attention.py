@@ -33,6 +33,7 @@ def test_agreement_that_cannot_be_known(rng):
     assert compute_agreement([table]) is None
     assert compute_agreement([table, few]) is None
     assert compute_agreement([table, np.ones((6, 4))]) is None
+    assert compute_agreement([table, rng.random((5, 4))]) is None  # other classes
     few[3:5] = table[3:5]
     assert compute_agreement([table, few]) == pytest.approx(1)
 

@@ -120,6 +120,15 @@ def test_metrics_and_costs_over_runs(write_run):
     assert results.costs["parameters"] == 1_234_567
     folds = [write_run(fold=fold) for fold in (0, 1)]
     assert compare_runs(read_all(*folds))[0].replicates == "folds"
+    own, in_folds = compare_runs(read_all(*folders, *folds))
+    assert (own.title, len(own.runs)) == ("digits", 3)
+    assert (in_folds.title, len(in_folds.runs)) == ("digits in folds", 2)
+
+
+def test_the_time_of_compiling_is_that_of_the_run_that_compiled(write_run):
+    folders = [write_run(seed=n, compile_seconds=time) for n, time in enumerate((12.6, 0.0, 0.0))]
+    (comparison,) = compare_runs(read_all(*folders))
+    assert comparison.results[0].costs["compile_seconds"] == 12.6
 
 
 def test_mean_iou_over_runs_with_the_class(write_run):

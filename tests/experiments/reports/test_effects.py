@@ -46,13 +46,48 @@ def test_effects_are_those_of_the_pairs_that_differ_in_nothing_else(write_sweep)
         ("metric", "test", 1),
     ):
         rate = found["optimizer.learning_rate", split, quantity]
-        assert (rate.value, rate.reference, rate.n) == ("0.1", "0.01", 6)
+        assert (rate.value, rate.reference, rate.pairs, rate.n) == ("0.1", "0.01", 6, 3)
         np.testing.assert_allclose((rate.mean, rate.error), (0.02 * sign, 0), atol=1e-12)
         norm = found["conv.attention_norm", split, quantity]
-        assert (norm.value, norm.reference, norm.n) == ("none", "layer", 6)
+        assert (norm.value, norm.reference, norm.pairs, norm.n) == ("none", "layer", 6, 3)
         assert norm.mean == pytest.approx(-0.01 * sign)
-        # Six equal signs out of six: p = 2 / 64; two tests of each quantity, equal ones.
-        assert norm.p == pytest.approx(2 / 64) and norm.q == pytest.approx(2 / 64)
+        # Three equal signs out of three: p = 2 / 8; two tests of each quantity, equal ones.
+        assert norm.p == pytest.approx(2 / 8) and norm.q == pytest.approx(2 / 8)
+
+
+def test_runs_of_one_seed_are_not_independent(write_sweep):
+    runs = []
+    for folder in write_sweep()[1:]:
+        summary = json.loads((folder / "summary.json").read_text())
+        if "rate=0.1" in summary["config"]:  # the effect of 0.02 differs between seeds
+            summary["test"]["accuracy"] += (0.01, 0.0, -0.04)[summary["seed"]]
+            (folder / "summary.json").write_text(json.dumps(summary))
+        runs.append(read_run(folder))
+    (rate,) = (
+        one
+        for one in measure_effects(runs)
+        if one.setting == "optimizer.learning_rate" and one.split == "test"
+    )
+    means = np.array([0.03, 0.02, -0.02])
+    assert (rate.pairs, rate.n) == (6, 3) and rate.mean == pytest.approx(means.mean())
+    assert rate.error == pytest.approx(means.std(ddof=1) / 3**0.5)
+    assert rate.p == pytest.approx(0.75)  # ranks 3, 1.5 and -1.5: two of eight sums lie nearer to 0
+
+
+def test_seeds_and_folds_are_no_settings(write_sweep):
+    folders = write_sweep()[1:]
+    for folder in folders:
+        settings = json.loads((folder / "config.json").read_text())
+        settings |= {"seed": 0, "data": {"fold": settings["seed"]}}
+        (folder / "config.json").write_text(json.dumps(settings))
+        summary = json.loads((folder / "summary.json").read_text())
+        summary |= {"seed": 0, "fold": summary["seed"]}
+        (folder / "summary.json").write_text(json.dumps(summary))
+    effects = measure_effects([read_run(folder) for folder in folders])
+    assert {(one.setting, one.pairs, one.n) for one in effects} == {
+        ("conv.attention_norm", 6, 3),
+        ("optimizer.learning_rate", 6, 3),
+    }
 
 
 def test_one_setting_alone_is_in_the_table_of_results(write_sweep):
@@ -70,7 +105,7 @@ def test_the_start_from_another_config_is_a_setting(write_sweep):
         settings["init_from"] = f"runs/base/seed{settings['seed']}" if warm else ""
         (folder / "config.json").write_text(json.dumps(settings))
     effects = measure_effects([read_run(folder) for folder in folders])
-    assert {one.setting: one.n for one in effects} == {
+    assert {one.setting: one.pairs for one in effects} == {
         "optimizer.learning_rate": 6,
         "start.config": 6,
     }
@@ -80,11 +115,13 @@ def test_a_report_has_them_as_table_and_figure(write_sweep, tmp_path):
     folders = write_sweep()
     report = write_report(folders, tmp_path / "report").read_text()
     assert "effects of settings, all others being equal" in report
-    assert "| conv.attention_norm | none instead of layer | 6 | −1.00 ± 0.00 |" in report
+    assert "| conv.attention_norm | none instead of layer | 6 | 3 | −1.00 ± 0.00 |" in report
+    assert "after ±, its standard error" in report and "fewer than 6 seeds or folds" in report
     assert (tmp_path / "report" / "figures" / "effects.png").is_file()
     with open(tmp_path / "report" / "effects.csv", newline="") as file:
         norm, rate = csv.DictReader(file)
     assert norm["change"] == "conv.attention_norm=none instead of layer" and norm["pairs"] == "6"
+    assert norm["replicates"] == "3"
     assert float(rate["validation_loss_mean"]) == pytest.approx(-0.02)
     write_report(folders[:1], tmp_path / "report")
     assert not (tmp_path / "report" / "effects.csv").exists()

@@ -6,7 +6,9 @@ from experiments.core.errors import UserError
 from experiments.report import main as report_runs
 from experiments.reports.keep import keep_summaries
 from experiments.reports.report import write_report
-from experiments.runs.find import find_runs
+from experiments.runs.find import find_runs, read_run
+from experiments.runs.schema import RANKING
+from experiments.tasks import TASKS
 
 
 @pytest.fixture
@@ -54,6 +56,60 @@ def test_a_run_is_not_replaced(runs):
     with pytest.raises(UserError, match="is the folder of a run"):
         keep_summaries(runs[:1], runs[0].folder.parent)
     assert keep_summaries([], "anywhere") == []
+
+
+def change_summary(folder, **changes):
+    file = folder / "summary.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+    return folder
+
+
+@pytest.mark.parametrize("difference", ["dataset", "seed", "params_sha256", "not finished"])
+def test_the_copy_of_another_run_is_not_replaced(tmp_path, write_run, difference):
+    def keep(study, *runs):
+        for n, run in enumerate(runs):
+            run.rename(tmp_path / study / f"run{n}")
+        return keep_summaries(find_runs([tmp_path / study])[0], tmp_path / "kept")
+
+    for study in ("one", "two"):
+        (tmp_path / study).mkdir()
+    kept = keep("one", write_run("base"), change_summary(write_run("hard"), params_sha256="a"))
+    there = {path: path.read_bytes() for copy in kept for path in copy.iterdir()}
+    match difference:
+        case "dataset":
+            other = write_run("hard", dataset="Adiac")
+        case "seed":
+            other = write_run("hard", seed=1)
+        case "params_sha256":
+            other = change_summary(write_run("hard"), params_sha256="b")
+        case _:
+            (kept[1] / "summary.json").unlink()
+            del there[kept[1] / "summary.json"]
+            other = write_run("odconv")
+    with pytest.raises(UserError, match=r"kept.run1 has the copy of another run than .*two.run1"):
+        keep("two", write_run("base", 0.95), other)
+    assert {path: path.read_bytes() for copy in kept for path in copy.iterdir()} == there
+
+
+def test_a_run_that_has_trained_further_is_kept_again(tmp_path, write_run):
+    folder = change_summary(write_run("base"), params_sha256="a")
+    (copy,) = keep_summaries([read_run(folder)], tmp_path / "kept")
+    change_summary(folder, params_sha256="b", steps=40)
+    rows = (folder / "metrics.jsonl").read_text()
+    more = json.dumps({"step": 40, "split": "validation", "loss": 0.02, "accuracy": 0.9})
+    (folder / "metrics.jsonl").write_text(rows + more + "\n")
+    keep_summaries([read_run(folder)], tmp_path / "kept")
+    assert read_run(copy).summary["steps"] == 40
+    # Another run, of more steps, began in another way.
+    change_summary(folder, params_sha256="c", steps=60)
+    (folder / "metrics.jsonl").write_text(more + "\n")
+    with pytest.raises(UserError, match="another run"):
+        keep_summaries([read_run(folder)], tmp_path / "kept")
+
+
+def test_the_metric_of_every_task_is_kept():
+    metrics = {task.metric for task in TASKS.values()}
+    assert metrics - {None} <= set(RANKING)
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path, runs):

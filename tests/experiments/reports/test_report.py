@@ -131,6 +131,33 @@ def test_attention_by_depth(tmp_path, write_run, rng):
     assert not path.with_name("attention.csv").exists()
 
 
+def test_runs_with_other_classes_have_no_agreement(tmp_path, write_run, rng):
+    pictures = rng.normal(size=(2, 8, 8, 1))
+    for seed, classes in enumerate((10, 5)):
+        write_maps(write_run("dyconv", seed=seed), pictures, rng.random((classes, 4)))
+    path = write_report([tmp_path])
+    assert {row["agreement"] for row in read_csv(path.with_name("attention.csv"))} == {""}
+
+
+def test_folds_and_the_own_split_are_apart(tmp_path, write_run):
+    for n in range(3):
+        for name, on_split, on_folds in (("base", 0.5, 0.8), ("odconv", 0.5, 0.84)):
+            write_run(name, on_split, seed=n, dataset="Adiac")
+            write_run(name, on_folds, fold=n, dataset="Adiac")
+    path = write_report([tmp_path])
+    text = path.read_text()
+    assert text.index("## Adiac\n") < text.index("## Adiac in folds\n")
+    assert "| odconv | 3 | 50.00 ± 0.00 | 0.00 | 1.000 (3) |" in text
+    assert "| odconv | 3 | 84.00 ± 0.00 | +4.00 | 0.250 (3) |" in text
+    assert "**Adiac in folds: costs**" in text
+    rows = read_csv(path.with_name("report.csv"))
+    assert [(row["config"], row["over"]) for row in rows] == [
+        (name, over) for over in ("seeds", "folds") for name in ("base", "odconv")
+    ]
+    figures = linked_figures(text)
+    assert len(figures) == len(set(figures)) and "figures/Adiac_in_folds/per_run.png" in figures
+
+
 def test_each_data_set_has_a_section(tmp_path, write_run, rng):
     for fold in range(2):
         write_run("net1", fold=fold, dataset="Adiac", baseline="net1")
@@ -142,11 +169,11 @@ def test_each_data_set_has_a_section(tmp_path, write_run, rng):
     out = tmp_path / "somewhere" / "else"
     path = write_report([tmp_path / "runs"], out)
     text = path.read_text()
-    assert path.parent == out and text.index("## Adiac") < text.index("## voc2012")
+    assert path.parent == out and text.index("## Adiac in folds") < text.index("## voc2012")
     assert "| fold 1 | 90.00 (0.500) |" in text and "| cat | - |" in text
     assert "Wang, Yan, Oates" in text
     figures = linked_figures(text)
-    assert "figures/Adiac/per_run.png" in figures
+    assert "figures/Adiac_in_folds/per_run.png" in figures
     assert "figures/voc2012/segmentation_samples.png" in figures
     assert all((out / figure).exists() for figure in figures)
 
