@@ -44,8 +44,8 @@ For recordings, --out is a folder with
     hours.csv, .png, stations.csv, .png   mean scores, where file names have a time (YYYYMMDD_HHMMSS), and
                       several recorders (what is before the time) or folders
     skipped.csv       file, reason: the files that cannot be used
-    written.csv       file, sha256: the tables for Raven and Audacity; one that has changed since is not this
-                      command's, and --overwrite keeps it as NAME.dyn.selections.earlier.txt
+    written.csv       file, sha256: the tables that people edit; one that has changed since is not this
+                      command's, and --overwrite keeps it as NAME.earlier.csv or .txt
 `silent` is 1 where all samples are the same. If a recording breaks off, the windows before the break are
 there, and its `note` says so.
 """

@@ -11,7 +11,8 @@ r"""Cuts detections out of recordings, to listen to them and to mark which are r
     --only=CLASS         cuts this class; may be given several times
     --recordings=FOLDER  where the recordings are now, if they have been moved
     --seed=N             decides which detections of a band are drawn; 0
-    --overwrite          replaces the results of an earlier command; a table with marks is kept beside
+    --overwrite          replaces the results of an earlier command; a table with marks, and a page of
+                         other clips, are kept beside
 
 The folder then has
     segments.html   a page with spectrogram and sound of each clip, to mark it right or wrong and download

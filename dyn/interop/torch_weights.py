@@ -285,7 +285,7 @@ def from_torch(
         twin = jax.eval_shape(ResNet18(num_classes=1000).init, key, x)
         variables = warm_start(variables, from_torch(twin, weights).variables, key=key)
 
-    Layouts are converted (O, I, height, width to height, width, I, O; candidates first; timm's experts
+    Layouts are converted (`[O, I, *k]` to `[*k, I, O]`; candidates first; timm's experts
     unflattened; 1x1 convolutions to linear layers where this network has them), and dtypes too.
 
     Args:
@@ -527,7 +527,7 @@ def _convert_layout(
         return _transpose_local(value, shape, targets[f"{layer}/spectrum"].shape)
     if name == "dft_weight":
         return _invert_spectrum(value, shape)
-    return _transpose_matrix(value) if len(shape) == 2 else _transpose_kernel(value, shape)
+    return _transpose_matrix(value) if len(shape) == 2 else _transpose_kernel(value, path, targets)
 
 
 def _transpose_matrix(value: np.ndarray) -> np.ndarray:
@@ -535,21 +535,33 @@ def _transpose_matrix(value: np.ndarray) -> np.ndarray:
     return value.reshape(value.shape[:2]).T if value.shape[2:] in ((), (1, 1)) else value
 
 
-def _transpose_kernel(value: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+def _transpose_kernel(value: np.ndarray, path: str, targets: Mapping[str, Any]) -> np.ndarray:
     """Converts `[O, I, *k]` to `[*k, I, O]`, with or without candidates, which timm and DyMN flatten."""
-    if len(shape) == value.ndim == 3:
-        return value.transpose(2, 1, 0)
-    if len(shape) not in (4, 5):
-        return value
+    shape = tuple(targets[path].shape)
     if value.ndim == 2 and shape[:-2] == (1, 1):  # a linear layer that serves as a 1x1 convolution
         value = value[:, :, None, None]
-    *candidates, height, width, i, o = shape
-    torch_shape = (*candidates, o, i, height, width)
-    flattened = (*candidates, o * i * height * width)
-    known = (flattened, (1, 1, *flattened), torch_shape[-4:])
-    if candidates and value.shape in known and value.size == np.prod(shape):
-        value = value.reshape(torch_shape)
-    return np.moveaxis(value, (-4, -3), (-1, -2)) if value.ndim == len(shape) else value
+    if len(shape) == 5:
+        candidates, height, width, i, o = shape
+        torch_shape = (candidates, o, i, height, width)
+        flattened = (candidates, o * i * height * width)
+        known = (flattened, (1, 1, *flattened), torch_shape[1:])
+        if value.shape in known and value.size == np.prod(shape):
+            return np.moveaxis(value.reshape(torch_shape), (1, 2), (-1, -2))
+    if value.ndim != len(shape) or value.ndim < 3:
+        return value
+    static = np.moveaxis(value, (0, 1), (-1, -2))
+    mixed = np.moveaxis(value, (1, 2), (-1, -2))
+    if mixed.shape == shape and (static.shape != shape or _has_candidates(path, targets)):
+        return mixed
+    return static
+
+
+def _has_candidates(path: str, targets: Iterable[str]) -> bool:
+    """Returns whether the layer of a kernel has attention or routing, or shares the routing of its block."""
+    layer = path.rpartition("/")[0]
+    block = layer.rpartition("/")[0]
+    parts = (f"{layer}/attention/", f"{layer}/routing/", f"{block}/routing/")
+    return any(target.startswith(parts) for target in targets)
 
 
 def _convert_spectrum(

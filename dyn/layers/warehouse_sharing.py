@@ -98,16 +98,24 @@ class Warehouses(CheckedModule):
         """
         # The plan may belong to an outer network, such as a segmentation head over this backbone.
         path = path[len(self.path) - 1 :]
-        for name, convolutions in self.plan:
-            for place, (planned_path, _) in enumerate(convolutions):
-                if planned_path[-len(path) :] == path:
-                    return getattr(self, name), place
-        if any(planned_path[-len(path) :] == path for planned_path in self.static):
+        places: dict[Path, tuple[str, int] | None] = {
+            planned_path: (name, place)
+            for name, convolutions in self.plan
+            for place, (planned_path, _) in enumerate(convolutions)
+        }
+        places |= dict.fromkeys(self.static)
+        planned = [planned_path for planned_path in places if planned_path[-len(path) :] == path]
+        if not planned:
+            raise ValueError(
+                f"no warehouse was planned for the layer {'/'.join(path)}: call share_kernels with the "
+                "network that uses the warehouses."
+            )
+        # The paths of layers in inner blocks may end like that of a layer around them, but are longer.
+        found = places[min(planned, key=len)]
+        if found is None:
             return None
-        raise ValueError(
-            f"no warehouse was planned for the layer {'/'.join(path)}: call share_kernels with the "
-            "network that uses the warehouses."
-        )
+        name, place = found
+        return getattr(self, name), place
 
 
 _OPTIONS = ("cell_ratio", "in_ratio", "out_ratio", "spatial_partition", "reduction")

@@ -217,9 +217,12 @@ def create_model(
     """
     if features_only:
         fields["num_classes"] = None
-    axes = fields.get("spatial_axes", fields.get("backbone", {}).get("spatial_axes", 2))
-    # Kernels do not depend on the sizes of the inputs.
-    example = jax.ShapeDtypeStruct((1, *(32,) * axes, channels), jnp.float32)
+    backbone = fields.get("backbone")
+    described = {**backbone, **fields} if isinstance(backbone, Mapping) else fields
+    axes = described.get("spatial_axes", 1 if name in ("net1", "net2") else 2)
+    # Kernels do not depend on the sizes of the inputs. Series are long enough for all poolings.
+    sizes = (1024,) if axes == 1 else (32,) * axes
+    example = jax.ShapeDtypeStruct((1, *sizes, channels), jnp.float32)
     options = find_warehouse(fields)
     if options is None:
         return _make(name, fields, None, example)

@@ -58,7 +58,7 @@ class DyMN(MobileNetV3):
         num_classes: number of logits, 527 for AudioSet; the other fields are `MobileNetV2`'s. The published
             networks have a `width` of 0.4, 1 and 2.
         conv: makes the 1x1 convolutions of dynamic blocks, which take a `context`.
-        depthwise: makes their depthwise convolutions.
+        depthwise: makes their depthwise convolutions, which take a `context`; None for static ones.
         dynamic_blocks: 'all', or 'replace_se' for those where MobileNetV3 has squeeze-and-excitation, the
             others being MobileNetV3's own.
 
@@ -95,7 +95,7 @@ class DyMN(MobileNetV3):
         if fields["takes_context"][0] and (self.dynamic_blocks == "all" or shape.squeezed):
             least, most = (round_features(n * self.width) for n in (32, 128))
             size = min(max(round_features(shape.expanded // 4), least), most)
-            names = ("conv", "depthwise", "norm", "padding", "drop", "name")
+            names = ("conv", "depthwise", "norm", "padding", "takes_context", "drop", "name")
             return DynamicBlock(shape, size, **{name: fields[name] for name in names})
         static = partial(Conv, use_bias=False, dtype=self.dtype, kernel_init=he_normal_fan_out)
         fields |= {"conv": static, "depthwise": static, "takes_context": (False, False)}
@@ -113,6 +113,7 @@ class DynamicBlock(nn.Module):
         norm: makes a norm.
         padding: see `Layout`.
         drop: share of the samples whose residual branch is dropped.
+        takes_context: as in `InvertedResidual`; the 1x1 convolutions always take the context.
     """
 
     shape: BlockShape
@@ -122,6 +123,7 @@ class DynamicBlock(nn.Module):
     norm: Any
     padding: str = "torch"
     drop: float = 0.0
+    takes_context: tuple[bool, bool] = (True, True)
 
     @nn.compact
     def __call__(self, x: Array, state: Array | None = None) -> tuple[Array, Array | None]:
@@ -142,7 +144,7 @@ class DynamicBlock(nn.Module):
             shape.strides,
             **describe_window(shape, self.padding),
             name="depthwise",
-        )(y, context=context)
+        )(y, **({"context": context} if self.takes_context[1] else {}))
         y = self.norm(name="depthwise_norm")(y)
         coefficients = nn.Dense(
             4 * shape.expanded,

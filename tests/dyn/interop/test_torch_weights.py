@@ -1,13 +1,16 @@
 """Torch's networks and ours have the same logits; everything that does not fit is listed at once."""
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
+from layer_cases import init_shapes
 from torch_networks import assert_torchs_logits, network, variable_shapes, weights_of
 from torch_numbers import pictures
 
 from dyn.interop import from_torch
 from dyn.interop.torch_weights import detect_source, num_classes
+from dyn.layers import CondConv, ODConv
 from dyn.models import BasicBlock, ResNet
 
 
@@ -126,3 +129,47 @@ def test_other_tables_serve_other_networks():
     net = ResNet((), BasicBlock, num_classes=5, width=8)
     kernel = from_torch(variable_shapes(net), weights, table).variables["params"]["stem_conv"]
     np.testing.assert_array_equal(kernel["kernel"], torchs["conv1.weight"].transpose(2, 3, 1, 0))
+
+
+KERNELS = {
+    "1-D": (nn.Conv(6, (3,)), (6, 2, 3), (2, 1, 0)),
+    "3-D": (nn.Conv(6, (3, 3, 3)), (6, 2, 3, 3, 3), (2, 3, 4, 1, 0)),
+    "3-D, all sizes equal": (nn.Conv(3, (3, 3, 3)), (3, 3, 3, 3, 3), (2, 3, 4, 1, 0)),
+    "2-D, all sizes equal": (nn.Conv(3, (3, 3)), (3, 3, 3, 3), (2, 3, 1, 0)),
+    "1-D candidates": (ODConv(6, (3,), num_kernels=4), (4, 6, 2, 3), (0, 3, 2, 1)),
+    "as many candidates as features": (ODConv(4, (3,), num_kernels=4), (4, 4, 4, 3), (0, 3, 2, 1)),
+    "1-D, all sizes equal": (CondConv(3, (3,), num_kernels=3), (3, 3, 3, 3), (0, 3, 2, 1)),
+    "2-D candidates, all sizes equal": (
+        CondConv(3, (3, 3), num_kernels=3),
+        (3, 3, 3, 3, 3),
+        (0, 3, 4, 2, 1),
+    ),
+    "3-D candidates": (
+        ODConv(6, (3, 3, 3), num_kernels=4),
+        (4, 6, 2, 3, 3, 3),
+        (0, 3, 4, 5, 2, 1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_have_any_number_of_axes(name):
+    layer, torch_shape, order = KERNELS[name]
+    value = np.random.default_rng(0).standard_normal(torch_shape).astype(np.float32)
+    axes = len(layer.kernel_size)
+    x = jax.ShapeDtypeStruct((1, *(5,) * axes, torch_shape[-axes - 1]), np.float32)
+    others = ("layers_0/attention", "layers_0/routing", "layers_0/bias")
+    shapes = init_shapes(nn.Sequential([layer]), x)
+    made = from_torch(shapes, {"0.weight": value}, [("0", "layers_0")], without=others)
+    kernel = made.variables["params"]["layers_0"]["kernel"]
+    np.testing.assert_array_equal(kernel, value.transpose(order))
+    with pytest.raises(ValueError, match="of another shape"):
+        from_torch(shapes, {"0.weight": value[:-1]}, [("0", "layers_0")], without=others)
+
+
+def test_a_kernel_that_has_the_shape_here_is_not_taken_as_it_is():
+    net = nn.Sequential([nn.Conv(6, (3, 3))])
+    shapes = init_shapes(net, jax.ShapeDtypeStruct((1, 5, 5, 4), np.float32))
+    weights = {"0.weight": np.ones((3, 3, 4, 6)), "0.bias": np.ones(6)}
+    with pytest.raises(ValueError, match="of another shape"):
+        from_torch(shapes, weights, [("0", "layers_0")])

@@ -37,6 +37,47 @@ def test_a_nested_network_shares_by_stage():
     assert set(params["network"]["conv"]) == {"stage1", "stage2"}
 
 
+class Unnamed(nn.Module):
+    """Has a convolution, in a block of its own if there are inner features, and one after that."""
+
+    conv: nn.Module
+    features: int
+    inner: int | None = None
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        if self.inner:
+            x = Unnamed(self.conv, self.inner)(x)
+        return self.conv(self.features, (3, 3))(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, Nested], ids=["alone", "nested"])
+@pytest.mark.parametrize(
+    ("features", "share", "places"),
+    [
+        (4, lambda path: "all", [("all", 0), ("all", 1)]),
+        (8, lambda path: "all", [("all", 0), ("all", 1)]),
+        (8, lambda path: "all" if len(path) == 2 else None, [("all", 0), None]),
+        (8, lambda path: "all" if len(path) == 1 else None, [None, ("all", 0)]),
+    ],
+    ids=["of one shape", "of two shapes", "the outer one static", "the inner one static"],
+)
+def test_a_layer_is_not_taken_for_an_inner_one_of_its_name(features, share, places, wrap):
+    found = []
+
+    def record(method, args, kwargs, context):
+        result = method(*args, **kwargs)
+        if isinstance(context.module, Warehouses) and context.method_name == "find":
+            found.append(result and (result[0].name, result[1]))
+        return result
+
+    x = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32)
+    net = share_kernels(lambda conv: Unnamed(conv, features, inner=4), x, share=share)
+    with nn.intercept_methods(record):
+        init_shapes(wrap(net), x)
+    assert found == places
+
+
 def test_the_gradient_of_shared_cells_is_the_sum_over_layers():
     class Two(nn.Module):
         @nn.compact

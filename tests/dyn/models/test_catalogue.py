@@ -85,6 +85,20 @@ def test_described_warehouses_are_shared_by_stage():
     )
 
 
+@pytest.mark.parametrize("name", ["net1", "net2"])
+def test_described_warehouses_of_networks_for_series(name):
+    fields = {"num_classes": 3, "features": 4, "pool": 8, "context": "series", "bins": 40}
+    net = create_model(name, channels=1, conv={"name": "warehouse"}, **fields)
+    params = init_shapes(net, jax.ShapeDtypeStruct((2, 64, 1), jnp.float32))["params"]
+    assert set(params["conv"]) == {f"conv{n + 1}" for n in range(net.num_convs)}
+
+
+def test_a_backbone_may_be_a_function():
+    backbone = partial(ResNet, (1,), BasicBlock, num_classes=None, width=8, stem="small")
+    params = init_shapes(create_model("fcn", num_classes=3, backbone=backbone), X)["params"]
+    assert params["logits"]["kernel"].shape[-1] == 3 and "stage1_block1" in params["backbone"]
+
+
 @pytest.mark.parametrize(
     ("name", "fields"),
     [

@@ -1,6 +1,7 @@
 """ConvNeXt against its definition in NumPy; its dynamic convolutions."""
 
 import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 import numpy_oracle
 from layer_cases import filled, init_shapes, random_input, shapes_of
 
-from dyn.layers import DynamicConv, DynamicDense
+from dyn.layers import Conv, DynamicConv, DynamicDense
+from dyn.layers.norms import LayerNorm
 from dyn.models import ConvNeXt
+from dyn.models.convnext import ConvNeXtBlock
 
 
 def layer_norm(x, params):
@@ -62,3 +65,22 @@ def test_takes_other_layers_in_each_place():
     assert shapes["stage2_block1/depthwise/kernel"] == (4, 7, 1, 8)
     assert shapes["stage2_block1/expand/kernel"] == (4, 1, 8, 32)
     assert shapes["head/kernel"] == (4, 1, 8, 3)
+
+
+def test_the_scale_s_gradient_in_bfloat16_adds_up_all_positions():
+    x = random_input(1, 48, 48, 4)
+
+    def differentiate(dtype):
+        conv, norm = partial(Conv, dtype=dtype), partial(LayerNorm, dtype=dtype)
+        block = ConvNeXtBlock(conv, conv, norm)
+        params = filled(block, x)["params"]
+        params["project"]["bias"] = np.ones(4, np.float32)  # so that the mean is not near zero
+
+        def loss(params):
+            return jnp.sum(block.apply({"params": params}, x.astype(dtype)).astype(jnp.float32))
+
+        return jax.jit(jax.grad(loss))(params)["scale"]
+
+    np.testing.assert_allclose(
+        differentiate(jnp.bfloat16), differentiate(jnp.float32), rtol=0.02, atol=20
+    )

@@ -196,6 +196,14 @@ def test_blocks_are_dynamic_everywhere_or_in_place_of_squeeze_and_excitation(few
         init_shapes(small(dynamic_blocks="some"), spectrogram(2, 16, 12, 1))
 
 
+def test_dynamic_blocks_may_have_static_depthwise_convolutions(few_stages):
+    net = DyMN(3, width=0.25, dynamic_stages=(1, 2), depthwise=None)
+    params = init_shapes(net, spectrogram(2, 16, 12, 1))["params"]
+    assert set(params["stage2_block1"]["depthwise"]) == {"kernel"}
+    assert "attention" in params["stage2_block1"]["project"]
+    assert "context" in params["stage2_block1"]
+
+
 def test_gradients_reach_all_parameters(few_stages):
     net = DyMN(3, width=0.25, dynamic_stages=(1, 2), dropout=0.0)
     x = np.abs(np.random.default_rng(0).standard_normal((4, 12, 10, 1))).astype(np.float32)
