@@ -1,7 +1,7 @@
 """Figures of detected objects: boxes and masks in pictures, and the average precision of each class."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -66,8 +66,8 @@ def make_overlay(image: np.ndarray, objects: Drawn, classes: Sequence[str]) -> I
 
 def draw_detections(
     images: Sequence[np.ndarray],
-    truths: Sequence[Drawn],
-    found: Sequence[Drawn],
+    truths: Iterable[Drawn],
+    found: Iterable[Drawn],
     headings: Sequence[str],
     classes: Sequence[str],
     title: str,
@@ -75,6 +75,8 @@ def draw_detections(
     path: str | os.PathLike,
 ) -> None:
     """Draws pictures with their true objects beside the same pictures with the found ones.
+
+    The objects of a picture are taken when it is drawn: generators need not hold all masks at once.
 
     Args:
         images: uint8 `[H, W, 3]`, of any sizes.
@@ -97,17 +99,16 @@ def draw_detections(
     panels = figure.subplots(rows, 2 * pairs, squeeze=False, height_ratios=heights)
     for axes in panels.flat:
         axes.axis("off")
-    for row, numbers in zip(panels, cells, strict=True):
-        for place, n in enumerate(numbers):
-            _draw_picture(row[2 * place], images[n], truths[n], classes, "truth")
-            _draw_picture(row[2 * place + 1], images[n], found[n], classes, headings[n])
+    seen: set[int] = set()
+    places = panels.reshape(-1, 2)[: len(images)]
+    for axes, image, *both, heading in zip(places, images, truths, found, headings, strict=True):
+        for panel, drawn, words in zip(axes, both, ("truth", heading), strict=True):
+            _draw_picture(panel, image, drawn, classes, words)
+            seen.update(int(label) for label in drawn.labels[:MOST_SHOWN])
     palette = style.make_voc_palette()
-    seen = sorted(
-        {int(label) for drawn in (*truths, *found) for label in drawn.labels[:MOST_SHOWN]}
-    )
     patches = [
         Patch(facecolor=palette[label % 256] / 255, label=style.shorten(classes[label], 14))
-        for label in seen
+        for label in sorted(seen)
     ]
     if patches:
         figure.legend(handles=patches, loc="outside right upper", fontsize=8, frameon=False)

@@ -10,6 +10,7 @@ import numpy as np
 from experiments.tasks.objects import Objects
 
 Annotation = dict[str, Any]
+"""An object as pycocotools takes it: of a file in COCO's format, or from `describe_objects`."""
 
 
 class Overlaps(NamedTuple):
@@ -31,36 +32,49 @@ class Overlaps(NamedTuple):
 # ---------------------------------------------------------------- VOC
 
 
-def measure_overlaps(found: Objects, truth: Objects) -> Overlaps:
-    """Returns the IoU of masks, or of boxes if one side has no masks."""
-    if found.masks is None or truth.masks is None:
-        iou = compute_box_iou(found.boxes, truth.boxes)
-    else:
-        iou = compute_mask_iou(found.masks, truth.masks)
-    return Overlaps(found.scores, found.labels, iou, truth.labels)
+def measure_overlaps(found: Sequence[Annotation], truths: Sequence[Annotation]) -> Overlaps:
+    """Returns the IoU of masks, or of boxes if the found objects have no masks; that of empty ones is 0."""
+    from pycocotools import mask
 
-
-def compute_box_iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Returns the IoU `[n, G]` of boxes `[n, 4]` and `[G, 4]`; that of two empty boxes is 0."""
-    boxes, others = boxes[:, None].astype(np.float64), others[None].astype(np.float64)
-    low, high = (
-        np.maximum(boxes[..., :2], others[..., :2]),
-        np.minimum(boxes[..., 2:], others[..., 2:]),
+    shape = "segmentation" if found and "segmentation" in found[0] else "bbox"
+    iou = mask.iou(*([one[shape] for one in side] for side in (found, truths)), [0] * len(truths))
+    scores = np.array([one["score"] for one in found], np.float64)
+    labels, classes = (
+        np.array([one["category_id"] for one in side], np.int32) for side in (found, truths)
     )
-    both = np.prod(np.maximum(high - low, 0), axis=-1)
-    areas = [np.prod(b[..., 2:] - b[..., :2], axis=-1) for b in (boxes, others)]
-    return both / np.maximum(areas[0] + areas[1] - both, 1e-12)
+    return Overlaps(scores, labels, np.reshape(iou, (len(found), len(truths))), classes)
 
 
-def compute_mask_iou(masks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Returns the IoU `[n, G]` of masks, bool `[n, H, W]` and `[G, H, W]`; that of empty ones is 0."""
-    # In float32, whose products are fast, and which counts exactly up to 16 million pixels.
-    flat = [
-        m.reshape(len(m), int(np.prod(m.shape[1:]))).astype(np.float32) for m in (masks, others)
-    ]
-    both = (flat[0] @ flat[1].T).astype(np.float64)
-    either = flat[0].sum(axis=1)[:, None] + flat[1].sum(axis=1) - both
-    return both / np.maximum(either, 1)
+def measure_void(found: Sequence[Annotation], void: np.ndarray) -> np.ndarray:
+    """Returns the share `[n]` of void pixels in found objects: in their masks, or in boxes without masks.
+
+    Args:
+        found: n objects as `describe_objects` returns them.
+        void: bool `[H, W]`.
+    """
+    from pycocotools import mask
+
+    if found and "segmentation" in found[0]:
+        codes = [one["segmentation"] for one in found]
+    else:
+        boxes = np.array([one["bbox"] for one in found], np.float64).reshape(-1, 4)
+        codes = mask.frPyObjects(boxes, *void.shape)
+    # Of a crowd, which the void is here, pycocotools divides by the area of the found object.
+    return np.reshape(mask.iou(codes, encode_masks([void]), [1]), len(found))
+
+
+def cut_void(found: Sequence[Annotation], void: np.ndarray) -> list[Annotation]:
+    """Returns found objects without the pixels of `void`, bool `[H, W]`, in their masks."""
+    from pycocotools import mask
+
+    (rest,) = encode_masks([~void])
+    cut = []
+    for one in found:
+        if "segmentation" in one:
+            code = mask.merge([one["segmentation"], rest], intersect=True)
+            one = one | {"segmentation": code, "area": float(mask.area(code))}
+        cut.append(one)
+    return cut
 
 
 def compute_voc_ap(
@@ -127,8 +141,8 @@ def _compute_area(scores: np.ndarray, right: np.ndarray, number: int) -> float:
 # ---------------------------------------------------------------- COCO
 
 
-def encode_masks(masks: np.ndarray) -> list[dict[str, Any]]:
-    """Returns masks, bool `[n, H, W]`, as COCO's run-length codes: `size`, and `counts` as bytes."""
+def encode_masks(masks: Iterable[np.ndarray]) -> list[dict[str, Any]]:
+    """Returns masks, bool `[H, W]`, as COCO's run-length codes: `size`, and `counts` as bytes."""
     from pycocotools import mask
 
     return [mask.encode(np.asfortranarray(one, np.uint8)) for one in masks]

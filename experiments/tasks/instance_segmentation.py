@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
+from itertools import compress
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -28,14 +29,15 @@ from experiments.tasks.instance_metrics import (
     average_known,
     compute_coco_ap,
     compute_voc_ap,
+    cut_void,
     describe_objects,
     list_class_rows,
     measure_overlaps,
+    measure_void,
 )
 from experiments.tasks.metrics import name_values
 from experiments.tasks.objects import (
     Objects,
-    keep_confident,
     list_true_objects,
     paint_objects,
     restore_objects,
@@ -119,7 +121,7 @@ class InstanceSegmentation(Task):
         losses, changed = model.apply(
             variables,
             batch["inputs"],
-            models.make_targets(batch["ids"], batch["classes"]),
+            models.make_targets(batch["ids"], batch["classes"], batch["sizes"]),
             batch["sizes"],
             train=True,
             mutable=["losses"] if frozen else ["batch_stats", "losses"],
@@ -131,7 +133,8 @@ class InstanceSegmentation(Task):
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns the detections, and the loss of the pictures that are not padding."""
         real = batch["mask"] > 0
-        targets = models.make_targets(batch["ids"], batch["classes"]) | {"counts": real}
+        targets = models.make_targets(batch["ids"], batch["classes"], batch["sizes"])
+        targets["counts"] = real
         losses = model.apply(
             variables,
             batch["inputs"],
@@ -193,9 +196,13 @@ class InstanceSegmentation(Task):
         dataset, metrics = results.dataset, results.metrics
         source, figures = dataset.splits["test"], results.workdir / "figures"
         threshold, classes = self.config.detector.threshold, dataset.classes
+
+        def restore(n: int) -> Objects:
+            return restore_row(results.inspected, n, threshold)
+
         quality = np.array(
             [
-                self._measure_painting(restore_row(results.inspected, n), source[n], len(classes))
+                self._measure_painting(restore(n), source[n], len(classes))
                 for n in range(len(source))
             ]
         )
@@ -212,11 +219,10 @@ class InstanceSegmentation(Task):
             if not len(shown):
                 continue
             examples = [source[int(n)] for n in shown]
-            found = [restore_row(results.inspected, int(n)) for n in shown]
             draw_detections(
                 [example["inputs"] for example in examples],
-                [_draw(list_true_objects(e["label"], e["classes"])) for e in examples],
-                [_draw(keep_confident(one, threshold), one.scores) for one in found],
+                (_draw(list_true_objects(e["label"], e["classes"])) for e in examples),
+                (_draw(found, found.scores) for found in map(restore, shown)),
                 [f"found, mIoU {quality[n]:.2f}" for n in shown],
                 classes,
                 title,
@@ -250,7 +256,7 @@ class InstanceSegmentation(Task):
         source, threshold = results.dataset.splits["test"], self.config.detector.threshold
         examples = [source[int(n)] for n in shown]
         painted = [
-            paint_objects(restore_row(results.inspected, int(n)), e["label"].shape, threshold)
+            paint_objects(restore_row(results.inspected, n, threshold), e["label"].shape, threshold)
             for n, e in zip(shown, examples, strict=True)
         ]
         truths = [paint_classes(e["label"], e["classes"]) for e in examples]
@@ -282,18 +288,20 @@ def sum_losses(losses: Mapping[str, Array]) -> Array:
     return sum(loss.astype(jnp.float32) for loss in losses.values())
 
 
-def restore_row(batch: Mapping[str, Any], row: int) -> Objects:
-    """Returns the objects of one picture of a batch, at the size of the original picture."""
-    masks = batch["masks"]
+def restore_row(batch: Mapping[str, Any], row: int, threshold: float = -np.inf) -> Objects:
+    """Returns the objects of one picture of a batch, at the size of the original picture.
+
+    Those with a score of `threshold` or less are left out before their masks take memory.
+    """
+    chosen, masks = batch["scores"][row] > threshold, batch["masks"]
     return restore_objects(
-        *(batch[name][row] for name in ("boxes", "scores", "labels")),
-        None if masks is None else masks[row],
+        *(batch[name][row][chosen] for name in ("boxes", "scores", "labels")),
+        None if masks is None else masks[row][chosen],
         batch["geometry"][row],
     )
 
 
 def _draw(objects: Objects, scores: np.ndarray | None = None) -> Drawn:
-    scores = None if scores is None else scores[: len(objects.labels)]
     return Drawn(objects.boxes, objects.labels, scores, objects.masks)
 
 
@@ -309,8 +317,12 @@ def judge_picture(found: Objects, example: Example, num_classes: int, threshold:
     """Compares the found objects of a picture with an example of the data set.
 
     Pixels that belong to nothing (255) are taken out of the masks of found objects first, as they are in no
-    true mask. Where an example has COCO's `annotations`, whose masks may overlap and whose crowds are not
-    counted, COCO's average precision is that of whole masks and these.
+    true mask. Where an example has COCO's `annotations`, whose masks may overlap, average precision compares
+    whole masks with these.
+
+    A found object with an IoU below 0.5 with every true object, of whose mask (or box, without masks) half or
+    more is 255, has found something that is ignored: it is neither right nor wrong. COCO's average precision
+    has its own rule of this kind for crowds.
 
     Args:
         found: the found objects.
@@ -319,15 +331,21 @@ def judge_picture(found: Objects, example: Example, num_classes: int, threshold:
         threshold: score from which objects are painted.
     """
     matrix = count_painted(found, example, num_classes, threshold)
-    truth = list_true_objects(example["label"], example["classes"])
-    size, cut = example["label"].shape, found
-    if found.masks is not None:
-        cut = found._replace(masks=found.masks & (example["label"] != IGNORE))
-    overlaps = measure_overlaps(cut, truth)
+    described, void = describe_objects(found), example["label"] == IGNORE
+    ignored = measure_void(described, void) >= 0.5
     annotations = example.get("annotations")
     if annotations is None:
-        return Judged(size, matrix, overlaps, describe_objects(truth), describe_objects(cut))
-    return Judged(size, matrix, overlaps, list(annotations), describe_objects(found))
+        truths = describe_objects(list_true_objects(example["label"], example["classes"]))
+        described = cut_void(described, void)
+    else:
+        truths = [one for one in annotations if not one["iscrowd"]]
+    overlaps = measure_overlaps(described, truths)
+    counted = ~ignored | (overlaps.iou.max(axis=1, initial=0) >= 0.5)
+    if annotations is None:
+        described = list(compress(described, counted))
+    scores, labels, iou = (field[counted] for field in overlaps[:3])
+    overlaps = Overlaps(scores, labels, iou, overlaps.truths)
+    return Judged(void.shape, matrix, overlaps, list(annotations or truths), described)
 
 
 def summarise(judged: Sequence[Judged], classes: Sequence[str], with_masks: bool) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def list_true_objects(ids: np.ndarray, classes: np.ndarray) -> Objects:
         classes: `[n]`, the class of each; objects of class 0 or without a pixel are left out.
     """
     numbers = [k for k in np.unique(ids) if 0 < k <= len(classes) and classes[k - 1] > 0]
-    masks = np.stack([ids == k for k in numbers]) if numbers else np.zeros((0, *ids.shape), bool)
+    masks = ids == np.array(numbers, ids.dtype)[:, None, None]
     labels = np.array([classes[k - 1] for k in numbers], np.int32)
     return Objects(find_boxes(masks), labels, np.ones(len(numbers), np.float32), masks)
 
@@ -80,9 +80,10 @@ def restore_objects(
     found = Objects(np.clip(placed, 0, limits), labels, scores)
     if masks is None:
         return found
-    pairs = zip(masks[real], placed, strict=True)
-    pasted = [paste_mask(mask, box, (height, width)) for mask, box in pairs]
-    return found._replace(masks=np.array(pasted, bool).reshape(-1, height, width))
+    pasted = np.zeros((len(placed), height, width), bool)
+    for pixels, mask, box in zip(pasted, masks[real], placed, strict=True):
+        pixels[:] = paste_mask(mask, box, (height, width))
+    return found._replace(masks=pasted)
 
 
 def paste_mask(mask: np.ndarray, box: np.ndarray, size: tuple[int, int]) -> np.ndarray:

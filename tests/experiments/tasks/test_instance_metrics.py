@@ -50,8 +50,8 @@ def make_pictures(with_masks):
 @pytest.mark.parametrize("with_masks", [False, True])
 def test_voc_counts_a_second_detection_as_wrong(with_masks):
     truths, found = make_pictures(with_masks)
-    pairs = zip(found, truths, strict=True)
-    overlaps = [metrics.measure_overlaps(mine, true) for mine, true in pairs]
+    described = ([metrics.describe_objects(one) for one in side] for side in (found, truths))
+    overlaps = [metrics.measure_overlaps(*pair) for pair in zip(*described, strict=True)]
     precision = metrics.compute_voc_ap(overlaps, 4)
     np.testing.assert_allclose(precision, [np.nan, 0.45, 0.8333333, np.nan], rtol=1e-6)
 
@@ -77,7 +77,10 @@ def test_nothing_found_is_zero_and_nothing_there_is_not_a_number():
     nothing = metrics.Overlaps(np.zeros(0), np.zeros(0, int), np.zeros((0, 1)), np.ones(1, int))
     assert metrics.compute_voc_ap([nothing], 2)[1] == 0
     empty = Objects(*(np.zeros(shape) for shape in ((0, 4), 0, 0, (0, 5, 5))))
-    assert metrics.measure_overlaps(empty, empty).iou.shape == (0, 0)
+    nobody, (somebody, *_) = metrics.describe_objects(empty), described
+    assert metrics.measure_overlaps(nobody, somebody).iou.shape == (0, 3)
+    assert metrics.measure_overlaps(somebody, nobody).iou.shape == (3, 0)
+    assert metrics.measure_void(nobody, np.ones(SIZE, bool)).shape == (0,)
 
 
 def test_true_objects_are_those_with_pixels_and_a_class():
