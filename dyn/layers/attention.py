@@ -288,11 +288,16 @@ def apply_head(
 def per_candidate(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
     """Returns an initialiser that applies `init` to each of the K kernels of a stack `[K, ...]`.
 
-    Applied to the whole stack, it would count K as part of the receptive field and get the fan wrong.
+    Applied to the whole stack, it would count K as part of the receptive field and get the fan wrong. Where
+    `init` names the axes of a kernel for partitioning, the axis of the candidates has no name.
     """
 
     def init_stack(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
         keys = jax.random.split(key, shape[0])
-        return jnp.stack([init(k, tuple(shape[1:]), dtype) for k in keys])
+        kernels = [init(k, tuple(shape[1:]), dtype) for k in keys]
+        stack = jax.tree.map(lambda *arrays: jnp.stack(arrays), *kernels)
+        if isinstance(stack, nn.meta.AxisMetadata):
+            return stack.add_axis(0, {nn.PARTITION_NAME: None})
+        return stack
 
     return init_stack

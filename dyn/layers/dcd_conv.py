@@ -22,7 +22,7 @@ from dyn.layers.attention import AttentionBranch, average_positions, he_normal_f
 from dyn.layers.convolution import ConvLayer
 from dyn.layers.dense import DenseLayer
 from dyn.layers.norms import apply_batch_norm
-from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.dynamic_conv import expand_over_space
 from dyn.ops.sharding import automate_sharding
 
@@ -237,7 +237,7 @@ class DCDDense(DenseLayer):
         y = jnp.matmul(x, kernel.astype(dtype), precision=self.precision)
         if self.use_bias:
             bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-            y = y + lax.broadcast_to_rank(bias.astype(dtype), y.ndim)
+            y = y + broadcast_weights(lax.broadcast_to_rank(bias, y.ndim), y)
         y = y * expand_over_space(filters, y) + apply_latent_branch(
             x,
             matrix,

@@ -110,7 +110,7 @@ class DynamicDense(DenseLayer):
     """
 
     num_kernels: int = 4
-    reduction: float = 1 / 4
+    reduction: float | None = 1 / 4
     min_squeeze: int = 4
     attention_norm: str = "none"
     use_running_average: bool | None = None

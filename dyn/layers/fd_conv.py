@@ -351,7 +351,9 @@ class FDConv(ConvLayer):
             # In float32 or wider, because there is no Fourier transform of bfloat16.
             wide = float32_or_wider(jnp.zeros((), dtype))
             keys = [key] if number == 1 else jax.random.split(key, number)
-            spectra = [kernel_to_spectrum(self.kernel_init(k, shape, wide)) for k in keys]
+            # A spectrum does not have the axes that an initialiser may name for partitioning.
+            kernels = [nn.meta.unbox(self.kernel_init(k, shape, wide)) for k in keys]
+            spectra = [kernel_to_spectrum(kernel) for kernel in kernels]
             if not all_kept:
                 spectra = [spectrum.reshape(-1, 2)[kept] for spectrum in spectra]
             spectra = jnp.stack(spectra) if number > 1 else spectra[0]

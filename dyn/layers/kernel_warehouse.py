@@ -63,7 +63,7 @@ class Warehouse(CheckedModule):
         out_ratio: output features of a cell, likewise.
         param_dtype: dtype of the cells.
         kernel_init: initialises the cells that a kernel starts with, all together, as a matrix
-            `[i, cells * o]`, or `[*k, i, cells * o]` if cells have taps.
+            `[i, cells * o]`, or `[*k, i, cells * o]` if cells have taps. Its partitioning is not used.
         spatial_partition: whether kernels are cut along their taps, too; False for cells `[*k, i, o]` with
             all taps of a kernel, of which all kernels must then have the same numbers.
         reduction: size of the squeezed vector in the attention of its convolutions, as a share of their
@@ -196,6 +196,8 @@ class Warehouse(CheckedModule):
         for start, end, k in zip([0, *ends], ends, jax.random.split(key, len(ends)), strict=False):
             if end > start:
                 cells = self.kernel_init(k, (*size, i, (end - start) * o), dtype)
+                # Names that partition the axes of a kernel do not fit those of cells.
+                (cells,) = jax.tree.leaves(cells)
                 slices.append(jnp.moveaxis(cells.reshape(*size, i, end - start, o), -2, 0))
         return jnp.concatenate(slices)
 

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from dyn.layers.attention import (
@@ -26,7 +27,7 @@ from dyn.layers.attention import (
     reduce_max,
 )
 from dyn.layers.convolution import ConvLayer, resolve_kernel_size
-from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.lowerings import assemble_kernels, kernel_is_smaller
 from dyn.ops.rotation import rotate_kernels
 from dyn.ops.sharding import automate_sharding
@@ -103,7 +104,8 @@ class RotatedConv(ConvLayer):
 
         Raises:
             ValueError: if the kernel is not square and 2-D, if the context or the groups do not fit the
-                inputs, or for an unknown pooling.
+                inputs, for a mask of positions, which would turn with the kernels, or for an unknown
+                pooling.
         """
         if self.pooling not in ("mixture", "max", "mean", "attention"):
             raise ValueError(
@@ -116,8 +118,17 @@ class RotatedConv(ConvLayer):
                 f"kernel_size={size} cannot be rotated: RotatedConv needs a square 2-D kernel such as "
                 "(3, 3). For other kernels use ODConv or DynamicConv."
             )
-        kernel = self.make_candidates(x, self.num_kernels)
         rotations = 1 if size == (1, 1) else self.rotations
+        kernel = self.make_candidates(x, self.num_kernels)
+        if (
+            rotations > 1
+            and self.mask is not None
+            and _hides_positions(self.mask, kernel.shape[1:])
+        ):
+            raise ValueError(
+                "mask would turn with RotatedConv's kernels, which would show positions that it hides: use "
+                "another layer if positions must stay hidden, or write rotations=1."
+            )
         dtype = float32_or_wider(x, kernel)
         context = self.flatten_context(context, x, batch)
         mix = self.weight_candidates(context, rotations, dtype)
@@ -231,6 +242,11 @@ class RotationAttention(MixtureAttention):
         self.sow_weights(kernel=mix, orientation=orientation)
 
 
+def _hides_positions(mask: Any, shape: tuple[int, ...]) -> bool:
+    """Returns whether a mask of kernels `[kh, kw, I, O]` differs between positions."""
+    return bool(np.ptp(np.broadcast_to(np.asarray(mask, float), shape), axis=(0, 1)).any())
+
+
 class OrientationPool(nn.Module):
     """Weights the responses of n orientations, `[B, *out, n, O]`, and adds them up: `[B, *out, O]`.
 
@@ -257,6 +273,5 @@ class OrientationPool(nn.Module):
         )(strength)[..., 0]
         weights = nn.softmax(score / read_temperature(self).astype(self.dtype))
         self.sow("intermediates", "weights", {"orientation": weights})
-        weights = weights.astype(responses.dtype)
         weights = weights.reshape(weights.shape[0], *(1,) * len(space), weights.shape[1], 1)
-        return jnp.sum(responses * weights, axis=-2)
+        return jnp.sum(responses * broadcast_weights(weights, responses), axis=-2)

@@ -19,7 +19,7 @@ from jax import lax
 from dyn.layers.attention import MixtureAttention
 from dyn.layers.convolution import ConvLayer
 from dyn.layers.fields import CheckedModule
-from dyn.ops.dtypes import float32_or_wider
+from dyn.ops.dtypes import broadcast_weights, float32_or_wider
 from dyn.ops.sharding import automate_sharding
 
 Array = jax.Array
@@ -157,12 +157,12 @@ class SpectralNormDense(CheckedModule):
         kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
         wide = kernel.astype(float32_or_wider(kernel))[None]
         kernel = normalise_kernels(self, wide, self.n_steps, self.epsilon)[0]
-        bias = None
-        if self.use_bias:
-            bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-        x, kernel, bias = nn.dtypes.promote_dtype(inputs, kernel, bias, dtype=self.dtype)
+        x, kernel = nn.dtypes.promote_dtype(inputs, kernel, dtype=self.dtype)
         y = jnp.matmul(x, kernel)
-        return y if bias is None else y + bias
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+        return y + broadcast_weights(lax.broadcast_to_rank(bias, y.ndim), y)
 
 
 def normalise_kernels(module: nn.Module, kernel: Array, n_steps: int, epsilon: float) -> Array:

@@ -13,12 +13,14 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from dyn.layers.fields import CheckedModule
 from dyn.layers.norms import LayerNorm
 from dyn.layers.static_conv import Conv
 from dyn.models.backbone import ConvFactory, Remat, bind_fields, call_block, check_input
 from dyn.models.dropout import Dropout
+from dyn.ops.dtypes import broadcast_weights
 
 Array = jax.Array
 
@@ -129,4 +131,4 @@ class ConvNeXtBlock(nn.Module):
         y = conv1x1(4 * features, name="expand")(self.norm(name="norm")(y))
         y = conv1x1(features, name="project")(nn.gelu(y, approximate=False))
         scale = self.param("scale", nn.initializers.constant(1e-6), (features,), jnp.float32)
-        return x + y * scale.astype(y.dtype)
+        return x + y * broadcast_weights(lax.broadcast_to_rank(scale, y.ndim), y)

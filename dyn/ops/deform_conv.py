@@ -20,7 +20,7 @@ import numpy as np
 from jax import lax
 
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.geometry import Geometry, Padding, resolve_geometry
+from dyn.ops.geometry import Geometry, Padding, check_floating, resolve_geometry
 from dyn.ops.sharding import automate_sharding, mesh_axes
 
 Array = jax.Array
@@ -60,7 +60,7 @@ def deform_conv(
         `[B, *out, O]`, in the inputs' dtype. Positions and interpolation are computed in float32 or wider.
 
     Raises:
-        ValueError: if offsets, mask or kernel do not fit.
+        ValueError: if offsets, mask or kernel do not fit, or inputs are not floating point.
 
     Example:
         >>> import jax.numpy as jnp
@@ -70,6 +70,7 @@ def deform_conv(
         >>> deform_conv(x, jnp.ones((1, 1, 1)), offsets)[0, :, 0].tolist()
         [0.5, 1.5, 2.5, 1.5]
     """
+    check_floating(inputs=inputs)
     geometry = resolve_geometry(
         inputs.shape[1:-1],
         kernel.shape[:-2],
@@ -144,8 +145,10 @@ def deform_aggregate(
         `[B, *out, C]`, in the inputs' dtype.
 
     Raises:
-        ValueError: if offsets or mask do not fit, or the kernel has no middle to leave out.
+        ValueError: if offsets or mask do not fit, inputs are not floating point, or the kernel has no
+            middle to leave out.
     """
+    check_floating(inputs=inputs)
     size = (kernel_size,) if isinstance(kernel_size, int) else tuple(kernel_size)
     geometry = resolve_geometry(inputs.shape[1:-1], size, strides, padding, 1, kernel_dilation)
     if geometry.mode is not None:

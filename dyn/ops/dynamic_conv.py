@@ -10,7 +10,14 @@ from jax.sharding import PartitionSpec
 
 from dyn.ops import fused_tpu, lowerings, planner
 from dyn.ops.dtypes import broadcast_weights
-from dyn.ops.geometry import Array, Geometry, Padding, Problem, resolve_geometry
+from dyn.ops.geometry import (
+    Array,
+    Geometry,
+    Padding,
+    Problem,
+    check_floating,
+    resolve_geometry,
+)
 from dyn.ops.sharding import (
     BatchShards,
     automate_sharding,
@@ -248,9 +255,7 @@ def check_arguments(
             f"{kernels.shape[-2] * groups} input features and a multiple of {groups} output features; "
             f"the inputs have {features}."
         )
-    for name, array in {"inputs": inputs, "kernels": kernels, "mix": mix, "taps": taps}.items():
-        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"{name} must be floating point; got {array.dtype}.")
+    check_floating(inputs=inputs, kernels=kernels, mix=mix, taps=taps)
     image, pixel = (batch, num_kernels), (batch, *geometry.out, num_kernels)
     if mix is None and num_kernels != 1:
         raise ValueError(f"mix is needed to choose among {num_kernels} kernels.")

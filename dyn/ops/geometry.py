@@ -236,6 +236,17 @@ def resolve_geometry(
     )
 
 
+def check_floating(**arrays: Array | jax.ShapeDtypeStruct | None) -> None:
+    """Checks that arrays are floating point, each under the name that it has in the message.
+
+    Raises:
+        ValueError: for the first that is not; None is left out.
+    """
+    for name, array in arrays.items():
+        if array is not None and not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"{name} must be floating point; got {array.dtype}.")
+
+
 def add_height(geometry: Geometry) -> Geometry:
     """Returns a geometry with two spatial axes, of which the first is one for a sequence."""
     if geometry.rank == 2:

@@ -89,11 +89,13 @@ def convolve_by_taps(inputs, kernels, mix, taps, geometry, precision) -> Array:
     def add_tap(total, tap):
         x, kernels, weight = tap
         w = _sample_kernels(kernels[:, None], weight, None).astype(inputs.dtype)
-        return total + _apply_samples(x, w, precision), None
+        return total + _apply_samples(x, w, precision).astype(total.dtype), None
 
-    total = jnp.zeros((*shifted.shape[1:3], geometry.groups, kernels.shape[-1]), inputs.dtype)
+    wide = float32_or_wider(inputs)
+    total = jnp.zeros((*shifted.shape[1:3], geometry.groups, kernels.shape[-1]), wide)
     by_tap = (shifted, jnp.moveaxis(kernels, 1, 0), weights)
     total, _ = lax.scan(jax.checkpoint(add_tap, prevent_cse=False), total, by_tap)
+    total = total.astype(inputs.dtype)
     return total.reshape(batch, *geometry.out, geometry.groups * kernels.shape[-1])
 
 

@@ -12,7 +12,7 @@ import jax
 
 from dyn.ops import lowerings
 from dyn.ops.geometry import Problem
-from dyn.ops.platforms import find_platform
+from dyn.ops.platforms import check_platform, find_platform
 
 
 class Work(NamedTuple):
@@ -181,8 +181,13 @@ def plan(problem: Problem, platform: str | None = None) -> Plan:
 
     Args:
         problem: the convolution; a symbolic batch counts as 32.
-        platform: 'cpu', 'gpu' or 'tpu'; None for the one JAX runs on.
+        platform: as in `plan_for_platform`; None for the one that is planned for.
+
+    Raises:
+        ValueError: for an unknown platform.
     """
+    if platform is not None:
+        check_platform(platform)
     named = platform or find_platform()  # ONNX has the prices of a TPU, and not its kernel
     platform = _priced_platform(named)
     prices = PRICES[platform]
@@ -319,4 +324,5 @@ def _priced_platform(platform: str | None) -> str:
     """Returns the platform with the prices for this one; None is the one that is planned for."""
     platform = platform or find_platform()
     platform = {"cuda": "gpu", "rocm": "gpu", "onnx": "tpu"}.get(platform, platform)
+    # JAX may run on a platform without prices.
     return platform if platform in PRICES else "gpu"

@@ -11,7 +11,7 @@ from jax import lax
 
 from dyn.ops import platforms
 from dyn.ops.dtypes import float32_or_wider
-from dyn.ops.geometry import Array, Geometry, Padding, resolve_geometry
+from dyn.ops.geometry import Array, Geometry, Padding, check_floating, resolve_geometry
 from dyn.ops.sharding import automate_sharding, mesh_axes
 
 # More taps than these are added up in a loop over the rows of the kernel. In one piece they are read in one
@@ -53,7 +53,7 @@ def convolve_positions(
         `[B, *out, C]` in the inputs' dtype.
 
     Raises:
-        ValueError: if shapes do not fit together, or G does not divide C.
+        ValueError: if shapes do not fit together, G does not divide C, or inputs are not floating point.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,6 +80,7 @@ def convolve_positions_with_geometry(
     inputs: Array, kernels: Array, scale: Array | None, shift: Array | None, geometry: Geometry
 ) -> Array:
     """Computes `convolve_positions` for a geometry that is resolved already."""
+    check_floating(inputs=inputs)
     batch, channels = inputs.shape[0], inputs.shape[-1]
     if kernels.shape[:-1] != (batch, *geometry.out, *geometry.size):
         raise ValueError(

@@ -271,6 +271,21 @@ def test_starts_as_the_authors_networks_do():
         assert 0.9 * bound < np.abs(linear["kernel"]).max() <= bound
 
 
+def test_the_dense_bias_s_gradient_in_bfloat16_adds_up_all_tokens():
+    layer, x = DCDDense(4, token_axes=2), random_input(1, 64, 64, 8)
+    variables = filled(layer, x)
+
+    def differentiate(layer):
+        def loss(params):
+            y = layer.apply({**variables, "params": params}, x, mutable=["batch_stats"])[0]
+            return jnp.sum(y.astype(jnp.float32))
+
+        return jax.jit(jax.grad(loss))(variables["params"])["bias"]
+
+    low, want = differentiate(layer.copy(dtype=jnp.bfloat16)), differentiate(layer)
+    np.testing.assert_allclose(low, want, rtol=0.02)
+
+
 # Errors.
 
 

@@ -117,6 +117,19 @@ def test_starts_as_the_static_layer(layer):
     assert frozen.get("kernel", False) == isinstance(layer, DynamicDense | CondDense)
 
 
+def test_a_context_need_not_be_squeezed():
+    layer, x = DynamicDense(4, num_kernels=3, reduction=None), random_input(2, 6)
+    variables = filled(layer, x)
+    params = variables["params"]
+    attention = params["attention"]["mixture"]
+    logits = x @ attention["kernel"] + attention["bias"]
+    temperature = variables["attention"]["attention"]["temperature"]
+    mix = np.stack([softmax(row / temperature) for row in np.asarray(logits)])
+    kernels = np.einsum("bk,ktio->btio", mix, params["kernel"])[:, 0]
+    want = np.einsum("bi,bio->bo", x, kernels) + mix @ params["bias"]
+    np.testing.assert_allclose(layer.apply(variables, x), want, rtol=1e-4, atol=1e-5)
+
+
 def test_experts_of_several_layers_share_a_router():
     class Two(nn.Module):
         @nn.compact

@@ -2,14 +2,15 @@
 
 from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import pytest
 from flax_resnet import assert_trains_inside_flax_resnet
-from layer_cases import CONVOLUTIONS, init_shapes, shapes_of
+from layer_cases import CONVOLUTIONS, DENSE, LAYERS, init_shapes, shapes_of
 from odd_host import make_odd_network
 
-from dyn.layers import FDConv
+from dyn.layers import DynamicConv, FDConv
 
 
 def test_odconv_trains_inside_flax_resnet():
@@ -40,3 +41,27 @@ def test_fd_conv_has_as_many_groups_as_frequencies_and_at_most_64():
     x = jnp.ones((2, 5, 5, 3))
     wanted = shapes_of(init_shapes(make(8, (3, 3), num_kernels=64), x))
     assert shapes_of(init_shapes(make(8, (3, 3)), x)) == wanted
+
+
+@pytest.mark.parametrize("name", (*CONVOLUTIONS, *DENSE))
+def test_initialisers_may_name_axes_for_partitioning(name):
+    case = LAYERS[name]
+    axes = (None, "features") if name in DENSE else (None, None, None, "features")
+    init = nn.with_partitioning(nn.initializers.lecun_normal(), axes)
+    shapes = init_shapes(case.layer(kernel_init=init), jnp.ones(case.shape))
+    plain = init_shapes(case.layer(), jnp.ones(case.shape))
+    assert shapes_of(nn.meta.unbox(shapes)) == shapes_of(plain)
+
+
+def test_the_axis_of_candidates_has_no_name():
+    normal, zeros = nn.initializers.normal(), nn.initializers.zeros_init()
+    layer = DynamicConv(
+        *(6, (3, 3)),
+        num_kernels=2,
+        kernel_init=nn.with_partitioning(normal, (None, None, None, "features")),
+        bias_init=nn.with_partitioning(zeros, ("features",)),
+    )
+    params = init_shapes(layer, jnp.ones((1, 4, 4, 3)))["params"]
+    assert params["kernel"].names == (None, None, None, None, "features")
+    assert params["bias"].names == (None, "features")
+    assert params["kernel"].value.shape == (2, 3, 3, 3, 6)

@@ -264,6 +264,7 @@ ERRORS = {
     ],
     "RotatedConv, mixture": [
         (dict(pooling="sum"), PICTURES, "'mixture'"),
+        (dict(mask=jnp.ones((3, 3, 4, 6)).at[0].set(0)), PICTURES, "mask would turn"),
         (dict(kernel_size=(3, 2)), PICTURES, "cannot be rotated"),
         (dict(kernel_size=(3,)), PICTURES[1:], "cannot be rotated"),
         (dict(kernel_size=(3, 3, 3)), (1, *PICTURES), "cannot be rotated"),

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import numpy_oracle
 import pytest
-from layer_cases import filled, random_input
+from layer_cases import filled, init_shapes, random_input
 
-from dyn.layers.rotated_conv import RotatedConv
+from dyn.layers.rotated_conv import OrientationPool, RotatedConv
 from dyn.ops.rotation import rotate_kernels
 
 POOLINGS = ["mixture", "max", "mean", "attention"]
@@ -121,6 +121,35 @@ def test_pooled_over_orientations_it_is_equivariant(pooling):
 
 
 # The rest.
+
+
+def test_pooling_in_bfloat16_adds_up_gradients_of_all_positions():
+    pool = OrientationPool(jnp.float32, jnp.float32)
+    x = 1 + jnp.arange(4.0)[:, None] + 0.1 * random_input(1, 64, 64, 4, 8)
+    variables = {"params": {"score": {"kernel": jnp.full((8, 1), 0.02)}}}
+
+    @jax.jit
+    @jax.grad
+    def differentiate(variables, x):
+        return jnp.sum(pool.apply(variables, x).astype(jnp.float32))
+
+    low, want = (
+        differentiate(variables, x.astype(dtype))["params"]["score"]["kernel"]
+        for dtype in (jnp.bfloat16, jnp.float32)
+    )
+    np.testing.assert_allclose(low, want, rtol=0.02)
+
+
+def test_a_mask_is_refused_where_it_would_turn():
+    x, mask = random_input(1, 5, 5, 4), np.ones((3, 3, 4, 4))
+    mask[2] = 0
+    for fields in (dict(), dict(pooling="max"), dict(num_kernels=2)):
+        with pytest.raises(ValueError, match="mask would turn"):
+            init_shapes(RotatedConv(4, (3, 3), mask=mask, **fields), x)
+    layer = RotatedConv(4, (3, 3), mask=mask, rotations=1)
+    y = layer.apply(filled(layer, x), jnp.zeros_like(x).at[:, 4].set(1.0))
+    np.testing.assert_array_equal(y[:, 3], y[:, 2])  # the row below it is hidden
+    init_shapes(RotatedConv(4, (1, 1), mask=np.ones((1, 1, 4, 4))), x)
 
 
 def test_a_pointwise_kernel_has_one_orientation():

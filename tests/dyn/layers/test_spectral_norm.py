@@ -7,7 +7,7 @@ import numpy_oracle
 import pytest
 from layer_cases import filled, random_input
 
-from dyn.layers.spectral_norm import SpectralNormConv, spectral_norms
+from dyn.layers.spectral_norm import SpectralNormConv, SpectralNormDense, spectral_norms
 from dyn.schedules import set_temperature
 
 
@@ -88,3 +88,14 @@ def test_gradients_are_finite_for_kernels_of_zeros():
     variables["params"]["kernel"] *= 0
     loss = jax.jit(jax.grad(lambda v: jnp.sum(layer.apply(v, x) ** 2)))
     assert all(np.isfinite(g).all() for g in jax.tree.leaves(loss(variables)))
+
+
+def test_the_bias_s_gradient_in_bfloat16_adds_up_all_vectors():
+    layer, x = SpectralNormDense(4, dtype=jnp.bfloat16), random_input(1, 64, 64, 8)
+    variables = filled(layer, x)
+
+    def loss(params):
+        return jnp.sum(layer.apply({**variables, "params": params}, x).astype(jnp.float32))
+
+    gradient = jax.jit(jax.grad(loss))(variables["params"])["bias"]
+    np.testing.assert_allclose(gradient, 4096.0, rtol=0.01)

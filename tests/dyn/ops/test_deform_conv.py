@@ -170,7 +170,7 @@ def test_what_is_sampled_for_all_taps_is_never_in_memory_at_once():
     assert measure(6) - measure(2) < 5 * sample  # 32 taps more
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_what_does_not_fit_is_refused():
     x, kernel = jnp.ones((2, 5, 4, 4)), jnp.ones((3, 3, 4, 6))
     offsets = jnp.zeros((2, 5, 4, 1, 9, 2))
     for arrays, message in (
@@ -178,6 +178,7 @@ def test_shapes_that_do_not_fit_are_refused():
         ((x, kernel, offsets[..., :8, :]), "9 kernel positions"),
         ((x, kernel, jnp.zeros((2, 5, 4, 3, 9, 2))), "divide the 4"),
         ((x, kernel, offsets, jnp.ones((2, 5, 4, 1, 8))), "mask must"),
+        ((x.astype(jnp.int32), kernel, offsets), "floating point; got int32"),
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(deform_conv, *arrays)
@@ -189,3 +190,5 @@ def test_shapes_that_do_not_fit_are_refused():
     ):
         with pytest.raises(ValueError, match=message):
             jax.eval_shape(partial(run, **fields), x, offsets, offsets[..., 0])
+    with pytest.raises(ValueError, match="floating point; got int32"):
+        jax.eval_shape(run, x.astype(jnp.int32), offsets, offsets[..., 0])

@@ -56,6 +56,21 @@ def test_bfloat16_keeps_its_dtype_and_the_value():
         np.testing.assert_allclose(got.astype(jnp.float32), want, atol=0.25)
 
 
+def test_many_taps_in_bfloat16_are_added_up_in_float32():
+    rng = np.random.default_rng(0)
+    x, w = (jnp.asarray(rng.random(s), jnp.bfloat16) for s in ((2, 9, 9, 4), (2, 7, 7, 4, 4)))
+    mix = jnp.full((2, 2), 0.5)
+
+    @jax.jit
+    def compute(x, w):
+        want = oracle.dynamic_conv(x.astype(jnp.float32), w.astype(jnp.float32), mix)
+        return want, [dynamic_conv(x, w, mix, lowering=lowering) for lowering in PORTABLE]
+
+    want, results = compute(x, w)
+    for lowering, got in zip(PORTABLE, results, strict=True):
+        np.testing.assert_allclose(got.astype(jnp.float32), want, rtol=0.01, err_msg=lowering)
+
+
 @pytest.mark.parametrize("lowering", ["outputs", "patches", "shared"])
 def test_gradients_in_bfloat16_add_up_all_positions(lowering):
     """A sum over 2304 positions would stop growing at 256, if it were added up in bfloat16."""

@@ -7,7 +7,7 @@ import jax
 import pytest
 from jax.sharding import AxisType
 
-from dyn.ops import LOWERINGS, fused_pixels_tpu
+from dyn.ops import LOWERINGS, explain, fused_pixels_tpu, platforms
 from dyn.ops.geometry import Problem, resolve_geometry
 from dyn.ops.planner import PRICES, count_work, plan, why_unavailable
 
@@ -21,6 +21,23 @@ def problem(side=14, features=256, batch=16, num_kernels=4):
 def test_an_onnx_file_has_no_kernel_for_tpus():
     assert plan(problem(), "tpu").choice == "fused"
     assert plan(problem(), "onnx").choice != "fused"
+
+
+@pytest.mark.parametrize("platform", ["tpuv5", "TPU", ""])
+def test_an_unknown_platform_is_refused(platform):
+    x, kernels = (jax.ShapeDtypeStruct(s, "float32") for s in ((1, 4, 4, 2), (1, 3, 3, 2, 2)))
+    for name_it in (
+        lambda: plan(problem(), platform),
+        lambda: explain(x, kernels, platform=platform),
+        lambda: platforms.plan_for_platform(platform).__enter__(),
+    ):
+        with pytest.raises(ValueError, match="'cpu', 'gpu', 'cuda', 'rocm', 'tpu', 'onnx'"):
+            name_it()
+
+
+def test_a_platform_without_prices_is_planned_for_like_a_gpu(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "METAL")
+    assert plan(problem()).platform == plan(problem(), "cuda").platform == "gpu"
 
 
 def amounts(lowering, **sizes):

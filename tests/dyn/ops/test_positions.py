@@ -168,3 +168,8 @@ def test_an_empty_batch():
 def test_what_does_not_fit_is_refused(kernels, factors, message):
     with pytest.raises(ValueError, match=message):
         convolve_positions(jnp.ones((2, 4, 4, 6)), jnp.ones(kernels), **factors)
+
+
+def test_integers_are_refused():
+    with pytest.raises(ValueError, match="inputs must be floating point; got int32"):
+        convolve_positions(jnp.ones((1, 4, 2), jnp.int32), jnp.full((1, 4, 3, 1), 0.5))
