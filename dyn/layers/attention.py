@@ -292,7 +292,7 @@ def per_candidate(init: nn.initializers.Initializer) -> nn.initializers.Initiali
     `init` names the axes of a kernel for partitioning, the axis of the candidates has no name.
     """
 
-    def init_stack(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init_stack(key: Array, shape: Sequence[int], dtype: jnp.dtype = jnp.float32) -> Any:
         keys = jax.random.split(key, shape[0])
         kernels = [init(k, tuple(shape[1:]), dtype) for k in keys]
         stack = jax.tree.map(lambda *arrays: jnp.stack(arrays), *kernels)

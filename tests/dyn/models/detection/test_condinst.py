@@ -90,10 +90,8 @@ def test_perfect_predictions_cost_little():
 def test_ignored_places_teach_no_background():
     places = list_places([(8, 6), (1, 1)], (8, 96), interest=8)
     mask = np.zeros((1, 64, 48), bool)
-    mask[0, 20, 12], mask[0, 48, 47] = (
-        True,
-        True,
-    )  # one is the nearest of the coarse level's place (48, 48)
+    mask[0, 20, 12] = True
+    mask[0, 48, 47] = True  # the nearest of the coarse level's place (48, 48)
     assert np.flatnonzero(read_places(jnp.asarray(mask), places)[0]).tolist() == [13, 48]
     x, targets = make_batch()
     targets |= {"labels": jnp.zeros_like(targets["labels"]), "ignored": jnp.ones((2, 64, 64), bool)}
