@@ -115,6 +115,17 @@ def shorten(text: str, letters: int = 22, keep_end: bool = False) -> str:
     return escape(text)
 
 
+def break_name(name: str, letters: int = 22) -> str:
+    """Returns a config's name in lines of at most `letters` letters, broken at the commas of its settings."""
+    lines: list[str] = []
+    for part in name.split(","):
+        if lines and len(lines[-1]) + len(part) + 2 <= letters:
+            lines[-1] += f",{part}"
+        else:
+            lines.append(part)
+    return ",\n".join(shorten(line, letters - 1) for line in lines)
+
+
 def escape(text: str) -> str:
     """Returns a text in one line that matplotlib shows as it is.
 

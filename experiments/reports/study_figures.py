@@ -61,7 +61,7 @@ def draw_accuracy_against_macs(comparison: DatasetComparison, path: str | os.Pat
         colour, _, marker = styles[results.config]
         axes.errorbar(
             results.costs["macs"], factor * value.mean, yerr=sd, fmt=marker, color=colour, markersize=7,
-            capsize=3, elinewidth=1.2, label=style.shorten(results.label),
+            capsize=3, elinewidth=1.2, label=style.break_name(results.label),
         )  # fmt: skip
     costs = [results.costs["macs"] for results in shown]
     low, high = min(costs), max(costs)
@@ -73,7 +73,7 @@ def draw_accuracy_against_macs(comparison: DatasetComparison, path: str | os.Pat
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)) if several_decades else MaxNLocator(6))
     axes.xaxis.set_major_formatter(lambda value, _: format_si(value))
     axes.minorticks_off()
-    figure.legend(loc="outside right upper", fontsize=9, frameon=False)
+    figure.legend(loc="outside right center", fontsize=9, frameon=False)
     style.save_figure(figure, path)
     return True
 
@@ -104,7 +104,7 @@ def draw_curves(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
             steps, mean, sd = _mean_curve(results, quantity)
             axes.plot(
                 steps, factor * mean, color=colour, linestyle=dash, linewidth=1.7,
-                marker="o" if len(steps) < 4 else None, markersize=4, label=style.shorten(results.label),
+                marker="o" if len(steps) < 4 else None, markersize=4, label=style.break_name(results.label),
             )  # fmt: skip
             low, high = factor * (mean - sd), factor * (mean + sd)
             axes.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
@@ -113,7 +113,7 @@ def draw_curves(comparison: DatasetComparison, path: str | os.PathLike) -> bool:
     limit_losses(panels[1])
     style.label_steps(panels[1])
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)
+    figure.legend(handles, labels, loc="outside right center", fontsize=9, frameon=False)
     style.save_figure(figure, path)
     return True
 
@@ -181,13 +181,13 @@ def draw_attention_by_depth(
                 numbers = np.array([math.nan if value is None else value for value in values])
                 axes.plot(
                     np.arange(1, len(values) + 1), numbers, color=colour, linestyle=dash, marker=marker,
-                    markersize=4, linewidth=1.4, label=style.shorten(results.label),
+                    markersize=4, linewidth=1.4, label=style.break_name(results.label),
                 )  # fmt: skip
     panels[-1].set_xlabel("layer, from input to output")
     panels[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
     # The first panel has a line for every config that has any.
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right upper", fontsize=9, frameon=False)
+    figure.legend(handles, labels, loc="outside right center", fontsize=9, frameon=False)
     style.save_figure(figure, path)
     return True
 

@@ -6,10 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.figures.style import make_voc_palette, paint_mask, shorten
+from experiments.figures.style import break_name, make_voc_palette, paint_mask, shorten
 
 ROOT = Path(__file__).parents[3]
 VOC = ROOT.parent / "shared/data/voc2012/VOCdevkit/VOC2012"
+
+
+def test_names_of_sweeps_are_broken_between_settings():
+    assert break_name("odconv") == "odconv"
+    assert break_name("odconv,from=base,min_squeeze=16") == "odconv,from=base,\nmin_squeeze=16"
+    longest = max(map(len, break_name("a,b=1," + 40 * "c").split("\n")))
+    assert longest <= 22
 
 
 def test_shorten():

@@ -15,6 +15,7 @@ TABLES = {
     "adiac_split": {"adiac_split.csv": "report.csv"},
     "detection": {"detection_subset.csv": "report.csv"},
     "digits_factors": {"digits_factors.csv": "report.csv", "digits_effects.csv": "effects.csv"},
+    "digits_warm": {"digits_warm.csv": "report.csv"},
 }
 
 
