@@ -285,6 +285,15 @@ def apply_head(
     return nn.Dense(features, kernel_init=kernel_init, precision=precision, name=name, **fields)(z)
 
 
+def drop_axis_names(initial: Any) -> Array:
+    """Returns the array of an initialiser that may name the axes of a kernel for partitioning.
+
+    The names do not fit what is made of the kernel.
+    """
+    (array,) = jax.tree.leaves(initial)
+    return array
+
+
 def per_candidate(init: nn.initializers.Initializer) -> nn.initializers.Initializer:
     """Returns an initialiser that applies `init` to each of the K kernels of a stack `[K, ...]`.
 

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from dyn.layers.attention import ATTENTION_PRECISION, global_average
+from dyn.layers.attention import ATTENTION_PRECISION, drop_axis_names, global_average
 from dyn.layers.band_modulation import BandModulation
 from dyn.layers.convolution import ConvLayer, resolve_kernel_size
 from dyn.layers.norms import LayerNorm
@@ -351,8 +351,7 @@ class FDConv(ConvLayer):
             # In float32 or wider, because there is no Fourier transform of bfloat16.
             wide = float32_or_wider(jnp.zeros((), dtype))
             keys = [key] if number == 1 else jax.random.split(key, number)
-            # A spectrum does not have the axes that an initialiser may name for partitioning.
-            kernels = [nn.meta.unbox(self.kernel_init(k, shape, wide)) for k in keys]
+            kernels = [drop_axis_names(self.kernel_init(k, shape, wide)) for k in keys]
             spectra = [kernel_to_spectrum(kernel) for kernel in kernels]
             if not all_kept:
                 spectra = [spectrum.reshape(-1, 2)[kept] for spectrum in spectra]

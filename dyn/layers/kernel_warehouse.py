@@ -24,6 +24,7 @@ from jax import lax
 
 from dyn.layers.attention import (
     AttentionBranch,
+    drop_axis_names,
     he_normal_fan_out,
     read_variable,
     squeezed_size,
@@ -195,9 +196,7 @@ class Warehouse(CheckedModule):
         slices = []
         for start, end, k in zip([0, *ends], ends, jax.random.split(key, len(ends)), strict=False):
             if end > start:
-                cells = self.kernel_init(k, (*size, i, (end - start) * o), dtype)
-                # Names that partition the axes of a kernel do not fit those of cells.
-                (cells,) = jax.tree.leaves(cells)
+                cells = drop_axis_names(self.kernel_init(k, (*size, i, (end - start) * o), dtype))
                 slices.append(jnp.moveaxis(cells.reshape(*size, i, end - start, o), -2, 0))
         return jnp.concatenate(slices)
 

@@ -214,7 +214,10 @@ def explain(
     Args:
         inputs, kernels, mix, taps: arrays, or `jax.ShapeDtypeStruct`s of their shapes.
         strides, padding, input_dilation, kernel_dilation, feature_group_count: as in `dynamic_conv`.
-        platform: 'cpu', 'gpu' or 'tpu'; None for the one JAX runs on.
+        platform: as in `plan_for_platform`; None for the one that is planned for.
+
+    Raises:
+        ValueError: for arguments that `dynamic_conv` refuses, and for an unknown platform.
 
     Example:
         >>> import jax, jax.numpy as jnp

@@ -1,23 +1,14 @@
 """Chooses among the tables that `experiments.predict` writes of the same detections the corrected ones."""
 
 import csv
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments.core.files import read_csv
+from experiments.audio.detections import EDITABLE, LABEL_SUFFIX, RAVEN_SUFFIX
+from experiments.core import own_files
 
-MANIFEST = "written.csv"
-"""Name of the list of the tables, with their digests."""
-COMMON = (
-    "predictions.csv",
-    "predictions.raven.txt",
-    "predictions.kaleidoscope.csv",
-    "predictions.birdnet.csv",
-)
-"""Names of the tables over all recordings."""
-_OWN = re.compile(r"(.+)\.dyn\.(selections|labels)\.txt")
+_OWN = re.compile(f"(.+)({re.escape(RAVEN_SUFFIX)}|{re.escape(LABEL_SUFFIX)})")
 _EARLIER = re.compile(r"(.+\.dyn\.(selections|labels)|predictions(\.\w+)?)\.earlier(-\d+)?\.\w+")
 
 
@@ -29,7 +20,7 @@ def find_repeated(paths: Sequence[Path]) -> dict[Path, str]:
     """
     repeated: dict[Path, str] = {}
     for manifest in paths:
-        if manifest.name == MANIFEST and (digests := _read_digests(manifest)):
+        if manifest.name == own_files.MANIFEST and (digests := _read_digests(manifest)):
             _compare(manifest.parent, paths, digests, repeated)
     return repeated
 
@@ -40,10 +31,9 @@ def _compare(
     """Adds the tables of one folder of predictions that are not to be read to `repeated`."""
     inside = {path for path in paths if path.is_relative_to(folder)}
     own: dict[str, list[Path]] = {}
-    common = [[], *([folder / name] for name in COMMON if folder / name in inside)]
-    for path in sorted(
-        inside, reverse=True
-    ):  # Raven's tables before label tracks: they have scores.
+    common = [[], *([folder / name] for name in EDITABLE if folder / name in inside)]
+    # Raven's tables come before label tracks, because they have scores.
+    for path in sorted(inside, reverse=True):
         if _EARLIER.fullmatch(path.name):
             repeated[path] = "it is an earlier table, which was kept; to read it, name it"
         elif match := _OWN.fullmatch(path.name):
@@ -52,11 +42,9 @@ def _compare(
 
     def is_changed(path: Path) -> bool:
         written = digests.get(path.relative_to(folder).as_posix())
-        try:
-            with open(path, "rb") as file:
-                return written not in (None, hashlib.file_digest(file, "sha256").hexdigest())
-        except OSError:  # It is listed when it is read.
-            return True
+        digest = own_files.compute_sha256(path)
+        # One that cannot be read is listed when it is read.
+        return not digest or written not in (None, digest)
 
     for choices in (*([[one] for one in both] for both in own.values()), common):
         choices = [choice for choice in choices if choice]
@@ -71,9 +59,8 @@ def _compare(
 
 
 def _read_digests(manifest: Path) -> dict[str, str]:
-    """Returns the digests of the tables in a manifest, by their paths below its folder; {} if it is none."""
+    """Returns the digests of a manifest, as `own_files.read_manifest`; {} if it cannot be used."""
     try:
-        header, *rows = read_csv(manifest) or [[]]
+        return own_files.read_manifest(manifest) or {}
     except (OSError, ValueError, csv.Error):
         return {}
-    return {row[0]: row[1] for row in rows if len(row) > 1} if header == ["file", "sha256"] else {}

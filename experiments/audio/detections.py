@@ -12,6 +12,18 @@ from experiments.audio import raven
 from experiments.core import files
 
 RAVEN_SUFFIX = ".dyn.selections.txt"
+LABEL_SUFFIX = ".dyn.labels.txt"
+"""The end of the names of Audacity's label tracks."""
+NAMES = {
+    "csv": "predictions.csv",
+    "raven": "predictions.raven.txt",
+    "kaleidoscope": "predictions.kaleidoscope.csv",
+    "birdnet": "predictions.birdnet.csv",
+    "parquet": "predictions.parquet",
+}
+"""Name of the table over all recordings in each format; Audacity has none."""
+EDITABLE = tuple(name for kind, name in NAMES.items() if kind != "parquet")
+"""Those that people correct."""
 
 
 class RavenDialect(csv.Dialect):

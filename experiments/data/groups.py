@@ -1,7 +1,6 @@
 """Assigns recordings to train, validation and test; recordings of one group stay in one split."""
 
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path, PurePosixPath
@@ -9,6 +8,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from experiments.audio.annotations import compile_pattern
+from experiments.audio.matching import normalize
 from experiments.audio.tables import read_records
 from experiments.core.errors import UserError
 from experiments.data import splits
@@ -21,8 +21,8 @@ def find_groups(names: Sequence[str], pattern: str) -> list[str]:
     """Returns the group of each recording, such as the site in its name.
 
     It is the first group of the regular expression `pattern`. Recordings that do not match are each a group
-    of their own. For '' all of them are, but for clips (see `name_clip`): clips of one recording overlap, and
-    are a group, together with the recording itself.
+    of their own. For '' every recording is one, except that clips (see `name_clip`) share the group of the
+    recording that they were cut from, because they overlap.
 
     Example:
         >>> find_groups(["owl/0.912_a_3.00s.wav", "noise/0.500_a_4.00s.wav", "b.wav"], "")
@@ -51,7 +51,7 @@ def name_clip(recording: str, start: float, score: float | None) -> str:
 
 def make_file_name(text: str) -> str:
     """Returns a text without what file systems refuse or what leaves a folder."""
-    name = re.sub(r"[^\w ,.()&+-]", "_", unicodedata.normalize("NFC", text)).strip(" .")
+    name = re.sub(r"[^\w ,.()&+-]", "_", normalize(text)).strip(" .")
     # A name may have 255 bytes, and others are added.
     return name.encode()[:100].decode(errors="ignore").strip(" .") or "_"
 

@@ -13,29 +13,24 @@ import numpy as np
 from experiments.audio import detection_formats, detections
 from experiments.audio.activity import Activity, average_scores
 from experiments.audio.detection_formats import Origin, Select, Selection
-from experiments.audio.detections import RAVEN_SUFFIX, Interval
-from experiments.core import files
+from experiments.audio.detections import (
+    EDITABLE,
+    LABEL_SUFFIX,
+    NAMES,
+    RAVEN_SUFFIX,
+    Interval,
+)
+from experiments.core import files, own_files
 from experiments.core.errors import UserError
 from experiments.data.reading import File
 from experiments.figures.activity import draw_activity
-from experiments.inference import own_files
 from experiments.inference.audio_windows import OpenRecording
 
 Append = Callable[[Iterable[Sequence[object]]], None]
 """Appends rows to a table."""
 
 _SKIPPED_HEADER = ("file", "reason")
-LABEL_SUFFIX = ".dyn.labels.txt"
-"""The end of the names of Audacity's label tracks."""
-RAVEN_FILE, RAVEN_LIST = "predictions.raven.txt", "predictions.raven.list.txt"
-NAMES = {
-    "csv": "predictions.csv",
-    "raven": RAVEN_FILE,
-    "kaleidoscope": "predictions.kaleidoscope.csv",
-    "birdnet": "predictions.birdnet.csv",
-    "parquet": "predictions.parquet",
-}
-"""Name of the table over all recordings in each format; Audacity has none."""
+RAVEN_LIST = "predictions.raven.list.txt"
 _COMBINED = {
     "raven": detection_formats.open_combined_raven_table,
     "kaleidoscope": detection_formats.open_kaleidoscope_table,
@@ -45,8 +40,7 @@ GROUPS = ("hours", "stations")
 """Names of the tables and figures of mean scores."""
 _ORIGIN = ("run", "version", "window_s", "hop_s", "threshold")
 # The tables that people correct. They are replaced only as long as nobody has.
-_COMMON_CORRECTED = tuple(name for kind, name in NAMES.items() if kind != "parquet")
-_CORRECTED = (RAVEN_SUFFIX, LABEL_SUFFIX, *_COMMON_CORRECTED)
+_CORRECTED = (RAVEN_SUFFIX, LABEL_SUFFIX, *EDITABLE)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -169,7 +163,7 @@ class DetectionTables:
                 self.selects.append(enter(_COMBINED[name](path, options.origin)))
             else:
                 self.appends.append(enter(_open_rows(path, columns)))
-            if path.name in _COMMON_CORRECTED:
+            if path.name in EDITABLE:
                 self.stack.callback(self.note_written, path)
         if "raven" in options.common:
             self.lists.append(enter(_open_list(out / RAVEN_LIST)))
@@ -298,7 +292,7 @@ def make_room(
         UserError: if something is in the way, and `overwrite` is false.
     """
     own = own_files.list_own_files(out, _CORRECTED)
-    corrected = [out / name for name in _COMMON_CORRECTED]
+    corrected = [out / name for name in EDITABLE]
     others = [out / name for name in (NAMES["parquet"], RAVEN_LIST, "per_file.csv")]
     drawn = [out / f"{kind}.{suffix}" for kind in GROUPS for suffix in ("csv", "png")]
     for path in (*corrected, *others, *drawn, out / own_files.MANIFEST, out / "skipped.csv"):

@@ -10,13 +10,12 @@ import numpy as np
 
 from experiments.audio import clusters as clustering
 from experiments.audio import times
-from experiments.core import files
+from experiments.core import files, own_files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
 from experiments.figures.embeddings import draw_hours, draw_tsne
 from experiments.figures.reconstruction import draw_reconstructions
-from experiments.inference import own_files
 from experiments.inference.audio_windows import SOUND_SUFFIXES
 from experiments.inference.embeddings import (
     Clock,

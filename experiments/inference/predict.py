@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from experiments.core import files
+from experiments.core import files, own_files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
 from experiments.data import Example
 from experiments.data.reading import File
 from experiments.figures.style import make_voc_palette
-from experiments.inference import object_files, own_files
+from experiments.inference import object_files
 from experiments.inference.files import (
     Item,
     check_inputs,

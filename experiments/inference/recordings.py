@@ -14,15 +14,13 @@ from ml_collections import ConfigDict
 import dyn
 from experiments.audio import spectrograms
 from experiments.audio.detection_formats import FORMATS, Origin
-from experiments.audio.detections import RAVEN_SUFFIX
+from experiments.audio.detections import LABEL_SUFFIX, NAMES, RAVEN_SUFFIX
 from experiments.audio.require import require_library
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.words import count_noun
 from experiments.inference.audio_windows import SOUND_SUFFIXES, make_audio_settings, prepare_windows
 from experiments.inference.detection_tables import (
-    LABEL_SUFFIX,
-    NAMES,
     RAVEN_LIST,
     DetectionTables,
     TableOptions,

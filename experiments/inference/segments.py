@@ -16,13 +16,12 @@ from experiments.audio import annotations, clips, recordings, spectrograms
 from experiments.audio.annotations import Annotation, Annotations
 from experiments.audio.require import require_library
 from experiments.configs import common
-from experiments.core import files
+from experiments.core import files, own_files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.text import read_text
 from experiments.core.words import count_noun
 from experiments.data import groups
-from experiments.inference import own_files
 from experiments.inference.segment_page import Card, write_page
 
 OUT = "segments"

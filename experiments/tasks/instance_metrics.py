@@ -59,7 +59,7 @@ def measure_void(found: Sequence[Annotation], void: np.ndarray) -> np.ndarray:
     else:
         boxes = np.array([one["bbox"] for one in found], np.float64).reshape(-1, 4)
         codes = mask.frPyObjects(boxes, *void.shape)
-    # Of a crowd, which the void is here, pycocotools divides by the area of the found object.
+    # The void is passed as a crowd: there pycocotools divides by the area of the found object.
     return np.reshape(mask.iou(codes, encode_masks([void]), [1]), len(found))
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from experiments.core.console import print_line
 from experiments.core.errors import UserError
 from experiments.runs.schema import read_summary
-from experiments.train.grid import PlannedRun, attempt_run
+from experiments.train.grid import PlannedRun, attempt_run, read_reason
 from experiments.train.loop import train
 from experiments.train.validate import resolve_config
 
@@ -88,7 +88,7 @@ def train_augmentations(
                     break
                 steps = read_summary(planned.workdir, needed=("steps",))["steps"]
     if not finished:
-        raise UserError(f"All runs failed: {(failed[0] / 'error.txt').read_text()}")
+        raise UserError(f"All runs failed: {read_reason(failed[0])}")
     return [workdir / name for name in AUGMENTATIONS]
 
 

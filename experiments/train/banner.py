@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from experiments.core.words import count_noun
 from experiments.data import Dataset
 from experiments.runs.metrics import count_classes, select_scalars
-from experiments.train.optimizer import StepCounts
+from experiments.train.optimizer import StepCounts, find_rate_of_all
 
 Rows = list[tuple[str, str]]
 # The names of the networks whose width is a factor.
@@ -54,7 +54,7 @@ def describe_start(
     length = f"{steps.total:,} steps, {steps.per_epoch} per epoch"
     rows.append(("recipe", f"{recipe}, {length}; augmentation {config.augment}; {config.dtype}"))
     if epochs := config.stages.head_epochs if "stages" in config else 0:
-        rate = config.stages.learning_rate or config.optimizer.learning_rate
+        rate = find_rate_of_all(config, steps)
         rows.append(
             ("", f"the head alone for {count_noun(epochs, 'epoch')}, then everything at {rate:g}")
             if steps.head_only

@@ -68,6 +68,14 @@ def attempt_run(run: PlannedRun, programs: Programs, brief: bool = False) -> boo
     return False
 
 
+def read_reason(workdir: Path) -> str:
+    """Returns why a run failed; its folder may not have had room for that."""
+    try:
+        return (workdir / ERROR_FILE).read_text()
+    except OSError:
+        return "it is printed above."
+
+
 def _check_start(start: Path) -> None:
     """Raises a UserError if the run that another one starts from has failed, or is not finished."""
     has_failed = (start / ERROR_FILE).exists()

@@ -63,9 +63,9 @@ def make_schedule(config: ConfigDict, steps: StepCounts) -> optax.Schedule:
     constant; the schedule follows, from the rate of `config.stages`.
     """
     rate = config.optimizer.learning_rate
+    rate_of_all = find_rate_of_all(config, steps)
     warmup = round(config.optimizer.warmup_epochs * steps.per_epoch)
     if steps.head_only:
-        rate_of_all = config.stages.learning_rate or rate
         decay = _make_decay_schedule(
             config.optimizer.schedule, rate_of_all, steps.total - steps.head_only
         )
@@ -92,14 +92,18 @@ def _make_decay_schedule(name: str, rate: float, steps: int) -> optax.Schedule:
     return optax.constant_schedule(rate)
 
 
-def make_plateau(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def find_rate_of_all(config: ConfigDict, steps: StepCounts) -> float:
+    """Returns the learning rate of the whole network: that of `config.stages` after a head learnt alone."""
+    rate = config.stages.learning_rate if steps.head_only else 0.0
+    return rate or config.optimizer.learning_rate
+
+
+def make_plateau(config: ConfigDict, steps: StepCounts) -> optax.GradientTransformationExtraArgs:
     """Returns the rule that scales the learning rate down when the validation loss stops falling."""
-    rate_of_all = config.stages.learning_rate if "stages" in config else 0.0
-    rate = rate_of_all or config.optimizer.learning_rate
     return reduce_on_plateau(
         factor=config.plateau.factor,
         patience=config.plateau.patience,
-        min_scale=min(1.0, config.plateau.min_learning_rate / rate),
+        min_scale=min(1.0, config.plateau.min_learning_rate / find_rate_of_all(config, steps)),
     )
 
 

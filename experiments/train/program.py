@@ -134,7 +134,7 @@ def compile_program(
     model = task.make_model(num_classes, spatial_axes=train_batch["inputs"].ndim - 2)
     settings = make_settings(config, steps)
     optimizer = make_optimizer(config, settings.schedule, reset_at=steps.head_only)
-    plateau = make_plateau(config)
+    plateau = make_plateau(config, steps)
 
     create = partial(
         create_state,

@@ -18,7 +18,7 @@ from experiments.core.words import count_noun
 from experiments.data import folds
 from experiments.runs.folder import InUseError
 from experiments.train.control import make_control
-from experiments.train.grid import ERROR_FILE, PlannedRun, attempt_run
+from experiments.train.grid import PlannedRun, attempt_run, read_reason
 from experiments.train.program import Programs
 from experiments.train.validate import resolve_config
 
@@ -98,7 +98,7 @@ def run_study(
     if len(failed) == len(runs):
         raise UserError(
             f"All {count_noun(len(runs), 'run')} failed. The reason of the first: "
-            f"{_read_reason(runs[0].workdir)}"
+            f"{read_reason(runs[0].workdir)}"
         )
     if failed:
         print_line()
@@ -145,14 +145,6 @@ def write_or_check_folds(config: ConfigDict, workdir: Path, num_folds: int) -> N
             f"{file} assigns the examples to other folds than --folds={num_folds} does: choose another "
             "--workdir for the new folds."
         )
-
-
-def _read_reason(workdir: Path) -> str:
-    """Returns why a run failed; its folder may not have had room for that."""
-    try:
-        return (workdir / ERROR_FILE).read_text()
-    except OSError:
-        return "it is printed above."
 
 
 def _set_fold(config: ConfigDict, fold: int, num_folds: int) -> None:

@@ -99,7 +99,7 @@ def test_tables_without_a_name_belong_to_the_longest_that_fits():
     assert list(owners.values()) == ["x/s1.2.wav", "x/s1.wav", "", ""]
     assert set(NameIndex(names).find_owners([Path("Z/T.WAV.txt")]).values()) == {"z/t.wav"}
     assert set(NameIndex(["a.flac"]).find_owners([Path(".txt"), Path("..txt")]).values()) == {""}
-    # Of recorders that give the same names, only one is here; two observers have a table each.
+    # Two recorders give the same names, and only one of them is here.
     owners = NameIndex(["s1/t.wav"]).find_owners([Path("s1/t.txt"), Path("s2/t.txt")])
     assert list(owners.values()) == ["s1/t.wav", ""]
     owners = NameIndex(["s1/t.wav"]).find_owners([Path("anna/t.txt"), Path("ben/t.txt")])

@@ -5,7 +5,7 @@ import hashlib
 import pytest
 
 from experiments.audio import annotations, corrections
-from experiments.inference import detection_tables, own_files
+from experiments.inference import detection_tables
 
 NAMES = ["s/x.wav", "y.wav"]
 RAVEN = "Selection\tBegin Time (s)\tEnd Time (s)\tLabel\tBegin Path\n"
@@ -47,9 +47,8 @@ def describe(found):
 
 
 def test_names_are_those_of_the_predictions():
-    assert corrections.MANIFEST == own_files.MANIFEST
     common = set(detection_tables.NAMES.values()) - {"predictions.parquet"}  # It is not read.
-    assert set(corrections.COMMON) == common
+    assert set(corrections.EDITABLE) == common
 
 
 def test_what_was_deleted_stays_deleted(read):

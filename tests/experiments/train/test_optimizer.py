@@ -154,7 +154,7 @@ def test_the_rate_of_the_head_is_followed_by_the_schedule_of_everything(schedule
 
 def test_the_plateau_cuts_the_rate_once_the_loss_stays_and_not_below_its_minimum():
     config = config_with(**{"plateau.patience": 1, "plateau.min_learning_rate": 1e-5})
-    plateau = make_plateau(config)
+    plateau = make_plateau(config, count_steps(config, 100))
     with jax.numpy_dtype_promotion("standard"):
         state, scales = plateau.init(PARAMS), []
         for loss in (1.0, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9, 0.9):
@@ -166,9 +166,22 @@ def test_the_plateau_cuts_the_rate_once_the_loss_stays_and_not_below_its_minimum
 
 def test_a_plateau_never_raises_the_rate():
     config = config_with(**{"optimizer.learning_rate": 1e-7, "plateau.patience": 1})
-    plateau = make_plateau(config)
+    plateau = make_plateau(config, count_steps(config, 100))
     with jax.numpy_dtype_promotion("standard"):
         state = plateau.init(PARAMS)
         for _ in range(4):
             _, state = plateau.update({}, state, value=1.0)
     assert float(state.scale) == 1
+
+
+def test_the_minimum_of_a_plateau_is_that_of_the_rate_in_use():
+    changes = {"optimizer.learning_rate": 1e-3, "stages.learning_rate": 1e-4, "plateau.patience": 1}
+    config = config_with(**changes, **{"plateau.min_learning_rate": 1e-5})
+    for head_only, least in ((0, 1e-2), (7, 1e-1)):
+        steps = dataclasses.replace(count_steps(config, 100), head_only=head_only)
+        plateau = make_plateau(config, steps)
+        with jax.numpy_dtype_promotion("standard"):
+            state = plateau.init(PARAMS)
+            for _ in range(8):
+                _, state = plateau.update({}, state, value=1.0)
+        assert float(state.scale) == pytest.approx(least)

@@ -31,18 +31,30 @@ def list_own_files(folder: Path, suffixes: tuple[str, ...]) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        header, *rows = files.read_csv(path) or [[]]
+        digests = read_manifest(path)
     except (OSError, ValueError, csv.Error) as error:
         raise UserError(f"{path} cannot be read ({error}): choose another --out.") from error
-    if tuple(header) != HEADER:
+    if digests is None:
         raise UserError(f"{path} is not the list of what was predicted: choose another --out.")
     own = {}
-    for name, digest, *_ in (row for row in rows if len(row) >= len(HEADER)):
+    for name, digest in digests.items():
         relative = PurePosixPath(name)
         inside = not relative.is_absolute() and ".." not in relative.parts
         if inside and name.endswith(suffixes) and compute_sha256(folder / relative) == digest:
             own[name] = digest
     return own
+
+
+def read_manifest(path: Path) -> dict[str, str] | None:
+    """Returns the digests in a manifest, by the paths of the files below its folder; None for another table.
+
+    Raises:
+        OSError, ValueError, csv.Error: if it cannot be read.
+    """
+    header, *rows = files.read_csv(path) or [[]]
+    if tuple(header) != HEADER:
+        return None
+    return {row[0]: row[1] for row in rows if len(row) >= len(HEADER)}
 
 
 def compute_sha256(path: Path) -> str:
