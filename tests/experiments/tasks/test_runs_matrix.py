@@ -45,7 +45,7 @@ class Blots:
 def blots(monkeypatch):
     splits = {"train": Blots(64, 0), "validation": Blots(16, 1), "test": Blots(37, 2)}
     dataset = Dataset("blots", splits, CLASSES, (8, 8, 1))
-    monkeypatch.setattr(data, "load", lambda *_: dataset)
+    monkeypatch.setattr(data, "load_for_training", lambda *_, **__: dataset)
     return dataset
 
 
