@@ -52,6 +52,7 @@ _DEFINITIONS = {
     str: flags.DEFINE_string,
     Sequence[str]: flags.DEFINE_multi_string,
 }
+_EXAMPLES = {"bool": True, "int": 3, "float": 0.5}  # by absl's name, of flags without a default
 
 
 @dataclasses.dataclass(frozen=True)
@@ -276,6 +277,8 @@ def _explain_value(config: ConfigDict | None, known: flags.FlagValues, message: 
             example = find_setting(config, name.removeprefix("config."))
         else:
             example = known[name].default
+            if example is None:
+                example = _EXAMPLES.get(known[name].flag_type())
     if example is None:
         return message
     return f"--{name}={value} is not {describe_kind(example)}"

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 from experiments.audio import cache, recordings, songs, spectrograms
 from experiments.audio.annotations import Annotation
 from experiments.audio.cache import Spectrograms
+from experiments.audio.matching import normalize
 from experiments.audio.samples import prepare_samples
 from experiments.core import digests
 from experiments.core.errors import UserError
@@ -174,7 +175,7 @@ def load(
         starts,
         config.max_skipped,
     )
-    classes = config.classes.split(",") if config.classes else sound_labels.list_labels(by_name)
+    classes = _list_chosen_classes(config) or sound_labels.list_labels(by_name)
     # A line of a table that cannot be used leaves its recording usable.
     unlabelled = {n: why for n, why in table.skipped if n in files and n not in by_name}
     lines = [row for row in table.skipped if unlabelled.get(row[0]) != row[1]]
@@ -290,14 +291,19 @@ def _find_root(config: ConfigDict, audio: ConfigDict) -> Path:
     return root
 
 
+def _list_chosen_classes(config: ConfigDict) -> list[str]:
+    """Returns the classes of the settings in the form that labels have; none if all count."""
+    return normalize(config.classes).split(",") if config.classes else []
+
+
 def _read_labels(
     root: Path, names: Sequence[str], config: ConfigDict, audio: ConfigDict
 ) -> tuple[LabelTable, dict[str, RecordingLabels]]:
     """Returns all labels, and those of the recordings that the chosen classes need."""
     table = sound_labels.read_labels(root, names, audio)
     by_name = table.by_name
-    if config.classes:
-        by_name = sound_labels.select_classes(by_name, config.classes.split(","), audio)
+    if classes := _list_chosen_classes(config):
+        by_name = sound_labels.select_classes(by_name, classes, audio)
     if not by_name:
         why = f" ({': '.join(table.skipped[0])})" if table.skipped else ""
         advice = "--config.audio.label_pattern for labels in their names"
@@ -404,11 +410,13 @@ def _assign_splits(
         table = groups.read_splits(Path(audio.splits).expanduser())
     if table:
         table = groups.check_splits(table, file)
-        absent = [name for name in names if name not in table]
+        table = {normalize(name): split for name, split in table.items()}
+        absent = [name for name in names if normalize(name) not in table]
         if absent:
             others = f", nor do {len(absent) - 1:,} others" if len(absent) > 1 else ""
             raise UserError(f"{file}: {absent[0]} has no split there{others}.")
-        return {name: table[name] for name in names}, [f"The splits are those of {file}."]
+        chosen = {name: table[normalize(name)] for name in names}
+        return chosen, [f"The splits are those of {file}."]
     recording_groups = groups.find_groups(names, audio.group_pattern)
     has_clips = not audio.group_pattern and recording_groups != names
     # The clips of a recording count as one recording.

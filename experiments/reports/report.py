@@ -11,7 +11,7 @@ import numpy as np
 
 from experiments.core import files
 from experiments.core.console import print_line
-from experiments.core.errors import UserError
+from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.escaping import escape_markdown
 from experiments.core.words import count_noun
 from experiments.reports import map_figures, published, recipes, study_figures, tables
@@ -99,7 +99,9 @@ def _compare_with(runs: Sequence[Run], baseline: str) -> list[Run]:
     """Returns the runs with another baseline, which must be the config of some of them."""
     configs = {run.config for run in runs}
     if baseline not in configs:
-        raise UserError(f"--baseline={baseline}: the runs are of {', '.join(sorted(configs))}.")
+        raise UserError(
+            f"--baseline={baseline}: no run is of that config{suggest_nearest(baseline, sorted(configs))}"
+        )
     return [dataclasses.replace(run, baseline=baseline) for run in runs]
 
 

@@ -59,7 +59,7 @@ def test_words_and_flags_reach_the_command_in_any_order(run, calls):
         (["run", "--tob=3"], "'--top'"),
         (["run", "--qqqqqq"], "--help lists the flags"),
         (["run", "--top=many"], "--top=many is not a whole number, such as 5."),
-        (["run", "--share=much"], "share=much"),
+        (["run", "--share=much"], "--share=much is not a number, such as 0.5."),
         (["run", "--quick=perhaps"], "quick=perhaps"),
         (["run", "--flagfile=/nowhere"], "/nowhere"),
     ],

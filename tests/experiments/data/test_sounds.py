@@ -1,6 +1,7 @@
 import csv
 import json
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -66,6 +67,27 @@ def test_recordings_stay_in_one_split(birds, opened):
     files = {split: files_of(source) for split, source in found.splits.items()}
     assert not files["train"] & files["test"] and not files["train"] & files["validation"]
     assert {file: split for split in files for file in files[split]} == dict(found.assignment)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_classes_and_splits_have_accents_in_either_form(birds, opened, tmp_path, forms):
+    one, other = (unicodedata.normalize(form, "Grünfink") for form in forms)
+    shutil.copytree(birds / "riser", tmp_path / "all" / one)
+    shutil.copytree(birds / "faller", tmp_path / "all" / "Kranich")
+    files = [
+        f"{folder}/{file.name}"
+        for folder, bird in ((other, "riser"), ("Kranich", "faller"))
+        for file in sorted((birds / bird).glob("*.wav"))
+    ]
+    rows = [
+        f"{file},{('train', 'validation', 'test')[place % 3]}" for place, file in enumerate(files)
+    ]
+    (tmp_path / "splits.csv").write_text("\n".join(["file,split", *rows]), encoding="utf-8")
+    found = opened(
+        tmp_path / "all", splits=str(tmp_path / "splits.csv"), data={"classes": f"{other},Kranich"}
+    )
+    assert found.classes == [unicodedata.normalize("NFC", one), "Kranich"]
+    assert [split for _, split in sorted(found.assignment)] == ["train", "validation", "test"] * 4
 
 
 def test_recordings_that_are_added_move_no_others(birds, opened, tmp_path):

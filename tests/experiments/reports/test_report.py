@@ -108,7 +108,9 @@ def test_another_baseline(tmp_path, write_run):
     text = write_report([tmp_path], baseline="hard").read_text()
     assert "difference to hard" in text
     assert "| odconv | 2 | 95.00 ± 0.00 | +2.00 | 0.500 (2) |" in text
-    with pytest.raises(UserError, match="--baseline=dcd: the runs are of base, hard, odconv"):
+    with pytest.raises(
+        UserError, match="--baseline=dcd: no run is of that config; there are base, hard"
+    ):
         write_report([tmp_path], baseline="dcd")
 
 
