@@ -39,7 +39,7 @@ def main(
     *,
     format: str = "stablehlo",
     out: str = "",
-    platforms: str = "cpu,cuda,tpu",
+    platforms: str = "",
     batch: int = 0,
     fold_norms: bool = False,
     overwrite: bool = False,
@@ -49,7 +49,7 @@ def main(
     """Exports a network, and prints where it is."""
     if push:
         hub.check_push(push, format)
-    chosen = [platform.strip() for platform in platforms.split(",")]
+    chosen = [platform.strip() for platform in platforms.split(",")] if platforms else ()
     path = export.export(
         load(run),
         format,

@@ -203,9 +203,16 @@ def _define_flag(name: str, parameter: inspect.Parameter, known: flags.FlagValue
 
 
 def list_override_texts(argv: Sequence[str]) -> dict[str, str]:
-    """Returns the text of each setting that flags such as `--config.epochs=5` set, by dotted path."""
-    matches = (re.match(r"--?(?:no)?config\.([^=]*)=?(.*)", w, re.DOTALL) for w in argv[1:])
-    return {match[1]: match[2] for match in matches if match}
+    """Returns the text of each setting that flags set, by dotted path.
+
+    `--config.epochs=5` and `--config.epochs 5` are the same; a flag alone, such as `--config.static`, has ''.
+    """
+    texts = {}
+    for word, after in zip(argv[1:], [*argv[2:], "--"], strict=True):
+        if match := re.match(r"--?(?:no)?config\.([^=]*)(=?)(.*)", word, re.DOTALL):
+            alone = after.startswith("--") or word.lstrip("-").startswith("no")
+            texts[match[1]] = match[3] if match[2] or alone else after
+    return texts
 
 
 def _describe_config(argv: Sequence[str], settings: ConfigFlags) -> str:

@@ -14,6 +14,7 @@ from experiments.core import files, own_files
 from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
+from experiments.data.reading import File
 from experiments.figures.embeddings import draw_hours, draw_tsne
 from experiments.figures.reconstruction import draw_reconstructions
 from experiments.inference.audio_windows import SOUND_SUFFIXES
@@ -71,10 +72,7 @@ def embed(
         if not trained.is_audio:
             raise UserError(f"--hoplite is for recordings, and {trained.source} saw pictures.")
         check_database(database, overwrite)
-    inputs = list(expand_paths(paths, (out,), SOUND_SUFFIXES if trained.is_audio else ()))
-    if not inputs:
-        kind = "recording" if trained.is_audio else "file"
-        raise UserError(f"There is no {kind} in {', '.join(map(str, paths))}.")
+    inputs = _list_inputs(trained, paths, out, labels)
     clock, skipped = Clock(), []
     comparison = IndexComparison(trained.config.audio.sample_rate) if compare else None
     rng, sample = np.random.default_rng(0), []
@@ -144,6 +142,18 @@ def _check_arguments(
     own_files.check_replaceable(out / "skipped.csv", ("file", "reason"))
     if clusters < 0 or clusters == 1:
         raise UserError(f"--clusters={clusters}: choose 2 or more.")
+
+
+def _list_inputs(trained: Trained, paths: Sequence[str], out: Path, labels: str) -> list[File]:
+    """Returns the files to embed; raises a UserError if there are none, or `labels` cannot be used."""
+    own = [out / name for name in (*OUTPUTS, "skipped.csv")]
+    inputs = list(expand_paths(paths, own, SOUND_SUFFIXES if trained.is_audio else ()))
+    if not inputs:
+        kind = "recording" if trained.is_audio else "file"
+        raise UserError(f"There is no {kind} in {', '.join(map(str, paths))}.")
+    if labels:  # a mistake in them is better known before the work
+        label_files(labels, [file.name for file in inputs])
+    return inputs
 
 
 def _check_usable(total: int, skipped: Sequence[tuple[str, str]], embedded: Embedded) -> None:

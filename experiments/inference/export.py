@@ -20,6 +20,7 @@ from experiments.runs.folder import list_versions
 
 FORMATS = ("stablehlo", "safetensors", "hub", "onnx")
 PLATFORMS = ("cpu", "cuda", "rocm", "tpu")
+USUAL_PLATFORMS = ("cpu", "cuda", "tpu")
 
 
 def export(
@@ -27,7 +28,7 @@ def export(
     file_format: str,
     out: str | Path = "",
     *,
-    platforms: Sequence[str] = ("cpu", "cuda", "tpu"),
+    platforms: Sequence[str] = (),
     batch: int = 0,
     fold_norms: bool = False,
     overwrite: bool = False,
@@ -65,7 +66,7 @@ def export(
     description["folded_norms"] = fold_norms
     compute_logits = make_logits_fn(trained, fold_norms)
     if file_format == "stablehlo":
-        description["platforms"] = platforms
+        description["platforms"] = platforms = list(platforms or USUAL_PLATFORMS)
         try:
             program = interop.to_stablehlo(compute_logits, make_example_struct(trained), platforms)
         except ValueError as error:
@@ -89,6 +90,8 @@ def _check_options(
             raise UserError(
                 f"--platforms: there is no {platform!r}{suggest_nearest(platform, PLATFORMS)}"
             )
+    if platforms and file_format != "stablehlo":
+        raise UserError(f"--platforms: {file_format} is for any of them; leave it out.")
     if batch < 0 or (batch and file_format != "onnx"):
         raise UserError(
             f"--batch={batch}: only --format=onnx has a fixed batch, of 1 or more; 0 is for any."

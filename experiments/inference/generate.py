@@ -140,6 +140,7 @@ def _count_finished(
     if not overwrite:
         raise UserError(f"{folder} exists: choose another --out, or give --overwrite.")
     _delete_pictures(folder, counts)
+    (folder / "quality.json").unlink(missing_ok=True)  # of the deleted pictures
     (folder / DESCRIPTION).unlink()
     return {}
 

@@ -28,7 +28,7 @@ from experiments.tasks import Classification, Tagging, make_task
 # Settings with paths of the machine that trained, and accounts: nobody else's business.
 PRIVATE = (
     *("init_from", "wandb", "data.source", "data.dir", "data.extra_train"),
-    *("audio.annotations", "audio.splits"),
+    *("audio.annotations", "audio.splits", "audio.noise_folder"),
 )
 MAX_CLASSES = 50  # that a card lists
 

@@ -21,7 +21,7 @@ from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Example, pictures
 from experiments.data.extra import read_description
 from experiments.inference.trained import Trained
-from experiments.runs.data_record import load_test_split
+from experiments.runs.data_record import reload_data
 
 SPLITS = 10
 
@@ -167,9 +167,10 @@ def _prepare_generated(
 def _prepare_real(labels: set[int], classifier: Trained) -> Iterator[tuple[int, Example]]:
     """Yields the test examples of some classes as the classifier sees them, and their labels."""
     config = classifier.config
-    source, warning = load_test_split(config, classifier.source)
+    dataset, warning = reload_data(config, classifier.classes, classifier.source, ["test"])
     if warning:
         print_line(f"warning: {warning}", error=True)
+    source = dataset.splits["test"]
     number = 0
     for index in range(len(source)):
         example = source[index]

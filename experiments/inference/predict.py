@@ -61,6 +61,8 @@ def predict(
     for name in ("threshold", "without", "all_scores", "merge", "hop", "format"):
         if name in options:
             raise UserError(f"--{name} is for runs on recordings, and {run} is not one.")
+    if "top" in options and trained.config.task in ("segmentation", "instance_segmentation"):
+        raise UserError(f"--top is for classifiers, and {run} is a run of {trained.config.task}.")
     return predict_files(trained, paths, **options)
 
 
@@ -76,8 +78,8 @@ def predict_files(
     """Writes the predictions for pictures or series; see `predict`."""
     out = Path(out).expanduser()
     check_inputs(paths, batch_size)
-    skipped_file, folder = out.with_suffix(".skipped.csv"), out.with_suffix("")
-    outputs = (out, skipped_file, folder, out.with_suffix(object_files.COCO_SUFFIX))
+    skipped_file = out.with_suffix(".skipped.csv")
+    outputs = (out, skipped_file, *_name_others(trained, out).values())
     form = choose_form(trained, out, top, expand_paths(paths, outputs))
     _check_arguments(out, form, top, overwrite)
     skipped_header = ["file", *list_position_columns(trained), "reason"]
@@ -137,21 +139,33 @@ class Form:
 
 def choose_form(trained: Trained, out: Path, top: int, inputs: Iterable[File]) -> Form:
     """Returns what is written of the predictions of a run for some files, with the table `out`."""
-    folder, coco_file = out.with_suffix(""), out.with_suffix(object_files.COCO_SUFFIX)
+    others = _name_others(trained, out)
     if trained.config.task == "instance_segmentation":
+        coco_file, folder = others.values()
         numbered = object_files.have_own_numbers(inputs)
-        return Form(
-            object_files.HEADER,
-            partial(object_files.open_writer, trained, folder, coco_file, numbered),
-            {"results for COCO": coco_file, "pictures": folder},
-        )
+        write = partial(object_files.open_writer, trained, folder, coco_file, numbered)
+        return Form(object_files.HEADER, write, others)
     if trained.config.task == "segmentation":
-        write = partial(_write_mask, trained.classes, folder)
+        write = partial(_write_mask, trained.classes, *others.values())
         header = ("file", "mask", "label", "pixels", "share")
-        return Form(header, partial(contextlib.nullcontext, write), {"masks": folder})
+        return Form(header, partial(contextlib.nullcontext, write), others)
     rank = partial(_rank_classes, trained.classes, top)
     header = ("file", *list_position_columns(trained), "rank", "label", "probability")
     return Form(header, partial(contextlib.nullcontext, rank))
+
+
+def _name_others(trained: Trained, out: Path) -> dict[str, Path]:
+    """Returns what is written beside the table of predictions, by what it is."""
+    folder = out.with_suffix("")
+    match trained.config.task:
+        case "instance_segmentation":
+            return {
+                "results for COCO": out.with_suffix(object_files.COCO_SUFFIX),
+                "pictures": folder,
+            }
+        case "segmentation":
+            return {"masks": folder}
+    return {}
 
 
 def _check_arguments(out: Path, form: Form, top: int, overwrite: bool) -> None:
@@ -161,8 +175,9 @@ def _check_arguments(out: Path, form: Form, top: int, overwrite: bool) -> None:
         raise UserError(f"--out={out}: give a file that ends in .csv.")
     if out.is_dir() or (out.exists() and not overwrite):
         raise UserError(f"{out} exists: {otherwise}")
-    if out.with_suffix("").is_file():
-        raise UserError(f"{out.with_suffix('')} is a file: choose another --out.")
+    folder = out.with_suffix("")
+    if folder in form.others.values() and folder.is_file():
+        raise UserError(f"{folder} is a file: choose another --out.")
     for name, path in form.others.items():
         if path.exists() and not overwrite:
             raise UserError(f"{path}, which has the {name}, exists: {otherwise}")

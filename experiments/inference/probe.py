@@ -1,5 +1,6 @@
 """Trains a linear classifier on the features of a trained network, and puts it in the place of its head."""
 
+import dataclasses
 import time
 from collections.abc import Iterator, Mapping
 from functools import partial
@@ -21,8 +22,10 @@ from experiments.core import files
 from experiments.core.console import format_value, print_facts, print_line, print_result
 from experiments.core.errors import UserError
 from experiments.data import Dataset, Source
+from experiments.data.fingerprint import list_entries
 from experiments.inference.trained import Trained, check_network
 from experiments.runs import weights
+from experiments.runs.data_record import SPLITS_FILE, read_known_entries
 from experiments.tasks import Results
 from experiments.tasks.classification import write_confusion
 from experiments.tasks.classifier import draw_classifier
@@ -172,6 +175,9 @@ def train_probe(
     several = config.audio.labels == "multi"
     if len(dataset.classes) < 2 and not several:
         raise UserError(f"{dataset.name} has one class: there is nothing to tell it from.")
+    dataset = dataclasses.replace(
+        dataset, notes=[*dataset.notes, *_describe_heard(trained, dataset)]
+    )
     _print_data(trained, dataset)
     clock = time.monotonic()
     splits = compute_features(trained, dataset, batch_size)
@@ -191,6 +197,7 @@ def train_probe(
         "features": int(layer.kernel.shape[0]),
         "strength": strength,
         "windows": {name: len(split) for name, split in dataset.splits.items()},
+        "notes": list(dataset.notes),
         **results,
         "feature_seconds": round(feature_seconds, 1),
         "fit_seconds": round(fit_seconds, 1),
@@ -212,6 +219,23 @@ def train_probe(
         ],
     )
     return summary
+
+
+def _describe_heard(trained: Trained, dataset: Dataset) -> list[str]:
+    """Returns a warning for each split with recordings that the network itself was trained on."""
+    known = read_known_entries(trained.source) if trained.source.is_dir() else ()
+    heard = {entry.content for entry in known if entry.split == "train"} - {""}
+    notes = []
+    for split in ("validation", "test"):
+        if split not in dataset.splits:
+            continue
+        entries = list_entries(split, dataset.splits[split], dataset.classes)
+        if number := sum(entry.content in heard for entry in entries):
+            notes.append(
+                f"The network was trained on {number:,} of the {len(entries):,} recordings of {split}: "
+                f"scores on {split} are too good. Use --override=audio.splits={trained.source / SPLITS_FILE}."
+            )
+    return notes
 
 
 def _print_data(trained: Trained, dataset: Dataset) -> None:

@@ -13,16 +13,15 @@ from matplotlib.ticker import MaxNLocator
 
 from dyn.diagnostics import count_macs, count_parameters, sown_weights
 from dyn.layers.gated_conv import gate_report, prune_kernels
-from experiments import data
 from experiments.core import files
-from experiments.core.console import print_result
+from experiments.core.console import print_line, print_result
 from experiments.core.errors import UserError
 from experiments.core.timing import compute_ratio, time_alternately
 from experiments.data import Source
 from experiments.figures.style import PALETTE, new_figure, save_figure, style_axes
 from experiments.inference.trained import Trained, check_network
 from experiments.runs import weights
-from experiments.runs.data_record import read_known_entries
+from experiments.runs.data_record import reload_data
 
 HEADER = ("layer", "kernels", "never", "always", "left")
 
@@ -52,13 +51,15 @@ def prune_network(
     Raises:
         UserError: if the network has no such gates, or the folder cannot be used.
     """
-    folder = Path(out).expanduser() if out else trained.source / "pruned"
+    home = trained.source.parent if trained.source.suffix == weights.SUFFIX else trained.source
+    folder = Path(out).expanduser() if out else home / "pruned"
     _check_arguments(trained, folder, runs, overwrite)
     size = batch_size or trained.config.batch_size
-    # Files that the run knows are in their splits: what has been trained on is not tested on.
-    known = read_known_entries(trained.source) if trained.source.is_dir() else ()
-    config = trained.config
-    dataset = data.load(config.data, config.seed, config.get("audio"), known)
+    dataset, warning = reload_data(
+        trained.config, trained.classes, trained.source, ["train", "validation", "test"]
+    )
+    if warning:
+        print_line(f"warning: {warning}", error=True)
     seen = [dataset.splits[name] for name in ("train", "validation") if name in dataset.splits]
     gates = collect_gates(trained, seen, size)
     pruned, layers = remove_kernels(trained, gates)

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 from experiments import data
 from experiments.core import files
 from experiments.core.checked_json import read_json
+from experiments.core.errors import UserError
 from experiments.core.listing import check_regular_file
 from experiments.data import groups
-from experiments.data.dataset import Dataset, Source
+from experiments.data.dataset import Dataset
 from experiments.data.fingerprint import (
     Entry,
     Fingerprint,
@@ -102,20 +103,38 @@ def read_known_entries(workdir: Path, record: DataRecord | None = None) -> list[
     return entries
 
 
-def load_test_split(config: ConfigDict, workdir: Path) -> tuple[Source, str]:
-    """Loads the examples that a run has been tested on, with a warning if they are not what they were.
+def reload_data(
+    config: ConfigDict, classes: Sequence[str], workdir: Path, used: Sequence[str]
+) -> tuple[Dataset, str]:
+    """Loads the data of a run, with a warning if the splits in `used` are not what they were.
 
     Files that the run knows are in their splits: what has been trained on is not tested on. The run may be a
     file of weights, which knows nothing of its data.
+
+    Raises:
+        UserError: if the data has other classes than the run, whose numbers would mean others.
     """
     is_folder = workdir.is_dir()
     record = read_record(workdir) if is_folder else None
     known = read_known_entries(workdir, record) if is_folder else ()
     dataset = data.load(config.data, config.seed, config.get("audio"), known)
+    if list(dataset.classes) != list(classes):
+        more, less = (
+            ", ".join(sorted(set(one) - set(other))) or "none"
+            for one, other in ((dataset.classes, classes), (classes, dataset.classes))
+        )
+        raise UserError(
+            f"{workdir} was trained on other classes than its data has now (new: {more}; missing: {less}): "
+            "put the data back as it was."
+        )
     if record is None:
-        return dataset.splits["test"], ""
-    fingerprint = compute_fingerprint(dataset)
-    if fingerprint.digests["test"] == record.fingerprint.digests.get("test"):
-        return dataset.splits["test"], ""
-    change = describe_changes(record.fingerprint, fingerprint)
-    return dataset.splits["test"], f"the data has changed since {workdir} was trained: {change}."
+        return dataset, ""
+    before, now = record.fingerprint, compute_fingerprint(dataset)
+    # Extra training pictures have a part in the digest, and are not loaded here.
+    compared = [one for one in used if one != "train" or not config.data.get("extra_train")]
+    if all(now.digests.get(split) == before.digests.get(split) for split in compared):
+        return dataset, ""
+    return (
+        dataset,
+        f"the data has changed since {workdir} was trained: {describe_changes(before, now)}.",
+    )

@@ -41,6 +41,11 @@ def compute_pr_curve(truth: np.ndarray, scores: np.ndarray) -> PRCurve | None:
     return PRCurve(precision, recall, thresholds, float(average))
 
 
+def round_down(threshold: float) -> float:
+    """Returns a threshold with six digits, at which the very example that it is the score of still counts."""
+    return float(np.floor(threshold * 1e6) / 1e6)
+
+
 def find_best_threshold(curve: PRCurve) -> tuple[float, float]:
     """Returns the threshold with the highest F1, the highest of equals, and that F1."""
     precision, recall = curve.precision[:-1], curve.recall[:-1]
@@ -86,7 +91,8 @@ def write_per_class(
     for number, (name, curve) in enumerate(zip(classes, curves, strict=True)):
         values = [float(measured[key][number]) for key in MEASURES]
         if curve:
-            values += [curve.average_precision, *find_best_threshold(curve)]
+            threshold, f1 = find_best_threshold(curve)
+            values += [curve.average_precision, round_down(threshold), f1]
         else:
             values += [math.nan] * 3
         cells = ["" if math.isnan(value) else f"{value:.6f}" for value in values]

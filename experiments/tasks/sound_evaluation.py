@@ -6,7 +6,7 @@ import numpy as np
 
 from experiments.core import files
 from experiments.figures.calibration import draw_calibration
-from experiments.tasks.per_class import split_by_class
+from experiments.tasks.per_class import round_down, split_by_class
 from experiments.tasks.ranking import choose_threshold, compute_ranking, measure_calibration
 from experiments.tasks.task import Results
 
@@ -80,9 +80,7 @@ def write_thresholds(
         found = choose_threshold(truth, score, precision)
         cells = [f"{_NEVER:.6f}", "", "", ""]
         if found:
-            # Rounded down: rounding up would leave out the very example that it is the score of.
-            threshold = np.floor(found.threshold * 1e6) / 1e6
-            shares = (threshold, found.precision, found.recall)
+            shares = (round_down(found.threshold), found.precision, found.recall)
             cells = [*(f"{share:.6f}" for share in shares), str(found.predicted)]
         rows.append([name, *cells, int(truth.sum()), f"{precision:g}"])
     files.write_csv(workdir / THRESHOLDS, HEADER, rows)

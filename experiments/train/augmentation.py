@@ -57,6 +57,11 @@ def train_augmentations(
         seeds: the number of them.
         generate: writes pictures; called with the GAN's workdir, the folder of the pictures and the seed.
     """
+    for config, task in ((classifier, "classification"), (gan, "acgan")):
+        if config.task != task:
+            raise UserError(
+                f"{config.name} is for the task {config.task}, and {task} is needed here."
+            )
     classifier = _adopt_data(gan, classifier)
     for config in (classifier, gan):
         resolve_config(config)

@@ -12,6 +12,7 @@ from experiments.configs import soundscape_autoencoder
 from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.data import pictures
+from experiments.inference import embed as inference
 from experiments.inference.embed import embed
 from experiments.load import load
 
@@ -74,11 +75,15 @@ def test_pictures_become_codes_clusters_and_figures(coder, album, tmp_path):
         (["album"], {"clusters": 1}, "--clusters=1"),
         (["album"], {"batch_size": -1}, "--batch_size=-1"),
         (["album"], {"compare": True}, "--compare is for recordings"),
+        (["album"], {"labels": "lables.csv"}, r"lables\.csv cannot be read"),
+        (["album"], {"labels": "folders"}, "choose folder, period"),
         (["album/a/bad.png"], {}, r"1 of 1 file .*bad\.png: not a picture"),
     ],
 )
 def test_mistakes_are_explained(coder, album, tmp_path, monkeypatch, paths, options, message):
     monkeypatch.chdir(tmp_path)
+    if "labels" in options:
+        monkeypatch.setattr(inference, "embed_pieces", None)  # before the work
     with pytest.raises(UserError, match=message):
         embed(coder, paths, "out", **options)
 

@@ -98,6 +98,7 @@ def test_outputs_and_spectrograms_are_described(task, outputs, values):
     [
         ("torch", {}, "--format=torch"),
         ("stablehlo", {"platforms": ["gpu"]}, "no 'gpu'"),
+        ("safetensors", {"platforms": ["tpu"]}, "safetensors is for any of them"),
         ("stablehlo", {"batch": 1}, "only --format=onnx has a fixed batch"),
         ("onnx", {"batch": -1}, "of 1 or more"),
         ("safetensors", {"fold_norms": True}, "parameters as they were trained"),

@@ -12,6 +12,7 @@ from finished_runs import config_with, write_finished
 
 import dyn
 from experiments import export as command
+from experiments.configs import birdsong_classifier
 from experiments.core import cli
 from experiments.core.errors import UserError
 from experiments.inference import hub
@@ -54,6 +55,15 @@ def test_the_library_alone_computes_the_same(trained, folder, rng):
     np.testing.assert_array_equal(inputs, [trained.prepare(p)["inputs"] for p in pictures])
     logits = jax.jit(network.apply)(variables, inputs)
     np.testing.assert_allclose(jax.nn.softmax(logits), trained(pictures), 1e-5, 1e-6)
+
+
+def test_no_path_leaves_the_machine():
+    config = birdsong_classifier.get_config("audio")
+    own = ("source", "dir", "extra_train"), ("annotations", "splits", "noise_folder")
+    for section, names in zip((config.data, config.audio), own, strict=True):
+        section.update(dict.fromkeys(names, "/home/me"))
+    config.init_from = "/home/me"
+    assert "/home" in str(config) and "/home" not in str(hub.hide_private(config))
 
 
 def test_the_card_says_what_is_known(folder):

@@ -71,7 +71,9 @@ def test_pictures_are_replaced_only_with_overwrite_and_other_files_never(gan, tm
     with pytest.raises(UserError, match=r"exists.*--overwrite"):
         generate(gan, folder, **options)
     generate(gan, folder, **options, reuse=True)
+    (folder / "quality.json").write_text("{}")  # as a judge has written
     generate(gan, folder, per_class=1, classes=["4"], overwrite=True)
+    assert not (folder / "quality.json").exists()
     assert list(read_pictures(folder)) == ["4/00000.png"]
     np.testing.assert_array_equal(read_pictures(folder)["4/00000.png"], before["4/00000.png"])
     recordings = tmp_path / "recordings"

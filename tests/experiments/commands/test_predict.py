@@ -80,6 +80,12 @@ def test_a_table_is_replaced_only_with_overwrite(trained, album, tmp_path):
     assert len(read_table(album / "p.skipped.csv")) == 2
 
 
+def test_a_folder_with_the_name_of_the_table_is_read(trained, album, tmp_path):
+    out = album / "a.csv"
+    assert predict(trained, [str(album)], out) == (7, 2)
+    assert any(str(album / "a") in row["file"] for row in read_table(out))
+
+
 @pytest.mark.parametrize(
     ("paths", "options", "message"),
     [

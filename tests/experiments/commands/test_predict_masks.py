@@ -42,6 +42,8 @@ def test_a_segmentation_run_writes_masks_and_the_area_of_each_class(tmp_path, rn
             label: count for label, count in zip(trained.classes, counts, strict=True) if count
         }
         assert sum(float(row["share"]) for row in mine) == pytest.approx(1)
+    with pytest.raises(UserError, match="--top is for classifiers"):
+        predict(trained, [str(album)], out, top=3)
     out.unlink()
     with pytest.raises(UserError, match="which has the masks, exists"):
         predict(trained, [str(album)], out)

@@ -70,6 +70,13 @@ def test_a_mistake_is_answered_in_one_line(run, words, says):
     assert says in err and err.startswith("error: ") and err.count("\n") == 1
 
 
+def test_settings_are_flags_with_an_equals_sign_or_a_space():
+    words = "main --config base --config.conv.name odconv --config.epochs=-3 --config.lr -1 --noconfig.wandb"
+    assert cli.list_override_texts([*words.split(), "--config.static", "--config.note=a=b"]) == {
+        "conv.name": "odconv", "epochs": "-3", "lr": "-1", "wandb": "", "static": "", "note": "a=b",
+    }  # fmt: skip
+
+
 def test_a_command_without_words_takes_none(run, calls):
     def main(*, top: int = 1) -> None:
         calls.append(top)

@@ -1,5 +1,7 @@
 """A linear classifier on the features of a network that stays as it is."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -8,14 +10,17 @@ from scipy.optimize import minimize
 from scipy.special import log_softmax
 from small_runs import change
 
+from experiments import data
 from experiments.audio import songs
 from experiments.configs import birdsong_classifier
 from experiments.core.errors import UserError
+from experiments.data.fingerprint import compute_fingerprint
 from experiments.inference import probe
 from experiments.inference.predict import predict
 from experiments.inference.probe import Examples, fit_linear
 from experiments.inference.trained import Trained
 from experiments.load import load
+from experiments.runs.data_record import DataRecord, write_record
 from experiments.train.validate import resolve_config
 
 AUDIO = {
@@ -100,6 +105,25 @@ def test_a_probe_is_used_like_a_run(labels, backbone, birds, tmp_path):
     assert (tmp_path / "heard" / "predictions.csv").exists()
     with pytest.raises(UserError, match="--overwrite"):
         probe.train_probe(backbone, str(birds), out)
+
+
+def test_recordings_that_the_network_has_learned_are_noted(backbone, birds, tmp_path, capsys):
+    config = probe.make_probe_config(backbone.config, str(birds), "", {}, seed=0)
+    config.data.dir = str(tmp_path / "data")
+    learned = data.load(config.data, seed=1, audio=config.audio)
+    write_record(tmp_path, DataRecord(compute_fingerprint(learned)), learned)
+    trained = dataclasses.replace(backbone, source=tmp_path)
+    changes = {"data.dir": str(tmp_path / "data")}
+    now = dict(data.load(config.data, seed=0, audio=config.audio).assignment)
+    then = dict(learned.assignment)
+    both = sum(now[one] == "test" and then[one] == "train" for one in now)
+    summary = probe.train_probe(trained, str(birds), tmp_path / "probe", changes=changes)
+    said = [note for note in summary["notes"] if "trained on" in note and "of test" in note]
+    assert said and f"was trained on {both} of the" in said[0] and both
+    assert "scores on test are too good" in " ".join(capsys.readouterr().out.split())
+    changes["audio.splits"] = str(tmp_path / "splits.csv")
+    summary = probe.train_probe(trained, str(birds), tmp_path / "same", changes=changes)
+    assert not any("trained on" in note for note in summary["notes"])
 
 
 def test_mistakes_are_explained(backbone, birds, tmp_path):

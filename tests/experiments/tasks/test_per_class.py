@@ -71,3 +71,14 @@ def test_scores_that_are_not_numbers_are_drawn(tmp_path):
     write_per_class(tmp_path, "ab", np.array([0, 1, 0]), np.full((3, 2), np.nan))
     assert len(read_table(tmp_path / "per_class.csv")) == 2
     Image.open(tmp_path / "figures" / "pr_curves.png").verify()
+
+
+def test_the_best_threshold_finds_the_examples_that_it_was_chosen_by(tmp_path, rng):
+    logits = np.where(np.arange(60)[:, None] < 30, rng.uniform(14.8, 16.5, (60, 2)), -10)
+    scores = 1 / (1 + np.exp(-logits.astype(np.float32)))
+    labels = (logits > 0).astype(np.float32)
+    write_per_class(tmp_path, "ab", labels, scores)
+    rows = read_table(tmp_path / "per_class.csv")
+    thresholds = [float(row["best_threshold"]) for row in rows]
+    assert [row["f1_at_best"] for row in rows] == ["1.000000"] * 2
+    assert ((scores >= thresholds) == labels).all()

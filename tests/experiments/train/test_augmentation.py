@@ -77,6 +77,15 @@ def test_failed_runs(planned, tmp_path):
     assert [run.config.name for run in planned["runs"][2:]] == list(AUGMENTATIONS)
 
 
+def test_configs_of_other_tasks_are_refused_before_anything_is_trained(planned, tmp_path):
+    classifier, gan = make_configs()
+    with pytest.raises(UserError, match="acgan, and classification is needed"):
+        train_augmentations(gan, gan, tmp_path, 1, lambda *_: None)
+    with pytest.raises(UserError, match="classification, and acgan is needed"):
+        train_augmentations(classifier, classifier, tmp_path, 1, lambda *_: None)
+    assert not planned["gan"] and not planned["runs"]
+
+
 @pytest.mark.parametrize("path", ["audio.height", "data.limit", "augment", "optimizer.schedule"])
 def test_settings_that_the_comparison_decides_are_refused(path):
     with pytest.raises(UserError, match=path):

@@ -11,7 +11,7 @@ from experiments.configs import base
 from experiments.core.errors import UserError
 from experiments.core.files import write_json
 from experiments.data.fingerprint import list_files_and_contents
-from experiments.runs.data_record import load_test_split
+from experiments.runs.data_record import reload_data
 from experiments.train import run_data
 from experiments.train.run_data import describe_new_data, load_run_data
 
@@ -113,12 +113,22 @@ def test_hosts_with_different_data_are_refused(workdir, config, monkeypatch):
 
 def test_the_test_split_of_a_run_is_what_it_was_tested_on(workdir, config, root):
     known = split_of_files(workdir)
-    source, warning = load_test_split(config, workdir)
-    assert len(source) == 4 and warning == ""
+    dataset, warning = reload_data(config, ["cat", "dog"], workdir, ["test"])
+    assert len(dataset.splits["test"]) == 4 and warning == ""
     for number in range(30):
         (root / "cat" / f"00{number}.png").write_bytes(encode_grey(200 + number))
-    source, warning = load_test_split(config, workdir)
+    dataset, warning = reload_data(config, ["cat", "dog"], workdir, ["test"])
+    source = dataset.splits["test"]
     assert "the data has changed since" in warning and "30 files were added" in warning
     files, _ = list_files_and_contents(source)
     assert all(known.get(file, "test") == "test" for file in files) and len(files) > 4
-    assert load_test_split(config, workdir / "weights.safetensors")[1] == ""
+    assert reload_data(config, ["cat", "dog"], workdir / "weights.safetensors", ["test"])[1] == ""
+
+
+@pytest.mark.parametrize("place", ["", "weights.safetensors"])
+def test_data_with_other_classes_than_the_run_is_refused(workdir, config, root, place):
+    (root / "ant").mkdir()
+    for number in range(10):
+        (root / "ant" / f"{number}.png").write_bytes(encode_grey(100 + number))
+    with pytest.raises(UserError, match=r"new: ant; missing: none"):
+        reload_data(config, ["cat", "dog"], workdir / place, ["test"])
