@@ -156,11 +156,20 @@ def _macs_by_scope(jaxpr: jex_core.Jaxpr, outer: str = "") -> Counter[str]:
             branches = (_macs_by_scope(b.jaxpr, scope) for b in eqn.params["branches"])
             total += max(branches, key=Counter.total)
         else:
-            repeats = eqn.params.get("length", 1) if name == "scan" else 1
+            repeats = _count_repeats(name, eqn.params)
             for inner in _inner_jaxprs(eqn.params):
                 for inner_scope, number in _macs_by_scope(inner, scope).items():
                     total[inner_scope] += repeats * number
     return total
+
+
+def _count_repeats(name: str, params: Mapping[str, Any]) -> int:
+    """Returns how many times the body of an operation runs, on all devices together."""
+    if name == "scan":
+        return params["length"]
+    if name == "shard_map":  # each shard of the batch has its own
+        return math.prod(params["mesh"].shape[axis] for axis in params["newly_manual_axes"])
+    return 1
 
 
 def _is_forward(inputs: list[tuple[int, ...]], outputs: list[tuple[int, ...]]) -> bool:

@@ -264,12 +264,29 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
     candidates = {
         (*path, name)
         for path, layer in layers.items()
-        if (_has_attention(layer) or (*path[:-1], "routing") in layers)
-        and ("spectrum" in layer or len(layer["kernel"].shape) > 3)
+        if (_has_candidates(layer) if _has_attention(layer) else _is_routed(path, layers))
         and path[-1:] != ("head",)
         for name in ("kernel", "spectrum", "bias")
     }
     return traverse_util.path_aware_map(lambda path, _: path in candidates, dict(params))
+
+
+def _has_candidates(layer: Mapping[str, Any]) -> bool:
+    return "spectrum" in layer or len(layer["kernel"].shape) > 3
+
+
+def _is_routed(path: Path, layers: Mapping[Path, Mapping[str, Any]]) -> bool:
+    """Returns whether a module `routing` beside a layer weights its kernels; others there may be static."""
+    routing, kernel = layers.get((*path[:-1], "routing")), layers[path].get("kernel")
+    if routing is None or kernel is None:
+        return False
+    beside = [
+        one["kernel"]
+        for other, one in layers.items()
+        if other[:-1] == path[:-1] and "kernel" in one
+    ]
+    has_axis = kernel.ndim > 3 and kernel.ndim == max(one.ndim for one in beside)
+    return has_axis and kernel.shape[0] == routing["kernel"].shape[-1]
 
 
 def _find_layers(

@@ -19,7 +19,7 @@ from dyn.layers.attention import (
 )
 from dyn.layers.fields import CheckedModule
 from dyn.ops import planner
-from dyn.ops.dtypes import broadcast_weights, float32_or_wider
+from dyn.ops.dtypes import broadcast_weights, count_kernel_bytes, float32_or_wider
 from dyn.ops.dynamic_conv import convolve_with_geometry, expand_over_space
 from dyn.ops.geometry import Geometry, Padding, Problem, resolve_geometry
 from dyn.ops.lowerings import (
@@ -339,7 +339,7 @@ class ConvLayer(CheckedModule):
             self.resolve_geometry(x),
             tap_attention=True,
             per_sample=True,
-            itemsize=x.dtype.itemsize,
+            itemsize=count_kernel_bytes(x.dtype),
             batch_shards=count_batch_shards(x),
         )
         if lowering == "auto":

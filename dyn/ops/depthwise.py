@@ -69,7 +69,7 @@ def _sum_products(x: Array, dy: Array, *, geometry: Geometry, shared: bool) -> A
     axes = tuple(range(0 if shared else 1, geometry.rank + 1))
     return jnp.stack(
         [jnp.sum(one * dy, axes, keepdims=True) for one in geometry.shift_inputs(x)], axis=1
-    ).reshape(1 if shared else len(x), geometry.taps, x.shape[-1])
+    ).reshape(1 if shared else x.shape[0], geometry.taps, x.shape[-1])
 
 
 def _sum_products_in_chunks(x: Array, dy: Array, *, geometry: Geometry, shared: bool) -> Array:

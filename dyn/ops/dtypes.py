@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+_LOW = (None, "default", "fastest", "bfloat16", lax.Precision.DEFAULT)
+
 
 def float32_or_wider(*arrays: jax.Array | jax.ShapeDtypeStruct) -> jnp.dtype:
     """Returns float32, or the wider dtype that it promotes to with the arrays' dtypes.
@@ -31,9 +33,19 @@ def broadcast_weights(weights: jax.Array, x: jax.Array) -> jax.Array:
 
 
 def choose_matrix_precision(dtype: jnp.dtype, precision: lax.PrecisionLike) -> lax.Precision | None:
-    """Returns the precision of a TPU's matrix unit, which has two of them for float32."""
+    """Returns the precision of a TPU's matrix unit, which has two of them for float32.
+
+    None stands for that of `jax.default_matmul_precision`.
+    """
     if dtype == jnp.bfloat16:
         return None
+    if precision is None:
+        precision = jax.config.jax_default_matmul_precision
     wanted = precision if isinstance(precision, tuple) else (precision,)
-    high = any(one not in (None, "default", "fastest", lax.Precision.DEFAULT) for one in wanted)
+    high = any(one not in _LOW for one in wanted)
     return lax.Precision.HIGHEST if high else lax.Precision.DEFAULT
+
+
+def count_kernel_bytes(dtype: jnp.dtype) -> int:
+    """Returns the bytes of a number in a TPU's kernels, which compute in float32 for float16."""
+    return 4 if dtype == jnp.float16 else dtype.itemsize

@@ -9,7 +9,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from dyn.ops import fused_tpu, lowerings, planner
-from dyn.ops.dtypes import broadcast_weights
+from dyn.ops.dtypes import broadcast_weights, count_kernel_bytes
 from dyn.ops.geometry import (
     Array,
     Geometry,
@@ -276,6 +276,6 @@ def check_arguments(
         mixed=mix is not None,
         pixelwise=mix is not None and len(mix.shape) > 2,
         tap_attention=taps is not None,
-        itemsize=inputs.dtype.itemsize,
+        itemsize=count_kernel_bytes(inputs.dtype),
         batch_shards=count_batch_shards(inputs),
     )

@@ -26,6 +26,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from dyn.ops.dtypes import choose_matrix_precision
 from dyn.ops.geometry import Array, Geometry, add_height
 from dyn.ops.packing import Packing, plan_packing
 from dyn.ops.vmem import (
@@ -607,6 +608,6 @@ def _multiply_shifted(
         jnp.concatenate([x.astype(dy.dtype) for x in shifts], axis=-1),
         dy,
         (((0,), (0,)), ((), ())),
-        precision=precision if dy.dtype == jnp.float32 else None,
+        precision=choose_matrix_precision(dy.dtype, precision),
         preferred_element_type=jnp.float32,
     )

@@ -189,8 +189,10 @@ def map_below_head(function: Callable[[jax.Array], Any], params: Any) -> Any:
 
 
 def _is_matrix(params: Any) -> Any:
-    """Marks kernels, which alone are decayed; biases and the norms' scales are not."""
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+    """Marks kernels, which alone are decayed; biases, those of candidates too, and norms' scales are not."""
+    return traverse_util.path_aware_map(
+        lambda path, leaf: leaf.ndim > 1 and path[-1] not in ("bias", "scale"), params
+    )
 
 
 def _is_discriminator(params: Any) -> Any:

@@ -236,7 +236,7 @@ def train_step(
         settings.num_microbatches,
         shard=sharding.shard if sharding else None,
     )
-    params, opt_state = update_params(state, gradients, optimizer, settings.steps.head_only)
+    params, opt_state = update_params(state, gradients, optimizer, settings)
     new = {
         "params": params,
         "batch_stats": batch_stats,
@@ -252,7 +252,9 @@ def train_step(
     )
     failed = state.failed | ~(finite | overflows)
     scale = update_loss_scale(state.loss_scale, finite, grow_every)
-    metrics["learning_rate"] = settings.schedule(state.step) * state.plateau.scale
+    metrics["learning_rate"] = (
+        settings.schedule(count_updates(state, settings)) * state.plateau.scale
+    )
     metrics |= schedules
     if grow_every:
         metrics["loss_scale"] = state.loss_scale.factor
@@ -315,7 +317,10 @@ def compute_gradients(
     if steps.head_only:
         gradient_of_head = jax.grad(partial(loss, head_only=True), has_aux=True)
         gradients, others = jax.lax.cond(
-            state.step < steps.head_only, gradient_of_head, gradient_of_all, params
+            count_updates(state, settings) < steps.head_only,
+            gradient_of_head,
+            gradient_of_all,
+            params,
         )
     else:
         gradients, others = gradient_of_all(params)
@@ -384,15 +389,26 @@ def cut_batch(batch: Batch, number: int) -> Batch:
     return jax.tree.map(interleave_examples, dict(batch))
 
 
+def count_updates(state: TrainState, settings: StepSettings) -> jax.Array:
+    """Returns the number of updates so far: of steps, without those that the loss scale has skipped."""
+    if not settings.grow_scale_every:
+        return state.step
+    # All parts of an optimizer count alike. Adam in one that is reset starts again, and comes after it.
+    return optax.tree_utils.tree_get_all_with_path(state.opt_state, "count")[0][1]
+
+
 def update_params(
-    state: TrainState, gradients: Any, optimizer: optax.GradientTransformation, head_steps: int
+    state: TrainState,
+    gradients: Any,
+    optimizer: optax.GradientTransformation,
+    settings: StepSettings,
 ) -> tuple[Any, optax.OptState]:
-    """Applies the optimizer: (params, opt_state); in the first `head_steps` to the head alone."""
+    """Applies the optimizer: (params, opt_state); in the first phase to the head alone."""
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     updates = jax.tree.map(lambda update: update * state.plateau.scale, updates)
-    if head_steps:
+    if settings.steps.head_only:
         # Weight decay moves even parameters with zero gradient, so updates are zeroed.
-        head_only = state.step < head_steps
+        head_only = count_updates(state, settings) < settings.steps.head_only
         updates = map_below_head(
             lambda update: jnp.where(head_only, jnp.zeros_like(update), update), updates
         )

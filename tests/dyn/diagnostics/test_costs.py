@@ -76,6 +76,13 @@ def test_counts_inside_transformed_functions():
     )
 
 
+def test_the_shards_of_a_batch_count_together():
+    mesh = jax.make_mesh((4,), ("data",), (jax.sharding.AxisType.Auto,))
+    rows, whole = jax.P("data"), jax.P()
+    sharded = jax.shard_map(lambda a, b: a @ b, mesh=mesh, in_specs=(rows, whole), out_specs=rows)
+    assert count_macs(sharded, shape(8, 16), shape(16, 32)) == 8 * 16 * 32
+
+
 def test_a_condition_counts_as_its_most_expensive_branch():
     def either(flag, a):
         return lax.cond(flag, lambda a: a @ a @ a, lambda a: a @ a, a)

@@ -78,6 +78,15 @@ def test_experts_that_share_a_routing_start_as_the_static_network(monkeypatch):
     assert not candidate_kernels(variables["params"])["stage1_block1"]["project"]["kernel"]
 
 
+def test_static_layers_beside_a_shared_routing_are_not_frozen(monkeypatch):
+    monkeypatch.setattr(efficientnet, "STAGES", ((1, 3, 16, 1, 1), (6, 3, 16, 1, 1)))
+    experts = make_condconv_fields(3) | {"depthwise": None, "dynamic_stages": (2,)}
+    net = EfficientNet(3, width=0.25, stem="small", **experts)
+    params = initialised(net, random_input(3, 9, 8, 2))["params"]
+    frozen = candidate_kernels(params)["stage2_block1"]
+    assert frozen["expand"]["kernel"] and not frozen["depthwise"]["kernel"]
+
+
 INVERTED = {
     "attention after the blocks": {"attention": layers.SqueezeExcite},
     "CBAM": {"attention": partial(layers.CBAM, reduction=0.5)},

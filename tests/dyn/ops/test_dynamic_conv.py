@@ -228,6 +228,23 @@ def test_samples_keep_only_their_inputs_for_the_backward_pass():
     assert residuals("patches") > 5 * inputs
 
 
+def test_the_gradient_of_a_depthwise_kernel_takes_a_symbolic_batch():
+    (batch,) = jax.export.symbolic_shape("b")
+    shapes = [(batch, 6, 6, 4), (1, 3, 3, 1, 4), (batch, 1)]
+    x, w, mix = (jax.ShapeDtypeStruct(one, jnp.float32) for one in shapes)
+
+    def loss(x, w, mix):
+        return jnp.sum(dynamic_conv(x, w, mix, feature_group_count=4) ** 2)
+
+    exported = jax.export.export(jax.jit(jax.grad(loss, argnums=(0, 1, 2))))(x, w, mix)
+    arrays = jnp.ones((5, 6, 6, 4)), jnp.ones((1, 3, 3, 1, 4)), jnp.ones((5, 1))
+    jax.tree.map(
+        lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-5),
+        exported.call(*arrays),
+        jax.grad(loss, argnums=(0, 1, 2))(*arrays),
+    )
+
+
 def test_a_symbolic_batch_is_cut_into_single_samples():
     (batch,) = jax.export.symbolic_shape("b")
     x = jax.ShapeDtypeStruct((batch, 6, 6, 2), jnp.float32)

@@ -61,6 +61,7 @@ PARAMS = {
     "conv1": {"kernel": jnp.ones((3, 2)), "bias": jnp.ones(2)},
     "conv2": {
         "kernel": jnp.ones((2, 3, 3, 2, 2)),
+        "bias": jnp.ones((2, 2)),
         "attention": {"kernel": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}},
     },
 }
@@ -73,7 +74,7 @@ def first_updates(config, gradients=PARAMS):
 
 
 GATES = {"conv2/attention/kernel/kernel", "conv2/attention/kernel/bias"}
-ALL = GATES | {"conv1/kernel", "conv1/bias", "conv2/kernel"}
+ALL = GATES | {"conv1/kernel", "conv1/bias", "conv2/kernel", "conv2/bias"}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ ALL = GATES | {"conv1/kernel", "conv1/bias", "conv2/kernel"}
     [
         ({}, ALL),
         ({"conv.name": "gated", "adapt_gates": True}, GATES),
-        ({"start.freeze": True}, ALL - {"conv2/kernel"}),
+        ({"start.freeze": True}, ALL - {"conv2/kernel", "conv2/bias"}),
     ],
     ids=["everything", "gates", "all but the candidate kernels"],
 )
@@ -105,7 +106,8 @@ def test_attention_has_a_learning_rate_of_its_own():
 def test_weight_decay_is_for_kernels():
     config = config_with(**{"optimizer.name": "sgd", "optimizer.weight_decay": 1.0})
     updates = first_updates(config, jax.tree.map(jnp.zeros_like, PARAMS))
-    assert updates["conv1"]["kernel"].all() and not updates["conv1"]["bias"].any()
+    for name in ("conv1", "conv2"):  # biases of candidates have two axes
+        assert updates[name]["kernel"].all() and not updates[name]["bias"].any()
 
 
 def test_the_norm_of_gradients_is_limited():

@@ -12,7 +12,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from experiments.train.loss_scale import make_loss_scale
-from experiments.train.optimizer import StepCounts
+from experiments.train.optimizer import StepCounts, reset_state_at
 from experiments.train.sharding import ParameterSharding, shardings_of, with_shards
 from experiments.train.step import (
     StepSettings,
@@ -74,7 +74,11 @@ def settings_of(**changes):
 def make(settings=None, width=8, dtype=jnp.float32, **options):
     """Returns a state, and the compiled step."""
     settings = settings or settings_of()
-    parts = {"model": Network(width, dtype), "optimizer": optax.sgd(RATE), "settings": settings}
+    parts = {
+        "model": Network(width, dtype),
+        "optimizer": optax.sgd(lambda step: RATE),
+        "settings": settings,
+    }
     plateau = optax.contrib.reduce_on_plateau()
     state = create_state(0, jnp.zeros((BATCH, FEATURES)), plateau=plateau, **parts)
     return state, jax.jit(partial(train_step, task=LeastSquares(), **parts, **options))
@@ -138,6 +142,32 @@ def test_the_head_alone_learns_first_and_then_everything():
         }
         assert moved == {"body": number >= 2, "head": True}
         state = after
+
+
+def test_steps_that_the_loss_scale_skips_are_no_part_of_a_phase():
+    steps = StepCounts(per_epoch=1, total=9, annealing=0, auxiliary_ramp=0, head_only=2)
+    rates = optax.piecewise_constant_schedule(RATE, {2: 0.5})
+    settings = settings_of(steps=steps, schedule=rates, start_scale=2.0**127, grow_scale_every=100)
+    rule = reset_state_at(optax.scale_by_adam(), step=2)
+    optimizer = optax.chain(rule, optax.scale_by_learning_rate(rates))
+    parts = {"model": Network(8), "optimizer": optimizer, "settings": settings}
+    plateau = optax.contrib.reduce_on_plateau()
+    state = create_state(0, jnp.zeros((BATCH, FEATURES)), plateau=plateau, **parts)
+    step, moved, seen = jax.jit(partial(train_step, task=LeastSquares(), **parts)), [], []
+    while len(moved) < 4:
+        after, metrics = step(state, batch())
+        names = [
+            n
+            for n in ("body", "head")
+            if (after.params[n]["bias"] != state.params[n]["bias"]).any()
+        ]
+        if names:
+            moved.append(names)
+            seen.append(float(metrics["learning_rate"]))
+        state = after
+    assert int(state.step) > 4 and not state.failed  # some have been skipped
+    assert moved == [["head"]] * 2 + [["body", "head"]] * 2
+    np.testing.assert_allclose(seen, [RATE, RATE, RATE / 2, RATE / 2])
 
 
 def test_microbatches_accumulate_to_the_gradient_of_the_batch(rng):
