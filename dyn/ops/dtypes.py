@@ -40,6 +40,7 @@ def choose_matrix_precision(dtype: jnp.dtype, precision: lax.PrecisionLike) -> l
     if dtype == jnp.bfloat16:
         return None
     if precision is None:
+        # pyrefly: ignore [missing-attribute]
         precision = jax.config.jax_default_matmul_precision
     wanted = precision if isinstance(precision, tuple) else (precision,)
     high = any(one not in _LOW for one in wanted)

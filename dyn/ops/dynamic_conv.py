@@ -61,7 +61,8 @@ def dynamic_conv(
         strides, padding, input_dilation, kernel_dilation, feature_group_count: as in `flax.linen.Conv`.
         lowering: how to compute it: 'auto' (see `explain`), 'reference', 'taps', 'patches', 'outputs',
             'shared', 'samples', or 'fused' (on TPUs only). All compute the same numbers; they differ in
-            time and memory.
+            time and memory. 'fused', which 'auto' often chooses on TPUs, has no forward-mode derivatives,
+            such as those in `jax.hessian`: name another one for these.
         precision: as in `jax.lax.conv_general_dilated`.
 
     Returns:

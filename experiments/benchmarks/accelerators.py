@@ -34,10 +34,10 @@ from rich.console import Console
 from experiments.benchmarks import accelerator_table as tables
 from experiments.benchmarks import compiling, results
 from experiments.benchmarks.chips import CHIPS, check_compiler, check_topology
-from experiments.benchmarks.networks import make_networks
+from experiments.benchmarks.networks import load_settings, make_networks
 from experiments.core import cli
-from experiments.core.config_file import load_config_file
 from experiments.core.console import Progress, print_line
+from experiments.core.digests import compute_digest
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.files import write_json
 
@@ -84,7 +84,12 @@ def main(
     # Also if they are not given: a row that was compiled with them is another one.
     fields |= {"overrides": list(override), "quick": quick}
     path = results.make_folder() / f"accelerators-{platform}"
-    rows = compile_table(path, compiling.make_requests(networks, slices, **fields))
+    requests = compiling.make_requests(networks, slices, **fields)
+    if configs:
+        # Their networks are made where nothing looks for a TPU, in the process that compiles them.
+        digests = {place: digest_settings(place, override) for place in networks}
+        requests = [{**one, "settings": digests[one["network"]]} for one in requests]
+    rows = compile_table(path, requests)
     described = "" if configs else f"ResNet-{depth}, {dtype}, "
     caption = (
         f"{described}{size} px, batch {batch} a chip: one Adam step on {chip.title}, by its compiler; "
@@ -122,6 +127,12 @@ def compile_table(path: Path, requests: Sequence[compiling.Row]) -> list[compili
         return compiling.compile_rows(requests, known, report)
 
 
+def digest_settings(place: str, overrides: Sequence[str]) -> str:
+    """Returns a digest of a config's settings; raises a UserError if there is no such config or setting."""
+    settings = load_settings(place, overrides).to_json(sort_keys=True)
+    return f"{compute_digest(settings.encode()):016x}"
+
+
 def list_networks(layers: str, configs: Sequence[str], depth: int) -> list[str]:
     """Returns the names of the networks that the flags name; the first one is the measure of the others."""
     if configs:
@@ -129,10 +140,6 @@ def list_networks(layers: str, configs: Sequence[str], depth: int) -> list[str]:
             raise UserError(
                 "--layers and --configs name two sets of networks: choose one of the flags."
             )
-        for place in configs:
-            # A missing one is an error before anything is compiled. Its network is made where nothing looks
-            # for a TPU, in the process that compiles it.
-            load_config_file(place)
         return list(configs)
     known = make_networks(depth)
     names = layers.split(",") if layers else list(known)

@@ -70,6 +70,7 @@ class Request:
         shard_parameters: splits parameters and Adam's moments over the chips.
         is_config: takes the network from a config, with its own depth, width and dtype.
         overrides: settings of the config that are changed, such as `model.depth=50`.
+        settings: digest of all of the config's settings: those of another version are another network.
         quick: the compiler looks less long for a fast program.
         dump_folder: where the TPU compiler writes schedules; '' without.
     """
@@ -85,6 +86,7 @@ class Request:
     shard_parameters: bool = False
     is_config: bool = False
     overrides: Sequence[str] = ()
+    settings: str = ""
     quick: bool = False
     dump_folder: str = ""
 

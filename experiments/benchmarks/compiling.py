@@ -17,10 +17,14 @@ from experiments.core.files import write_json
 ROOT = Path(__file__).parents[2]
 STEP = "experiments.benchmarks.compiled_step"
 LOWERING = "experiments.benchmarks.compiled_lowering"
-# Modules beside this one that a row depends on.
+# Files that a row depends on, beside the library.
 MEASURING = (
-    "adam_step", "chips", "compiled_step", "flax_resnet", "hlo", "networks", "schedules",
-)  # fmt: skip
+    *(
+        f"benchmarks/{name}.py"
+        for name in ("adam_step", "chips", "compiled_step", "flax_resnet", "hlo")
+    ),
+    *("benchmarks/networks.py", "benchmarks/schedules.py", "train/sharding.py", "tasks/*.py"),
+)
 
 Row = dict[str, Any]
 
@@ -63,7 +67,7 @@ def _explain_exit(process: subprocess.CompletedProcess[str]) -> str:
 
 def describe_code(platform: str) -> str:
     """Returns a text that changes with the code that is measured, or measures, and with the compilers."""
-    measuring = [Path(__file__).with_name(f"{name}.py") for name in MEASURING]
+    measuring = [path for one in MEASURING for path in sorted((ROOT / "experiments").glob(one))]
     files = [*sorted((ROOT / "dyn").rglob("*.py")), *measuring]
     digest = compute_digest(b"".join(path.read_bytes() for path in files))
     package, _ = COMPILERS[CHIPS[platform].platform]

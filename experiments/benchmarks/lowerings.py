@@ -73,8 +73,7 @@ def main() -> None:
     print(f"{'':36}" + "".join(f"{n:>10}" for n in names) + "  auto       x best  x best forward")
     rows: dict[str, dict[str, Any]] = {}
     for case in cases:
-        times = measure(case)
-        chosen = plan(case.problem, platform).choice
+        times, chosen = measure(case)
         regret = {phase: times[phase][chosen] / min(times[phase].values()) for phase in PHASES}
         rows[str(case)] = {**times, "auto": chosen, "regret": regret}
         training = times["training"]
@@ -108,8 +107,11 @@ def list_names(platform: str | None) -> list[str]:
     return list(find_prices(platform).of)
 
 
-def measure_case(case: Case) -> dict[str, dict[str, float]]:
-    """Returns the seconds of the fastest run of every lowering that supports the case, for each phase."""
+def measure_case(case: Case) -> tuple[dict[str, dict[str, float]], str]:
+    """Returns the seconds of the fastest run of every lowering that supports the case, for each phase.
+
+    Beside it is the planner's choice.
+    """
     arrays = case.make_arrays()
 
     def make_step(lowering: str, phase: str) -> Callable[[], Any]:
@@ -122,18 +124,17 @@ def measure_case(case: Case) -> dict[str, dict[str, float]]:
         steps = {name: make_step(name, phase) for name in supported}
         timed = timing.time_alternately(steps, RUNS.value)
         seconds[phase] = {name: min(runs) for name, runs in timed.items()}
-    return seconds
+    return seconds, plan(case.problem).choice
 
 
-def estimate_case(case: Case, chip: Chip) -> dict[str, dict[str, float]]:
+def estimate_case(case: Case, chip: Chip) -> tuple[dict[str, dict[str, float]], str]:
     """Returns the same by the compiler of a chip, in a process of its own."""
     names = list_names(chip.platform)
-    supported = [name for name in names if not why_impossible(name, case.problem, chip.platform)]
-    request = {"platform": chip.name, "case": case._asdict(), "lowerings": supported}
+    request = {"platform": chip.name, "case": case._asdict(), "lowerings": names}
     result = compiling.compile_in_process(request, compiling.LOWERING)
     if "seconds" not in result:
         raise UserError(f"{case}: {result['message']}")
-    return result["seconds"]
+    return result["seconds"], result["auto"]
 
 
 def fit_prices(cases: list[Case], measured: list[dict[str, float]], names: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
 from dyn import layers
 from dyn.models import ResNet18, ResNet50, SKResNet18, SKResNet50, create_model
@@ -105,6 +106,18 @@ def make_mobile_networks(name: str) -> dict[str, Callable[..., nn.Module]]:
     }
 
 
+def load_settings(place: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Returns the complete settings of a config, such as `odconv:tiny_imagenet`, with some changed.
+
+    Raises:
+        UserError: if there is no such config or setting.
+    """
+    config = load_config_file(place)
+    for text in overrides:
+        override(config, *split_override(text, "--override"))
+    return resolve_config(config)
+
+
 def make_config_task(place: str, overrides: Sequence[str] = ()) -> Task:
     """Returns the task of a config, such as `odconv:tiny_imagenet`, for pictures or the objects in them.
 
@@ -115,10 +128,7 @@ def make_config_task(place: str, overrides: Sequence[str] = ()) -> Task:
     Raises:
         UserError: if there is no such config or setting, or its network does something else.
     """
-    config = load_config_file(place)
-    for text in overrides:
-        override(config, *split_override(text, "--override"))
-    config = resolve_config(config)
+    config = load_settings(place, overrides)
     if config.task not in ("classification", "instance_segmentation") or config.data.name == "ucr":
         raise UserError(
             f"--configs={place}: its network neither classifies pictures nor finds objects in them."

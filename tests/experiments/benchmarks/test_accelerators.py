@@ -147,6 +147,20 @@ def test_settings_of_configs_can_be_changed(command, compiled, without_plot):
     assert len(compiled) == 2 and compiled[-1]["overrides"] == []
 
 
+def test_a_config_of_another_version_compiles_again(command, compiled, without_plot, tmp_path):
+    file, words = tmp_path / "mine.py", ["--size=32", "--batch=8"]
+    for width, rows in ((16, 1), (16, 1), (32, 2)):
+        file.write_text(
+            "from experiments.configs import common\n\n\n"
+            "def get_config(argument=''):\n    config = common.get_config(argument)\n"
+            f"    config.model.width = {width}\n    return config\n"
+        )
+        assert command(accelerators, f"--configs={file}:digits", *words)[0] == 0
+        assert len(compiled) == rows
+    code, _, err = command(accelerators, "--configs=bsae", *words)
+    assert code == 2 and "base" in err and len(compiled) == 2
+
+
 def test_a_quick_table_is_another_one(command, compiled, without_plot):
     code, out, _ = command(accelerators, "--layers=odconv", "--quick")
     assert code == 0 and "compiled with --quick" in " ".join(out.split())
