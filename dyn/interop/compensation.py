@@ -19,8 +19,6 @@ Array = jax.Array
 Path = tuple[str, ...]
 Flat = dict[Path, Any]
 
-_EPSILON = 1e-5  # of the norms in `dyn.models`
-
 
 def open_gates(started: Flat, trained: Mapping[Path, Any]) -> Flat:
     """Sets the gates at the ends of blocks to one half, and makes up for it in the norms before them.
@@ -44,8 +42,13 @@ def open_gates(started: Flat, trained: Mapping[Path, Any]) -> Flat:
         if last_norm[-1] == "project_norm" and "squeeze_excite" in zeros[0]:
             continue  # that of an inverted residual block is before its last convolution
         changed |= {path: jnp.zeros_like(started[path]) for path in zeros if path in started}
+        if (*last_norm, "scale") not in started:
+            raise ValueError(
+                f"{'/'.join(last_norm[1:])} has no scale to make up for the gates of one half after it."
+            )
         for leaf in ("scale", "bias"):
-            changed[*last_norm, leaf] = factor * started[*last_norm, leaf]
+            if (*last_norm, leaf) in started:
+                changed[*last_norm, leaf] = factor * started[*last_norm, leaf]
     return changed
 
 
@@ -100,23 +103,24 @@ def straighten_relus(started: Flat, trained: Mapping[Path, Any]) -> Flat:
     }
 
 
-def undo_spectral_norms(started: Flat) -> Flat:
+def undo_spectral_norms(started: Flat, epsilon: float) -> Flat:
     """Rescales the norm after each `SpectralNormConv`, which undoes its division by the spectral norm.
 
     The mean of the candidates V_k is W. Biases of log sigma_k give the attention
     a_k = sigma_k / sum_k sigma_k at temperature 1, and sum_k a_k V_k / sigma_k is then W over the mean of the
     sigma_k. The statistics and the scale of the following norm are rescaled by that mean. The norm has the
-    name of the convolution with `norm` for `conv`; a convolution without one keeps its spectral norm of 1.
+    name of the convolution with `norm` for `conv`, or with `_norm` after it, and the given epsilon.
+
+    Raises:
+        ValueError: for a convolution without such a norm, which would keep its spectral norm of 1.
     """
     changed: Flat = {}
     for path in started:
         if path[0] != "batch_stats" or path[-1] != "u":
             continue
         layer = path[1:-1]
-        norm = (*layer[:-1], layer[-1].replace("conv", "norm")) if layer else ()
+        norm = _find_norm(started, layer)
         statistics, params = ("batch_stats", *norm), ("params", *norm)
-        if norm == layer or (*statistics, "var") not in started:
-            continue
         kernel = started["params", *layer, "kernel"]
         matrices = kernel.reshape(len(kernel), -1, kernel.shape[-1]).astype(jnp.float32)
         squares = jnp.einsum(
@@ -133,9 +137,24 @@ def undo_spectral_norms(started: Flat) -> Flat:
         changed[*statistics, "mean"] = mean / gain
         changed[*statistics, "var"] = var / gain**2
         # Near 1: the norm's epsilon does not shrink with its statistics.
-        correction = jnp.sqrt((var + gain**2 * _EPSILON) / (var + _EPSILON))
+        correction = jnp.sqrt((var + gain**2 * epsilon) / (var + epsilon))
         changed[*params, "scale"] = started[*params, "scale"] * correction
     return changed
+
+
+def _find_norm(started: Flat, layer: Path) -> Path:
+    """Returns the path of the norm that follows a `SpectralNormConv`, by its name."""
+    name = layer[-1] if layer else ""
+    norms = [name.replace("conv", "norm"), f"{name}_norm"]
+    for norm in norms:
+        path = (*layer[:-1], norm)
+        needed = {("params", *path, "scale"), ("batch_stats", *path, "var")}
+        if norm != name and needed <= started.keys():
+            return path
+    raise ValueError(
+        f"{'/'.join(layer) or 'the network'} is a SpectralNormConv, whose spectral norm of 1 only a batch "
+        f"norm with a scale can undo, called {' or '.join(dict.fromkeys(norms))}: there is none."
+    )
 
 
 def fill_warehouses(

@@ -22,6 +22,7 @@ from dyn.interop.compensation import (
 )
 from dyn.layers.fd_conv import kernel_to_spectrum, spectrum_shape
 from dyn.layers.warehouse_sharing import Warehouses
+from dyn.ops.dtypes import float32_or_wider
 
 Array = jax.Array
 Path = tuple[str, ...]
@@ -51,6 +52,7 @@ def warm_start(
     noise: float = 0.1,
     key: Array | None = None,
     warehouses: Warehouses | None = None,
+    norm_epsilon: float = 1e-5,
 ) -> dict[str, Any]:
     """Starts a dynamic network from the variables of a trained static one.
 
@@ -76,20 +78,23 @@ def warm_start(
       block's last norm, before them, is made twice as large for each gate.
     - `DeformableConv`: no offsets, and weights of one half, which a kernel twice as large makes up for.
     - `DynamicReLU`: the coefficients of ReLU, in forms 'A' and 'B'.
-    - `SpectralNormConv`: the norm after it is rescaled. In inference this is exact; in training, where norms
-      use the statistics of the batch, up to the norms' epsilon. Noise is undone at temperature 1 (elsewhere
-      the difference is the noise times the differences of the candidates' spectral norms).
+    - `SpectralNormConv`: the norm after it, `norm1` or `conv1_norm` for `conv1`, is rescaled. In inference
+      this is exact; in training, where norms use the statistics of the batch, up to their epsilon. Noise is
+      undone at temperature 1 (elsewhere the difference is the noise times the differences of the candidates'
+      spectral norms).
     - `WarehouseConv` and `WarehouseDense`: the cells are the blocks of the trained kernels, each in its own
       cell, which is also its cell at a blend of 1 (kernels are then larger by a thousandth). Shared ones
       need `warehouses`.
 
     The function is *not* kept by `RotatedConv` with kernels larger than 1x1, because the mean of a kernel
-    over all orientations is another kernel, as is the largest response; it still starts from the trained
-    kernels. A `WarehouseConv` with a `cell_ratio` below 1 has too few numbers, and a `CondConv` with another
-    layer's router, unless that is a module `routing` beside it as in `EfficientNet`, does not know its
-    weights: both are errors. Gates with `active=`, and gates at the ends of blocks or a `SpectralNormConv`
-    without a norm named as in `dyn.models.ResNet`, stay as initialised. A `SelectiveKernel` and layers that
-    convolve each channel by itself, such as `Involution`, have no place for a static kernel: errors, too.
+    over all orientations is another kernel, as is the largest response, and by `FrequencyDynamicConv` with
+    dilations, which the variables do not show; they still start from the trained kernels. Gates with
+    `active=`, and gates at the ends of blocks without a norm named as in `dyn.models`, stay as initialised.
+    Errors are a `WarehouseConv` with a `cell_ratio` below 1, which has too few numbers; a `CondConv` with
+    another layer's router, unless that is a module `routing` beside it as in `EfficientNet`, because it does
+    not know its weights; a `SpectralNormConv` without a norm of such a name; and a `SelectiveKernel` and
+    layers that convolve each channel by itself, such as `Involution`, which have no place for a static
+    kernel.
 
     Noise makes the candidates different. The weights of equal candidates have no gradient and the candidates
     have equal ones, so with `noise=0` a `DynamicConv` remains a static convolution forever. (The sigmoids of
@@ -102,6 +107,8 @@ def warm_start(
         noise: distance of the candidates from the trained kernel, as a share of it; not used for K = 1.
         key: PRNG key of the noise; not needed if `noise` is 0.
         warehouses: `net.conv` of a network made by `share_kernels`.
+        norm_epsilon: of the norms after `SpectralNormConv`, which variables do not show; MobileNetV3 and
+            networks from TensorFlow have 1e-3.
 
     Returns:
         A copy of `dynamic_variables` that starts as the trained network. Variables without a counterpart
@@ -160,6 +167,8 @@ def warm_start(
                 f"{'/'.join(path)}, of shape {value.shape} in the static network, is not in the dynamic "
                 f"one{_BY_CHANNEL if by_channel and path[-1] == 'kernel' else _SAME_MODEL}"
             )
+        if jnp.issubdtype(value.dtype, jnp.floating):  # noise in bfloat16 would not sum to zero
+            value = jnp.asarray(value, float32_or_wider(value))
         if old.shape == (spectrum_shape(value.shape) if transform else value.shape):
             new = kernel_to_spectrum(value) if transform else value
         elif transform and old.shape[1:] == spectrum_shape(value.shape):
@@ -185,7 +194,7 @@ def warm_start(
     started |= open_gates(started, trained)
     started |= rest_taps(started, trained)
     started |= straighten_relus(started, trained)
-    started |= undo_spectral_norms(started)
+    started |= undo_spectral_norms(started, norm_epsilon)
     return traverse_util.unflatten_dict(started)
 
 

@@ -198,6 +198,9 @@ def _warm_start(model: nn.Module, wanted: Flat, theirs: Flat, config: ConfigDict
             _unflatten(theirs),
             noise=config.start.noise,
             warehouses=conv if isinstance(conv, Warehouses) else None,
+            norm_epsilon=1e-3
+            if isinstance(model, models.MobileNetV3)
+            else getattr(model, "epsilon", 1e-5),
             key=jax.random.fold_in(jax.random.key(config.seed), 1),
         )
     except ValueError as error:

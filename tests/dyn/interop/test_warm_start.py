@@ -1,6 +1,8 @@
 """Dynamic networks that start as trained static ones: the same function, and attention that learns."""
 
+from collections.abc import Mapping
 from functools import partial
+from typing import Any
 
 import flax.core
 import flax.linen as nn
@@ -42,6 +44,52 @@ def test_computes_the_same_at_any_temperature(conv):
 
 STATIC = ResNet((1,), BasicBlock, num_classes=3, width=4, stem="small")
 PICTURES = random_input(4, 8, 8, 2)
+
+
+class ConvNorm(nn.Module):
+    """A convolution and a norm, whose name and fields are given."""
+
+    name_of_norm: str = "norm1"
+    fields: Mapping[str, Any] = flax.core.FrozenDict()
+    conv: Any = nn.Conv
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = self.conv(4, (3, 3), name="conv1")(x)
+        return nn.BatchNorm(not train, **self.fields, name=self.name_of_norm)(x)
+
+
+SPECTRAL = partial(layers.SpectralNormConv, num_kernels=2)
+
+
+@pytest.mark.parametrize("name", ["norm1", "conv1_norm"])
+@pytest.mark.parametrize("epsilon", [1e-5, 1e-3])
+def test_a_spectral_norm_is_undone_whatever_the_norms_epsilon(name, epsilon):
+    x = random_input(2, 6, 6, 3)
+    static = ConvNorm(name, flax.core.FrozenDict({"epsilon": epsilon}))
+    trained = filled(static, x)
+    trained["batch_stats"][name]["var"] *= 1e-2
+    net = static.copy(conv=SPECTRAL)
+    variables = warm_start(net.init(KEY, x), trained, key=KEY, norm_epsilon=epsilon)
+    np.testing.assert_allclose(net.apply(variables, x), static.apply(trained, x), 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize(("name", "fields"), [("bn", {}), ("norm1", {"use_scale": False})])
+def test_a_spectral_norm_that_nothing_undoes_is_an_error(name, fields):
+    x = random_input(2, 6, 6, 3)
+    static = ConvNorm(name, flax.core.FrozenDict(fields))
+    net = static.copy(conv=SPECTRAL)
+    with pytest.raises(ValueError, match=r"conv1 is a SpectralNormConv.*norm1 or conv1_norm"):
+        warm_start(net.init(KEY, x), static.init(KEY, x), key=KEY)
+
+
+def test_the_mean_of_candidates_is_the_kernel_of_a_network_in_bfloat16():
+    x = random_input(2, 6, 6, 3)
+    static, net = nn.Conv(4, (3, 3)), layers.DynamicConv(4, (3, 3), num_kernels=4)
+    trained = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), static.init(KEY, x))
+    kernels = warm_start(net.init(KEY, x), trained, key=KEY)["params"]["kernel"]
+    expected = trained["params"]["kernel"].astype(jnp.float32)
+    np.testing.assert_allclose(kernels.mean(axis=0), expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["CBAM", "SpectralNormConv", "shared WarehouseConv"])
