@@ -307,8 +307,11 @@ def _load_file(
     variables = _fit(network, shape, arrays, path, key, may_differ=differs)
     if name.startswith("dymn") and name.endswith("_im"):
         variables = set_temperature(variables, 30.0)  # as in the authors' training on ImageNet
-    about = {"task": "classification", "input_shape": list(shape), "about": {"weights": str(path)}}
-    return Pretrained(network, variables, find_preprocessing(name), (), about)
+    preprocessing = find_preprocessing(name)
+    about: dict[str, Any] = {"task": "classification", "about": {"weights": str(path)}}
+    if preprocessing and preprocessing.size:
+        about["input_shape"] = [preprocessing.size, preprocessing.size, shape[-1]]
+    return Pretrained(network, variables, preprocessing, (), about)
 
 
 def _make_network(

@@ -46,6 +46,15 @@ def make_norms(
     return partial(norm, dtype=dtype)
 
 
+def check_output_stride(output_stride: int | None, stem_stride: int) -> None:
+    """Raises a ValueError for an output stride below that of the stem, whose convolution is not dilated."""
+    if output_stride is not None and output_stride < stem_stride:
+        raise ValueError(
+            f"output_stride={output_stride} is below {stem_stride}, the stride of the stem: choose "
+            f"{stem_stride} or more, or stem='small'."
+        )
+
+
 def call_block(block: nn.Module, remat: Remat, *inputs: Any) -> Any:
     """Returns `block(*inputs)`, of which the backward pass may compute parts again.
 

@@ -22,6 +22,7 @@ from dyn.models.backbone import (
     bind_fields,
     call_block,
     check_input,
+    check_output_stride,
     make_norms,
 )
 from dyn.models.contexts import ContextFn, compute_extra_inputs, make_context_fn
@@ -171,8 +172,10 @@ class InvertedResidualNet(CheckedModule):
         if self.stem == "small":
             first, *others = stages[1]
             stages = [stages[0], [first._replace(strides=1), *others], *stages[2:]]
+        stride = 2 if self.stem == "imagenet" else 1
+        check_output_stride(self.output_stride, stride)
         if self.output_stride:
-            stages = dilate_stages(stages, 2 if self.stem == "imagenet" else 1, self.output_stride)
+            stages = dilate_stages(stages, stride, self.output_stride)
         context_fn = make_context_fn(self.context, self.representation, axes)
         state = None
         features = []

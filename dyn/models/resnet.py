@@ -23,6 +23,7 @@ from dyn.models.backbone import (
     bind_fields,
     call_block,
     check_input,
+    check_output_stride,
     make_norms,
 )
 from dyn.models.contexts import ContextFn, compute_extra_inputs, make_context_fn
@@ -124,6 +125,7 @@ class ResNet(CheckedModule):
 
         x = self.apply_stem(x, norm, static)
         stride = 1 if self.stem == "small" else 4
+        check_output_stride(self.output_stride, stride)
 
         conv = bind_fields(self.conv, **fields)
         shortcut = static if self.shortcut is None else bind_fields(self.shortcut, **fields)

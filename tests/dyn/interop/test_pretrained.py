@@ -225,7 +225,8 @@ def test_files_of_other_libraries(tmp_path):
 
     path, small = tmp_path / "net.safetensors", {"width": 4, "stage_sizes": (), "stem": "small"}
     save_file(torch_weights(), path)
-    network, variables, preprocessing, *_ = from_pretrained("resnet18", weights=path, **small)
+    network, variables, preprocessing, _, about = from_pretrained("resnet18", weights=path, **small)
+    assert about["input_shape"] == [224, 224, 3]
     assert network.num_classes == 7 and preprocessing.resize == 256
     assert shapes_of(variables)["params/head/kernel"] == (4, 7)
     assert network.apply(variables, preprocessing(np.ones((1, 9, 7, 3), np.uint8))).shape == (1, 7)

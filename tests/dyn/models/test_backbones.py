@@ -170,3 +170,13 @@ def test_gradient_reaches_all_parameters(name, few_stages):
         return jnp.sum(jnp.sin(net.apply(seen, x, train=True, mutable=["batch_stats"])[0]))
 
     assert_learns(gradient(variables["params"]))
+
+
+@pytest.mark.parametrize(
+    "make", [partial(OneStage, stem="imagenet"), partial(MobileNetV2, width=0.25)]
+)
+def test_an_output_stride_below_that_of_the_stem_is_an_error(make):
+    for output_stride in (0, 1):
+        net = make(num_classes=None, output_stride=output_stride)
+        with pytest.raises(ValueError, match=f"output_stride={output_stride} is below"):
+            jax.eval_shape(net.init, jax.random.key(0), jnp.ones((1, 32, 32, 3)))
