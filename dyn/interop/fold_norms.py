@@ -21,6 +21,7 @@ from jax.extend import core as jex_core
 
 from dyn import layers
 from dyn.layers.convolution import ConvLayer
+from dyn.layers.norms import BatchNorm
 from dyn.layers.replacing import Host, ReplacedLayers, is_closed
 from dyn.layers.spectral_norm import spectral_norms
 
@@ -44,6 +45,9 @@ SCALED: dict[type[nn.Module], tuple[str, ...]] = {
     layers.SpectralNormConv: ("kernel", "bias"),
     layers.DCDConv: ("kernel", "bias", "expand/kernel"),
 }
+
+# The norms that compute the formula above. A class that derives from them may compute another.
+NORMS = (nn.BatchNorm, BatchNorm)
 
 
 class Folded(NamedTuple):
@@ -74,7 +78,8 @@ def fold_norms(
     scale), and `SpectralNormConv`, which becomes a
     `DynamicConv` of kernels that are divided by their spectral norms. They stay after `FDConv`, whose
     kernels are spectra, after `WarehouseConv`, whose cells several blocks share, and after other layers.
-    Norms inside attention stay, too.
+    Norms inside attention stay, too, and so do subclasses of `nn.BatchNorm`, and what is below
+    `nn.map_variables`, which would map the folded kernels.
 
     The outputs are those of the network up to rounding: in float32 about 1e-6 of the largest. A network in
     bfloat16 rounds other kernels than before.
@@ -183,7 +188,7 @@ class _FoldedLayers:
     spectral: frozenset[Path]
 
     def __call__(self, module: Any) -> Any:
-        if module.path in self.norms and isinstance(module, nn.BatchNorm):
+        if module.path in self.norms and type(module) in NORMS:
 
             def make(**place: Any) -> nn.Module:
                 return Shift(module.dtype, module.param_dtype, module.use_running_average, **place)
@@ -248,6 +253,9 @@ def _trace_norms(
         if isinstance(module, nn.BatchNorm):
             if path in norms:
                 norms[path].calls += 1
+                return call(*args, **kwargs)
+            if type(module) not in NORMS:
+                norms[path] = _Norm(module, None)
                 return call(*args, **kwargs)
             argument = kwargs.get("use_running_average", args[1] if len(args) > 1 else None)
             if not _merge(module.use_running_average, argument):
@@ -317,9 +325,13 @@ def _find_direct_names(jaxpr: Any) -> Iterator[tuple[str, str]]:
 def _find_obstacle(norm: _Norm, flat: Flat) -> str:
     """Returns why a norm cannot be folded; '' if it can."""
     module, conv = norm.module, norm.conv
+    if type(module) not in NORMS:
+        return f"it is a {type(module).__name__}, which may compute something else than nn.BatchNorm"
     if conv is None:
         return "it does not follow a convolution directly"
     name, layer = "/".join(conv.module.path), type(conv.module)
+    if _is_mapped(module) or _is_mapped(conv.module):
+        return f"nn.map_variables changes the parameters of the norm or of {name} before they are used"
     if layer not in SCALED:
         return f"no parameters scale the outputs of {name}, {layer.__name__}"
     features = conv.output.shape[-1]
@@ -334,6 +346,12 @@ def _find_obstacle(norm: _Norm, flat: Flat) -> str:
         if conv.module.pooling == "attention" or np.min(scale, initial=0) < 0:
             return f"{name} pools orientations by {conv.module.pooling}, which does not scale"
     return ""
+
+
+def _is_mapped(module: Any) -> bool:
+    """Returns whether a module gets its variables from `nn.map_variables`, whichever module calls that."""
+    # Flax wraps names there: ('stage', 'map_variables(block)', 'conv').
+    return any("map_variables(" in name for name in module.scope.debug_path)
 
 
 def _compute_affine(norm: _Norm, flat: Flat) -> tuple[np.ndarray, np.ndarray]:

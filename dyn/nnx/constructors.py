@@ -223,13 +223,20 @@ def translate_value(name: str, value: Any) -> Any:
         value: any value; layers of `dyn.nnx`, and partials of them, become those of `dyn.layers`.
 
     Raises:
-        ValueError: for another class of NNX modules, or a module of it.
+        ValueError: for another class of NNX modules, or a module of it, and for a module in a partial.
     """
     if isinstance(value, FromLinen):
         return value.linen
     if isinstance(value, list):
         return tuple(value)
     if isinstance(value, partial):
+        for key, one in [*enumerate(value.args), *value.keywords.items()]:
+            if isinstance(one, FromLinen):
+                raise ValueError(
+                    f"{name}: the argument {key} of a partial is a module, {type(one).__name__}, whose "
+                    "variables would not be used: write a module of Linen there, such as "
+                    f"{key}={type(one.linen).__name__}(...), or pass yours to the layer itself."
+                )
         keywords = {key: translate_value(key, one) for key, one in value.keywords.items()}
         return EqualPartial(translate_value(name, value.func), *value.args, **keywords)
     kind = value if isinstance(value, type) else type(value)

@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
-from flax.errors import ScopeParamShapeError
+from flax.errors import InvalidRngError, ScopeParamShapeError
 
+from dyn.layers.replacing import Host
 from dyn.nnx.descriptions import MODES, describe_class
 from dyn.nnx.variables import find_collection, find_type, iter_variables, to_linen
 
@@ -53,7 +54,8 @@ class FromLinen(nnx.Module):
     * `use_running_average`, if there are batch statistics, and `deterministic`, if the Linen module drops
       anything or takes `train`, are attributes as in `nnx.BatchNorm` and `nnx.Dropout`, False at first:
       `train` and `eval` set them. A Linen module that takes `train` gets it from both, which must agree.
-    * `rngs` is a stream of random numbers, as in `nnx.Dropout`, if the Linen module drops anything.
+    * `rngs` is a stream of random numbers, as in `nnx.Dropout`, if the Linen module drops anything and the
+      constructor's `rngs` have one for it.
     * `flax.nnx.capture` with `nnx.Intermediate` returns what the Linen module sows into `intermediates`,
       with `Loss` what it sows into `losses`.
 
@@ -62,7 +64,10 @@ class FromLinen(nnx.Module):
         inputs: its inputs, arrays or `jax.ShapeDtypeStruct`s. Only those of their shapes matter on which
             the shapes of variables depend.
         rngs: `rngs.params()` initialises the variables: they are those of
-            `jax.jit(linen.init)(rngs.params(), *inputs)`.
+            `jax.jit(linen.init)(rngs.params(), *inputs)`. What drops anything needs `rngs.dropout`, too.
+
+    Raises:
+        ValueError: for a field of the Linen module that NNX cannot compare, such as a set.
 
     Example:
         >>> import jax, jax.numpy as jnp
@@ -121,6 +126,7 @@ class FromLinen(nnx.Module):
             parts: modules whose variables this one shares, by the fields of the Linen module.
             method: initialises the Linen module, a function of it and the inputs; None to call it.
         """
+        linen = _freeze_fields(linen)
         fields = {f.name: getattr(linen, f.name) for f in dataclasses.fields(linen)}
         arrays: dict[str, Any] = {
             n: v for n, v in fields.items() if isinstance(v, jax.Array | np.ndarray)
@@ -129,6 +135,7 @@ class FromLinen(nnx.Module):
         # Modes are attributes, and so are arrays, because a graph definition must have a hash.
         attributes = [n for n in fields if n in MODES or n in arrays]
         self.linen = _replace_fields(linen, dict.fromkeys(attributes))
+        _check_hashes(self.linen)
         for name, value in {**arrays, **(parts or {})}.items():
             setattr(self, name, value)
 
@@ -142,7 +149,7 @@ class FromLinen(nnx.Module):
             self.use_running_average = bool(fields.get("use_running_average"))
         if takes_train or "deterministic" in fields:
             self.deterministic = bool(fields.get("deterministic"))
-            if _drops_anything(linen):
+            if _drops_anything(linen) and ("dropout" in rngs or "default" in rngs):
                 self.rngs = rngs.dropout.fork()
 
     def __call__(self, *inputs: Any, **named: Any) -> Any:
@@ -158,7 +165,8 @@ class FromLinen(nnx.Module):
         """Applies a method of the Linen module, and keeps what it changes.
 
         Raises:
-            ValueError: if the inputs do not fit the parameters, or the two modes contradict each other.
+            ValueError: if the inputs do not fit the parameters, the two modes contradict each other, or there
+                are no random numbers for what is dropped.
         """
         named = dict(named)
         running = _choose(named.pop("use_running_average", None), self, "use_running_average")
@@ -176,17 +184,25 @@ class FromLinen(nnx.Module):
                 )
             named["train"] = not still
         sown = [find_collection(type(v)) for v in getattr(self, "__captures__", ())]
+        keys = None if still else self._draw_key(rngs)
         try:
             outputs, updates = _replace_fields(self.linen, changes).apply(
                 to_linen(self),
                 *inputs,
                 **named,
-                rngs=None if still else self._draw_key(rngs),
+                rngs=keys,
                 mutable=[*sown, *([] if running else ["batch_stats"])],
                 method=method,
             )
         except ScopeParamShapeError as error:
             raise ValueError(self._explain_shapes(error)) from error
+        except InvalidRngError as error:
+            if keys != {} or "dropout" not in str(error):
+                raise
+            raise ValueError(
+                f"{type(self).__name__} has no random numbers for what it drops in training: make it with "
+                "rngs=nnx.Rngs(0), or with dropout= beside params=; or call it with rngs=, or eval()."
+            ) from error
         self._update(updates, sown)
         return outputs
 
@@ -235,6 +251,35 @@ def _choose(given: bool | None, module: nnx.Module, name: str) -> bool:
 def _replace_fields(linen: nn.Module, fields: Mapping[str, Any]) -> nn.Module:
     """Returns a Linen module with other values of some fields."""
     return linen.clone(**fields) if fields else linen
+
+
+def _freeze_fields(linen: nn.Module) -> nn.Module:
+    """Returns a Linen module with tuples for lists, as Linen itself has them in a call: they have a hash."""
+    linen = linen.copy(parent=None, name=linen.name)
+    host = getattr(linen, "host", None)
+    if isinstance(host, Host):
+        return linen.clone(host=Host(_freeze_fields(host.network)))
+    return linen
+
+
+def _check_hashes(linen: nn.Module) -> None:
+    """Checks that the fields of a Linen module have a hash, which a graph definition must have.
+
+    Raises:
+        ValueError: for the first field that has none.
+    """
+    for field in dataclasses.fields(linen):
+        value = getattr(linen, field.name)
+        try:
+            hash(value)
+        except TypeError:
+            inner = value.network if isinstance(value, Host) else value
+            if isinstance(inner, nn.Module):
+                _check_hashes(inner)
+            raise ValueError(
+                f"{type(linen).__name__}: {field.name} is or holds a value without a hash, "
+                "such as a set or an array, which NNX cannot compare: write a tuple of numbers."
+            ) from None
 
 
 def _takes_train(linen: nn.Module, method: str = "__call__") -> bool:
