@@ -326,12 +326,12 @@ def _find_obstacle(norm: _Norm, flat: Flat) -> str:
     """Returns why a norm cannot be folded; '' if it can."""
     module, conv = norm.module, norm.conv
     if type(module) not in NORMS:
-        return f"it is a {type(module).__name__}, which may compute something else than nn.BatchNorm"
+        return f"{type(module).__name__} may compute something else than nn.BatchNorm"
     if conv is None:
         return "it does not follow a convolution directly"
     name, layer = "/".join(conv.module.path), type(conv.module)
     if _is_mapped(module) or _is_mapped(conv.module):
-        return f"nn.map_variables changes the parameters of the norm or of {name} before they are used"
+        return f"nn.map_variables maps the parameters of {name}, or those of the norm"
     if layer not in SCALED:
         return f"no parameters scale the outputs of {name}, {layer.__name__}"
     features = conv.output.shape[-1]

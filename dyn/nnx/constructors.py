@@ -235,7 +235,7 @@ def translate_value(name: str, value: Any) -> Any:
                 raise ValueError(
                     f"{name}: the argument {key} of a partial is a module, {type(one).__name__}, whose "
                     "variables would not be used: write a module of Linen there, such as "
-                    f"{key}={type(one.linen).__name__}(...), or pass yours to the layer itself."
+                    f"{type(one.linen).__name__}(...), or pass yours to the layer itself."
                 )
         keywords = {key: translate_value(key, one) for key, one in value.keywords.items()}
         return EqualPartial(translate_value(name, value.func), *value.args, **keywords)

@@ -200,8 +200,8 @@ class FromLinen(nnx.Module):
             if keys != {} or "dropout" not in str(error):
                 raise
             raise ValueError(
-                f"{type(self).__name__} has no random numbers for what it drops in training: make it with "
-                "rngs=nnx.Rngs(0), or with dropout= beside params=; or call it with rngs=, or eval()."
+                f"{type(self.linen).__name__} has no random numbers for what it drops in training: make the "
+                "module with rngs=nnx.Rngs(0), or add dropout= beside params=; or call it with rngs=."
             ) from error
         self._update(updates, sown)
         return outputs

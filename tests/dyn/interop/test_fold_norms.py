@@ -100,6 +100,64 @@ def test_what_cannot_be_folded_stays_and_is_listed():
         assert reason in folded.kept[name]
 
 
+def standardise(params):
+    """Returns parameters whose kernels have mean 0 and deviation 1 for each feature."""
+
+    def change(path, a):
+        axes = tuple(range(a.ndim - 1))
+        return (a - a.mean(axes)) / (a.std(axes) + 1e-5) if path[-1].key == "kernel" else a
+
+    return jax.tree_util.tree_map_with_path(change, params)
+
+
+MAP = partial(nn.map_variables, mapped_collections="params", trans_in_fn=standardise, init=True)
+
+
+class Mapped(nn.Module):
+    """Convolutions whose kernels are mapped: with the norm, alone, in a function; and one that is not."""
+
+    @nn.compact
+    def __call__(self, x):
+        norm = partial(BatchNorm, True)
+        x, _ = nn.remat(MAP(Body))(name="block")(x, None)
+        x = norm(name="outside")(MAP(nn.Conv)(3, (3, 3), name="conv")(x))
+        x = MAP(lambda body, x: body(x, None)[0])(Body(name="body"), x)
+        return norm(name="free")(nn.Conv(3, (3, 3), name="free_conv")(x))
+
+
+def test_kernels_that_are_mapped_are_left_alone():
+    folded = assert_folds(Mapped(), PICTURES, 1)
+    assert folded.folded == ("free",)
+    assert set(folded.kept) == {"block/norm", "outside", "body/norm"}
+    assert all("map_variables" in reason for reason in folded.kept.values())
+
+
+class NormOfOne(BatchNorm):
+    """A norm with the scale 1 + scale."""
+
+    @nn.compact
+    def __call__(self, x):
+        scale = self.param("scale", nn.initializers.zeros, x.shape[-1:])
+        mean = self.variable("batch_stats", "mean", jnp.zeros, x.shape[-1:]).value
+        var = self.variable("batch_stats", "var", jnp.ones, x.shape[-1:]).value
+        return (x - mean) * (1 + scale) / jnp.sqrt(var + self.epsilon)
+
+
+class NormAndReLU(nn.BatchNorm):
+    @nn.compact
+    def __call__(self, x, train=False):
+        return nn.relu(super().__call__(x, not train))
+
+
+def test_norms_with_a_formula_of_their_own_stay():
+    norms = [NormOfOne(), NormAndReLU(), BatchNorm(True)]
+    net = nn.Sequential([layer for norm in norms for layer in (nn.Conv(3, (1, 1)), norm)])
+    folded = assert_folds(net, PICTURES, 1)
+    assert folded.folded == ("layers_5",)
+    assert "NormOfOne" in folded.kept["layers_1"]
+    assert "NormAndReLU" in folded.kept["layers_3"]
+
+
 def test_a_largest_response_is_folded_where_scales_are_positive():
     net = nn.Sequential([layers.RotatedConv(4, (3, 3), pooling="max"), BatchNorm(True)])
     assert_folds(net, PICTURES, 1)

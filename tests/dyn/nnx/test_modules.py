@@ -3,6 +3,7 @@
 import inspect
 import pickle
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -19,6 +20,7 @@ from dyn import layers, models
 from dyn.layers import KernelShape
 from dyn.nnx import (
     CBAM,
+    CondConv,
     ConvModule,
     DynamicConv,
     FromLinen,
@@ -250,11 +252,57 @@ def test_layers_share_the_cells_of_a_warehouse():
 
 
 def test_layers_share_a_router_of_linen():
-    router = FromLinen(nn.Dense(2), X[:1, 0, 0], rngs=nnx.Rngs(0))
-    conv = dyn.nnx.CondConv(4, 6, (3, 3), num_kernels=2, router=router, rngs=nnx.Rngs(0))
+    router = make_router()
+    conv = CondConv(4, 6, (3, 3), num_kernels=2, router=router, rngs=nnx.Rngs(0))
     assert conv.router is router
     linen = layers.CondConv(6, (3, 3), num_kernels=2, router=nn.Dense(2))
     np.testing.assert_array_equal(call(conv, X), jax.jit(linen.apply)(to_linen(conv), X))
+
+
+def test_linen_modules_may_have_lists_and_dictionaries():
+    class Named(nn.Module):
+        convs: dict
+
+        @nn.compact
+        def __call__(self, x):
+            return self.convs["first"](x)
+
+    small = {"num_classes": 3, "width": 4, "stem": "small"}
+    lists = models.ResNet([1], models.BasicBlock, **small)
+    x = random_input(2, 8, 8, 3)
+    nets = [lists, layers.replace_convs(lists, layers.ODConv), Named({"first": nn.Conv(3, [1, 1])})]
+    for net in [*nets, nn.Sequential([nn.Sequential([nn.Dense(4)]), nn.relu])]:
+        module = nnx.eval_shape(lambda net=net: FromLinen(net, x, rngs=nnx.Rngs(0)))
+        assert shapes_of(to_linen(module)) == shapes_of(jax.eval_shape(net.init, nnx.Rngs(0)(), x))
+    other = nnx.eval_shape(lambda: ResNet18(3, **small, stage_sizes=[1], rngs=nnx.Rngs(0)))
+    module = nnx.eval_shape(lambda: FromLinen(lists, x, rngs=nnx.Rngs(0)))
+    assert module.linen == other.linen and hash(module.linen) == hash(other.linen)
+
+
+class Network(nn.Module):
+    """A network that takes `train`, and drops some of its features if there is a share."""
+
+    share: float = 0.0
+    choices: Any = ()
+
+    @nn.compact
+    def __call__(self, x, train=False):
+        x = nn.BatchNorm(use_running_average=not train)(nn.Dense(4)(x))
+        return nn.Dropout(self.share, deterministic=not train)(x)
+
+
+def test_random_numbers_for_dropout_are_needed_by_what_drops():
+    net = FromLinen(Network(), X, rngs=nnx.Rngs(params=0))
+    assert net(X).shape == X.shape and net.use_running_average is False
+    net = FromLinen(Network(0.5), X, rngs=nnx.Rngs(params=0))
+    with pytest.raises(ValueError, match="dropout= beside params="):
+        net(X)
+    assert net(X, rngs=nnx.Rngs(1)).shape == X.shape
+    net.eval()
+    assert net(X).shape == X.shape
+    for rngs in (nnx.Rngs(0), nnx.Rngs(params=0, dropout=1)):
+        net = FromLinen(Network(0.5), X, rngs=rngs)
+        assert np.abs(net(X) - net(X)).max() > 0
 
 
 def test_a_mask_is_kept_as_in_nnx_conv():
@@ -353,6 +401,18 @@ def test_signature_and_docstring_are_those_of_nnx_conv_and_linen():
     assert Mine(4, rngs=nnx.Rngs(0))(X).shape == X.shape
 
 
+def make_net(conv):
+    return ResNet18(3, num_classes=2, width=4, stage_sizes=(1,), conv=conv, rngs=nnx.Rngs(0))
+
+
+def make_router():
+    return FromLinen(nn.Dense(2), X[:1, 0, 0], rngs=nnx.Rngs(0))
+
+
+def make_cells():
+    return Warehouse([KernelShape((3, 3), 4, 4)], rngs=nnx.Rngs(0))
+
+
 ERRORS = [
     (lambda: make_conv(num_kernel=2), "did you mean num_kernels"),
     (lambda: make_conv(features=2), "out_features"),
@@ -362,6 +422,14 @@ ERRORS = [
     (lambda: CBAM(4, rngs=nnx.Rngs(0))(X[:, 0]), "spatial_axes=2"),
     (lambda: ResNet18(3, num_classes=2, conv=nnx.Conv, rngs=nnx.Rngs(0)), "conv=Conv"),
     (lambda: make_conv(router=nnx.Linear(4, 2, rngs=nnx.Rngs(0))), "FromLinen"),
+    (lambda: make_net(partial(CondConv, router=make_router())), "argument router .* Dense"),
+    (lambda: make_net(partial(partial, CondConv, make_router())), "argument 1 .* Dense"),
+    (lambda: make_net(partial(WarehouseConv, warehouse=make_cells())), "argument warehouse"),
+    (lambda: FromLinen(Network(choices={1}), X, rngs=nnx.Rngs(0)), "Network: choices"),
+    (
+        lambda: FromLinen(nn.Sequential([nn.relu, Network(choices={1})]), X, rngs=nnx.Rngs(0)),
+        "Sequential: layers",
+    ),
     (lambda: load_linen(make_conv(), {"params": {}}), "lack params/"),
     (
         lambda: load_linen(make_conv(), {"params": {}, "other": {"a": 1}}),
