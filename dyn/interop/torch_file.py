@@ -4,6 +4,7 @@ A torch file is a pickle and raw numbers: in a zip archive, or before torch 1.6 
 """
 
 import io
+import itertools
 import math
 import os
 import zipfile
@@ -177,23 +178,41 @@ def _read_tensors(
     tensors: dict[str, Tensor], read: Callable[[Storage], bytes | None], file_size: int
 ) -> dict[str, np.ndarray]:
     """Copies tensors out of their storages, each of which is read once; equal ones share an array."""
-    names = {tensor: name for name, tensor in reversed(tensors.items())}
-    num_bytes = sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in names)
+    firsts = _find_equal(tensors)
+    views: dict[Storage, list[str]] = {}
+    num_bytes = 0
+    for name, tensor in tensors.items():
+        if firsts[name] == name:
+            views.setdefault(tensor.storage, []).append(name)
+            num_bytes += math.prod(tensor.shape) * tensor.dtype.itemsize
     if num_bytes > _MAX_SHARING * file_size:
         raise ValueError(f"its tensors need {num_bytes:,} bytes, but the file has {file_size:,}.")
-    views: dict[Storage, list[Tensor]] = {}
-    for tensor in names:
-        views.setdefault(tensor.storage, []).append(tensor)
     arrays = {}
-    for storage, group in views.items():
+    for storage, names in views.items():
         numbers = read(storage)
         if numbers is None:
-            raise ValueError(
-                f"it is damaged: the numbers of {shorten(names[group[0]])} are missing."
-            )
-        for tensor in group:
-            arrays[tensor] = _copy_tensor(shorten(names[tensor]), tensor, numbers)
-    return {name: arrays[tensor] for name, tensor in tensors.items()}
+            raise ValueError(f"it is damaged: the numbers of {shorten(names[0])} are missing.")
+        for name in names:
+            arrays[name] = _copy_tensor(shorten(name), tensors[name], numbers)
+    return {name: arrays[firsts[name]] for name in tensors}
+
+
+def _find_equal(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Returns for each tensor the name of the first one that is equal to it.
+
+    They are sorted and not hashed: a file can choose offsets, shapes and strides whose hashes are equal.
+    """
+    storages: dict[Storage, int] = {}
+
+    def order(name: str) -> tuple[Any, ...]:
+        storage, dtype, *place = tensors[name]
+        return storages.setdefault(storage, len(storages)), dtype.name, *place
+
+    firsts = {}
+    for _, group in itertools.groupby(sorted(tensors, key=order), order):
+        names = list(group)
+        firsts.update(dict.fromkeys(names, names[0]))
+    return firsts
 
 
 def _copy_tensor(name: str, tensor: Tensor, numbers: bytes) -> np.ndarray:

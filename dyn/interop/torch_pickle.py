@@ -4,7 +4,9 @@ A pickle is a program that may call anything. Here an interpreter reads its inst
 understands the few that tensors and their containers need, and refuses all other instructions and names.
 Its time and memory grow with the size of a pickle, whatever that refers to: a container is never followed,
 compared or hashed, because it may refer to itself, or to another one twice, that one to a third twice, and
-so on; and keys are texts or numbers.
+so on; a list of pairs becomes a dictionary once; and keys are texts or numbers. Equal texts are one object,
+which is not compared with itself. Numbers are hashed as texts, whose hashes differ from process to process:
+by their own, numbers can be chosen, even small ones, of which each walks past all others in a dictionary.
 """
 
 import io
@@ -22,6 +24,7 @@ from dyn.interop.array_names import shorten
 MAX_BYTES = 64 << 20
 _MAX_INSTRUCTIONS = 1_000_000
 _MAX_AXES = 64  # numpy's limit and torch's
+_MAX_ARGUMENTS = 8  # those of `_rebuild_tensor_v3`
 
 _STORAGES: dict[str, Any] = {
     "torch.DoubleStorage": np.float64,
@@ -80,6 +83,15 @@ class Tensor(NamedTuple):
     strides: tuple[int, ...]
 
 
+class Number(NamedTuple):
+    """A number that is a key, as a text."""
+
+    text: str
+
+    def __repr__(self) -> str:
+        return self.text
+
+
 class Pickled(NamedTuple):
     """An interpreted pickle: its content, and the storages that it refers to, by their keys."""
 
@@ -124,7 +136,8 @@ class _Machine:
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
+        self.memo: dict[str, Any] = {}  # by number, as a text
+        self.texts: dict[str, str] = {}
         self.storages: dict[str, Storage] = {}
 
     def step(self, code: str, argument: Any) -> None:
@@ -137,7 +150,7 @@ class _Machine:
                 stack.append(argument)
             # Python 2 wrote its texts as `BINSTRING`.
             case "BINUNICODE" | "SHORT_BINUNICODE" | "BINSTRING" | "SHORT_BINSTRING":
-                stack.append(argument)
+                stack.append(self.texts.setdefault(argument, argument))
             case _ if code in _CONSTANTS:
                 stack.append(_CONSTANTS[code])
             case "EMPTY_LIST":
@@ -158,11 +171,11 @@ class _Machine:
                 items = [stack.pop(-2), stack.pop()] if code == "SETITEM" else self.pop_to_mark()
                 stack[-1].update(_pair(items))
             case "BINPUT" | "LONG_BINPUT":
-                memo[argument] = stack[-1]
+                memo[str(argument)] = stack[-1]
             case "MEMOIZE":
-                memo[len(memo)] = stack[-1]
+                memo[str(len(memo))] = stack[-1]
             case "BINGET" | "LONG_BINGET":
-                stack.append(memo[argument])
+                stack.append(memo[str(argument)])
             case "GLOBAL":
                 stack.append(_check_name(argument.replace(" ", ".")))
             case "STACK_GLOBAL":
@@ -207,7 +220,19 @@ def _pair(items: list[Any]) -> dict[Any, Any]:
         raise ValueError(
             f"it has a dictionary with a {type(others[0]).__name__} as key, but keys are texts or numbers."
         )
+    keys = [Number(repr(key)) if type(key) in (int, float) else key for key in keys]
     return dict(zip(keys, values, strict=True))
+
+
+def _take_pairs(pairs: list[Any]) -> dict[Any, Any]:
+    """Returns the dictionary of a list of pairs, and spoils the list: a second dictionary is refused."""
+    if not all(type(pair) in (list, tuple) and len(pair) == 2 for pair in pairs):
+        raise ValueError(
+            "its pickle has a call that torch does not write: a dictionary of no pairs."
+        )
+    items = list(itertools.chain.from_iterable(pairs))
+    pairs[:] = [None]
+    return _pair(items)
 
 
 def _check_name(name: str) -> _Name:
@@ -234,8 +259,12 @@ def _make_storage(saved: Any) -> Storage:
 def _call(function: Any, arguments: Any) -> Any:
     """Returns the result of a known function."""
     match function, arguments:
+        case _, _ if not isinstance(arguments, tuple) or len(arguments) > _MAX_ARGUMENTS:
+            pass
         case _Name(name), () if name == _DICT:
             return {}
+        case _Name(name), (list(pairs),) if name == _DICT:  # as Python 2 wrote it
+            return _take_pairs(pairs)
         case _Name(name), (tuple(shape),) if name == _SIZE:
             return shape
         case _Name(name), (Storage() as storage, offset, shape, strides, *more) if name in _TENSORS:

@@ -34,7 +34,9 @@ _FILTERS = {"bilinear": (_triangle, 1.0), "bicubic": (_cubic, 2.0)}
 class Preprocessing:
     """Resizes and crops a picture, and normalises it: `(x / 255 - mean) / std`.
 
-    The shorter side is resized to `resize`, and the middle square of `size` cut out.
+    The shorter side is resized to `resize`, and the middle square of `size` cut out. Sizes are rounded as by
+    torchvision's `Resize` and `CenterCrop`, and without `resize` as in the evaluation of `experiments`. Of a
+    picture longer than four of its shorter sides only the middle is resized.
 
     Attributes:
         mean: on the scale 0..1, one number or one for each channel.
@@ -121,31 +123,53 @@ class Preprocessing:
                     f"picture has {channels}."
                 )
         if self.size is not None:
-            picture = crop_to_square(picture, self.resize or self.size, self.interpolation)
-            picture = cut_middle(picture, self.size)
+            if self.resize is None:
+                picture = crop_to_square(picture, self.size, self.interpolation)
+            else:
+                picture = resize_and_crop(picture, self.resize, self.size, self.interpolation)
         mean, std = np.asarray(self.mean, np.float32), np.asarray(self.std, np.float32)
         return (picture.astype(np.float32) / np.float32(255) - mean) / std
 
 
 def crop_to_square(picture: np.ndarray, size: int, interpolation: str = "bilinear") -> np.ndarray:
-    """Resizes the shorter side of a picture `[H, W, C]` to `size` and cuts out the middle square."""
-    height, width = picture.shape[:2]
-    if (height, width) == (size, size):
+    """Resizes the shorter side of a picture `[H, W, C]` to `size` and cuts out the middle square.
+
+    It rounds as the evaluation of `experiments`.
+    """
+    if picture.shape[:2] == (size, size):
         return picture
-    # Resizing the whole of a 1 by N picture would take N times the memory of the crop.
-    reach = 2 * min(height, width)
-    picture = picture[max(0, height // 2 - reach) :, max(0, width // 2 - reach) :]
-    picture = picture[: 2 * reach, : 2 * reach]
+    picture = cut_ends(picture)
     height, width = picture.shape[:2]
     scale = size / min(height, width)
     shape = max(size, round(height * scale)), max(size, round(width * scale))
-    return cut_middle(resize_picture(picture, *shape, interpolation), size)
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return resize_picture(picture, *shape, interpolation)[top : top + size, left : left + size]
 
 
-def cut_middle(picture: np.ndarray, size: int) -> np.ndarray:
-    """Cuts the middle square out of a picture `[H, W, C]`."""
-    top, left = (picture.shape[0] - size) // 2, (picture.shape[1] - size) // 2
-    return picture[top : top + size, left : left + size]
+def resize_and_crop(
+    picture: np.ndarray, resize: int, size: int, interpolation: str = "bilinear"
+) -> np.ndarray:
+    """Resizes the shorter side of a picture `[H, W, C]` and cuts out the middle square of `size`.
+
+    It rounds as torchvision's `Resize(resize)` and `CenterCrop(size)`.
+    """
+    picture = cut_ends(picture)
+    shorter = min(picture.shape[:2])
+    height, width = (int(resize * side / shorter) for side in picture.shape[:2])
+    top, left = round((height - size) / 2), round((width - size) / 2)
+    resized = resize_picture(picture, height, width, interpolation)
+    return resized[top : top + size, left : left + size]
+
+
+def cut_ends(picture: np.ndarray) -> np.ndarray:
+    """Cuts off what is more than two shorter sides from the middle of a picture `[H, W, C]`.
+
+    Resizing the whole of a 1 by N picture would take N times the memory of the crop.
+    """
+    height, width = picture.shape[:2]
+    reach = 2 * min(height, width)
+    picture = picture[max(0, height // 2 - reach) :, max(0, width // 2 - reach) :]
+    return picture[: 2 * reach, : 2 * reach]
 
 
 def resize_picture(

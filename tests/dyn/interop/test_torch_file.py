@@ -2,6 +2,8 @@
 
 import base64
 import json
+import pickle
+import struct
 import sys
 import time
 import zipfile
@@ -109,6 +111,44 @@ def test_reads_files_from_before_torch_1_6(tmp_path):
     for key, value in expected.items():
         np.testing.assert_array_equal(weights[key], value)
         assert weights[key].dtype == np.float32
+
+
+def python_2_dictionary(entries, own=b""):
+    """`OrderedDict([[key, value], ...])`, with attributes of its own, as Python 2.7 pickles it."""
+    pairs = [
+        b"](" + b"U" + bytes([len(key)]) + key.encode() + value + b"e"
+        for key, value in entries.items()
+    ]
+    return imported("collections.OrderedDict") + b"](" + b"".join(pairs) + b"e\x85R" + own
+
+
+def test_reads_files_that_python_2_wrote(tmp_path):
+    hooks = imported("collections.OrderedDict") + b"]\x85R"
+    more = (b"\x89", hooks)
+    entries = {
+        "fc.weight": tensor("0", (2, 3), (3, 1), more=more, legacy=True),
+        "fc.bias": tensor("1", (2,), (1,), more=more, legacy=True),
+    }
+    numbered = imported("collections.OrderedDict") + b"](K\1K\2\x86e\x85R"
+    checkpoint = {
+        "epoch": integer(3),
+        "state_dict": python_2_dictionary(entries, b"}U\x09_metadata" + hooks + b"sb"),
+        "optimizer": numbered,
+    }
+    head = (torch_file._LEGACY_MAGIC, 1001, {"little_endian": True})
+    numbers = np.arange(8, dtype=np.float32)
+    for content in (entries, checkpoint):
+        path = tmp_path / "net.pth"
+        path.write_bytes(
+            b"".join(pickle.dumps(part, 2) for part in head)
+            + (b"\x80\2" + python_2_dictionary(content) + b"." + pickle.dumps(["0", "1"], 2))
+            + (struct.pack("<q", 6) + numbers[:6].tobytes())
+            + (struct.pack("<q", 2) + numbers[6:].tobytes())
+        )
+        weights = read_weights(path)
+        assert list(weights) == ["fc.weight", "fc.bias"]
+        np.testing.assert_array_equal(weights["fc.weight"], numbers[:6].reshape(2, 3))
+        np.testing.assert_array_equal(weights["fc.bias"], numbers[6:])
 
 
 def test_damaged_files_from_before_torch_1_6_are_refused(tmp_path):
@@ -246,6 +286,10 @@ def test_other_names_and_instructions_are_refused(tmp_path, call):
 
 # A tuple that holds another one twice, that a third, and so on: 2^60 of them to whoever follows them all.
 DOUBLINGS = b"K\1" + 60 * b"q\1h\1\x86"
+PAIRS = imported("collections.OrderedDict")
+REBUILD = imported("torch._utils._rebuild_tensor_v2")
+PLACE = [text("storage"), imported("torch.FloatStorage"), text("0"), text("cpu"), integer(1)]
+VIEW = REBUILD + b"(" + sequence(PLACE) + b"QK\0))"
 
 
 @pytest.mark.parametrize(
@@ -262,8 +306,20 @@ DOUBLINGS = b"K\1" + 60 * b"q\1h\1\x86"
         (imported("torch.FloatStorage") + DOUBLINGS + b"R", "call"),
         (DOUBLINGS + b"K\1R", "call"),
         (DOUBLINGS + b"]\x93", "damaged"),
+        (PAIRS + b"]](" + DOUBLINGS + b"K\1ea\x85R", "a tuple as key"),
+        (PAIRS + b"]" + DOUBLINGS + b"a\x85R", "a tuple as key"),
+        (PAIRS + b"]]K\1aa\x85R", "no pairs"),
+        # A list, and arguments, that are read again and again.
+        (
+            PAIRS + b"](" + 50_000 * b"NN\x86" + b"e\x85q\0R" + 50_000 * (PAIRS + b"h\0R"),
+            "no pairs",
+        ),
+        (VIEW + 100_000 * b"N" + b"tq\0R" + 50_000 * (REBUILD + b"h\0R"), "call"),
     ],
-    ids="key,keys,deep key,value,alone,storage,size,arguments,function,name".split(","),
+    ids=(
+        "key,keys,deep key,value,alone,storage,size,arguments,function,name,pairs' key,pairs,no pair,"
+        "pairs again,arguments again"
+    ).split(","),
 )
 def test_monsters_are_refused_at_once(tmp_path, pickled, message):
     path = save(tmp_path / "net.pth", {}, data=b"\x80\2" + pickled + b".")
@@ -272,6 +328,70 @@ def test_monsters_are_refused_at_once(tmp_path, pickled, message):
         read_weights(path)
     # A monster takes minutes. Python may clear up after earlier tests meanwhile.
     assert time.process_time() - start < 3
+
+
+def find_chain(places):
+    """Numbers of which the last 20,000 each walk past most others in a dictionary of so many places.
+
+    The first ones lie along the walk that begins where nothing is left of a number's own bits.
+    """
+    walk = np.zeros(places // 2, np.int64)
+    for i in range(1, len(walk)):
+        walk[i] = (5 * walk[i - 1] + 1) % places
+    rank = np.full(places, places)
+    rank[walk] = np.arange(len(walk))
+    numbers = rest = np.arange(places, 16 * places)
+    place = numbers % places
+    meets = rank[place] < places
+    while rest.any():
+        rest = rest >> 5
+        place = (5 * place + rest + 1) % places
+        meets &= rank[place] < places
+    others = numbers[meets][np.argsort(rank[place[meets]], kind="stable")]
+    assert len(others) > 20_000
+    return [*walk.tolist(), *others[:20_000].tolist()]
+
+
+def long(number):
+    return b"\x8a\x10" + number.to_bytes(16, "little", signed=True)
+
+
+# All have the hash 0.
+MULTIPLES = [n * ((1 << 61) - 1) for n in range(1, 40_001)]
+LONG = 5_000_000 * "w"
+
+
+def write_keys(instructions):
+    return b"}(" + b"".join(key + b"N" for key in instructions) + b"u"
+
+
+def write_offsets(numbers):
+    """Empty views of one storage, and a tensor whose numbers are missing."""
+    start = imported("torch._utils._rebuild_tensor") + b"q\0" + sequence(PLACE) + b"Qq\1"
+    views = [text(f"w{n}") + b"h\0(h\1" + long(n) + b"K\0\x85K\1\x85tR" for n in numbers]
+    last = text("v") + tensor("7", (1,), (1,))
+    return start + b"}(" + b"".join(views) + last + b"u"
+
+
+CHOSEN = {
+    "multiples": lambda: write_keys(map(long, MULTIPLES)),
+    "small": lambda: write_keys(map(integer, find_chain(1 << 18))),
+    "floats": lambda: write_keys(b"G" + struct.pack(">d", n) for n in find_chain(1 << 18)),
+    "memo": lambda: b"}" + b"".join(b"r" + struct.pack("<I", n) for n in find_chain(1 << 18)),
+    "offsets": lambda: write_offsets(MULTIPLES),
+    # Two equal texts, to be compared each time.
+    "texts": lambda: b"}" + text(LONG) + b"Ns" + text(LONG) + b"q\1Ns" + 100_000 * b"h\1Ns",
+}
+MESSAGES = {"memo": "no state dict", "offsets": "numbers of v are missing"}
+
+
+@pytest.mark.parametrize("kind", CHOSEN)
+def test_chosen_numbers_and_texts_take_no_longer_than_others(tmp_path, kind):
+    path = save(tmp_path / "net.pth", {"a": np.ones(1)}, data=b"\x80\2" + CHOSEN[kind]() + b".")
+    start = time.process_time()
+    with pytest.raises(ValueError, match=MESSAGES.get(kind, "are not tensors")):
+        read_weights(path)
+    assert time.process_time() - start < 4
 
 
 def test_containers_that_hold_themselves_end(tmp_path):

@@ -42,11 +42,45 @@ def test_the_middle_of_the_resized_picture_is_normalised(rng):
     np.testing.assert_array_equal(whole[0], pictures[0].astype(np.float32) / np.float32(255))
 
 
-def test_a_thin_picture_is_cut_before_it_grows():
-    assert Preprocessing((0.0,), (1.0,), size=64)(np.ones((1, 1, 50_000, 3), np.uint8)).shape == (
-        *(1, 64, 64),
-        3,
-    )
+def prepare_as_torchvision(picture, resize, size, interpolation):
+    """`Resize(resize)` and `CenterCrop(size)`, as torchvision has them for Pillow's pictures."""
+    height, width = picture.shape[:2]
+    short, long = sorted((height, width))
+    longer = int(resize * long / short)
+    shape = (resize, longer) if width <= height else (longer, resize)
+    resized = np.asarray(Image.fromarray(picture).resize(shape, RESAMPLING[interpolation]))
+    top, left = (round((n - size) / 2) for n in resized.shape[:2])
+    return resized[top : top + size, left : left + size]
+
+
+@pytest.mark.parametrize("turned", [False, True], ids=["as given", "turned"])
+@pytest.mark.parametrize(
+    "shape", [(427, 640), (500, 334), (500, 357), (500, 332), (375, 500), (256, 383), (300, 300)]
+)
+def test_resizing_before_the_crop_is_that_of_torchvision(shape, turned, rng):
+    picture = rng.integers(0, 256, (*(shape[::-1] if turned else shape), 3), np.uint8)
+    for resize, size, interpolation in ((256, 224, "bilinear"), (255, 240, "bicubic")):
+        prepare = Preprocessing((0.0,), (1.0,), size, resize, interpolation)
+        expected = prepare_as_torchvision(picture, resize, size, interpolation)
+        # Pillow may resample the columns first, which changes levels, but one pixel more changes dozens.
+        difference = np.abs(prepare([picture])[0] * 255 - expected)
+        assert difference.max() < (1.01 if interpolation == "bilinear" else 25)
+        assert difference.mean() < 0.5
+
+
+def test_without_a_size_before_the_crop_halves_are_rounded_as_in_runs(rng):
+    """The longer side is rounded, not cut off, and the crop of an odd rest begins before its middle."""
+    picture = rng.integers(0, 256, (357, 500, 3), np.uint8)
+    image = Image.fromarray(picture).resize((314, 224), RESAMPLING["bilinear"])
+    inputs = Preprocessing((0.0,), (1.0,))([picture])[0] * 255
+    assert np.abs(inputs - np.asarray(image)[:, 45 : 45 + 224]).max() < 1.01
+
+
+@pytest.mark.parametrize("resize", [None, 70])
+def test_a_thin_picture_is_cut_before_it_grows(resize):
+    prepare = Preprocessing((0.0,), (1.0,), size=64, resize=resize)
+    for shape in ((1, 50_000), (50_000, 1)):
+        assert prepare(np.ones((1, *shape, 3), np.uint8)).shape == (1, 64, 64, 3)
 
 
 @pytest.mark.parametrize(
