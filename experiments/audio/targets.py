@@ -121,6 +121,11 @@ def mark_moments(
                 nearest = int(np.abs(times - middle).argmin())
                 if abs(times[nearest] - middle) <= step / 2:
                     first, last = nearest, nearest + 1
-            known = np.nan if kind and annotation.is_clip else value
-            targets[first:last, numbers[annotation.label]] = known
+            marked = targets[first:last, numbers[annotation.label]]
+            if kind and annotation.is_clip:
+                marked[marked != 1] = (
+                    np.nan
+                )  # but for the moments of which another annotation is sure
+            else:
+                marked[:] = value
     return targets

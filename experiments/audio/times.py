@@ -1,5 +1,6 @@
 """Recording times and stations from file names."""
 
+import contextlib
 import datetime
 import re
 from pathlib import PurePosixPath
@@ -20,15 +21,25 @@ _PERIODS = (
 def parse_time(name: str) -> datetime.datetime | None:
     """Returns the time in a file's name, YYYYMMDD_HHMMSS or YYYYMMDDTHHMMSS; None if it has none.
 
+    Of two in one name, for start and end, it is the first.
+
     Example:
         >>> parse_time("site3/S4A03895_20190522_060000.wav")
         datetime.datetime(2019, 5, 22, 6, 0)
     """
-    for match in reversed(list(_STAMP.finditer(name))):
-        try:
-            return datetime.datetime.strptime("".join(match.groups()), "%Y%m%d%H%M%S")
-        except ValueError:  # Digits that are not a date.
-            continue
+    for part in reversed(PurePosixPath(name).parts):
+        if found := _find_stamp(part):
+            return found[1]
+    return None
+
+
+def _find_stamp(name: str) -> tuple[int, datetime.datetime] | None:
+    """Returns the place and the time of the first stamp in a name; a second one may be of its end."""
+    for match in _STAMP.finditer(name):
+        with contextlib.suppress(ValueError):  # digits that are not a date
+            return match.start(), datetime.datetime.strptime(
+                "".join(match.groups()), "%Y%m%d%H%M%S"
+            )
     return None
 
 
@@ -48,6 +59,8 @@ def parse_station(name: str) -> str:
         ('SMM1', 'wood')
     """
     path = PurePosixPath(name)
-    stamps = list(_STAMP.finditer(path.stem)) if parse_time(path.stem) else []
-    before = path.stem[: stamps[-1].start()].strip(" _-.") if stamps else ""
-    return before or path.parent.name
+    found = _find_stamp(path.stem)
+    before = path.stem[: found[0]].strip(" _-.") if found else ""
+    return (
+        path.parent.name if before in ("", "S") else before
+    )  # S...T..._E...T... for start and end

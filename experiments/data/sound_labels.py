@@ -140,7 +140,7 @@ def select_classes(
         unlabelled = not labels.positive and not labels.negative
         # The folder of another class, or exhaustive annotations, imply that these classes do not occur.
         implied = labels.positive if labels.annotations is None else audio.exhaustive
-        if positive or negative or unlabelled or (implied and audio.labels == "multi"):
+        if positive or negative or unlabelled or (implied and audio.labels in ("multi", "frames")):
             kept[name] = dataclasses.replace(labels, positive=positive, negative=negative)
     return kept
 

@@ -90,24 +90,35 @@ class SoundMixer:
         kind = rng.choice(["silence", "coloured", "wind", "drops", "background"])
         if kind == "silence":
             return np.zeros(length)
+        if kind == "background":
+            return noises.imitate_background(self.read(int(rng.choice(self.partners))), rng)
         if kind == "coloured":
-            return noises.make_coloured_noise(length, rng.uniform(-0.5, 2.5), rng)
-        if kind == "wind":
-            return noises.make_wind(length, self.audio.sample_rate, rng)
-        if kind == "drops":
-            return noises.make_drops(length, self.audio.sample_rate, rng)
-        return noises.imitate_background(self.read(int(rng.choice(self.partners))), rng)
+            noise = noises.make_coloured_noise(length, rng.uniform(-0.5, 2.5), rng)
+        elif kind == "wind":
+            noise = noises.make_wind(length, self.audio.sample_rate, rng)
+        else:
+            noise = noises.make_drops(length, self.audio.sample_rate, rng)
+        if (
+            self._knows_loudness
+        ):  # as loud as a recording, or a window without birds is told by its level
+            noise = noise * np.std(self.read(int(rng.choice(self.partners)))) / (np.std(noise) or 1)
+        return noise
 
     def _draw_noise(self, rng: np.random.Generator) -> np.ndarray:
         return self.noise[rng.integers(len(self.noise))].draw(self._length, rng)
 
     def _draw(self, sound: np.ndarray) -> np.ndarray:
         """Returns the spectrogram of a sound, uint8 `[H, W, 1]`."""
-        # Levels are relative to the loudest point; the sum of two sounds may be larger than a float32.
-        peak = np.abs(sound).max() or 1.0
-        return spectrograms.compute_spectrogram((sound / peak).astype(np.float32), self.audio)[
-            ..., None
-        ]
+        if self._knows_loudness:
+            sound = np.clip(sound, -1, 1)
+        else:  # Levels are relative to the loudest point; a sum of sounds may be larger than a float32.
+            sound = sound / (np.abs(sound).max() or 1.0)
+        return spectrograms.compute_spectrogram(sound.astype(np.float32), self.audio)[..., None]
+
+    @property
+    def _knows_loudness(self) -> bool:
+        """True if spectrograms have absolute levels."""
+        return self.audio.frontend == "efficientat"
 
     @property
     def _several(self) -> bool:
@@ -157,7 +168,8 @@ def make_nothing(classes: Sequence[str], audio: ConfigDict) -> np.ndarray:
     label = np.zeros(len(classes), np.float32)
     if audio.labels == "multi":
         return label
-    named = [number for number, name in enumerate(classes) if name.lower() in audio.no_class]
+    no_class = {word.lower() for word in audio.no_class}
+    named = [number for number, name in enumerate(classes) if name.lower() in no_class]
     if named:
         label[named[0]] = 1
         return label

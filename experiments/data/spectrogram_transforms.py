@@ -61,9 +61,9 @@ def add_noise(
     """Adds the power of white noise to a spectrogram in decibels.
 
     The power of noise in one point of a spectrogram is distributed exponentially. Its mean is drawn between
-    `decibels` and `nearest` decibels below the loudest point.
+    `decibels` and `nearest` decibels below the loudest point, which need not be white.
     """
-    mean = rng.uniform(-max(decibels, nearest), -nearest)
+    mean = level.max() + rng.uniform(-max(decibels, nearest), -nearest)
     noise = rng.exponential(size=level.shape).astype(np.float32) * 10 ** (mean / 10)
     return 10 * np.log10(10 ** (level / 10) + noise)
 

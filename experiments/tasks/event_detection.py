@@ -60,14 +60,17 @@ class EventDetection(Task):
         """Returns the mean cross-entropy of the frames and classes that are known."""
         del head_only  # has no such setting
         logits, changed = apply_in_training(model, variables, batch["inputs"], rng)
-        targets = average_columns(batch["label"], logits.shape[1])
+        targets = self._average_columns(batch["label"], logits)
         value = compute_masked_cross_entropy(logits, targets, norm="known")
         return value, ({"loss": value}, changed)
+
+    def _average_columns(self, labels: Array, logits: Array) -> Array:
+        return average_columns(labels, logits.shape[1], 2**self.config.events.time_pools)
 
     def sum_metrics(self, model: nn.Module, variables: Variables, batch: Batch) -> dict[str, Array]:
         """Returns the logits and targets of all frames of a batch."""
         logits = model.apply(variables, batch["inputs"], train=False).astype(jnp.float32)
-        targets = average_columns(batch["label"], logits.shape[1])
+        targets = self._average_columns(batch["label"], logits)
         return {"logits": logits, "targets": targets, "mask": batch["mask"]}
 
     def compute_metrics(
@@ -143,13 +146,12 @@ class EventDetection(Task):
         files.write_csv(results.workdir / "events.csv", ["label", "event_f1"], rows)
 
 
-def average_columns(labels: Array, frames: int) -> Array:
-    """Returns the targets of frames, `[B, T, C]`, from the labels of columns, `[B, W, C]`.
+def average_columns(labels: Array, frames: int, width: int) -> Array:
+    """Returns the targets of frames of some width, `[B, T, C]`, from the labels of columns, `[B, W, C]`.
 
     A target is the share of a frame's columns in which a class is present; NaN if any of them is unknown.
     Columns after the last whole frame are left out.
     """
-    width = labels.shape[1] // frames
     cut = labels[:, : frames * width]
     return jnp.mean(cut.reshape(len(labels), frames, width, -1), axis=2)
 

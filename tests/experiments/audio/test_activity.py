@@ -13,6 +13,7 @@ def test_stations_are_what_is_before_the_time_or_the_folder():
         "a/S4A03895_20190522_060000.wav": "S4A03895",
         "a/b/20190522_060000.wav": "b",
         "20190522_060000.wav": "",
+        "creek/S20190522T061501+1000_E20190522T063501+1000.wav": "creek",
         "wood/x.wav": "wood",
         "wood/x_20199922_060000.wav": "wood",
     }

@@ -354,6 +354,11 @@ def test_invalid_pattern_is_refused(pattern):
         ("S4A03895_20190522_061500.wav", datetime.datetime(2019, 5, 22, 6, 15)),
         ("site/20190522T061501-x.wav", datetime.datetime(2019, 5, 22, 6, 15, 1)),
         ("99999999_000000_20190522_061500.wav", datetime.datetime(2019, 5, 22, 6, 15)),
+        ("20190101_000000/20190522_061500.wav", datetime.datetime(2019, 5, 22, 6, 15)),
+        (
+            "S20190522T061501+1000_E20190522T063501+1000.wav",
+            datetime.datetime(2019, 5, 22, 6, 15, 1),
+        ),
         ("20191322_061500.wav", None),
         ("120190522_061500.wav", None),
         ("wren 3.wav", None),

@@ -86,6 +86,11 @@ def test_moments_of_annotations():
     np.testing.assert_array_equal(found[:, 0], np.where(a, 1, np.nan))
     np.testing.assert_array_equal(found[:, 1], np.where(b, np.nan, 0))
     np.testing.assert_array_equal(mark_moments(times, rows, ["a"], True)[:, 0], a)
+    # A confirmed detection leaves the annotation in it as it is.
+    clip = Annotation("", 0.0, 2.0, "a", is_clip=True)
+    expected = np.where(a, 1, np.where(times < 2, np.nan, 0))
+    for both in ([clip, *rows], [*rows, clip]):
+        np.testing.assert_array_equal(mark_moments(times, both, ["a"], True)[:, 0], expected)
 
 
 def test_the_times_of_columns_are_those_of_a_click():

@@ -39,3 +39,19 @@ def test_labels_of_clips_say_nothing_about_windows_that_only_touch_them():
         found = compute_targets(starts, starts + 2, [clip], ["wren"])[:, 0]
         assert np.flatnonzero(found == float(positive)).tolist() == windows, (positive, start, end)
         assert np.isnan(np.delete(found, windows)).all()
+
+
+def test_recordings_of_other_species_are_absences_where_everything_is_annotated():
+    audio = config_with("audio,smoke", **{"audio.labels": "multi"}).audio
+    by_name = {
+        f"{label}.wav": sound_labels.RecordingLabels(
+            (label,), annotations=[Annotation(f"{label}.wav", 1, 2, label)]
+        )
+        for label in ("wren", "owl")
+    }
+    for labels in ("class", "multi", "frames"):
+        audio.labels = labels
+        for audio.exhaustive in (False, True):
+            kept = set(sound_labels.select_classes(by_name, ["wren"], audio))
+            both = audio.exhaustive and labels != "class"
+            assert kept == ({"wren.wav", "owl.wav"} if both else {"wren.wav"})

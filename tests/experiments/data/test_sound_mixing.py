@@ -163,6 +163,20 @@ def test_negatives_have_no_class(opened, noise_folder, tmp_path):
     assert 15 < (labels == 0).all(axis=1).sum() < 45
     audio = opened()[1].audio
     assert sound_mixing.make_nothing(["owl", "Noise", "wren"], audio).tolist() == [0, 1, 0]
+    audio.no_class = ("NOISE",)
+    assert sound_mixing.make_nothing(["owl", "Noise", "wren"], audio).tolist() == [0, 1, 0]
+
+
+def test_where_levels_are_absolute_mixtures_are_as_loud_as_recordings(opened, noise_folder):
+    pytest.importorskip("librosa")
+    levels = {"frontend": "efficientat", "decibels": 110.0, "win": 200}
+    barely = {"noise_folder": str(noise_folder), "noise_snr": (100.0, 100.0), "noise_share": 1.0}
+    given, changed = draw(opened(**levels, **barely)[0], examples=12)
+    for one, other in zip(given, changed, strict=True):
+        assert np.abs(one["inputs"].astype(int) - other["inputs"]).max() <= 1
+    given, changed = draw(opened(**levels, negatives=1.0)[0])
+    loudest = max(one["inputs"].max() for one in given)
+    assert max(one["inputs"].max() for one in changed) < loudest + 20  # 9 dB
 
 
 def test_noise_has_the_spectrum_of_its_name(rng):

@@ -28,9 +28,10 @@ def test_time_wrap_loses_nothing(picture):
 
 
 def test_noise_adds_its_power(rng):
-    silence = np.full((100, 100), -np.inf)
-    noise = st.add_noise(silence, rng, nearest=20.0, decibels=20.0)  # at 20 dB below the loudest
-    assert 10 * np.log10(np.mean(10 ** (noise / 10))) == pytest.approx(-20, abs=0.2)
+    level = np.full((100, 100), -np.inf)
+    level[0, 0] = -30.0  # the loudest point
+    noise = st.add_noise(level, rng, nearest=20.0, decibels=20.0)[1:]
+    assert 10 * np.log10(np.mean(10 ** (noise / 10))) == pytest.approx(-50, abs=0.2)
     loud = np.zeros((100, 100))
     assert st.add_noise(loud, rng, 60.0, 60.0) == pytest.approx(0, abs=0.01)
 

@@ -127,7 +127,9 @@ def draw_exactly(stretch, events):
 
 def test_a_target_is_the_share_of_its_columns():
     labels = np.array([1, 1, 0, 1, 0, 0, np.nan, 0, 1], np.float32).reshape(1, 9, 1)
-    np.testing.assert_array_equal(average_columns(labels, 4)[0, :, 0], [1, 0.5, 0, np.nan])
+    np.testing.assert_array_equal(average_columns(labels, 4, 2)[0, :, 0], [1, 0.5, 0, np.nan])
+    # Columns after the last whole frame are no part of it.
+    np.testing.assert_array_equal(average_columns(labels, 1, 4)[0, :, 0], [0.75])
 
 
 def test_columns_have_the_labels_of_annotations(tmp_path):
