@@ -17,6 +17,7 @@ be given several times; and `config: ConfigDict | None` is `--config=FILE[:ARGUM
 import dataclasses
 import difflib
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -208,7 +209,7 @@ def list_override_texts(argv: Sequence[str]) -> dict[str, str]:
     `--config.epochs=5` and `--config.epochs 5` are the same; a flag alone, such as `--config.static`, has ''.
     """
     texts = {}
-    for word, after in zip(argv[1:], [*argv[2:], "--"], strict=True):
+    for word, after in itertools.pairwise([*argv[1:], "--"]):
         if match := re.match(r"--?(?:no)?config\.([^=]*)(=?)(.*)", word, re.DOTALL):
             alone = after.startswith("--") or word.lstrip("-").startswith("no")
             texts[match[1]] = match[3] if match[2] or alone else after

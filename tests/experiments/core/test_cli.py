@@ -71,6 +71,7 @@ def test_a_mistake_is_answered_in_one_line(run, words, says):
 
 
 def test_settings_are_flags_with_an_equals_sign_or_a_space():
+    assert cli.list_override_texts(["main"]) == {}
     words = "main --config base --config.conv.name odconv --config.epochs=-3 --config.lr -1 --noconfig.wandb"
     assert cli.list_override_texts([*words.split(), "--config.static", "--config.note=a=b"]) == {
         "conv.name": "odconv", "epochs": "-3", "lr": "-1", "wandb": "", "static": "", "note": "a=b",
