@@ -25,6 +25,7 @@ class Distort:
         noise: distance of the strongest noise from the loudest point in decibels; 0 for no noise.
         gain: maximum change of the level in decibels, up or down.
         shift: maximum roll in time, as a share of the width.
+        absolute: whether levels are absolute, so that the loudest point of a picture is not white.
     """
 
     decibels: float
@@ -33,6 +34,7 @@ class Distort:
     noise: float
     gain: float
     shift: float = 0.0
+    absolute: bool = False
 
     def __call__(self, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Returns the distorted spectrogram, uint8 `[H, W, 1]`."""
@@ -40,7 +42,8 @@ class Distort:
         if self.gain or self.noise:
             level = (picture.astype(np.float32) / 255 - 1) * self.decibels
             if self.noise:
-                level = add_noise(level, rng, self.noise, self.decibels)
+                loudest = level.max() if self.absolute else 0.0
+                level = add_noise(level, rng, self.noise, self.decibels, loudest)
             level += rng.uniform(-self.gain, self.gain)
             scaled = np.round((level / self.decibels + 1) * 255)
             picture = np.clip(scaled, 0, 255).astype(np.uint8)
@@ -56,14 +59,18 @@ def random_time_wrap(
 
 
 def add_noise(
-    level: np.ndarray, rng: np.random.Generator, nearest: float, decibels: float
+    level: np.ndarray,
+    rng: np.random.Generator,
+    nearest: float,
+    decibels: float,
+    loudest: float = 0.0,
 ) -> np.ndarray:
     """Adds the power of white noise to a spectrogram in decibels.
 
     The power of noise in one point of a spectrogram is distributed exponentially. Its mean is drawn between
-    `decibels` and `nearest` decibels below the loudest point, which need not be white.
+    `decibels` and `nearest` decibels below the level of the loudest point.
     """
-    mean = level.max() + rng.uniform(-max(decibels, nearest), -nearest)
+    mean = loudest + rng.uniform(-max(decibels, nearest), -nearest)
     noise = rng.exponential(size=level.shape).astype(np.float32) * 10 ** (mean / 10)
     return 10 * np.log10(10 ** (level / 10) + noise)
 
@@ -143,5 +150,6 @@ def make_transform(config: ConfigDict, train: bool) -> Colour | DistortAndColour
         return colour
     distort = None
     if config.augment == "spectrogram":
-        distort = Distort(config.audio.decibels, **config.spectrogram)
+        absolute = config.audio.frontend == "efficientat"
+        distort = Distort(config.audio.decibels, **config.spectrogram, absolute=absolute)
     return DistortAndColour(distort, colour)

@@ -28,12 +28,21 @@ def test_time_wrap_loses_nothing(picture):
 
 
 def test_noise_adds_its_power(rng):
-    level = np.full((100, 100), -np.inf)
-    level[0, 0] = -30.0  # the loudest point
-    noise = st.add_noise(level, rng, nearest=20.0, decibels=20.0)[1:]
-    assert 10 * np.log10(np.mean(10 ** (noise / 10))) == pytest.approx(-50, abs=0.2)
+    silence = np.full((100, 100), -np.inf)
+    for loudest in (0.0, -30.0):
+        noise = st.add_noise(silence, rng, 20.0, 20.0, loudest)  # at 20 dB below the loudest
+        assert 10 * np.log10(np.mean(10 ** (noise / 10))) == pytest.approx(loudest - 20, abs=0.2)
     loud = np.zeros((100, 100))
     assert st.add_noise(loud, rng, 60.0, 60.0) == pytest.approx(0, abs=0.01)
+
+
+def test_noise_never_buries_a_quiet_sound(rng):
+    picture = np.zeros((64, 64, 1), np.uint8)
+    picture[20] = 150  # the loudest line, 45 dB below white
+    distort = st.Distort(110.0, 0, 0.0, noise=20.0, gain=0.0, absolute=True)
+    for _ in range(20):
+        noisy = distort(picture, rng)
+        assert np.median(noisy[:20]) < 150 - 255 * 20 / 110 + 5 and noisy[20].min() >= 150
 
 
 def test_zero_limits_change_nothing(picture, rng):

@@ -16,7 +16,9 @@ TABLES = {
     "detection": {"detection_subset.csv": "report.csv"},
     "digits_factors": {"digits_factors.csv": "report.csv", "digits_effects.csv": "effects.csv"},
     "digits_warm": {"digits_warm.csv": "report.csv"},
+    "neutral": {"neutral.csv": "report.csv"},
 }
+BASELINES = {"neutral": "base"}  # of a sweep's configs, too
 
 
 def test_every_folder_has_tables():
@@ -25,7 +27,7 @@ def test_every_folder_has_tables():
 
 @pytest.mark.parametrize("name", TABLES)
 def test_kept_runs_make_their_tables(tmp_path, name):
-    report = write_report([RESULTS / "runs" / name], tmp_path)
+    report = write_report([RESULTS / "runs" / name], tmp_path, BASELINES.get(name, ""))
     assert "left out" not in report.read_text(encoding="utf-8")
     for shown, made in TABLES[name].items():
         assert read_csv_records(tmp_path / made) == read_csv_records(RESULTS / shown)
