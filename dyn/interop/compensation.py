@@ -153,7 +153,7 @@ def _find_norm(started: Flat, layer: Path) -> Path:
             return path
     raise ValueError(
         f"{'/'.join(layer) or 'the network'} is a SpectralNormConv, whose spectral norm of 1 only a batch "
-        f"norm with a scale can undo, called {' or '.join(dict.fromkeys(norms))}: there is none."
+        f"norm with a scale can undo, called {' or '.join(dict.fromkeys(norms))}: the network lacks it."
     )
 
 

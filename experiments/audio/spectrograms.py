@@ -45,6 +45,11 @@ SETTINGS = _Settings._fields
 """Names of the settings in `config.audio` that determine a spectrogram."""
 
 
+def has_absolute_levels(audio: ConfigDict | _Settings) -> bool:
+    """Returns whether white is a level of its own, and not the loudest point of each window."""
+    return audio.frontend == "efficientat"
+
+
 def compute_spectrogram(samples: np.ndarray, audio: ConfigDict) -> np.ndarray:
     """Returns the spectrogram of a window.
 
@@ -69,7 +74,7 @@ def compute_spectrogram(samples: np.ndarray, audio: ConfigDict) -> np.ndarray:
     peak = np.abs(samples).max(initial=0.0)
     if peak == 0 or (samples == samples[0]).all():
         return np.zeros((height, width), np.uint8)
-    if settings.frontend == "efficientat":
+    if has_absolute_levels(settings):
         power = efficientat.compute_power(samples, *_list_band_settings(settings))
         levels = efficientat.scale_to_levels(power, settings.decibels)
         return np.clip(np.rint(_resize(levels, height, width)), 0, 255).astype(np.uint8)

@@ -111,8 +111,10 @@ def mark_moments(
     step = times[1] - times[0] if len(times) > 1 else np.inf
     targets = np.full((len(times), len(classes)), 0.0 if exhaustive else np.nan, np.float32)
     numbers = {label: number for number, label in enumerate(classes)}
+    # Later values overwrite earlier ones: clips come first, because other annotations say more.
+    ordered = sorted(annotations, key=lambda one: not one.is_clip)
     for kind, value in ((None, np.nan), (False, 0.0), (True, 1.0)):
-        for annotation in annotations:
+        for annotation in ordered:
             if annotation.positive is not kind or annotation.label not in numbers:
                 continue
             first, last = np.searchsorted(times, [annotation.start, annotation.end])
@@ -121,11 +123,6 @@ def mark_moments(
                 nearest = int(np.abs(times - middle).argmin())
                 if abs(times[nearest] - middle) <= step / 2:
                     first, last = nearest, nearest + 1
-            marked = targets[first:last, numbers[annotation.label]]
-            if kind and annotation.is_clip:
-                marked[marked != 1] = (
-                    np.nan
-                )  # but for the moments of which another annotation is sure
-            else:
-                marked[:] = value
+            known = np.nan if kind and annotation.is_clip else value
+            targets[first:last, numbers[annotation.label]] = known
     return targets

@@ -37,9 +37,8 @@ def _find_stamp(name: str) -> tuple[int, datetime.datetime] | None:
     """Returns the place and the time of the first stamp in a name; a second one may be of its end."""
     for match in _STAMP.finditer(name):
         with contextlib.suppress(ValueError):  # digits that are not a date
-            return match.start(), datetime.datetime.strptime(
-                "".join(match.groups()), "%Y%m%d%H%M%S"
-            )
+            digits = "".join(match.groups())
+            return match.start(), datetime.datetime.strptime(digits, "%Y%m%d%H%M%S")
     return None
 
 
@@ -61,6 +60,5 @@ def parse_station(name: str) -> str:
     path = PurePosixPath(name)
     found = _find_stamp(path.stem)
     before = path.stem[: found[0]].strip(" _-.") if found else ""
-    return (
-        path.parent.name if before in ("", "S") else before
-    )  # S...T..._E...T... for start and end
+    # Names such as S...T..._E...T... have the letters of start and end.
+    return path.parent.name if before in ("", "S") else before

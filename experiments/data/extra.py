@@ -18,7 +18,7 @@ from experiments.data import groups, pictures
 from experiments.data.dataset import Dataset, Example
 from experiments.data.views import Chain
 
-DESCRIPTION = "generated.json"
+DESCRIPTION, QUALITY = "generated.json", "quality.json"
 """Name of the file in which `experiments.generate` describes a folder of pictures."""
 _PREFIX = "extra_train/"  # of the names of pictures
 _COUNT = Number(0, 2**53, whole=True)

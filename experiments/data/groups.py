@@ -21,8 +21,8 @@ def find_groups(names: Sequence[str], pattern: str) -> list[str]:
     """Returns the group of each recording, such as the site in its name.
 
     It is the first group of the regular expression `pattern`. Recordings that do not match are each a group
-    of their own. For '' every recording is one, except that clips (see `name_clip`) share the group of the
-    recording that they were cut from, because they overlap.
+    of their own. With an empty pattern every recording is a group of its own, except that clips (see
+    `name_clip`) share the group of the recording that they were cut from, because they overlap.
 
     Example:
         >>> find_groups(["owl/0.912_a_3.00s.wav", "noise/0.500_a_4.00s.wav", "b.wav"], "")

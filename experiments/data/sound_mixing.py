@@ -98,9 +98,8 @@ class SoundMixer:
             noise = noises.make_wind(length, self.audio.sample_rate, rng)
         else:
             noise = noises.make_drops(length, self.audio.sample_rate, rng)
-        if (
-            self._knows_loudness
-        ):  # as loud as a recording, or a window without birds is told by its level
+        if spectrograms.has_absolute_levels(self.audio):
+            # As loud as a recording: otherwise its level alone would tell a window without birds.
             noise = noise * np.std(self.read(int(rng.choice(self.partners)))) / (np.std(noise) or 1)
         return noise
 
@@ -109,16 +108,11 @@ class SoundMixer:
 
     def _draw(self, sound: np.ndarray) -> np.ndarray:
         """Returns the spectrogram of a sound, uint8 `[H, W, 1]`."""
-        if self._knows_loudness:
+        if spectrograms.has_absolute_levels(self.audio):
             sound = np.clip(sound, -1, 1)
         else:  # Levels are relative to the loudest point; a sum of sounds may be larger than a float32.
             sound = sound / (np.abs(sound).max() or 1.0)
         return spectrograms.compute_spectrogram(sound.astype(np.float32), self.audio)[..., None]
-
-    @property
-    def _knows_loudness(self) -> bool:
-        """True if spectrograms have absolute levels."""
-        return self.audio.frontend == "efficientat"
 
     @property
     def _several(self) -> bool:

@@ -150,6 +150,8 @@ def make_transform(config: ConfigDict, train: bool) -> Colour | DistortAndColour
         return colour
     distort = None
     if config.augment == "spectrogram":
-        absolute = config.audio.frontend == "efficientat"
+        from experiments.audio import spectrograms
+
+        absolute = spectrograms.has_absolute_levels(config.audio)
         distort = Distort(config.audio.decibels, **config.spectrogram, absolute=absolute)
     return DistortAndColour(distort, colour)

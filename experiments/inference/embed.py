@@ -145,7 +145,7 @@ def _check_arguments(
 
 
 def _list_inputs(trained: Trained, paths: Sequence[str], out: Path, labels: str) -> list[File]:
-    """Returns the files to embed; raises a UserError if there are none, or `labels` cannot be used."""
+    """Returns the files to embed; raises a UserError without files, or if `labels` cannot be used."""
     own = [out / name for name in (*OUTPUTS, "skipped.csv")]
     inputs = list(expand_paths(paths, own, SOUND_SUFFIXES if trained.is_audio else ()))
     if not inputs:

@@ -15,7 +15,7 @@ from experiments.core.console import Progress, print_result
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.core.files import to_json
 from experiments.core.words import count_noun
-from experiments.data.extra import DESCRIPTION, read_description
+from experiments.data.extra import DESCRIPTION, QUALITY, read_description
 from experiments.inference.judge import check_judge, judge
 from experiments.inference.trained import Trained
 from experiments.runs.schema import read_summary
@@ -140,7 +140,7 @@ def _count_finished(
     if not overwrite:
         raise UserError(f"{folder} exists: choose another --out, or give --overwrite.")
     _delete_pictures(folder, counts)
-    (folder / "quality.json").unlink(missing_ok=True)  # of the deleted pictures
+    (folder / QUALITY).unlink(missing_ok=True)  # of the deleted pictures
     (folder / DESCRIPTION).unlink()
     return {}
 

@@ -19,7 +19,7 @@ from experiments.core.console import print_line, print_result
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Example, pictures
-from experiments.data.extra import read_description
+from experiments.data.extra import QUALITY, read_description
 from experiments.inference.trained import Trained
 from experiments.runs.data_record import reload_data
 
@@ -117,7 +117,7 @@ def judge(classifier: Trained, folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         **_measure_quality(generated, real, len(known)),
     }
-    files.write_json(folder / "quality.json", quality)
+    files.write_json(folder / QUALITY, quality)
     print_result(f"judged by {classifier.source}", _summarise(quality, folder))
     return quality
 
@@ -262,5 +262,5 @@ def _summarise(quality: Mapping[str, Any], folder: Path) -> list[tuple[str, str]
             f"{recognised['share']:.1%} (real pictures {recognised['of_real_pictures']:.1%}, chance "
             f"{recognised['chance']:.1%})",
         ),
-        ("written", str(folder / "quality.json")),
+        ("written", str(folder / QUALITY)),
     ]

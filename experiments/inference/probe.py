@@ -223,7 +223,7 @@ def train_probe(
 
 def _describe_heard(trained: Trained, dataset: Dataset) -> list[str]:
     """Returns a warning for each split with recordings that the network itself was trained on."""
-    known = read_known_entries(trained.source) if trained.source.is_dir() else ()
+    known = read_known_entries(trained.source)
     heard = {entry.content for entry in known if entry.split == "train"} - {""}
     notes = []
     for split in ("validation", "test"):

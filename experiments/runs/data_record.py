@@ -114,9 +114,8 @@ def reload_data(
     Raises:
         UserError: if the data has other classes than the run, whose numbers would mean others.
     """
-    is_folder = workdir.is_dir()
-    record = read_record(workdir) if is_folder else None
-    known = read_known_entries(workdir, record) if is_folder else ()
+    record = read_record(workdir) if workdir.is_dir() else None
+    known = read_known_entries(workdir, record)
     dataset = data.load(config.data, config.seed, config.get("audio"), known)
     if list(dataset.classes) != list(classes):
         more, less = (
@@ -134,7 +133,5 @@ def reload_data(
     compared = [one for one in used if one != "train" or not config.data.get("extra_train")]
     if all(now.digests.get(split) == before.digests.get(split) for split in compared):
         return dataset, ""
-    return (
-        dataset,
-        f"the data has changed since {workdir} was trained: {describe_changes(before, now)}.",
-    )
+    change = describe_changes(before, now)
+    return dataset, f"the data has changed since {workdir} was trained: {change}."

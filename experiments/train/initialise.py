@@ -18,6 +18,7 @@ from dyn.interop import Imported, correct_frozen_norms, from_torch, read_weights
 from dyn.interop.torch_weights import CONSTANTS, detect_source, has_known_names
 from dyn.interop.torch_weights import num_classes as num_classes_of
 from dyn.layers import Warehouses
+from dyn.models.inverted_residual import InvertedResidualNet
 from experiments.core.differences import describe_differences
 from experiments.core.errors import UserError
 from experiments.core.words import count_noun
@@ -190,17 +191,15 @@ def _check_statistics(theirs: Flat, ours: Flat, config: ConfigDict) -> None:
 
 def _warm_start(model: nn.Module, wanted: Flat, theirs: Flat, config: ConfigDict) -> Flat:
     """Makes a dynamic network's arrays of a static one's."""
-    segments = hasattr(model, "backbone")
-    conv = model.backbone.keywords.get("conv") if segments else getattr(model, "conv", None)
+    network = model.backbone() if hasattr(model, "backbone") else model
+    conv = getattr(network, "conv", None)
     try:
         made = warm_start(
             _unflatten(wanted),
             _unflatten(theirs),
             noise=config.start.noise,
             warehouses=conv if isinstance(conv, Warehouses) else None,
-            norm_epsilon=1e-3
-            if isinstance(model, models.MobileNetV3)
-            else getattr(model, "epsilon", 1e-5),
+            norm_epsilon=find_epsilon(network),
             key=jax.random.fold_in(jax.random.key(config.seed), 1),
         )
     except ValueError as error:
@@ -209,6 +208,11 @@ def _warm_start(model: nn.Module, wanted: Flat, theirs: Flat, config: ConfigDict
             "or of its static twin, with the same --config.model fields."
         ) from error
     return _flatten(made)
+
+
+def find_epsilon(network: nn.Module) -> float:
+    """Returns the epsilon of a network's norms: torch's, but for mobile networks of TensorFlow's."""
+    return network.make_layout().epsilon if isinstance(network, InvertedResidualNet) else 1e-5
 
 
 def _check_norms(theirs: Flat, ours: Flat, config: ConfigDict) -> None:

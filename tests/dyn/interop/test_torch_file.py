@@ -114,7 +114,7 @@ def test_reads_files_from_before_torch_1_6(tmp_path):
 
 
 def python_2_dictionary(entries, own=b""):
-    """`OrderedDict([[key, value], ...])`, with attributes of its own, as Python 2.7 pickles it."""
+    """Returns the pickle of `OrderedDict([[key, value], ...])` by Python 2.7; `own` sets attributes of it."""
     pairs = [
         b"](" + b"U" + bytes([len(key)]) + key.encode() + value + b"e"
         for key, value in entries.items()
@@ -331,7 +331,7 @@ def test_monsters_are_refused_at_once(tmp_path, pickled, message):
 
 
 def find_chain(places):
-    """Numbers of which the last 20,000 each walk past most others in a dictionary of so many places.
+    """Returns keys for a dictionary with `places` slots; the last 20,000 each collide with most others.
 
     The first ones lie along the walk that begins where nothing is left of a number's own bits.
     """

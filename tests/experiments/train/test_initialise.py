@@ -1,6 +1,7 @@
 """Weights of another run or of torch: which are taken over, which are not, and the sentence about it."""
 
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,9 @@ from finished_runs import config_with
 from flax import traverse_util
 from new_states import INPUTS, LIKE_TORCH, ODCONV, new_state, start_from, weights_of
 
+from dyn import models
 from dyn.interop import SOURCES
+from dyn.models.efficientnet import TENSORFLOW
 from experiments.core.errors import UserError
 from experiments.runs.checkpoints import Checkpoints, read_best_step
 from experiments.runs.weights import write_weights
@@ -184,3 +187,16 @@ def test_tiny_imagenet_takes_its_classes_of_imagenet():
     new = new_state(config, 5)
     state, words = initialise.initialise_from(new, imagenet, config, 5, INPUTS)
     assert all(same(state.params["head"], new.params["head"]).values()) and "head/kernel" in words
+
+
+@pytest.mark.parametrize(
+    ("network", "epsilon"),
+    [
+        (models.ResNet18, 1e-5),
+        (models.MobileNetV2, 1e-5),
+        (models.MobileNetV3, 1e-3),
+        (partial(models.EfficientNet, **TENSORFLOW), 1e-3),
+    ],
+)
+def test_the_epsilon_of_norms_is_the_networks(network, epsilon):
+    assert initialise.find_epsilon(network(num_classes=3)) == epsilon
