@@ -7,19 +7,15 @@ from typing import Any
 from flax import traverse_util
 
 from experiments.configs.shared.assemble import drop_unused
+from experiments.configs.shared.settings import FREE_SETTINGS
 from experiments.reports.comparison import ConfigResults, DatasetComparison
 from experiments.reports.tables import Table
 
 # The runs of one config differ in these by design.
-_PER_RUN = {
-    "seed", "data.fold", "data.source", "data.dir", "init_from", "input.threads", "input.workers",
-}  # fmt: skip
+_PER_RUN = {"seed", "data.fold", "init_from"}
 _FILES_PER_RUN = {"audio.splits", "data.extra_train"}
 # These have no influence on the training.
-_NOT_TRAINING = {
-    "name", "label", "baseline", "dataset", "log_every", "checkpoint_every",
-    "tensorboard", "wandb",
-}  # fmt: skip
+_NOT_TRAINING = {"name", "label", "baseline", "dataset"} | FREE_SETTINGS
 # The settings of a recipe, what a reader looks for first; others are left out.
 _RECIPE = (
     "optimizer", "stages", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing",

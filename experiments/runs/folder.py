@@ -17,7 +17,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from experiments.configs.shared.assemble import keep_former_defaults
-from experiments.configs.shared.settings import LAYER_SECTIONS
+from experiments.configs.shared.settings import FREE_SETTINGS, LAYER_SECTIONS
 from experiments.core import files
 from experiments.core.console import print_line
 from experiments.core.differences import describe_differences
@@ -32,11 +32,6 @@ from experiments.runs.schema import (
     read_config,
 )
 
-# Settings that change where a run reads and what it shows, but not what it computes.
-FREE_SETTINGS = {
-    "data.source", "data.dir", "data.max_skipped", "input.threads", "input.workers", "tensorboard", "wandb",
-    "shard_parameters",  # a checkpoint fits either way
-}  # fmt: skip
 # The files and folders of a run.
 OUTPUT_FILES = (
     CONFIG_FILE, SUMMARY_FILE, "summary.txt", "metrics.jsonl", "skipped.csv", "splits.csv", "confusion.csv",

@@ -25,6 +25,12 @@ MIXTURES = ("dyconv", "fdy", "odconv", "pixel")
 INSTANCES = ("voc2012_instances", "mask_folder_instances", "coco_folder")
 # Sections that hold the name of a layer and, beside it, whatever fields of the layer are set.
 LAYER_SECTIONS = ("conv", "attention", "classifier", "head")
+# Settings that change where a run reads, and what and how often it writes, but not what it computes.
+FREE_SETTINGS = {
+    "data.source", "data.dir", "data.max_skipped", "input.threads", "input.workers", "log_every",
+    "checkpoint_every", "tensorboard", "wandb",
+    "shard_parameters",  # a checkpoint fits either way
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

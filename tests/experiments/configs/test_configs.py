@@ -186,6 +186,8 @@ def test_an_old_run_continues_with_the_same_settings_alone(tmp_path):
     (tmp_path / "config.json").write_text(OLD_CONFIG.read_text())
     config = load("hard").get_config("smoke")
     check_or_write_config(tmp_path, config)
+    config.log_every, config.checkpoint_every = 7, 8  # how often it writes is free
+    check_or_write_config(tmp_path, config)
     config.temperature.start = 3.0
     with pytest.raises(UserError, match=r"other settings: temperature\.start was 1\.0"):
         check_or_write_config(tmp_path, config)
