@@ -1,9 +1,9 @@
 """Starts a dynamic network as a trained static one, and selects the parameters that came from it.
 
 The study (Bhati and Sherawat, Comprehensive Study Dynamic CNN, section 2.3) starts its dynamic layers from
-a trained static network and freezes them, without details. Decided here: the candidates are copies with
-noise; attention starts neutral, so that the new network computes the old one's function; and only the
-candidates are to be frozen, not their attention, or nothing dynamic would be learned.
+a trained static network and freezes them, without details. Decided here: the new
+network computes the old one's function, so either the candidates are equal or the attention to them is; and
+only the candidates are to be frozen, not their attention, or nothing dynamic would be learned.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,10 +28,12 @@ Array = jax.Array
 Path = tuple[str, ...]
 
 _SIGMOIDS = ("channel", "filter", "spatial")
+_MIXING = (("attention", "kernel"), ("attention", "mixture"))
 # The linear layers that compute the attention, the local one and that of the bands of `FDConv`, and the one
 # after the latent space of `DCDConv`.
 _HEADS = (
-    *(("attention", name) for name in (*_SIGMOIDS, "kernel", "mixture")),
+    *(("attention", name) for name in _SIGMOIDS),
+    *_MIXING,
     ("routing",),
     ("local", "conv"),
     *(("bands", f"conv{number}") for number in range(1, 10)),
@@ -49,6 +51,7 @@ def warm_start(
     dynamic_variables: Mapping[str, Any],
     static_variables: Mapping[str, Any],
     *,
+    awake: bool = True,
     noise: float = 0.1,
     key: Array | None = None,
     warehouses: Warehouses | None = None,
@@ -56,16 +59,20 @@ def warm_start(
 ) -> dict[str, Any]:
     """Starts a dynamic network from the variables of a trained static one.
 
-        W_k = c (W + noise |W| e_k),    e_k normal with sum_k e_k = 0
+        W_k = c W  for mixtures, if `awake`;  else  W_k = c (W + noise |W| e_k),  e_k normal, sum_k e_k = 0
 
     where |W| is the root mean square of each filter of the trained kernel W. Variables with the same path
     and shape in both networks (the classifier, norms and their statistics, layers that stayed static) are
     copied. A kernel `[*k, I/g, O]` that has become candidates `[K, *k, I/g, O]` gives K of them by the
     formula, and a bias `(O,)` that has become `(K, O)` gives K copies.
 
-    The new network computes the same function for any input, noise and temperature, up to rounding: the
-    linear layers that compute the attention get kernels of zero, so that it weights all inputs and candidates
-    equally, the noise sums to zero, and c undoes the constant factor of the attention. c is 1 for a softmax
+    The new network computes the same function for any input, noise and temperature, up to rounding.
+    Candidates whose weights sum to one (`DynamicConv`, `ODConv`, `PixelDynamicConv`, `FrequencyDynamicConv`,
+    `SpectralNormConv`) start equal: any mixture of equal kernels is that kernel. The attention that mixes
+    them stays as initialised, so that each candidate learns most from the inputs that have most of it. All
+    other attention, and with `awake=False` this one, starts neutral: its linear layers get kernels of zero,
+    so that it weights all inputs and candidates equally, and noise, which sums to zero, makes the candidates
+    different. c undoes the constant factor of the attention: 1 for a softmax
     (`DynamicConv`, `PixelDynamicConv`, `FrequencyDynamicConv` without dilations), 2 for each of the sigmoids
     of `ODConv` (so 8, and 4 for a 1x1 kernel or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels
     of `GatedConv`, whose gates start open, 1 for `DCDConv` and `DCDDense`, and 1 / R for the R spectra of
@@ -96,16 +103,19 @@ def warm_start(
     layers that convolve each channel by itself, such as `Involution`, which have no place for a static
     kernel.
 
-    Noise makes the candidates different. The weights of equal candidates have no gradient and the candidates
-    have equal ones, so with `noise=0` a `DynamicConv` remains a static convolution forever. (The sigmoids of
-    `ODConv` learn even then.) Frozen candidates never differ more than at the start: use more noise there.
+    Candidates that are equal under neutral attention stay so: their weights have no gradient, and they have
+    equal ones. So with `awake=False, noise=0` a `DynamicConv` remains a static convolution forever. (The
+    sigmoids of `ODConv` learn even then.) Noise leaves mixtures nearly equal for all inputs, whatever its
+    size (docs/studies.md has the measurement), which is why it is not the default. Candidates that will be
+    frozen never differ more than at the start: there write `awake=False` and use more noise.
 
     Args:
         dynamic_variables: variables of the new network, as initialised.
         static_variables: variables of the trained network: the same model with static layers of the same
             names.
-        noise: distance of the candidates from the trained kernel, as a share of it; not used for K = 1.
-        key: PRNG key of the noise; not needed if `noise` is 0.
+        awake: whether attention to candidates whose weights sum to one stays as it was initialised.
+        noise: distance of other candidates from the trained kernel, as a share of it; not used for K = 1.
+        key: PRNG key of the noise; not needed where none is used.
         warehouses: `net.conv` of a network made by `share_kernels`.
         norm_epsilon: of the norms after `SpectralNormConv`, which variables do not show; MobileNetV3 and
             networks from TensorFlow have 1e-3.
@@ -128,16 +138,13 @@ def warm_start(
         >>> static, dynamic = nn.Conv(8, (3,)), ODConv(8, (3,), num_kernels=4)
         >>> trained = static.init(jax.random.key(1), x)
         >>> variables = dynamic.init(jax.random.key(2), x)
-        >>> variables = warm_start(variables, trained, key=jax.random.key(3))
+        >>> variables = warm_start(variables, trained)
         >>> y = dynamic.apply(variables, x)
         >>> bool(jnp.allclose(y, static.apply(trained, x), atol=1e-5))
         True
     """
-    if noise < 0 or (noise > 0 and key is None):
-        raise ValueError(
-            f"noise={noise} must be positive and needs a key, such as key=jax.random.key(0); write noise=0 "
-            "for equal candidates."
-        )
+    if noise < 0:
+        raise ValueError(f"noise={noise} must be positive, or 0 for equal candidates.")
     if "params" not in dynamic_variables or "params" not in static_variables:
         raise ValueError(
             'pass the variables of both networks, {"params": ..., ...}, not parameters.'
@@ -174,13 +181,11 @@ def warm_start(
         elif transform and old.shape[1:] == spectrum_shape(value.shape):
             # Several spectra, which add up.
             copies = jnp.broadcast_to(value / len(old), (len(old), *value.shape))
-            if noise and key is not None:
-                copies = copies + noise * _make_noise(jax.random.fold_in(key, number), copies)
-            new = jax.vmap(kernel_to_spectrum)(copies)
+            new = jax.vmap(kernel_to_spectrum)(_add_noise(copies, noise, key, number))
         elif len(old.shape) == len(value.shape) + 1 and old.shape[1:] == value.shape:
             copies = jnp.broadcast_to(value, old.shape)
-            if path[-1] == "kernel" and noise and key is not None and len(copies) > 1:
-                copies = copies + noise * _make_noise(jax.random.fold_in(key, number), copies)
+            if path[-1] == "kernel" and not (awake and _is_mixture(layer)):
+                copies = _add_noise(copies, noise, key, number)
             router = layers.get((*path[:-2], "routing"))
             new = copies * _neutral_scale(layer, len(copies), path, router)
         else:
@@ -190,7 +195,7 @@ def warm_start(
             )
         started[target] = jnp.asarray(new, old.dtype)
 
-    _neutralise_attention(started, trained, layers)
+    _neutralise_attention(started, trained, layers, awake)
     started |= open_gates(started, trained)
     started |= rest_taps(started, trained)
     started |= straighten_relus(started, trained)
@@ -219,8 +224,11 @@ def _neutralise_attention(
     started: dict[Path, Any],
     trained: Mapping[Path, Any],
     layers: Mapping[Path, Mapping[str, Any]],
+    awake: bool,
 ) -> None:
     """Sets the kernels of the attention's heads to zero, so that attention does not depend on the input.
+
+    If `awake`, those that mix candidates stay as they are.
 
     Raises:
         ValueError: for a dynamic layer that the static network does not have.
@@ -238,7 +246,8 @@ def _neutralise_attention(
             )
         for head in _HEADS:
             kernel = (*path, *head, "kernel")
-            if kernel in started:
+            mixes = head in _MIXING and _is_mixture(layer)
+            if kernel in started and not (awake and mixes):
                 started[kernel] = jnp.zeros_like(started[kernel])
 
 
@@ -344,11 +353,28 @@ def _neutral_scale(
     )
 
 
-def _make_noise(key: Array, copies: Array) -> Array:
-    """Draws noise for K equal kernels `[K, ..., O]`: as large as each filter, and zero when summed over K."""
-    kernels = len(copies)
+def _is_mixture(layer: Mapping[str, Any]) -> bool:
+    """Returns whether a softmax weights a layer's candidates; gates have a `kernel` without a squeeze."""
+    attention = layer.get("attention", {})
+    squeezed = "squeeze" in attention and "kernel" in attention
+    return "kernel" in layer and ("mixture" in attention or squeezed)
+
+
+def _add_noise(copies: Array, noise: float, key: Array | None, number: int) -> Array:
+    """Adds noise to K equal kernels `[K, ..., O]`: a share of each filter, and zero when summed over K.
+
+    Raises:
+        ValueError: if there is no key.
+    """
+    if not noise or len(copies) == 1:
+        return copies
+    if key is None:
+        raise ValueError(
+            f"noise={noise} needs a key, such as key=jax.random.key(0); write noise=0 for equal candidates."
+        )
+    kernels, key = len(copies), jax.random.fold_in(key, number)
     size = jnp.sqrt(jnp.mean(copies**2, axis=tuple(range(copies.ndim - 1)), keepdims=True))
     normal = jax.random.normal(key, copies.shape, copies.dtype)
     centred = normal - jnp.mean(normal, axis=0, keepdims=True)
     # Centring reduces the variance by (K - 1) / K.
-    return size * centred * (kernels / (kernels - 1)) ** 0.5
+    return copies + noise * size * centred * (kernels / (kernels - 1)) ** 0.5

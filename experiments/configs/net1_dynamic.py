@@ -33,5 +33,7 @@ def get_config(
     config.name = f"{config.baseline}_dynamic"
     config.series.context = "series"
     if not config.dataset.endswith("-smoke"):  # a run of seconds has nothing to start from
-        config.start.update({"config": config.baseline, "noise": 0.3, "freeze": True})
+        config.start.update(
+            {"config": config.baseline, "awake": False, "noise": 0.3, "freeze": True}
+        )
     return config

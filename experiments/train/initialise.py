@@ -197,6 +197,7 @@ def _warm_start(model: nn.Module, wanted: Flat, theirs: Flat, config: ConfigDict
         made = warm_start(
             _unflatten(wanted),
             _unflatten(theirs),
+            awake=config.start.awake,
             noise=config.start.noise,
             warehouses=conv if isinstance(conv, Warehouses) else None,
             norm_epsilon=find_epsilon(network),

@@ -340,10 +340,11 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
         "cutmix": Setting(0.0, "[0, inf)"),
     },
     "early_stopping": {"patience": Setting(10, "[0, inf)", meaning="0 never stops early")},
-    # The start from init_from: in a study `config` names the run; candidate kernels differ by `noise`.
+    # The start from init_from: in a study `config` names the run. See `dyn.interop.warm_start`.
     "start": {
         "config": Setting(""),
-        "noise": Setting(0.1, "[0, inf)"),
+        "awake": Setting(True, meaning="mixtures start with equal kernels and their own attention"),
+        "noise": Setting(0.1, "[0, inf)", meaning="by which other candidate kernels differ"),
         "freeze": Setting(False),
     },
     # Falls to 1; the warehouse's blend falls from 1 to 0 over the same epochs.

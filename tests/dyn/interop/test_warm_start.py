@@ -25,16 +25,18 @@ Small = {"num_classes": 3, "features": 4, "kernel_size": 5}
 SERIES = random_input(3, 20, 1)
 
 
-def warm_series_net(conv, noise, network=Net1):
+def warm_series_net(conv, noise, network=Net1, *, awake=False):
     static = network(**Small)
     net = static.copy(conv=partial(conv, num_kernels=4), context="series", bins=4)
     trained = filled(static, SERIES)
-    return net, warm_start(initialised(net, SERIES), trained, noise=noise, key=KEY), trained
+    fresh = initialised(net, SERIES)
+    return net, warm_start(fresh, trained, awake=awake, noise=noise, key=KEY), trained
 
 
+@pytest.mark.parametrize("awake", [True, False])
 @pytest.mark.parametrize("conv", [layers.DynamicConv, layers.ODConv])
-def test_computes_the_same_at_any_temperature(conv):
-    net, variables, trained = warm_series_net(conv, 0.5, Net2)
+def test_computes_the_same_at_any_temperature(conv, awake):
+    net, variables, trained = warm_series_net(conv, 0.5, Net2, awake=awake)
     assert shapes_of(variables) == shapes_of(init_shapes(net, SERIES))
     expected = jax.jit(Net2(**Small).apply)(trained, SERIES)
     apply = jax.jit(net.apply)
@@ -136,12 +138,15 @@ def test_copies_statistics_and_layers_that_stay_static():
     np.testing.assert_allclose(ours["mean"], theirs["mean"], rtol=1e-5)
 
 
-def test_only_the_heads_of_the_attention_change():
+@pytest.mark.parametrize("awake", [True, False])
+def test_only_the_heads_of_the_attention_change(awake):
     static = Net1(**Small)
     fresh = filled(static.copy(conv=layers.ODConv), SERIES)  # another number everywhere
-    variables = warm_start(fresh, filled(static, SERIES, seed=7), noise=0)
+    variables = warm_start(fresh, filled(static, SERIES, seed=7), awake=awake, noise=0)
     before = flatten_dict(fresh, sep="/")
-    heads = ("channel/kernel", "filter/kernel", "spatial/kernel", "attention/kernel/kernel")
+    heads = ("channel/kernel", "filter/kernel", "spatial/kernel")
+    if not awake:
+        heads += ("attention/kernel/kernel",)
     for path, value in flatten_dict(variables, sep="/").items():
         if path.endswith(heads):
             assert not value.any()
@@ -156,7 +161,7 @@ def test_candidates_lie_around_the_kernel_at_the_distance_of_the_noise():
         filled(layers.DynamicConv(8, (9,), num_kernels=4), x),
     )
     trained["params"]["kernel"] = trained["params"]["kernel"] * np.float32([*range(8)])
-    start = partial(warm_start, fresh, trained, noise=0.2)
+    start = partial(warm_start, fresh, trained, awake=False, noise=0.2)
     variables = start(key=KEY)
     kernel, candidates = trained["params"]["kernel"], variables["params"]["kernel"]
     np.testing.assert_allclose(candidates.mean(0), kernel, rtol=1e-5, atol=1e-5)
@@ -175,7 +180,8 @@ def test_layers_of_one_shape_get_different_noise():
     static = Net2(**Small)
     trained = filled(static, x)
     trained["params"]["conv2"] = trained["params"]["conv1"]
-    params = warm_start(filled(static.copy(conv=layers.DynamicConv), x), trained, key=KEY)["params"]
+    fresh = filled(static.copy(conv=layers.DynamicConv), x)
+    params = warm_start(fresh, trained, awake=False, key=KEY)["params"]
     assert not np.allclose(params["conv1"]["kernel"], params["conv2"]["kernel"], atol=1e-3)
 
 
@@ -191,14 +197,14 @@ def gradient_of(net):
     return gradient
 
 
-def test_attention_learns_only_from_different_candidates():
-    """Ten steps of descent: without noise the layer is still a static convolution."""
+def test_neutral_attention_learns_only_from_different_candidates():
+    """Ten steps of descent: without noise the layer is still a static convolution, unless it is awake."""
     net, _, _ = warm_series_net(layers.DynamicConv, 0.0)
     gradient = gradient_of(net)
     apply = jax.jit(partial(net.apply, mutable=["intermediates"]))
 
-    def spread_after_training(noise):
-        _, variables, _ = warm_series_net(layers.DynamicConv, noise)
+    def spread_after_training(noise, **awake):
+        _, variables, _ = warm_series_net(layers.DynamicConv, noise, **awake)
         params = variables["params"]
         head = gradient(params, variables)["conv1"]["attention"]["kernel"]["kernel"]
         for _ in range(10):
@@ -213,6 +219,10 @@ def test_attention_learns_only_from_different_candidates():
 
     assert max(spread_after_training(0.0)) < 1e-5
     assert min(spread_after_training(0.5)) > 1e-4
+    head, moved, weights = spread_after_training(0.0, awake=True)
+    assert (
+        head < 1e-5 and min(moved, weights) > 1e-4
+    )  # weights of equal candidates have no gradient
 
 
 def test_odconv_learns_with_frozen_candidates_and_without_noise():
@@ -294,7 +304,7 @@ def test_takes_frozen_dicts_and_empty_collections():
 
 def test_can_be_compiled():
     _, variables, trained = warm_series_net(layers.ODConv, 0.2)
-    compiled = jax.jit(partial(warm_start, noise=0.2))(variables, trained, key=KEY)
+    compiled = jax.jit(partial(warm_start, awake=False, noise=0.2))(variables, trained, key=KEY)
     for a, b in zip(jax.tree.leaves(variables), jax.tree.leaves(compiled), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
@@ -353,8 +363,9 @@ def test_missing_layers_keys_and_variables_are_errors():
         filled(Net2(**Small, conv=layers.ODConv), SERIES),
         filled(Net2(**Small), SERIES),
     )
+    warm_start(dynamic, static)  # equal candidates have no noise
     with pytest.raises(ValueError, match="needs a key"):
-        warm_start(dynamic, static)
+        warm_start(dynamic, static, awake=False)
     with pytest.raises(ValueError, match="noise=-1"):
         warm_start(dynamic, static, noise=-1, key=KEY)
     with pytest.raises(ValueError, match="variables of both"):

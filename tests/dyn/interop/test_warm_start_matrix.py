@@ -59,8 +59,10 @@ def test_every_layer_starts_as_the_static_one(layer):
     static = nn.Conv(**{k: fields[k] for k in shared if k in fields})
     trained = filled(static, x)
     fresh = initialised(net, x)
-    variables = warm_start(fresh, trained, noise=0.3, key=KEY)
-    assert_same(jax.jit(net.apply)(variables, x), jax.jit(static.apply)(trained, x))
+    apply, expected = jax.jit(net.apply), jax.jit(static.apply)(trained, x)
+    for awake in (True, False):
+        variables = warm_start(fresh, trained, awake=awake, noise=0.3, key=KEY)
+        assert_same(apply(variables, x), expected)
 
 
 def test_experts_that_share_a_routing_start_as_the_static_network(monkeypatch):
@@ -218,7 +220,7 @@ def test_temperature_matters_only_to_the_noise_of_spectral_norms(trained):
     net = NETWORKS["SpectralNormConv, K = 3"]
     apply = jax.jit(net.apply)
     for noise, tolerance in ((0.0, 1e-4), (0.1, 0.02)):
-        variables = warm_start(initialised(net, X), static, key=KEY, noise=noise)
+        variables = warm_start(initialised(net, X), static, awake=False, key=KEY, noise=noise)
         logits = apply(set_temperature(variables, 30.0), X)
         np.testing.assert_allclose(logits, expected, rtol=tolerance, atol=tolerance)
 

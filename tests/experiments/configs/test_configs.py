@@ -174,7 +174,7 @@ def test_the_config_of_an_old_run_is_restored():
     assert len(values(saved)) > 130 > len(values(wanted))
     assert restore_config(saved).to_dict() == wanted.to_dict()
     known = {path for path in values(drop_unused(saved)) if path.split(".")[0] != "conv"}
-    newer = {"model.remat", "optimizer.attention_rate"}  # than that run
+    newer = {"model.remat", "optimizer.attention_rate", "start.awake"}  # than that run
     assert known | newer == {path for path in values(wanted) if path.split(".")[0] != "conv"}
     # A setting that is younger than the run.
     del saved["average"], saved["model"]["context"]

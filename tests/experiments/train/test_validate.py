@@ -15,6 +15,11 @@ from experiments.train.validate import resolve_config
         ({"batch_size": 6}, "4 devices; .* multiple of 4"),
         ({"adapt_gates": True}, "adapt_gates"),
         ({"adapt_gates": True, "conv.name": "gated"}, "adapt_gates"),
+        ({"start.freeze": True}, "start.freeze=True .*init_from"),
+        (
+            {"start.freeze": True, "conv.name": "odconv", "init_from": "runs/base"},
+            "stay equal.*start.awake=False",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(changes, says):
