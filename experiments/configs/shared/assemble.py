@@ -69,8 +69,8 @@ def restore_config(
 ) -> ConfigDict:
     """Returns the config of a run from the settings that it wrote, perhaps with an older version.
 
-    A setting that is younger than the run has its default. A setting that the experiment does not have, such
-    as that of another task, is left out.
+    A setting that is younger than the run has its default, but for `start.awake`, which says how the run
+    began. A setting that the experiment does not have, such as that of another task, is left out.
 
     Raises:
         UserError: if a value has another type than the setting or lies outside its limits; the message begins
@@ -78,6 +78,8 @@ def restore_config(
     """
     check_saved_settings(saved, source)
     values = dict(list_paths(make_config(Kind.from_config(saved))))
+    if saved.get("init_from") and "start.awake" in values:
+        values["start.awake"] = False
     for path, value in list_paths(saved):
         if path in values or _is_layer_field(path, values):
             values[path] = _convert_from_json(value, values.get(path))

@@ -181,6 +181,15 @@ def test_the_config_of_an_old_run_is_restored():
     assert restore_config(saved).to_dict() == wanted.to_dict()
 
 
+def test_an_old_run_that_started_from_another_was_not_awake():
+    saved = json.loads(OLD_CONFIG.read_text())
+    assert restore_config(saved).start.awake  # it had no start
+    started = saved | {"init_from": "runs/base"}
+    assert not restore_config(started).start.awake
+    started["start"] = saved["start"] | {"awake": True}
+    assert restore_config(started).start.awake
+
+
 def test_an_old_run_continues_with_the_same_settings_alone(tmp_path):
     (tmp_path / "checkpoints" / "4").mkdir(parents=True)
     (tmp_path / "config.json").write_text(OLD_CONFIG.read_text())
