@@ -34,7 +34,6 @@ _MIXING = (("attention", "kernel"), ("attention", "mixture"))
 _HEADS = (
     *(("attention", name) for name in _SIGMOIDS),
     *_MIXING,
-    ("routing",),
     ("local", "conv"),
     *(("bands", f"conv{number}") for number in range(1, 10)),
     ("expand",),
@@ -59,20 +58,21 @@ def warm_start(
 ) -> dict[str, Any]:
     """Starts a dynamic network from the variables of a trained static one.
 
-        W_k = c W  for mixtures, if `awake`;  else  W_k = c (W + noise |W| e_k),  e_k normal, sum_k e_k = 0
+        W_k = c W    or    W_k = c (W + noise |W| e_k),    e_k normal with sum_k e_k = 0
 
     where |W| is the root mean square of each filter of the trained kernel W. Variables with the same path
     and shape in both networks (the classifier, norms and their statistics, layers that stayed static) are
     copied. A kernel `[*k, I/g, O]` that has become candidates `[K, *k, I/g, O]` gives K of them by the
     formula, and a bias `(O,)` that has become `(K, O)` gives K copies.
 
-    The new network computes the same function for any input, noise and temperature, up to rounding.
-    Candidates whose weights sum to one (`DynamicConv`, `ODConv`, `PixelDynamicConv`, `FrequencyDynamicConv`,
-    `SpectralNormConv`) start equal: any mixture of equal kernels is that kernel. The attention that mixes
-    them stays as initialised, so that each candidate learns most from the inputs that have most of it. All
-    other attention, and with `awake=False` this one, starts neutral: its linear layers get kernels of zero,
-    so that it weights all inputs and candidates equally, and noise, which sums to zero, makes the candidates
-    different. c undoes the constant factor of the attention: 1 for a softmax
+    The new network computes the same function for any input, noise and temperature, up to rounding. Where the
+    weights of the candidates sum to one (`DynamicConv`, `ODConv`, `PixelDynamicConv`, `FrequencyDynamicConv`,
+    `SpectralNormConv`) they start equal, without noise: any mixture of equal kernels is that kernel. The
+    attention that mixes them stays as initialised, so that each candidate learns most from the inputs that
+    have most of it. So do the experts of `CondConv`, whose weights always have the same sum because two each
+    get opposite logits. All other attention starts neutral, and with `awake=False` this one,
+    too: its linear layers get kernels of zero, so that it weights all inputs and candidates equally, and
+    noise, which sums to zero, makes the candidates different. c undoes the constant factor: 1 for a softmax
     (`DynamicConv`, `PixelDynamicConv`, `FrequencyDynamicConv` without dilations), 2 for each of the sigmoids
     of `ODConv` (so 8, and 4 for a 1x1 kernel or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels
     of `GatedConv`, whose gates start open, 1 for `DCDConv` and `DCDDense`, and 1 / R for the R spectra of
@@ -184,9 +184,10 @@ def warm_start(
             new = jax.vmap(kernel_to_spectrum)(_add_noise(copies, noise, key, number))
         elif len(old.shape) == len(value.shape) + 1 and old.shape[1:] == value.shape:
             copies = jnp.broadcast_to(value, old.shape)
-            if path[-1] == "kernel" and not (awake and _is_mixture(layer)):
-                copies = _add_noise(copies, noise, key, number)
             router = layers.get((*path[:-2], "routing"))
+            equal = awake and (_is_mixture(layer) or _is_routed(layer, router))
+            if path[-1] == "kernel" and not equal:
+                copies = _add_noise(copies, noise, key, number)
             new = copies * _neutral_scale(layer, len(copies), path, router)
         else:
             raise ValueError(
@@ -228,14 +229,15 @@ def _neutralise_attention(
 ) -> None:
     """Sets the kernels of the attention's heads to zero, so that attention does not depend on the input.
 
-    If `awake`, those that mix candidates stay as they are.
+    If `awake`, those that mix candidates stay as they are, up to the signs of routers.
 
     Raises:
         ValueError: for a dynamic layer that the static network does not have.
     """
     for path, layer in layers.items():
         if path[-1] == "routing" and (*path, "kernel") not in trained:
-            started[(*path, "kernel")] = jnp.zeros_like(started[(*path, "kernel")])
+            router = started[(*path, "kernel")]
+            started[(*path, "kernel")] = _pair(router) if awake else jnp.zeros_like(router)
         if not _has_attention(layer):
             continue
         if (*path, "kernel") not in trained:
@@ -282,18 +284,25 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
     candidates = {
         (*path, name)
         for path, layer in layers.items()
-        if (_has_candidates(layer) if _has_attention(layer) else _is_routed(path, layers))
+        if (_has_candidates(layer) if _has_attention(layer) else _is_routed_beside(path, layers))
         and path[-1:] != ("head",)
         for name in ("kernel", "spectrum", "bias")
     }
     return traverse_util.path_aware_map(lambda path, _: path in candidates, dict(params))
 
 
+def _pair(router: Array) -> Array:
+    """Returns a router `[D, K]` with opposite logits for two experts each: their sigmoids add up to K / 2."""
+    half = router[:, : router.shape[1] // 2]
+    rest = jnp.zeros_like(router[:, 2 * half.shape[1] :])
+    return jnp.concatenate([half, -half, rest], axis=1)
+
+
 def _has_candidates(layer: Mapping[str, Any]) -> bool:
     return "spectrum" in layer or len(layer["kernel"].shape) > 3
 
 
-def _is_routed(path: Path, layers: Mapping[Path, Mapping[str, Any]]) -> bool:
+def _is_routed_beside(path: Path, layers: Mapping[Path, Mapping[str, Any]]) -> bool:
     """Returns whether a module `routing` beside a layer weights its kernels; others there may be static."""
     routing, kernel = layers.get((*path[:-1], "routing")), layers[path].get("kernel")
     if routing is None or kernel is None:
@@ -339,7 +348,7 @@ def _neutral_scale(
         ValueError: if the layer's parameters do not show how its candidates are weighted.
     """
     attention = layer.get("attention", {})
-    if "routing" in layer or (router is not None and not attention):
+    if _is_routed(layer, router):
         return 2 / num_kernels
     if "excite" in attention:  # DCDConv: its filter weights are 1 for zero kernels
         return 1.0
@@ -358,6 +367,11 @@ def _is_mixture(layer: Mapping[str, Any]) -> bool:
     attention = layer.get("attention", {})
     squeezed = "squeeze" in attention and "kernel" in attention
     return "kernel" in layer and ("mixture" in attention or squeezed)
+
+
+def _is_routed(layer: Mapping[str, Any], router: Mapping[str, Any] | None) -> bool:
+    """Returns whether sigmoids of a router, in the layer or beside it, weight a layer's candidates."""
+    return "routing" in layer or (router is not None and not layer.get("attention"))
 
 
 def _add_noise(copies: Array, noise: float, key: Array | None, number: int) -> Array:

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from experiments.configs.shared.assemble import complete_config
 from experiments.configs.shared.limits import LARGEST, check_limits
 from experiments.configs.shared.recipes import ALIASES, DATASETS
-from experiments.configs.shared.settings import MIXTURES, SERIES_NETWORKS, list_paths
+from experiments.configs.shared.settings import AWAKE, SERIES_NETWORKS, list_paths
 from experiments.core.errors import UserError, suggest_nearest
 from experiments.data import Dataset
 from experiments.tasks import TASKS, make_task
@@ -123,11 +123,7 @@ def _check_start(config: ConfigDict) -> None:
             "--config.start.freeze=True freezes kernels that another run has trained: give that run as "
             "--config.init_from=RUN."
         )
-    if (
-        config.start.freeze
-        and config.start.awake
-        and config.conv.name in (*MIXTURES, "spectral_norm")
-    ):
+    if config.start.freeze and config.start.awake and config.conv.name in AWAKE:
         raise UserError(
             "--config.start.freeze=True: kernels that start equal and do not learn stay equal. Write "
             "--config.start.awake=False, so that they differ by --config.start.noise."

@@ -21,6 +21,8 @@ NOT_ANNEALED = ("conv", "condconv", "dcd", "ddf", "involution", "sequence_dynami
 NOT_ATTENTIVE = ("conv", "deformable", "spectral_norm")
 # Convolutions whose attention mixes kernels with weights that are probabilities.
 MIXTURES = ("dyconv", "fdy", "odconv", "pixel")
+# Convolutions whose attention stays awake in a warm start.
+AWAKE = (*MIXTURES, "spectral_norm", "condconv")
 # Data sets whose examples have maps of objects.
 INSTANCES = ("voc2012_instances", "mask_folder_instances", "coco_folder")
 # Sections that hold the name of a layer and, beside it, whatever fields of the layer are set.
@@ -343,8 +345,10 @@ SECTIONS: dict[str, Setting | dict[str, Setting]] = {
     # The start from init_from: in a study `config` names the run. See `dyn.interop.warm_start`.
     "start": {
         "config": Setting(""),
-        "awake": Setting(True, meaning="mixtures start with equal kernels and their own attention"),
-        "noise": Setting(0.1, "[0, inf)", meaning="by which other candidate kernels differ"),
+        "awake": Setting(True, meaning="equal kernels and attention as initialised"),
+        "noise": Setting(
+            0.1, "[0, inf)", meaning="by which candidates differ where they are not equal"
+        ),
         "freeze": Setting(False),
     },
     # Falls to 1; the warehouse's blend falls from 1 to 0 over the same epochs.

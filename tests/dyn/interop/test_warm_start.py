@@ -225,6 +225,19 @@ def test_neutral_attention_learns_only_from_different_candidates():
     )  # weights of equal candidates have no gradient
 
 
+@pytest.mark.parametrize("num_kernels", [2, 3])
+def test_experts_in_pairs_are_awake(num_kernels):
+    static, net = nn.Conv(4, (5,)), layers.CondConv(4, (5,), num_kernels=num_kernels)
+    trained, fresh = filled(static, SERIES), net.init(KEY, SERIES)
+    variables = warm_start(fresh, trained)
+    y, state = net.apply(variables, SERIES, mutable=["intermediates"])
+    assert_same(y, static.apply(trained, SERIES))
+    weights = state["intermediates"]["attention"]["weights"][0]["kernel"]
+    np.testing.assert_allclose(weights.sum(axis=1), num_kernels / 2, rtol=1e-6)
+    assert np.ptp(weights[:, :2], axis=0).min() > 1e-3
+    assert np.ptp(variables["params"]["kernel"], axis=0).max() == 0  # and no key was needed
+
+
 def test_odconv_learns_with_frozen_candidates_and_without_noise():
     net, variables, _ = warm_series_net(layers.ODConv, 0.0)
     params, gradient = variables["params"], gradient_of(net)
