@@ -196,6 +196,7 @@ def test_an_old_run_continues_with_the_same_settings_alone(tmp_path):
     config = load("hard").get_config("smoke")
     check_or_write_config(tmp_path, config)
     config.log_every, config.checkpoint_every = 7, 8  # how often it writes is free
+    config.start.awake = False  # and nothing was started
     check_or_write_config(tmp_path, config)
     config.temperature.start = 3.0
     with pytest.raises(UserError, match=r"other settings: temperature\.start was 1\.0"):
