@@ -16,6 +16,7 @@ TABLES = {
     "detection": {"detection_subset.csv": "report.csv"},
     "digits_factors": {"digits_factors.csv": "report.csv", "digits_effects.csv": "effects.csv"},
     "digits_warm": {"digits_warm.csv": "report.csv"},
+    "digits_awake": {"digits_awake.csv": "report.csv"},
     "neutral": {"neutral.csv": "report.csv"},
 }
 BASELINES = {"neutral": "base"}  # of a sweep's configs, too
