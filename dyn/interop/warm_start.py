@@ -93,8 +93,8 @@ def warm_start(
       cell, which is also its cell at a blend of 1 (kernels are then larger by a thousandth). Shared ones
       need `warehouses`.
 
-    The function is *not* kept by `RotatedConv` with kernels larger than 1x1, because the mean of a kernel
-    over all orientations is another kernel, as is the largest response, and by `FrequencyDynamicConv` with
+    The function is *not* kept by `RotatedConv` with kernels larger than 1x1, because a mixture of a
+    kernel's orientations is another kernel, as is the largest response, and by `FrequencyDynamicConv` with
     dilations, which the variables do not show; they still start from the trained kernels. Gates with
     `active=`, and gates at the ends of blocks without a norm named as in `dyn.models`, stay as initialised.
     Errors are a `WarehouseConv` with a `cell_ratio` below 1, which has too few numbers; a `CondConv` with

@@ -11,6 +11,7 @@ from experiments.reports.report import write_report
 RESULTS = Path(experiments.__file__).parent / "results"
 # Folder of `runs`, and the tables that are made of it: their names here, and those in a report.
 TABLES = {
+    "adiac_awake": {"adiac_awake.csv": "report.csv"},
     "adiac_folds": {"adiac_folds.csv": "report.csv"},
     "adiac_split": {"adiac_split.csv": "report.csv"},
     "detection": {"detection_subset.csv": "report.csv"},
@@ -18,6 +19,7 @@ TABLES = {
     "digits_warm": {"digits_warm.csv": "report.csv"},
     "digits_awake": {"digits_awake.csv": "report.csv"},
     "neutral": {"neutral.csv": "report.csv"},
+    "neutral_warm": {"neutral_warm.csv": "report.csv"},
 }
 BASELINES = {"neutral": "base"}  # of a sweep's configs, too
 
