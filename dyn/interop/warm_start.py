@@ -1,9 +1,9 @@
 """Starts a dynamic network as a trained static one, and selects the parameters that came from it.
 
 The study (Bhati and Sherawat, Comprehensive Study Dynamic CNN, section 2.3) starts its dynamic layers from
-a trained static network and freezes them, without details. Decided here: the new
-network computes the old one's function, so either the candidates are equal or the attention to them is; and
-only the candidates are to be frozen, not their attention, or nothing dynamic would be learned.
+a trained static network and freezes them, without details. Decided here: the new network computes the old
+one's function, so that either the candidates are equal or the attention to them is; and only the candidates
+are to be frozen, not their attention, or nothing dynamic would be learned.
 """
 
 from collections.abc import Iterator, Mapping
@@ -69,15 +69,15 @@ def warm_start(
     weights of the candidates sum to one (`DynamicConv`, `ODConv`, `PixelDynamicConv`, `FrequencyDynamicConv`,
     `SpectralNormConv`) they start equal, without noise: any mixture of equal kernels is that kernel. The
     attention that mixes them stays as initialised, so that each candidate learns most from the inputs that
-    have most of it. So do the experts of `CondConv`, whose weights always have the same sum because two each
-    get opposite logits. All other attention starts neutral, and with `awake=False` this one,
-    too: its linear layers get kernels of zero, so that it weights all inputs and candidates equally, and
-    noise, which sums to zero, makes the candidates different. c undoes the constant factor: 1 for a softmax
-    (`DynamicConv`, `PixelDynamicConv`, `FrequencyDynamicConv` without dilations), 2 for each of the sigmoids
-    of `ODConv` (so 8, and 4 for a 1x1 kernel or a depthwise one), 2 / K for `CondConv`, 1 / K for the kernels
-    of `GatedConv`, whose gates start open, 1 for `DCDConv` and `DCDDense`, and 1 / R for the R spectra of
-    `FDConv`. Dense layers start as their convolutions do. The source of the context, another input or a
-    `KernelRepresentation`, makes no difference.
+    have most of it. The experts of `CondConv` start equal, too: they are paired, with opposite logits, so
+    that their weights always have the same sum. All other attention starts neutral, and with `awake=False`
+    so does this: its linear layers get kernels of zero, so that it weights all inputs and candidates equally,
+    and noise, which sums to zero, makes the candidates different. c undoes the constant factor of the
+    attention: 1 for a softmax (`DynamicConv`, `PixelDynamicConv`, `FrequencyDynamicConv` without dilations),
+    2 for each of the sigmoids of `ODConv` (so 8, and 4 for a 1x1 kernel or a depthwise one), 2 / K for
+    `CondConv`, 1 / K for the kernels of `GatedConv`, whose gates start open, 1 for `DCDConv` and `DCDDense`,
+    and 1 / R for the R spectra of `FDConv`. Dense layers start as their convolutions do. The source of the
+    context, another input or a `KernelRepresentation`, makes no difference.
 
     Some layers need an adjustment elsewhere, which `dyn.interop.compensation` describes:
 
@@ -106,14 +106,14 @@ def warm_start(
     Candidates that are equal under neutral attention stay so: their weights have no gradient, and they have
     equal ones. So with `awake=False, noise=0` a `DynamicConv` remains a static convolution forever. (The
     sigmoids of `ODConv` learn even then.) Noise leaves mixtures nearly equal for all inputs, whatever its
-    size (docs/studies.md has the measurement), which is why it is not the default. Candidates that will be
+    size (docs/studies.md has the measurement), which is why mixtures start awake. Candidates that will be
     frozen never differ more than at the start: there write `awake=False` and use more noise.
 
     Args:
         dynamic_variables: variables of the new network, as initialised.
         static_variables: variables of the trained network: the same model with static layers of the same
             names.
-        awake: whether attention to candidates whose weights sum to one stays as it was initialised.
+        awake: whether attention stays as initialised where the weights of the candidates have a fixed sum.
         noise: distance of other candidates from the trained kernel, as a share of it; not used for K = 1.
         key: PRNG key of the noise; not needed where none is used.
         warehouses: `net.conv` of a network made by `share_kernels`.
@@ -229,7 +229,7 @@ def _neutralise_attention(
 ) -> None:
     """Sets the kernels of the attention's heads to zero, so that attention does not depend on the input.
 
-    If `awake`, those that mix candidates stay as they are, up to the signs of routers.
+    If `awake`, those that mix candidates stay as they are, and the experts of routers are paired.
 
     Raises:
         ValueError: for a dynamic layer that the static network does not have.
@@ -246,10 +246,10 @@ def _neutralise_attention(
                 f"the dynamic layer {'/'.join(path)}, with a kernel of shape {shape}, is not in the static "
                 f"network{_SAME_MODEL}"
             )
+        kept = _MIXING if awake and _is_mixture(layer) else ()
         for head in _HEADS:
             kernel = (*path, *head, "kernel")
-            mixes = head in _MIXING and _is_mixture(layer)
-            if kernel in started and not (awake and mixes):
+            if kernel in started and head not in kept:
                 started[kernel] = jnp.zeros_like(started[kernel])
 
 
@@ -292,7 +292,7 @@ def candidate_kernels(params: Mapping[str, Any]) -> Any:
 
 
 def _pair(router: Array) -> Array:
-    """Returns a router `[D, K]` with opposite logits for two experts each: their sigmoids add up to K / 2."""
+    """Pairs the experts of a router `[D, K]`, with opposite logits: their sigmoids add up to K / 2."""
     half = router[:, : router.shape[1] // 2]
     rest = jnp.zeros_like(router[:, 2 * half.shape[1] :])
     return jnp.concatenate([half, -half, rest], axis=1)

@@ -46,7 +46,7 @@ SETTINGS = _Settings._fields
 
 
 def has_absolute_levels(audio: ConfigDict | _Settings) -> bool:
-    """Returns whether white is a level of its own, and not the loudest point of each window."""
+    """Returns whether white is a fixed level instead of the loudest point of each window."""
     return audio.frontend == "efficientat"
 
 

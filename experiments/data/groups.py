@@ -20,8 +20,8 @@ _CLIP = re.compile(r"(?:clip|[01]\.\d{3})_(.+)_\d+\.\d\ds(?:[-( ].*)?")
 def find_groups(names: Sequence[str], pattern: str) -> list[str]:
     """Returns the group of each recording, such as the site in its name.
 
-    It is the first group of the regular expression `pattern`. Recordings that do not match are each a group
-    of their own. With an empty pattern every recording is a group of its own, except that clips (see
+    It is the first group of the regular expression `pattern`. Each recording that does not match
+    is a separate group. With an empty pattern all recordings are separate groups, except that clips (see
     `name_clip`) share the group of the recording that they were cut from, because they overlap.
 
     Example:

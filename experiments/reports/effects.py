@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from experiments.configs.shared.settings import FREE_SETTINGS, list_paths
+from experiments.configs.shared.settings import NOT_TRAINING, list_paths
 from experiments.reports.comparison import compute_signed_rank_p, correct_for_many
 from experiments.runs.find import Run, finite_or_none
 
-# Settings that name a run, or that do not change what it learns.
-_NOT_TRAINING = {"name", "baseline", "dataset"} | FREE_SETTINGS
 # Measured of each pair: the split, and the quantity (the metric that ranks, or the loss).
 MEASURES = (("validation", "metric"), ("validation", "loss"), ("test", "metric"))
 
@@ -93,7 +91,7 @@ def group_effects(
 
 def _list_settings(run: Run) -> dict[str, str]:
     """Returns what a run was trained with, as texts: seed and fold among them."""
-    settings = {path: str(v) for path, v in list_paths(run.settings) if path not in _NOT_TRAINING}
+    settings = {path: str(v) for path, v in list_paths(run.settings) if path not in NOT_TRAINING}
     first = settings.get("start.config", "")
     if first or not settings.get("init_from"):
         settings.pop("init_from", None)  # the run of that config with the same seed, or none

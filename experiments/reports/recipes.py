@@ -7,15 +7,13 @@ from typing import Any
 from flax import traverse_util
 
 from experiments.configs.shared.assemble import drop_unused
-from experiments.configs.shared.settings import FREE_SETTINGS
+from experiments.configs.shared.settings import NOT_TRAINING
 from experiments.reports.comparison import ConfigResults, DatasetComparison
 from experiments.reports.tables import Table
 
 # The runs of one config differ in these by design.
 _PER_RUN = {"seed", "data.fold", "init_from"}
 _FILES_PER_RUN = {"audio.splits", "data.extra_train"}
-# These have no influence on the training.
-_NOT_TRAINING = {"name", "label", "baseline", "dataset"} | FREE_SETTINGS
 # The settings of a recipe, what a reader looks for first; others are left out.
 _RECIPE = (
     "optimizer", "stages", "batch_size", "epochs", "steps", "plateau", "early_stopping", "augment", "mixing",
@@ -29,7 +27,7 @@ def flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a run's training, from its `config.json`, by dotted name."""
     # Runs of older versions wrote the settings of other tasks and data, too.
     flat = traverse_util.flatten_dict(drop_unused(settings), sep=".")
-    return {name: value for name, value in flat.items() if name not in _PER_RUN | _NOT_TRAINING}
+    return {name: value for name, value in flat.items() if name not in _PER_RUN | NOT_TRAINING}
 
 
 def list_recipe(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

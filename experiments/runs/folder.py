@@ -115,7 +115,7 @@ def check_or_write_config(workdir: Path, config: ConfigDict) -> None:
     # A study may have moved, or be given by another path; the weights are in the checkpoints already.
     free = FREE_SETTINGS | ({"init_from"} if new.get("start.config") else set())
     if not new.get("init_from"):
-        free |= {"start.awake", "start.noise"}  # how trained weights are taken over
+        free |= {"start.awake", "start.noise"}  # only trained weights are taken over by these
     compared = [name for name in names if name not in free]
     if differences := describe_differences(old, new, names=compared, limit=SHOWN):
         raise UserError(

@@ -33,6 +33,8 @@ FREE_SETTINGS = {
     "checkpoint_every", "tensorboard", "wandb",
     "shard_parameters",  # a checkpoint fits either way
 }  # fmt: skip
+# Those and what names a run: settings that say nothing about its training.
+NOT_TRAINING = {"name", "label", "baseline", "dataset"} | FREE_SETTINGS
 
 
 @dataclasses.dataclass(frozen=True)
